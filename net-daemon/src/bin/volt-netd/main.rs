@@ -1,0 +1,2 @@
+//! volt-netd.
+fn main() {}

@@ -1,0 +1,9 @@
+//! `volt_net`: a virtio network device over a TAP interface, and the vhost-user session that serves it.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`virtio`] | feature bits, guest memory, split rings, descriptor chains |
+//! | [`net`] | the device: configuration space, control queue, RX and TX of a queue pair |
+
+pub mod net;
+pub mod virtio;

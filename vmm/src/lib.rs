@@ -1,0 +1,1 @@
+//! volt-vmm as a library.

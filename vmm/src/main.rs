@@ -1,0 +1,2 @@
+//! volt-vmm.
+fn main() {}
