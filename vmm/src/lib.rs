@@ -1,1 +1,4 @@
-//! volt-vmm as a library.
+//! volt-vmm as a library: the parts of the monitor, for its binary and for its tests.
+
+pub mod bus;
+pub mod config;

@@ -1,0 +1,30 @@
+//! What a virtual machine is made of, as plain data: the command line fills it, the builder reads it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use volt_net::net::config::Mac;
+
+/// One `--disk` or `--rootfs`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskConfig {
+    /// The image, a raw file or a block device.
+    pub path: PathBuf,
+    /// The guest may only read.
+    pub read_only: bool,
+}
+
+/// One `--net-socket`: a network device served by a vhost-user back-end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetSocketConfig {
+    /// The back-end's listening Unix socket.
+    pub socket: PathBuf,
+    /// The guest's address; otherwise the back-end's, otherwise random.
+    pub mac: Option<Mac>,
+    /// The MTU the guest is told; otherwise the back-end's.
+    pub mtu: Option<u16>,
+    /// Queue pairs, 1 or more.
+    pub queues: u16,
+    /// How long to wait for the back-end at start; `None` waits for ever.
+    pub timeout: Option<Duration>,
+}
