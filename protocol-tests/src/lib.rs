@@ -1,1 +1,26 @@
-//! Scripted peers and the lab.
+//! Scripted vhost-user peers and the lab.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`wire`] | messages as bytes, a socket that can also send them wrongly |
+//! | [`memory`] | guest memory in regions of any shape |
+//! | [`ring`], [`nic`], [`frame`] | the driver's side: rings, queues with frames, frames that check themselves |
+//! | [`frontend`], [`session`] | a front-end: each request as a method, and the usual script |
+//! | [`backend`], [`device`] | a back-end that records what it is told, and the device's side of a ring |
+//! | [`peer`] | a second back-end, on the `vhost-user-backend` crate, to calibrate the tests with |
+//! | [`netns`], [`daemon`] | a network namespace with a TAP of the test's own; volt-netd as a process |
+//!
+//! The peers encode the wire themselves, by the specifications, and share no code with the programs they test.
+
+pub mod backend;
+
+pub mod device;
+pub mod frame;
+pub mod frontend;
+pub mod memory;
+
+pub mod nic;
+
+pub mod ring;
+pub mod session;
+pub mod wire;
