@@ -14,11 +14,13 @@
 
 pub mod backend;
 
+pub mod daemon;
 pub mod device;
 pub mod frame;
 pub mod frontend;
 pub mod memory;
 
+pub mod netns;
 pub mod nic;
 
 pub mod ring;
