@@ -140,8 +140,9 @@ impl DeviceRing {
             }
             let desc = Desc::decode(&bytes);
             if top && desc.flags & desc_flags::INDIRECT != 0 {
-                let count =
-                    u16::try_from(desc.len / 16).ok().filter(|count| *count > 0 && desc.len % 16 == 0);
+                let count = u16::try_from(desc.len / 16)
+                    .ok()
+                    .filter(|count| *count > 0 && desc.len.is_multiple_of(16));
                 let count = count.ok_or(DriverFault::Address(desc.addr, desc.len))?;
                 return self.walk(desc.addr, count, 0, false, parts);
             }
