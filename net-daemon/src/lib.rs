@@ -5,5 +5,7 @@
 //! | [`virtio`] | feature bits, guest memory, split rings, descriptor chains |
 //! | [`net`] | the device: configuration space, control queue, RX and TX of a queue pair |
 
+pub mod event;
 pub mod net;
+pub mod port;
 pub mod virtio;
