@@ -8,4 +8,11 @@
 pub mod event;
 pub mod net;
 pub mod port;
+pub mod vhost_user;
 pub mod virtio;
+
+/// An error with everything that caused it, in one line.
+pub fn error_chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}

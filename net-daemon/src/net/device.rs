@@ -7,7 +7,7 @@
 use std::io;
 use std::sync::Arc;
 
-use log::{debug, info};
+use log::{debug, info, warn};
 use thiserror::Error;
 
 use crate::event::notify::Notifier;
@@ -39,22 +39,14 @@ const ALWAYS: Features = Features::VERSION_1
     .with(Features::STATUS)
     .with(Features::MAC);
 
-/// Why the device cannot do what it was asked for.
+/// A pair's worker failed.
 #[derive(Debug, Error)]
-pub enum DeviceError {
-    /// A pair's worker.
-    #[error("queue pair {0}")]
-    Worker(usize, #[source] WorkerError),
-    /// The port.
-    #[error("{port}: {doing} failed")]
-    Port {
-        /// Name of the port.
-        port: String,
-        /// The operation.
-        doing: &'static str,
-        /// The reason.
-        source: io::Error,
-    },
+#[error("queue pair {pair}")]
+pub struct DeviceError {
+    /// Which pair.
+    pub pair: usize,
+    /// How.
+    pub source: WorkerError,
 }
 
 /// What the configuration space says.
@@ -167,7 +159,7 @@ impl NetDevice {
             );
         }
         let worker = Worker::start(format!("pair{pair}"), running);
-        self.workers[pair] = Some(worker.map_err(|(error, _)| DeviceError::Worker(pair, error))?);
+        self.workers[pair] = Some(worker.map_err(|(source, _)| DeviceError { pair, source })?);
         Ok(())
     }
 
@@ -178,7 +170,7 @@ impl NetDevice {
     /// When the worker does not come back; this process can then not serve the guest's memory safely any more.
     pub fn stop(&mut self, pair: usize) -> Result<Vec<usize>, DeviceError> {
         let Some(worker) = self.workers[pair].take() else { return Ok(Vec::new()) };
-        let pair_back = worker.stop().map_err(|error| DeviceError::Worker(pair, error))?;
+        let pair_back = worker.stop().map_err(|source| DeviceError { pair, source })?;
         Ok(pair_back.broken)
     }
 
@@ -187,26 +179,26 @@ impl NetDevice {
         self.workers[pair].is_some()
     }
 
-    /// Sets the port's offloads to what the driver acknowledged.
-    ///
-    /// # Errors
-    ///
-    /// What the system says.
-    pub fn set_offloads(&mut self, acked: Features) -> Result<(), DeviceError> {
-        self.port.set_offloads(acked).map_err(|source| self.port_error("setting offloads", source))
+    /// Sets the port's offloads to what the driver acknowledged. A port that refuses is logged: it is gone, and
+    /// will be set when it is back, or it goes on handing over plain frames.
+    pub fn set_offloads(&mut self, acked: Features) {
+        let result = self.port.set_offloads(acked);
+        self.log(result, "setting offloads");
     }
 
     /// Lets the port spread frames over exactly the pairs that are `active`. While none is, the port stays as it
-    /// was, so that frames wait for the guest instead of being dropped.
-    ///
-    /// # Errors
-    ///
-    /// What the system says.
-    pub fn attach(&mut self, active: &[bool]) -> Result<(), DeviceError> {
-        if !active.contains(&true) {
-            return Ok(());
+    /// was, so that frames wait for the guest instead of being dropped. A port that refuses is logged.
+    pub fn attach(&mut self, active: &[bool]) {
+        if active.contains(&true) {
+            let result = self.port.attach(active);
+            self.log(result, "attaching queues");
         }
-        self.port.attach(active).map_err(|source| self.port_error("attaching queues", source))
+    }
+
+    fn log(&self, result: io::Result<()>, doing: &str) {
+        if let Err(error) = result {
+            warn!("{}: {doing} failed: {error}", self.port.name());
+        }
     }
 
     /// Whether a worker found the port gone since the last call.
@@ -219,13 +211,9 @@ impl NetDevice {
     /// # Errors
     ///
     /// While the port cannot be opened.
-    pub fn reopen_port(&mut self) -> Result<(), DeviceError> {
-        self.port.reopen().map_err(|source| self.port_error("opening it again", source))?;
+    pub fn reopen_port(&mut self) -> io::Result<()> {
+        self.port.reopen()?;
         info!("{}: opened again", self.port.name());
         Ok(())
-    }
-
-    fn port_error(&self, doing: &'static str, source: io::Error) -> DeviceError {
-        DeviceError::Port { port: self.port.name().to_owned(), doing, source }
     }
 }
