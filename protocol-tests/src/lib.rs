@@ -23,6 +23,7 @@ pub mod memory;
 pub mod netns;
 pub mod nic;
 
+pub mod peer;
 pub mod ring;
 pub mod session;
 pub mod wire;
