@@ -8,7 +8,7 @@
 //! | [`frontend`], [`session`] | a front-end: each request as a method, and the usual script |
 //! | [`backend`], [`device`] | a back-end that records what it is told, and the device's side of a ring |
 //! | [`peer`] | a second back-end, on the `vhost-user-backend` crate, to calibrate the tests with |
-//! | [`netns`], [`daemon`] | a network namespace with a TAP of the test's own; volt-netd as a process |
+//! | [`netns`], [`daemon`], [`rig`] | a network namespace with a TAP; volt-netd as a process; both together |
 //!
 //! The peers encode the wire themselves, by the specifications, and share no code with the programs they test.
 
@@ -24,6 +24,7 @@ pub mod netns;
 pub mod nic;
 
 pub mod peer;
+pub mod rig;
 pub mod ring;
 pub mod session;
 pub mod wire;
