@@ -4,7 +4,6 @@
 //! the [`Daemon`] kills the process if it still runs.
 
 use std::io::{self, BufRead, BufReader};
-use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -76,9 +75,13 @@ impl Daemon {
         poll_until(limit, || self.log().get(from..)?.lines().find(|line| fits(line)).map(str::to_owned))
     }
 
-    /// Waits until a socket is at `path`, as far as the process lives.
+    /// Waits until the process says that it listens at `path`, as far as it lives.
     pub fn wait_for_socket(&mut self, path: &Path, limit: Duration) -> io::Result<()> {
-        let listening = poll_until(limit, || (path.exists() || self.has_exited()).then_some(()));
+        let at = path.display().to_string();
+        let listening = poll_until(limit, || {
+            let said = self.log().lines().any(|line| line.contains("listening on") && line.contains(&at));
+            (said || self.has_exited()).then_some(())
+        });
         if listening.is_some() && !self.has_exited() {
             return Ok(());
         }
@@ -139,11 +142,8 @@ impl Drop for Daemon {
             let _ = self.child.kill();
         }
         let status = self.child.wait();
-        // A crash may come after the last look; say so where a failed test's output is read.
-        if let Ok(status) = status
-            && status.core_dumped()
-        {
-            eprintln!("the daemon ended with {status}; its log:\n{}", self.log());
+        if std::thread::panicking() {
+            eprintln!("the daemon ended with {status:?}; its log:\n{}", self.log());
         }
     }
 }

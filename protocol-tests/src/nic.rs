@@ -68,7 +68,7 @@ pub struct Frame {
     pub chains: Vec<Used>,
 }
 
-/// A piece of guest memory that buffers are cut from; empties itself when nothing is in flight.
+/// A piece of guest memory that buffers are cut from.
 #[derive(Debug)]
 struct Arena {
     start: u64,
@@ -132,20 +132,14 @@ impl Queue {
 
     /// Space for a buffer of the script's own.
     pub fn alloc(&mut self, len: usize) -> u64 {
-        if self.ring.outstanding() == 0 {
-            self.arena.next = self.arena.start;
-        }
         self.arena.alloc(len as u64)
     }
 
     /// Makes one receive chain of buffers of these lengths available; [`Queue::kick`] follows.
     pub fn post(&mut self, lens: &[u32]) -> Result<u16, NicError> {
-        let parts: Vec<Part> = lens.iter().map(|len| Part::into(self.alloc_more(*len), *len)).collect();
+        let parts: Vec<Part> =
+            lens.iter().map(|len| Part::into(self.arena.alloc(u64::from(*len)), *len)).collect();
         self.submit(&parts)
-    }
-
-    fn alloc_more(&mut self, len: u32) -> u64 {
-        self.arena.alloc(u64::from(len))
     }
 
     /// Makes `count` receive chains available and kicks if the device wants it.
@@ -172,8 +166,12 @@ impl Queue {
         Ok(head)
     }
 
-    /// Writes header and frame to memory and gives them as parts of these lengths, the rest last.
+    /// Writes header and frame to memory and gives them as parts of these lengths, the rest last. While nothing
+    /// is in flight, space is used from its beginning again.
     pub fn place(&mut self, header: &NetHeader, frame: &[u8], cuts: &[usize]) -> Vec<Part> {
+        if self.ring.outstanding() == 0 {
+            self.arena.next = self.arena.start;
+        }
         let bytes = [header.encode().as_slice(), frame].concat();
         let mut at = self.alloc(bytes.len());
         self.mem.write(at, &bytes);

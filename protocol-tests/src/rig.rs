@@ -3,7 +3,7 @@
 //! [`Rig::new`] builds it, [`Rig::session`] connects a scripted front-end, [`Rig::both_ways`] moves frames and
 //! compares them byte by byte, [`Rig::well`] is asked at the end of every abuse.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::daemon::{Daemon, Usage, program};
@@ -41,13 +41,17 @@ impl Rig {
         let netns = namespace(test)?;
         netns.add_tap("tap0", arguments.contains(&"--queues")).expect("a TAP in a namespace of our own");
         let dir = tempfile::tempdir().expect("a directory");
-        let socket = dir.path().join("s");
-        let mut command = netns.command(program("volt-netd"));
-        command.args(["--tap", "tap0", "--log-level", "debug", "--socket"]).arg(&socket).args(arguments);
-        let mut daemon = Daemon::start(command).expect("volt-netd");
-        daemon.wait_for_socket(&socket, LIMIT).expect("volt-netd listens");
+        let daemon = start(&netns, &dir.path().join("s"), arguments);
         let wire = netns.wire("tap0").expect("a packet socket on the TAP");
         Some(Rig { daemon, wire, netns, dir, next_number: 1 })
+    }
+
+    /// Starts another daemon in place of one that has been stopped.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn restart(&mut self, arguments: &[&str]) {
+        self.daemon = start(&self.netns, &self.socket(), arguments);
     }
 
     /// Where the daemon listens.
@@ -171,6 +175,14 @@ impl Rig {
         let line = self.daemon.logged(0, words, LIMIT);
         assert!(line.is_some(), "no line with {words:?} in:\n{}", self.daemon.log());
     }
+}
+
+fn start(netns: &Netns, socket: &Path, arguments: &[&str]) -> Daemon {
+    let mut command = netns.command(program("volt-netd"));
+    command.args(["--tap", "tap0", "--log-level", "debug", "--socket"]).arg(socket).args(arguments);
+    let mut daemon = Daemon::start(command).expect("volt-netd");
+    daemon.wait_for_socket(socket, LIMIT).expect("volt-netd listens");
+    daemon
 }
 
 /// A namespace that can have TAPs, or a line that says why `test` is skipped.
