@@ -206,7 +206,7 @@ impl NetDevice {
         self.gone.take()
     }
 
-    /// Opens the port again. Pairs must be stopped, as they run on its old queues.
+    /// Opens the port again. Pairs that run go on with its old queues until they are stopped and started.
     ///
     /// # Errors
     ///
