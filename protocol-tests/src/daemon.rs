@@ -42,9 +42,9 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts a command and captures what it says.
+    /// Starts a command and captures what it says on standard error.
     pub fn start(mut command: Command) -> io::Result<Daemon> {
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+        let mut child = command.stderr(Stdio::piped()).spawn()?;
         let log = Arc::new(Mutex::new(String::new()));
         if let Some(stderr) = child.stderr.take() {
             let log = Arc::clone(&log);

@@ -104,7 +104,7 @@ impl Netns {
         if self.user {
             command.args(["--user", "--preserve-credentials"]);
         }
-        command.arg("--").arg(program);
+        command.arg("--").arg(program).stdin(Stdio::null()).stdout(Stdio::null());
         command
     }
 }

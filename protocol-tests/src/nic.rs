@@ -267,6 +267,22 @@ impl Queue {
         self.buffers.remove(&used.head).unwrap_or_default()
     }
 
+    /// Sends one command to the device behind a control queue and gives its answer, 0 for success
+    /// (virtio 1.2, 5.1.6.5).
+    pub fn command(&mut self, class: u8, command: u8, data: &[u8], limit: Duration) -> Result<u8, NicError> {
+        let (out, ack) = (self.alloc(2 + data.len()), self.alloc(1));
+        self.mem.write(out, &[&[class, command], data].concat());
+        self.mem.write(ack, &[0xaa]);
+        self.submit(&[Part::out(out, 2), Part::out(out + 2, data.len() as u32), Part::into(ack, 1)])?;
+        self.kick()?;
+        let used = self.used(limit)?;
+        if used.len != 1 {
+            let what = format!("used length {} of a command whose answer is one byte", used.len);
+            return Err(NicError::BadFrame { vring: self.vring, what });
+        }
+        Ok(self.mem.read(ack, 1)[0])
+    }
+
     /// Waits for a frame, and makes its buffers available again.
     pub fn recv(&mut self, limit: Duration) -> Result<Frame, NicError> {
         let frame = self.recv_only(limit, true)?;
@@ -331,25 +347,30 @@ pub struct Nic {
 }
 
 impl Nic {
-    /// `vrings` queues of `size`, rings and buffers laid out over `range` (guest addresses), all indices
-    /// beginning at `start`.
+    /// Queues of `size` with these vring indices, rings and buffers laid out over `range` (guest addresses), all
+    /// ring indices beginning at `start`.
     pub fn new(
         mem: GuestMemory,
         range: (u64, u64),
-        vrings: u32,
+        vrings: &[u32],
         size: u16,
         features: u64,
         start: u16,
     ) -> io::Result<Nic> {
-        let share = (range.1 - range.0) / u64::from(vrings) / 4096 * 4096;
-        let queue = |vring: u32| {
-            let base = range.0 + u64::from(vring) * share;
+        let share = (range.1 - range.0) / vrings.len() as u64 / 4096 * 4096;
+        let queue = |(at, vring): (usize, &u32)| {
+            let base = range.0 + at as u64 * share;
             let layout = Layout::at(base, size);
             let arena = (layout.end().next_multiple_of(4096), base + share);
-            Queue::new(&mem, vring, layout, arena, features, start)
+            Queue::new(&mem, *vring, layout, arena, features, start)
         };
-        let queues = (0..vrings).map(queue).collect::<io::Result<_>>()?;
+        let queues = vrings.iter().enumerate().map(queue).collect::<io::Result<_>>()?;
         Ok(Nic { mem, features, queues })
+    }
+
+    /// Pairs of the card.
+    pub fn pairs(&self) -> u32 {
+        self.queues.len() as u32 / 2
     }
 
     /// Receive queue of a pair.

@@ -19,8 +19,8 @@ pub struct Setup {
     pub protocol: u64,
     /// Queue pairs that get rings.
     pub pairs: u32,
-    /// One more vring behind the pairs.
-    pub control: bool,
+    /// Index of one more vring, a control queue; it is the last of the card's queues.
+    pub control: Option<u32>,
     /// Descriptors of each ring.
     pub size: u16,
     /// Memory, contiguous in guest addresses.
@@ -43,7 +43,7 @@ impl Default for Setup {
                 | feature::MRG_RXBUF,
             protocol: protocol::MQ | protocol::REPLY_ACK | protocol::CONFIG,
             pairs: 1,
-            control: false,
+            control: None,
             size: 256,
             regions: vec![RegionSpec::linear(0x10_0000, 64 << 20, 0)],
             start: 0,
@@ -53,10 +53,11 @@ impl Default for Setup {
 }
 
 impl Setup {
-    /// The default with `pairs` pairs, all enabled, and MQ.
+    /// The default with `pairs` pairs, all enabled, and MQ without a control queue: as from a front-end that serves
+    /// the control queue itself.
     pub fn pairs(pairs: u32) -> Setup {
         let base = Setup::default();
-        Setup { pairs, enabled: pairs, features: base.features | feature::MQ | feature::CTRL_VQ, ..base }
+        Setup { pairs, enabled: pairs, features: base.features | feature::MQ, ..base }
     }
 
     /// Makes the card: memory, rings, descriptors.
@@ -64,8 +65,8 @@ impl Setup {
         let mem = GuestMemory::new(&self.regions)?;
         let start = self.regions.iter().map(|region| region.guest).min().unwrap_or(0);
         let end = self.regions.iter().map(|region| region.guest + region.size).max().unwrap_or(0);
-        let vrings = 2 * self.pairs + u32::from(self.control);
-        Ok(Nic::new(mem, (start, end), vrings, self.size, features, self.start)?)
+        let vrings: Vec<u32> = (0..2 * self.pairs).chain(self.control).collect();
+        Ok(Nic::new(mem, (start, end), &vrings, self.size, features, self.start)?)
     }
 }
 
@@ -116,15 +117,18 @@ impl Session {
         for queue in &self.nic.queues {
             offer_vring(&self.frontend, &self.nic.mem, queue, queue.ring.used_idx())?;
         }
-        for vring in 0..2 * enabled {
-            self.frontend.set_vring_enable(vring, true)?;
+        for queue in &self.nic.queues {
+            // The control queue comes behind all pairs, wherever the back-end has it.
+            if queue.vring < 2 * enabled || queue.vring >= 2 * self.nic.pairs() {
+                self.frontend.set_vring_enable(queue.vring, true)?;
+            }
         }
         self.frontend.sync()
     }
 
     /// Stops every vring and gives the bases that the back-end answered, with the card.
     pub fn stop(self) -> Result<(Vec<u32>, Nic), WireError> {
-        let bases = (0..self.nic.queues.len() as u32).map(|vring| self.frontend.get_vring_base(vring));
+        let bases = self.nic.queues.iter().map(|queue| self.frontend.get_vring_base(queue.vring));
         Ok((bases.collect::<Result<_, _>>()?, self.nic))
     }
 
