@@ -76,7 +76,7 @@ fn bad_transmit_chains() {
         ("table in a table", vec![desc(nested, 32, INDIRECT, 0)]),
         ("table and next", vec![desc(nested, 32, INDIRECT | NEXT, last), desc(frame_at, 100, 0, 0)]),
         ("table whose next is beyond it", vec![desc(table, 16, INDIRECT, 0)]),
-        ("table of four thousand million bytes", vec![desc(table, u32::MAX & !15, INDIRECT, 0)]),
+        ("table of four thousand million bytes", vec![desc(table, 0xffff_fff0, INDIRECT, 0)]),
     ];
     mem.write(table, &desc(frame_at, 40, NEXT, 1).encode());
     let mut index = 0;

@@ -281,7 +281,7 @@ fn udp_segmentation_offload() {
             "SKIP udp_segmentation_offload: this kernel's TAP takes no USO, so it is not offered"
         );
     }
-    let payload: Vec<u8> = (0..6000u32).map(|at| (at * 31 >> 3) as u8).collect();
+    let payload: Vec<u8> = (0..6000u32).map(|at| ((at * 31) >> 3) as u8).collect();
     let frame = udp((1, 1111), (2, 2222), &payload);
     session.tx(0).send_cut(&uso_header(1000), &frame, &[12, 42], LIMIT).expect("used");
     let (header, got) = rig.wire.recv(LIMIT).expect("the wire").expect("a frame");
