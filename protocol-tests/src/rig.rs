@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::daemon::{Daemon, Usage, program};
-use crate::frame::{NetHeader, numbered};
+use crate::frame::{NetHeader, number_of, numbered};
 use crate::frontend::Frontend;
 use crate::netns::{Netns, TapWire};
 use crate::session::{Session, Setup};
@@ -43,7 +43,7 @@ impl Rig {
         let dir = tempfile::tempdir().expect("a directory");
         let daemon = start(&netns, &dir.path().join("s"), arguments);
         let wire = netns.wire("tap0").expect("a packet socket on the TAP");
-        Some(Rig { daemon, wire, netns, dir, next_number: 1 })
+        Some(Rig { daemon, wire, netns, dir, next_number: 1_000_000 })
     }
 
     /// Starts another daemon in place of one that has been stopped.
@@ -130,6 +130,17 @@ impl Rig {
         assert!(got == frame, "frame of {} bytes came as {got:02x?}", frame.len());
     }
 
+    /// Takes what abuse has left in the TAP and on the wire, up to a frame of its own each way.
+    fn flush(&mut self, session: &mut Session) {
+        let number = self.number();
+        self.wire.send(&numbered(number, 100)).expect("sent");
+        while number_of(&session.rx(0).recv(LIMIT).expect("frames flow to the guest").bytes) != Some(number) {
+        }
+        session.tx(0).send(&numbered(number, 100), LIMIT).expect("frames flow from the guest");
+        let last = |frame: &(NetHeader, Vec<u8>)| number_of(&frame.1) == Some(number);
+        while !last(&self.wire.recv(LIMIT).expect("the wire").expect("frames flow from the guest")) {}
+    }
+
     /// The daemon lives, serves a normal session, does not spin, and has no more descriptors and threads than
     /// `before`.
     ///
@@ -138,8 +149,7 @@ impl Rig {
     pub fn well(&mut self, before: &Usage) {
         assert!(!self.daemon.has_exited(), "the daemon has ended:\n{}", self.daemon.log());
         let mut session = self.session(&Setup::default());
-        while self.wire.recv(Duration::ZERO).expect("the wire").is_some() {}
-        while session.rx(0).try_used().expect("an intact ring").is_some() {}
+        self.flush(&mut session);
         self.both_ways(&mut session, 3);
         let ticks = self.daemon.idle_ticks(QUIET).expect("/proc");
         assert!(ticks <= 3, "the daemon used {ticks} ticks of {QUIET:?} with nothing to do");
@@ -182,6 +192,9 @@ fn start(netns: &Netns, socket: &Path, arguments: &[&str]) -> Daemon {
     command.args(["--tap", "tap0", "--log-level", "debug", "--socket"]).arg(socket).args(arguments);
     let mut daemon = Daemon::start(command).expect("volt-netd");
     daemon.wait_for_socket(socket, LIMIT).expect("volt-netd listens");
+    // It has opened all that it keeps only when it has served somebody.
+    Frontend::connect(socket, LIMIT).and_then(|frontend| frontend.sync()).expect("volt-netd answers");
+    assert!(daemon.logged(0, &["front-end gone"], LIMIT).is_some(), "{}", daemon.log());
     daemon
 }
 
