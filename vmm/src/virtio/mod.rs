@@ -33,6 +33,7 @@ pub mod faults;
 pub mod mmio;
 pub mod ring;
 pub mod rng;
+pub mod vhost_user_net;
 pub mod worker;
 
 /// What a transport needs from a device. All calls come from one vCPU's thread at a time.
