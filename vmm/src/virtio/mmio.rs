@@ -99,7 +99,8 @@ pub struct MmioTransport {
 }
 
 impl MmioTransport {
-    /// Connects `device` to `vm` at `slot`: from here on its notifications and interrupts work.
+    /// Connects `device` to `vm` at `slot`: from here on its notifications and interrupts work. The
+    /// virtual machine has its interrupt controllers already.
     ///
     /// # Errors
     ///
@@ -126,7 +127,7 @@ impl MmioTransport {
     }
 
     /// The registers alone; `QueueNotify` works by [`BusDevice::write`].
-    fn unconnected(
+    pub(crate) fn unconnected(
         device: Box<dyn VirtioDevice>,
         memory: GuestMemoryMmap,
     ) -> Result<MmioTransport, TransportError> {

@@ -36,6 +36,9 @@ pub mod rng;
 pub mod vhost_user_net;
 pub mod worker;
 
+#[cfg(test)]
+mod testing;
+
 /// What a transport needs from a device. All calls come from one vCPU's thread at a time.
 pub trait VirtioDevice: Send {
     /// The device's number (virtio 1.2, section 5).

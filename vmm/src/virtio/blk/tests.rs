@@ -1,1 +1,381 @@
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
 
+use tempfile::TempDir;
+use virtio_bindings::virtio_mmio::VIRTIO_MMIO_STATUS;
+use vm_memory::GuestAddress;
+
+use super::*;
+use crate::virtio::testing::{BUFFERS, Driver, HIGH, Part, REGION, eventually, write_descriptor};
+
+const HEADER: u64 = BUFFERS;
+const STATUS: u64 = BUFFERS + 0x100;
+const DATA: u64 = BUFFERS + 0x1000;
+const OK: u8 = VIRTIO_BLK_S_OK as u8;
+const IOERR: u8 = VIRTIO_BLK_S_IOERR as u8;
+const UNSUPP: u8 = VIRTIO_BLK_S_UNSUPP as u8;
+const FLUSH: Features = Features(1 << VIRTIO_BLK_F_FLUSH);
+
+fn config(path: &Path, read_only: bool) -> DiskConfig {
+    DiskConfig { path: path.to_owned(), read_only }
+}
+
+/// An image of 64 sectors, sector N filled with N.
+fn image() -> (TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.img");
+    let bytes: Vec<u8> = (0..64u8).flat_map(|sector| [sector; 512]).collect();
+    fs::write(&path, bytes).unwrap();
+    (dir, path)
+}
+
+fn start(path: &Path, read_only: bool, features: Features) -> Driver {
+    let mut driver = Driver::new(Block::open(&config(path, read_only)).unwrap());
+    driver.run(Features::VERSION_1.with(features), &[0]);
+    driver
+}
+
+fn put_header(driver: &Driver, kind: u32, sector: u64) {
+    let mut header = u64::from(kind).to_le_bytes().to_vec();
+    header.extend(sector.to_le_bytes());
+    driver.put(HEADER, &header);
+    driver.put(STATUS, &[0xee]);
+}
+
+/// One request with `data` between header and status; answers status and used length.
+fn request(driver: &mut Driver, kind: u32, sector: u64, data: &[Part]) -> (u8, u32) {
+    put_header(driver, kind, sector);
+    let mut parts = vec![(HEADER, 16, false)];
+    parts.extend(data);
+    parts.push((STATUS, 1, true));
+    let used = driver.request(0, &parts);
+    (driver.get(STATUS, 1)[0], used)
+}
+
+fn range(sector: u64, sectors: u32, flags: u32) -> Vec<u8> {
+    let mut bytes = sector.to_le_bytes().to_vec();
+    bytes.extend(sectors.to_le_bytes());
+    bytes.extend(flags.to_le_bytes());
+    bytes
+}
+
+#[test]
+fn capacity_and_limits_are_in_the_configuration() {
+    let (_dir, path) = image();
+    let mut driver = Driver::new(Block::open(&config(&path, false)).unwrap());
+    let bytes = driver.config(60);
+    assert_eq!(bytes[..8], 64u64.to_le_bytes());
+    assert_eq!(bytes[8..12], SIZE_MAX.to_le_bytes());
+    assert_eq!(bytes[12..16], SEG_MAX.to_le_bytes());
+    assert_eq!(bytes[20..24], 512u32.to_le_bytes());
+    assert_eq!(bytes[36..40], RANGE_SECTORS_MAX.to_le_bytes());
+    assert_eq!(bytes[56], 1);
+}
+
+#[test]
+fn reads_and_writes_go_through_scattered_buffers() {
+    let (_dir, path) = image();
+    let mut driver = start(&path, false, FLUSH);
+    // In pieces, one of them in the second memory region, none of a sector's length.
+    let parts = [(DATA, 100, true), (HIGH + 7, 900, true), (DATA + 0x800, 24, true)];
+    assert_eq!(request(&mut driver, VIRTIO_BLK_T_IN, 5, &parts), (OK, 1025));
+    assert_eq!(driver.get(DATA, 100), [5; 100]);
+    assert_eq!(driver.get(HIGH + 7, 412), [5; 412]);
+    assert_eq!(driver.get(HIGH + 7 + 412, 488), [6; 488]);
+    assert_eq!(driver.get(DATA + 0x800, 24), [6; 24]);
+
+    driver.put(DATA, &[0xaa; 512]);
+    let parts = [(DATA, 500, false), (DATA + 500, 12, false)];
+    assert_eq!(request(&mut driver, VIRTIO_BLK_T_OUT, 63, &parts), (OK, 1));
+    assert_eq!(request(&mut driver, VIRTIO_BLK_T_FLUSH, 0, &[]), (OK, 1));
+    let bytes = fs::read(&path).unwrap();
+    assert_eq!(bytes.len(), 64 * 512, "the image keeps its length");
+    assert_eq!(bytes[63 * 512..], [0xaa; 512]);
+    assert_eq!(bytes[62 * 512..63 * 512], [62; 512]);
+}
+
+/// The header across descriptors, and the status behind data in one descriptor: framing is the driver's.
+#[test]
+fn requests_may_be_cut_anywhere() {
+    let (_dir, path) = image();
+    let mut driver = start(&path, false, FLUSH);
+    put_header(&driver, VIRTIO_BLK_T_IN, 9);
+    let used = driver.request(0, &[(HEADER, 5, false), (HEADER + 5, 11, false), (DATA, 513, true)]);
+    assert_eq!(used, 513);
+    assert_eq!(driver.get(DATA, 513), [[9; 512].as_slice(), &[OK]].concat());
+}
+
+#[test]
+fn indirect_chains_with_many_pieces() {
+    let (_dir, path) = image();
+    let mut driver = start(&path, false, FLUSH.with(Features::INDIRECT_DESC));
+    put_header(&driver, VIRTIO_BLK_T_IN, 0);
+    let table = BUFFERS + 0x10_0000;
+    // 2048 pieces of 16 bytes: more than one vectored call takes, more than the ring has descriptors.
+    let pieces = 2048;
+    let entry = |n: u64| GuestAddress(table + 16 * n);
+    write_descriptor(&driver.memory, entry(0), HEADER, 16, 1, 1);
+    for n in 0..pieces {
+        write_descriptor(&driver.memory, entry(n + 1), DATA + 16 * n, 16, 3, n as u16 + 2);
+    }
+    write_descriptor(&driver.memory, entry(pieces + 1), STATUS, 1, 2, 0);
+    driver.descriptor(0, 0, (table, 16 * (pieces as u32 + 2), false), 4, 0);
+    driver.publish(0, 0);
+    driver.kick(0);
+    assert_eq!(driver.wait_used(0), 64 * 512 + 1);
+    assert_eq!(driver.get(STATUS, 1), [OK]);
+    assert_eq!(driver.get(DATA, 64 * 512), fs::read(&path).unwrap());
+}
+
+#[test]
+fn read_only_disks_stay_as_they_are() {
+    let (_dir, path) = image();
+    let before = fs::read(&path).unwrap();
+    let mut driver = start(&path, true, FLUSH.with(Features(1 << VIRTIO_BLK_F_RO)));
+    assert!(!driver.offered_features().has(Features(1 << VIRTIO_BLK_F_DISCARD)));
+    assert_eq!(request(&mut driver, VIRTIO_BLK_T_OUT, 0, &[(DATA, 512, false)]), (IOERR, 1));
+    driver.put(DATA, &range(0, 1, 0));
+    for kind in [VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_WRITE_ZEROES] {
+        assert_eq!(request(&mut driver, kind, 0, &[(DATA, 16, false)]), (IOERR, 1));
+    }
+    assert_eq!(request(&mut driver, VIRTIO_BLK_T_IN, 1, &[(DATA, 512, true)]), (OK, 513));
+    assert_eq!(fs::read(&path).unwrap(), before);
+}
+
+#[test]
+fn discard_and_write_zeroes() {
+    let (_dir, path) = image();
+    let mut driver = start(&path, false, FLUSH);
+    driver.put(DATA, &[range(8, 8, 0), range(32, 1, 0)].concat());
+    assert_eq!(request(&mut driver, VIRTIO_BLK_T_DISCARD, 0, &[(DATA, 32, false)]), (OK, 1));
+    driver.put(DATA, &[range(1, 2, 0), range(40, 3, 1)].concat());
+    assert_eq!(request(&mut driver, VIRTIO_BLK_T_WRITE_ZEROES, 0, &[(DATA, 32, false)]), (OK, 1));
+    let bytes = fs::read(&path).unwrap();
+    let sector = |n: usize| &bytes[n * 512..(n + 1) * 512];
+    for zero in [1, 2, 40, 41, 42] {
+        assert_eq!(sector(zero), [0; 512], "{zero}");
+    }
+    for kept in [0, 3, 7, 16, 31, 33, 39, 43] {
+        assert_eq!(sector(kept), [kept as u8; 512], "{kept}");
+    }
+    assert_eq!(bytes.len(), 64 * 512);
+
+    for (bad, status) in [
+        (range(0, 1, 2), UNSUPP),
+        (range(63, 2, 0), IOERR),
+        (range(u64::MAX, 1, 0), IOERR),
+        (range(0, RANGE_SECTORS_MAX + 1, 0), IOERR),
+        (range(0, 1, 0)[..15].to_vec(), IOERR),
+        (range(60, 1, 0).repeat(RANGES_MAX as usize + 1), IOERR),
+    ] {
+        driver.put(DATA, &bad);
+        let parts = [(DATA, bad.len() as u32, false)];
+        assert_eq!(request(&mut driver, VIRTIO_BLK_T_WRITE_ZEROES, 0, &parts), (status, 1), "{bad:?}");
+    }
+    driver.put(DATA, &range(0, 1, 1));
+    assert_eq!(request(&mut driver, VIRTIO_BLK_T_DISCARD, 0, &[(DATA, 16, false)]), (UNSUPP, 1));
+    assert_eq!(fs::read(&path).unwrap(), bytes, "a refused range changes nothing");
+}
+
+#[test]
+fn get_id_differs_between_images() {
+    let ((_a, first), (_b, second)) = (image(), image());
+    let id = |path| {
+        let mut driver = start(path, false, FLUSH);
+        assert_eq!(request(&mut driver, VIRTIO_BLK_T_GET_ID, 0, &[(DATA, 20, true)]), (OK, 21));
+        assert_eq!(request(&mut driver, VIRTIO_BLK_T_GET_ID, 0, &[(DATA, 19, true)]), (IOERR, 0));
+        driver.get(DATA, 20)
+    };
+    assert_ne!(id(&first), id(&second));
+    assert_eq!(id(&first), id(&first));
+}
+
+#[test]
+fn outside_of_the_disk_is_an_error() {
+    let (_dir, path) = image();
+    let mut driver = start(&path, false, FLUSH);
+    for sector in [64, 63, u64::MAX, u64::MAX / 512, i64::MAX as u64] {
+        for (kind, write, used) in [(VIRTIO_BLK_T_IN, true, 0), (VIRTIO_BLK_T_OUT, false, 1)] {
+            let answer = request(&mut driver, kind, sector, &[(DATA, 1024, write)]);
+            assert_eq!(answer, (IOERR, used), "{sector}");
+        }
+    }
+    assert_eq!(fs::metadata(&path).unwrap().len(), 64 * 512);
+}
+
+/// Each comes back to the guest, and the disk works afterwards.
+#[test]
+fn malformed_requests_do_not_end_the_worker() {
+    let (_dir, path) = image();
+    let mut driver = start(&path, false, FLUSH);
+    assert_eq!(request(&mut driver, 99, 0, &[]), (UNSUPP, 1));
+    assert_eq!(request(&mut driver, VIRTIO_BLK_T_IN, 0, &[(DATA, 511, true)]), (IOERR, 0));
+    assert_eq!(request(&mut driver, VIRTIO_BLK_T_OUT, 0, &[(DATA, 512, true)]), (IOERR, 0));
+    assert_eq!(request(&mut driver, VIRTIO_BLK_T_IN, 0, &[(DATA, 512, false)]), (IOERR, 1));
+    assert_eq!(driver.request(0, &[(HEADER, 15, false), (STATUS, 1, true)]), 1, "short header");
+    assert_eq!(driver.get(STATUS, 1), [IOERR]);
+    assert_eq!(driver.request(0, &[(STATUS, 1, true)]), 1, "no header");
+    assert_eq!(driver.request(0, &[(HEADER, 16, false)]), 0, "no status");
+    assert_eq!(driver.request(0, &[(HEADER, 16, false), (STATUS, 0, true)]), 0, "empty status");
+    assert_eq!(driver.request(0, &[(STATUS, 1, true), (HEADER, 16, false)]), 0, "wrong order");
+    assert_eq!(driver.request(0, &[(HEADER, 16, false), (REGION - 1, 2, true)]), 0, "outside of memory");
+    assert_eq!(driver.request(0, &[(u64::MAX, 16, false), (STATUS, 1, true)]), 0, "address overflow");
+    for (flags, len, next) in [(1, 16, 3), (1, 16, 16), (4, 17, 0), (4, 0, 0), (4, 1 << 24, 0)] {
+        // A loop, a link out of the table, and indirect tables of odd, no and too much length.
+        driver.descriptor(0, 3, (HEADER, len, false), flags, next);
+        driver.publish(0, 3);
+        driver.kick(0);
+        assert_eq!(driver.wait_used(0), 0, "{flags} {len} {next}");
+    }
+    let huge = [(DATA, 1 << 20, true); 9].map(|_| (DATA, 3 << 20, true));
+    assert_eq!(request(&mut driver, VIRTIO_BLK_T_IN, 0, &huge).0, IOERR);
+    assert_eq!(request(&mut driver, VIRTIO_BLK_T_IN, 3, &[(DATA, 512, true)]), (OK, 513));
+    assert_eq!(driver.get(DATA, 512), [3; 512]);
+}
+
+/// A ring with impossible indices is given up, with NEEDS_RESET, and not read in circles; a reset heals it.
+#[test]
+fn an_impossible_ring_asks_for_a_reset() {
+    let (_dir, path) = image();
+    for jump in [true, false] {
+        let mut driver = start(&path, false, FLUSH);
+        if jump {
+            driver.rings.get_mut(&0).unwrap().offered = 1000;
+            driver.publish(0, 0);
+        } else {
+            driver.publish(0, 16);
+        }
+        driver.kick(0);
+        eventually("NEEDS_RESET", || driver.read(VIRTIO_MMIO_STATUS) == 0x4f);
+        driver.run(Features::VERSION_1, &[0]);
+        assert_eq!(request(&mut driver, VIRTIO_BLK_T_IN, 3, &[(DATA, 512, true)]), (OK, 513));
+    }
+}
+
+#[test]
+fn an_image_that_shrinks_gives_errors() {
+    let (_dir, path) = image();
+    let mut driver = start(&path, false, FLUSH);
+    File::options().write(true).open(&path).unwrap().set_len(10 * 512 + 100).unwrap();
+    assert_eq!(request(&mut driver, VIRTIO_BLK_T_IN, 9, &[(DATA, 512, true)]), (OK, 513));
+    assert_eq!(request(&mut driver, VIRTIO_BLK_T_IN, 10, &[(DATA, 512, true)]), (IOERR, 0));
+    assert_eq!(request(&mut driver, VIRTIO_BLK_T_IN, 40, &[(DATA, 512, true)]), (IOERR, 0));
+}
+
+#[test]
+fn a_write_that_the_host_refuses_is_an_error() {
+    let (_file, path) = sealed_image(64 * 512);
+    let mut driver = start(&path, false, FLUSH);
+    assert_eq!(request(&mut driver, VIRTIO_BLK_T_IN, 0, &[(DATA, 512, true)]), (OK, 513));
+    assert_eq!(request(&mut driver, VIRTIO_BLK_T_OUT, 0, &[(DATA, 512, false)]), (IOERR, 1));
+}
+
+/// A file that can be opened for writing and refuses each write.
+fn sealed_image(len: u64) -> (File, PathBuf) {
+    use std::os::fd::AsRawFd;
+    let flags = rustix::fs::MemfdFlags::CLOEXEC | rustix::fs::MemfdFlags::ALLOW_SEALING;
+    let file = File::from(rustix::fs::memfd_create("disk", flags).unwrap());
+    file.set_len(len).unwrap();
+    rustix::fs::fcntl_add_seals(&file, rustix::fs::SealFlags::WRITE).unwrap();
+    let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    (file, path)
+}
+
+#[test]
+fn partial_last_sector_is_left_out() {
+    let (_dir, path) = image();
+    File::options().append(true).open(&path).unwrap().write_all(&[1; 100]).unwrap();
+    let mut driver = start(&path, false, FLUSH);
+    assert_eq!(driver.config(8), 64u64.to_le_bytes());
+    assert_eq!(request(&mut driver, VIRTIO_BLK_T_IN, 64, &[(DATA, 512, true)]), (IOERR, 0));
+}
+
+#[test]
+fn unusable_images_are_refused_by_name() {
+    let (dir, path) = image();
+    let open = |path: &Path, read_only| match Block::open(&config(path, read_only)) {
+        Ok(_) => panic!("{} was opened", path.display()),
+        Err(error) => error.to_string(),
+    };
+    let missing = dir.path().join("missing.img");
+    assert!(open(&missing, false).contains(missing.to_str().unwrap()));
+    assert!(open(dir.path(), true).contains("neither a file nor a block device"));
+    assert!(open(Path::new("/dev/null"), false).contains("neither a file nor a block device"));
+    let small = dir.path().join("small.img");
+    fs::write(&small, [0; 511]).unwrap();
+    assert!(open(&small, false).contains("511 bytes"));
+
+    let writer = Block::open(&config(&path, false)).unwrap();
+    assert!(open(&path, false).contains("in use by another process"));
+    assert!(open(&path, true).contains("in use by another process"));
+    drop(writer);
+    let readers = [(); 2].map(|()| Block::open(&config(&path, true)).unwrap());
+    assert!(open(&path, false).contains("in use by another process"));
+    drop(readers);
+    Block::open(&config(&path, false)).unwrap();
+}
+
+/// With both event-index settings: every request is completed and the driver told.
+#[test]
+fn many_requests_with_and_without_event_index() {
+    let (_dir, path) = image();
+    for features in [Features::NONE, Features::EVENT_IDX] {
+        let mut driver = start(&path, false, FLUSH.with(features));
+        for n in 0..1000u32 {
+            let sector = u64::from(n % 64);
+            assert_eq!(request(&mut driver, VIRTIO_BLK_T_IN, sector, &[(DATA, 512, true)]), (OK, 513));
+            assert_eq!(driver.get(DATA, 512), [sector as u8; 512]);
+        }
+    }
+}
+
+mod full {
+    #![expect(unsafe_code, reason = "a mount namespace for one thread")]
+
+    use std::ffi::CString;
+    use std::thread;
+
+    use super::*;
+
+    /// The guest sees that the host's file system is full, and goes on when there is room again.
+    #[test]
+    fn no_space_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().to_owned();
+        // The mount is the thread's own, and goes with it.
+        thread::spawn(move || match mount_tmpfs(&path) {
+            Ok(()) => fill(&path),
+            Err(error) => eprintln!("SKIP no_space_is_an_error: a small tmpfs: {error}"),
+        })
+        .join()
+        .unwrap();
+    }
+
+    fn fill(dir: &Path) {
+        let (image, ballast) = (dir.join("disk.img"), dir.join("ballast"));
+        File::create(&image).unwrap().set_len(1 << 20).unwrap();
+        let mut driver = start(&image, false, FLUSH);
+        fs::write(&ballast, [1; 48 << 10]).unwrap();
+        let data = [(DATA, 64 << 10, false)];
+        assert_eq!(request(&mut driver, VIRTIO_BLK_T_OUT, 0, &data), (IOERR, 1));
+        assert_eq!(request(&mut driver, VIRTIO_BLK_T_FLUSH, 0, &[]), (OK, 1));
+        fs::remove_file(&ballast).unwrap();
+        assert_eq!(request(&mut driver, VIRTIO_BLK_T_OUT, 0, &data), (OK, 1));
+    }
+
+    fn mount_tmpfs(dir: &Path) -> std::io::Result<()> {
+        let c = |text: &str| CString::new(text).unwrap();
+        let (tmpfs, root, size) = (c("tmpfs"), c("/"), c("size=64k"));
+        let dir = c(dir.to_str().unwrap());
+        let private = libc::MS_REC | libc::MS_PRIVATE;
+        let done = |result: i32| if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) };
+        // SAFETY: all pointers are to strings that live until the end of this function, or null.
+        unsafe {
+            done(libc::unshare(libc::CLONE_NEWNS))?;
+            let null = std::ptr::null();
+            done(libc::mount(null.cast(), root.as_ptr(), null.cast(), private, null))?;
+            done(libc::mount(tmpfs.as_ptr(), dir.as_ptr(), tmpfs.as_ptr(), 0, size.as_ptr().cast()))
+        }
+    }
+}
