@@ -373,8 +373,8 @@ mod full {
         // SAFETY: all pointers are to strings that live until the end of this function, or null.
         unsafe {
             done(libc::unshare(libc::CLONE_NEWNS))?;
-            let null = std::ptr::null();
-            done(libc::mount(null.cast(), root.as_ptr(), null.cast(), private, null))?;
+            let none: *const libc::c_char = std::ptr::null();
+            done(libc::mount(none, root.as_ptr(), none, private, none.cast()))?;
             done(libc::mount(tmpfs.as_ptr(), dir.as_ptr(), tmpfs.as_ptr(), 0, size.as_ptr().cast()))
         }
     }

@@ -59,3 +59,6 @@ impl VirtioDevice for Rng {
         self.worker = None;
     }
 }
+
+#[cfg(test)]
+mod tests;

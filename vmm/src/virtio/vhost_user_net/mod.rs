@@ -226,4 +226,6 @@ impl VirtioDevice for VhostUserNet {
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
+mod peer;
+#[cfg(test)]
 mod tests;
