@@ -226,6 +226,8 @@ impl VirtioDevice for VhostUserNet {
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
+mod daemon_tests;
+#[cfg(test)]
 mod peer;
 #[cfg(test)]
 mod tests;

@@ -194,19 +194,31 @@ impl Session {
         told("SET_PROTOCOL_FEATURES", self.frontend.set_protocol_features(protocol))?;
         self.answers = protocol.contains(VhostUserProtocolFeatures::REPLY_ACK);
 
-        if pairs > 1 {
-            let offered =
-                if protocol.contains(VhostUserProtocolFeatures::MQ) { self.queue_num(protocol)? } else { 1 };
-            // Some back-ends count vrings and some count pairs. A number that would do as pairs is taken;
-            // a back-end that meant vrings and has too few refuses the vring that it does not have.
-            if offered < u64::from(pairs) {
-                return Err(SessionError::Pairs { asked: pairs, offered });
-            }
-        }
         if protocol.contains(VhostUserProtocolFeatures::CONFIG) {
             self.config = self.read_config()?;
         }
-        Ok(())
+        if pairs == 1 {
+            // What GET_QUEUE_NUM says to this differs most between back-ends, and matters least.
+            return Ok(());
+        }
+        let offered = self.offered_pairs(protocol, pairs)?;
+        if offered < u64::from(pairs) { Err(SessionError::Pairs { asked: pairs, offered }) } else { Ok(()) }
+    }
+
+    /// How many pairs the back-end serves. GET_QUEUE_NUM counts vrings with some and pairs with others, so
+    /// the configuration space is asked first.
+    fn offered_pairs(&self, protocol: VhostUserProtocolFeatures, asked: u16) -> Result<u64, SessionError> {
+        if !protocol.contains(VhostUserProtocolFeatures::MQ) {
+            return Ok(1);
+        }
+        let number = self.queue_num(protocol)?;
+        let multi_queue = self.features.has(Features::MQ);
+        Ok(match self.config {
+            Some(config) if multi_queue => config.max_pairs.into(),
+            // Those that count pairs do so for QEMU, which wants MQ to be offered too.
+            _ if multi_queue && number < 2 * u64::from(asked) => number,
+            _ => number / 2,
+        })
     }
 
     /// GET_QUEUE_NUM, on a front-end object of its own: from its answer on, the crate's object refuses

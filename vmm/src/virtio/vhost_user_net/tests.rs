@@ -193,7 +193,12 @@ fn back_ends_that_lack_something_are_refused_by_name() {
     let text = refusal(only(Features::PROTOCOL_FEATURES), 1);
     assert!(text.contains("VERSION_1"), "{text}");
     let text = refusal(Options { pairs: 2, ..Options::default() }, 8);
-    assert!(text.contains("4 queue pairs and 8 are asked for"), "{text}");
+    assert!(text.contains("2 queue pairs and 8 are asked for"), "{text}");
+    // Where the configuration space says it, it is not taken for a number of pairs that would do.
+    let config = NetConfig { max_pairs: 2, ..NetConfig::from_bytes(&[0; 17]) };
+    let features = Options::default().features.with(Features::MQ);
+    let text = refusal(Options { pairs: 2, features, config: Some(config), ..Options::default() }, 4);
+    assert!(text.contains("2 queue pairs and 4 are asked for"), "{text}");
     let text = refusal(Options { mq: false, ..Options::default() }, 2);
     assert!(text.contains("1 queue pairs and 2 are asked for"), "{text}");
 }
@@ -215,7 +220,7 @@ fn scripted(path: &std::path::Path, queue_num: u64) -> thread::JoinHandle<Vec<u3
             stream.read_exact(&mut body).unwrap();
             requests.push(request);
             let answer = match request {
-                GET_FEATURES => Features::VERSION_1.with(Features::PROTOCOL_FEATURES).0,
+                GET_FEATURES => Features::VERSION_1.with(Features::PROTOCOL_FEATURES).with(Features::MQ).0,
                 GET_PROTOCOL_FEATURES => 1 << 3 | 1,
                 GET_QUEUE_NUM => queue_num,
                 GET_VRING_BASE => u64::from(body[0]),
