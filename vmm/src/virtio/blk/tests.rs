@@ -316,6 +316,40 @@ fn unusable_images_are_refused_by_name() {
     Block::open(&config(&path, false)).unwrap();
 }
 
+/// Chains of random descriptors, which are mostly nonsense: each comes back, and the disk goes on.
+#[test]
+fn any_chain_is_survived() {
+    let (_dir, path) = image();
+    let mut driver = start(&path, true, FLUSH.with(Features::INDIRECT_DESC));
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let mut random = |choices: u64| {
+        // xorshift64: the same chains in each run.
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state % choices
+    };
+    let table = driver.rings[&0].table;
+    let places = [HEADER, STATUS, DATA, table, HIGH, REGION - 8, REGION, HIGH + REGION - 1, 0, u64::MAX - 3];
+    let lengths = [0, 1, 15, 16, 17, 20, 32, 512, 513, 4096, 1 << 20, u32::MAX];
+    for round in 0..5_000 {
+        for slot in 0..8 {
+            let address = places[random(places.len() as u64) as usize];
+            let len = lengths[random(lengths.len() as u64) as usize];
+            // Any of NEXT, WRITE and INDIRECT; the ring itself is nothing to write to, or nothing follows.
+            let write = random(2) == 1 && address > 0x10_0000;
+            let flags = [0, 1, 1, 1, 4, 5, 8][random(7) as usize];
+            driver.descriptor(0, slot, (address, len, write), flags, random(17) as u16);
+        }
+        put_header(&driver, [0, 1, 4, 8, 11, 13, 99][random(7) as usize], random(70));
+        driver.publish(0, random(8) as u16);
+        driver.kick(0);
+        assert!(driver.wait_used(0) <= 4 << 20, "{round}");
+    }
+    assert_eq!(driver.read(VIRTIO_MMIO_STATUS), 15);
+    assert_eq!(request(&mut driver, VIRTIO_BLK_T_IN, 3, &[(DATA, 512, true)]), (OK, 513));
+}
+
 /// With both event-index settings: every request is completed and the driver told.
 #[test]
 fn many_requests_with_and_without_event_index() {

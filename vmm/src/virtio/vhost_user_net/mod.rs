@@ -38,6 +38,9 @@ pub mod session;
 /// Most queue pairs: vhost-user names a vring in 8 bits.
 pub const MAX_PAIRS: u16 = 128;
 
+/// Time for a back-end to answer a group of requests. Long, as a loaded host is no reason to give it up.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+
 const DATA_VRING_SIZE: u16 = 256;
 const CONTROL_VRING_SIZE: u16 = 64;
 
@@ -221,9 +224,6 @@ impl VirtioDevice for VhostUserNet {
         self.config.lock().unwrap_or_else(PoisonError::into_inner).mac = self.mac;
     }
 }
-
-/// Time for a back-end to answer a group of requests. Long, as a loaded host is no reason to give it up.
-const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod daemon_tests;

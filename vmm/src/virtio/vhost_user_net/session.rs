@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 use log::debug;
 use thiserror::Error;
 use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures};
-use vhost::vhost_user::{Frontend, VhostUserFrontend};
+use vhost::vhost_user::{Error as Socket, Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use virtio_queue::QueueT;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap};
@@ -82,7 +82,19 @@ pub enum SessionError {
         /// The message.
         request: &'static str,
     },
-    /// A message failed, or was refused.
+    /// The connection ended.
+    #[error("it closed the connection at {request}; its own log should say why")]
+    Closed {
+        /// The message.
+        request: &'static str,
+    },
+    /// The answer was an error.
+    #[error("it refused {request}; its own log should say why")]
+    Refused {
+        /// The message.
+        request: &'static str,
+    },
+    /// A message went wrong in another way.
     #[error("{request} failed")]
     Request {
         /// The message.
@@ -114,7 +126,13 @@ fn told<T>(request: &'static str, result: vhost::Result<T>) -> Result<T, Session
         Ok(_) => debug!("vhost-user: {request}"),
         Err(error) => debug!("vhost-user: {request}: {error}"),
     }
-    result.map_err(|source| SessionError::Request { request, source })
+    result.map_err(|error| match error {
+        vhost::Error::VhostUserProtocol(Socket::BackendInternalError) => SessionError::Refused { request },
+        vhost::Error::VhostUserProtocol(
+            Socket::SocketBroken(_) | Socket::Disconnected | Socket::PartialMessage,
+        ) => SessionError::Closed { request },
+        source => SessionError::Request { request, source },
+    })
 }
 
 /// What a back-end is told from activation to reset.
@@ -172,7 +190,7 @@ impl Session {
     ) -> Result<(), SessionError> {
         let stream = self.stream.try_clone().map_err(SessionError::Host)?;
         match within(ANSWER_LIMIT, &stream, || work(self)).map_err(SessionError::Host)? {
-            (Err(SessionError::Request { request, .. }), true) => Err(SessionError::Late { request }),
+            (Err(SessionError::Closed { request }), true) => Err(SessionError::Late { request }),
             (result, _) => result,
         }
     }
@@ -234,7 +252,7 @@ impl Session {
     fn read_config(&mut self) -> Result<Option<NetConfig>, SessionError> {
         let (len, flags) = (CONFIG_TO_MTU as u32, VhostUserConfigFlags::empty());
         let reply = self.frontend.get_config(0, len, flags, &[0; CONFIG_TO_MTU]);
-        if let Err(vhost::Error::VhostUserProtocol(vhost::vhost_user::Error::BackendInternalError)) = reply {
+        if let Err(vhost::Error::VhostUserProtocol(Socket::BackendInternalError)) = reply {
             debug!("the back-end has no configuration of {CONFIG_TO_MTU} bytes");
             return Ok(None);
         }

@@ -334,7 +334,7 @@ fn a_back_end_that_dies_in_the_handshake_is_an_error() {
         Ok(_) => panic!("connected"),
         Err(error) => crate::virtio::faults::chain(&error),
     };
-    assert!(text.contains(path.to_str().unwrap()) && text.contains("failed"), "{text}");
+    assert!(text.contains(path.to_str().unwrap()) && text.contains("closed the connection"), "{text}");
     peer.join().unwrap();
 }
 
