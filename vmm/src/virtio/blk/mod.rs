@@ -145,4 +145,6 @@ impl VirtioDevice for Block {
 }
 
 #[cfg(test)]
+mod host_tests;
+#[cfg(test)]
 mod tests;

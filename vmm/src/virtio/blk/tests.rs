@@ -1,5 +1,4 @@
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
@@ -11,18 +10,18 @@ use crate::virtio::testing::{BUFFERS, Driver, HIGH, Part, REGION, eventually, wr
 
 const HEADER: u64 = BUFFERS;
 const STATUS: u64 = BUFFERS + 0x100;
-const DATA: u64 = BUFFERS + 0x1000;
-const OK: u8 = VIRTIO_BLK_S_OK as u8;
-const IOERR: u8 = VIRTIO_BLK_S_IOERR as u8;
+pub(super) const DATA: u64 = BUFFERS + 0x1000;
+pub(super) const OK: u8 = VIRTIO_BLK_S_OK as u8;
+pub(super) const IOERR: u8 = VIRTIO_BLK_S_IOERR as u8;
 const UNSUPP: u8 = VIRTIO_BLK_S_UNSUPP as u8;
-const FLUSH: Features = Features(1 << VIRTIO_BLK_F_FLUSH);
+pub(super) const FLUSH: Features = Features(1 << VIRTIO_BLK_F_FLUSH);
 
-fn config(path: &Path, read_only: bool) -> DiskConfig {
+pub(super) fn config(path: &Path, read_only: bool) -> DiskConfig {
     DiskConfig { path: path.to_owned(), read_only }
 }
 
 /// An image of 64 sectors, sector N filled with N.
-fn image() -> (TempDir, PathBuf) {
+pub(super) fn image() -> (TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("disk.img");
     let bytes: Vec<u8> = (0..64u8).flat_map(|sector| [sector; 512]).collect();
@@ -30,7 +29,7 @@ fn image() -> (TempDir, PathBuf) {
     (dir, path)
 }
 
-fn start(path: &Path, read_only: bool, features: Features) -> Driver {
+pub(super) fn start(path: &Path, read_only: bool, features: Features) -> Driver {
     let mut driver = Driver::new(Block::open(&config(path, read_only)).unwrap());
     driver.run(Features::VERSION_1.with(features), &[0]);
     driver
@@ -44,7 +43,7 @@ fn put_header(driver: &Driver, kind: u32, sector: u64) {
 }
 
 /// One request with `data` between header and status; answers status and used length.
-fn request(driver: &mut Driver, kind: u32, sector: u64, data: &[Part]) -> (u8, u32) {
+pub(super) fn request(driver: &mut Driver, kind: u32, sector: u64, data: &[Part]) -> (u8, u32) {
     put_header(driver, kind, sector);
     let mut parts = vec![(HEADER, 16, false)];
     parts.extend(data);
@@ -53,7 +52,7 @@ fn request(driver: &mut Driver, kind: u32, sector: u64, data: &[Part]) -> (u8, u
     (driver.get(STATUS, 1)[0], used)
 }
 
-fn range(sector: u64, sectors: u32, flags: u32) -> Vec<u8> {
+pub(super) fn range(sector: u64, sectors: u32, flags: u32) -> Vec<u8> {
     let mut bytes = sector.to_le_bytes().to_vec();
     bytes.extend(sectors.to_le_bytes());
     bytes.extend(flags.to_le_bytes());
@@ -253,69 +252,6 @@ fn an_impossible_ring_asks_for_a_reset() {
     }
 }
 
-#[test]
-fn an_image_that_shrinks_gives_errors() {
-    let (_dir, path) = image();
-    let mut driver = start(&path, false, FLUSH);
-    File::options().write(true).open(&path).unwrap().set_len(10 * 512 + 100).unwrap();
-    assert_eq!(request(&mut driver, VIRTIO_BLK_T_IN, 9, &[(DATA, 512, true)]), (OK, 513));
-    assert_eq!(request(&mut driver, VIRTIO_BLK_T_IN, 10, &[(DATA, 512, true)]), (IOERR, 0));
-    assert_eq!(request(&mut driver, VIRTIO_BLK_T_IN, 40, &[(DATA, 512, true)]), (IOERR, 0));
-}
-
-#[test]
-fn a_write_that_the_host_refuses_is_an_error() {
-    let (_file, path) = sealed_image(64 * 512);
-    let mut driver = start(&path, false, FLUSH);
-    assert_eq!(request(&mut driver, VIRTIO_BLK_T_IN, 0, &[(DATA, 512, true)]), (OK, 513));
-    assert_eq!(request(&mut driver, VIRTIO_BLK_T_OUT, 0, &[(DATA, 512, false)]), (IOERR, 1));
-}
-
-/// A file that can be opened for writing and refuses each write.
-fn sealed_image(len: u64) -> (File, PathBuf) {
-    use std::os::fd::AsRawFd;
-    let flags = rustix::fs::MemfdFlags::CLOEXEC | rustix::fs::MemfdFlags::ALLOW_SEALING;
-    let file = File::from(rustix::fs::memfd_create("disk", flags).unwrap());
-    file.set_len(len).unwrap();
-    rustix::fs::fcntl_add_seals(&file, rustix::fs::SealFlags::WRITE).unwrap();
-    let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
-    (file, path)
-}
-
-#[test]
-fn partial_last_sector_is_left_out() {
-    let (_dir, path) = image();
-    File::options().append(true).open(&path).unwrap().write_all(&[1; 100]).unwrap();
-    let mut driver = start(&path, false, FLUSH);
-    assert_eq!(driver.config(8), 64u64.to_le_bytes());
-    assert_eq!(request(&mut driver, VIRTIO_BLK_T_IN, 64, &[(DATA, 512, true)]), (IOERR, 0));
-}
-
-#[test]
-fn unusable_images_are_refused_by_name() {
-    let (dir, path) = image();
-    let open = |path: &Path, read_only| match Block::open(&config(path, read_only)) {
-        Ok(_) => panic!("{} was opened", path.display()),
-        Err(error) => error.to_string(),
-    };
-    let missing = dir.path().join("missing.img");
-    assert!(open(&missing, false).contains(missing.to_str().unwrap()));
-    assert!(open(dir.path(), true).contains("neither a file nor a block device"));
-    assert!(open(Path::new("/dev/null"), false).contains("neither a file nor a block device"));
-    let small = dir.path().join("small.img");
-    fs::write(&small, [0; 511]).unwrap();
-    assert!(open(&small, false).contains("511 bytes"));
-
-    let writer = Block::open(&config(&path, false)).unwrap();
-    assert!(open(&path, false).contains("in use by another process"));
-    assert!(open(&path, true).contains("in use by another process"));
-    drop(writer);
-    let readers = [(); 2].map(|()| Block::open(&config(&path, true)).unwrap());
-    assert!(open(&path, false).contains("in use by another process"));
-    drop(readers);
-    Block::open(&config(&path, false)).unwrap();
-}
-
 /// Chains of random descriptors, which are mostly nonsense: each comes back, and the disk goes on.
 #[test]
 fn any_chain_is_survived() {
@@ -360,56 +296,6 @@ fn many_requests_with_and_without_event_index() {
             let sector = u64::from(n % 64);
             assert_eq!(request(&mut driver, VIRTIO_BLK_T_IN, sector, &[(DATA, 512, true)]), (OK, 513));
             assert_eq!(driver.get(DATA, 512), [sector as u8; 512]);
-        }
-    }
-}
-
-mod full {
-    #![expect(unsafe_code, reason = "a mount namespace for one thread")]
-
-    use std::ffi::CString;
-    use std::thread;
-
-    use super::*;
-
-    /// The guest sees that the host's file system is full, and goes on when there is room again.
-    #[test]
-    fn no_space_is_an_error() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().to_owned();
-        // The mount is the thread's own, and goes with it.
-        thread::spawn(move || match mount_tmpfs(&path) {
-            Ok(()) => fill(&path),
-            Err(error) => eprintln!("SKIP no_space_is_an_error: a small tmpfs: {error}"),
-        })
-        .join()
-        .unwrap();
-    }
-
-    fn fill(dir: &Path) {
-        let (image, ballast) = (dir.join("disk.img"), dir.join("ballast"));
-        File::create(&image).unwrap().set_len(1 << 20).unwrap();
-        let mut driver = start(&image, false, FLUSH);
-        fs::write(&ballast, [1; 48 << 10]).unwrap();
-        let data = [(DATA, 64 << 10, false)];
-        assert_eq!(request(&mut driver, VIRTIO_BLK_T_OUT, 0, &data), (IOERR, 1));
-        assert_eq!(request(&mut driver, VIRTIO_BLK_T_FLUSH, 0, &[]), (OK, 1));
-        fs::remove_file(&ballast).unwrap();
-        assert_eq!(request(&mut driver, VIRTIO_BLK_T_OUT, 0, &data), (OK, 1));
-    }
-
-    fn mount_tmpfs(dir: &Path) -> std::io::Result<()> {
-        let c = |text: &str| CString::new(text).unwrap();
-        let (tmpfs, root, size) = (c("tmpfs"), c("/"), c("size=64k"));
-        let dir = c(dir.to_str().unwrap());
-        let private = libc::MS_REC | libc::MS_PRIVATE;
-        let done = |result: i32| if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) };
-        // SAFETY: all pointers are to strings that live until the end of this function, or null.
-        unsafe {
-            done(libc::unshare(libc::CLONE_NEWNS))?;
-            let none: *const libc::c_char = std::ptr::null();
-            done(libc::mount(none, root.as_ptr(), none, private, none.cast()))?;
-            done(libc::mount(tmpfs.as_ptr(), dir.as_ptr(), tmpfs.as_ptr(), 0, size.as_ptr().cast()))
         }
     }
 }

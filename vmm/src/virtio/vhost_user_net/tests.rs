@@ -203,9 +203,9 @@ fn back_ends_that_lack_something_are_refused_by_name() {
     assert!(text.contains("1 queue pairs and 2 are asked for"), "{text}");
 }
 
-/// The numbers of the messages that a back-end got. It answers each in the plainest way, and says
+/// The messages that a back-end got: number, and the second word of the body, or 0. It answers each in the plainest way, and says
 /// `queue_num` to GET_QUEUE_NUM.
-fn scripted(path: &std::path::Path, queue_num: u64) -> thread::JoinHandle<Vec<u32>> {
+fn scripted(path: &std::path::Path, queue_num: u64) -> thread::JoinHandle<Vec<(u32, u32)>> {
     let listener = UnixListener::bind(path).unwrap();
     thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
@@ -218,7 +218,8 @@ fn scripted(path: &std::path::Path, queue_num: u64) -> thread::JoinHandle<Vec<u3
             });
             let mut body = vec![0; size as usize];
             stream.read_exact(&mut body).unwrap();
-            requests.push(request);
+            let second = body.get(4..8).map_or(0, |word| u32::from_le_bytes(word.try_into().unwrap()));
+            requests.push((request, second));
             let answer = match request {
                 GET_FEATURES => Features::VERSION_1.with(Features::PROTOCOL_FEATURES).with(Features::MQ).0,
                 GET_PROTOCOL_FEATURES => 1 << 3 | 1,
@@ -258,7 +259,7 @@ fn queue_numbers_may_count_pairs_or_vrings() {
         }
         drop(driver);
         let requests = peer.join().unwrap();
-        let count = |wanted| requests.iter().filter(|request| **request == wanted).count();
+        let count = |wanted| requests.iter().filter(|(request, _)| *request == wanted).count();
         assert_eq!(count(SET_MEM_TABLE), 2);
         assert_eq!(count(SET_VRING_BASE), 8);
         assert_eq!(count(SET_VRING_KICK), 8);
@@ -271,6 +272,26 @@ fn queue_numbers_may_count_pairs_or_vrings() {
     let text = crate::virtio::faults::chain(&error);
     assert!(text.contains("1 queue pairs and 2 are asked for"), "{text}");
     peer.join().unwrap();
+}
+
+/// A back-end is told to go on where the used ring in guest memory stands.
+#[test]
+fn vrings_start_at_their_used_index() {
+    let (_dir, path) = socket();
+    let peer = scripted(&path, 2);
+    let mut driver = Driver::new(VhostUserNet::connect(&config(&path, 1)).unwrap());
+    driver.negotiate(Features::VERSION_1);
+    for index in [0, 1] {
+        driver.add_ring(index, 16);
+        let used = driver.rings[&index].used;
+        driver.put(used + 2, &(7 + index).to_le_bytes());
+    }
+    assert_eq!(driver.start(), 15);
+    driver.reset();
+    drop(driver);
+    let requests = peer.join().unwrap();
+    let bases = requests.iter().filter(|(request, _)| *request == SET_VRING_BASE).map(|(_, base)| *base);
+    assert_eq!(bases.collect::<Vec<_>>(), [7, 8]);
 }
 
 #[test]
