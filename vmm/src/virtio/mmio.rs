@@ -259,7 +259,7 @@ impl MmioTransport {
             _ => return self.refuse("status", value),
         }
         self.status |= added;
-        if added == FAILED {
+        if added == FAILED && faults::may_log() {
             warn!("{}: the guest's driver gave up on it", self.device.label());
         }
     }
@@ -267,19 +267,16 @@ impl MmioTransport {
     fn features_are_good(&self) -> bool {
         let (acked, offered) = (Features(self.driver_features), self.device.features());
         let surplus = acked.without(offered);
-        if !surplus.is_empty() {
-            warn!(
-                "{}: the guest acknowledges features {:#x} that were not offered",
-                self.device.label(),
-                surplus.0
-            );
-        } else if !acked.has(Features::VERSION_1) {
-            warn!(
-                "{}: the guest's driver is older than virtio 1.0, which is not served",
-                self.device.label()
-            );
+        let (known, modern) = (surplus.is_empty(), acked.has(Features::VERSION_1));
+        if !(known && modern) && faults::may_log() {
+            let label = self.device.label();
+            if modern {
+                warn!("{label}: the guest acknowledges features {:#x} that were not offered", surplus.0);
+            } else {
+                warn!("{label}: the guest's driver is older than virtio 1.0, which is not served");
+            }
         }
-        surplus.is_empty() && acked.has(Features::VERSION_1)
+        known && modern
     }
 
     /// `DRIVER_OK`.
@@ -290,11 +287,14 @@ impl MmioTransport {
             let (memory, interrupt) = (self.memory.clone(), self.interrupt.clone());
             self.device.activate(Activation { memory, features, vrings, interrupt })
         });
-        match result {
-            Ok(()) => info!("{}: started by the guest, features {:#x}", self.device.label(), features.0),
-            Err(error) => {
-                warn!("{}: does not start: {}", self.device.label(), faults::chain(&error));
-                self.interrupt.needs_reset();
+        if result.is_err() {
+            self.interrupt.needs_reset();
+        }
+        if faults::may_log() {
+            let label = self.device.label();
+            match &result {
+                Ok(()) => info!("{label}: started by the guest, features {:#x}", features.0),
+                Err(error) => warn!("{label}: does not start: {}", faults::chain(error)),
             }
         }
     }

@@ -87,7 +87,9 @@ fn run(
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(error) => {
-                    error!("{label}: stopped until the guest resets it: {}", faults::chain(&error));
+                    if faults::may_log() {
+                        error!("{label}: stopped until the guest resets it: {}", faults::chain(&error));
+                    }
                     return ring.give_up();
                 }
             }

@@ -52,7 +52,7 @@ pub struct Requests {
     write_through: bool,
     /// What the guest did wrong.
     guest: Faults,
-    /// What the host could not do; apart, so that a guest's noise hides none of it.
+    /// What the host could not do; apart, so that neither keeps back the other's line.
     host: Faults,
 }
 

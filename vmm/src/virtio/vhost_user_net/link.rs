@@ -184,7 +184,10 @@ impl State {
         }
         if let Some(session) = &mut self.session {
             match session.start(&active.setup) {
-                Ok(()) => info!("{}: the back-end serves {} vrings", self.label, active.setup.vrings.len()),
+                Ok(()) if faults::may_log() => {
+                    info!("{}: the back-end serves {} vrings", self.label, active.setup.vrings.len());
+                }
+                Ok(()) => {}
                 Err(error) => self.lose_for(&error),
             }
         }
@@ -220,7 +223,9 @@ impl State {
                 Ok(true) => {}
                 Ok(false) => return self.lose_if(lost),
                 Err(error) => {
-                    error!("{}: control queue stopped: {}", self.label, faults::chain(&error));
+                    if faults::may_log() {
+                        error!("{}: control queue stopped: {}", self.label, faults::chain(&error));
+                    }
                     control.ring.give_up();
                     let kick = control.ring.kick().as_raw_fd();
                     self.unwatch(kick);
