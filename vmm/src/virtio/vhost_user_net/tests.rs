@@ -411,7 +411,7 @@ fn a_hung_back_end_delays_a_reset_only() {
     let hang = peer.hang();
     let started = Instant::now();
     assert_eq!(control(&mut driver, 2, &[0, 0, 1]), 0);
-    assert!(started.elapsed() < Duration::from_secs(1));
+    assert!(started.elapsed() < ANSWER_LIMIT, "answered while the back-end hangs");
     driver.reset();
     let waited = started.elapsed();
     assert!((ANSWER_LIMIT..2 * ANSWER_LIMIT).contains(&waited), "{waited:?}");
