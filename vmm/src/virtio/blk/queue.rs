@@ -102,8 +102,8 @@ impl Requests {
                 let offset = self.offset(sector, data_in)?;
                 self.image.read_at(data_in, offset).map_err(|error| RequestError::Image("read", error))
             }
-            // Behind a read, whatever does not read has only a status to write; get-id comes below.
             VIRTIO_BLK_T_GET_ID => self.get_id(data_in),
+            // Nothing but the two above has data to give to the guest.
             _ if !data_in.is_empty() => Err(match kind {
                 VIRTIO_BLK_T_OUT | VIRTIO_BLK_T_FLUSH | VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES => {
                     RequestError::Malformed("room for data in a request that reads none")
