@@ -195,6 +195,7 @@ fn start(netns: &Netns, socket: &Path, arguments: &[&str]) -> Daemon {
     // It has opened all that it keeps only when it has served somebody.
     Frontend::connect(socket, LIMIT).and_then(|frontend| frontend.sync()).expect("volt-netd answers");
     assert!(daemon.logged(0, &["front-end gone"], LIMIT).is_some(), "{}", daemon.log());
+    netns.wait_until_up("tap0", LIMIT).expect("the daemon serves the TAP");
     daemon
 }
 
