@@ -5,5 +5,14 @@
 //! | [`virtio`] | feature bits, guest memory, split rings, descriptor chains |
 //! | [`net`] | the device: configuration space, control queue, RX and TX of a queue pair |
 
+pub mod event;
 pub mod net;
+pub mod port;
+pub mod vhost_user;
 pub mod virtio;
+
+/// An error with everything that caused it, in one line.
+pub fn error_chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}

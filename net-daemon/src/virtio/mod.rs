@@ -1,3 +1,9 @@
 //! What every virtio device needs: feature bits, guest memory, rings and chains.
 
+pub mod chain;
 pub mod features;
+pub mod memory;
+pub mod ring;
+
+#[cfg(test)]
+pub(crate) mod testing;

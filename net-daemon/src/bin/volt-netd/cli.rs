@@ -1,0 +1,154 @@
+//! The command line, following the vhost-user back-end program conventions.
+
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Parser, ValueEnum};
+use log::LevelFilter;
+use volt_net::net::config::{MIN_MTU, Mac};
+use volt_net::port::tap::MAX_QUEUES;
+use volt_net::virtio::ring::MAX_RING_SIZE;
+
+/// Serve a virtual machine's network device over vhost-user, with a TAP interface on the host's side.
+#[derive(Debug, Parser)]
+#[command(name = "volt-netd", version, max_term_width = 100)]
+#[command(group = ArgGroup::new("port").args(["tap", "tap_fd"]))]
+#[command(group = ArgGroup::new("endpoint").args(["socket", "fd"]))]
+#[command(after_help = "\
+Examples:
+  volt-netd --tap tap0 --socket /run/volt/net0.sock
+  volt-netd --tap tap0 --queues 4 --socket /run/volt/net0.sock --socket-group kvm --socket-mode 0660
+
+The TAP interface: one that exists is used as it is; one that does not is created, set up, and goes when
+volt-netd does. The daemon serves one front-end at a time and waits for the next when one goes.
+
+Exit status: 0 after SIGTERM, SIGINT or the end of the connection given by --fd, 1 for errors, 2 for a
+wrong command line.")]
+pub(crate) struct Cli {
+    /// TAP interface to use, or to create where there is none
+    #[arg(long, value_name = "NAME")]
+    pub(crate) tap: Option<String>,
+
+    /// Open TAP descriptors to use, one for each queue pair; needs no privilege
+    #[arg(long, value_name = "N[,N...]", value_delimiter = ',')]
+    pub(crate) tap_fd: Vec<i32>,
+
+    /// Unix socket to listen on; a stale one is replaced
+    #[arg(long, visible_alias = "socket-path", value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+
+    /// Open Unix socket to use, listening or connected
+    #[arg(long, value_name = "N")]
+    pub(crate) fd: Option<i32>,
+
+    /// Connect to --socket instead of listening, and again whenever the connection ends
+    #[arg(long, conflicts_with = "fd")]
+    pub(crate) client: bool,
+
+    /// Queue pairs; with --tap-fd their number
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=MAX_QUEUES as i64))]
+    pub(crate) queues: Option<u16>,
+
+    /// Most entries that a vring may have, a power of two
+    #[arg(long, value_name = "N", default_value_t = MAX_RING_SIZE, value_parser = ring_size)]
+    pub(crate) queue_size: u16,
+
+    /// MAC address of the guest's interface, for front-ends that ask; random if not given
+    #[arg(long, value_name = "MAC")]
+    pub(crate) mac: Option<Mac>,
+
+    /// MTU that the guest is told, and of an interface that is created; otherwise that of the interface
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u16).range(i64::from(MIN_MTU)..=65521))]
+    pub(crate) mtu: Option<u16>,
+
+    /// An interface that is created stays when volt-netd ends
+    #[arg(long, conflicts_with = "tap_fd")]
+    pub(crate) persist: bool,
+
+    /// Permissions of the socket, in octal
+    #[arg(long, value_name = "MODE", default_value = "0600", value_parser = mode)]
+    pub(crate) socket_mode: u32,
+
+    /// Group that owns the socket, by name or number
+    #[arg(long, value_name = "GROUP")]
+    pub(crate) socket_group: Option<String>,
+
+    /// How much to log to standard error
+    #[arg(long, value_enum, default_value_t = Level::Info)]
+    pub(crate) log_level: Level,
+
+    /// Print what this program can do, as JSON, and exit
+    #[arg(long)]
+    pub(crate) print_capabilities: bool,
+}
+
+/// Names of log levels.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Level {
+    /// Nothing
+    Off,
+    /// What ends the daemon
+    Error,
+    /// What somebody should look into
+    Warn,
+    /// The story of each connection in a few lines
+    Info,
+    /// Each message
+    Debug,
+    /// Everything
+    Trace,
+}
+
+impl From<Level> for LevelFilter {
+    fn from(level: Level) -> LevelFilter {
+        match level {
+            Level::Off => LevelFilter::Off,
+            Level::Error => LevelFilter::Error,
+            Level::Warn => LevelFilter::Warn,
+            Level::Info => LevelFilter::Info,
+            Level::Debug => LevelFilter::Debug,
+            Level::Trace => LevelFilter::Trace,
+        }
+    }
+}
+
+fn ring_size(text: &str) -> Result<u16, String> {
+    let size = text.parse().ok().filter(|size: &u16| size.is_power_of_two() && *size <= MAX_RING_SIZE);
+    size.ok_or_else(|| format!("a power of two from 1 to {MAX_RING_SIZE}"))
+}
+
+fn mode(text: &str) -> Result<u32, String> {
+    let digits = text.strip_prefix("0o").unwrap_or(text);
+    let mode = u32::from_str_radix(digits, 8).ok().filter(|mode| *mode <= 0o777);
+    mode.ok_or_else(|| "permissions in octal, like 0660".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn values_are_checked() {
+        let parse = |args: &[&str]| Cli::try_parse_from([&["volt-netd"], args].concat());
+        assert_eq!(parse(&["--tap", "t", "--socket-path", "s"]).unwrap().socket_mode, 0o600);
+        assert_eq!(parse(&["--tap-fd", "3,4", "--fd", "5"]).unwrap().tap_fd, [3, 4]);
+        for wrong in [
+            &["--queue-size", "100"][..],
+            &["--queue-size", "65536"],
+            &["--queues", "0"],
+            &["--mtu", "67"],
+            &["--mac", "01:00:00:00:00:00"],
+            &["--socket-mode", "0999"],
+            &["--tap", "a", "--tap-fd", "3"],
+            &["--socket", "a", "--fd", "3"],
+        ] {
+            assert!(parse(wrong).is_err(), "{wrong:?}");
+        }
+    }
+}

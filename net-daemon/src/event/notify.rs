@@ -1,0 +1,126 @@
+//! The descriptors by which driver and device notify each other: kick, call and err.
+//!
+//! They come from the front-end and may be anything. vhost-user says eventfd, UML sends one end of a socket pair,
+//! a hostile front-end a file, a blocking descriptor or one that is full. Neither direction may ever wait.
+
+use std::fs::File;
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{FileType, OFlags, fcntl_getfl, fcntl_setfl, fstat};
+use thiserror::Error;
+
+/// Why a descriptor cannot carry notifications.
+#[derive(Debug, Error)]
+pub enum NotifyError {
+    /// Not one that can be waited for.
+    #[error("the descriptor is a {0}, where an eventfd belongs")]
+    Kind(&'static str),
+    /// The system refuses.
+    #[error("the descriptor cannot be made non-blocking")]
+    System(#[from] io::Error),
+}
+
+/// A descriptor for notifications, in either direction.
+#[derive(Debug)]
+pub struct Notifier(File);
+
+impl Notifier {
+    /// Takes a descriptor that a front-end sent.
+    ///
+    /// # Errors
+    ///
+    /// When it is neither eventfd, nor pipe, nor socket.
+    pub fn new(fd: OwnedFd) -> Result<Notifier, NotifyError> {
+        let mode = fstat(&fd).map_err(io::Error::from)?.st_mode;
+        let kind = match FileType::from_raw_mode(mode) {
+            FileType::Fifo | FileType::Socket => None,
+            FileType::RegularFile => Some("regular file"),
+            FileType::Directory => Some("directory"),
+            FileType::CharacterDevice => Some("character device"),
+            FileType::BlockDevice => Some("block device"),
+            FileType::Symlink => Some("symbolic link"),
+            // Anonymous inodes have no type: eventfds, and others that are of no use but do no harm.
+            FileType::Unknown => None,
+        };
+        if let Some(kind) = kind {
+            return Err(NotifyError::Kind(kind));
+        }
+        // The flag belongs to the open file, which the front-end shares: it can take it back, and then block the
+        // worker, which is why stopping a worker does not rely on it.
+        let flags = fcntl_getfl(&fd).map_err(io::Error::from)?;
+        fcntl_setfl(&fd, flags | OFlags::NONBLOCK).map_err(io::Error::from)?;
+        Ok(Notifier(fd.into()))
+    }
+
+    /// Notifies the other side. One that does not read has a notification waiting already, and one that is gone
+    /// needs none.
+    #[inline]
+    pub fn notify(&self) {
+        let _ = (&self.0).write(&1u64.to_ne_bytes());
+    }
+
+    /// Takes what was notified. `false` when the other side is gone, or the descriptor is of no use.
+    #[inline]
+    pub fn clear(&self) -> bool {
+        // More than the 8 bytes of an eventfd: a socket or pipe is emptied in fewer calls.
+        let mut bytes = [0; 256];
+        match (&self.0).read(&mut bytes) {
+            Ok(read) => read > 0,
+            Err(error) => matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted),
+        }
+    }
+}
+
+impl AsFd for Notifier {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use rustix::event::{EventfdFlags, eventfd as new_eventfd};
+
+    use super::*;
+
+    #[test]
+    fn a_blocking_or_full_eventfd_does_not_block() {
+        let fd = new_eventfd(0, EventfdFlags::empty()).unwrap();
+        let mut ours = File::from(fd.try_clone().unwrap());
+        let notifier = Notifier::new(fd).unwrap();
+        ours.write_all(&(u64::MAX - 1).to_ne_bytes()).unwrap();
+        notifier.notify();
+        let mut count = [0; 8];
+        ours.read_exact(&mut count).unwrap();
+        assert_eq!(u64::from_ne_bytes(count), u64::MAX - 1);
+        assert!(notifier.clear(), "nothing to read is no end");
+    }
+
+    #[test]
+    fn a_socket_carries_notifications_and_its_end() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let notifier = Notifier::new(theirs.into()).unwrap();
+        notifier.notify();
+        let mut bytes = [0; 8];
+        (&ours).read_exact(&mut bytes).unwrap();
+        assert_eq!(u64::from_ne_bytes(bytes), 1);
+        assert!(notifier.clear());
+        drop(ours);
+        assert!(!notifier.clear());
+        notifier.notify();
+    }
+
+    #[test]
+    fn files_are_refused_by_kind() {
+        let kind = |path| match Notifier::new(File::open(path).unwrap().into()) {
+            Err(NotifyError::Kind(kind)) => kind,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(kind("/dev/null"), "character device");
+        assert_eq!(kind("/proc/self/status"), "regular file");
+        assert_eq!(kind("/"), "directory");
+    }
+}

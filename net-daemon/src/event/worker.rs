@@ -1,0 +1,233 @@
+//! The thread of one queue pair: owns the pair by value while it runs, and gives it back when it is stopped.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use log::{error, warn};
+use rustix::event::{EventfdFlags, eventfd};
+use thiserror::Error;
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+use crate::event::notify::Notifier;
+use crate::event::poller::{EventFlags, Poller};
+use crate::net::Turn;
+use crate::net::pair::Pair;
+use crate::net::vring::Vring;
+
+/// After this long without an answer, a worker is woken from whatever call it is stuck in.
+const PATIENCE: Duration = Duration::from_millis(20);
+/// After this long, it is given up.
+const LIMIT: Duration = Duration::from_secs(2);
+
+/// Why a worker has no pair to give back.
+#[derive(Debug, Error)]
+pub enum WorkerError {
+    /// Its thread or one of its descriptors could not be made.
+    #[error("cannot start a worker")]
+    Start(#[source] io::Error),
+    /// A kick descriptor that cannot be waited for.
+    #[error("cannot wait for the kick descriptor of vring {0}")]
+    Kick(usize, #[source] io::Error),
+    /// It does not answer: the kernel holds it, for instance in memory of the front-end that never comes.
+    #[error("the worker of a queue pair did not stop within {} s", LIMIT.as_secs())]
+    Stuck,
+    /// It panicked, which is an error of this program.
+    #[error("the worker of a queue pair panicked")]
+    Panicked,
+}
+
+/// What a worker waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Token {
+    Stop,
+    Port,
+    RxKick,
+    TxKick,
+}
+
+/// A running queue pair.
+#[derive(Debug)]
+pub struct Worker {
+    thread: JoinHandle<Pair>,
+    stop: Arc<Notifier>,
+}
+
+impl Worker {
+    /// Starts a thread called `name` that runs `pair`.
+    ///
+    /// # Errors
+    ///
+    /// Gives the pair back when it cannot run.
+    pub fn start(name: String, pair: Pair) -> Result<Worker, (WorkerError, Box<Pair>)> {
+        let ready = || -> Result<_, WorkerError> {
+            let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(io::Error::from);
+            let stop = stop
+                .and_then(|fd| Notifier::new(fd).map_err(io::Error::other))
+                .map_err(WorkerError::Start)?;
+            let poller = watch(&stop, &pair)?;
+            Ok((Arc::new(stop), poller))
+        };
+        let (stop, poller) = match ready() {
+            Ok(ready) => ready,
+            Err(error) => return Err((error, Box::new(pair))),
+        };
+        // The pair goes to the thread by a channel, so that it is not lost when there is no thread.
+        let (send, receive) = std::sync::mpsc::sync_channel::<Pair>(1);
+        let spawned = thread::Builder::new().name(name).spawn(move || {
+            let pair = receive.recv().expect("sent right after the thread has started");
+            Running { pair, poller }.run()
+        });
+        match spawned {
+            Ok(thread) => {
+                send.send(pair).expect("the thread waits for it");
+                Ok(Worker { thread, stop })
+            }
+            Err(error) => Err((WorkerError::Start(error), Box::new(pair))),
+        }
+    }
+
+    /// Stops the thread and takes the pair back; everything popped is published by then.
+    ///
+    /// # Errors
+    ///
+    /// When the thread does not come back.
+    pub fn stop(self) -> Result<Pair, WorkerError> {
+        self.stop.notify();
+        let start = Instant::now();
+        while !self.thread.is_finished() {
+            let waited = start.elapsed();
+            if waited > LIMIT {
+                return Err(WorkerError::Stuck);
+            }
+            if waited > PATIENCE {
+                // A front-end that makes a call descriptor blocking again can hold a worker in write().
+                let _ = self.thread.kill(SIGRTMIN());
+                thread::sleep(Duration::from_millis(1));
+            } else {
+                thread::yield_now();
+            }
+        }
+        self.thread.join().map_err(|_| WorkerError::Panicked)
+    }
+}
+
+/// Lets [`Worker::stop`] interrupt system calls. Called once, before the first worker.
+///
+/// # Errors
+///
+/// When the system refuses the signal handler.
+pub fn prepare_signals() -> io::Result<()> {
+    extern "C" fn interrupt(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+    register_signal_handler(SIGRTMIN(), interrupt)
+        .map_err(|error| io::Error::from_raw_os_error(error.errno()))
+}
+
+/// Everything is edge-triggered: what is not finished is remembered in [`Ready`], and nothing that nobody drains
+/// can make the worker spin.
+fn watch(stop: &Notifier, pair: &Pair) -> Result<Poller<Token>, WorkerError> {
+    let mut poller = Poller::new().map_err(WorkerError::Start)?;
+    let edge = EventFlags::IN | EventFlags::ET;
+    poller.add(stop, edge, Token::Stop).map_err(WorkerError::Start)?;
+    poller.add(pair.queue.as_fd(), edge | EventFlags::OUT, Token::Port).map_err(WorkerError::Start)?;
+    for (vring, token) in [
+        (pair.rx.as_ref().map(|rx| &rx.vring), Token::RxKick),
+        (pair.tx.as_ref().map(|tx| &tx.vring), Token::TxKick),
+    ] {
+        if let Some(vring) = vring {
+            let added = poller.add(&*vring.kick, edge, token);
+            added.map_err(|source| WorkerError::Kick(vring.index, source))?;
+        }
+    }
+    Ok(poller)
+}
+
+/// What there is to do.
+#[derive(Debug)]
+struct Ready {
+    rx: bool,
+    tx: bool,
+    /// What the halves wait for: the guest's buffers, and room in the port.
+    rx_waits_for_kick: bool,
+    tx_waits_for_port: bool,
+}
+
+struct Running {
+    pair: Pair,
+    poller: Poller<Token>,
+}
+
+impl Running {
+    fn run(mut self) -> Pair {
+        // A kick may have been taken by whoever served the rings before: look once without one. A disabled transmit
+        // ring is only drained when its driver kicks.
+        let enabled_tx = self.pair.tx.as_ref().is_some_and(|tx| !tx.discard);
+        let mut ready =
+            Ready { rx: true, tx: enabled_tx, rx_waits_for_kick: false, tx_waits_for_port: false };
+        self.pair.call_all();
+        loop {
+            match self.wait(&mut ready) {
+                Ok(true) => {}
+                Ok(false) => return self.pair,
+                Err(error) => {
+                    error!("a queue pair stops: waiting for events failed: {error}");
+                    return self.pair;
+                }
+            }
+            if ready.tx {
+                let turn = self.pair.run_tx();
+                ready.tx = turn == Turn::More;
+                ready.tx_waits_for_port = turn == Turn::PortFull;
+            }
+            if ready.rx {
+                let turn = self.pair.run_rx();
+                ready.rx = turn == Turn::More;
+                ready.rx_waits_for_kick = turn == Turn::NoBuffers;
+            }
+        }
+    }
+
+    /// Takes what has happened into `ready`, after waiting for it if there is nothing to do. `false` ends the run.
+    fn wait(&mut self, ready: &mut Ready) -> io::Result<bool> {
+        let timeout = (ready.tx || ready.rx).then_some(Duration::ZERO);
+        let (mut running, mut dead) = (true, Vec::new());
+        let pair = &self.pair;
+        self.poller.wait(timeout, |token, flags| match token {
+            Token::Stop => running = false,
+            Token::Port => {
+                ready.rx |= !ready.rx_waits_for_kick;
+                ready.tx |= ready.tx_waits_for_port && flags.contains(EventFlags::OUT);
+            }
+            Token::RxKick => {
+                // Buffers are looked for when there are frames; a kick counts only if the guest had none.
+                ready.rx |= ready.rx_waits_for_kick;
+                let vring = pair.rx.as_ref().map(|rx| &rx.vring);
+                dead.extend(vring.filter(|vring| !taken(pair, vring)).map(|vring| vring.kick.clone()));
+            }
+            Token::TxKick => {
+                ready.tx = true;
+                let vring = pair.tx.as_ref().map(|tx| &tx.vring);
+                dead.extend(vring.filter(|vring| !taken(pair, vring)).map(|vring| vring.kick.clone()));
+            }
+        })?;
+        for kick in dead {
+            self.poller.remove(&*kick)?;
+        }
+        Ok(running)
+    }
+}
+
+/// Takes a kick; `false` when no other can come.
+fn taken(pair: &Pair, vring: &Vring) -> bool {
+    pair.counters.kicks.add(1);
+    let alive = vring.kick.clear();
+    if !alive {
+        warn!(
+            "vring {}: its kick descriptor is closed or no eventfd: no kick can come any more",
+            vring.index
+        );
+    }
+    alive
+}

@@ -1,0 +1,79 @@
+//! What happened on a queue pair, counted.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// A number that one thread counts up and others read.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `n`. Only the pair's worker counts, so no locked instruction is needed.
+    #[inline(always)]
+    pub fn add(&self, n: u64) {
+        self.0.store(self.0.load(Relaxed).wrapping_add(n), Relaxed);
+    }
+
+    /// The number.
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident: $text:literal;)*) => {
+        /// The counters of one queue pair.
+        #[derive(Debug, Default)]
+        pub struct Counters {
+            $($(#[$doc])* pub $name: Counter,)*
+        }
+
+        impl Counters {
+            /// All counters with their names.
+            pub fn all(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                [$(($text, self.$name.get()),)*].into_iter()
+            }
+        }
+    };
+}
+
+counters! {
+    /// Frames from the guest that the port took.
+    tx_frames: "tx frames";
+    /// Their bytes, headers included.
+    tx_bytes: "tx bytes";
+    /// Frames to the guest.
+    rx_frames: "rx frames";
+    /// Their bytes, headers included.
+    rx_bytes: "rx bytes";
+    /// Malformed transmit chains.
+    tx_bad_chain: "tx bad chains";
+    /// Frames that the kernel refused, mostly for a header that makes no sense.
+    tx_refused: "tx refused by the kernel";
+    /// Frames dropped because the interface was down or gone.
+    tx_no_port: "tx without interface";
+    /// Frames dropped on a ring that the front-end has disabled.
+    tx_disabled: "tx on a disabled ring";
+    /// Malformed receive chains.
+    rx_bad_chain: "rx bad chains";
+    /// Frames longer than the buffers that the guest has for one.
+    rx_too_long: "rx too long for the guest's buffers";
+    /// Frames lost because receiving them failed, for instance into memory that the front-end has taken away.
+    rx_failed: "rx failed";
+    /// Notifications to the driver.
+    calls: "calls";
+    /// Notifications from the driver.
+    kicks: "kicks";
+}
+
+impl fmt::Display for Counters {
+    /// Those that are not 0, or `nothing`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut comma = "";
+        for (name, count) in self.all().filter(|(_, count)| *count > 0) {
+            write!(f, "{comma}{name} {count}")?;
+            comma = ", ";
+        }
+        if comma.is_empty() { f.write_str("nothing") } else { Ok(()) }
+    }
+}

@@ -1,0 +1,91 @@
+//! The control virtqueue served from its ring (virtio 1.2, section 5.1.6.5), for front-ends that leave it to the
+//! back-end.
+
+use log::{debug, warn};
+
+use crate::net::counters::Counters;
+use crate::net::ctrl::{self, ACK_ERR, ACK_OK, Command, Limits, MAX_COMMAND_LEN};
+use crate::net::vring::Vring;
+use crate::virtio::chain::ChainError;
+use crate::virtio::memory::{IoPart, read_parts, write_parts};
+use crate::virtio::ring::RingError;
+
+/// Most commands served in one go; a driver has one outstanding.
+const BATCH: usize = 16;
+
+/// A control virtqueue that runs.
+#[derive(Debug)]
+pub struct ControlQueue {
+    /// Its vring.
+    pub vring: Vring,
+    counters: Counters,
+}
+
+impl ControlQueue {
+    /// The control queue over `vring`.
+    pub fn new(vring: Vring) -> ControlQueue {
+        ControlQueue { vring, counters: Counters::default() }
+    }
+
+    /// Hands each available command to `carry_out`, answers the driver, and says whether there may be more.
+    ///
+    /// # Errors
+    ///
+    /// When the driver broke the ring.
+    pub fn run(&mut self, limits: Limits, mut carry_out: impl FnMut(Command)) -> Result<bool, RingError> {
+        let mut more = true;
+        for _ in 0..BATCH {
+            let Some(head) = self.vring.ring.pop()? else {
+                more = false;
+                break;
+            };
+            let written = match self.serve(head, limits, &mut carry_out) {
+                Ok(()) => 1,
+                Err(error) => {
+                    self.vring.bad_chain(error, &self.counters.tx_bad_chain);
+                    0
+                }
+            };
+            self.vring.ring.push_used(head, written);
+        }
+        self.vring.publish(&self.counters);
+        Ok(more || self.vring.ring.enable_kicks()?)
+    }
+
+    fn serve(
+        &mut self,
+        head: u16,
+        limits: Limits,
+        carry_out: &mut impl FnMut(Command),
+    ) -> Result<(), ChainError> {
+        let (mut readable, mut writable) = (Vec::<IoPart>::new(), None);
+        let mut len = 0;
+        self.vring.ring.walk(head, |part, write| match write {
+            true => writable = writable.or(Some(part)),
+            false if len < MAX_COMMAND_LEN => {
+                len += part.len();
+                readable.push(part);
+            }
+            false => len = len.saturating_add(part.len()),
+        })?;
+        let ack = writable.ok_or(ChainError::Direction)?;
+        if len > MAX_COMMAND_LEN {
+            return Err(ChainError::Long(MAX_COMMAND_LEN));
+        }
+        let mut bytes = vec![0; len];
+        read_parts(&readable, &mut bytes);
+        let answer = match ctrl::parse(&bytes, limits) {
+            Ok(command) => {
+                debug!("control queue: {command:?}");
+                carry_out(command);
+                ACK_OK
+            }
+            Err(error) => {
+                warn!("control queue: command refused: {error}");
+                ACK_ERR
+            }
+        };
+        write_parts(&[ack], 0, &[answer]);
+        Ok(())
+    }
+}

@@ -1,0 +1,80 @@
+//! A queue pair: one receive and one transmit half over one queue of the port, owned by one worker.
+
+use std::sync::Arc;
+
+use log::warn;
+
+use crate::net::Turn;
+use crate::net::counters::Counters;
+use crate::net::health::Health;
+use crate::net::rx::Rx;
+use crate::net::tx::Tx;
+use crate::net::vring::Vring;
+use crate::port::PortQueue;
+use crate::virtio::ring::RingError;
+
+/// A queue pair that can run. Either half may be missing: not started, not enabled, or broken by the driver.
+#[derive(Debug)]
+pub struct Pair {
+    /// The receive half.
+    pub rx: Option<Rx>,
+    /// The transmit half.
+    pub tx: Option<Tx>,
+    /// The port's queue.
+    pub queue: Arc<dyn PortQueue>,
+    /// What the pair counts.
+    pub counters: Arc<Counters>,
+    /// What the pair knows about its port.
+    pub health: Health,
+    /// Virtqueues that the driver broke while the pair ran.
+    pub broken: Vec<usize>,
+}
+
+impl Pair {
+    /// Notifies the driver on both rings, in case whoever served them before died between publishing and notifying.
+    pub fn call_all(&self) {
+        self.vrings().for_each(|vring| vring.call(&self.counters));
+    }
+
+    /// The vrings that run.
+    pub fn vrings(&self) -> impl Iterator<Item = &Vring> {
+        let rx = self.rx.iter().map(|rx| &rx.vring);
+        rx.chain(self.tx.iter().map(|tx| &tx.vring))
+    }
+
+    /// One batch from the wire to the guest.
+    #[inline]
+    pub fn run_rx(&mut self) -> Turn {
+        let Some(rx) = &mut self.rx else { return Turn::Idle };
+        match rx.run(&*self.queue, &mut self.health, &self.counters) {
+            Ok(turn) => turn,
+            Err(error) => {
+                self.broken.extend(self.rx.take().map(|rx| broken(&rx.vring, error)));
+                Turn::Idle
+            }
+        }
+    }
+
+    /// One batch from the guest to the wire.
+    #[inline]
+    pub fn run_tx(&mut self) -> Turn {
+        let Some(tx) = &mut self.tx else { return Turn::Idle };
+        match tx.run(&*self.queue, &mut self.health, &self.counters) {
+            Ok(turn) => turn,
+            Err(error) => {
+                self.broken.extend(self.tx.take().map(|tx| broken(&tx.vring, error)));
+                Turn::Idle
+            }
+        }
+    }
+}
+
+/// A ring that cannot be trusted stops, and says so once: to the log and to the front-end.
+#[cold]
+fn broken(vring: &Vring, error: RingError) -> usize {
+    warn!("vring {} stopped: {error}; only a reset by the driver starts it again", vring.index);
+    if let Some(err) = &vring.err {
+        err.notify();
+    }
+    vring.index
+}

@@ -1,0 +1,311 @@
+//! Wire to guest: frames from the port straight into the guest's receive buffers.
+//!
+//! Buffers are taken off the ring ahead of frames, as many as a frame like the recent ones needs, and stay
+//! gathered until frames fill them. Behind them always stands a spill buffer of our own, so that a frame is read whole
+//! whatever its length: one that outgrows the gathered buffers is completed by a copy, once, and from then on
+//! more buffers are gathered.
+
+use std::collections::VecDeque;
+use std::io;
+
+use log::debug;
+
+use crate::net::counters::Counters;
+use crate::net::health::{Health, Verdict};
+use crate::net::vring::Vring;
+use crate::net::{BATCH, Turn};
+use crate::port::queue::MAX_PARTS;
+use crate::port::{ETHERNET_LEN, HEADER_LEN, MAX_FRAME_LEN, PortQueue};
+use crate::virtio::chain::ChainError;
+use crate::virtio::features::Features;
+use crate::virtio::memory::{IoPart, read_parts, write_parts};
+use crate::virtio::ring::RingError;
+
+/// Offset of `num_buffers` in the header.
+const NUM_BUFFERS: usize = 10;
+
+/// A chain that waits for a frame.
+#[derive(Clone, Copy, Debug)]
+struct Buffer {
+    head: u16,
+    /// How many of the gathered parts are its own.
+    parts: usize,
+    len: usize,
+}
+
+/// Why gathering stopped.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Gathered {
+    Enough,
+    /// The guest has made no more available.
+    Empty,
+    /// A malformed chain comes next.
+    BadChain,
+}
+
+/// The receive half of a queue pair.
+#[derive(Debug)]
+pub struct Rx {
+    /// The ring.
+    pub vring: Vring,
+    mergeable: bool,
+    checksums: bool,
+    buffers: VecDeque<Buffer>,
+    /// Parts of all `buffers`, from `first` on.
+    parts: Vec<IoPart>,
+    first: usize,
+    /// Bytes of all `buffers`.
+    capacity: usize,
+    /// What a frame like the recent ones takes.
+    wanted: usize,
+    /// Holds what does not fit the gathered buffers.
+    spill: Box<[u8]>,
+    /// Length of a frame that is whole in `spill` and waits for buffers.
+    stashed: Option<usize>,
+}
+
+impl Rx {
+    /// The receive half over `vring`, for a driver that acknowledged `features`.
+    pub fn new(vring: Vring, features: Features) -> Rx {
+        Rx {
+            vring,
+            mergeable: features.has(Features::MRG_RXBUF),
+            checksums: features.has(Features::GUEST_CSUM),
+            buffers: VecDeque::new(),
+            parts: Vec::with_capacity(MAX_PARTS),
+            first: 0,
+            capacity: 0,
+            wanted: 1,
+            spill: vec![0; MAX_FRAME_LEN].into(),
+            stashed: None,
+        }
+    }
+
+    /// Receives up to [`BATCH`] frames and publishes them.
+    ///
+    /// # Errors
+    ///
+    /// When the driver broke the ring. What was received before is published.
+    pub fn run(
+        &mut self,
+        port: &dyn PortQueue,
+        health: &mut Health,
+        counters: &Counters,
+    ) -> Result<Turn, RingError> {
+        let turn = self.batch(port, health, counters);
+        self.vring.publish(counters);
+        match turn? {
+            // Only a guest that was out of buffers needs to tell when it has some.
+            Turn::NoBuffers if self.vring.ring.enable_kicks()? => Ok(Turn::More),
+            turn => Ok(turn),
+        }
+    }
+
+    fn batch(
+        &mut self,
+        port: &dyn PortQueue,
+        health: &mut Health,
+        counters: &Counters,
+    ) -> Result<Turn, RingError> {
+        self.vring.ring.disable_kicks();
+        let mut end = Turn::Idle;
+        for _ in 0..BATCH {
+            if let Some(len) = self.stashed {
+                if !self.unstash(len, counters)? {
+                    return Ok(Turn::NoBuffers);
+                }
+                end = Turn::More;
+                continue;
+            }
+            self.gather(self.wanted, counters)?;
+            if self.buffers.is_empty() {
+                return Ok(Turn::NoBuffers);
+            }
+            match self.receive(port) {
+                Ok(len) => {
+                    health.works();
+                    self.deliver(len, counters);
+                    end = Turn::More;
+                }
+                Err(error) => match health.failed(&error) {
+                    // Goes on with the next frame, but not for ever: nothing says that it will be better.
+                    Verdict::Refused => self.failed(&error, counters),
+                    Verdict::Wait | Verdict::NoPort => return Ok(Turn::Idle),
+                },
+            }
+        }
+        Ok(end)
+    }
+
+    #[cold]
+    fn failed(&self, error: &io::Error, counters: &Counters) {
+        counters.rx_failed.add(1);
+        debug!("vring {}: receiving a frame: {error}", self.vring.index);
+    }
+
+    /// Takes buffers off the ring until they hold `wanted` bytes; one is enough where frames are not merged.
+    #[inline]
+    fn gather(&mut self, wanted: usize, counters: &Counters) -> Result<Gathered, RingError> {
+        while self.capacity < wanted && (self.mergeable || self.buffers.is_empty()) {
+            let Some(head) = self.vring.ring.pop()? else { return Ok(Gathered::Empty) };
+            let start = self.parts.len();
+            match self.collect(head) {
+                Ok(len) => {
+                    self.capacity += len;
+                    self.buffers.push_back(Buffer { head, parts: self.parts.len() - start, len });
+                }
+                Err(error) => {
+                    self.parts.truncate(start);
+                    // Completion is in order, so it must wait for the buffers before it.
+                    if !self.buffers.is_empty() {
+                        self.vring.ring.unpop();
+                        return Ok(Gathered::BadChain);
+                    }
+                    self.vring.bad_chain(error, &counters.rx_bad_chain);
+                    self.vring.ring.push_used(head, 0);
+                }
+            }
+        }
+        Ok(Gathered::Enough)
+    }
+
+    /// Appends the chain's parts; returns their bytes, at most those of the longest frame.
+    #[inline]
+    fn collect(&mut self, head: u16) -> Result<usize, ChainError> {
+        let start = self.parts.len();
+        let parts = &mut self.parts;
+        let (mut len, mut readable) = (0, false);
+        self.vring.ring.walk(head, |part, write| {
+            readable |= !write;
+            let joined = parts.len() > start && parts.last_mut().is_some_and(|last| last.extend(part));
+            // No frame needs more.
+            if joined || len < MAX_FRAME_LEN {
+                len += part.len();
+                if !joined {
+                    parts.push(part);
+                }
+            }
+        })?;
+        match len {
+            _ if readable => Err(ChainError::Direction),
+            len if len < HEADER_LEN => Err(ChainError::Short(len)),
+            len => Ok(len),
+        }
+    }
+
+    /// Reads one frame into the gathered buffers and what does not fit into `spill`, at the offset it has
+    /// in the frame.
+    #[inline]
+    fn receive(&mut self, port: &dyn PortQueue) -> io::Result<usize> {
+        let parts = self.parts.len() - self.first;
+        if self.capacity >= MAX_FRAME_LEN && parts <= MAX_PARTS {
+            return port.recv(&self.parts[self.first..]);
+        }
+        if parts < MAX_PARTS {
+            self.parts.push(IoPart::from_slice(&mut self.spill[self.capacity.min(MAX_FRAME_LEN - 1)..]));
+            let result = port.recv(&self.parts[self.first..]);
+            self.parts.pop();
+            return result;
+        }
+        // More parts than one call takes: by way of the spill buffer.
+        let len = port.recv(&[IoPart::from_slice(&mut self.spill)])?;
+        write_parts(&self.parts[self.first..], 0, &self.spill[..len.min(self.capacity)]);
+        Ok(len)
+    }
+
+    /// Gives a frame of `len` bytes to the guest, or sets it aside when the buffers do not hold it.
+    #[inline]
+    fn deliver(&mut self, len: usize, counters: &Counters) {
+        // Follows long frames at once and forgets them slowly.
+        self.wanted = len.max(self.wanted - self.wanted / 256);
+        if len < HEADER_LEN + ETHERNET_LEN {
+            return;
+        }
+        if len > self.capacity {
+            self.stash(len);
+        } else {
+            self.complete(len, counters);
+        }
+    }
+
+    #[cold]
+    fn stash(&mut self, len: usize) {
+        // The rest is in its place already.
+        let here = self.capacity;
+        read_parts(&self.parts[self.first..], &mut self.spill[..here]);
+        self.stashed = Some(len);
+    }
+
+    /// Gives the stashed frame to the guest, or gives it up when the guest's whole ring cannot hold it. Returns
+    /// whether the stash is empty.
+    #[cold]
+    fn unstash(&mut self, len: usize, counters: &Counters) -> Result<bool, RingError> {
+        let gathered = self.gather(len, counters)?;
+        if len <= self.capacity {
+            write_parts(&self.parts[self.first..], 0, &self.spill[..len]);
+            self.complete(len, counters);
+        } else {
+            let full = self.buffers.len() == usize::from(self.vring.ring.size());
+            if gathered == Gathered::Empty && !full {
+                return Ok(false);
+            }
+            counters.rx_too_long.add(1);
+            // Longer frames than this guest takes are no reason to gather more buffers.
+            self.wanted = 1;
+        }
+        self.stashed = None;
+        Ok(true)
+    }
+
+    /// Finishes the header of a frame that lies in the buffers and pushes the buffers that it fills.
+    #[inline]
+    fn complete(&mut self, len: usize, counters: &Counters) {
+        let mut left = len;
+        let count = if self.mergeable { self.count(len) } else { 1 };
+        let parts = &self.parts[self.first..];
+        write_parts(parts, NUM_BUFFERS, &(count as u16).to_le_bytes());
+        if !self.checksums {
+            // Flags are about checksums that this driver knows nothing of (virtio 1.2, 5.1.6.4.1).
+            write_parts(parts, 0, &[0]);
+        }
+        for buffer in self.buffers.drain(..count) {
+            let written = left.min(buffer.len);
+            self.vring.ring.push_used(buffer.head, written as u32);
+            left -= written;
+            self.capacity -= buffer.len;
+            self.first += buffer.parts;
+        }
+        self.compact();
+        counters.rx_frames.add(1);
+        counters.rx_bytes.add(len as u64);
+    }
+
+    /// How many of the gathered buffers a frame of `len` bytes fills.
+    #[inline]
+    fn count(&self, len: usize) -> usize {
+        let mut room = 0;
+        1 + self
+            .buffers
+            .iter()
+            .take_while(|buffer| {
+                room += buffer.len;
+                room < len
+            })
+            .count()
+    }
+
+    /// Keeps `parts` from growing: free when nothing is gathered, otherwise once in many frames.
+    #[inline]
+    fn compact(&mut self) {
+        if self.buffers.is_empty() {
+            self.parts.clear();
+            self.first = 0;
+        } else if self.first >= MAX_PARTS / 2 {
+            self.parts.drain(..self.first);
+            self.first = 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,132 @@
+//! Guest to wire: chains of the transmit queue to the port, a batch at a time.
+//!
+//! Header and payload go to the port as the guest wrote them, so nothing is decided on bytes that the guest can
+//! still change: lengths are checked here, contents by the kernel, which copies first.
+
+use crate::net::counters::Counters;
+use crate::net::health::{Health, Verdict};
+use crate::net::vring::Vring;
+use crate::net::{BATCH, Turn};
+use crate::port::queue::MAX_PARTS;
+use crate::port::{ETHERNET_LEN, HEADER_LEN, MAX_FRAME_LEN, PortQueue};
+use crate::virtio::chain::ChainError;
+use crate::virtio::memory::{IoPart, read_parts};
+use crate::virtio::ring::RingError;
+
+/// The transmit half of a queue pair.
+#[derive(Debug)]
+pub struct Tx {
+    /// The ring.
+    pub vring: Vring,
+    /// The front-end has disabled the ring after it was enabled: what the guest kicks for is dropped.
+    pub discard: bool,
+    parts: Vec<IoPart>,
+    /// For a frame in more parts than one call takes.
+    bounce: Vec<u8>,
+}
+
+impl Tx {
+    /// The transmit half over `vring`.
+    pub fn new(vring: Vring, discard: bool) -> Tx {
+        Tx { vring, discard, parts: Vec::with_capacity(MAX_PARTS), bounce: Vec::new() }
+    }
+
+    /// Sends up to [`BATCH`] frames and publishes them.
+    ///
+    /// # Errors
+    ///
+    /// When the driver broke the ring. What was sent before is published.
+    pub fn run(
+        &mut self,
+        port: &dyn PortQueue,
+        health: &mut Health,
+        counters: &Counters,
+    ) -> Result<Turn, RingError> {
+        self.vring.ring.disable_kicks();
+        let turn = self.batch(port, health, counters);
+        self.vring.publish(counters);
+        match turn? {
+            Turn::Idle if self.vring.ring.enable_kicks()? => Ok(Turn::More),
+            turn => Ok(turn),
+        }
+    }
+
+    fn batch(
+        &mut self,
+        port: &dyn PortQueue,
+        health: &mut Health,
+        counters: &Counters,
+    ) -> Result<Turn, RingError> {
+        for _ in 0..BATCH {
+            let Some(head) = self.vring.ring.pop()? else { return Ok(Turn::Idle) };
+            match self.collect(head) {
+                Err(error) => self.vring.bad_chain(error, &counters.tx_bad_chain),
+                Ok(_) if self.discard => counters.tx_disabled.add(1),
+                Ok(_) => match self.send(port, health, counters) {
+                    Some(Verdict::Wait) => {
+                        self.vring.ring.unpop();
+                        return Ok(Turn::PortFull);
+                    }
+                    Some(Verdict::Refused) => counters.tx_refused.add(1),
+                    Some(Verdict::NoPort) => counters.tx_no_port.add(1),
+                    None => {}
+                },
+            }
+            // The device writes nothing into a transmit chain.
+            self.vring.ring.push_used(head, 0);
+        }
+        Ok(Turn::More)
+    }
+
+    /// Gathers the chain's parts; returns the frame's bytes, header included.
+    #[inline]
+    fn collect(&mut self, head: u16) -> Result<usize, ChainError> {
+        let parts = &mut self.parts;
+        parts.clear();
+        let (mut len, mut writable) = (0usize, false);
+        self.vring.ring.walk(head, |part, write| {
+            writable |= write;
+            len = len.saturating_add(part.len());
+            let joined = parts.last_mut().is_some_and(|last| last.extend(part));
+            // A frame that is too long is not sent, so its parts need no room.
+            if !joined && len <= MAX_FRAME_LEN {
+                parts.push(part);
+            }
+        })?;
+        match len {
+            _ if writable => Err(ChainError::Direction),
+            len if len < HEADER_LEN + ETHERNET_LEN => Err(ChainError::Short(len)),
+            len if len > MAX_FRAME_LEN => Err(ChainError::Long(MAX_FRAME_LEN)),
+            len => Ok(len),
+        }
+    }
+
+    /// `None` when the port took the frame.
+    #[inline]
+    fn send(&mut self, port: &dyn PortQueue, health: &mut Health, counters: &Counters) -> Option<Verdict> {
+        let sent = match self.parts.len() {
+            0..=MAX_PARTS => port.send(&self.parts),
+            _ => port.send(&[linear(&self.parts, &mut self.bounce)]),
+        };
+        match sent {
+            Ok(bytes) => {
+                health.works();
+                counters.tx_frames.add(1);
+                counters.tx_bytes.add(bytes as u64);
+                None
+            }
+            Err(error) => Some(health.failed(&error)),
+        }
+    }
+}
+
+/// Copies a frame of very many parts into one.
+#[cold]
+fn linear(parts: &[IoPart], bounce: &mut Vec<u8>) -> IoPart {
+    bounce.resize(MAX_FRAME_LEN, 0);
+    let len = read_parts(parts, bounce);
+    IoPart::from_slice(&mut bounce[..len])
+}
+
+#[cfg(test)]
+mod tests;

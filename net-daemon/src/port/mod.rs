@@ -1,0 +1,80 @@
+//! Ports: where frames go to and come from on the host's side.
+//!
+//! A [`Port`] is the interface as a whole and stays with the device. Its [`PortQueue`]s, one for each queue
+//! pair, are what a worker reads and writes; they are shared by `Arc` so that the device can attach and detach
+//! them while the worker owns its pair.
+
+use std::fmt::Debug;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use crate::virtio::features::Features;
+use crate::virtio::memory::IoPart;
+
+mod link;
+pub mod queue;
+pub mod socket;
+pub mod tap;
+
+/// Length of `struct virtio_net_hdr_v1`, which stands before each frame on a port and in a ring (virtio 1.2, 5.1.6).
+pub const HEADER_LEN: usize = 12;
+/// Length of an Ethernet header: the shortest frame there is.
+pub const ETHERNET_LEN: usize = 14;
+/// Longest frame with its header: the largest IP packet, an Ethernet header and two VLAN tags.
+pub const MAX_FRAME_LEN: usize = HEADER_LEN + ETHERNET_LEN + 8 + 65535;
+
+/// One queue of a port. Both calls return at once, with `WouldBlock` where they would have to wait.
+pub trait PortQueue: AsFd + Debug + Send + Sync {
+    /// Sends one frame, header first, gathered from `parts` (1 to 1024 of them); returns its bytes.
+    ///
+    /// # Errors
+    ///
+    /// What the system says of the frame or of the interface.
+    fn send(&self, parts: &[IoPart]) -> io::Result<usize>;
+
+    /// Receives one frame, header first, scattered into `parts` (1 to 1024 of them); returns its bytes.
+    ///
+    /// # Errors
+    ///
+    /// `WouldBlock` when there is none, otherwise what the system says of the interface.
+    fn recv(&self, parts: &[IoPart]) -> io::Result<usize>;
+}
+
+/// An interface of the host.
+pub trait Port: Debug + Send {
+    /// What logs and errors call it.
+    fn name(&self) -> &str;
+
+    /// The queue of `pair`, for 0 to the number of pairs that the port was opened with.
+    fn queue(&self, pair: usize) -> Arc<dyn PortQueue>;
+
+    /// Features that this port can serve beyond those that every port can: UDP segmentation.
+    fn extra_features(&self) -> Features;
+
+    /// The interface's MTU, where it can be asked.
+    fn mtu(&self) -> Option<u16>;
+
+    /// Lets the interface hand over frames as large and with as little done to them as the `GUEST_*` bits
+    /// of `acked` allow.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    fn set_offloads(&mut self, acked: Features) -> io::Result<()>;
+
+    /// Makes exactly those queues take part whose element of `active` is true. The host spreads flows over all
+    /// that take part, so one that nobody serves would swallow its share.
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    fn attach(&mut self, active: &[bool]) -> io::Result<()>;
+
+    /// Opens the interface again after it was deleted; its queues are then new ones.
+    ///
+    /// # Errors
+    ///
+    /// While it cannot be opened.
+    fn reopen(&mut self) -> io::Result<()>;
+}

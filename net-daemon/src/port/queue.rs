@@ -1,0 +1,66 @@
+//! A port's queue that is a file descriptor with a frame a call: a TAP queue or a packet socket.
+#![expect(unsafe_code, reason = "readv and writev on guest memory")]
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use crate::port::PortQueue;
+use crate::virtio::memory::IoPart;
+
+/// Most parts that `readv` and `writev` take (`UIO_MAXIOV`).
+pub const MAX_PARTS: usize = 1024;
+
+/// A non-blocking descriptor that carries one frame a call.
+#[derive(Debug)]
+pub struct FdQueue(OwnedFd);
+
+impl FdQueue {
+    /// Takes `fd` and makes it non-blocking.
+    ///
+    /// # Errors
+    ///
+    /// When the descriptor cannot be made so.
+    pub fn new(fd: OwnedFd) -> io::Result<FdQueue> {
+        let flags = rustix::fs::fcntl_getfl(&fd)?;
+        rustix::fs::fcntl_setfl(&fd, flags | rustix::fs::OFlags::NONBLOCK)?;
+        Ok(FdQueue(fd))
+    }
+}
+
+impl AsFd for FdQueue {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+fn result(bytes: isize) -> io::Result<usize> {
+    usize::try_from(bytes).map_err(|_| io::Error::last_os_error())
+}
+
+impl PortQueue for FdQueue {
+    #[inline]
+    fn send(&self, parts: &[IoPart]) -> io::Result<usize> {
+        let (fd, iovecs) = (self.0.as_raw_fd(), IoPart::as_iovecs(parts));
+        // SAFETY: the parts are live (promise of whoever made them) and only read from. A contiguous frame, the
+        // common one, is spared the import of a vector: 325 ns instead of 370 measured.
+        result(unsafe {
+            match iovecs {
+                [one] => libc::write(fd, one.iov_base, one.iov_len),
+                many => libc::writev(fd, many.as_ptr(), many.len() as libc::c_int),
+            }
+        })
+    }
+
+    #[inline]
+    fn recv(&self, parts: &[IoPart]) -> io::Result<usize> {
+        let (fd, iovecs) = (self.0.as_raw_fd(), IoPart::as_iovecs(parts));
+        // SAFETY: the parts are live (promise of whoever made them) and are guest memory or a buffer of ours that
+        // nobody else holds a reference to.
+        result(unsafe {
+            match iovecs {
+                [one] => libc::read(fd, one.iov_base, one.iov_len),
+                many => libc::readv(fd, many.as_ptr(), many.len() as libc::c_int),
+            }
+        })
+    }
+}

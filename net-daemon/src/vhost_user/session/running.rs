@@ -1,0 +1,200 @@
+//! From the set-up to running rings and back.
+
+use super::*;
+
+/// What a vring is to the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    /// Receive or transmit queue of a pair.
+    Data(usize),
+    Control,
+}
+
+impl Session {
+    /// With MQ the control queue comes behind all pairs of the device, without it behind the first
+    /// (virtio 1.2, 5.1.2). Front-ends that serve it themselves do not acknowledge it here.
+    fn control_index(&self) -> Option<usize> {
+        let acked = self.acked.filter(|acked| acked.has(Features::CTRL_VQ))?;
+        Some(if acked.has(Features::MQ) { self.vrings.len() - 1 } else { 2 })
+    }
+
+    fn role(&self, index: usize, device: &NetDevice) -> Option<Role> {
+        match index {
+            _ if self.control_index() == Some(index) => Some(Role::Control),
+            _ if index / 2 < device.pairs() => Some(Role::Data(index / 2)),
+            _ => None,
+        }
+    }
+
+    /// Changes the set-up of vring `index` while what it belongs to is stopped.
+    pub(super) fn change(
+        &mut self,
+        index: usize,
+        device: &mut NetDevice,
+        change: impl FnOnce(&mut VringSetup),
+    ) -> Answered {
+        self.stop_around(index, device)?;
+        change(&mut self.vrings[index]);
+        self.run_around(index, device);
+        Ok(Answer::Done)
+    }
+
+    /// Stops what vring `index` belongs to.
+    pub(super) fn stop_around(&mut self, index: usize, device: &mut NetDevice) -> Result<(), DeviceError> {
+        match self.role(index, device) {
+            Some(Role::Data(pair)) => self.stop_pair(pair, device),
+            Some(Role::Control) => {
+                self.control = None;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Runs what can run of what vring `index` belongs to.
+    pub(super) fn run_around(&mut self, index: usize, device: &mut NetDevice) {
+        match self.role(index, device) {
+            Some(Role::Data(pair)) => self.run_pair(pair, device),
+            Some(Role::Control) => self.run_control_queue(),
+            None => {}
+        }
+        self.attach(device);
+    }
+
+    pub(super) fn stop_all(&mut self, device: &mut NetDevice) -> Result<(), DeviceError> {
+        self.control = None;
+        (0..device.pairs()).try_for_each(|pair| self.stop_pair(pair, device))
+    }
+
+    pub(super) fn run_all(&mut self, device: &mut NetDevice) {
+        for pair in 0..device.pairs() {
+            self.run_pair(pair, device);
+        }
+        self.run_control_queue();
+        self.attach(device);
+    }
+
+    /// Ends the session: nothing of the guest's memory is touched afterwards.
+    ///
+    /// # Errors
+    ///
+    /// When a worker does not stop.
+    pub fn close(mut self, device: &mut NetDevice) -> Result<(), DeviceError> {
+        self.stop_all(device)?;
+        // Frames for the next front-end must not be larger than it can take.
+        device.set_offloads(Features::NONE);
+        Ok(())
+    }
+
+    fn stop_pair(&mut self, pair: usize, device: &mut NetDevice) -> Result<(), DeviceError> {
+        for index in device.stop(pair)? {
+            self.vrings[index].broken = true;
+        }
+        Ok(())
+    }
+
+    fn run_pair(&mut self, pair: usize, device: &mut NetDevice) {
+        let (Some(acked), Some(memory)) = (self.acked, self.memory.clone()) else { return };
+        if self.control_index().is_some_and(|control| control / 2 == pair && pair > 0) {
+            return;
+        }
+        let (rx, tx) = (pair * 2, pair * 2 + 1);
+        let mut vrings = PairVrings::default();
+        if self.vrings[rx].processing(acked) == Processing::Normal {
+            vrings.rx = self.vrings[rx].vring(rx, &memory, acked);
+        }
+        let processing = self.vrings[tx].processing(acked);
+        if processing != Processing::None {
+            vrings.tx = self.vrings[tx].vring(tx, &memory, acked);
+            vrings.discard_tx = processing == Processing::Discard;
+        }
+        self.vrings[rx].was_enabled |= vrings.rx.is_some();
+        self.vrings[tx].was_enabled |= vrings.tx.is_some();
+        if let Err(error) = device.start(pair, vrings, acked) {
+            warn!("queue pair {pair} cannot run: {}", crate::error_chain(&error));
+            self.vrings[rx].broken = true;
+            self.vrings[tx].broken = true;
+        }
+    }
+
+    /// Attaches the pairs that take frames to the port, and tells the log when these are others than before.
+    fn attach(&mut self, device: &mut NetDevice) {
+        let served_here = self.control_index().is_some();
+        let serving: Vec<bool> = (0..device.pairs())
+            .map(|pair| {
+                let used = !served_here || pair < usize::from(self.control_pairs);
+                let rx = &self.vrings[pair * 2];
+                let enabled = self.acked.is_some_and(|acked| rx.processing(acked) == Processing::Normal);
+                used && device.runs(pair) && enabled && rx.kick.is_some() && !rx.broken
+            })
+            .collect();
+        device.attach(&serving);
+        if serving != self.serving {
+            let pairs: Vec<_> =
+                serving.iter().enumerate().filter(|(_, on)| **on).map(|(pair, _)| pair).collect();
+            info!("serving queue pairs {pairs:?}");
+            self.serving = serving;
+        }
+    }
+
+    fn run_control_queue(&mut self) {
+        let (Some(acked), Some(memory), Some(index)) =
+            (self.acked, self.memory.clone(), self.control_index())
+        else {
+            return;
+        };
+        if self.control.is_none() && self.vrings[index].processing(acked) == Processing::Normal {
+            self.control = self.vrings[index].vring(index, &memory, acked).map(ControlQueue::new);
+        }
+    }
+
+    /// The control queue's kick, where it is served here: [`Session::control_kicked`] is to be called for it.
+    pub fn control_kick(&self) -> Option<&Arc<Notifier>> {
+        self.control.as_ref().map(|control| &control.vring.kick)
+    }
+
+    /// Serves the control queue. Returns whether there may be more.
+    pub fn control_kicked(&mut self, device: &mut NetDevice) -> bool {
+        let (Some(control), Some(acked)) = (&mut self.control, self.acked) else { return false };
+        control.vring.kick.clear();
+        let limits = Limits { acked, max_pairs: device.config().max_pairs };
+        let mut pairs = self.control_pairs;
+        let result = control.run(limits, |command| {
+            if let Command::SetPairs(asked) = command {
+                pairs = asked;
+            }
+        });
+        self.control_pairs = pairs;
+        let more = match result {
+            Ok(more) => more,
+            Err(error) => {
+                let index = control.vring.index;
+                warn!("vring {index} stopped: {error}; only a reset by the driver starts it again");
+                self.vrings[index].broken = true;
+                self.control = None;
+                false
+            }
+        };
+        self.attach(device);
+        more
+    }
+
+    /// Lets `reopen` open the port again while no pair uses it.
+    ///
+    /// # Errors
+    ///
+    /// When a worker does not stop.
+    pub fn reopen_port(
+        &mut self,
+        device: &mut NetDevice,
+        reopen: impl FnOnce(&mut NetDevice),
+    ) -> Result<(), DeviceError> {
+        self.stop_all(device)?;
+        reopen(device);
+        if let Some(acked) = self.acked {
+            device.set_offloads(acked);
+        }
+        self.run_all(device);
+        Ok(())
+    }
+}

@@ -1,0 +1,116 @@
+//! What a front-end has said of one vring, and when that is enough to run it.
+
+use std::sync::Arc;
+
+use log::warn;
+
+use crate::event::notify::Notifier;
+use crate::net::vring::Vring;
+use crate::vhost_user::message::VringAddr;
+use crate::virtio::features::Features;
+use crate::virtio::memory::GuestMemory;
+use crate::virtio::ring::{Ring, RingLayout};
+
+/// The set-up of one vring. It is *started* when a kick descriptor has come, and *enabled* by SET_VRING_ENABLE.
+#[derive(Debug, Default)]
+pub struct VringSetup {
+    /// SET_VRING_NUM.
+    pub size: Option<u16>,
+    /// SET_VRING_ADDR.
+    pub addr: Option<VringAddr>,
+    /// SET_VRING_BASE: only ever given back to front-ends that ask before the ring has run.
+    pub base: u16,
+    /// SET_VRING_KICK.
+    pub kick: Option<Arc<Notifier>>,
+    /// SET_VRING_CALL.
+    pub call: Option<Arc<Notifier>>,
+    /// SET_VRING_ERR.
+    pub err: Option<Arc<Notifier>>,
+    /// SET_VRING_ENABLE; front-ends send it before, within and after the rest of the set-up.
+    pub enabled: bool,
+    /// It has run enabled since it was started.
+    pub was_enabled: bool,
+    /// It cannot run as it is set up; said once.
+    pub broken: bool,
+}
+
+/// Whether and how a vring may be processed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Processing {
+    /// Not at all.
+    None,
+    /// As it should be.
+    Normal,
+    /// A transmit ring that was disabled: what the driver kicks for is dropped.
+    Discard,
+}
+
+impl VringSetup {
+    /// A change of the set-up is a new chance.
+    pub fn mend(&mut self) {
+        self.broken = false;
+    }
+
+    /// Stops the ring: it starts again with a new kick descriptor.
+    pub fn stop(&mut self) {
+        self.kick = None;
+        self.was_enabled = false;
+        self.mend();
+    }
+
+    /// What SET_VRING_ENABLE allows. Without `VHOST_USER_F_PROTOCOL_FEATURES` there is no such request, and started
+    /// rings are enabled.
+    ///
+    /// Nothing is touched before a ring's first enable: a reconnecting front-end sends its kick before it, and what is
+    /// drained then would be lost.
+    pub fn processing(&self, acked: Features) -> Processing {
+        match self {
+            _ if self.enabled || !acked.has(Features::PROTOCOL_FEATURES) => Processing::Normal,
+            VringSetup { was_enabled: true, .. } => Processing::Discard,
+            _ => Processing::None,
+        }
+    }
+
+    /// The ring as it lies in `memory`; `None` while something of the set-up is missing.
+    ///
+    /// A set-up that can never run is logged, and not tried again before it changes.
+    pub fn ring(&mut self, index: usize, memory: &Arc<GuestMemory>, acked: Features) -> Option<Ring> {
+        if self.broken {
+            return None;
+        }
+        let (size, addr) = (self.size?, self.addr?);
+        let Some(layout) = layout(size, addr, memory) else {
+            warn!(
+                "vring {index} cannot start: its addresses are not in the memory that the front-end shared; \
+                 with QEMU, use a memory backend with share=on for all of the guest's memory"
+            );
+            self.broken = true;
+            return None;
+        };
+        match Ring::start(memory.clone(), layout, acked) {
+            Ok(ring) => Some(ring),
+            Err(error) => {
+                warn!("vring {index} cannot start: {}", crate::error_chain(&error));
+                self.broken = true;
+                None
+            }
+        }
+    }
+
+    /// The ring with its notifiers, if it is started.
+    pub fn vring(&mut self, index: usize, memory: &Arc<GuestMemory>, acked: Features) -> Option<Vring> {
+        let kick = self.kick.clone()?;
+        let ring = self.ring(index, memory, acked)?;
+        Some(Vring { index, ring, kick, call: self.call.clone(), err: self.err.clone(), scolded: false })
+    }
+}
+
+/// Ring addresses are given in the front-end's address space.
+fn layout(size: u16, addr: VringAddr, memory: &GuestMemory) -> Option<RingLayout> {
+    Some(RingLayout {
+        size,
+        desc: memory.user_to_guest(addr.desc)?,
+        avail: memory.user_to_guest(addr.avail)?,
+        used: memory.user_to_guest(addr.used)?,
+    })
+}

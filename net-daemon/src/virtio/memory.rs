@@ -1,0 +1,397 @@
+//! Guest memory: mappings of a front-end's shared files, and the way from a guest address to a pointer.
+//!
+//! A [`GuestMemory`] is an immutable table behind an `Arc`. Whoever changes the table (SET_MEM_TABLE,
+//! ADD_MEM_REG, REM_MEM_REG) builds a new one that shares the mappings that stay; rings hold the `Arc` of
+//! the table they were started with, so a mapping lives as long as any pointer into it.
+#![expect(unsafe_code, reason = "turns guest addresses into pointers to mapped memory")]
+
+use std::io;
+use std::sync::Arc;
+
+use thiserror::Error;
+use vm_memory::MmapRegion;
+
+/// Why a set of regions is no table.
+#[derive(Debug, Error)]
+pub enum MemoryError {
+    /// Two regions share guest addresses.
+    #[error("regions overlap in guest memory at {0:#x}")]
+    GuestOverlap(u64),
+}
+
+/// One region of guest memory.
+#[derive(Clone, Debug)]
+pub struct Region {
+    guest: u64,
+    user: u64,
+    size: u64,
+    /// Where the region begins inside the mapping: mappings begin at a page, regions anywhere.
+    offset: usize,
+    mapping: Arc<MmapRegion>,
+}
+
+impl Region {
+    /// A region of `size` bytes at guest address `guest`, which begins `offset` bytes into `mapping`.
+    /// `user` is where the front-end has mapped it; ring addresses are given in that space.
+    ///
+    /// `None` when the region is empty, wraps in an address space, or is not inside the mapping.
+    pub fn new(mapping: Arc<MmapRegion>, offset: usize, guest: u64, user: u64, size: u64) -> Option<Region> {
+        let inside = usize::try_from(size).ok()?.checked_add(offset)? <= mapping.size();
+        guest.checked_add(size)?;
+        user.checked_add(size)?;
+        (inside && size > 0).then_some(Region { guest, user, size, offset, mapping })
+    }
+
+    /// First guest address.
+    pub fn guest(&self) -> u64 {
+        self.guest
+    }
+
+    /// First address in the front-end's address space.
+    pub fn user(&self) -> u64 {
+        self.user
+    }
+
+    /// Length in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn host(&self) -> *mut u8 {
+        // SAFETY: `new` checked that the region, and so its first byte, is inside the mapping.
+        unsafe { self.mapping.as_ptr().add(self.offset) }
+    }
+
+    /// The pointer for `guest` and the bytes from there to the region's end.
+    fn tail(&self, guest: u64) -> Option<(*mut u8, u64)> {
+        let offset = guest.checked_sub(self.guest).filter(|offset| *offset < self.size)?;
+        // SAFETY: offset < size, and the region is inside the mapping (checked by `new`). It fits usize
+        // because the mapping's size does.
+        Some((unsafe { self.host().add(offset as usize) }, self.size - offset))
+    }
+}
+
+/// A table of disjoint regions, sorted by guest address.
+#[derive(Debug, Default)]
+pub struct GuestMemory {
+    regions: Vec<Region>,
+}
+
+impl GuestMemory {
+    /// Sorts and checks `regions`.
+    ///
+    /// # Errors
+    ///
+    /// When two regions overlap in guest addresses. In front-end addresses they may: a front-end can show one
+    /// piece of its memory at two places.
+    pub fn new(mut regions: Vec<Region>) -> Result<GuestMemory, MemoryError> {
+        regions.sort_by_key(|region| region.guest);
+        if let Some(pair) = regions.windows(2).find(|pair| pair[0].guest + pair[0].size > pair[1].guest) {
+            return Err(MemoryError::GuestOverlap(pair[1].guest));
+        }
+        Ok(GuestMemory { regions })
+    }
+
+    /// The regions, by guest address.
+    pub fn regions(&self) -> &[Region] {
+        &self.regions
+    }
+
+    /// The guest address for an address of the front-end's address space.
+    pub fn user_to_guest(&self, user: u64) -> Option<u64> {
+        let region = self.regions.iter().find(|r| user.checked_sub(r.user).is_some_and(|o| o < r.size))?;
+        Some(user - region.user + region.guest)
+    }
+
+    /// The pointer for `guest` and the bytes that follow it in the same region. `hint` is the index of the
+    /// region that the last call found: a guest's buffers mostly come from one, so the search is rare.
+    fn tail(&self, guest: u64, hint: &mut usize) -> Option<(*mut u8, u64)> {
+        if let Some(found) = self.regions.get(*hint).and_then(|region| region.tail(guest)) {
+            return Some(found);
+        }
+        *hint = self.regions.partition_point(|region| region.guest <= guest).checked_sub(1)?;
+        self.regions[*hint].tail(guest)
+    }
+
+    /// Calls `each` with the parts of host memory behind `len` bytes at `guest`: one, or more where the range
+    /// crosses into adjoining regions. `false` when part of the range is no guest memory; `each` may have
+    /// been called by then.
+    #[inline]
+    pub(crate) fn parts(
+        &self,
+        mut guest: u64,
+        len: u32,
+        hint: &mut usize,
+        mut each: impl FnMut(IoPart),
+    ) -> bool {
+        let mut left = u64::from(len);
+        while left > 0 {
+            let Some((base, room)) = self.tail(guest, hint) else { return false };
+            let now = left.min(room);
+            // now <= len: fits usize.
+            each(IoPart::new(base, now as usize));
+            left -= now;
+            // The region ends at guest + now at most, which Region::new checked to be no overflow.
+            guest += now;
+        }
+        true
+    }
+
+    /// The memory of `len` bytes at `guest` for a ring, whose fields have `align` bytes.
+    ///
+    /// # Errors
+    ///
+    /// See [`AreaError`].
+    pub(crate) fn area(&self, guest: u64, len: usize, align: usize) -> Result<Area, AreaError> {
+        if !guest.is_multiple_of(align as u64) {
+            return Err(AreaError::Alignment { guest, align });
+        }
+        let mut parts = Vec::new();
+        let whole = self.parts(guest, len as u32, &mut 0, |part| parts.push(part));
+        let area = match parts[..] {
+            _ if !whole => return Err(AreaError::Unmapped { guest, len }),
+            [one] => Area { base: one.base(), split: usize::MAX & !0xf, rest: one.base(), len },
+            [one, two] => Area { base: one.base(), split: one.len(), rest: two.base(), len },
+            _ => return Err(AreaError::Regions { guest, len, regions: parts.len() }),
+        };
+        let aligned = |p: *mut u8| (p as usize).is_multiple_of(align);
+        if aligned(area.base) && aligned(area.rest) && area.split.is_multiple_of(align) {
+            Ok(area)
+        } else {
+            Err(AreaError::Border { guest })
+        }
+    }
+}
+
+/// Why guest memory cannot hold a part of a ring.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum AreaError {
+    /// The address breaks the alignment that virtio 1.2, 2.7 asks for.
+    #[error("address {guest:#x} is not a multiple of {align}")]
+    Alignment {
+        /// Guest address.
+        guest: u64,
+        /// Bytes.
+        align: usize,
+    },
+    /// Some of it is outside the shared memory.
+    #[error("{len} bytes at {guest:#x} are not all in the memory that the front-end shared")]
+    Unmapped {
+        /// Guest address.
+        guest: u64,
+        /// Bytes.
+        len: usize,
+    },
+    /// It crosses more than one region border.
+    #[error("{len} bytes at {guest:#x} are spread over {regions} memory regions: 2 are the limit")]
+    Regions {
+        /// Guest address.
+        guest: u64,
+        /// Bytes.
+        len: usize,
+        /// Regions touched.
+        regions: usize,
+    },
+    /// A region border, or its place in the file, cuts through a field.
+    #[error("a memory region's border cuts through a field of the ring at {guest:#x}")]
+    Border {
+        /// Guest address.
+        guest: u64,
+    },
+}
+
+/// The memory of one part of a ring (descriptor table, available ring, used ring): contiguous for the guest,
+/// in at most two pieces here, because a ring may cross from one region into the next.
+///
+/// Holds pointers without owning: valid while the [`GuestMemory`] that made it lives.
+#[derive(Debug)]
+pub(crate) struct Area {
+    base: *mut u8,
+    split: usize,
+    rest: *mut u8,
+    len: usize,
+}
+
+impl Area {
+    /// Pointer to the `T` at byte `offset`.
+    #[inline(always)]
+    pub(crate) fn at<T>(&self, offset: usize) -> *mut T {
+        debug_assert!(offset + size_of::<T>() <= self.len, "offset {offset} of {}", self.len);
+        // SAFETY: callers stay inside `len` (the ring computes offsets from indices it has masked); each of the
+        // two pieces is inside one mapping, and `area` refused a border inside an aligned field.
+        unsafe {
+            if offset < self.split { self.base.add(offset) } else { self.rest.add(offset - self.split) }
+                .cast()
+        }
+    }
+}
+
+/// A piece of host memory for `readv` and `writev`: part of a guest's buffer, or of a buffer of our own.
+///
+/// Holds a pointer without owning: valid while the ring (and by it the guest memory) or the buffer that it was
+/// made from lives. The bytes may change at any time, so they are only ever copied.
+#[derive(Clone, Copy, Debug)]
+#[repr(transparent)]
+pub struct IoPart(libc::iovec);
+
+// SAFETY: a plain pointer and length; the memory behind it is shared with another process anyway, and is only
+// accessed by system calls and by volatile copies.
+unsafe impl Send for IoPart {}
+
+impl IoPart {
+    pub(crate) fn new(base: *mut u8, len: usize) -> IoPart {
+        IoPart(libc::iovec { iov_base: base.cast(), iov_len: len })
+    }
+
+    /// A part for a buffer of our own, which must outlive it.
+    pub(crate) fn from_slice(buffer: &mut [u8]) -> IoPart {
+        IoPart::new(buffer.as_mut_ptr(), buffer.len())
+    }
+
+    pub(crate) fn base(self) -> *mut u8 {
+        self.0.iov_base.cast()
+    }
+
+    /// Bytes.
+    #[expect(clippy::len_without_is_empty, reason = "parts are made with at least a byte")]
+    pub fn len(self) -> usize {
+        self.0.iov_len
+    }
+
+    /// Whether `next` begins where this part ends; then one part can stand for both.
+    #[inline]
+    pub(crate) fn extend(&mut self, next: IoPart) -> bool {
+        let adjoins = self.base().wrapping_add(self.len()) == next.base();
+        if adjoins {
+            self.0.iov_len += next.len();
+        }
+        adjoins
+    }
+
+    /// The system's view of `parts`, for `readv` and `writev`.
+    pub fn as_iovecs(parts: &[IoPart]) -> &[libc::iovec] {
+        // SAFETY: repr(transparent).
+        unsafe { std::slice::from_raw_parts(parts.as_ptr().cast(), parts.len()) }
+    }
+}
+
+/// Copies `bytes` into `parts`, beginning `offset` bytes into them. Stops at the end of the shorter one.
+pub(crate) fn write_parts(parts: &[IoPart], mut offset: usize, mut bytes: &[u8]) {
+    for part in parts {
+        let Some(room) = part.len().checked_sub(offset).filter(|room| *room > 0) else {
+            offset -= part.len();
+            continue;
+        };
+        let now = room.min(bytes.len());
+        // SAFETY: offset + now <= part.len(); the part is live (its holder's promise). Guest memory never
+        // overlaps `bytes`, which is ours.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), part.base().add(offset), now) };
+        bytes = &bytes[now..];
+        offset = 0;
+        if bytes.is_empty() {
+            return;
+        }
+    }
+}
+
+/// Copies from the start of `parts` into `bytes`; returns how many bytes.
+pub(crate) fn read_parts(parts: &[IoPart], bytes: &mut [u8]) -> usize {
+    let mut done = 0;
+    for part in parts {
+        let now = part.len().min(bytes.len() - done);
+        // SAFETY: now <= part.len() and done + now <= bytes.len(); the part is live (its holder's promise).
+        unsafe { std::ptr::copy_nonoverlapping(part.base(), bytes.as_mut_ptr().add(done), now) };
+        done += now;
+    }
+    done
+}
+
+/// Keeps `mapping` out of core dumps: it is the guest's memory, and can be as large as the guest's.
+///
+/// # Errors
+///
+/// What `madvise` says.
+pub fn exclude_from_core_dump(mapping: &MmapRegion) -> io::Result<()> {
+    // SAFETY: the range is a live mapping of ours, and MADV_DONTDUMP does not change its contents.
+    let result = unsafe { libc::madvise(mapping.as_ptr().cast(), mapping.size(), libc::MADV_DONTDUMP) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn region(guest: u64, user: u64, size: u64) -> Region {
+        let mapping = Arc::new(MmapRegion::new(0x2000).unwrap());
+        Region::new(mapping, 0, guest, user, size).unwrap()
+    }
+
+    fn lens(memory: &GuestMemory, guest: u64, len: u32) -> Option<Vec<usize>> {
+        let mut parts = Vec::new();
+        memory.parts(guest, len, &mut 0, |part| parts.push(part.len())).then_some(parts)
+    }
+
+    #[test]
+    fn a_region_must_be_inside_its_mapping_and_the_address_spaces() {
+        let mapping = Arc::new(MmapRegion::new(0x2000).unwrap());
+        let new =
+            |offset, guest, user, size| Region::new(mapping.clone(), offset, guest, user, size).is_some();
+        assert!(new(0x1000, 0, 0, 0x1000));
+        assert!(!new(0x1001, 0, 0, 0x1000));
+        assert!(!new(usize::MAX, 0, 0, 0x1000));
+        assert!(!new(0, u64::MAX - 0xfff, 0, 0x1001));
+        assert!(!new(0, 0, u64::MAX - 0xfff, 0x1001));
+        assert!(!new(0, 0, 0, 0));
+        assert!(!new(0, 0, 0, u64::MAX));
+    }
+
+    #[test]
+    fn overlaps_are_refused_and_order_does_not_matter() {
+        assert!(GuestMemory::new(vec![region(0x2000, 0x9000, 0x2000), region(0, 0x5000, 0x2000)]).is_ok());
+        let guest = GuestMemory::new(vec![region(0, 0x5000, 0x2000), region(0x1fff, 0x9000, 0x1000)]);
+        assert!(matches!(guest, Err(MemoryError::GuestOverlap(0x1fff))));
+    }
+
+    #[test]
+    fn ranges_are_checked_whole_and_across_regions() {
+        let memory =
+            GuestMemory::new(vec![region(0x1000, 0x10000, 0x2000), region(0x3000, 0x80000, 0x1000)]).unwrap();
+        assert_eq!(lens(&memory, 0x1000, 0x2000), Some(vec![0x2000]));
+        assert_eq!(lens(&memory, 0x2ff0, 0x20), Some(vec![0x10, 0x10]));
+        assert_eq!(lens(&memory, 0x2ff0, 0x1011), None);
+        assert_eq!(lens(&memory, 0xfff, 1), None);
+        assert_eq!(lens(&memory, u64::MAX, 1), None);
+        assert_eq!(lens(&memory, 0x4000, 1), None);
+        assert_eq!(memory.user_to_guest(0x80fff), Some(0x3fff));
+        assert_eq!(memory.user_to_guest(0x81000), None);
+    }
+
+    #[test]
+    fn areas_may_cross_one_border() {
+        let memory = GuestMemory::new(vec![
+            region(0, 0x10000, 0x1000),
+            region(0x1000, 0x80000, 0x10),
+            region(0x1010, 0x90000, 0x1000),
+        ])
+        .unwrap();
+        let area = memory.area(0xff0, 0x20, 16).unwrap();
+        assert_ne!(area.at::<u8>(0xf).wrapping_add(1), area.at::<u8>(0x10));
+        let error = |guest, len| memory.area(guest, len, 16).unwrap_err();
+        assert_eq!(error(0xff0, 0x30), AreaError::Regions { guest: 0xff0, len: 0x30, regions: 3 });
+        assert_eq!(error(0xff8, 8), AreaError::Alignment { guest: 0xff8, align: 16 });
+        assert_eq!(error(0x2000, 0x20), AreaError::Unmapped { guest: 0x2000, len: 0x20 });
+    }
+
+    #[test]
+    fn copies_across_parts() {
+        let (mut a, mut b) = ([0u8; 3], [0u8; 4]);
+        let parts = [IoPart::from_slice(&mut a), IoPart::from_slice(&mut b)];
+        write_parts(&parts, 2, &[1, 2, 3]);
+        let mut all = [9; 8];
+        assert_eq!(read_parts(&parts, &mut all), 7);
+        assert_eq!(all, [0, 0, 1, 2, 3, 0, 0, 9]);
+        write_parts(&parts, 6, &[7, 8]);
+        assert_eq!(read_parts(&parts, &mut all), 7);
+        assert_eq!(all, [0, 0, 1, 2, 3, 0, 7, 9]);
+    }
+}
