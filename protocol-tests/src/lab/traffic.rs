@@ -11,6 +11,8 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use super::process::Process;
+
 /// The address of the TAP's side.
 pub const HOST: &str = "10.77.0.1";
 /// The address of the guest's side.
@@ -49,6 +51,11 @@ impl Traffic {
     /// For `volt.run`: ping, then checksummed TCP both ways.
     pub fn both_ways(&self) -> String {
         format!("step ping ping -c 3 -i 0.2 -W 2 {HOST}; tcp_out {HOST} {SINK} {MIB}; tcp_in {HOST} {SOURCE}")
+    }
+
+    /// For `volt.run`: what the host sends, for as long as the guest lives.
+    pub fn endless(&self) -> String {
+        format!("step ping ping -c 3 -i 0.2 -W 2 {HOST}; while :; do tcp_in {HOST} {SOURCE}; done")
     }
 
     /// For `volt.run`: `count` short connections, each a flow of its own.
@@ -101,6 +108,48 @@ impl Drop for Traffic {
 pub fn value<'a>(reports: &'a [String], name: &str) -> &'a str {
     let found = reports.iter().rev().find_map(|line| line.strip_prefix(name));
     found.unwrap_or_else(|| panic!("the guest reported no '{name}': {reports:?}")).trim()
+}
+
+/// Whether the guest's network device and its driver agreed on feature `bit`, by the guest's `features` report.
+///
+/// # Panics
+/// When the guest reported none.
+#[track_caller]
+pub fn has_feature(reports: &[String], bit: usize) -> bool {
+    value(reports, "features").as_bytes().get(bit) == Some(&b'1')
+}
+
+/// An iperf3 server in the namespace of the thread that calls.
+///
+/// # Panics
+/// When it does not come up.
+#[track_caller]
+pub fn iperf3() -> Process {
+    let mut server = Process::start("iperf3", Command::new("iperf3").args(["-s", "--forceflush"]));
+    server.wait_for("Server listening", Duration::from_secs(20));
+    server
+}
+
+/// For `volt.run`: eight flows each way at once, then the counters of each queue.
+pub fn many_flows() -> String {
+    format!(
+        "step out speed tcp_out -c {HOST} -P 8 -t 2; step in speed tcp_in -R -c {HOST} -P 8 -t 2; queue_counters"
+    )
+}
+
+/// Asserts that each of `pairs` queue pairs carried frames both ways, by the guest's `queue_counters`.
+///
+/// # Panics
+/// When one did not.
+#[track_caller]
+pub fn every_queue_carried(reports: &[String], pairs: u16) {
+    for queue in 0..pairs {
+        for direction in ["rx", "tx"] {
+            let name = format!("{direction}_queue_{queue}_packets");
+            let frames: u64 = value(reports, &name).parse().unwrap_or(0);
+            assert!(frames >= 20, "{name} is {frames}: {reports:?}");
+        }
+    }
 }
 
 /// Serves each connection to `port` on a thread until the listener is shut down.
