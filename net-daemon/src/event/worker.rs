@@ -231,3 +231,6 @@ fn taken(pair: &Pair, vring: &Vring) -> bool {
     }
     alive
 }
+
+#[cfg(test)]
+mod tests;

@@ -90,7 +90,7 @@ fn run(cli: &Cli) -> Result<(), AnyError> {
             None => "on an open socket".to_owned(),
         }
     );
-    Ok(Server::new(device, cli.queue_size, endpoint, wake, signals)?.run()?)
+    Ok(Server::new(device, cli.queue_size, endpoint, wake, &signals)?.run()?)
 }
 
 fn pairs(cli: &Cli) -> u16 {

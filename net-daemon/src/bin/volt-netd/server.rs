@@ -94,7 +94,7 @@ impl Server {
         max_ring_size: u16,
         endpoint: Endpoint,
         wake: Arc<Notifier>,
-        signals: impl AsFd,
+        signals: &impl AsFd,
     ) -> io::Result<Server> {
         let mut poller = Poller::new()?;
         poller.add(signals, EventFlags::IN, Token::Signal)?;

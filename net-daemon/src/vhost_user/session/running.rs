@@ -26,13 +26,23 @@ impl Session {
         }
     }
 
-    /// Changes the set-up of vring `index` while what it belongs to is stopped.
+    /// Changes the set-up of vring `index`; if it is or was started, while what it belongs to is stopped.
     pub(super) fn change(
         &mut self,
         index: usize,
         device: &mut NetDevice,
         change: impl FnOnce(&mut VringSetup),
     ) -> Answered {
+        let vring = &mut self.vrings[index];
+        if vring.kick.is_none() {
+            change(vring);
+            if vring.kick.is_none() {
+                return Ok(Answer::Done);
+            }
+            self.stop_around(index, device)?;
+            self.run_around(index, device);
+            return Ok(Answer::Done);
+        }
         self.stop_around(index, device)?;
         change(&mut self.vrings[index]);
         self.run_around(index, device);

@@ -1,0 +1,145 @@
+//! Workers that run, and workers that somebody tries to hold.
+
+use std::fs::File;
+use std::io::{Read, Write};
+
+use rustix::fs::{OFlags, fcntl_setfl};
+
+use super::*;
+use crate::net::rx::Rx;
+use crate::net::testing::{Rig, Wire, frame};
+use crate::net::tx::Tx;
+use crate::virtio::features::Features;
+use crate::virtio::testing::{BUFFERS, Driver};
+
+/// A transmit queue with its driver's ends: kick, call, wire.
+fn transmitter(driver: &Driver) -> (Pair, File, File, Wire) {
+    let (rig, wire) = Rig::new();
+    let notifier = || {
+        let fd = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        let ours = File::from(fd.try_clone().unwrap());
+        (ours, Arc::new(Notifier::new(fd).unwrap()))
+    };
+    let ((kick, kick_end), (call, call_end)) = (notifier(), notifier());
+    let vring = Vring { kick: kick_end, call: Some(call_end), ..Rig::vring(driver, 1) };
+    let pair = Pair {
+        rx: None,
+        tx: Some(Tx::new(vring, false)),
+        queue: rig.queue,
+        counters: Arc::default(),
+        health: rig.health,
+        broken: Vec::new(),
+    };
+    (pair, kick, call, wire)
+}
+
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < Duration::from_secs(5), "{what}");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn kick(mut kick: &File) {
+    kick.write_all(&1u64.to_ne_bytes()).unwrap();
+}
+
+#[test]
+fn serves_what_waits_at_the_start_and_what_is_kicked_for() {
+    let mut driver = Driver::new(16, Features::EVENT_IDX);
+    driver.write(BUFFERS, &frame(60, 1));
+    driver.add(&[(BUFFERS, 72, false)]);
+    let (pair, kick_fd, mut call, wire) = transmitter(&driver);
+    let worker = Worker::start("test".to_owned(), pair).unwrap();
+    until("the frame that waited", || driver.used_idx() == 1);
+    let mut count = [0; 8];
+    until("a call", || call.read_exact(&mut count).is_ok());
+    driver.add(&[(BUFFERS, 72, false)]);
+    kick(&kick_fd);
+    until("the frame that was kicked for", || driver.used_idx() == 2);
+    let pair = worker.stop().unwrap();
+    assert_eq!(pair.tx.unwrap().vring.ring.base(), 2);
+    assert_eq!(
+        [wire.receive(), wire.receive(), wire.receive()],
+        [Some(frame(60, 1)), Some(frame(60, 1)), None]
+    );
+}
+
+#[test]
+fn a_call_descriptor_that_blocks_does_not_keep_a_worker() {
+    prepare_signals().unwrap();
+    let mut driver = Driver::new(16, Features::NONE);
+    driver.write(BUFFERS, &frame(60, 1));
+    let (pair, kick_fd, mut call, _wire) = transmitter(&driver);
+    // Full, and made blocking again behind the worker's back.
+    call.write_all(&(u64::MAX - 1).to_ne_bytes()).unwrap();
+    fcntl_setfl(&call, OFlags::RDWR).unwrap();
+    let worker = Worker::start("test".to_owned(), pair).unwrap();
+    driver.add(&[(BUFFERS, 72, false)]);
+    kick(&kick_fd);
+    thread::sleep(Duration::from_millis(20));
+    let start = Instant::now();
+    let pair = worker.stop().unwrap();
+    assert!(start.elapsed() < LIMIT, "{:?}", start.elapsed());
+    // What was sent is published, whatever became of the call.
+    assert_eq!(pair.tx.unwrap().vring.ring.base(), driver.used_idx());
+}
+
+#[test]
+fn a_ring_that_is_broken_ends_alone() {
+    let mut driver = Driver::new(16, Features::NONE);
+    let (mut pair, kick_fd, _call, _wire) = transmitter(&driver);
+    let mut receiver = Driver::new(16, Features::NONE);
+    receiver.add(&[(BUFFERS, 2000, true)]);
+    pair.rx = Some(Rx::new(Rig::vring(&receiver, 0), Features::NONE));
+    let (rig, wire) = Rig::new();
+    pair.queue = rig.queue;
+    let worker = Worker::start("test".to_owned(), pair).unwrap();
+    driver.offer(500);
+    kick(&kick_fd);
+    wire.send(&frame(60, 1));
+    until("a frame for the other ring", || receiver.used_idx() == 1);
+    until("the end of the kicked ring", || {
+        kick(&kick_fd);
+        driver.used_idx() == 0
+    });
+    let pair = worker.stop().unwrap();
+    assert_eq!(pair.broken, [1]);
+    assert!(pair.tx.is_none() && pair.rx.is_some());
+}
+
+#[test]
+fn nothing_that_nobody_drains_makes_a_worker_spin() {
+    let mut driver = Driver::new(16, Features::NONE);
+    let (mut pair, kick_fd, _call, _wire) = transmitter(&driver);
+    let receiver = Driver::new(16, Features::NONE);
+    pair.rx = Some(Rx::new(Rig::vring(&receiver, 0), Features::NONE));
+    let (rig, wire) = Rig::new();
+    pair.queue = rig.queue;
+    let counters = pair.counters.clone();
+    // Frames without a buffer for them, a kick descriptor whose other end is closed, a kick that stays.
+    wire.send(&frame(60, 1));
+    let (end, other) = std::os::unix::net::UnixStream::pair().unwrap();
+    drop(other);
+    pair.rx.as_mut().unwrap().vring.kick = Arc::new(Notifier::new(end.into()).unwrap());
+    let worker = Worker::start("spin-test".to_owned(), pair).unwrap();
+    kick(&kick_fd);
+    driver.add(&[(BUFFERS, 72, false)]);
+    thread::sleep(Duration::from_millis(50));
+    let cpu = || -> u64 {
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap().path());
+        let ours = |path: &std::path::PathBuf| {
+            std::fs::read_to_string(path.join("comm")).is_ok_and(|name| name.trim() == "spin-test")
+        };
+        let task = tasks.into_iter().find(ours).expect("the worker's thread");
+        let stat = std::fs::read_to_string(task.join("schedstat")).unwrap();
+        stat.split(' ').next().unwrap().parse().unwrap()
+    };
+    let before = cpu();
+    thread::sleep(Duration::from_millis(200));
+    let used = Duration::from_nanos(cpu() - before);
+    assert!(used < Duration::from_millis(5), "{used:?} of CPU time in 200 ms");
+    assert!(counters.kicks.get() < 10);
+    worker.stop().unwrap();
+}
