@@ -175,7 +175,10 @@ fn guest_reboots_inside_one_qemu() {
         let netd = Netd::start(directory.path(), &[]);
         let traffic = Traffic::new();
         let run = format!("{}; reboot -f", traffic.both_ways());
-        let mut guest = start(&netd, 1, "", &spec(&run));
+        let net =
+            QemuNet::VhostUser { socket: netd.socket.clone(), pairs: 1, properties: "vectors=0".into() };
+        let mut command = spec(&run).qemu(Accel::Tcg, &net);
+        let mut guest = Process::start("qemu", command.args(["-action", "reboot=reset"]));
         for _ in 0..3 {
             guest.wait_for("VOLT tcp_in sha256", BOOT + RUN);
             traffic.judge(&guest.reports());

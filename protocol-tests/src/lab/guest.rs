@@ -84,13 +84,14 @@ impl Spec {
     pub fn qemu(&self, accel: Accel, network: &QemuNet) -> Command {
         let mut command = Command::new("qemu-system-x86_64");
         match accel {
-            // No shutdown on reset: a guest that reboots boots again.
             Accel::Tcg => command.args(["-accel", "tcg,thread=multi", "-cpu", "max"]),
             Accel::Kvm => command.args(["-accel", "kvm", "-cpu", "host"]),
         };
         let Self { cpus, memory, .. } = self;
         command
             .args(["-nodefaults", "-vga", "none", "-display", "none", "-serial", "stdio"])
+            // A panic must not hide in a second boot that goes well.
+            .arg("-no-reboot")
             .args(["-smp", &cpus.to_string(), "-m", &memory.to_string()])
             .arg("-object")
             .arg(format!("memory-backend-memfd,id=mem,size={memory}M,share=on"))
