@@ -2,3 +2,5 @@
 
 pub mod bus;
 pub mod config;
+pub mod irq;
+pub mod virtio;

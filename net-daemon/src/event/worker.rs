@@ -104,7 +104,7 @@ impl Worker {
             }
             if waited > PATIENCE {
                 // A front-end that makes a call descriptor blocking again can hold a worker in write().
-                let _ = self.thread.kill(SIGRTMIN());
+                let _ = self.thread.kill(wake_signal());
                 thread::sleep(Duration::from_millis(1));
             } else {
                 thread::yield_now();
@@ -114,6 +114,12 @@ impl Worker {
     }
 }
 
+/// The signal that gets a worker out of a system call. The first real-time signal is left to virtual machine monitors,
+/// which kick their vCPUs by it.
+fn wake_signal() -> libc::c_int {
+    SIGRTMIN() + 1
+}
+
 /// Lets [`Worker::stop`] interrupt system calls. Called once, before the first worker.
 ///
 /// # Errors
@@ -121,7 +127,7 @@ impl Worker {
 /// When the system refuses the signal handler.
 pub fn prepare_signals() -> io::Result<()> {
     extern "C" fn interrupt(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
-    register_signal_handler(SIGRTMIN(), interrupt)
+    register_signal_handler(wake_signal(), interrupt)
         .map_err(|error| io::Error::from_raw_os_error(error.errno()))
 }
 

@@ -7,7 +7,7 @@
 use std::io;
 use std::sync::Arc;
 
-use log::{debug, info, warn};
+use log::{debug, error, info, warn};
 use thiserror::Error;
 
 use crate::event::notify::Notifier;
@@ -206,7 +206,7 @@ impl NetDevice {
         self.gone.take()
     }
 
-    /// Opens the port again. Pairs must be stopped, as they run on its old queues.
+    /// Opens the port again. Pairs that run go on with its old queues until they are stopped and started.
     ///
     /// # Errors
     ///
@@ -215,5 +215,16 @@ impl NetDevice {
         self.port.reopen()?;
         info!("{}: opened again", self.port.name());
         Ok(())
+    }
+}
+
+impl Drop for NetDevice {
+    /// No worker may touch the guest's memory once the device is gone.
+    fn drop(&mut self) {
+        for pair in 0..self.pairs() {
+            if let Err(error) = self.stop(pair) {
+                error!("{}", crate::error_chain(&error));
+            }
+        }
     }
 }

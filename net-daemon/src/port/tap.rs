@@ -190,11 +190,14 @@ impl Port for Tap {
     }
 
     fn attach(&mut self, active: &[bool]) -> io::Result<()> {
-        for (pair, queue) in self.queues.iter().enumerate() {
-            let want = active.get(pair).copied().unwrap_or(false);
-            if self.attached[pair] != want {
-                ioctl::set_queue(queue, want)?;
-                self.attached[pair] = want;
+        let wants = |pair| active.get(pair).copied().unwrap_or(false);
+        // Attached first, so that the interface always has a queue.
+        for attach in [true, false] {
+            for (pair, queue) in self.queues.iter().enumerate() {
+                if wants(pair) == attach && self.attached[pair] != attach {
+                    ioctl::set_queue(queue, attach)?;
+                    self.attached[pair] = attach;
+                }
             }
         }
         Ok(())

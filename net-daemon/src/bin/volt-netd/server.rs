@@ -71,7 +71,8 @@ pub(crate) struct Server {
     /// Notified by the device.
     wake: Arc<Notifier>,
     connection: Option<Connection>,
-    port_gone: bool,
+    /// When to try to open a port that is gone.
+    reopen: Option<Instant>,
     waiting_logged: bool,
     refused: u64,
     refusal_logged: Option<Instant>,
@@ -109,7 +110,7 @@ impl Server {
             poller,
             wake,
             connection: None,
-            port_gone: false,
+            reopen: None,
             waiting_logged: false,
             refused: 0,
             refusal_logged: None,
@@ -152,13 +153,8 @@ impl Server {
     }
 
     fn wait(&mut self) -> io::Result<()> {
-        let retry =
-            self.port_gone || matches!(self.endpoint, Endpoint::Client(_)) && self.connection.is_none();
-        let timeout = match &self.pending {
-            Pending { messages: true, .. } | Pending { control: true, .. } => Some(Duration::ZERO),
-            _ => retry.then_some(RETRY),
-        };
-        let (pending, wake, port_gone) = (&mut self.pending, &self.wake, &mut self.port_gone);
+        let timeout = self.timeout();
+        let (pending, wake, reopen) = (&mut self.pending, &self.wake, &mut self.reopen);
         let device = &self.device;
         self.poller.wait(timeout, |token, _| match token {
             Token::Signal => pending.stop = true,
@@ -167,9 +163,21 @@ impl Server {
             Token::ControlKick => pending.control = true,
             Token::Device => {
                 wake.clear();
-                *port_gone |= device.port_gone();
+                if device.port_gone() {
+                    reopen.get_or_insert_with(Instant::now);
+                }
             }
         })
+    }
+
+    /// `None` where nothing is to be done before something happens.
+    fn timeout(&self) -> Option<Duration> {
+        if self.pending.messages || self.pending.control {
+            return Some(Duration::ZERO);
+        }
+        let client = matches!(self.endpoint, Endpoint::Client(_)) && self.connection.is_none();
+        let reopen = self.reopen.map(|when| when.saturating_duration_since(Instant::now()));
+        reopen.into_iter().chain(client.then_some(RETRY)).min()
     }
 
     /// Takes a new front-end, or refuses it while there is another.
@@ -293,18 +301,20 @@ impl Server {
 
     /// Opens an interface that is gone again, as soon as it can be.
     fn check_port(&mut self) -> Result<(), ServerError> {
-        if !self.port_gone {
+        if self.reopen.is_none_or(|when| when > Instant::now()) {
             return Ok(());
         }
-        let mut result = Ok(());
-        let mut reopen = |device: &mut NetDevice| result = device.reopen_port();
-        match &mut self.connection {
-            Some(connection) => connection.session.reopen_port(&mut self.device, reopen)?,
-            None => reopen(&mut self.device),
-        }
-        match result {
-            Ok(()) => self.port_gone = false,
-            Err(error) => debug!("{}: {error}", self.device.port_name()),
+        match self.device.reopen_port() {
+            Ok(()) => {
+                self.reopen = None;
+                if let Some(connection) = &mut self.connection {
+                    connection.session.port_changed(&mut self.device)?;
+                }
+            }
+            Err(error) => {
+                debug!("{}: {error}", self.device.port_name());
+                self.reopen = Some(Instant::now() + RETRY);
+            }
         }
         Ok(())
     }

@@ -189,18 +189,13 @@ impl Session {
         more
     }
 
-    /// Lets `reopen` open the port again while no pair uses it.
+    /// Moves all pairs to the port's new queues after it was opened again.
     ///
     /// # Errors
     ///
     /// When a worker does not stop.
-    pub fn reopen_port(
-        &mut self,
-        device: &mut NetDevice,
-        reopen: impl FnOnce(&mut NetDevice),
-    ) -> Result<(), DeviceError> {
+    pub fn port_changed(&mut self, device: &mut NetDevice) -> Result<(), DeviceError> {
         self.stop_all(device)?;
-        reopen(device);
         if let Some(acked) = self.acked {
             device.set_offloads(acked);
         }

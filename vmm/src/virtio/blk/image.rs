@@ -1,0 +1,262 @@
+//! A raw disk image: a regular file or a block device.
+#![expect(unsafe_code, reason = "preadv and pwritev straight into guest memory")]
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::path::PathBuf;
+
+use log::warn;
+use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
+use rustix::io::Errno;
+use thiserror::Error;
+use vm_memory::VolatileSlice;
+
+use crate::config::DiskConfig;
+use crate::virtio::blk::SECTOR_SIZE;
+use crate::virtio::chain::Buffers;
+
+/// Length of a disk's identification (virtio 1.2, 5.2.6).
+pub const ID_LEN: usize = 20;
+/// Most pieces that the kernel takes in one call (`UIO_MAXIOV`).
+const IOV_MAX: usize = 1024;
+
+/// Why an image is not usable.
+#[derive(Debug, Error)]
+pub enum ImageError {
+    /// Missing, no permission, and the like.
+    #[error("cannot open disk image {}{}", path.display(), if *read_only { "" } else { " for writing (append ',ro' for read-only)" })]
+    Open {
+        /// The image.
+        path: PathBuf,
+        /// Whether only reading was asked for.
+        read_only: bool,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// A directory, a socket, a character device.
+    #[error("{} is neither a file nor a block device", .0.display())]
+    Kind(PathBuf),
+    /// Locked by another process.
+    #[error(
+        "disk image {} is in use by another process; two may share it only when both open it read-only (',ro')",
+        .0.display()
+    )]
+    InUse(PathBuf),
+    /// Not a sector in it.
+    #[error("disk image {} has {len} bytes, less than a sector of 512", path.display())]
+    Empty {
+        /// The image.
+        path: PathBuf,
+        /// Its length.
+        len: u64,
+    },
+}
+
+/// An open, locked image.
+pub struct Image {
+    file: File,
+    len: u64,
+    read_only: bool,
+    id: [u8; ID_LEN],
+}
+
+impl Image {
+    /// Opens the image and locks it against writers, and when it is writable against readers too.
+    ///
+    /// # Errors
+    ///
+    /// See [`ImageError`].
+    pub fn open(config: &DiskConfig) -> Result<Image, ImageError> {
+        let DiskConfig { path, read_only } = config.clone();
+        let failed = |source| ImageError::Open { path: path.clone(), read_only, source };
+        let mut file = OpenOptions::new().read(true).write(!read_only).open(&path).map_err(failed)?;
+        let metadata = file.metadata().map_err(failed)?;
+        if !metadata.is_file() && !metadata.file_type().is_block_device() {
+            return Err(ImageError::Kind(path));
+        }
+        lock(&file, config)?;
+        // A block device's metadata has no length, its end has a position.
+        let len = file.seek(SeekFrom::End(0)).map_err(failed)?;
+        if len < SECTOR_SIZE {
+            return Err(ImageError::Empty { path, len });
+        }
+        // Differs between images and stays with one: device and inode number, NUL-padded.
+        let text = format!("{:x}-{:x}", metadata.dev(), metadata.ino());
+        let mut id = [0; ID_LEN];
+        for (to, from) in id.iter_mut().zip(text.bytes()) {
+            *to = from;
+        }
+        Ok(Image { file, len, read_only, id })
+    }
+
+    /// Whole sectors in the image.
+    pub fn sectors(&self) -> u64 {
+        self.len / SECTOR_SIZE
+    }
+
+    /// Bytes behind the last whole sector.
+    pub fn surplus(&self) -> u64 {
+        self.len % SECTOR_SIZE
+    }
+
+    /// Whether it was opened for reading only.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// What the guest knows the disk by.
+    pub fn id(&self) -> [u8; ID_LEN] {
+        self.id
+    }
+
+    /// Fills `data` from byte `offset` on.
+    ///
+    /// # Errors
+    ///
+    /// `UnexpectedEof` when the image has become shorter, or the system's error.
+    pub fn read_at(&self, data: &Buffers<'_>, offset: u64) -> io::Result<()> {
+        let fd = self.file.as_raw_fd();
+        transfer(data.slices(), offset, io::ErrorKind::UnexpectedEof, |iovecs, offset| {
+            // SAFETY: each iovec is a piece of mapped guest memory (see `transfer`), to which the guest and
+            // so the kernel may write at any time; nobody holds a reference to it.
+            unsafe { libc::preadv(fd, iovecs.as_ptr(), iovecs.len() as libc::c_int, offset) }
+        })
+    }
+
+    /// Writes `data` at byte `offset` on.
+    ///
+    /// # Errors
+    ///
+    /// The system's, such as ENOSPC; a part may be written.
+    pub fn write_at(&self, data: &Buffers<'_>, offset: u64) -> io::Result<()> {
+        let fd = self.file.as_raw_fd();
+        transfer(data.slices(), offset, io::ErrorKind::WriteZero, |iovecs, offset| {
+            // SAFETY: each iovec is a piece of mapped guest memory (see `transfer`), which is only read.
+            unsafe { libc::pwritev(fd, iovecs.as_ptr(), iovecs.len() as libc::c_int, offset) }
+        })
+    }
+
+    /// Makes all that was written stable.
+    ///
+    /// # Errors
+    ///
+    /// The system's; then something that was acknowledged may be lost.
+    pub fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    /// Frees a range, whose contents are undefined afterwards.
+    ///
+    /// # Errors
+    ///
+    /// The system's. An image that cannot free anything is none: a discard is a hint.
+    pub fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.deallocate(offset, len).or_else(|errno| match errno {
+            Errno::OPNOTSUPP | Errno::INVAL => Ok(()),
+            errno => Err(errno.into()),
+        })
+    }
+
+    /// Makes a range read as zeroes, and frees it with `unmap` if possible.
+    ///
+    /// # Errors
+    ///
+    /// The system's; a part may be zeroes.
+    pub fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+        let result = if unmap {
+            self.deallocate(offset, len)
+        } else {
+            let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
+            retry(|| fallocate(&self.file, flags, offset, len))
+        };
+        match result {
+            Err(Errno::OPNOTSUPP | Errno::INVAL) => self.copy_zeroes(offset, len),
+            result => Ok(result?),
+        }
+    }
+
+    fn deallocate(&self, offset: u64, len: u64) -> Result<(), Errno> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        retry(|| fallocate(&self.file, flags, offset, len))
+    }
+
+    fn copy_zeroes(&self, mut offset: u64, mut len: u64) -> io::Result<()> {
+        let zeroes = [0; 1 << 16];
+        while len > 0 {
+            let step = len.min(zeroes.len() as u64);
+            self.file.write_all_at(&zeroes[..step as usize], offset)?;
+            offset += step;
+            len -= step;
+        }
+        Ok(())
+    }
+}
+
+fn retry(call: impl Fn() -> Result<(), Errno>) -> Result<(), Errno> {
+    loop {
+        match call() {
+            Err(Errno::INTR) => {}
+            result => return result,
+        }
+    }
+}
+
+/// Shared for readers, exclusive for a writer, released with the last descriptor.
+fn lock(file: &File, config: &DiskConfig) -> Result<(), ImageError> {
+    let operation = if config.read_only {
+        FlockOperation::NonBlockingLockShared
+    } else {
+        FlockOperation::NonBlockingLockExclusive
+    };
+    match flock(file, operation) {
+        Ok(()) => Ok(()),
+        Err(Errno::WOULDBLOCK) => Err(ImageError::InUse(config.path.clone())),
+        Err(errno) => {
+            // Some network file systems have no locks; that is no reason to refuse the image.
+            warn!("disk {}: cannot be locked against use by another process: {errno}", config.path.display());
+            Ok(())
+        }
+    }
+}
+
+/// Moves all of `slices` by vectored calls, however little each of them does. `ended` is the error for a
+/// call that does nothing.
+///
+/// The iovecs given to `call` cover pieces of guest memory that is mapped as long as `slices` live.
+fn transfer(
+    slices: &[VolatileSlice<'_>],
+    mut offset: u64,
+    ended: io::ErrorKind,
+    call: impl Fn(&[libc::iovec], libc::off_t) -> isize,
+) -> io::Result<()> {
+    let iovec = |slice: &VolatileSlice<'_>| libc::iovec {
+        iov_base: slice.ptr_guard_mut().as_ptr().cast(),
+        iov_len: slice.len(),
+    };
+    let mut iovecs: Vec<_> = slices.iter().map(iovec).collect();
+    let mut first = 0;
+    while first < iovecs.len() {
+        let last = iovecs.len().min(first + IOV_MAX);
+        let mut done = match call(&iovecs[first..last], offset as libc::off_t) {
+            0 => return Err(ended.into()),
+            done if done > 0 => done as usize,
+            _ => match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::Interrupted => continue,
+                error => return Err(error),
+            },
+        };
+        offset += done as u64;
+        while done > 0 {
+            let iovec = &mut iovecs[first];
+            let step = done.min(iovec.iov_len);
+            iovec.iov_base = iovec.iov_base.wrapping_byte_add(step);
+            iovec.iov_len -= step;
+            done -= step;
+            first += usize::from(iovec.iov_len == 0);
+        }
+    }
+    Ok(())
+}

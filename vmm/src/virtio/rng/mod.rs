@@ -1,0 +1,64 @@
+//! The entropy device (virtio 1.2, section 5.4): one vring, whose buffers are filled with random bytes.
+
+use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
+use volt_net::virtio::features::Features;
+
+use crate::virtio::ring::Ring;
+use crate::virtio::worker::Worker;
+use crate::virtio::{ActivateError, Activation, VirtioDevice};
+
+mod queue;
+
+const LABEL: &str = "rng";
+const VRING_SIZE: u16 = 64;
+
+/// An entropy device on the host's random numbers.
+#[derive(Default)]
+pub struct Rng {
+    worker: Option<Worker>,
+}
+
+impl Rng {
+    /// A device that runs once it is activated.
+    pub fn new() -> Rng {
+        Rng::default()
+    }
+}
+
+impl VirtioDevice for Rng {
+    fn device_id(&self) -> u32 {
+        VIRTIO_ID_RNG
+    }
+
+    fn label(&self) -> &str {
+        LABEL
+    }
+
+    fn features(&self) -> Features {
+        Features::VERSION_1.with(Features::EVENT_IDX).with(Features::INDIRECT_DESC)
+    }
+
+    fn vring_sizes(&self) -> &[u16] {
+        &[VRING_SIZE]
+    }
+
+    fn read_config(&self, _offset: u64, data: &mut [u8]) {
+        data.fill(0);
+    }
+
+    fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
+        let vring = activation.take_vring(0)?;
+        let ring = Ring::new(vring, &activation);
+        let mut requests = queue::Requests::new(LABEL);
+        let worker = Worker::spawn(LABEL, LABEL, ring, move |chain| requests.serve(chain));
+        self.worker = Some(worker.map_err(ActivateError::Thread)?);
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.worker = None;
+    }
+}
+
+#[cfg(test)]
+mod tests;

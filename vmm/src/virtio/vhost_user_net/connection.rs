@@ -1,0 +1,110 @@
+//! Finding the back-end's socket, and a limit in time for whatever blocks on it.
+
+use std::io;
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use log::info;
+use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect as connect_to, socket_with,
+};
+use thiserror::Error;
+
+/// Between two attempts to connect.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// Why no back-end was found.
+#[derive(Debug, Error)]
+pub enum ConnectError {
+    /// Nobody listened for as long as was allowed.
+    #[error(
+        "no network back-end at {} after {} s: start one, like 'volt-netd --tap tap0 --socket {}', or allow more time with --net-timeout",
+        socket.display(), waited.as_secs(), socket.display()
+    )]
+    Absent {
+        /// Path of the socket.
+        socket: PathBuf,
+        /// The limit that passed.
+        waited: Duration,
+    },
+    /// Waiting would not help: no permission, a path that is too long.
+    #[error("cannot connect to the network back-end at {}", socket.display())]
+    Refused {
+        /// Path of the socket.
+        socket: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Connects to the socket at `path`, as soon as somebody listens there; `limit` bounds the wait.
+///
+/// # Errors
+///
+/// See [`ConnectError`].
+pub fn connect(path: &Path, limit: Option<Duration>) -> Result<UnixStream, ConnectError> {
+    let started = Instant::now();
+    let mut told = false;
+    loop {
+        match try_connect(path) {
+            Ok(stream) => return Ok(stream),
+            // No socket yet, or a stale one, or a listener too busy to accept.
+            Err(Errno::NOENT | Errno::CONNREFUSED | Errno::AGAIN | Errno::INTR) => {}
+            Err(errno) => {
+                return Err(ConnectError::Refused { socket: path.to_owned(), source: errno.into() });
+            }
+        }
+        if let Some(limit) = limit.filter(|limit| started.elapsed() >= *limit) {
+            return Err(ConnectError::Absent { socket: path.to_owned(), waited: limit });
+        }
+        if !told {
+            info!("waiting for a network back-end to listen at {}", path.display());
+            told = true;
+        }
+        thread::sleep(RETRY);
+    }
+}
+
+fn try_connect(path: &Path) -> Result<UnixStream, Errno> {
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    // Without it, connecting waits for ever when the listener's backlog is full.
+    set_socket_timeout(&socket, Timeout::Send, Some(Duration::from_secs(1)))?;
+    connect_to(&socket, &SocketAddrUnix::new(path)?)?;
+    set_socket_timeout(&socket, Timeout::Send, None)?;
+    Ok(socket.into())
+}
+
+/// Runs `work`, which blocks on `stream`, and shuts the stream down after `limit`, so that `work` comes to
+/// an end. The flag says whether that was necessary.
+///
+/// A time-out of the socket itself would not do: the vhost crate repeats a call that ends with EAGAIN.
+///
+/// # Errors
+///
+/// When there can be no thread to keep the time; then `work` has not run.
+pub fn within<T>(limit: Duration, stream: &UnixStream, work: impl FnOnce() -> T) -> io::Result<(T, bool)> {
+    let (done, wait) = mpsc::channel::<()>();
+    let late = AtomicBool::new(false);
+    let is_late = &late;
+    let result = thread::scope(|scope| {
+        thread::Builder::new().name("net-timer".to_owned()).spawn_scoped(scope, move || {
+            if wait.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
+                is_late.store(true, Ordering::Release);
+                // Fails only for a stream that is down already.
+                let _ = stream.shutdown(Shutdown::Both);
+            }
+        })?;
+        let result = work();
+        drop(done);
+        Ok::<T, io::Error>(result)
+    })?;
+    Ok((result, late.into_inner()))
+}

@@ -1,0 +1,185 @@
+//! The front-end with the session and the data path of volt-netd, over sockets in place of a TAP.
+
+use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+
+use rustix::event::{PollFd, PollFlags, Timespec, eventfd, poll};
+use tempfile::TempDir;
+use volt_net::event::notify::Notifier;
+use volt_net::net::device::{DeviceOptions, NetDevice};
+use volt_net::port::socket::SocketPort;
+use volt_net::vhost_user::channel::Channel;
+use volt_net::vhost_user::session::Session as BackEnd;
+
+use super::*;
+use crate::virtio::testing::{BUFFERS, Driver, HIGH, eventually};
+
+const TX: u64 = BUFFERS;
+const RX: u64 = HIGH;
+const CONTROL: u64 = BUFFERS + 0x10_0000;
+
+/// A daemon's main loop without the daemon, for any number of connections.
+struct Daemon {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+    /// The far end of each pair.
+    wires: Vec<UnixDatagram>,
+    dir: TempDir,
+}
+
+impl Daemon {
+    fn start(pairs: u16, mac: Mac) -> Daemon {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(dir.path().join("net.sock")).unwrap();
+        let (wires, ports): (Vec<_>, Vec<_>) = (0..pairs).map(|_| UnixDatagram::pair().unwrap()).unzip();
+        for wire in &wires {
+            wire.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        }
+        let port = SocketPort::new(ports.into_iter().map(Into::into).collect()).unwrap();
+        let wake = Notifier::new(eventfd(0, rustix::event::EventfdFlags::NONBLOCK).unwrap()).unwrap();
+        let options = DeviceOptions { pairs, mac, mtu: Some(1400) };
+        let stop = Arc::new(AtomicBool::new(false));
+        let its_stop = stop.clone();
+        let thread = thread::spawn(move || {
+            let mut device = NetDevice::new(Box::new(port), options, Arc::new(wake));
+            while let Some(channel) = accept(&listener, &its_stop) {
+                serve(channel, &mut device, &its_stop);
+            }
+        });
+        Daemon { stop, thread: Some(thread), wires, dir }
+    }
+
+    fn try_connect(&self, queues: u16) -> Result<VhostUserNet, NetError> {
+        let socket = self.dir.path().join("net.sock");
+        let config =
+            NetSocketConfig { socket, mac: None, mtu: None, queues, timeout: Some(Duration::from_secs(10)) };
+        VhostUserNet::connect(&config)
+    }
+
+    fn connect(&self, queues: u16) -> VhostUserNet {
+        self.try_connect(queues).unwrap()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        let _ = self.thread.take().unwrap().join();
+    }
+}
+
+fn readable(fd: impl std::os::fd::AsFd) -> bool {
+    let tick = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+    poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&tick)).unwrap() > 0
+}
+
+fn accept(listener: &UnixListener, stop: &AtomicBool) -> Option<Channel> {
+    while !stop.load(Ordering::Acquire) {
+        if readable(listener) {
+            return Some(Channel::new(listener.accept().unwrap().0).unwrap());
+        }
+    }
+    None
+}
+
+fn serve(mut channel: Channel, device: &mut NetDevice, stop: &AtomicBool) {
+    let mut session = BackEnd::new(device, 1024);
+    'connection: while !stop.load(Ordering::Acquire) {
+        if !readable(&channel) {
+            continue;
+        }
+        loop {
+            match channel.receive() {
+                Ok(Some(message)) => {
+                    if let Some(reply) = session.handle(message, device).unwrap() {
+                        channel.send(&reply).unwrap();
+                    }
+                }
+                Ok(None) => break,
+                Err(_) => break 'connection,
+            }
+        }
+    }
+    session.close(device).unwrap();
+}
+
+/// A frame each way over `pair`.
+fn exchange(driver: &mut Driver, daemon: &Daemon, pair: u16, fill: u8) {
+    let wire = &daemon.wires[usize::from(pair)];
+    let frame = [[0; 12].as_slice(), &[fill; 100]].concat();
+    driver.put(TX, &frame);
+    assert_eq!(driver.request(2 * pair + 1, &[(TX, 12, false), (TX + 12, 100, false)]), 0);
+    let mut seen = [0xee; 200];
+    assert_eq!(wire.recv(&mut seen).unwrap(), 112);
+    assert_eq!(seen[12..112], [fill; 100]);
+
+    driver.put(RX, &[0; 200]);
+    driver.offer(2 * pair, &[(RX, 200, true)]);
+    driver.kick(2 * pair);
+    wire.send(&frame).unwrap();
+    assert_eq!(driver.wait_used(2 * pair), 112);
+    assert_eq!(driver.get(RX + 12, 100), [fill; 100]);
+}
+
+#[test]
+fn configuration_and_features_are_volt_netds() {
+    let mac = Mac([2, 7, 7, 7, 7, 7]);
+    let daemon = Daemon::start(1, mac);
+    let device = daemon.connect(1);
+    let mut bytes = [0; 17];
+    device.read_config(0, &mut bytes);
+    let config = NetConfig::from_bytes(&bytes);
+    assert_eq!((config.mac, config.mtu, config.max_pairs), (mac, 1400, 1));
+    let offload = Features::CSUM.with(Features::GUEST_TSO4).with(Features::MRG_RXBUF);
+    assert!(device.features().has(offload.with(Features::MTU).with(Features::IN_ORDER)));
+}
+
+/// Frames and resets, one connection after the other on one daemon.
+#[test]
+fn frames_through_volt_netds_data_path() {
+    let daemon = Daemon::start(1, Mac([2, 0, 0, 0, 0, 1]));
+    for connection in 0..2 {
+        let mut driver = Driver::new(daemon.connect(1));
+        let all = driver.offered_features();
+        for features in [Features::VERSION_1, all] {
+            driver.run(features, &[0, 1, 2]);
+            for n in 0..40 {
+                exchange(&mut driver, &daemon, 0, n + connection);
+            }
+            driver.reset();
+        }
+    }
+}
+
+#[test]
+fn two_pairs_through_volt_netds_data_path() {
+    let daemon = Daemon::start(2, Mac([2, 0, 0, 0, 0, 1]));
+    let mut driver = Driver::new(daemon.connect(2));
+    driver.run(Features::VERSION_1.with(Features::MQ).with(Features::CTRL_VQ), &[0, 1, 2, 3, 4]);
+    exchange(&mut driver, &daemon, 0, 1);
+    driver.put(CONTROL, &[4, 0, 2, 0, 0xee]);
+    assert_eq!(driver.request(4, &[(CONTROL, 4, false), (CONTROL + 4, 1, true)]), 1);
+    assert_eq!(driver.get(CONTROL + 4, 1), [0]);
+    for n in 0..40 {
+        exchange(&mut driver, &daemon, 0, n);
+        exchange(&mut driver, &daemon, 1, n + 100);
+    }
+    eventually("the interrupt's reason", || {
+        driver.read(virtio_bindings::virtio_mmio::VIRTIO_MMIO_INTERRUPT_STATUS) == 1
+    });
+}
+
+#[test]
+fn more_pairs_than_volt_netd_has_are_refused() {
+    for (pairs, asked) in [(1, 2), (2, 3), (2, 4)] {
+        let daemon = Daemon::start(pairs, Mac([2, 0, 0, 0, 0, 1]));
+        match daemon.try_connect(asked) {
+            Err(NetError::Session { source: SessionError::Pairs { offered, .. }, .. }) => {
+                assert_eq!(offered, u64::from(pairs));
+            }
+            Err(error) => panic!("{error:?}"),
+            Ok(_) => panic!("{asked} of {pairs} pairs"),
+        }
+    }
+}

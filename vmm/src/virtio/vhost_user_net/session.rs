@@ -1,0 +1,386 @@
+//! The vhost-user conversation, on the `vhost` crate's front-end.
+//!
+//! In order: [`Session::open`] once; then [`Session::start`] and [`Session::stop`] in turn. All that the
+//! back-end has to know is in a [`Setup`], and `start` says all of it, so that it serves a first
+//! activation, a later one, and one on a new connection alike.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use log::debug;
+use thiserror::Error;
+use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures};
+use vhost::vhost_user::{Error as Socket, Frontend, VhostUserFrontend};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use virtio_queue::QueueT;
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap};
+use volt_net::net::config::{CONFIG_LEN, NetConfig};
+use volt_net::virtio::features::Features;
+
+use crate::irq::Interrupt;
+use crate::virtio::Vring;
+use crate::virtio::vhost_user_net::ANSWER_LIMIT;
+use crate::virtio::vhost_user_net::connection::within;
+
+/// Features that are between the guest and the back-end alone: offered as the back-end offers them,
+/// acknowledged as the guest does. A feature that needs the VMM's help is not among them, nor is one that
+/// nobody here has heard of.
+pub const PASSED: Features = Features::CSUM
+    .with(Features::GUEST_CSUM)
+    .with(Features::GUEST_TSO4)
+    .with(Features::GUEST_TSO6)
+    .with(Features::GUEST_ECN)
+    .with(Features::GUEST_UFO)
+    .with(Features::HOST_TSO4)
+    .with(Features::HOST_TSO6)
+    .with(Features::HOST_ECN)
+    .with(Features::HOST_UFO)
+    .with(Features::MRG_RXBUF)
+    .with(Features::INDIRECT_DESC)
+    .with(Features::EVENT_IDX)
+    .with(Features::VERSION_1)
+    .with(Features::IN_ORDER)
+    .with(Features::GUEST_USO4)
+    .with(Features::GUEST_USO6)
+    .with(Features::HOST_USO)
+    .with(Features::GUEST_HDRLEN);
+
+/// The VMM's own features of which a back-end is told when it knows them: MQ moves its control vring.
+const TOLD: Features = Features::MTU.with(Features::MQ);
+
+/// Length of the configuration space up to `mtu`: what every back-end with a configuration has.
+const CONFIG_TO_MTU: usize = 12;
+
+/// Why a back-end cannot be used, or can no more.
+#[derive(Debug, Error)]
+pub enum SessionError {
+    /// Virtio 0.9.
+    #[error("it offers no VERSION_1: it is too old for this device")]
+    NoVersion1,
+    /// No vring of it could be enabled and disabled.
+    #[error("it offers no PROTOCOL_FEATURES: it is no vhost-user back-end that can be used here")]
+    NoProtocolFeatures,
+    /// Too few vrings.
+    #[error(
+        "it serves {offered} queue pairs and {asked} are asked for: give it more (volt-netd --queues {asked}) or lower queues="
+    )]
+    Pairs {
+        /// Pairs on the command line.
+        asked: u16,
+        /// Pairs of the back-end.
+        offered: u64,
+    },
+    /// The guest uses what this back-end does not have.
+    #[error("it lacks features that the guest uses: {0}")]
+    Features(Features),
+    /// Nothing came back.
+    #[error("it gave no answer to {request} within {} s", ANSWER_LIMIT.as_secs())]
+    Late {
+        /// The message.
+        request: &'static str,
+    },
+    /// The connection ended.
+    #[error("it closed the connection at {request}; its own log should say why")]
+    Closed {
+        /// The message.
+        request: &'static str,
+    },
+    /// The answer was an error.
+    #[error("it refused {request}; its own log should say why")]
+    Refused {
+        /// The message.
+        request: &'static str,
+    },
+    /// A message went wrong in another way.
+    #[error("{request} failed")]
+    Request {
+        /// The message.
+        request: &'static str,
+        /// How.
+        #[source]
+        source: vhost::Error,
+    },
+    /// A vring's address has no place in this process.
+    #[error("vring {index} is not in guest memory")]
+    Vring {
+        /// The vring.
+        index: u16,
+        /// Which address.
+        #[source]
+        source: GuestMemoryError,
+    },
+    /// Guest memory cannot be shared.
+    #[error("guest memory is not backed by a file that the back-end could map")]
+    NotShared,
+    /// No more threads or files.
+    #[error("the host is out of resources")]
+    Host(#[source] io::Error),
+}
+
+/// Names the message that a result belongs to.
+fn told<T>(request: &'static str, result: vhost::Result<T>) -> Result<T, SessionError> {
+    match &result {
+        Ok(_) => debug!("vhost-user: {request}"),
+        Err(error) => debug!("vhost-user: {request}: {error}"),
+    }
+    result.map_err(|error| match error {
+        vhost::Error::VhostUserProtocol(Socket::BackendInternalError) => SessionError::Refused { request },
+        vhost::Error::VhostUserProtocol(
+            Socket::SocketBroken(_) | Socket::Disconnected | Socket::PartialMessage,
+        ) => SessionError::Closed { request },
+        source => SessionError::Request { request, source },
+    })
+}
+
+/// What a back-end is told from activation to reset.
+pub struct Setup {
+    /// The guest's memory.
+    pub memory: GuestMemoryMmap,
+    /// What the guest acknowledged.
+    pub acked: Features,
+    /// The data vrings that the driver made ready.
+    pub vrings: Vec<Vring>,
+    /// Has the eventfds that the back-end calls.
+    pub interrupt: Arc<dyn Interrupt>,
+    /// Pairs that the driver uses at the moment, from the first on.
+    pub active_pairs: u16,
+}
+
+/// A connection to a back-end, after the handshake.
+pub struct Session {
+    frontend: Frontend,
+    /// The same socket, to shut it down while `frontend` blocks on it.
+    stream: UnixStream,
+    features: Features,
+    config: Option<NetConfig>,
+    answers: bool,
+}
+
+impl Session {
+    /// The handshake, for `pairs` queue pairs.
+    ///
+    /// # Errors
+    ///
+    /// The back-end lacks something, breaks off, or does not answer in time.
+    pub fn open(stream: UnixStream, pairs: u16) -> Result<Session, SessionError> {
+        let copy = stream.try_clone().map_err(SessionError::Host)?;
+        let frontend = Frontend::from_stream(stream, 2 * u64::from(pairs));
+        let mut session =
+            Session { frontend, stream: copy, features: Features::NONE, config: None, answers: false };
+        session.limited(|session| session.handshake(pairs))?;
+        Ok(session)
+    }
+
+    /// What the back-end offers.
+    pub fn features(&self) -> Features {
+        self.features
+    }
+
+    /// The back-end's configuration space, when it has one.
+    pub fn config(&self) -> Option<NetConfig> {
+        self.config
+    }
+
+    fn limited(
+        &mut self,
+        work: impl FnOnce(&mut Session) -> Result<(), SessionError>,
+    ) -> Result<(), SessionError> {
+        let stream = self.stream.try_clone().map_err(SessionError::Host)?;
+        match within(ANSWER_LIMIT, &stream, || work(self)).map_err(SessionError::Host)? {
+            (Err(SessionError::Closed { request }), true) => Err(SessionError::Late { request }),
+            (result, _) => result,
+        }
+    }
+
+    fn handshake(&mut self, pairs: u16) -> Result<(), SessionError> {
+        told("SET_OWNER", self.frontend.set_owner())?;
+        self.features = Features(told("GET_FEATURES", self.frontend.get_features())?);
+        debug!("the back-end offers {}", self.features);
+        if !self.features.has(Features::PROTOCOL_FEATURES) {
+            return Err(SessionError::NoProtocolFeatures);
+        }
+        if !self.features.has(Features::VERSION_1) {
+            return Err(SessionError::NoVersion1);
+        }
+        let wanted = VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::CONFIG;
+        let protocol = told("GET_PROTOCOL_FEATURES", self.frontend.get_protocol_features())? & wanted;
+        told("SET_PROTOCOL_FEATURES", self.frontend.set_protocol_features(protocol))?;
+        self.answers = protocol.contains(VhostUserProtocolFeatures::REPLY_ACK);
+
+        if protocol.contains(VhostUserProtocolFeatures::CONFIG) {
+            self.config = self.read_config()?;
+        }
+        if pairs == 1 {
+            // What GET_QUEUE_NUM says to this differs most between back-ends, and matters least.
+            return Ok(());
+        }
+        let offered = self.offered_pairs(protocol, pairs)?;
+        if offered < u64::from(pairs) { Err(SessionError::Pairs { asked: pairs, offered }) } else { Ok(()) }
+    }
+
+    /// How many pairs the back-end serves. GET_QUEUE_NUM counts vrings with some and pairs with others, so
+    /// the configuration space is asked first.
+    fn offered_pairs(&self, protocol: VhostUserProtocolFeatures, asked: u16) -> Result<u64, SessionError> {
+        if !protocol.contains(VhostUserProtocolFeatures::MQ) {
+            return Ok(1);
+        }
+        let number = self.queue_num(protocol)?;
+        let multi_queue = self.features.has(Features::MQ);
+        Ok(match self.config {
+            Some(config) if multi_queue => config.max_pairs.into(),
+            // Those that count pairs do so for QEMU, which wants MQ to be offered too.
+            _ if multi_queue && number < 2 * u64::from(asked) => number,
+            _ => number / 2,
+        })
+    }
+
+    /// GET_QUEUE_NUM, on a front-end object of its own: from its answer on, the crate's object refuses
+    /// vrings of that number and above by itself, which is wrong where pairs are counted.
+    fn queue_num(&self, protocol: VhostUserProtocolFeatures) -> Result<u64, SessionError> {
+        let stream = self.stream.try_clone().map_err(SessionError::Host)?;
+        let mut asking = Frontend::from_stream(stream, 0);
+        told("GET_FEATURES", asking.get_features())?;
+        told("SET_PROTOCOL_FEATURES", asking.set_protocol_features(protocol))?;
+        told("GET_QUEUE_NUM", asking.get_queue_num())
+    }
+
+    fn read_config(&mut self) -> Result<Option<NetConfig>, SessionError> {
+        let (len, flags) = (CONFIG_TO_MTU as u32, VhostUserConfigFlags::empty());
+        let reply = self.frontend.get_config(0, len, flags, &[0; CONFIG_TO_MTU]);
+        if let Err(vhost::Error::VhostUserProtocol(Socket::BackendInternalError)) = reply {
+            debug!("the back-end has no configuration of {CONFIG_TO_MTU} bytes");
+            return Ok(None);
+        }
+        let (_, payload) = told("GET_CONFIG", reply)?;
+        let mut bytes = [0; CONFIG_LEN];
+        for (to, from) in bytes.iter_mut().zip(payload) {
+            *to = from;
+        }
+        Ok(Some(NetConfig::from_bytes(&bytes)))
+    }
+
+    /// Tells the back-end everything in `setup`, and sets it going.
+    ///
+    /// # Errors
+    ///
+    /// The back-end breaks off, refuses, does not answer in time, or lacks a feature that the guest uses.
+    pub fn start(&mut self, setup: &Setup) -> Result<(), SessionError> {
+        let missing = setup.acked.common(PASSED).without(self.features);
+        if !missing.is_empty() {
+            return Err(SessionError::Features(missing));
+        }
+        self.limited(|session| session.set_up(setup))?;
+        for vring in &setup.vrings {
+            // An earlier connection may have taken a kick and answered nothing, or answered and not called.
+            let _ = vring.kick.write(1);
+            setup.interrupt.used(vring.index);
+        }
+        Ok(())
+    }
+
+    fn set_up(&mut self, setup: &Setup) -> Result<(), SessionError> {
+        self.ask_for_answers(true);
+        let told_features = setup.acked.common(PASSED.with(TOLD)).common(self.features);
+        let features = told_features.with(Features::PROTOCOL_FEATURES);
+        told("SET_FEATURES", self.frontend.set_features(features.0))?;
+        // In order of address, as back-ends on vhost-user-backend need them; vm-memory keeps them so.
+        let regions: Result<Vec<_>, _> =
+            setup.memory.iter().map(VhostUserMemoryRegionInfo::from_guest_region).collect();
+        let regions = regions.map_err(|_| SessionError::NotShared)?;
+        told("SET_MEM_TABLE", self.frontend.set_mem_table(&regions))?;
+        for vring in &setup.vrings {
+            self.set_up_vring(setup, vring)?;
+        }
+        for vring in &setup.vrings {
+            let on = vring.index / 2 < setup.active_pairs;
+            told("SET_VRING_ENABLE", self.frontend.set_vring_enable(vring.index.into(), on))?;
+        }
+        Ok(())
+    }
+
+    fn set_up_vring(&mut self, setup: &Setup, vring: &Vring) -> Result<(), SessionError> {
+        let Vring { index, queue, kick } = vring;
+        let bad = |source| SessionError::Vring { index: *index, source };
+        // vhost-user gives a vring's place in this process's memory, with the memory table as the key.
+        let place = |address| match setup.memory.get_host_address(GuestAddress(address)) {
+            Ok(pointer) => Ok(pointer as u64),
+            Err(error) => Err(bad(error)),
+        };
+        let places = VringConfigData {
+            queue_max_size: queue.max_size(),
+            queue_size: queue.size(),
+            flags: 0,
+            desc_table_addr: place(queue.desc_table())?,
+            used_ring_addr: place(queue.used_ring())?,
+            avail_ring_addr: place(queue.avail_ring())?,
+            log_addr: None,
+        };
+        // Where the vring stands is in guest memory and nowhere else: a back-end that completes in order
+        // has everything from the used index on still to do.
+        let base = match queue.used_idx(&setup.memory, Ordering::Acquire) {
+            Ok(index) => index.0,
+            Err(_) => {
+                return Err(bad(GuestMemoryError::InvalidGuestAddress(GuestAddress(queue.used_ring()))));
+            }
+        };
+        let at = usize::from(*index);
+        told("SET_VRING_NUM", self.frontend.set_vring_num(at, queue.size()))?;
+        told("SET_VRING_ADDR", self.frontend.set_vring_addr(at, &places))?;
+        told("SET_VRING_BASE", self.frontend.set_vring_base(at, base))?;
+        told("SET_VRING_CALL", self.frontend.set_vring_call(at, setup.interrupt.call(*index)))?;
+        told("SET_VRING_KICK", self.frontend.set_vring_kick(at, kick))
+    }
+
+    /// Stops the vrings of `setup`: after the return the back-end does not touch them.
+    ///
+    /// # Errors
+    ///
+    /// The back-end breaks off or does not answer in time; what it does to the vrings is then unknown.
+    pub fn stop(&mut self, setup: &Setup) -> Result<(), SessionError> {
+        self.limited(|session| {
+            session.ask_for_answers(true);
+            for vring in &setup.vrings {
+                told("SET_VRING_ENABLE", session.frontend.set_vring_enable(vring.index.into(), false))?;
+            }
+            for vring in &setup.vrings {
+                told("GET_VRING_BASE", session.frontend.get_vring_base(vring.index.into()))?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Enables the pairs that `setup` has active, and disables the others.
+    ///
+    /// Waits for no answer, because a vCPU waits for the command that brought this about.
+    ///
+    /// # Errors
+    ///
+    /// The connection is broken.
+    pub fn enable(&mut self, setup: &Setup) -> Result<(), SessionError> {
+        self.limited(|session| {
+            session.ask_for_answers(false);
+            for vring in &setup.vrings {
+                let on = vring.index / 2 < setup.active_pairs;
+                told("SET_VRING_ENABLE", session.frontend.set_vring_enable(vring.index.into(), on))?;
+            }
+            Ok(())
+        })
+    }
+
+    fn ask_for_answers(&self, on: bool) {
+        let flags =
+            if on && self.answers { VhostUserHeaderFlag::NEED_REPLY } else { VhostUserHeaderFlag::empty() };
+        self.frontend.set_hdr_flags(flags);
+    }
+}
+
+impl AsRawFd for Session {
+    fn as_raw_fd(&self) -> RawFd {
+        self.stream.as_raw_fd()
+    }
+}
