@@ -1,1 +1,3 @@
 //! Scripted peers and the lab.
+
+pub mod lab;
