@@ -165,28 +165,28 @@ impl Session {
 
     /// Serves the control queue. Returns whether there may be more.
     pub fn control_kicked(&mut self, device: &mut NetDevice) -> bool {
-        let (Some(control), Some(acked)) = (&mut self.control, self.acked) else { return false };
+        let (Some(mut control), Some(acked)) = (self.control.take(), self.acked) else { return false };
         control.vring.kick.clear();
         let limits = Limits { acked, max_pairs: device.config().max_pairs };
-        let mut pairs = self.control_pairs;
         let result = control.run(limits, |command| {
             if let Command::SetPairs(asked) = command {
-                pairs = asked;
+                // Before the answer: by then no frame may go to a pair beyond (virtio 1.2, 5.1.6.5.5).
+                self.control_pairs = asked;
+                self.attach(device);
             }
         });
-        self.control_pairs = pairs;
-        let more = match result {
-            Ok(more) => more,
+        match result {
+            Ok(more) => {
+                self.control = Some(control);
+                more
+            }
             Err(error) => {
                 let index = control.vring.index;
                 warn!("vring {index} stopped: {error}; only a reset by the driver starts it again");
                 self.vrings[index].broken = true;
-                self.control = None;
                 false
             }
-        };
-        self.attach(device);
-        more
+        }
     }
 
     /// Moves all pairs to the port's new queues after it was opened again.

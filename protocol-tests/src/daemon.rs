@@ -1,0 +1,161 @@
+//! volt-netd as a process of the test's: started, watched, read from /proc, stopped by its id.
+//!
+//! [`Daemon::start`] takes a prepared command (in a namespace or not); its log is captured by a thread. Dropping
+//! the [`Daemon`] kills the process if it still runs.
+
+use std::io::{self, BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal};
+
+/// A program of this workspace, beside the test that runs.
+///
+/// # Panics
+/// When it has not been built; the message says how.
+pub fn program(name: &str) -> PathBuf {
+    let test = std::env::current_exe().unwrap_or_default();
+    let found = test.ancestors().skip(1).take(3).map(|dir| dir.join(name)).find(|path| path.is_file());
+    found.unwrap_or_else(|| panic!("no {name} near {}: run `cargo build --workspace` first", test.display()))
+}
+
+/// What a process uses, from /proc.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Processor time in clock ticks (a hundredth of a second).
+    pub cpu_ticks: u64,
+    /// Threads.
+    pub threads: u64,
+    /// Open descriptors.
+    pub fds: usize,
+    /// Resident memory in KiB.
+    pub resident: u64,
+}
+
+/// A running daemon.
+#[derive(Debug)]
+pub struct Daemon {
+    child: Child,
+    log: Arc<Mutex<String>>,
+}
+
+impl Daemon {
+    /// Starts a command and captures what it says on standard error.
+    pub fn start(mut command: Command) -> io::Result<Daemon> {
+        let mut child = command.stderr(Stdio::piped()).spawn()?;
+        let log = Arc::new(Mutex::new(String::new()));
+        if let Some(stderr) = child.stderr.take() {
+            let log = Arc::clone(&log);
+            std::thread::spawn(move || {
+                for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                    let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
+                    log.push_str(&line);
+                    log.push('\n');
+                }
+            });
+        }
+        Ok(Daemon { child, log })
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// All it has said.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits until the log, from byte `from` on, has every one of these words in one line, and gives the line.
+    pub fn logged(&self, from: usize, words: &[&str], limit: Duration) -> Option<String> {
+        let fits = |line: &str| words.iter().all(|word| line.to_lowercase().contains(&word.to_lowercase()));
+        poll_until(limit, || self.log().get(from..)?.lines().find(|line| fits(line)).map(str::to_owned))
+    }
+
+    /// Waits until the process says that it listens at `path`, as far as it lives.
+    pub fn wait_for_socket(&mut self, path: &Path, limit: Duration) -> io::Result<()> {
+        let at = path.display().to_string();
+        let listening = poll_until(limit, || {
+            let said = self.log().lines().any(|line| line.contains("listening on") && line.contains(&at));
+            (said || self.has_exited()).then_some(())
+        });
+        if listening.is_some() && !self.has_exited() {
+            return Ok(());
+        }
+        Err(io::Error::other(format!("no socket at {}; it said:\n{}", path.display(), self.log())))
+    }
+
+    /// Whether it has ended.
+    pub fn has_exited(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) -> io::Result<()> {
+        let pid = Pid::from_child(&self.child);
+        Ok(rustix::process::kill_process(pid, signal)?)
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self, limit: Duration) -> Option<ExitStatus> {
+        poll_until(limit, || self.child.try_wait().ok().flatten())
+    }
+
+    /// SIGTERM, and its exit status if it ended in time.
+    pub fn stop(&mut self, limit: Duration) -> Option<ExitStatus> {
+        self.signal(Signal::TERM).ok()?;
+        self.wait(limit)
+    }
+
+    /// What it uses now.
+    pub fn usage(&self) -> io::Result<Usage> {
+        let proc = PathBuf::from(format!("/proc/{}", self.pid()));
+        let stat = std::fs::read_to_string(proc.join("stat"))?;
+        // The name in parentheses may hold spaces; fields are counted behind it, the state being field 3.
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        let field =
+            |number: usize| fields.get(number - 3).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+        let status = std::fs::read_to_string(proc.join("status"))?;
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next());
+        Ok(Usage {
+            cpu_ticks: field(14) + field(15),
+            threads: field(20),
+            fds: std::fs::read_dir(proc.join("fd"))?.count(),
+            resident: resident.and_then(|text| text.parse().ok()).unwrap_or(0),
+        })
+    }
+
+    /// Processor time used while nothing happens for `time`, in clock ticks.
+    pub fn idle_ticks(&self, time: Duration) -> io::Result<u64> {
+        let before = self.usage()?.cpu_ticks;
+        std::thread::sleep(time);
+        Ok(self.usage()?.cpu_ticks - before)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if !self.has_exited() {
+            let _ = self.child.kill();
+        }
+        let status = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("the daemon ended with {status:?}; its log:\n{}", self.log());
+        }
+    }
+}
+
+/// Asks every few milliseconds until there is an answer, or `limit` has passed.
+pub fn poll_until<T>(limit: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
+    let deadline = Instant::now() + limit;
+    loop {
+        match ask() {
+            Some(answer) => return Some(answer),
+            None if Instant::now() >= deadline => return None,
+            None => std::thread::sleep(Duration::from_millis(5)),
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Frames that carry their own number and check, and the virtio-net header before them.
+//!
+//! Tests send [`numbered`] frames and ask [`number_of`] what arrived: a frame that was cut, mixed or
+//! repeated shows.
+
+/// Bytes of the header with `num_buffers` (virtio 1.2, 5.1.6).
+pub const NET_HEADER_LEN: usize = 12;
+/// Local experimental Ethertype: nothing in the kernel answers it.
+pub const ETHERTYPE: u16 = 0x88b5;
+
+/// GSO types and flags of the header.
+#[expect(missing_docs, reason = "the names are the specification's own")]
+pub mod gso {
+    pub const NONE: u8 = 0;
+    pub const TCPV4: u8 = 1;
+    pub const UDP: u8 = 3;
+    pub const TCPV6: u8 = 4;
+    pub const UDP_L4: u8 = 5;
+    pub const NEEDS_CSUM: u8 = 1;
+    pub const DATA_VALID: u8 = 2;
+}
+
+/// `struct virtio_net_hdr` as virtio 1.0 and later have it, always with `num_buffers`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields are the specification's own (5.1.6)")]
+pub struct NetHeader {
+    pub flags: u8,
+    pub gso_type: u8,
+    pub hdr_len: u16,
+    pub gso_size: u16,
+    pub csum_start: u16,
+    pub csum_offset: u16,
+    pub num_buffers: u16,
+}
+
+impl NetHeader {
+    /// The header's bytes, little-endian.
+    pub fn encode(&self) -> [u8; NET_HEADER_LEN] {
+        let mut bytes = [0; NET_HEADER_LEN];
+        (bytes[0], bytes[1]) = (self.flags, self.gso_type);
+        let fields = [self.hdr_len, self.gso_size, self.csum_start, self.csum_offset, self.num_buffers];
+        for (at, field) in fields.into_iter().enumerate() {
+            bytes[2 + 2 * at..4 + 2 * at].copy_from_slice(&field.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// A header from its bytes.
+    pub fn decode(bytes: &[u8; NET_HEADER_LEN]) -> NetHeader {
+        let field = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
+        NetHeader {
+            flags: bytes[0],
+            gso_type: bytes[1],
+            hdr_len: field(2),
+            gso_size: field(4),
+            csum_start: field(6),
+            csum_offset: field(8),
+            num_buffers: field(10),
+        }
+    }
+}
+
+/// A frame of `len` bytes (22 or more) with number `number`: addresses, [`ETHERTYPE`], the number, and bytes
+/// that follow from the number and their place.
+pub fn numbered(number: u32, len: usize) -> Vec<u8> {
+    let mut frame = vec![0x02, 0, 0, 0, 0, 1, 0x02, 0, 0, 0, 0, 2];
+    frame.extend_from_slice(&ETHERTYPE.to_be_bytes());
+    frame.extend_from_slice(&number.to_be_bytes());
+    frame.extend_from_slice(&(len as u32).to_be_bytes());
+    frame.extend((frame.len()..len).map(|at| pattern(number, at)));
+    frame
+}
+
+fn pattern(number: u32, at: usize) -> u8 {
+    let mixed =
+        (number.wrapping_mul(2_654_435_761) ^ (at as u32).wrapping_mul(40_503)).wrapping_mul(2_246_822_519);
+    (mixed >> 24) as u8
+}
+
+/// The number of a frame made by [`numbered`]; `None` if one byte of it is not as it was.
+pub fn number_of(frame: &[u8]) -> Option<u32> {
+    let number = u32::from_be_bytes(frame.get(14..18)?.try_into().ok()?);
+    (frame == numbered(number, frame.len())).then_some(number)
+}
+
+/// Internet checksum (RFC 1071) of bytes, begun with `sum`.
+pub fn checksum(bytes: &[u8], mut sum: u32) -> u16 {
+    for pair in bytes.chunks(2) {
+        sum += u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0));
+    }
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}
+
+/// An IPv4 UDP datagram in a frame, `10.0.0.<from>` to `10.0.0.<to>`, its UDP checksum left for an offload:
+/// only the pseudo-header's sum is filled in, as NEEDS_CSUM wants it.
+pub fn udp(from: (u8, u16), to: (u8, u16), payload: &[u8]) -> Vec<u8> {
+    let udp_len = 8 + payload.len() as u16;
+    let mut ip = vec![0x45, 0];
+    ip.extend_from_slice(&(20 + udp_len).to_be_bytes());
+    ip.extend_from_slice(&[0, 0, 0x40, 0, 64, 17, 0, 0, 10, 0, 0, from.0, 10, 0, 0, to.0]);
+    let sum = checksum(&ip, 0);
+    ip[10..12].copy_from_slice(&sum.to_be_bytes());
+    let pseudo = !checksum(&ip[12..20], 17 + u32::from(udp_len));
+    let mut frame = vec![0x02, 0, 0, 0, 0, 1, 0x02, 0, 0, 0, 0, 2, 0x08, 0x00];
+    frame.extend_from_slice(&ip);
+    for field in [from.1, to.1, udp_len, pseudo] {
+        frame.extend_from_slice(&field.to_be_bytes());
+    }
+    frame.extend_from_slice(payload);
+    frame
+}
+
+/// The header of a [`udp`] frame whose payload shall be sent in segments of `size` bytes.
+pub fn uso_header(size: u16) -> NetHeader {
+    NetHeader {
+        flags: gso::NEEDS_CSUM,
+        gso_type: gso::UDP_L4,
+        hdr_len: 42,
+        gso_size: size,
+        csum_start: 34,
+        csum_offset: 6,
+        num_buffers: 0,
+    }
+}

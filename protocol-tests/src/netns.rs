@@ -1,0 +1,163 @@
+//! A network namespace of the test's own, with TAPs and sockets that send and receive raw frames in it.
+//!
+//! [`Netns::new`] starts the program `netns-holder` of this package, which makes the namespace, with root or
+//! without, and opens descriptors inside it. Dropping the [`Netns`], or dying with it, ends the namespace.
+
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketFlags, SocketType,
+};
+
+use crate::daemon::program;
+use crate::frame::NetHeader;
+use crate::wire::readable;
+
+/// Flags of a TAP's queue: frames with the virtio-net header and without the old packet information.
+pub const TAP_FLAGS: i16 = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
+/// Added for a TAP with several queues.
+pub const MULTI_QUEUE: i16 = libc::IFF_MULTI_QUEUE as i16;
+/// Bytes of the header that packet sockets and fresh TAPs use, which has no `num_buffers`.
+const SHORT_HEADER: usize = 10;
+
+/// A network namespace that lives as long as this.
+#[derive(Debug)]
+pub struct Netns {
+    holder: Child,
+    socket: Option<OwnedFd>,
+    user: bool,
+}
+
+impl Netns {
+    /// Makes one. An error says what the machine does not allow.
+    pub fn new() -> io::Result<Netns> {
+        let flags = SocketFlags::CLOEXEC;
+        let (mine, theirs) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        let holder = Command::new(program("netns-holder")).stdin(Stdio::from(theirs)).spawn()?;
+        let user = !rustix::process::geteuid().is_root();
+        let netns = Netns { holder, socket: Some(mine), user };
+        netns.answer()?;
+        Ok(netns)
+    }
+
+    fn request(&self, request: &str) -> io::Result<Option<OwnedFd>> {
+        if let Some(socket) = &self.socket {
+            rustix::net::send(socket, request.as_bytes(), SendFlags::NOSIGNAL)?;
+        }
+        self.answer()
+    }
+
+    fn answer(&self) -> io::Result<Option<OwnedFd>> {
+        let gone = || io::Error::other("the namespace's holder has gone; its message is on standard error");
+        let socket = self.socket.as_ref().ok_or_else(gone)?;
+        let mut text = [0; 4096];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut into = [IoSliceMut::new(&mut text)];
+        let len = rustix::net::recvmsg(socket, &mut into, &mut control, RecvFlags::CMSG_CLOEXEC)?.bytes;
+        let fd = control.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut rights) => rights.next(),
+            _ => None,
+        });
+        match &text[..len] {
+            [] => Err(gone()),
+            b"ok" => Ok(fd),
+            why => Err(io::Error::other(String::from_utf8_lossy(why).into_owned())),
+        }
+    }
+
+    /// Runs `ip` with these arguments inside.
+    pub fn ip(&self, arguments: &str) -> io::Result<()> {
+        self.request(&format!("ip {arguments}")).map(drop)
+    }
+
+    /// Makes a TAP that stays, sets it up, and closes it: for a daemon that opens it by name.
+    pub fn add_tap(&self, name: &str, multi_queue: bool) -> io::Result<()> {
+        let kind = if multi_queue { "multi_queue" } else { "" };
+        self.ip(format!("tuntap add dev {name} mode tap vnet_hdr {kind}").trim_end())?;
+        self.ip(&format!("link set dev {name} mtu 9000 up"))
+    }
+
+    /// Opens a queue of a TAP by [`TAP_FLAGS`] and the like; without [`Netns::add_tap`] it is made, and goes
+    /// with the last descriptor.
+    pub fn open_tap(&self, name: &str, flags: i16) -> io::Result<OwnedFd> {
+        let fd = self.request(&format!("tap {name} {flags}"))?;
+        fd.ok_or_else(|| io::Error::other("no descriptor came"))
+    }
+
+    /// A way to send and receive raw frames on an interface, as the host's network stack would.
+    pub fn wire(&self, name: &str) -> io::Result<TapWire> {
+        let fd = self.request(&format!("packet {name}"))?;
+        Ok(TapWire { socket: fd.ok_or_else(|| io::Error::other("no descriptor came"))? })
+    }
+
+    /// A command that will run inside; its process id is the command's own.
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg("--target").arg(self.holder.id().to_string()).arg("--net");
+        if self.user {
+            command.args(["--user", "--preserve-credentials"]);
+        }
+        command.arg("--").arg(program).stdin(Stdio::null()).stdout(Stdio::null());
+        command
+    }
+}
+
+impl Drop for Netns {
+    fn drop(&mut self) {
+        self.socket = None;
+        let _ = self.holder.wait();
+    }
+}
+
+/// A packet socket on an interface: what it sends goes out by the TAP to whoever serves it, what the TAP's
+/// user writes comes in here.
+#[derive(Debug)]
+pub struct TapWire {
+    socket: OwnedFd,
+}
+
+impl TapWire {
+    /// Sends a frame without offloads.
+    pub fn send(&self, frame: &[u8]) -> io::Result<()> {
+        self.send_with(&NetHeader::default(), frame)
+    }
+
+    /// Sends a frame with offloads for the interface to do.
+    pub fn send_with(&self, header: &NetHeader, frame: &[u8]) -> io::Result<()> {
+        let bytes = [&header.encode()[..SHORT_HEADER], frame].concat();
+        rustix::net::send(&self.socket, &bytes, SendFlags::NOSIGNAL)?;
+        Ok(())
+    }
+
+    /// The next frame and its header (`num_buffers` is 0), or `None` after `limit`.
+    pub fn recv(&self, limit: Duration) -> io::Result<Option<(NetHeader, Vec<u8>)>> {
+        let deadline = Instant::now() + limit;
+        let mut bytes = vec![0; SHORT_HEADER + 65_600];
+        while readable(&self.socket, deadline.saturating_duration_since(Instant::now()))? {
+            match rustix::net::recv(&self.socket, bytes.as_mut_slice(), RecvFlags::DONTWAIT) {
+                Ok((len, _)) => {
+                    let mut header = [0; 12];
+                    header[..SHORT_HEADER].copy_from_slice(&bytes[..SHORT_HEADER]);
+                    return Ok(Some((NetHeader::decode(&header), bytes[SHORT_HEADER..len].to_vec())));
+                }
+                // The interface was set down: said once, then frames come again.
+                Err(Errno::AGAIN | Errno::INTR | Errno::NETDOWN) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl AsFd for TapWire {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}

@@ -1,0 +1,120 @@
+//! volt-netd when its TAP is set down, deleted, or given as a descriptor.
+
+use std::time::Duration;
+
+use protocol_tests::daemon::{Daemon, poll_until, program};
+use protocol_tests::frame::{NetHeader, number_of, numbered};
+use protocol_tests::netns::{MULTI_QUEUE, TAP_FLAGS};
+use protocol_tests::rig::{LIMIT, QUIET, Rig, namespace};
+use protocol_tests::session::{Session, Setup};
+
+/// Sends frames while the interface is unusable: each is returned to the guest, nothing spins.
+fn transmit_into_nothing(rig: &Rig, session: &mut Session) {
+    for number in 0..100 {
+        let used = session.tx(0).send(&numbered(number, 100), LIMIT).expect("returned without an interface");
+        assert_eq!(used.len, 0);
+    }
+    let ticks = rig.daemon.idle_ticks(QUIET).expect("/proc");
+    assert!(ticks <= 3, "{ticks} ticks without an interface");
+}
+
+/// How many warnings the daemon has logged about the interface.
+fn warnings(rig: &Rig) -> usize {
+    rig.daemon.log().lines().filter(|line| line.contains("WARN") && line.contains("tap0")).count()
+}
+
+/// Set down under traffic and up again, three times: said once each, the guest stays served.
+#[test]
+fn tap_set_down_and_up() {
+    let Some(mut rig) = Rig::new("tap_set_down_and_up", &[]) else { return };
+    let mut session = rig.session(&Setup::default());
+    for round in 1..4 {
+        rig.both_ways(&mut session, 5);
+        rig.netns.ip("link set dev tap0 down").expect("down");
+        transmit_into_nothing(&rig, &mut session);
+        assert_eq!(warnings(&rig), round, "once each time:\n{}", rig.daemon.log());
+        rig.netns.ip("link set dev tap0 up").expect("up");
+        while rig.wire.recv(Duration::from_millis(20)).expect("the wire").is_some() {}
+    }
+    rig.both_ways(&mut session, 5);
+}
+
+/// Deleted under traffic and made again: the daemon opens the new one, and the guest notices nothing but lost frames.
+#[test]
+fn tap_deleted_and_made_again() {
+    let Some(mut rig) = Rig::new("tap_deleted_and_made_again", &[]) else { return };
+    let before = rig.usage();
+    let mut session = rig.session(&Setup::default());
+    rig.both_ways(&mut session, 5);
+    rig.netns.ip("link del dev tap0").expect("deleted");
+    transmit_into_nothing(&rig, &mut session);
+    rig.logged(&["WARN", "tap0", "gone"]);
+    rig.netns.add_tap("tap0", false).or_else(|_| rig.netns.ip("link set dev tap0 up")).expect("a TAP again");
+    rig.wire = rig.netns.wire("tap0").expect("a packet socket on it");
+    let back = poll_until(LIMIT, || {
+        session.tx(0).send(&numbered(1, 100), LIMIT).expect("returned");
+        rig.wire.recv(Duration::from_millis(20)).expect("the wire")
+    });
+    assert!(back.is_some(), "frames flow again:\n{}", rig.daemon.log());
+    while rig.wire.recv(QUIET).expect("the wire").is_some() {}
+    rig.both_ways(&mut session, 20);
+    drop(session);
+    rig.well(&before);
+}
+
+/// Deleted while no front-end is there: the next one is served when the TAP is back.
+#[test]
+fn tap_deleted_without_a_front_end() {
+    let Some(mut rig) = Rig::new("tap_deleted_without_a_front_end", &[]) else { return };
+    rig.netns.ip("link del dev tap0").expect("deleted");
+    let ticks = rig.daemon.idle_ticks(QUIET).expect("/proc");
+    assert!(ticks <= 3, "{ticks} ticks without an interface");
+    let mut session = rig.session(&Setup::default());
+    transmit_into_nothing(&rig, &mut session);
+    rig.netns.add_tap("tap0", false).or_else(|_| rig.netns.ip("link set dev tap0 up")).expect("a TAP again");
+    rig.wire = rig.netns.wire("tap0").expect("a packet socket on it");
+    let back = poll_until(LIMIT, || {
+        session.tx(0).send(&numbered(1, 100), LIMIT).expect("returned");
+        rig.wire.recv(Duration::from_millis(20)).expect("the wire")
+    });
+    assert!(back.is_some(), "frames flow:\n{}", rig.daemon.log());
+}
+
+/// A TAP given by descriptor, one queue and two; one without the frame header is refused by name.
+#[test]
+fn tap_by_descriptor() {
+    let Some(netns) = namespace("tap_by_descriptor") else { return };
+    let dir = tempfile::tempdir().expect("a directory");
+    let socket = dir.path().join("s");
+    for (name, fds, flags) in [("tapa", "0", TAP_FLAGS), ("tapb", "0,1", TAP_FLAGS | MULTI_QUEUE)] {
+        let first = netns.open_tap(name, flags).expect("a TAP");
+        netns.ip(&format!("link set dev {name} up")).expect("up");
+        let mut command = std::process::Command::new(program("volt-netd"));
+        command.args(["--tap-fd", fds, "--socket"]).arg(&socket).stdin(first);
+        if fds == "0,1" {
+            command.stdout(netns.open_tap(name, flags).expect("a second queue"));
+        }
+        let mut daemon = Daemon::start(command).expect("volt-netd");
+        daemon.wait_for_socket(&socket, LIMIT).expect("volt-netd listens");
+        let wire = netns.wire(name).expect("a packet socket");
+        let frontend = protocol_tests::frontend::Frontend::connect(&socket, LIMIT).expect("a connection");
+        let mut session = Session::start(frontend, &Setup::default()).expect("a session");
+        session.rx(0).fill(8, &[2048]).expect("buffers");
+        session.tx(0).send_cut(&NetHeader::default(), &numbered(1, 500), &[], LIMIT).expect("used");
+        assert_eq!(number_of(&wire.recv(LIMIT).expect("the wire").expect("a frame").1), Some(1));
+        wire.send(&numbered(2, 500)).expect("sent");
+        assert_eq!(number_of(&session.rx(0).recv(LIMIT).expect("a frame").bytes), Some(2));
+        drop(session);
+        assert!(daemon.stop(LIMIT).expect("SIGTERM works").success());
+    }
+    let plain = netns.open_tap("tapc", TAP_FLAGS & !(libc::IFF_VNET_HDR as i16)).expect("a TAP");
+    let mut command = std::process::Command::new(program("volt-netd"));
+    command.args(["--tap-fd", "0", "--socket"]).arg(&socket).stdin(plain);
+    let mut daemon = Daemon::start(command).expect("volt-netd");
+    assert_eq!(daemon.wait(LIMIT).expect("it ends").code(), Some(1));
+    assert!(
+        poll_until(LIMIT, || daemon.log().contains("IFF_VNET_HDR").then_some(())).is_some(),
+        "{}",
+        daemon.log()
+    );
+}
