@@ -1,4 +1,11 @@
 //! The address space of port or memory-mapped I/O: ranges, and the devices behind them.
+//!
+//! The builder fills a [`Bus`]; from then on it does not change, so that vCPUs look devices up without a
+//! lock. Each device has a lock of its own.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use thiserror::Error;
 
 /// A device that a vCPU reaches by port I/O or memory-mapped I/O.
 ///
@@ -9,4 +16,137 @@ pub trait BusDevice: Send {
 
     /// Takes `data` that the guest writes at `offset` bytes from the start of the device's range.
     fn write(&mut self, offset: u64, data: &[u8]);
+}
+
+/// Two devices want the same addresses.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("the range of {len:#x} at {base:#x} is empty, too long or taken already")]
+pub struct RangeError {
+    /// First address.
+    pub base: u64,
+    /// Number of addresses.
+    pub len: u64,
+}
+
+struct Range {
+    base: u64,
+    len: u64,
+    device: Arc<Mutex<dyn BusDevice>>,
+}
+
+/// Devices by address. What nobody answers reads as ones, and writes to it vanish, as on a PC.
+#[derive(Default)]
+pub struct Bus {
+    /// By rising base, without overlaps.
+    ranges: Vec<Range>,
+}
+
+impl Bus {
+    /// An address space with nothing in it.
+    pub fn new() -> Bus {
+        Bus::default()
+    }
+
+    /// Puts `device` at `len` addresses from `base` on.
+    ///
+    /// # Errors
+    ///
+    /// When the range is empty, ends beyond 2^64 or overlaps another.
+    pub fn insert(
+        &mut self,
+        base: u64,
+        len: u64,
+        device: Arc<Mutex<dyn BusDevice>>,
+    ) -> Result<(), RangeError> {
+        let error = RangeError { base, len };
+        let end = base.checked_add(len).filter(|&end| end > base).ok_or(error)?;
+        let at = self.ranges.partition_point(|range| range.base < base);
+        let before = at.checked_sub(1).and_then(|at| self.ranges.get(at));
+        if before.is_some_and(|r| r.base + r.len > base) || self.ranges.get(at).is_some_and(|r| r.base < end)
+        {
+            return Err(RangeError { base, len });
+        }
+        self.ranges.insert(at, Range { base, len, device });
+        Ok(())
+    }
+
+    /// The guest reads at `address`.
+    pub fn read(&self, address: u64, data: &mut [u8]) {
+        match self.find(address) {
+            Some((device, offset)) => {
+                device.lock().unwrap_or_else(PoisonError::into_inner).read(offset, data);
+            }
+            None => data.fill(0xff),
+        }
+    }
+
+    /// The guest writes at `address`.
+    pub fn write(&self, address: u64, data: &[u8]) {
+        if let Some((device, offset)) = self.find(address) {
+            device.lock().unwrap_or_else(PoisonError::into_inner).write(offset, data);
+        }
+    }
+
+    fn find(&self, address: u64) -> Option<(&Mutex<dyn BusDevice>, u64)> {
+        let at = self.ranges.partition_point(|range| range.base <= address).checked_sub(1)?;
+        let range = self.ranges.get(at)?;
+        let offset = address - range.base;
+        (offset < range.len).then_some((&*range.device, offset))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Reads as its number; remembers the last write.
+    struct Probe(u8, Vec<(u64, Vec<u8>)>);
+
+    impl BusDevice for Probe {
+        fn read(&mut self, offset: u64, data: &mut [u8]) {
+            data.fill(self.0 + u8::try_from(offset).unwrap());
+        }
+
+        fn write(&mut self, offset: u64, data: &[u8]) {
+            self.1.push((offset, data.to_vec()));
+        }
+    }
+
+    fn probe(number: u8) -> Arc<Mutex<Probe>> {
+        Arc::new(Mutex::new(Probe(number, Vec::new())))
+    }
+
+    fn read(bus: &Bus, address: u64) -> u8 {
+        let mut data = [0];
+        bus.read(address, &mut data);
+        data[0]
+    }
+
+    #[test]
+    fn accesses_reach_the_device_of_the_range_and_no_other() {
+        let (low, high) = (probe(10), probe(50));
+        let mut bus = Bus::new();
+        bus.insert(0x20, 8, high.clone()).unwrap();
+        bus.insert(0x10, 4, low.clone()).unwrap();
+        assert_eq!(
+            [0x0f, 0x10, 0x13, 0x14, 0x1f, 0x20, 0x27, 0x28].map(|a| read(&bus, a)),
+            [255, 10, 13, 255, 255, 50, 57, 255]
+        );
+        bus.write(0x12, &[1, 2]);
+        bus.write(0x14, &[3]);
+        bus.write(u64::MAX, &[4]);
+        assert_eq!(low.lock().unwrap().1, [(2, vec![1, 2])]);
+        assert!(high.lock().unwrap().1.is_empty());
+    }
+
+    #[test]
+    fn ranges_do_not_overlap() {
+        let mut bus = Bus::new();
+        bus.insert(0x10, 0x10, probe(0)).unwrap();
+        for (base, len) in [(0x10, 1), (0x1f, 1), (0x8, 9), (0, 0x100), (0x30, 0), (u64::MAX, 2)] {
+            assert_eq!(bus.insert(base, len, probe(0)), Err(RangeError { base, len }));
+        }
+        bus.insert(0x20, 1, probe(0)).unwrap();
+        bus.insert(0xf, 1, probe(0)).unwrap();
+    }
 }

@@ -28,3 +28,37 @@ pub struct NetSocketConfig {
     /// How long to wait for the back-end at start; `None` waits for ever.
     pub timeout: Option<Duration>,
 }
+
+/// Where the guest's serial port leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SerialConfig {
+    /// This process's standard input and output.
+    Stdio,
+    /// There is no serial port.
+    None,
+    /// Output into a file, no input.
+    File(PathBuf),
+}
+
+/// A whole virtual machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VmConfig {
+    /// A bzImage, or an uncompressed vmlinux with a PVH entry point.
+    pub kernel: PathBuf,
+    /// The initial RAM file system.
+    pub initramfs: Option<PathBuf>,
+    /// The complete kernel command line.
+    pub cmdline: String,
+    /// Guest memory in bytes.
+    pub memory: u64,
+    /// Guest memory of huge pages.
+    pub hugepages: bool,
+    /// Number of vCPUs.
+    pub cpus: u8,
+    /// Disks in the order in which the guest names them.
+    pub disks: Vec<DiskConfig>,
+    /// Network devices in the order in which the guest names them.
+    pub nets: Vec<NetSocketConfig>,
+    /// The serial port.
+    pub serial: SerialConfig,
+}

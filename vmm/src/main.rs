@@ -1,2 +1,43 @@
-//! volt-vmm.
-fn main() {}
+//! volt-vmm: a minimal virtual machine monitor on KVM.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use log::error;
+use volt_vmm::exit::{ExitEvent, status};
+use volt_vmm::virtio::faults::chain;
+use volt_vmm::{builder, cli, signals, terminal};
+
+fn main() -> ExitCode {
+    let args = match cli::parse(std::env::args_os()) {
+        Ok(args) => args,
+        Err(error) => error.exit(),
+    };
+    env_logger::Builder::new().filter_level(args.log_level()).format_timestamp_millis().init();
+    end_on_panic();
+    match run(args) {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            error!("{}", chain(&*error));
+            ExitCode::from(status::ERROR)
+        }
+    }
+}
+
+fn run(args: cli::Args) -> Result<u8, Box<dyn std::error::Error>> {
+    terminal::restore_on_fatal_signals()?;
+    let exit = Arc::new(ExitEvent::new()?);
+    signals::watch(Arc::clone(&exit))?;
+    let machine = builder::build(&args.into_config(), exit)?;
+    Ok(machine.run()?)
+}
+
+/// A panic in any thread ends the process, with the terminal as it was and the message readable.
+fn end_on_panic() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        terminal::restore();
+        print(panic);
+        std::process::exit(status::PANIC.into());
+    }));
+}

@@ -138,6 +138,20 @@ pub fn add(memory: &GuestMemory, region: MemoryRegion, fd: OwnedFd) -> Result<Gu
     Ok(GuestMemory::new(regions)?)
 }
 
+/// Whether the table has this very region.
+pub fn contains(memory: &GuestMemory, region: MemoryRegion) -> bool {
+    memory.regions().iter().any(|r| is(r, region))
+}
+
+/// Whether two messages mean the same region; the offset is not compared, as some front-ends leave it out.
+pub fn same(one: &MemoryRegion, other: &MemoryRegion) -> bool {
+    MemoryRegion { offset: 0, ..*one } == MemoryRegion { offset: 0, ..*other }
+}
+
+fn is(r: &Region, region: MemoryRegion) -> bool {
+    r.guest() == region.guest && r.size() == region.size && r.user() == region.user
+}
+
 /// The table without a region (REM_MEM_REG), which is found by its addresses and size; the offset is not compared, as
 /// some front-ends leave it out.
 ///
@@ -145,8 +159,7 @@ pub fn add(memory: &GuestMemory, region: MemoryRegion, fd: OwnedFd) -> Result<Gu
 ///
 /// When it is not there.
 pub fn remove(memory: &GuestMemory, region: MemoryRegion) -> Result<GuestMemory, RegionError> {
-    let same = |r: &Region| r.guest() == region.guest && r.size() == region.size && r.user() == region.user;
-    let regions: Vec<_> = memory.regions().iter().filter(|r| !same(r)).cloned().collect();
+    let regions: Vec<_> = memory.regions().iter().filter(|r| !is(r, region)).cloned().collect();
     if regions.len() == memory.regions().len() {
         return Err(RegionError::Unknown { guest: region.guest, size: region.size });
     }

@@ -138,6 +138,8 @@ pub struct Session {
     acked: Option<Features>,
     protocol: Protocol,
     memory: Option<Arc<GuestMemory>>,
+    /// Regions that were added again as they are, and must be removed as often.
+    repeated: Vec<MemoryRegion>,
     vrings: Vec<VringSetup>,
     max_ring_size: u16,
     control: Option<ControlQueue>,
@@ -155,6 +157,7 @@ impl Session {
             acked: None,
             protocol: Protocol::empty(),
             memory: None,
+            repeated: Vec::new(),
             vrings: (0..count).map(|_| VringSetup::default()).collect(),
             max_ring_size,
             control: None,

@@ -56,7 +56,12 @@ impl Session {
     pub(super) fn reset_device(&mut self, device: &mut NetDevice) -> Answered {
         self.stop_all(device)?;
         let fresh = Session::new(device, self.max_ring_size);
-        *self = Session { protocol: self.protocol, memory: self.memory.take(), ..fresh };
+        *self = Session {
+            protocol: self.protocol,
+            memory: self.memory.take(),
+            repeated: std::mem::take(&mut self.repeated),
+            ..fresh
+        };
         Ok(Answer::Done)
     }
 
@@ -70,6 +75,7 @@ impl Session {
             return Err(MessageError::Fds { got, expected }.into());
         }
         let memory = memory::table(&regions, message.fds)?;
+        self.repeated.clear();
         self.set_memory(memory, device)
     }
 
@@ -79,12 +85,25 @@ impl Session {
             return Err(MessageError::Fds { got: 0, expected: 1 }.into());
         };
         let none = GuestMemory::default();
+        // QEMU's multi-queue devices are one vhost device for each pair, and up to version 7.2 each of them adds, and
+        // later removes, every region on the one connection. A refusal ends the guest's network.
+        if self.memory.as_deref().is_some_and(|memory| memory::contains(memory, region)) {
+            if self.repeated.len() >= MAX_SLOTS {
+                return Err(RegionError::Slots.into());
+            }
+            self.repeated.push(region);
+            return Ok(Answer::Done);
+        }
         let memory = memory::add(self.memory.as_deref().unwrap_or(&none), region, fd)?;
         self.set_memory(memory, device)
     }
 
     pub(super) fn rem_mem_reg(&mut self, body: &[u8], device: &mut NetDevice) -> Answered {
         let region = MemoryRegion::decode_single(body)?;
+        if let Some(index) = self.repeated.iter().position(|repeated| memory::same(repeated, &region)) {
+            self.repeated.swap_remove(index);
+            return Ok(Answer::Done);
+        }
         let none = GuestMemory::default();
         let memory = memory::remove(self.memory.as_deref().unwrap_or(&none), region)?;
         self.set_memory(memory, device)

@@ -1,0 +1,164 @@
+//! Guests: which kernel, how large, what it runs; and the command lines that boot it.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::traffic::{GUEST, HOST};
+use super::{guest_file, program};
+
+/// Debian's kernel packages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flavour {
+    /// `linux-image-amd64`
+    Generic,
+    /// `linux-image-cloud-amd64`
+    Cloud,
+}
+
+/// The forms in which a kernel is loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Image {
+    /// As packaged: compressed, with the Linux boot protocol's header.
+    BzImage,
+    /// The ELF file inside it, with a PVH entry.
+    Vmlinux,
+}
+
+/// Who executes a QEMU guest's instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accel {
+    /// QEMU's own emulation.
+    Tcg,
+    /// The kernel.
+    Kvm,
+}
+
+/// One guest.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    /// The kernel package.
+    pub flavour: Flavour,
+    /// The form of the kernel.
+    pub image: Image,
+    /// Virtual processors.
+    pub cpus: u32,
+    /// Memory in MiB.
+    pub memory: u32,
+    /// Shell words for the guest's `volt.run` (`scripts/guest/init`); no double quotes.
+    pub run: String,
+}
+
+impl Spec {
+    /// A generic kernel as packaged, two processors, 512 MiB.
+    pub fn new(run: &str) -> Self {
+        Self { flavour: Flavour::Generic, image: Image::BzImage, cpus: 2, memory: 512, run: run.into() }
+    }
+
+    fn directory(&self) -> &'static str {
+        match self.flavour {
+            Flavour::Generic => "generic",
+            Flavour::Cloud => "cloud",
+        }
+    }
+
+    fn kernel(&self) -> PathBuf {
+        let file = match self.image {
+            Image::BzImage => "vmlinuz",
+            Image::Vmlinux => "vmlinux",
+        };
+        guest_file(self.directory()).join(file)
+    }
+
+    fn initramfs(&self) -> PathBuf {
+        guest_file(&format!("initramfs-{}", self.directory()))
+    }
+
+    fn command_line(&self) -> String {
+        let Self { run, .. } = self;
+        format!(
+            "console=ttyS0 quiet panic=-1 mitigations=off ip={GUEST}::{HOST}:255.255.255.0:volt:eth0:off volt.run=\"{run}\""
+        )
+    }
+
+    /// Under QEMU, with `network` for the two options of its network device.
+    pub fn qemu(&self, accel: Accel, network: &QemuNet) -> Command {
+        let mut command = Command::new("qemu-system-x86_64");
+        match accel {
+            Accel::Tcg => command.args(["-accel", "tcg,thread=multi", "-cpu", "max"]),
+            Accel::Kvm => command.args(["-accel", "kvm", "-cpu", "host"]),
+        };
+        let Self { cpus, memory, .. } = self;
+        command
+            .args(["-nodefaults", "-vga", "none", "-display", "none", "-serial", "stdio"])
+            // A panic must not hide in a second boot that goes well.
+            .arg("-no-reboot")
+            .args(["-smp", &cpus.to_string(), "-m", &memory.to_string()])
+            .arg("-object")
+            .arg(format!("memory-backend-memfd,id=mem,size={memory}M,share=on"))
+            .args(["-numa", "node,memdev=mem"])
+            .args(network.options())
+            .arg("-kernel")
+            .arg(self.kernel())
+            .arg("-initrd")
+            .arg(self.initramfs())
+            .args(["-append", &self.command_line()]);
+        command
+    }
+
+    /// Under volt-vmm, with one network device of `pairs` queue pairs.
+    pub fn vmm(&self, socket: &Path, pairs: u16) -> Command {
+        let mut command = Command::new(program("volt-vmm"));
+        command
+            .arg("--kernel")
+            .arg(self.kernel())
+            .arg("--initramfs")
+            .arg(self.initramfs())
+            .args(["--cmdline", &self.command_line()])
+            .args(["--mem", &format!("{}M", self.memory), "--cpus", &self.cpus.to_string()])
+            .args(["--net-socket", &format!("{},queues={pairs}", socket.display())]);
+        command
+    }
+}
+
+/// A QEMU guest's network device.
+#[derive(Clone, Debug)]
+pub enum QemuNet {
+    /// Served by a vhost-user back-end.
+    VhostUser {
+        /// The back-end's socket.
+        socket: PathBuf,
+        /// Queue pairs.
+        pairs: u16,
+        /// Properties of the device, `name=value` with commas between.
+        properties: String,
+    },
+    /// QEMU's own TAP device: what shows that it is not the lab's fault.
+    Tap {
+        /// The interface.
+        name: String,
+    },
+}
+
+impl QemuNet {
+    fn options(&self) -> Vec<String> {
+        match self {
+            Self::VhostUser { socket, pairs, properties } => {
+                let multi_queue = if *pairs > 1 { ",mq=on" } else { "" };
+                vec![
+                    "-chardev".into(),
+                    format!("socket,id=c0,path={}", socket.display()),
+                    "-netdev".into(),
+                    format!("vhost-user,id=n0,chardev=c0,queues={pairs}"),
+                    "-device".into(),
+                    format!("virtio-net-pci,netdev=n0{multi_queue},romfile=,{properties}"),
+                ]
+            }
+            Self::Tap { name } => vec![
+                "-netdev".into(),
+                format!("tap,id=n0,ifname={name},script=no,downscript=no"),
+                "-device".into(),
+                "virtio-net-pci,netdev=n0,romfile=".into(),
+            ],
+        }
+    }
+}

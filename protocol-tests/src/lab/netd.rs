@@ -1,0 +1,65 @@
+//! volt-netd on a TAP of the test's namespace.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use super::process::Process;
+use super::program;
+use super::traffic::HOST;
+
+/// The TAP that the daemon makes.
+pub const TAP: &str = "volt0";
+
+/// A running daemon whose TAP has the far side's address.
+pub struct Netd {
+    /// The daemon.
+    pub process: Process,
+    /// Its listening socket.
+    pub socket: PathBuf,
+}
+
+impl Netd {
+    /// Starts the daemon with its socket in `directory` and `options` beside the TAP and the socket.
+    ///
+    /// # Panics
+    /// When it ends or makes no socket.
+    #[track_caller]
+    pub fn start(directory: &Path, options: &[&str]) -> Self {
+        let socket = directory.join("net.sock");
+        let mut command = Command::new(program("volt-netd"));
+        command.args(["--tap", TAP, "--socket"]).arg(&socket).args(options);
+        let mut process = Process::start("volt-netd", &mut command);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !socket.exists() {
+            if Instant::now() > deadline {
+                process.output();
+                panic!("volt-netd made no socket: {process}");
+            }
+            sleep(Duration::from_millis(50));
+        }
+        address(TAP);
+        Self { process, socket }
+    }
+}
+
+/// Gives an interface the far side's address and brings it up.
+///
+/// # Panics
+/// When `ip` fails.
+#[track_caller]
+pub fn address(interface: &str) {
+    ip(&["addr", "add", &format!("{HOST}/24"), "dev", interface]);
+    ip(&["link", "set", interface, "up"]);
+}
+
+/// Runs `ip` in the test's namespace.
+///
+/// # Panics
+/// When it fails.
+#[track_caller]
+pub fn ip(arguments: &[&str]) {
+    let output = Command::new("ip").args(arguments).output().expect("ip");
+    assert!(output.status.success(), "ip {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}

@@ -1,0 +1,117 @@
+//! Bodies that need a KVM able to run a stock kernel.
+//!
+//! On a machine that has one, [`in_lab`] runs the body at once. On any other, the first call boots the lab
+//! (`scripts/lab`) and runs this very test program in it, with the same filters: there the bodies run one after the
+//! other and print a line each when they begin and end. Every call then takes its own result from that one run,
+//! because an outer boot costs more than most bodies do.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use super::process::Process;
+use super::{guest_file, isolated, repository};
+
+/// How long one test program may take in the lab.
+const LIMIT: Duration = Duration::from_secs(540);
+const BEGIN: &str = "LAB begin ";
+const END: &str = "LAB ok ";
+
+/// What the lab said about one body.
+struct Case {
+    passed: bool,
+    output: Vec<String>,
+}
+
+/// Runs `body` where KVM works: here, or in the lab. `name` is the test function's.
+///
+/// # Panics
+/// When the body did, wherever it ran.
+pub fn in_lab(name: &str, body: impl FnOnce() + Send) {
+    if super::inside_the_lab() {
+        eprintln!("{BEGIN}{name}");
+        let start = Instant::now();
+        isolated(name, body);
+        eprintln!("{END}{name} {:.1} s", start.elapsed().as_secs_f32());
+        return;
+    }
+    if kvm_is_usable() {
+        return isolated(name, body);
+    }
+    if !guest_file("initramfs-lab").exists() {
+        eprintln!("SKIP {name}: there is no lab image: run scripts/setup");
+        return;
+    }
+    static CASES: OnceLock<HashMap<String, Case>> = OnceLock::new();
+    let Some(case) = CASES.get_or_init(run_all).get(name) else {
+        panic!("the lab did not come to {name}: see the output of the test before it");
+    };
+    // A skip inside is one outside: the line is passed on.
+    for line in &case.output {
+        eprintln!("{line}");
+    }
+    assert!(case.passed, "{name} failed in the lab");
+}
+
+/// As in `scripts/lib.sh`: a KVM without VMX or SVM below it emulates guest kernel mode and lacks instructions.
+fn kvm_is_usable() -> bool {
+    let processor = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    processor.split_whitespace().any(|word| word == "vmx" || word == "svm") && Path::new("/dev/kvm").exists()
+}
+
+/// Boots the lab with this test program in it.
+fn run_all() -> HashMap<String, Case> {
+    let test = std::env::current_exe().expect("the test's own path");
+    let mut command = Command::new(repository().join("scripts/lab"));
+    command.args(["--limit", &LIMIT.as_secs().to_string()]).arg(test);
+    // The same filters; the runner's own options do not matter in there.
+    command.args(std::env::args().skip(1).filter(|word| !word.starts_with('-') || word == "--exact"));
+    command.args(["--test-threads=1", "--nocapture"]);
+    let mut lab = Process::start("the lab", &mut command);
+    let _ = lab.wait_exit(LIMIT + Duration::from_secs(30));
+    sort(&lab.output())
+}
+
+/// Takes the lab's console apart by the lines that bodies begin and end with.
+fn sort(console: &[String]) -> HashMap<String, Case> {
+    let mut cases = HashMap::new();
+    let mut current: Option<(String, Case)> = None;
+    for line in console {
+        if let Some((_, name)) = line.split_once(BEGIN) {
+            cases.extend(current.take());
+            current = Some((name.into(), Case { passed: false, output: Vec::new() }));
+        } else if let Some((name, case)) = &mut current {
+            case.passed |= line.split_once(END).is_some_and(|(_, rest)| rest.split(' ').next() == Some(name));
+            case.output.push(line.clone());
+        }
+    }
+    cases.extend(current);
+    cases
+}
+
+#[cfg(test)]
+mod tests {
+    use super::sort;
+
+    /// Only a body that said so at its own end has passed; one that the lab died in has not.
+    #[test]
+    fn a_body_passes_by_its_own_line_only() {
+        let console = [
+            "boot",
+            "LAB begin a",
+            "x",
+            "LAB ok a 1.0 s",
+            "test a ... ok",
+            "LAB begin b",
+            "LAB ok a 1.0 s",
+            "LAB begin c",
+        ];
+        let cases = sort(&console.map(String::from));
+        assert!(cases["a"].passed && cases["a"].output.contains(&"x".to_owned()));
+        assert!(!cases["b"].passed);
+        assert!(!cases["c"].passed);
+        assert_eq!(cases.len(), 3);
+    }
+}

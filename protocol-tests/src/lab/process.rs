@@ -1,0 +1,163 @@
+//! A child process whose output is read line by line, and which never outlives its owner.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// A running program. Dropping it ends it, by force after three seconds, and waits for it.
+pub struct Process {
+    name: String,
+    child: Child,
+    lines: Receiver<Line>,
+    seen: Vec<Line>,
+}
+
+/// What a process said, and when, in seconds after its start: most failures are about time.
+struct Line {
+    at: f32,
+    text: String,
+}
+
+impl Process {
+    /// Starts `command` with no input, standard output and error read together.
+    ///
+    /// # Panics
+    /// When the program cannot be started.
+    #[track_caller]
+    pub fn start(name: &str, command: &mut Command) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
+        let (sender, lines) = channel();
+        let stdout = child.stdout.take().map(|stream| Box::new(stream) as Box<dyn Read + Send>);
+        let stderr = child.stderr.take().map(|stream| Box::new(stream) as Box<dyn Read + Send>);
+        for stream in [stdout, stderr].into_iter().flatten() {
+            forward(stream, sender.clone());
+        }
+        Self { name: name.into(), child, lines, seen: Vec::new() }
+    }
+
+    /// The process's id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for a line that contains `text` and was not waited for before.
+    ///
+    /// # Panics
+    /// When the time is up or the output ends first.
+    #[track_caller]
+    pub fn wait_for(&mut self, text: &str, limit: Duration) -> String {
+        let deadline = Instant::now() + limit;
+        loop {
+            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(line) => {
+                    let found = line.text.contains(text).then(|| line.text.clone());
+                    self.seen.push(line);
+                    if let Some(found) = found {
+                        return found;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    panic!("{} said no '{text}' in {limit:?}: {self}", self.name)
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    panic!("{} ended before it said '{text}': {self}", self.name)
+                }
+            }
+        }
+    }
+
+    /// Waits for the end of the program and of its output.
+    ///
+    /// # Panics
+    /// When the time is up.
+    #[track_caller]
+    pub fn wait_exit(&mut self, limit: Duration) -> ExitStatus {
+        let deadline = Instant::now() + limit;
+        loop {
+            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(line) => self.seen.push(line),
+                Err(RecvTimeoutError::Timeout) => panic!("{} did not end in {limit:?}: {self}", self.name),
+                // Every writer has closed: the program has ended, or is about to.
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        loop {
+            match self.child.try_wait() {
+                Ok(Some(status)) => return status,
+                Ok(None) if Instant::now() < deadline => thread::sleep(Duration::from_millis(10)),
+                other => panic!("{} closed its output but did not end: {other:?}: {self}", self.name),
+            }
+        }
+    }
+
+    /// Asks the process to end, as an operator would.
+    pub fn terminate(&self) {
+        let _ = rustix::process::kill_process(
+            rustix::process::Pid::from_child(&self.child),
+            rustix::process::Signal::TERM,
+        );
+    }
+
+    /// Ends the process as a crash would, and waits for it.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// All lines up to now.
+    pub fn output(&mut self) -> Vec<String> {
+        self.seen.extend(self.lines.try_iter());
+        self.seen.iter().map(|line| line.text.clone()).collect()
+    }
+
+    /// What a guest reported: the text after `VOLT ` in each line that has it.
+    pub fn reports(&mut self) -> Vec<String> {
+        self.output()
+            .iter()
+            .filter_map(|line| line.split_once("VOLT "))
+            .map(|(_, report)| report.into())
+            .collect()
+    }
+}
+
+impl std::fmt::Display for Process {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(formatter, "the last lines of {}:", self.name)?;
+        for Line { at, text } in &self.seen[self.seen.len().saturating_sub(60)..] {
+            writeln!(formatter, "{at:8.2}  {text}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // A script among them has children of its own to end, so first the polite way.
+        self.terminate();
+        let deadline = Instant::now() + Duration::from_secs(3);
+        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(10));
+        }
+        self.kill();
+        if thread::panicking() {
+            self.output();
+            eprintln!("{self}");
+        }
+    }
+}
+
+/// Sends each line of `stream` on, without the carriage return of a console.
+fn forward(stream: Box<dyn Read + Send>, lines: Sender<Line>) {
+    let start = Instant::now();
+    thread::spawn(move || {
+        for line in BufReader::new(stream).split(b'\n').map_while(Result::ok) {
+            let text = String::from_utf8_lossy(&line).trim_end_matches('\r').into();
+            if lines.send(Line { at: start.elapsed().as_secs_f32(), text }).is_err() {
+                break;
+            }
+        }
+    });
+}

@@ -1,0 +1,137 @@
+//! volt-vmm with volt-netd: stock Debian kernels in every form they are loaded, sizes of guests, disks and queue
+//! pairs. What every guest must show: the processors and memory it was given, nothing in its log against the
+//! ACPI tables, and checksummed TCP both ways.
+
+use std::fs::File;
+use std::time::Duration;
+
+use protocol_tests::lab::guest::{Flavour, Image, Spec};
+use protocol_tests::lab::in_lab;
+use protocol_tests::lab::netd::Netd;
+use protocol_tests::lab::process::Process;
+use protocol_tests::lab::traffic::{Traffic, every_queue_carried, iperf3, many_flows, value};
+
+const RUN: Duration = Duration::from_secs(120);
+
+/// Runs a guest until it powers off, and gives its reports.
+fn run(spec: &Spec, netd: &Netd, pairs: u16, more: &[&str]) -> Vec<String> {
+    let mut guest = Process::start("volt-vmm", spec.vmm(&netd.socket, pairs).args(more));
+    guest.wait_for("VOLT exit", RUN);
+    let status = guest.wait_exit(Duration::from_secs(20));
+    assert_eq!(status.code(), Some(0), "a power-off ends volt-vmm with 0");
+    guest.reports()
+}
+
+/// Boots the guest, and asserts what every guest must show.
+fn stands(name: &str, flavour: Flavour, image: Image, cpus: u32, memory: u32) {
+    in_lab(name, || {
+        let directory = tempfile::tempdir().expect("a directory");
+        let netd = Netd::start(directory.path(), &[]);
+        let traffic = Traffic::new();
+        let script = format!(
+            "report cpus $(nproc); report memory $(sed -n 's/MemTotal: *//p' /proc/meminfo); acpi_complaints; {}",
+            traffic.both_ways()
+        );
+        let spec = Spec { flavour, image, cpus, memory, run: script };
+        let reports = run(&spec, &netd, 1, &[]);
+        assert_eq!(value(&reports, "cpus"), cpus.to_string());
+        let total: u32 = value(&reports, "memory").trim_end_matches(" kB").parse().expect("MemTotal");
+        // The kernel keeps a few per cent for itself.
+        assert!(total > memory * 1024 / 100 * 85, "{total} kB of {memory} MiB");
+        assert_eq!(value(&reports, "acpi_complaints"), "0", "{reports:?}");
+        traffic.judge(&reports);
+    });
+}
+
+#[test]
+fn generic_bzimage_one_cpu() {
+    stands("generic_bzimage_one_cpu", Flavour::Generic, Image::BzImage, 1, 512);
+}
+
+#[test]
+fn generic_vmlinux_two_cpus() {
+    stands("generic_vmlinux_two_cpus", Flavour::Generic, Image::Vmlinux, 2, 512);
+}
+
+#[test]
+fn cloud_bzimage_two_cpus() {
+    stands("cloud_bzimage_two_cpus", Flavour::Cloud, Image::BzImage, 2, 512);
+}
+
+#[test]
+fn cloud_vmlinux_four_cpus() {
+    stands("cloud_vmlinux_four_cpus", Flavour::Cloud, Image::Vmlinux, 4, 512);
+}
+
+/// Half a GiB of the guest's memory lies above 4 GiB, and Linux gives that out first.
+#[test]
+fn memory_across_the_hole() {
+    stands("memory_across_the_hole", Flavour::Cloud, Image::BzImage, 2, 3584);
+}
+
+/// What a guest wrote to its disk is there after the machine was made anew; the image holds what it held before.
+#[test]
+fn a_disk_reads_back_after_a_reboot() {
+    in_lab("a_disk_reads_back_after_a_reboot", || {
+        let directory = tempfile::tempdir().expect("a directory");
+        let netd = Netd::start(directory.path(), &[]);
+        let image = directory.path().join("disk.img");
+        let file = File::create(&image).and_then(|file| file.set_len(64 << 20));
+        file.expect("a disk image");
+        let made = std::process::Command::new("mke2fs").args(["-q", "-t", "ext4"]).arg(&image).status();
+        assert!(made.is_ok_and(|status| status.success()), "mke2fs");
+        let disk = ["--disk", image.to_str().expect("a path")];
+
+        // A reboot ends volt-vmm with a status of its own; whoever started it starts it again.
+        let spec = Spec::new("step write disk_write /dev/vda && reboot -f");
+        let mut guest = Process::start("volt-vmm", spec.vmm(&netd.socket, 1).args(disk));
+        guest.wait_for("VOLT write ok", RUN);
+        assert_eq!(guest.wait_exit(Duration::from_secs(20)).code(), Some(3), "a reboot ends volt-vmm with 3");
+        let written = value(&guest.reports(), "disk sha256").to_owned();
+
+        let reports = run(&Spec::new("step read disk_read /dev/vda"), &netd, 1, &disk);
+        assert_eq!(value(&reports, "disk sha256"), written);
+    });
+}
+
+/// Debian's user space from a disk instead of the initramfs.
+#[test]
+fn a_root_file_system_on_a_disk() {
+    in_lab("a_root_file_system_on_a_disk", || {
+        let directory = tempfile::tempdir().expect("a directory");
+        let netd = Netd::start(directory.path(), &[]);
+        let image = directory.path().join("rootfs.img");
+        std::fs::copy(protocol_tests::lab::guest_file("rootfs.img"), &image).expect("a copy of the image");
+        let run_words = "report root $(sed -n 's/\\(.*\\) \\/ ext4 .*/\\1/p' /proc/mounts); step ping ping -c 1 10.77.0.1";
+        let reports = run(&Spec::new(run_words), &netd, 1, &["--rootfs", image.to_str().expect("a path")]);
+        assert_eq!(value(&reports, "root"), "/dev/vda");
+        assert_eq!(value(&reports, "ping"), "ok");
+    });
+}
+
+/// Two queue pairs both carry frames, both ways.
+#[test]
+fn two_queue_pairs() {
+    in_lab("two_queue_pairs", || {
+        let directory = tempfile::tempdir().expect("a directory");
+        let netd = Netd::start(directory.path(), &["--queues", "2"]);
+        let traffic = Traffic::new();
+        let _server = iperf3();
+        let spec = Spec::new(&format!("{}; {}", traffic.both_ways(), many_flows()));
+        let reports = run(&spec, &netd, 2, &[]);
+        traffic.judge(&reports);
+        every_queue_carried(&reports, 2);
+    });
+}
+
+/// The kernel spreads flows over every attached TAP queue: only those that the guest serves may be attached.
+#[test]
+fn four_queues_under_a_guest_of_one_pair_lose_no_flow() {
+    in_lab("four_queues_under_a_guest_of_one_pair_lose_no_flow", || {
+        let directory = tempfile::tempdir().expect("a directory");
+        let netd = Netd::start(directory.path(), &["--queues", "4"]);
+        let traffic = Traffic::new();
+        let reports = run(&Spec::new(&traffic.flows(40)), &netd, 1, &[]);
+        assert_eq!(value(&reports, "flows"), "40 of 40");
+    });
+}

@@ -1,0 +1,187 @@
+//! volt-netd behind a QEMU guest under software emulation: every feature that QEMU can switch, queue pairs, and
+//! front-ends that come and go. `vectors=0` because QEMU 7.2 crashes by itself when an emulated guest's vhost-user
+//! device starts with MSI-X; the lab's tests have it on.
+
+use std::thread::sleep;
+use std::time::Duration;
+
+use protocol_tests::lab::guest::{Accel, Flavour, Image, QemuNet, Spec};
+use protocol_tests::lab::here;
+use protocol_tests::lab::netd::Netd;
+use protocol_tests::lab::process::Process;
+use protocol_tests::lab::traffic::{Traffic, every_queue_carried, has_feature, iperf3, many_flows, value};
+
+const BOOT: Duration = Duration::from_secs(60);
+const RUN: Duration = Duration::from_secs(90);
+
+/// Feature bits of a network device (virtio 1.2, section 5.1.3) and of a ring (section 6).
+const CSUM: usize = 0;
+const GUEST_CSUM: usize = 1;
+const GUEST_TSO4: usize = 7;
+const GUEST_TSO6: usize = 8;
+const HOST_TSO4: usize = 11;
+const HOST_TSO6: usize = 12;
+const MRG_RXBUF: usize = 15;
+const INDIRECT_DESC: usize = 28;
+const EVENT_IDX: usize = 29;
+const SWITCHED: [usize; 9] =
+    [CSUM, GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, HOST_TSO4, HOST_TSO6, MRG_RXBUF, INDIRECT_DESC, EVENT_IDX];
+
+/// The kernel that boots fastest.
+fn spec(run: &str) -> Spec {
+    Spec { flavour: Flavour::Cloud, image: Image::Vmlinux, ..Spec::new(run) }
+}
+
+fn start(netd: &Netd, pairs: u16, properties: &str, spec: &Spec) -> Process {
+    let properties = format!("vectors=0,{properties}");
+    let net = QemuNet::VhostUser { socket: netd.socket.clone(), pairs, properties };
+    Process::start("qemu", &mut spec.qemu(Accel::Tcg, &net))
+}
+
+fn finish(mut guest: Process) -> Vec<String> {
+    guest.wait_for("VOLT exit", RUN);
+    assert!(guest.wait_exit(Duration::from_secs(20)).success());
+    guest.reports()
+}
+
+/// Checksummed TCP both ways with `properties` of the device; exactly the features in `off` are missing.
+fn with_properties(name: &str, properties: &str, off: &[usize]) {
+    here(name, || {
+        let directory = tempfile::tempdir().expect("a directory");
+        let netd = Netd::start(directory.path(), &[]);
+        let traffic = Traffic::new();
+        let guest = start(&netd, 1, properties, &spec(&format!("features; {}", traffic.both_ways())));
+        let reports = finish(guest);
+        for bit in SWITCHED {
+            assert_eq!(has_feature(&reports, bit), !off.contains(&bit), "feature bit {bit}: {reports:?}");
+        }
+        traffic.judge(&reports);
+    });
+}
+
+#[test]
+fn all_features_on() {
+    with_properties("all_features_on", "mac=52:54:00:12:34:56", &[]);
+}
+
+#[test]
+fn without_mergeable_buffers() {
+    with_properties("without_mergeable_buffers", "mrg_rxbuf=off", &[MRG_RXBUF]);
+}
+
+#[test]
+fn without_mergeable_buffers_and_guest_tso() {
+    let off = [MRG_RXBUF, GUEST_TSO4, GUEST_TSO6];
+    with_properties(
+        "without_mergeable_buffers_and_guest_tso",
+        "mrg_rxbuf=off,guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off",
+        &off,
+    );
+}
+
+#[test]
+fn without_event_idx() {
+    with_properties("without_event_idx", "event_idx=off", &[EVENT_IDX]);
+}
+
+#[test]
+fn without_indirect_descriptors() {
+    with_properties("without_indirect_descriptors", "indirect_desc=off", &[INDIRECT_DESC]);
+}
+
+#[test]
+fn without_guest_tso() {
+    let properties = "guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off";
+    with_properties("without_guest_tso", properties, &[GUEST_TSO4, GUEST_TSO6]);
+}
+
+#[test]
+fn without_host_tso() {
+    let properties = "host_tso4=off,host_tso6=off,host_ecn=off,host_ufo=off";
+    with_properties("without_host_tso", properties, &[HOST_TSO4, HOST_TSO6]);
+}
+
+/// The host segments nothing for a guest that sends whole checksums: its TSO goes with them.
+#[test]
+fn without_checksum_offload_out() {
+    let properties = "csum=off,host_tso4=off,host_tso6=off,host_ecn=off,host_ufo=off";
+    with_properties("without_checksum_offload_out", properties, &[CSUM, HOST_TSO4, HOST_TSO6]);
+}
+
+#[test]
+fn without_checksum_offload_in() {
+    let properties = "guest_csum=off,guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off";
+    with_properties("without_checksum_offload_in", properties, &[GUEST_CSUM, GUEST_TSO4, GUEST_TSO6]);
+}
+
+#[test]
+fn without_any_of_them() {
+    let properties = "csum=off,guest_csum=off,gso=off,guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off,\
+                      host_tso4=off,host_tso6=off,host_ecn=off,host_ufo=off,mrg_rxbuf=off,event_idx=off,\
+                      indirect_desc=off";
+    with_properties("without_any_of_them", properties, &SWITCHED);
+}
+
+/// Two queue pairs both carry frames, both ways.
+#[test]
+fn two_queue_pairs() {
+    here("two_queue_pairs", || {
+        let directory = tempfile::tempdir().expect("a directory");
+        let netd = Netd::start(directory.path(), &["--queues", "2"]);
+        let traffic = Traffic::new();
+        let _server = iperf3();
+        let guest = start(&netd, 2, "", &spec(&format!("{}; {}", traffic.both_ways(), many_flows())));
+        let reports = finish(guest);
+        traffic.judge(&reports);
+        every_queue_carried(&reports, 2);
+    });
+}
+
+/// The kernel spreads flows over every attached TAP queue: only those that the guest serves may be attached.
+#[test]
+fn four_queues_under_a_guest_of_one_pair_lose_no_flow() {
+    here("four_queues_under_a_guest_of_one_pair_lose_no_flow", || {
+        let directory = tempfile::tempdir().expect("a directory");
+        let netd = Netd::start(directory.path(), &["--queues", "4"]);
+        let traffic = Traffic::new();
+        let guest = start(&netd, 1, "", &spec(&traffic.flows(40)));
+        assert_eq!(value(&finish(guest), "flows"), "40 of 40");
+    });
+}
+
+/// One daemon outlives its front-ends: ten are killed under traffic, and the eleventh finds nothing left of them.
+#[test]
+fn ten_front_ends_killed() {
+    here("ten_front_ends_killed", || {
+        let directory = tempfile::tempdir().expect("a directory");
+        let netd = Netd::start(directory.path(), &[]);
+        let traffic = Traffic::new();
+        for _ in 0..10 {
+            let mut guest = start(&netd, 1, "", &spec(&traffic.endless()));
+            guest.wait_for("VOLT ping ok", BOOT);
+            sleep(Duration::from_millis(300));
+            guest.kill();
+        }
+        let reports = finish(start(&netd, 1, "", &spec(&traffic.both_ways())));
+        traffic.judge(&reports);
+    });
+}
+
+/// The guest's driver starts the device afresh after each reboot, over the same connection.
+#[test]
+fn guest_reboots_inside_one_qemu() {
+    here("guest_reboots_inside_one_qemu", || {
+        let directory = tempfile::tempdir().expect("a directory");
+        let netd = Netd::start(directory.path(), &[]);
+        let traffic = Traffic::new();
+        let run = format!("{}; reboot -f", traffic.both_ways());
+        let net =
+            QemuNet::VhostUser { socket: netd.socket.clone(), pairs: 1, properties: "vectors=0".into() };
+        let mut command = spec(&run).qemu(Accel::Tcg, &net);
+        let mut guest = Process::start("qemu", command.args(["-action", "reboot=reset"]));
+        for _ in 0..3 {
+            guest.wait_for("VOLT tcp_in sha256", BOOT + RUN);
+            traffic.judge(&guest.reports());
+        }
+    });
+}

@@ -1,0 +1,280 @@
+//! From a configuration to a machine that is ready to run: the boot recipe, top to bottom.
+
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use kvm_bindings::{KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_irqchip, kvm_pit_config};
+use kvm_ioctls::{Cap, Kvm, VmFd};
+use log::{info, warn};
+use thiserror::Error;
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::boot::acpi::{self, AcpiError, Hardware};
+use crate::boot::kernel::{Image, KernelError};
+use crate::boot::regs::{self, RegsError};
+use crate::boot::{self, BootError, Entry, cpuid};
+use crate::bus::{Bus, RangeError};
+use crate::config::{SerialConfig, VmConfig};
+use crate::console::Console;
+use crate::exit::ExitEvent;
+use crate::layout::{
+    COM1, COM1_GSI, COM1_SIZE, KEYBOARD_COMMAND, KVM_IDENTITY_MAP, KVM_TSS, RESET_REG, mmio_slot,
+};
+use crate::machine::Machine;
+use crate::memory::{self, MemoryError};
+use crate::power::{KeyboardReset, PowerRegisters};
+use crate::serial::{Output, Room, Uart};
+use crate::vcpu::{self, Buses, Vcpu};
+use crate::virtio::VirtioDevice;
+use crate::virtio::blk::{Block, BlockError};
+use crate::virtio::mmio::{MmioSlot, MmioTransport, SLOT_SIZE, TransportError};
+use crate::virtio::rng::Rng;
+use crate::virtio::vhost_user_net::{NetError, VhostUserNet};
+
+/// Why a machine cannot be built.
+#[derive(Debug, Error)]
+#[expect(missing_docs, reason = "each text says what its variant and fields mean")]
+pub enum BuildError {
+    #[error(
+        "there is no /dev/kvm: load kvm_intel or kvm_amd with modprobe, switch on virtualisation in the firmware, \
+         or enable nested virtualisation if this is a virtual machine"
+    )]
+    NoKvm,
+    #[error("no permission to use /dev/kvm: become a member of its group (kvm) or run as root")]
+    KvmPermission,
+    #[error("/dev/kvm cannot be used")]
+    Kvm(#[source] kvm_ioctls::Error),
+    #[error("this KVM speaks version {0} of its interface, and 12 is needed")]
+    KvmVersion(i32),
+    #[error("this host's KVM does not have {0}: use a newer kernel")]
+    Capability(&'static str),
+    #[error("{cpus} vCPUs are more than this host's KVM allows, {max}: choose a smaller --cpus")]
+    Cpus { cpus: u8, max: usize },
+    #[error("KVM does not create the machine's {0}")]
+    Create(&'static str, #[source] kvm_ioctls::Error),
+    #[error("the leaves of CPUID do not fit together")]
+    Cpuid(#[source] vmm_sys_util::fam::Error),
+    #[error("vCPU {id}")]
+    Vcpu {
+        id: u8,
+        #[source]
+        source: RegsError,
+    },
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    #[error(transparent)]
+    Acpi(#[from] AcpiError),
+    #[error("the serial port's output {target} cannot be opened")]
+    Serial {
+        target: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("no more files: raise the limit (ulimit -n)")]
+    Files(#[source] io::Error),
+    #[error(
+        "{0} virtio devices are more than the machine has interrupts for, 19: use fewer disks or networks"
+    )]
+    Devices(usize),
+    #[error(transparent)]
+    Disk(#[from] BlockError),
+    #[error(transparent)]
+    Net(#[from] NetError),
+    #[error("a virtio device cannot be connected")]
+    Transport(#[from] TransportError),
+    #[error("two devices want the same addresses")]
+    Range(#[from] RangeError),
+    #[error("the vCPUs' signal cannot be set up")]
+    Signal(#[source] io::Error),
+}
+
+/// Builds the machine that `config` describes; its end will be asked for at `exit`.
+///
+/// Waits for the back-ends of network devices.
+///
+/// # Errors
+///
+/// See [`BuildError`]; what is wrong with the user's files is found before anything waits.
+pub fn build(config: &VmConfig, exit: Arc<ExitEvent>) -> Result<Machine, BuildError> {
+    let image = open_kernel(&config.kernel)?;
+    let kvm = open_kvm(config.cpus)?;
+    let memory = memory::allocate(config.memory, config.hugepages)?;
+    let entry = boot::load(&memory, image, config.initramfs.as_deref(), &config.cmdline)?;
+    let vm = create_vm(&kvm)?;
+    memory::register(&vm, &memory)?;
+
+    let mut buses = Buses::default();
+    connect_power(&mut buses.pio, &exit)?;
+    let console = connect_serial(&config.serial, &mut buses.pio, &vm, &exit)?;
+    let virtio_mmio = connect_virtio(virtio_devices(config)?, &mut buses.mmio, &vm, &memory)?;
+    let serial = config.serial != SerialConfig::None;
+    acpi::write(&memory, &Hardware { cpus: config.cpus, serial, virtio_mmio })?;
+
+    let buses = Arc::new(buses);
+    let vcpus = create_vcpus(&kvm, &vm, config.cpus, &buses, &exit, &memory, entry)?;
+    vcpu::register_kick_signal().map_err(BuildError::Signal)?;
+    info!(
+        "{} vCPU(s), {} MiB of memory, kernel {}",
+        config.cpus,
+        config.memory >> 20,
+        config.kernel.display()
+    );
+    Ok(Machine { vcpus, console, exit, buses, vm, memory })
+}
+
+fn open_kernel(path: &Path) -> Result<Image, BootError> {
+    Image::open(path).map_err(|source: KernelError| BootError::Kernel { path: path.to_owned(), source })
+}
+
+fn open_kvm(cpus: u8) -> Result<Kvm, BuildError> {
+    const VERSION: i32 = 12;
+    const NEEDED: [(Cap, &str); 6] = [
+        (Cap::UserMemory, "guest memory from user space (KVM_CAP_USER_MEMORY)"),
+        (Cap::Irqchip, "interrupt controllers (KVM_CAP_IRQCHIP)"),
+        (Cap::Pit2, "a timer (KVM_CAP_PIT2)"),
+        (Cap::Ioeventfd, "ioeventfd (KVM_CAP_IOEVENTFD)"),
+        (Cap::Irqfd, "irqfd (KVM_CAP_IRQFD)"),
+        (Cap::ImmediateExit, "immediate_exit (KVM_CAP_IMMEDIATE_EXIT)"),
+    ];
+    let kvm = Kvm::new().map_err(|error| match error.errno() {
+        libc::ENOENT | libc::ENXIO | libc::ENODEV => BuildError::NoKvm,
+        libc::EACCES | libc::EPERM => BuildError::KvmPermission,
+        _ => BuildError::Kvm(error),
+    })?;
+    let version = kvm.get_api_version();
+    if version != VERSION {
+        return Err(BuildError::KvmVersion(version));
+    }
+    if let Some((_, name)) = NEEDED.into_iter().find(|&(cap, _)| !kvm.check_extension(cap)) {
+        return Err(BuildError::Capability(name));
+    }
+    if !vcpu::has_hardware_virtualisation() {
+        warn!(
+            "no vmx or svm in /proc/cpuinfo: this host's KVM is too slow for a distribution's kernel, or cannot run it"
+        );
+    }
+    let max = kvm.get_max_vcpus();
+    if usize::from(cpus) > max {
+        return Err(BuildError::Cpus { cpus, max });
+    }
+    Ok(kvm)
+}
+
+/// A VM with interrupt controllers and timer, still without memory and processors.
+fn create_vm(kvm: &Kvm) -> Result<VmFd, BuildError> {
+    let create = |what| move |error| BuildError::Create(what, error);
+    let vm = kvm.create_vm().map_err(create("VM"))?;
+    vm.set_tss_address(KVM_TSS).map_err(create("TSS"))?;
+    vm.set_identity_map_address(KVM_IDENTITY_MAP).map_err(create("identity map"))?;
+    vm.create_irq_chip().map_err(create("interrupt controllers"))?;
+    // After a reset the PIC passes on everything, as vectors that are exceptions. Firmware masks it; a
+    // kernel that uses it sets it up first.
+    for chip_id in [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE] {
+        let mut chip = kvm_irqchip { chip_id, ..Default::default() };
+        vm.get_irqchip(&mut chip).map_err(create("PIC"))?;
+        chip.chip.pic.imr = 0xff;
+        vm.set_irqchip(&chip).map_err(create("PIC"))?;
+    }
+    vm.create_pit2(kvm_pit_config::default()).map_err(create("timer"))?;
+    Ok(vm)
+}
+
+fn connect_power(pio: &mut Bus, exit: &Arc<ExitEvent>) -> Result<(), RangeError> {
+    let power = PowerRegisters::new(Arc::clone(exit));
+    pio.insert(RESET_REG.into(), PowerRegisters::SIZE.into(), Arc::new(Mutex::new(power)))?;
+    pio.insert(KEYBOARD_COMMAND.into(), 1, Arc::new(Mutex::new(KeyboardReset::new(Arc::clone(exit)))))
+}
+
+/// Puts COM1 on the bus; the console is what feeds it, if something does.
+fn connect_serial(
+    config: &SerialConfig,
+    pio: &mut Bus,
+    vm: &VmFd,
+    exit: &Arc<ExitEvent>,
+) -> Result<Option<Console>, BuildError> {
+    let failed = |target: &str| {
+        let target = target.to_owned();
+        move |source| BuildError::Serial { target, source }
+    };
+    let output = match config {
+        SerialConfig::None => return Ok(None),
+        SerialConfig::Stdio => Output::stdout(Arc::clone(exit)).map_err(failed("standard output"))?,
+        SerialConfig::File(path) => {
+            Output::file(path, Arc::clone(exit)).map_err(failed(&path.display().to_string()))?
+        }
+    };
+    let irqfd = EventFd::new(EFD_NONBLOCK).map_err(BuildError::Files)?;
+    vm.register_irqfd(&irqfd, COM1_GSI).map_err(|error| BuildError::Create("serial interrupt", error))?;
+    let room = Arc::new(Room::new().map_err(BuildError::Files)?);
+    let uart = Arc::new(Mutex::new(Uart::new(irqfd, Arc::clone(&room), output)));
+    pio.insert(COM1.into(), COM1_SIZE.into(), Arc::clone(&uart) as _)?;
+    match config {
+        SerialConfig::Stdio => Console::stdin(uart, room).map(Some).map_err(failed("standard input")),
+        _ => Ok(None),
+    }
+}
+
+/// Opens disks and connects to back-ends, in the order in which the guest will find the devices.
+fn virtio_devices(config: &VmConfig) -> Result<Vec<Box<dyn VirtioDevice>>, BuildError> {
+    let count = config.disks.len() + config.nets.len() + 1;
+    if mmio_slot(count - 1).is_none() {
+        return Err(BuildError::Devices(count));
+    }
+    let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+    for disk in &config.disks {
+        devices.push(Box::new(Block::open(disk)?));
+    }
+    devices.push(Box::new(Rng::new()));
+    for net in &config.nets {
+        devices.push(Box::new(VhostUserNet::connect(net)?));
+    }
+    Ok(devices)
+}
+
+/// Puts each device behind a transport on the bus. A PCI transport would be another such function.
+fn connect_virtio(
+    devices: Vec<Box<dyn VirtioDevice>>,
+    mmio: &mut Bus,
+    vm: &VmFd,
+    memory: &GuestMemoryMmap,
+) -> Result<Vec<MmioSlot>, BuildError> {
+    let count = devices.len();
+    let mut slots = Vec::new();
+    for (index, device) in devices.into_iter().enumerate() {
+        let slot = mmio_slot(index).ok_or(BuildError::Devices(count))?;
+        let transport = MmioTransport::new(device, memory.clone(), vm, slot)?;
+        mmio.insert(slot.base, SLOT_SIZE, Arc::new(Mutex::new(transport)))?;
+        slots.push(slot);
+    }
+    Ok(slots)
+}
+
+/// Creates the processors; number 0 starts at `entry`, the others wait for its start-up interrupt (SIPI).
+fn create_vcpus(
+    kvm: &Kvm,
+    vm: &VmFd,
+    cpus: u8,
+    buses: &Arc<Buses>,
+    exit: &Arc<ExitEvent>,
+    memory: &GuestMemoryMmap,
+    entry: Entry,
+) -> Result<Vec<Vcpu>, BuildError> {
+    let supported = cpuid::supported(kvm).map_err(|error| BuildError::Create("CPUID", error))?;
+    let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
+    let mut vcpus = Vec::new();
+    for id in 0..cpus {
+        let fd = vm.create_vcpu(id.into()).map_err(|error| BuildError::Create("vCPU", error))?;
+        let cpuid = cpuid::for_vcpu(&supported, id, cpus, tsc_deadline).map_err(BuildError::Cpuid)?;
+        let regs = |source| BuildError::Vcpu { id, source };
+        regs::setup_vcpu(&fd, &cpuid).map_err(regs)?;
+        if id == 0 {
+            regs::setup_boot_vcpu(&fd, memory, entry).map_err(regs)?;
+        }
+        vcpus.push(Vcpu::new(id, fd, Arc::clone(buses), Arc::clone(exit)));
+    }
+    Ok(vcpus)
+}

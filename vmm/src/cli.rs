@@ -1,0 +1,283 @@
+//! The command line, and what it says about the machine.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::Parser;
+use log::LevelFilter;
+use thiserror::Error;
+use volt_net::net::config::{Mac, MacError};
+
+use crate::config::{DiskConfig, NetSocketConfig, SerialConfig, VmConfig};
+
+/// The smallest machine: room for boot data and the smallest kernels.
+const MIN_MEMORY: u64 = 16 << 20;
+
+const AFTER_HELP: &str = "\
+Exit status:
+  0      the guest powered off, or you left with Ctrl-A x
+  1      the machine could not be built, or broke
+  2      the command line is wrong
+  3      the guest asked for a reset (reboot, a panic with panic=-1, or a triple fault)
+  4      the host's KVM cannot run this guest
+  128+N  ended by signal N (SIGTERM 143, SIGINT 130, SIGHUP 129, SIGQUIT 131)
+  101    a bug in this program
+
+Keys on a terminal: Ctrl-A x leaves, Ctrl-A a (or Ctrl-A twice) sends one Ctrl-A; everything else,
+Ctrl-C included, goes to the guest.";
+
+/// A minimal virtual machine monitor on KVM, with virtio devices and vhost-user networking.
+#[derive(Debug, Parser)]
+#[command(version, after_help = AFTER_HELP)]
+pub struct Args {
+    /// Kernel: a bzImage (vmlinuz), or an uncompressed vmlinux with a PVH entry point
+    #[arg(long, value_name = "FILE")]
+    kernel: PathBuf,
+
+    /// Initial RAM file system
+    #[arg(long, value_name = "FILE")]
+    initramfs: Option<PathBuf>,
+
+    /// Root file system: a raw image that becomes the first disk; adds root=/dev/vda to the command line
+    #[arg(long, value_name = "FILE[,ro]")]
+    rootfs: Option<DiskOption>,
+
+    /// A disk: a raw image or a block device; may be given several times
+    #[arg(long, value_name = "FILE[,ro]")]
+    disk: Vec<DiskOption>,
+
+    /// Kernel command line; console=, reboot= and panic= get defaults when missing
+    #[arg(long, value_name = "STRING", default_value = "", hide_default_value = true)]
+    cmdline: String,
+
+    /// Guest memory, with K, M or G behind the number
+    #[arg(long, value_name = "SIZE", default_value = "512M")]
+    mem: Size,
+
+    /// Number of vCPUs
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=254))]
+    cpus: u8,
+
+    /// A network device served by the vhost-user back-end that listens on SOCKET; may be given several times
+    #[arg(long, value_name = "SOCKET[,mac=MAC][,mtu=N][,queues=N]")]
+    net_socket: Vec<NetOption>,
+
+    /// How long to wait for a vhost-user back-end at start; for ever when not given
+    #[arg(long, value_name = "SECONDS")]
+    net_timeout: Option<u64>,
+
+    /// Take guest memory from the host's huge pages of 2 MiB
+    #[arg(long)]
+    hugepages: bool,
+
+    /// Where the guest's serial port leads: stdio, none, or file=PATH
+    #[arg(long, value_name = "TARGET", default_value = "stdio")]
+    serial: SerialOption,
+
+    /// error, warn, info, debug or trace
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    log_level: LevelFilter,
+}
+
+impl Args {
+    /// What is to be logged.
+    pub fn log_level(&self) -> LevelFilter {
+        self.log_level
+    }
+
+    /// The machine asked for.
+    pub fn into_config(self) -> VmConfig {
+        let rootfs_read_only = self.rootfs.as_ref().map(|rootfs| rootfs.0.read_only);
+        let timeout = self.net_timeout.map(Duration::from_secs);
+        let net = |NetOption(net)| NetSocketConfig { timeout, ..net };
+        VmConfig {
+            kernel: self.kernel,
+            initramfs: self.initramfs,
+            cmdline: complete_cmdline(&self.cmdline, &self.serial.0, rootfs_read_only),
+            memory: self.mem.0,
+            hugepages: self.hugepages,
+            cpus: self.cpus,
+            disks: self.rootfs.into_iter().chain(self.disk).map(|disk| disk.0).collect(),
+            nets: self.net_socket.into_iter().map(net).collect(),
+            serial: self.serial.0,
+        }
+    }
+}
+
+/// Adds in front of the user's parameters those that he left to us; the user's own win.
+fn complete_cmdline(user: &str, serial: &SerialConfig, rootfs_read_only: Option<bool>) -> String {
+    let has = |key: &str| user.split_whitespace().any(|word| word.starts_with(key));
+    let mut words = Vec::new();
+    if *serial != SerialConfig::None && !has("console=") {
+        words.push("console=ttyS0");
+    }
+    if !has("reboot=") {
+        words.push("reboot=k");
+    }
+    if !has("panic=") {
+        words.push("panic=-1");
+    }
+    if let Some(read_only) = rootfs_read_only
+        && !has("root=")
+    {
+        words.extend(["root=/dev/vda", if read_only { "ro" } else { "rw" }]);
+    }
+    words.extend(Some(user.trim()).filter(|user| !user.is_empty()));
+    words.join(" ")
+}
+
+/// Why a value on the command line is wrong.
+#[derive(Debug, Error, PartialEq, Eq)]
+enum ValueError {
+    #[error("'{0}' is no size: a number, then K, M or G, like 512M")]
+    Size(String),
+    #[error("{0} is too little: a machine needs at least 16M")]
+    TooSmall(String),
+    #[error("{0} is no multiple of 4K, the page size")]
+    Pages(String),
+    #[error("no file is named before '{0}'")]
+    NoPath(String),
+    #[error("unknown option '{0}': a disk knows ro and rw (a path cannot contain a comma)")]
+    DiskOption(String),
+    #[error(
+        "unknown option '{0}': a network socket knows mac=, mtu= and queues= (a path cannot contain a comma)"
+    )]
+    NetOption(String),
+    #[error("the option '{0}' is given twice")]
+    Twice(String),
+    #[error("mtu={0} is no number from 68 to 65535")]
+    Mtu(String),
+    #[error("queues={0} is no number from 1 to 128")]
+    Queues(String),
+    #[error(transparent)]
+    Mac(#[from] MacError),
+    #[error("'{0}' is none of stdio, none and file=PATH")]
+    Serial(String),
+}
+
+/// A size in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Size(u64);
+
+impl FromStr for Size {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Size, ValueError> {
+        let wrong = || ValueError::Size(text.to_owned());
+        let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+        let shift = match text.get(digits.len()..).unwrap_or_default() {
+            "" => 0,
+            "k" | "K" => 10,
+            "m" | "M" => 20,
+            "g" | "G" => 30,
+            _ => return Err(wrong()),
+        };
+        // u64::from_str would take a sign.
+        if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(wrong());
+        }
+        let number: u64 = digits.parse().map_err(|_| wrong())?;
+        let bytes = number.checked_mul(1 << shift).ok_or_else(wrong)?;
+        if bytes < MIN_MEMORY {
+            return Err(ValueError::TooSmall(text.to_owned()));
+        }
+        if !bytes.is_multiple_of(4096) {
+            return Err(ValueError::Pages(text.to_owned()));
+        }
+        Ok(Size(bytes))
+    }
+}
+
+/// Splits "PATH,option,option".
+fn split_path(text: &str) -> Result<(PathBuf, impl Iterator<Item = &str>), ValueError> {
+    let mut parts = text.split(',');
+    let path = parts.next().unwrap_or_default();
+    if path.is_empty() {
+        return Err(ValueError::NoPath(text.to_owned()));
+    }
+    Ok((PathBuf::from(path), parts))
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct DiskOption(DiskConfig);
+
+impl FromStr for DiskOption {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<DiskOption, ValueError> {
+        let (path, options) = split_path(text)?;
+        let mut disk = DiskConfig { path, read_only: false };
+        for option in options {
+            disk.read_only = match option {
+                "ro" => true,
+                "rw" => false,
+                other => return Err(ValueError::DiskOption(other.to_owned())),
+            };
+        }
+        Ok(DiskOption(disk))
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct NetOption(NetSocketConfig);
+
+impl FromStr for NetOption {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<NetOption, ValueError> {
+        const MTU: std::ops::RangeInclusive<u16> = volt_net::net::config::MIN_MTU..=u16::MAX;
+        const QUEUES: std::ops::RangeInclusive<u16> = 1..=crate::virtio::vhost_user_net::MAX_PAIRS;
+        let (socket, options) = split_path(text)?;
+        let (mut mac, mut mtu, mut queues) = (None, None, None);
+        for option in options {
+            let unknown = || ValueError::NetOption(option.to_owned());
+            let (key, value) = option.split_once('=').ok_or_else(unknown)?;
+            let number =
+                |range: std::ops::RangeInclusive<u16>| value.parse().ok().filter(|n| range.contains(n));
+            let again = match key {
+                "mac" => mac.replace(value.parse::<Mac>()?).is_some(),
+                "mtu" => mtu.replace(number(MTU).ok_or_else(|| ValueError::Mtu(value.to_owned()))?).is_some(),
+                "queues" => {
+                    let number = number(QUEUES).ok_or_else(|| ValueError::Queues(value.to_owned()))?;
+                    queues.replace(number).is_some()
+                }
+                _ => return Err(unknown()),
+            };
+            if again {
+                return Err(ValueError::Twice(key.to_owned()));
+            }
+        }
+        Ok(NetOption(NetSocketConfig { socket, mac, mtu, queues: queues.unwrap_or(1), timeout: None }))
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct SerialOption(SerialConfig);
+
+impl FromStr for SerialOption {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<SerialOption, ValueError> {
+        match (text, text.strip_prefix("file=")) {
+            ("stdio", _) => Ok(SerialOption(SerialConfig::Stdio)),
+            ("none", _) => Ok(SerialOption(SerialConfig::None)),
+            (_, Some(path)) if !path.is_empty() => Ok(SerialOption(SerialConfig::File(path.into()))),
+            _ => Err(ValueError::Serial(text.to_owned())),
+        }
+    }
+}
+
+/// Reads the command line.
+///
+/// # Errors
+///
+/// clap's, which knows how to print itself and which status to exit with; `--help` and `--version` too.
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Args, clap::Error> {
+    Args::try_parse_from(args)
+}
+
+#[cfg(test)]
+#[path = "cli_tests.rs"]
+mod tests;

@@ -1,0 +1,99 @@
+use super::*;
+
+fn config(args: &[&str]) -> VmConfig {
+    let args = ["volt-vmm", "--kernel", "k"].iter().chain(args).map(OsString::from);
+    parse(args).unwrap().into_config()
+}
+
+fn refused(args: &[&str]) -> String {
+    let args = ["volt-vmm", "--kernel", "k"].iter().chain(args).map(OsString::from);
+    let error = parse(args).unwrap_err();
+    assert_eq!(error.exit_code(), 2);
+    error.to_string()
+}
+
+#[test]
+fn a_kernel_is_enough() {
+    let config = config(&[]);
+    assert_eq!((config.memory, config.cpus, config.serial), (512 << 20, 1, SerialConfig::Stdio));
+    assert_eq!(config.cmdline, "console=ttyS0 reboot=k panic=-1");
+    assert!(config.disks.is_empty() && config.nets.is_empty());
+}
+
+#[test]
+fn the_users_parameters_win() {
+    assert_eq!(config(&["--cmdline", " quiet panic=5"]).cmdline, "console=ttyS0 reboot=k quiet panic=5");
+    assert_eq!(config(&["--serial", "none"]).cmdline, "reboot=k panic=-1");
+    let with_root = |more: &[&str]| {
+        let args: Vec<_> =
+            ["--cmdline", "console=hvc0 reboot=t panic=1"].iter().chain(more).copied().collect();
+        config(&args).cmdline
+    };
+    assert_eq!(with_root(&["--rootfs", "r"]), "root=/dev/vda rw console=hvc0 reboot=t panic=1");
+    assert_eq!(with_root(&["--rootfs", "r,ro"]), "root=/dev/vda ro console=hvc0 reboot=t panic=1");
+    assert_eq!(
+        config(&["--rootfs", "r", "--cmdline", "root=/dev/vdb"]).cmdline,
+        "console=ttyS0 reboot=k panic=-1 root=/dev/vdb"
+    );
+}
+
+#[test]
+fn the_root_file_system_is_the_first_disk() {
+    let disks = config(&["--disk", "a,ro", "--rootfs", "r", "--disk", "b"]).disks;
+    let disks: Vec<_> = disks.iter().map(|d| (d.path.to_str().unwrap(), d.read_only)).collect();
+    assert_eq!(disks, [("r", false), ("a", true), ("b", false)]);
+}
+
+#[test]
+fn network_sockets_have_options() {
+    let nets = config(&[
+        "--net-socket",
+        "/run/a,mac=52:54:00:12:34:56,mtu=9000,queues=4",
+        "--net-socket",
+        "/run/b",
+        "--net-timeout",
+        "5",
+    ])
+    .nets;
+    assert_eq!(nets[0].mac.unwrap().to_string(), "52:54:00:12:34:56");
+    assert_eq!((nets[0].mtu, nets[0].queues, nets[0].timeout), (Some(9000), 4, Some(Duration::from_secs(5))));
+    assert_eq!((nets[1].mac, nets[1].mtu, nets[1].queues), (None, None, 1));
+}
+
+#[test]
+fn sizes_have_suffixes() {
+    for (text, bytes) in [("16777216", 16 << 20), ("16384K", 16 << 20), ("512m", 512 << 20), ("4G", 4 << 30)]
+    {
+        assert_eq!(text.parse(), Ok(Size(bytes)));
+    }
+}
+
+#[test]
+fn wrong_values_are_named_with_what_would_be_right() {
+    for (args, expected) in [
+        (["--mem", "lots"], "'lots' is no size"),
+        (["--mem", "+512M"], "'+512M' is no size"),
+        (["--mem", "1.5G"], "'1.5G' is no size"),
+        (["--mem", "99999999999G"], "is no size"),
+        (["--mem", "M"], "is no size"),
+        (["--mem", "512"], "at least 16M"),
+        (["--mem", "16777217"], "multiple of 4K"),
+        (["--cpus", "0"], "1..=254"),
+        (["--cpus", "255"], "1..=254"),
+        (["--disk", "a,readonly"], "unknown option 'readonly'"),
+        (["--disk", ",ro"], "no file is named"),
+        (["--net-socket", "s,mac=1"], "'1' is not a MAC address"),
+        (["--net-socket", "s,mac=01:00:00:00:00:00"], "multicast"),
+        (["--net-socket", "s,mtu=67"], "mtu=67"),
+        (["--net-socket", "s,queues=0"], "queues=0"),
+        (["--net-socket", "s,queues=129"], "queues=129"),
+        (["--net-socket", "s,queues=2,queues=3"], "given twice"),
+        (["--net-socket", "s,fast"], "unknown option 'fast'"),
+        (["--serial", "pty"], "none of stdio, none and file=PATH"),
+        (["--serial", "file="], "none of stdio"),
+        (["--log-level", "loud"], "loud"),
+    ] {
+        let text = refused(&args);
+        assert!(text.contains(expected), "{args:?}: {text}");
+    }
+}

@@ -1,0 +1,219 @@
+//! The input side of the console: standard input to the UART, with Ctrl-A as the way out.
+//!
+//! The machine's main loop polls what [`Console::wants`] says and calls [`Console::serve`] after each poll.
+
+use std::io::{self, IsTerminal};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use log::warn;
+use rustix::io::Errno;
+
+use crate::serial::{Room, Uart};
+
+/// What the user asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Leave the machine.
+    Quit,
+}
+
+/// What to wait for on behalf of the console.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wants {
+    /// Input from the user.
+    pub input: bool,
+    /// Room in the UART.
+    pub room: bool,
+}
+
+/// Bytes on their way from standard input to the guest.
+pub struct Console {
+    input: OwnedFd,
+    uart: Arc<Mutex<Uart>>,
+    room: Arc<Room>,
+    /// Read, but not yet taken by the UART.
+    pending: Vec<u8>,
+    /// Set on a terminal only: everything else is fed as it is.
+    escape: Option<Escape>,
+    end_of_input: bool,
+}
+
+impl Console {
+    /// From a terminal we go on reading while the guest does not, so that Ctrl-A x always works.
+    const PENDING_TERMINAL: usize = 1 << 20;
+    /// From a file or pipe we read no more than we can hand on soon.
+    const PENDING_FILE: usize = 4096;
+
+    /// A console that reads `input` for `uart`; with `terminal`, Ctrl-A is the escape character.
+    pub fn new(input: OwnedFd, uart: Arc<Mutex<Uart>>, room: Arc<Room>, terminal: bool) -> Console {
+        let escape = terminal.then(Escape::default);
+        Console { input, uart, room, pending: Vec::new(), escape, end_of_input: false }
+    }
+
+    /// The console on this process's standard input.
+    ///
+    /// # Errors
+    ///
+    /// When the process may open no more files.
+    pub fn stdin(uart: Arc<Mutex<Uart>>, room: Arc<Room>) -> io::Result<Console> {
+        let stdin = io::stdin();
+        let input = stdin.as_fd().try_clone_to_owned()?;
+        Ok(Console::new(input, uart, room, stdin.is_terminal()))
+    }
+
+    /// What [`Console::serve`] should be called after.
+    pub fn wants(&self) -> Wants {
+        let limit = if self.escape.is_some() { Self::PENDING_TERMINAL } else { Self::PENDING_FILE };
+        Wants { input: !self.end_of_input && self.pending.len() < limit, room: !self.pending.is_empty() }
+    }
+
+    /// The input to poll.
+    pub fn input(&self) -> &impl AsFd {
+        &self.input
+    }
+
+    /// The source of "there is room".
+    pub fn room(&self) -> &Room {
+        &self.room
+    }
+
+    /// Reads what `ready` says is there and hands on what the UART takes.
+    pub fn serve(&mut self, ready: Wants) -> Option<Command> {
+        let command = if ready.input { self.read() } else { None };
+        if ready.room {
+            // Non-blocking; its count says nothing.
+            let _ = self.room.event().read();
+        }
+        let mut uart = self.uart.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = uart.feed(&self.pending);
+        self.pending.drain(..taken);
+        command
+    }
+
+    fn read(&mut self) -> Option<Command> {
+        let mut buffer = [0; 4096];
+        let len = match rustix::io::read(&self.input, &mut buffer) {
+            Ok(len) => len,
+            Err(Errno::INTR | Errno::AGAIN) => return None,
+            // A terminal that is gone.
+            Err(Errno::IO) => 0,
+            Err(error) => {
+                warn!("no more input for the guest: standard input: {error}");
+                0
+            }
+        };
+        self.end_of_input = len == 0;
+        let bytes = buffer.get(..len).unwrap_or_default();
+        let Some(escape) = &mut self.escape else {
+            self.pending.extend(bytes);
+            return None;
+        };
+        for &byte in bytes {
+            if escape.take(byte, &mut self.pending) {
+                return Some(Command::Quit);
+            }
+        }
+        None
+    }
+}
+
+/// The escape character's state: Ctrl-A x quits; Ctrl-A a or Ctrl-A Ctrl-A is one Ctrl-A; before any other
+/// character it is itself.
+#[derive(Default)]
+struct Escape {
+    seen: bool,
+}
+
+impl Escape {
+    const CTRL_A: u8 = 1;
+
+    /// Adds to `out` what the guest gets; `true` means quit.
+    fn take(&mut self, byte: u8, out: &mut Vec<u8>) -> bool {
+        let seen = self.seen;
+        self.seen = !seen && byte == Self::CTRL_A;
+        match (seen, byte) {
+            (true, b'x') => return true,
+            (true, b'a' | Self::CTRL_A) => out.push(Self::CTRL_A),
+            (true, other) => out.extend([Self::CTRL_A, other]),
+            (false, Self::CTRL_A) => {}
+            (false, other) => out.push(other),
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bus::BusDevice;
+    use crate::exit::ExitEvent;
+    use crate::serial::Output;
+    use std::io::Write;
+    use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+    const BOTH: Wants = Wants { input: true, room: true };
+
+    fn console(terminal: bool) -> (Console, io::PipeWriter, Arc<Mutex<Uart>>) {
+        let (reader, writer) = io::pipe().unwrap();
+        let room = Arc::new(Room::new().unwrap());
+        let exit = Arc::new(ExitEvent::new().unwrap());
+        let sink = Output::file("/dev/null".as_ref(), exit).unwrap();
+        let uart = Uart::new(EventFd::new(EFD_NONBLOCK).unwrap(), Arc::clone(&room), sink);
+        let uart = Arc::new(Mutex::new(uart));
+        (Console::new(reader.into(), Arc::clone(&uart), room, terminal), writer, uart)
+    }
+
+    fn typed(bytes: &[u8]) -> (Vec<u8>, bool) {
+        let (mut escape, mut out) = (Escape::default(), Vec::new());
+        let quit = bytes.iter().any(|&byte| escape.take(byte, &mut out));
+        (out, quit)
+    }
+
+    #[test]
+    fn ctrl_a_escapes() {
+        assert_eq!(typed(b"ls\r"), (b"ls\r".to_vec(), false));
+        assert_eq!(typed(b"q\x01x"), (b"q".to_vec(), true));
+        assert_eq!(typed(b"\x01ax"), (b"\x01x".to_vec(), false));
+        assert_eq!(typed(b"\x01\x01x"), (b"\x01x".to_vec(), false));
+        assert_eq!(typed(b"\x01bx"), (b"\x01bx".to_vec(), false));
+        assert_eq!(typed(b"\x01\x01\x01x"), (b"\x01".to_vec(), true));
+    }
+
+    #[test]
+    fn a_pipe_is_fed_as_it_is_and_its_end_is_no_spin() {
+        let (mut console, mut writer, uart) = console(false);
+        uart.lock().unwrap().write(1, &[1]);
+        writer.write_all(b"a\x01x").unwrap();
+        assert_eq!(console.serve(BOTH), None);
+        let mut seen = [0; 3];
+        uart.lock().unwrap().read(0, &mut seen);
+        assert_eq!(&seen, b"a\x01x");
+        drop(writer);
+        console.serve(BOTH);
+        assert_eq!(console.wants(), Wants { input: false, room: false });
+    }
+
+    #[test]
+    fn reading_stops_until_the_guest_takes_its_input() {
+        let (mut console, mut writer, uart) = console(false);
+        writer.write_all(&[b'x'; 5000]).unwrap();
+        console.serve(BOTH);
+        assert_eq!(console.wants(), Wants { input: false, room: true });
+        uart.lock().unwrap().write(1, &[1]);
+        console.serve(Wants { input: false, room: true });
+        assert_eq!(console.wants(), Wants { input: true, room: true });
+    }
+
+    #[test]
+    fn a_guest_that_does_not_read_can_be_left() {
+        let (mut console, mut writer, _uart) = console(true);
+        for _ in 0..20 {
+            writer.write_all(&[b'x'; 4096]).unwrap();
+            console.serve(BOTH);
+        }
+        writer.write_all(b"\x01x").unwrap();
+        assert!(console.wants().input);
+        assert_eq!(console.serve(BOTH), Some(Command::Quit));
+    }
+}

@@ -1,0 +1,147 @@
+//! A machine that is built, and the loop that runs it to its end.
+//!
+//! The main thread stays in [`Machine::run`]: it feeds the console and waits for the exit event. Another
+//! source of events, such as an API socket, is one more descriptor in that loop.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
+
+use kvm_ioctls::VmFd;
+use log::{info, warn};
+use rustix::event::{PollFd, PollFlags, poll};
+use thiserror::Error;
+use vm_memory::GuestMemoryMmap;
+
+use crate::console::{Command, Console, Wants};
+use crate::exit::{ExitEvent, ExitReason};
+use crate::terminal::RawMode;
+use crate::vcpu::{Buses, Vcpu, VcpuThread};
+use crate::virtio::faults::chain;
+
+/// Why a machine did not start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// The user's terminal.
+    #[error("the terminal on standard input cannot be used")]
+    Terminal(#[source] io::Error),
+}
+
+/// Everything that makes up a machine. Dropping it ends its devices.
+pub struct Machine {
+    /// The processors, ready to run.
+    pub vcpus: Vec<Vcpu>,
+    /// Input for the serial port.
+    pub console: Option<Console>,
+    /// The end.
+    pub exit: Arc<ExitEvent>,
+    /// The devices.
+    pub buses: Arc<Buses>,
+    /// Keeps eventfds and interrupts registered.
+    pub vm: VmFd,
+    /// What the VM's slots point to; dropped after the VM.
+    pub memory: GuestMemoryMmap,
+}
+
+impl Machine {
+    /// Runs the guest until somebody asks for the end, stops all vCPUs and returns the exit status.
+    ///
+    /// # Errors
+    ///
+    /// When the terminal cannot be used. Whatever ends the machine later is logged and becomes a status.
+    pub fn run(self) -> Result<u8, StartError> {
+        let Machine { vcpus, mut console, exit, buses, vm, memory } = self;
+        let raw_mode = match console {
+            Some(_) => RawMode::enter().map_err(StartError::Terminal)?,
+            None => None,
+        };
+        exit.watch();
+        if raw_mode.is_some() {
+            info!("Ctrl-A x leaves the machine, Ctrl-A a sends a Ctrl-A");
+        }
+        let threads = start(vcpus, &exit);
+        if let Err(error) = wait_for_exit(&exit, console.as_mut()) {
+            exit.request(ExitReason::Console(error));
+        }
+        stop(threads);
+        drop(raw_mode);
+        // In this order: devices stop before what they stand on goes.
+        drop((console, buses, vm, memory));
+        Ok(exit.reason().map_or(crate::exit::status::ERROR, report))
+    }
+}
+
+/// Starts the vCPUs' threads; when one does not start, that is a reason to end.
+fn start(vcpus: Vec<Vcpu>, exit: &ExitEvent) -> Vec<VcpuThread> {
+    let mut threads = Vec::new();
+    for vcpu in vcpus {
+        match vcpu.start() {
+            Ok(thread) => threads.push(thread),
+            Err(error) => {
+                exit.request(ExitReason::Thread(error));
+                break;
+            }
+        }
+    }
+    threads
+}
+
+/// Ends all vCPUs' threads.
+fn stop(threads: Vec<VcpuThread>) {
+    for (id, thread) in threads.into_iter().enumerate() {
+        if !thread.stop() {
+            warn!("vCPU {id} does not stop; the process ends without it");
+        }
+    }
+}
+
+/// Tells why the machine ended, and returns the status for it.
+fn report(reason: &ExitReason) -> u8 {
+    match reason {
+        ExitReason::Vcpu(error) => log::error!("{reason}: {}", chain(error)),
+        ExitReason::Thread(error) | ExitReason::Console(error) => log::error!("{reason}: {}", chain(error)),
+        ExitReason::TripleFault => warn!("{reason}"),
+        _ => info!("{reason}"),
+    }
+    reason.status()
+}
+
+/// Feeds the console until the exit event.
+fn wait_for_exit(exit: &ExitEvent, mut console: Option<&mut Console>) -> io::Result<()> {
+    while !exit.is_requested() {
+        let Some(console) = console.as_deref_mut() else {
+            wait_readable(&mut [PollFd::new(exit, PollFlags::IN)])?;
+            continue;
+        };
+        let ready = wait_for_console(exit, console)?;
+        if !exit.is_requested() && console.serve(ready) == Some(Command::Quit) {
+            exit.request(ExitReason::UserQuit);
+        }
+    }
+    Ok(())
+}
+
+#[expect(unsafe_code, reason = "EventFd gives its descriptor only as a number")]
+fn wait_for_console(exit: &ExitEvent, console: &Console) -> io::Result<Wants> {
+    let wants = console.wants();
+    // SAFETY: the console keeps its eventfd open, and outlives this function.
+    let room = unsafe { BorrowedFd::borrow_raw(console.room().event().as_raw_fd()) };
+    let events = |wanted| if wanted { PollFlags::IN } else { PollFlags::empty() };
+    let mut fds = vec![PollFd::new(exit, PollFlags::IN), PollFd::from_borrowed_fd(room, events(wants.room))];
+    // Not even listed when it is not wanted: a hang-up is reported always.
+    if wants.input {
+        fds.push(PollFd::new(console.input(), PollFlags::IN));
+    }
+    wait_readable(&mut fds)?;
+    let is_ready = |at: usize| fds.get(at).is_some_and(|fd| !fd.revents().is_empty());
+    Ok(Wants { input: is_ready(2), room: is_ready(1) })
+}
+
+/// Waits until one of `fds` is ready. A signal (there is none for this thread but a debugger's) ends the wait
+/// with nothing ready.
+fn wait_readable(fds: &mut [PollFd<'_>]) -> io::Result<()> {
+    match poll(fds, None) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}

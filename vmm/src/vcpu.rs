@@ -1,0 +1,237 @@
+//! A virtual processor: one thread that runs the guest and serves its port and memory-mapped I/O.
+//!
+//! Life cycle: the builder makes a [`Vcpu`], the machine turns it into a thread with [`Vcpu::start`], and
+//! [`VcpuThread::kick`] brings that thread out of the guest to look at what is wanted of it. Today that is
+//! only to end; a pause would be one more state to look at, in the same place.
+#![expect(unsafe_code, reason = "the signal handler that kicks a vCPU, and fields of kvm_run's union")]
+
+use std::cell::Cell;
+use std::io;
+use std::ptr;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use libc::{c_int, c_void, siginfo_t};
+use thiserror::Error;
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+use crate::bus::Bus;
+use crate::exit::{ExitEvent, ExitReason};
+
+/// Why a vCPU stopped without the guest's asking.
+#[derive(Debug, Error)]
+pub enum VcpuError {
+    /// `KVM_EXIT_INTERNAL_ERROR` or `KVM_EXIT_FAIL_ENTRY`: KVM met something that it cannot do.
+    #[error("{exit} on vCPU {id} at rip {rip:#x}. {}", host_limit())]
+    HostLimit {
+        /// The vCPU's number.
+        id: u8,
+        /// The exit reason with its details.
+        exit: String,
+        /// Guest instruction pointer.
+        rip: u64,
+    },
+    /// An exit that no guest should cause here.
+    #[error("unexpected exit {exit} on vCPU {id} at rip {rip:#x}")]
+    Unexpected {
+        /// The vCPU's number.
+        id: u8,
+        /// The exit reason.
+        exit: String,
+        /// Guest instruction pointer.
+        rip: u64,
+    },
+    /// `KVM_RUN` failed.
+    #[error("KVM_RUN failed on vCPU {id}")]
+    Run {
+        /// The vCPU's number.
+        id: u8,
+        /// From KVM.
+        #[source]
+        source: kvm_ioctls::Error,
+    },
+}
+
+impl VcpuError {
+    /// Whether the host's KVM, not the guest, is what failed.
+    pub fn is_host_limit(&self) -> bool {
+        matches!(self, VcpuError::HostLimit { .. })
+    }
+}
+
+/// Whether this machine's processor runs guests itself. Otherwise KVM, if there is one, is a
+/// paravirtual one that emulates guest kernels: very slowly, and not all of their instructions.
+pub fn has_hardware_virtualisation() -> bool {
+    let flags = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    flags.split_whitespace().any(|word| matches!(word, "vmx" | "svm"))
+}
+
+/// What the user can do about an exit that KVM itself caused.
+fn host_limit() -> &'static str {
+    if has_hardware_virtualisation() {
+        "The host's KVM cannot run this guest; its kernel log may say more"
+    } else {
+        "The limit is the host's KVM: this machine's processor shows neither vmx nor svm in /proc/cpuinfo, so its \
+         /dev/kvm only emulates guest kernels, and not all of their instructions. Use a machine with vmx or svm, or \
+         scripts/demo, which brings its own software-emulated one"
+    }
+}
+
+thread_local! {
+    /// `immediate_exit` in this thread's `kvm_run`, or null outside of a vCPU's thread.
+    static IMMEDIATE_EXIT: Cell<*mut u8> = const { Cell::new(ptr::null_mut()) };
+}
+
+/// Keeps the vCPU from entering the guest again, also when the signal comes just before `KVM_RUN`.
+extern "C" fn on_kick(_: c_int, _: *mut siginfo_t, _: *mut c_void) {
+    let flag = IMMEDIATE_EXIT.get();
+    if !flag.is_null() {
+        // SAFETY: set by this same thread to a byte of its vCPU's mapped kvm_run, and cleared before the
+        // vCPU is dropped; volatile because KVM reads it.
+        unsafe { flag.write_volatile(1) };
+    }
+}
+
+/// Makes the kick signal harmless to every thread; before the first vCPU starts.
+///
+/// # Errors
+///
+/// From the system.
+pub fn register_kick_signal() -> io::Result<()> {
+    register_signal_handler(SIGRTMIN(), on_kick).map_err(Into::into)
+}
+
+/// The address spaces that a vCPU's exits reach.
+#[derive(Default)]
+pub struct Buses {
+    /// Port I/O.
+    pub pio: Bus,
+    /// Memory-mapped I/O.
+    pub mmio: Bus,
+}
+
+/// A processor that is ready to run.
+pub struct Vcpu {
+    id: u8,
+    fd: VcpuFd,
+    buses: Arc<Buses>,
+    exit: Arc<ExitEvent>,
+}
+
+impl Vcpu {
+    /// Processor `id`, whose state is set.
+    pub fn new(id: u8, fd: VcpuFd, buses: Arc<Buses>, exit: Arc<ExitEvent>) -> Vcpu {
+        Vcpu { id, fd, buses, exit }
+    }
+
+    /// Starts the thread that runs the guest until the machine's end is asked for.
+    ///
+    /// # Errors
+    ///
+    /// When there can be no more threads.
+    pub fn start(self) -> io::Result<VcpuThread> {
+        let name = format!("vcpu{}", self.id);
+        thread::Builder::new().name(name).spawn(move || self.run()).map(|handle| VcpuThread { handle })
+    }
+
+    fn run(mut self) {
+        IMMEDIATE_EXIT.set(&raw mut self.fd.get_kvm_run().immediate_exit);
+        while !self.exit.is_requested() {
+            if let Some(reason) = self.step() {
+                self.exit.request(reason);
+            }
+        }
+        IMMEDIATE_EXIT.set(ptr::null_mut());
+    }
+
+    /// Runs the guest up to its next exit and serves that.
+    fn step(&mut self) -> Option<ExitReason> {
+        let exit = match self.fd.run() {
+            Ok(exit) => exit,
+            Err(error) if [libc::EINTR, libc::EAGAIN].contains(&error.errno()) => {
+                self.fd.set_kvm_immediate_exit(0);
+                return None;
+            }
+            Err(source) => return Some(ExitReason::Vcpu(VcpuError::Run { id: self.id, source })),
+        };
+        match exit {
+            VcpuExit::IoIn(port, data) => self.buses.pio.read(port.into(), data),
+            VcpuExit::IoOut(port, data) => self.buses.pio.write(port.into(), data),
+            VcpuExit::MmioRead(address, data) => self.buses.mmio.read(address, data),
+            VcpuExit::MmioWrite(address, data) => self.buses.mmio.write(address, data),
+            VcpuExit::Shutdown => return Some(ExitReason::TripleFault),
+            VcpuExit::SystemEvent(kind, _) => return Some(system_event(kind)),
+            VcpuExit::Intr | VcpuExit::Hlt => {}
+            VcpuExit::InternalError => return Some(self.internal_error()),
+            VcpuExit::FailEntry(reason, _) => {
+                let exit = format!("KVM_EXIT_FAIL_ENTRY (hardware reason {reason:#x})");
+                return Some(ExitReason::Vcpu(VcpuError::HostLimit { id: self.id, exit, rip: self.rip() }));
+            }
+            other => {
+                let exit = format!("{other:?}");
+                return Some(ExitReason::Vcpu(VcpuError::Unexpected { id: self.id, exit, rip: self.rip() }));
+            }
+        }
+        None
+    }
+
+    fn internal_error(&mut self) -> ExitReason {
+        // SAFETY: the exit reason says that KVM filled `internal`, and any bits are a valid u32.
+        let suberror = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.internal.suberror };
+        let meaning = match suberror {
+            1 => "emulation failure",
+            2 => "simultaneous exceptions",
+            3 => "an event that cannot be delivered",
+            4 => "an exit that KVM does not know",
+            _ => "unknown",
+        };
+        let exit = format!("KVM_EXIT_INTERNAL_ERROR (suberror {suberror}: {meaning})");
+        ExitReason::Vcpu(VcpuError::HostLimit { id: self.id, exit, rip: self.rip() })
+    }
+
+    fn rip(&self) -> u64 {
+        self.fd.get_regs().map_or(0, |regs| regs.rip)
+    }
+}
+
+/// `KVM_EXIT_SYSTEM_EVENT`'s types (Linux, virt/kvm/api.rst).
+fn system_event(kind: u32) -> ExitReason {
+    match kind {
+        kvm_bindings::KVM_SYSTEM_EVENT_SHUTDOWN => ExitReason::PowerOff,
+        kvm_bindings::KVM_SYSTEM_EVENT_RESET => ExitReason::Reset("a system event"),
+        _ => ExitReason::Reset("a crash event"),
+    }
+}
+
+/// A vCPU's thread.
+pub struct VcpuThread {
+    handle: JoinHandle<()>,
+}
+
+impl VcpuThread {
+    /// Brings the thread out of the guest, or out of a system call in a device, to look at the exit event.
+    pub fn kick(&self) {
+        // Fails only when the thread has ended.
+        let _ = self.handle.kill(SIGRTMIN());
+    }
+
+    /// Waits for the thread's end, which the exit event asked for; `false` when it takes too long.
+    ///
+    /// Kicks again and again: a signal that comes between a device's look at the exit event and its
+    /// system call is lost.
+    pub fn stop(self) -> bool {
+        const TRIES: u32 = 2500;
+        const INTERVAL: Duration = Duration::from_millis(2);
+        for _ in 0..TRIES {
+            if self.handle.is_finished() {
+                break;
+            }
+            self.kick();
+            thread::sleep(INTERVAL);
+        }
+        // A panic has been told by the panic hook.
+        self.handle.is_finished() && self.handle.join().is_ok()
+    }
+}

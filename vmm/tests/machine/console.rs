@@ -1,0 +1,183 @@
+//! The serial port on standard input and output, on a terminal, in a file, and absent.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::process::Stdio;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::process::Signal;
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{LocalModes, Termios, tcgetattr};
+
+use crate::guest::{Code, Machine, Running, feed, kvm};
+
+/// Prints "up", then echoes input until it gets a "q", which powers off.
+fn echo() -> Code {
+    Code::new()
+        .print("up")
+        .out(0x3f9, 1)
+        // next: mov dx, 0x3fd; in al, dx; test al, 1; jz next
+        .raw(&[0x66, 0xba, 0xfd, 0x03, 0xec, 0xa8, 0x01, 0x74, 0xf7])
+        // mov dx, 0x3f8; in al, dx; cmp al, 'q'; je end; out dx, al; jmp next
+        .raw(&[0x66, 0xba, 0xf8, 0x03, 0xec, 0x3c, b'q', 0x74, 0x03, 0xee, 0xeb, 0xeb])
+        .power_off()
+}
+
+/// Ten kilobytes pasted at once arrive complete and in order, far beyond the UART's FIFO of 64 bytes.
+#[test]
+fn pasted_input_arrives_whole() {
+    if !kvm("pasted_input_arrives_whole") {
+        return;
+    }
+    let mut machine = Machine::new(&echo().bzimage()).stdin(Stdio::piped()).spawn();
+    let text: String = (0..10_240u32).map(|n| char::from(b'A' + (n % 26) as u8)).collect();
+    let stdin = machine.child.stdin.take().unwrap();
+    let feeder = feed(stdin, format!("{text}q").into_bytes());
+    let end = machine.wait();
+    feeder.join().unwrap();
+    assert_eq!(end.status.code(), Some(0), "{}", end.log);
+    assert!(end.output == format!("up{text}"), "{} bytes came back", end.output.len());
+}
+
+/// The end of standard input neither ends the machine nor costs processor time.
+#[test]
+fn the_end_of_input_is_no_spin() {
+    if !kvm("the_end_of_input_is_no_spin") {
+        return;
+    }
+    let mut machine = Machine::new(&Code::new().print("up").halt().bzimage()).spawn();
+    machine.expect("up");
+    let ticks = |machine: &Running| {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", machine.child.id())).unwrap();
+        let fields: Vec<u64> = stat.rsplit(')').next().unwrap().split(' ').flat_map(str::parse).collect();
+        // utime and stime, in clock ticks of 10 ms, are fields 14 and 15: after the command and the state.
+        fields[10] + fields[11]
+    };
+    let before = ticks(&machine);
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    assert!(ticks(&machine) - before < 10, "the machine is busy with nothing");
+    machine.signal(Signal::TERM);
+    assert_eq!(machine.wait().status.code(), Some(143));
+}
+
+#[test]
+fn output_goes_to_a_file() {
+    if !kvm("output_goes_to_a_file") {
+        return;
+    }
+    let machine = Machine::new(&Code::new().print("logged").power_off().bzimage());
+    let path = machine.path("serial.log");
+    let text = format!("file={}", path.display());
+    let mut running = machine.args(&["--serial", &text]).spawn();
+    assert_eq!(running.child.wait().unwrap().code(), Some(0));
+    let log = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(log, "logged");
+}
+
+#[test]
+fn without_a_serial_port_there_is_no_output() {
+    if !kvm("without_a_serial_port_there_is_no_output") {
+        return;
+    }
+    let end =
+        Machine::new(&Code::new().print("lost").power_off().bzimage()).args(&["--serial", "none"]).run();
+    assert_eq!((end.status.code(), &*end.output), (Some(0), ""));
+}
+
+/// A pseudo-terminal: the user's side, the machine's side, and its settings before the machine came.
+struct Terminal {
+    user: File,
+    side: OwnedFd,
+    found: Termios,
+}
+
+fn terminal() -> Terminal {
+    let user = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&user).unwrap();
+    unlockpt(&user).unwrap();
+    let name = ptsname(&user, Vec::new()).unwrap();
+    let side = rustix::fs::open(name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).unwrap();
+    let found = tcgetattr(&side).unwrap();
+    Terminal { user: File::from(user), side, found }
+}
+
+impl Terminal {
+    fn is_raw(&self) -> bool {
+        let modes = tcgetattr(&self.side).unwrap().local_modes;
+        !modes.intersects(LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG)
+    }
+
+    #[track_caller]
+    fn assert_restored(&self) {
+        let now = tcgetattr(&self.side).unwrap();
+        assert_eq!(now.local_modes, self.found.local_modes);
+        assert_eq!(now.input_modes, self.found.input_modes);
+        assert_eq!(now.output_modes, self.found.output_modes);
+    }
+
+    fn start(&self, code: Code) -> Running {
+        let stdin = self.side.try_clone().unwrap();
+        let mut machine = Machine::new(&code.bzimage()).stdin(stdin).spawn();
+        machine.expect("up");
+        assert!(self.is_raw());
+        machine
+    }
+}
+
+/// Ctrl-C goes to the guest, Ctrl-A a is a Ctrl-A, Ctrl-A x leaves.
+#[test]
+fn a_terminal_has_an_escape_key() {
+    if !kvm("a_terminal_has_an_escape_key") {
+        return;
+    }
+    let mut terminal = terminal();
+    let mut machine = terminal.start(echo());
+    terminal.user.write_all(b"\x03\x01a-\x01\x01+").unwrap();
+    machine.expect("\x03\x01-\x01+");
+    terminal.user.write_all(b"\x01x").unwrap();
+    let end = machine.wait();
+    assert_eq!(end.status.code(), Some(0), "{}", end.log);
+    assert!(end.log.contains("left by Ctrl-A x"), "{}", end.log);
+    terminal.assert_restored();
+}
+
+/// A guest that halts for good and never reads its input can be left all the same.
+#[test]
+fn a_dead_guest_can_be_left() {
+    if !kvm("a_dead_guest_can_be_left") {
+        return;
+    }
+    let mut terminal = terminal();
+    let machine = terminal.start(Code::new().print("up").halt());
+    terminal.user.write_all(&[b'z'; 1000]).unwrap();
+    terminal.user.write_all(b"\x01x").unwrap();
+    assert_eq!(machine.wait().status.code(), Some(0));
+    terminal.assert_restored();
+}
+
+/// However the process ends, the terminal is what it was: by the guest, by a signal, by a crash.
+#[test]
+fn the_terminal_is_restored() {
+    if !kvm("the_terminal_is_restored") {
+        return;
+    }
+    // Without an exit status, the signal's default action ended the process.
+    let ends = [
+        (None, Some(0)),
+        (Some(Signal::TERM), Some(143)),
+        (Some(Signal::SEGV), None),
+        (Some(Signal::ABORT), None),
+    ];
+    for (signal, status) in ends {
+        let mut terminal = terminal();
+        let machine = terminal.start(echo());
+        match signal {
+            Some(signal) => machine.signal(signal),
+            None => terminal.user.write_all(b"q").unwrap(),
+        }
+        let end = machine.wait();
+        assert_eq!(end.status.code(), status, "{signal:?}: {end:?}");
+        terminal.assert_restored();
+    }
+}

@@ -1,0 +1,181 @@
+//! Every way to the end has its own exit status, and its own line in the log.
+
+use rustix::pipe::fcntl_setpipe_size;
+use rustix::process::Signal;
+
+use crate::guest::{Code, End, Machine, kvm};
+
+#[track_caller]
+fn ends(end: &End, status: i32, log: &str) {
+    assert_eq!(end.status.code(), Some(status), "{end:?}");
+    assert!(end.log.contains(log), "{end:?}");
+}
+
+/// Both boot protocols lead to the first instruction, and both end by the sleep register with status 0.
+#[test]
+fn power_off_ends_with_0() {
+    if !kvm("power_off_ends_with_0") {
+        return;
+    }
+    let code = Code::new().print("hello").power_off();
+    for image in [code.bzimage(), code.vmlinux()] {
+        let end = Machine::new(&image).run();
+        assert_eq!(end.output, "hello");
+        ends(&end, 0, "the guest powered off");
+    }
+}
+
+#[test]
+fn resets_end_with_3() {
+    if !kvm("resets_end_with_3") {
+        return;
+    }
+    let end = Machine::new(&Code::new().out(0x64, 0xfe).halt().bzimage()).run();
+    ends(&end, 3, "the keyboard controller");
+    let end = Machine::new(&Code::new().out(0x600, 1).halt().bzimage()).run();
+    ends(&end, 3, "the ACPI reset register");
+}
+
+/// A fault without an interrupt table: `lidt` of an empty one, then `ud2`.
+#[test]
+fn a_triple_fault_ends_with_3() {
+    if !kvm("a_triple_fault_ends_with_3") {
+        return;
+    }
+    let end = Machine::new(&Code::new().raw(&[0x0f, 0x0b]).halt().bzimage()).run();
+    ends(&end, 3, "triple fault");
+}
+
+/// Ports and addresses that nobody answers read as ones, and writing there does nothing.
+#[test]
+fn what_is_not_there_reads_as_ones() {
+    if !kvm("what_is_not_there_reads_as_ones") {
+        return;
+    }
+    let code = Code::new()
+        .out(0x80, 0)
+        // mov dx, 0x70; in al, dx; cmp al, 0xff; jne +5
+        .raw(&[0x66, 0xba, 0x70, 0, 0xec, 0x3c, 0xff, 0x75, 21])
+        // mov edi, 0xe0000000; mov eax, [rdi]; cmp eax, -1; jne
+        .raw(&[0xbf, 0, 0, 0, 0xe0, 0x8b, 0x07, 0x83, 0xf8, 0xff, 0x75, 9])
+        // mov [rdi], eax
+        .raw(&[0x89, 0x07])
+        .out(0x3f8, b'y')
+        .out(0x3f8, b'.')
+        .power_off();
+    let end = Machine::new(&code.bzimage()).run();
+    assert_eq!(end.output, "y.", "{end:?}");
+}
+
+/// The boot vCPU sends INIT and SIPI to all others; each counts itself, and the boot vCPU powers off only
+/// when all three have.
+#[test]
+fn all_processors_start() {
+    if !kvm("all_processors_start") {
+        return;
+    }
+    const TRAMPOLINE: u32 = 0x8000;
+    const COUNTER: u32 = 0x8800;
+    // 16-bit: lock inc byte [COUNTER]; hlt; jmp
+    let processor = [0xf0, 0xfe, 0x06, 0x00, 0x88, 0xf4, 0xeb, 0xfd];
+    let mut code = Code::new();
+    for (at, byte) in (TRAMPOLINE..).zip(processor) {
+        // mov byte [at], byte
+        code = code.raw(&[0xc6, 0x04, 0x25]).raw(&at.to_le_bytes()).raw(&[byte]);
+    }
+    code = code
+        // mov edi, the interrupt command register
+        .raw(&[0xbf])
+        .raw(&0xfee0_0300u32.to_le_bytes())
+        // mov dword [rdi], INIT to all but self; then SIPI with the trampoline's page
+        .raw(&[0xc7, 0x07])
+        .raw(&0x000c_4500u32.to_le_bytes())
+        .raw(&[0xc7, 0x07])
+        .raw(&(0x000c_4600u32 | TRAMPOLINE >> 12).to_le_bytes())
+        // wait: cmp byte [COUNTER], 3; jne wait
+        .raw(&[0x80, 0x3c, 0x25])
+        .raw(&COUNTER.to_le_bytes())
+        .raw(&[3, 0x75, 0xf6])
+        .print("all")
+        .power_off();
+    let end = Machine::new(&code.bzimage()).args(&["--cpus", "4"]).run();
+    assert_eq!(end.output, "all", "{end:?}");
+    ends(&end, 0, "the guest powered off");
+}
+
+#[test]
+fn signals_end_in_order_with_128_and_their_number() {
+    if !kvm("signals_end_in_order_with_128_and_their_number") {
+        return;
+    }
+    for (signal, status) in [(Signal::TERM, 143), (Signal::INT, 130), (Signal::HUP, 129), (Signal::QUIT, 131)]
+    {
+        let guest = Code::new().print("up").halt();
+        let mut machine = Machine::new(&guest.bzimage()).args(&["--cpus", "2"]).spawn();
+        machine.expect("up");
+        machine.signal(signal);
+        ends(&machine.wait(), status, "signal");
+    }
+}
+
+/// A vCPU that never leaves guest mode by itself is stopped too.
+#[test]
+fn a_spinning_guest_is_stopped() {
+    if !kvm("a_spinning_guest_is_stopped") {
+        return;
+    }
+    let mut machine = Machine::new(&Code::new().print("up").raw(&[0xeb, 0xfe]).bzimage()).spawn();
+    machine.expect("up");
+    machine.signal(Signal::TERM);
+    ends(&machine.wait(), 143, "signal 15");
+}
+
+/// A guest whose output nobody reads blocks its vCPU in a write; the signal still ends the process.
+#[test]
+fn a_guest_blocked_by_its_output_is_stopped() {
+    if !kvm("a_guest_blocked_by_its_output_is_stopped") {
+        return;
+    }
+    // print "u"; then: out dx, al; jmp back to it
+    let guest = Code::new().print("u").raw(&[0xee, 0xeb, 0xfd]);
+    let mut machine = Machine::new(&guest.bzimage()).spawn();
+    machine.expect("u");
+    let pipe = machine.child.stdout.as_ref().unwrap();
+    let size = fcntl_setpipe_size(pipe, 4096).unwrap() as u64;
+    // The byte that was read is not used again: a page of a pipe is freed as a whole.
+    let full = || rustix::io::ioctl_fionread(pipe).unwrap() >= size - 1;
+    for _ in 0..3000 {
+        if full() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    assert!(full(), "the guest did not fill the pipe");
+    machine.signal(Signal::TERM);
+    for _ in 0..1000 {
+        if machine.child.try_wait().unwrap().is_some() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    ends(&machine.wait(), 143, "signal 15");
+}
+
+/// Where KVM only emulates guest kernels, what it cannot emulate ends with status 4 and an explanation.
+#[test]
+fn a_host_that_cannot_run_the_guest_is_named() {
+    const NAME: &str = "a_host_that_cannot_run_the_guest_is_named";
+    if !kvm(NAME) {
+        return;
+    }
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap();
+    if cpuinfo.split_whitespace().any(|word| word == "vmx" || word == "svm") {
+        eprintln!("SKIP {NAME}: this processor has vmx or svm, so its KVM runs everything");
+        return;
+    }
+    // int3
+    let end = Machine::new(&Code::new().raw(&[0xcc]).halt().bzimage()).run();
+    ends(&end, 4, "KVM_EXIT_INTERNAL_ERROR");
+    ends(&end, 4, "at rip 0x200200");
+    ends(&end, 4, "The limit is the host's KVM");
+}

@@ -1,0 +1,221 @@
+//! Guests made of machine code, as bzImage and as vmlinux, and the process that runs one.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tempfile::TempDir;
+
+/// Longer than any guest here takes on a slow machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Where both kinds of image put the code.
+const LOAD: u64 = 2 << 20;
+
+/// Machine code that means the same in 32-bit and 64-bit mode, unless its function says otherwise.
+#[derive(Clone, Default)]
+pub(crate) struct Code(Vec<u8>);
+
+impl Code {
+    pub(crate) fn new() -> Code {
+        Code::default()
+    }
+
+    /// Bytes as they are.
+    pub(crate) fn raw(mut self, bytes: &[u8]) -> Code {
+        self.0.extend(bytes);
+        self
+    }
+
+    /// `mov dx, port; mov al, value; out dx, al`
+    pub(crate) fn out(self, port: u16, value: u8) -> Code {
+        let [low, high] = port.to_le_bytes();
+        self.raw(&[0x66, 0xba, low, high, 0xb0, value, 0xee])
+    }
+
+    /// Writes `text` to COM1.
+    pub(crate) fn print(self, text: &str) -> Code {
+        text.bytes().fold(self, |code, byte| code.out(0x3f8, byte))
+    }
+
+    /// Writes S5 and SLP_EN to the sleep control register.
+    pub(crate) fn power_off(self) -> Code {
+        self.out(0x601, 5 << 2 | 1 << 5).halt()
+    }
+
+    /// `hlt; jmp` back to it
+    pub(crate) fn halt(self) -> Code {
+        self.raw(&[0xf4, 0xeb, 0xfd])
+    }
+
+    /// A bzImage whose 64-bit entry is this code.
+    pub(crate) fn bzimage(&self) -> Vec<u8> {
+        const SETUP: usize = 1024;
+        let mut image = vec![0; SETUP + 0x200];
+        let mut put = |at: usize, value: &[u8]| image[at..at + value.len()].copy_from_slice(value);
+        put(0x1f1, &[1]);
+        put(0x202, b"HdrS");
+        put(0x206, &0x020fu16.to_le_bytes());
+        put(0x211, &[1]);
+        put(0x214, &0x10_0000u32.to_le_bytes());
+        put(0x22c, &0x7fff_ffffu32.to_le_bytes());
+        put(0x236, &1u16.to_le_bytes());
+        put(0x238, &255u32.to_le_bytes());
+        put(0x258, &LOAD.to_le_bytes());
+        put(0x260, &0x10_0000u32.to_le_bytes());
+        image.extend(&self.0);
+        image
+    }
+
+    /// A vmlinux whose PVH entry is this code.
+    pub(crate) fn vmlinux(&self) -> Vec<u8> {
+        const HEADERS: usize = 64 + 2 * 56;
+        const NOTE: usize = 20;
+        let mut image = vec![0; HEADERS];
+        let mut put = |at: usize, value: &[u8]| image[at..at + value.len()].copy_from_slice(value);
+        put(0, b"\x7fELF\x02\x01\x01");
+        put(16, &2u16.to_le_bytes());
+        put(18, &62u16.to_le_bytes());
+        put(32, &64u64.to_le_bytes());
+        put(54, &56u16.to_le_bytes());
+        put(56, &2u16.to_le_bytes());
+        let len = self.0.len() as u64;
+        let segments = [(1u32, HEADERS + NOTE, LOAD, len), (4, HEADERS, 0, NOTE as u64)];
+        for (index, (kind, offset, address, size)) in segments.into_iter().enumerate() {
+            let at = 64 + index * 56;
+            put(at, &kind.to_le_bytes());
+            for (field, value) in [(8, offset as u64), (24, address), (32, size), (40, size)] {
+                put(at + field, &value.to_le_bytes());
+            }
+        }
+        image.extend([4u32, 4, 18].into_iter().flat_map(u32::to_le_bytes));
+        image.extend(b"Xen\0");
+        image.extend((LOAD as u32).to_le_bytes());
+        image.extend(&self.0);
+        image
+    }
+}
+
+/// Whether `test` can run; says so when it cannot.
+pub(crate) fn kvm(test: &str) -> bool {
+    let usable = File::options().read(true).write(true).open("/dev/kvm");
+    if let Err(error) = &usable {
+        eprintln!("SKIP {test}: /dev/kvm: {error}");
+    }
+    usable.is_ok()
+}
+
+/// A machine to be started; its files live as long as it does.
+pub(crate) struct Machine {
+    directory: TempDir,
+    command: Command,
+}
+
+/// How a machine ended.
+#[derive(Debug)]
+pub(crate) struct End {
+    pub(crate) status: ExitStatus,
+    pub(crate) output: String,
+    pub(crate) log: String,
+}
+
+impl Machine {
+    /// The program with `kernel`.
+    pub(crate) fn new(kernel: &[u8]) -> Machine {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("kernel");
+        std::fs::write(&path, kernel).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_volt-vmm"));
+        command.arg("--kernel").arg(path);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Machine { directory, command }
+    }
+
+    pub(crate) fn args(mut self, args: &[&str]) -> Machine {
+        self.command.args(args);
+        self
+    }
+
+    pub(crate) fn stdin(mut self, stdin: impl Into<Stdio>) -> Machine {
+        self.command.stdin(stdin);
+        self
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub(crate) fn spawn(mut self) -> Running {
+        Running { child: self.command.spawn().unwrap(), _directory: self.directory }
+    }
+
+    /// Runs the machine to its end.
+    pub(crate) fn run(self) -> End {
+        self.spawn().wait()
+    }
+}
+
+/// A machine that runs; killed when dropped.
+pub(crate) struct Running {
+    pub(crate) child: Child,
+    _directory: TempDir,
+}
+
+impl Running {
+    /// Reads the guest's output up to `text`, for a bounded time.
+    pub(crate) fn expect(&mut self, text: &str) {
+        let stdout = self.child.stdout.as_mut().unwrap();
+        let mut seen = Vec::new();
+        let timeout = Timespec::try_from(PATIENCE).unwrap();
+        while !seen.ends_with(text.as_bytes()) {
+            let ready = poll(&mut [PollFd::new(&*stdout, PollFlags::IN)], Some(&timeout)).unwrap();
+            assert!(ready == 1, "the guest is silent after {:?}", String::from_utf8_lossy(&seen));
+            let mut byte = [0];
+            let read = stdout.read(&mut byte).unwrap();
+            assert!(read == 1, "the guest ended after {:?}", String::from_utf8_lossy(&seen));
+            seen.push(byte[0]);
+        }
+    }
+
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
+        rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Waits for the end, for a bounded time.
+    pub(crate) fn wait(mut self) -> End {
+        let stdout = drain(self.child.stdout.take().unwrap());
+        let stderr = drain(self.child.stderr.take().unwrap());
+        let start = Instant::now();
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(start.elapsed() < PATIENCE, "the machine does not end");
+            thread::sleep(Duration::from_millis(5));
+        };
+        End { status, output: stdout.join().unwrap(), log: stderr.join().unwrap() }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn drain(mut pipe: impl Read + Send + 'static) -> thread::JoinHandle<String> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        pipe.read_to_end(&mut bytes).unwrap();
+        String::from_utf8_lossy(&bytes).into_owned()
+    })
+}
+
+/// Writes everything, from a thread, so that the machine may take its time.
+pub(crate) fn feed(mut pipe: impl Write + Send + 'static, bytes: Vec<u8>) -> thread::JoinHandle<()> {
+    thread::spawn(move || pipe.write_all(&bytes).unwrap())
+}

@@ -1,0 +1,92 @@
+//! Mistakes of the user: each is told by name, with status 1 or 2, before anything starts.
+
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::guest::{Code, Machine, kvm};
+
+#[track_caller]
+fn fails(machine: Machine, status: i32, expected: &[&str]) {
+    let end = machine.run();
+    assert_eq!(end.status.code(), Some(status), "{end:?}");
+    for text in expected {
+        assert!(end.log.contains(text), "no '{text}' in {end:?}");
+    }
+}
+
+#[test]
+fn kernels_that_are_none_are_named() {
+    fails(Machine::new(b"not a kernel"), 1, &["/kernel: ", "it is no Linux kernel"]);
+    fails(Machine::new(b"\x1f\x8b\x08\0"), 1, &["it is compressed with gzip"]);
+    fails(Machine::new(b"").args(&["--kernel", "/nonexistent"]), 2, &["--kernel"]);
+}
+
+#[test]
+fn arguments_are_checked_before_anything_else() {
+    fails(Machine::new(b"").args(&["--cpus", "0"]), 2, &["--cpus", "1..=254"]);
+    fails(Machine::new(b"").args(&["--disk", "a,what"]), 2, &["unknown option 'what'"]);
+    fails(Machine::new(b"").args(&["--frobnicate"]), 2, &["--frobnicate"]);
+}
+
+#[test]
+fn files_of_the_machine_are_checked() {
+    const NAME: &str = "files_of_the_machine_are_checked";
+    if !kvm(NAME) {
+        return;
+    }
+    let image = Code::new().power_off().bzimage();
+    let machine = || Machine::new(&image);
+    fails(machine().args(&["--initramfs", "/nonexistent"]), 1, &["initramfs /nonexistent cannot be read"]);
+    fails(machine().args(&["--disk", "/nonexistent"]), 1, &["/nonexistent"]);
+    fails(machine().args(&["--cmdline", &"x".repeat(300)]), 1, &["command line has", "takes 255"]);
+    fails(machine().args(&["--serial", "file=/nonexistent/log"]), 1, &["/nonexistent/log cannot be opened"]);
+    fails(machine().args(&["--mem", "1024G", "--hugepages"]), 1, &["huge pages of 2 MiB"]);
+    let big = machine();
+    let path = big.path("initramfs");
+    std::fs::write(&path, vec![1; 14 << 20]).unwrap();
+    fails(
+        big.args(&["--mem", "16M", "--initramfs", path.to_str().unwrap()]),
+        1,
+        &["does not fit", "raise --mem"],
+    );
+    let disks: Vec<_> = ["--disk", "/dev/null"].repeat(19);
+    fails(machine().args(&disks), 1, &["20 virtio devices"]);
+}
+
+/// Standard input that cannot be read is a warning, not the end of the machine.
+#[test]
+fn unreadable_input_is_survived() {
+    const NAME: &str = "unreadable_input_is_survived";
+    if !kvm(NAME) {
+        return;
+    }
+    let directory = std::fs::File::open("/").unwrap();
+    let mut machine = Machine::new(&Code::new().print("up").halt().bzimage()).stdin(directory).spawn();
+    machine.expect("up");
+    std::thread::sleep(Duration::from_millis(200));
+    machine.signal(Signal::TERM);
+    let end = machine.wait();
+    assert_eq!(end.status.code(), Some(143), "{end:?}");
+    assert!(end.log.contains("no more input"), "{end:?}");
+}
+
+/// While the program waits for a back-end, the time-out and signals still end it.
+#[test]
+fn waiting_for_a_back_end_can_be_ended() {
+    const NAME: &str = "waiting_for_a_back_end_can_be_ended";
+    if !kvm(NAME) {
+        return;
+    }
+    let image = Code::new().power_off().bzimage();
+    let start = Instant::now();
+    let machine = Machine::new(&image).args(&["--net-socket", "/nonexistent/s", "--net-timeout", "1"]);
+    fails(machine, 1, &["/nonexistent/s"]);
+    assert!(start.elapsed() >= Duration::from_secs(1));
+
+    let machine = Machine::new(&image).args(&["--net-socket", "/nonexistent/s"]).spawn();
+    std::thread::sleep(Duration::from_millis(500));
+    machine.signal(Signal::TERM);
+    let end = machine.wait();
+    assert_eq!(end.status.code(), Some(143), "{end:?}");
+}
