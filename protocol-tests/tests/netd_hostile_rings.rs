@@ -97,7 +97,7 @@ fn bad_transmit_chains() {
     }
     assert!(rig.wire.recv(QUIET).expect("the wire").is_none());
     drop(session);
-    rig.logged(&["tx bad chains"]);
+    rig.logged(&[&format!("tx bad chains {}", bad.len())]);
     rig.well(&before);
 }
 

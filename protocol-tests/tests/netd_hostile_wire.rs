@@ -82,9 +82,11 @@ fn vring_indices() {
 #[test]
 fn vring_values() {
     let Some(mut rig) = Rig::new("vring_values", &[]) else { return };
+    let event = eventfd().expect("an eventfd");
     let size = |size, word| Lie::new(request::SET_VRING_NUM, words(&[0, size]), &[], word);
     let lies = [
         size(100, "100"),
+        Lie::new(request::SET_VRING_NUM, words(&[0, 256]), &[event.as_fd()], "descriptor"),
         size(0, "size 0"),
         size(65_536, "65536"),
         size(u32::MAX, "4294967295"),

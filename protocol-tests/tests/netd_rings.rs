@@ -3,16 +3,25 @@
 use std::time::Duration;
 
 use protocol_tests::frame::{NetHeader, gso, number_of, numbered, udp, uso_header};
-use protocol_tests::memory::RegionSpec;
+use protocol_tests::memory::{GuestMemory, RegionSpec};
 use protocol_tests::nic::Queue;
 use protocol_tests::rig::{LIMIT, QUIET, Rig};
 use protocol_tests::ring::Part;
 use protocol_tests::session::{Session, Setup};
-use protocol_tests::wire::feature;
+use protocol_tests::wire::{feature, readable};
 
-/// Cuts a frame's header and bytes into `count` parts of one byte and a last one with the rest.
-fn bytewise(queue: &mut Queue, frame: &[u8], count: usize) -> Vec<Part> {
-    queue.place(&NetHeader::default(), frame, &vec![1; count - 1])
+/// Cuts a frame's header and bytes into `count` parts of one byte and a last one with the rest, with a gap behind
+/// each, so that nobody can join them.
+fn bytewise(queue: &mut Queue, mem: &GuestMemory, frame: &[u8], count: usize) -> Vec<Part> {
+    let bytes = [NetHeader::default().encode().as_slice(), frame].concat();
+    let at = queue.alloc(bytes.len() + 8 * count);
+    let part = |index: usize| {
+        let end = if index == count - 1 { bytes.len() } else { index + 1 };
+        let place = at + 8 * index as u64;
+        mem.write(place, &bytes[index..end]);
+        Part::out(place, (end - index) as u32)
+    };
+    (0..count).map(part).collect()
 }
 
 /// Chains of more than 1024 parts, direct and indirect, are sent whole: more than one system call's iovecs.
@@ -23,8 +32,8 @@ fn transmit_chains_of_many_parts() {
     for (number, count) in [(1, 1023), (2, 1024), (3, 1025), (4, 1030), (5, 2500), (6, 4096)] {
         for indirect in [false, true] {
             let frame = numbered(number, 6000);
-            let parts = bytewise(session.tx(0), &frame, count);
-            assert_eq!(parts.len(), count);
+            let mem = session.nic.mem.clone();
+            let parts = bytewise(session.tx(0), &mem, &frame, count);
             let head = match indirect {
                 true => session.tx(0).submit_indirect(&parts),
                 false => session.tx(0).submit(&parts),
@@ -45,8 +54,8 @@ fn receive_chains_of_many_parts() {
     for indirect in [false, true] {
         let mut session = Session::start(rig.connect(), &setup).expect("a session");
         let queue = session.rx(0);
-        let at = queue.alloc(3 * 1500);
-        let parts: Vec<Part> = (0..1500).map(|i| Part::into(at + 3 * i, 3)).collect();
+        let at = queue.alloc(8 * 1500);
+        let parts: Vec<Part> = (0..1500).map(|i| Part::into(at + 8 * i, 3)).collect();
         match indirect {
             true => queue.submit_indirect(&parts).expect("room"),
             false => queue.submit(&parts).expect("room"),
@@ -154,6 +163,28 @@ fn mergeable_buffers() {
     }
 }
 
+/// A driver never sees some of a frame's buffers without the others (virtio 1.2, 5.1.6.4): the used index is stored
+/// once for all eight. Without EVENT_IDX each store is followed by a call, so calls count the stores.
+#[test]
+fn all_buffers_of_a_frame_appear_at_once() {
+    let Some(rig) = Rig::new("all_buffers_of_a_frame_appear_at_once", &[]) else { return };
+    let base = Setup::default();
+    let setup = Setup { features: base.features & !feature::EVENT_IDX, ..base };
+    let mut session = Session::start(rig.connect(), &setup).expect("a session");
+    let queue = session.rx(0);
+    queue.fill(256, &[200]).expect("buffers");
+    std::thread::sleep(Duration::from_millis(20));
+    for number in 0..10 {
+        queue.drain_call();
+        rig.wire.send(&numbered(number, 8 * 200 - 12)).expect("sent");
+        assert!(readable(&queue.call, LIMIT).expect("poll"), "the driver is called");
+        std::thread::sleep(Duration::from_millis(5));
+        assert_eq!(queue.drain_call(), 1, "one store of the index, one call");
+        let got = queue.recv(LIMIT).expect("a frame");
+        assert_eq!((number_of(&got.bytes), got.header.num_buffers), (Some(number), 8));
+    }
+}
+
 /// Without MRG_RXBUF a frame comes in one chain of buffers and `num_buffers` is 1; one that does not fit is
 /// dropped and the next one comes.
 #[test]
@@ -229,7 +260,7 @@ fn interrupts_are_suppressed_on_demand() {
         queue.ring.set_no_interrupt(false);
         queue.offer(&NetHeader::default(), &numbered(10, 80), &[]).expect("room");
         queue.kick().expect("kicked");
-        assert!(protocol_tests::wire::readable(&queue.call, LIMIT).expect("poll"), "the eleventh is called");
+        assert!(readable(&queue.call, LIMIT).expect("poll"), "the eleventh is called");
         rig.expect(&numbered(10, 80));
         if event_idx {
             // The event has passed: whoever does not move it is not called again.
