@@ -14,7 +14,7 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketFlags, SocketType,
 };
 
-use crate::daemon::program;
+use crate::daemon::{poll_until, program};
 use crate::frame::NetHeader;
 use crate::wire::readable;
 
@@ -95,6 +95,17 @@ impl Netns {
     pub fn wire(&self, name: &str) -> io::Result<TapWire> {
         let fd = self.request(&format!("packet {name}"))?;
         Ok(TapWire { socket: fd.ok_or_else(|| io::Error::other("no descriptor came"))? })
+    }
+
+    /// Waits until somebody serves an interface and it is fully up. Right after the carrier has come the kernel
+    /// still drops what is sent, silently.
+    pub fn wait_until_up(&self, name: &str, limit: Duration) -> io::Result<()> {
+        let is_up = || {
+            let mut ip = self.command("ip");
+            let output = ip.args(["-o", "link", "show", "dev", name]).stdout(Stdio::piped()).output().ok()?;
+            String::from_utf8_lossy(&output.stdout).contains("state UP").then_some(())
+        };
+        poll_until(limit, is_up).ok_or_else(|| io::Error::other(format!("{name} does not come up")))
     }
 
     /// A command that will run inside; its process id is the command's own.

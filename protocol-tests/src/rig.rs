@@ -3,6 +3,7 @@
 //! [`Rig::new`] builds it, [`Rig::session`] connects a scripted front-end, [`Rig::both_ways`] moves frames and
 //! compares them byte by byte, [`Rig::well`] is asked at the end of every abuse.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -195,11 +196,12 @@ fn start(netns: &Netns, socket: &Path, arguments: &[&str]) -> Daemon {
     // It has opened all that it keeps only when it has served somebody.
     Frontend::connect(socket, LIMIT).and_then(|frontend| frontend.sync()).expect("volt-netd answers");
     assert!(daemon.logged(0, &["front-end gone"], LIMIT).is_some(), "{}", daemon.log());
+    netns.wait_until_up("tap0", LIMIT).expect("the daemon serves the TAP");
     daemon
 }
 
 /// A namespace that can have TAPs, or a line that says why `test` is skipped.
 pub fn namespace(test: &str) -> Option<Netns> {
-    let made = std::fs::metadata("/dev/net/tun").and_then(|_| Netns::new());
+    let made = File::options().read(true).write(true).open("/dev/net/tun").and_then(|_| Netns::new());
     made.inspect_err(|error| eprintln!("SKIP {test}: no network namespace with a TAP here: {error}")).ok()
 }

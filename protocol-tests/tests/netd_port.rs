@@ -56,6 +56,7 @@ fn tap_deleted_and_made_again() {
         rig.wire.recv(Duration::from_millis(20)).expect("the wire")
     });
     assert!(back.is_some(), "frames flow again:\n{}", rig.daemon.log());
+    rig.netns.wait_until_up("tap0", LIMIT).expect("up");
     while rig.wire.recv(QUIET).expect("the wire").is_some() {}
     rig.both_ways(&mut session, 20);
     drop(session);

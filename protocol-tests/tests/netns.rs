@@ -3,17 +3,15 @@
 use std::time::Duration;
 
 use protocol_tests::frame::{numbered, udp, uso_header};
-use protocol_tests::netns::{Netns, TAP_FLAGS};
+use protocol_tests::netns::TAP_FLAGS;
+use protocol_tests::rig::namespace;
 
 const LIMIT: Duration = Duration::from_secs(2);
 
 /// What the TAP's user writes reaches the wire, and the other way round.
 #[test]
 fn frames_pass_a_tap() {
-    let netns = match Netns::new() {
-        Ok(netns) => netns,
-        Err(error) => return eprintln!("SKIP frames_pass_a_tap: {error}"),
-    };
+    let Some(netns) = namespace("frames_pass_a_tap") else { return };
     let tap = netns.open_tap("tap0", TAP_FLAGS).expect("a TAP");
     netns.ip("link set dev tap0 up").expect("up");
     let wire = netns.wire("tap0").expect("a packet socket");

@@ -279,9 +279,13 @@ impl Ring {
     pub fn push_used(&mut self, head: u16, written: u32) {
         debug_assert_ne!(self.next_used, self.next_avail, "more pushed than popped");
         let slot = usize::from(self.next_used.0 & (self.size - 1));
-        let element = self.used.at::<[u32; 2]>(HEADER + slot * USED_ELEMENT);
-        // SAFETY: slot < size, so the element is inside the used ring, which `area` checked whole.
-        unsafe { element.write_volatile([u32::from(head).to_le(), written.to_le()]) };
+        let element = HEADER + slot * USED_ELEMENT;
+        // One field at a time: the ring is aligned to 4, so a region's border may lie between the two.
+        for (offset, field) in [(element, u32::from(head)), (element + 4, written)] {
+            // SAFETY: slot < size, so both fields are inside the used ring, which `area` checked whole, and which it
+            // refused where a border cuts through 4 bytes.
+            unsafe { self.used.at::<u32>(offset).write_volatile(field.to_le()) };
+        }
         self.next_used += 1;
     }
 

@@ -107,8 +107,7 @@ fn packet(name: &str) -> io::Result<OwnedFd> {
         OwnedFd::from_raw_fd(check(fd)?)
     };
     let on: libc::c_int = 1;
-    // Past the queueing discipline, which drops silently for a while after a carrier has come.
-    for option in [libc::PACKET_VNET_HDR, libc::PACKET_IGNORE_OUTGOING, libc::PACKET_QDISC_BYPASS] {
+    for option in [libc::PACKET_VNET_HDR, libc::PACKET_IGNORE_OUTGOING] {
         let len = size_of::<libc::c_int>() as libc::socklen_t;
         // SAFETY: the option is one `int`, which outlives the call.
         check(unsafe {
