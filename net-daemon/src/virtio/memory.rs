@@ -216,7 +216,8 @@ impl Area {
     /// Pointer to the `T` at byte `offset`.
     #[inline(always)]
     pub(crate) fn at<T>(&self, offset: usize) -> *mut T {
-        debug_assert!(offset + size_of::<T>() <= self.len, "offset {offset} of {}", self.len);
+        let end = offset + size_of::<T>();
+        debug_assert!(end <= self.len && (offset >= self.split || end <= self.split), "{offset} of {self:?}");
         // SAFETY: callers stay inside `len` (the ring computes offsets from indices it has masked); each of the
         // two pieces is inside one mapping, and `area` refused a border inside an aligned field.
         unsafe {

@@ -48,9 +48,9 @@ pub fn in_lab(name: &str, body: impl FnOnce() + Send) {
     let Some(case) = CASES.get_or_init(run_all).get(name) else {
         panic!("the lab did not come to {name}: see the output of the test before it");
     };
-    // A skip inside is one outside: the line is passed on.
+    // A skip inside is one outside. The prefix keeps the inner test runner's lines from looking like the outer's.
     for line in &case.output {
-        eprintln!("{line}");
+        eprintln!("lab: {line}");
     }
     assert!(case.passed, "{name} failed in the lab");
 }

@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use log::warn;
+pub use volt_net::error_chain as chain;
 
 /// Least time between two lines of one counter.
 const QUIET: Duration = Duration::from_secs(5);
@@ -72,18 +73,6 @@ impl Faults {
     }
 }
 
-/// An error and its sources in one line.
-pub fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,12 +90,5 @@ mod tests {
             faults.report(&std::fmt::Error);
         }
         assert_eq!(faults.total(), 3);
-    }
-
-    #[test]
-    fn chains_name_each_source() {
-        let source = std::io::Error::other("the cause");
-        let error = crate::virtio::ActivateError::Thread(source);
-        assert_eq!(chain(&error), "its thread does not start: the cause");
     }
 }

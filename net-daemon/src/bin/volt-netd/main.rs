@@ -25,6 +25,7 @@ use crate::server::Server;
 mod cli;
 mod endpoint;
 mod fds;
+mod logging;
 mod server;
 
 type AnyError = Box<dyn std::error::Error>;
@@ -35,7 +36,7 @@ fn main() -> ExitCode {
         println!("{}", serde_json::json!({ "type": "net" }));
         return ExitCode::SUCCESS;
     }
-    env_logger::Builder::new().filter_level(cli.log_level.into()).format_target(false).init();
+    logging::init(cli.log_level.into());
     check(&cli);
     match run(&cli) {
         Ok(()) => ExitCode::SUCCESS,
