@@ -21,19 +21,32 @@ use vmm_sys_util::eventfd::EventFd;
 
 const LIMIT: Duration = Duration::from_secs(2);
 
-/// The scripted front-end drives a back-end on the crates: frames come back whole.
+/// The scripted front-end drives a back-end on the crates, with chains of every shape and rings and buffers in two
+/// regions at offsets of their files: frames come back whole.
 #[test]
 fn scripted_front_end_and_the_crates_back_end() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("s");
     let peer = CratePeer::listen(&path).expect("a peer");
     let frontend = Frontend::connect(&path, LIMIT).expect("a connection");
-    let mut session = Session::start(frontend, &Setup::default()).expect("a session");
+    let regions = RegionSpec::adjoining(0x10_0000, &[(0x1000, 0x3000), (0x400_0000, 0x1000)]);
+    let mut session = Session::start(frontend, &Setup { regions, ..Setup::default() }).expect("a session");
     assert_eq!(session.nic.features & feature::EVENT_IDX, 0, "the peer does not offer it");
     session.rx(0).fill(16, &[2048]).expect("buffers");
     for number in 0..300 {
         let frame = numbered(number, 60 + 4 * number as usize);
-        session.tx(0).send_cut(&NetHeader::default(), &frame, &[12, 20], LIMIT).expect("sent");
+        let queue = session.tx(0);
+        let parts = queue.place(&NetHeader::default(), &frame, &[12, 20, 5]);
+        match number % 3 {
+            0 => queue.submit(&parts).expect("room"),
+            1 => queue.submit_indirect(&parts).expect("room"),
+            _ => {
+                let table = queue.alloc(32);
+                queue.ring.add_mixed(&parts[..2], Some((table, &parts[2..]))).expect("room")
+            }
+        };
+        queue.kick().expect("kicked");
+        queue.used(LIMIT).expect("used");
         let back = session.rx(0).recv(LIMIT).expect("an echo");
         assert_eq!(number_of(&back.bytes), Some(number));
     }
