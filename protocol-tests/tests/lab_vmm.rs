@@ -13,6 +13,11 @@ use protocol_tests::lab::traffic::{Traffic, every_queue_carried, iperf3, many_fl
 
 const RUN: Duration = Duration::from_secs(120);
 
+/// The kernel that boots fastest, for tests that are about something else.
+fn quick(run: &str) -> Spec {
+    Spec { flavour: Flavour::Cloud, image: Image::Vmlinux, ..Spec::new(run) }
+}
+
 /// Runs a guest until it powers off, and gives its reports.
 fn run(spec: &Spec, netd: &Netd, pairs: u16, more: &[&str]) -> Vec<String> {
     let mut guest = Process::start("volt-vmm", spec.vmm(&netd.socket, pairs).args(more));
@@ -83,13 +88,13 @@ fn a_disk_reads_back_after_a_reboot() {
         let disk = ["--disk", image.to_str().expect("a path")];
 
         // A reboot ends volt-vmm with a status of its own; whoever started it starts it again.
-        let spec = Spec::new("step write disk_write /dev/vda && reboot -f");
+        let spec = quick("step write disk_write /dev/vda && reboot -f");
         let mut guest = Process::start("volt-vmm", spec.vmm(&netd.socket, 1).args(disk));
         guest.wait_for("VOLT write ok", RUN);
         assert_eq!(guest.wait_exit(Duration::from_secs(20)).code(), Some(3), "a reboot ends volt-vmm with 3");
         let written = value(&guest.reports(), "disk sha256").to_owned();
 
-        let reports = run(&Spec::new("step read disk_read /dev/vda"), &netd, 1, &disk);
+        let reports = run(&quick("step read disk_read /dev/vda"), &netd, 1, &disk);
         assert_eq!(value(&reports, "disk sha256"), written);
     });
 }
@@ -103,7 +108,7 @@ fn a_root_file_system_on_a_disk() {
         let image = directory.path().join("rootfs.img");
         std::fs::copy(protocol_tests::lab::guest_file("rootfs.img"), &image).expect("a copy of the image");
         let run_words = "report root $(sed -n 's/\\(.*\\) \\/ ext4 .*/\\1/p' /proc/mounts); step ping ping -c 1 10.77.0.1";
-        let reports = run(&Spec::new(run_words), &netd, 1, &["--rootfs", image.to_str().expect("a path")]);
+        let reports = run(&quick(run_words), &netd, 1, &["--rootfs", image.to_str().expect("a path")]);
         assert_eq!(value(&reports, "root"), "/dev/vda");
         assert_eq!(value(&reports, "ping"), "ok");
     });
@@ -117,7 +122,7 @@ fn two_queue_pairs() {
         let netd = Netd::start(directory.path(), &["--queues", "2"]);
         let traffic = Traffic::new();
         let _server = iperf3();
-        let spec = Spec::new(&format!("{}; {}", traffic.both_ways(), many_flows()));
+        let spec = quick(&format!("{}; {}", traffic.both_ways(), many_flows()));
         let reports = run(&spec, &netd, 2, &[]);
         traffic.judge(&reports);
         every_queue_carried(&reports, 2);
@@ -131,7 +136,7 @@ fn four_queues_under_a_guest_of_one_pair_lose_no_flow() {
         let directory = tempfile::tempdir().expect("a directory");
         let netd = Netd::start(directory.path(), &["--queues", "4"]);
         let traffic = Traffic::new();
-        let reports = run(&Spec::new(&traffic.flows(40)), &netd, 1, &[]);
+        let reports = run(&quick(&traffic.flows(40)), &netd, 1, &[]);
         assert_eq!(value(&reports, "flows"), "40 of 40");
     });
 }
