@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use log::{debug, warn};
+use log::warn;
 use rustix::fs::{FileType, SealFlags, fcntl_get_seals, fstat, fstatfs};
 use thiserror::Error;
 use vm_memory::mmap::MmapRegionError;
@@ -96,7 +96,7 @@ fn map(region: MemoryRegion, fd: OwnedFd) -> Result<Region, RegionError> {
     Region::new(Arc::new(mapping), before as usize, guest, user, size).ok_or(bad_size)
 }
 
-/// Checks that the file has the region's bytes and can be trusted to keep them; returns its page size.
+/// Checks that the file has the region's bytes; returns its page size.
 fn check_file(file: &File, size: u64, offset: u64) -> Result<u64, RegionError> {
     let stat = fstat(file).map_err(io::Error::from)?;
     let end = offset.checked_add(size);
@@ -104,11 +104,6 @@ fn check_file(file: &File, size: u64, offset: u64) -> Result<u64, RegionError> {
         && end.is_none_or(|end| end > stat.st_size as u64)
     {
         return Err(RegionError::FileTooShort { size, offset, file: stat.st_size as u64 });
-    }
-    // A file without seals, or one on a file system that has none, can be cut off under the mapping; touching what
-    // is gone ends this process with SIGBUS, which is why a daemon serves one virtual machine.
-    if !fcntl_get_seals(file).is_ok_and(|seals| seals.contains(SealFlags::SHRINK)) {
-        debug!("the front-end can shrink its memory file (no F_SEAL_SHRINK): that would end this daemon");
     }
     let fs = fstatfs(file).map_err(io::Error::from)?;
     Ok(if fs.f_type == HUGETLBFS_MAGIC { fs.f_bsize as u64 } else { PAGE })
@@ -122,6 +117,15 @@ fn check_file(file: &File, size: u64, offset: u64) -> Result<u64, RegionError> {
 pub fn table(regions: &[MemoryRegion], fds: Vec<OwnedFd>) -> Result<GuestMemory, RegionError> {
     let mapped: Result<Vec<_>, _> = regions.iter().zip(fds).map(|(region, fd)| map(*region, fd)).collect();
     Ok(GuestMemory::new(mapped?)?)
+}
+
+/// Whether the front-end has given up its right to cut the memory's files off (`F_SEAL_SHRINK`).
+///
+/// Where it has not, it can cut them off under the mapping, and touching what is gone ends this process with SIGBUS: its
+/// own guest's network, as a daemon serves one virtual machine.
+pub fn is_sealed(memory: &GuestMemory) -> bool {
+    let sealed = |file: &File| fcntl_get_seals(file).is_ok_and(|seals| seals.contains(SealFlags::SHRINK));
+    memory.regions().iter().all(|region| region.file().is_some_and(sealed))
 }
 
 /// The table with one more region (ADD_MEM_REG).

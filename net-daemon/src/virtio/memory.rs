@@ -5,6 +5,7 @@
 //! the table they were started with, so a mapping lives as long as any pointer into it.
 #![expect(unsafe_code, reason = "turns guest addresses into pointers to mapped memory")]
 
+use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
@@ -55,6 +56,11 @@ impl Region {
     /// Length in bytes.
     pub fn size(&self) -> u64 {
         self.size
+    }
+
+    /// The file that is mapped.
+    pub fn file(&self) -> Option<&File> {
+        self.mapping.file_offset().map(|offset| offset.file())
     }
 
     fn host(&self) -> *mut u8 {

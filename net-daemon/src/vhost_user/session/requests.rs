@@ -112,7 +112,12 @@ impl Session {
     fn set_memory(&mut self, memory: GuestMemory, device: &mut NetDevice) -> Answered {
         self.stop_all(device)?;
         let bytes: u64 = memory.regions().iter().map(|region| region.size()).sum();
-        info!("guest memory: {} MiB in {} regions", bytes >> 20, memory.regions().len());
+        let note = if memory::is_sealed(&memory) {
+            ""
+        } else {
+            ", which the front-end could cut off (no F_SEAL_SHRINK)"
+        };
+        info!("guest memory: {} MiB in {} regions{note}", bytes >> 20, memory.regions().len());
         self.memory = Some(Arc::new(memory));
         self.vrings.iter_mut().for_each(VringSetup::mend);
         self.run_all(device);
