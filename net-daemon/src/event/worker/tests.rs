@@ -127,15 +127,19 @@ fn nothing_that_nobody_drains_makes_a_worker_spin() {
     kick(&kick_fd);
     driver.add(&[(BUFFERS, 72, false)]);
     thread::sleep(Duration::from_millis(50));
-    let cpu = || -> u64 {
-        let tasks = std::fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap().path());
-        let ours = |path: &std::path::PathBuf| {
+    // A listing can miss a thread while others end, as those of other tests do.
+    let mut task = None;
+    until("the worker's thread", || {
+        let paths = std::fs::read_dir("/proc/self/task").unwrap().flatten().map(|task| task.path());
+        let is_ours = |path: &std::path::PathBuf| {
             std::fs::read_to_string(path.join("comm")).is_ok_and(|name| name.trim() == "spin-test")
         };
-        let task = tasks.into_iter().find(ours).expect("the worker's thread");
-        let stat = std::fs::read_to_string(task.join("schedstat")).unwrap();
-        stat.split(' ').next().unwrap().parse().unwrap()
-    };
+        task = paths.into_iter().find(is_ours);
+        task.is_some()
+    });
+    let stat = task.unwrap().join("schedstat");
+    let cpu =
+        || -> u64 { std::fs::read_to_string(&stat).unwrap().split(' ').next().unwrap().parse().unwrap() };
     let before = cpu();
     thread::sleep(Duration::from_millis(200));
     let used = Duration::from_nanos(cpu() - before);
