@@ -250,3 +250,6 @@ impl Session {
 fn number(value: u64) -> Answer {
     Answer::Payload(value.to_ne_bytes().to_vec())
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,149 @@
+//! The session by its messages, without a socket. What needs rings that run is tested by the scripted front-end of
+//! `protocol-tests`.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixDatagram;
+
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+
+use super::*;
+use crate::net::config::Mac;
+use crate::net::device::DeviceOptions;
+use crate::port::socket::SocketPort;
+
+const NEED_REPLY: u32 = 8;
+
+struct Peer {
+    device: NetDevice,
+    session: Session,
+}
+
+impl Peer {
+    fn new(pairs: u16) -> Peer {
+        let sockets = (0..pairs).map(|_| UnixDatagram::pair().unwrap().0.into()).collect();
+        let wake = Arc::new(Notifier::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap()).unwrap());
+        let options = DeviceOptions { pairs, mac: Mac([2, 0, 0, 0, 0, 1]), mtu: None };
+        let device = NetDevice::new(Box::new(SocketPort::new(sockets).unwrap()), options, wake);
+        let session = Session::new(&device, 256);
+        Peer { device, session }
+    }
+
+    fn send(
+        &mut self,
+        request: FrontendReq,
+        flags: u32,
+        body: &[u8],
+        fds: Vec<OwnedFd>,
+    ) -> Result<Option<Vec<u8>>, SessionError> {
+        let words = [request.into(), flags | 1, body.len() as u32];
+        let bytes: Vec<u8> = words.iter().flat_map(|word: &u32| word.to_ne_bytes()).collect();
+        let header = Header::decode(bytes.try_into().unwrap()).unwrap();
+        self.session.handle(Message { header, body: body.to_vec(), fds }, &mut self.device)
+    }
+
+    /// The status that a request with NEED_REPLY is answered with.
+    fn status(&mut self, request: FrontendReq, body: &[u8], fds: Vec<OwnedFd>) -> u8 {
+        let reply = self.send(request, NEED_REPLY, body, fds).unwrap().expect("an acknowledgement");
+        reply[12]
+    }
+
+    fn negotiate(&mut self) {
+        let bits = (Protocol::REPLY_ACK | Protocol::CONFIGURE_MEM_SLOTS).bits();
+        self.send(FrontendReq::SET_PROTOCOL_FEATURES, 0, &bits.to_ne_bytes(), Vec::new()).unwrap();
+    }
+
+    fn regions(&self) -> usize {
+        self.session.memory.as_ref().map_or(0, |memory| memory.regions().len())
+    }
+}
+
+fn memfd() -> OwnedFd {
+    let fd = memfd_create("test", MemfdFlags::CLOEXEC).unwrap();
+    ftruncate(&fd, 0x4000).unwrap();
+    fd
+}
+
+/// The body of ADD_MEM_REG and REM_MEM_REG.
+fn region(guest: u64, offset: u64) -> Vec<u8> {
+    [0, guest, 0x1000, guest + 0x10_0000, offset].iter().flat_map(|word| word.to_ne_bytes()).collect()
+}
+
+#[test]
+fn a_region_that_was_added_twice_is_there_until_it_was_removed_twice() {
+    let mut peer = Peer::new(2);
+    peer.negotiate();
+    let fd = memfd();
+    let again = || vec![fd.as_fd().try_clone_to_owned().unwrap()];
+    for _ in 0..2 {
+        assert_eq!(peer.status(FrontendReq::ADD_MEM_REG, &region(0, 0), again()), 0);
+        assert_eq!(peer.regions(), 1);
+    }
+    // Another one at the same place is no repetition.
+    let other: Vec<u8> = [0, 0, 0x2000, 0x10_0000, 0u64].iter().flat_map(|w| w.to_ne_bytes()).collect();
+    assert_eq!(peer.status(FrontendReq::ADD_MEM_REG, &other, again()), 1);
+    for left in [1, 0] {
+        // The offset is left out by some front-ends.
+        assert_eq!(peer.status(FrontendReq::REM_MEM_REG, &region(0, 0x1000), Vec::new()), 0);
+        assert_eq!(peer.regions(), left);
+    }
+    assert_eq!(peer.status(FrontendReq::REM_MEM_REG, &region(0, 0), Vec::new()), 1);
+}
+
+#[test]
+fn repetitions_are_bounded_and_forgotten_with_the_table() {
+    let mut peer = Peer::new(1);
+    peer.negotiate();
+    let fd = memfd();
+    let again = || vec![fd.as_fd().try_clone_to_owned().unwrap()];
+    for _ in 0..=MAX_SLOTS {
+        assert_eq!(peer.status(FrontendReq::ADD_MEM_REG, &region(0, 0), again()), 0);
+    }
+    assert_eq!(peer.status(FrontendReq::ADD_MEM_REG, &region(0, 0), again()), 1);
+    let table: Vec<u8> = [1, 0, 0x1000, 0x10_0000, 0u64].iter().flat_map(|w| w.to_ne_bytes()).collect();
+    assert_eq!(peer.status(FrontendReq::SET_MEM_TABLE, &table, again()), 0);
+    assert_eq!(peer.status(FrontendReq::REM_MEM_REG, &region(0, 0), Vec::new()), 0);
+    assert_eq!(peer.regions(), 0);
+}
+
+#[test]
+fn what_cannot_be_answered_ends_the_connection_by_name() {
+    let mut peer = Peer::new(1);
+    let num: Vec<u8> = [0u32, 100].iter().flat_map(|word| word.to_ne_bytes()).collect();
+    // NEED_REPLY counts only once REPLY_ACK was negotiated.
+    for flags in [0, NEED_REPLY] {
+        let error = peer.send(FrontendReq::SET_VRING_NUM, flags, &num, Vec::new()).unwrap_err();
+        let text = crate::error_chain(&error);
+        assert!(text.starts_with("SET_VRING_NUM: ring size 100 "), "{text}");
+    }
+    peer.negotiate();
+    assert_eq!(peer.status(FrontendReq::SET_VRING_NUM, &num, Vec::new()), 1);
+    let base: Vec<u8> = [7u32, 0].iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let error = peer.send(FrontendReq::GET_VRING_BASE, NEED_REPLY, &base, Vec::new()).unwrap_err();
+    assert!(crate::error_chain(&error).contains("there is no vring 7"));
+}
+
+#[test]
+fn what_changes_nothing_does_not_end_the_connection() {
+    let mut peer = Peer::new(1);
+    assert!(peer.send(FrontendReq::SEND_RARP, 0, &[0; 8], Vec::new()).unwrap().is_none());
+    let legacy = Features::CSUM.0.to_ne_bytes();
+    assert!(peer.send(FrontendReq::SET_FEATURES, 0, &legacy, Vec::new()).unwrap().is_none());
+    assert!(peer.session.acked.is_none());
+    peer.negotiate();
+    assert_eq!(peer.status(FrontendReq::SEND_RARP, &[0; 8], Vec::new()), 1);
+    assert_eq!(peer.status(FrontendReq::SET_FEATURES, &legacy, Vec::new()), 1);
+}
+
+#[test]
+fn a_reset_keeps_what_was_negotiated_for_the_connection() {
+    let mut peer = Peer::new(1);
+    peer.negotiate();
+    let enable: Vec<u8> = [0u32, 1].iter().flat_map(|word| word.to_ne_bytes()).collect();
+    assert_eq!(peer.status(FrontendReq::SET_VRING_ENABLE, &enable, Vec::new()), 0);
+    assert!(peer.session.vrings[0].enabled);
+    peer.status(FrontendReq::ADD_MEM_REG, &region(0, 0), vec![memfd()]);
+    assert_eq!(peer.status(FrontendReq::RESET_DEVICE, &[], Vec::new()), 0);
+    assert!(!peer.session.vrings[0].enabled);
+    assert_eq!(peer.regions(), 1);
+}
