@@ -221,3 +221,29 @@ fn daemon_replaced_under_transmission() {
     rig.both_ways(&mut session, 10);
     assert_eq!(session.rx(0).ring.outstanding(), 64, "no receive buffer is lost");
 }
+
+/// A virtual machine monitor replaces call descriptors while frames are under way, when its guest moves an interrupt:
+/// every frame comes once, in order, and every completion is called for on the descriptor of the time.
+#[test]
+fn call_descriptors_replaced_under_traffic() {
+    let Some(rig) = Rig::new("call_descriptors_replaced_under_traffic", &[]) else { return };
+    let mut session = rig.session(&Setup::default());
+    for round in 0..200 {
+        offer(&mut session, round * 4..round * 4 + 4);
+        session.tx(0).kick_always().expect("kicked");
+        rig.wire.send(&numbered(10_000 + round, 100)).expect("sent");
+        for vring in 0..2 {
+            let call = protocol_tests::nic::eventfd().expect("an eventfd");
+            session.frontend.set_vring_fd(request::SET_VRING_CALL, vring, Some(&call)).expect("call");
+            session.nic.queues[vring as usize].call = call;
+        }
+        for number in round * 4..round * 4 + 4 {
+            session.tx(0).used(LIMIT).expect("sent, and called for");
+            rig.expect(&numbered(number, 90));
+        }
+        let got = session.rx(0).recv(LIMIT).expect("received, and called for");
+        assert_eq!(number_of(&got.bytes), Some(10_000 + round));
+    }
+    assert!(rig.wire.recv(QUIET).expect("the wire").is_none(), "nothing is sent twice");
+    assert_eq!(session.rx(0).ring.outstanding(), 64, "no receive buffer is lost");
+}
