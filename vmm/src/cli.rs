@@ -60,8 +60,10 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=254))]
     cpus: u8,
 
-    /// A network device served by the vhost-user back-end that listens on SOCKET; may be given several times
-    #[arg(long, value_name = "SOCKET[,mac=MAC][,mtu=N][,queues=N]")]
+    /// A network device served by the vhost-user back-end that listens on SOCKET; may be given several times.
+    /// A back-end that goes is looked for until it is back, which the guest does not see; with
+    /// link-down-after, its link is down when that takes longer
+    #[arg(long, value_name = "SOCKET[,mac=MAC][,mtu=N][,queues=N][,link-down-after=SECONDS]")]
     net_socket: Vec<NetOption>,
 
     /// How long to wait for a vhost-user back-end at start; for ever when not given
@@ -142,7 +144,7 @@ enum ValueError {
     #[error("unknown option '{0}': a disk knows ro and rw (a path cannot contain a comma)")]
     DiskOption(String),
     #[error(
-        "unknown option '{0}': a network socket knows mac=, mtu= and queues= (a path cannot contain a comma)"
+        "unknown option '{0}': a network socket knows mac=, mtu=, queues= and link-down-after= (a path cannot contain a comma)"
     )]
     NetOption(String),
     #[error("the option '{0}' is given twice")]
@@ -151,6 +153,8 @@ enum ValueError {
     Mtu(String),
     #[error("queues={0} is no number from 1 to 128")]
     Queues(String),
+    #[error("link-down-after={0} is no number of seconds from 0 to {max}", max = u32::MAX)]
+    LinkDown(String),
     #[error(transparent)]
     Mac(#[from] MacError),
     #[error("'{0}' is none of stdio, none and file=PATH")]
@@ -230,7 +234,7 @@ impl FromStr for NetOption {
         const MTU: std::ops::RangeInclusive<u16> = volt_net::net::config::MIN_MTU..=u16::MAX;
         const QUEUES: std::ops::RangeInclusive<u16> = 1..=crate::virtio::vhost_user_net::MAX_PAIRS;
         let (socket, options) = split_path(text)?;
-        let (mut mac, mut mtu, mut queues) = (None, None, None);
+        let (mut mac, mut mtu, mut queues, mut link_down_after) = (None, None, None, None);
         for option in options {
             let unknown = || ValueError::NetOption(option.to_owned());
             let (key, value) = option.split_once('=').ok_or_else(unknown)?;
@@ -243,13 +247,18 @@ impl FromStr for NetOption {
                     let number = number(QUEUES).ok_or_else(|| ValueError::Queues(value.to_owned()))?;
                     queues.replace(number).is_some()
                 }
+                "link-down-after" => {
+                    let seconds: u32 = value.parse().map_err(|_| ValueError::LinkDown(value.to_owned()))?;
+                    link_down_after.replace(Duration::from_secs(seconds.into())).is_some()
+                }
                 _ => return Err(unknown()),
             };
             if again {
                 return Err(ValueError::Twice(key.to_owned()));
             }
         }
-        Ok(NetOption(NetSocketConfig { socket, mac, mtu, queues: queues.unwrap_or(1), timeout: None }))
+        let queues = queues.unwrap_or(1);
+        Ok(NetOption(NetSocketConfig { socket, mac, mtu, queues, timeout: None, link_down_after }))
     }
 }
 

@@ -48,7 +48,7 @@ fn the_root_file_system_is_the_first_disk() {
 fn network_sockets_have_options() {
     let nets = config(&[
         "--net-socket",
-        "/run/a,mac=52:54:00:12:34:56,mtu=9000,queues=4",
+        "/run/a,mac=52:54:00:12:34:56,mtu=9000,queues=4,link-down-after=3",
         "--net-socket",
         "/run/b",
         "--net-timeout",
@@ -57,6 +57,8 @@ fn network_sockets_have_options() {
     .nets;
     assert_eq!(nets[0].mac.unwrap().to_string(), "52:54:00:12:34:56");
     assert_eq!((nets[0].mtu, nets[0].queues, nets[0].timeout), (Some(9000), 4, Some(Duration::from_secs(5))));
+    assert_eq!(nets[0].link_down_after, Some(Duration::from_secs(3)));
+    assert_eq!(nets[1].link_down_after, None);
     assert_eq!((nets[1].mac, nets[1].mtu, nets[1].queues), (None, None, 1));
 }
 
@@ -88,6 +90,7 @@ fn wrong_values_are_named_with_what_would_be_right() {
         (["--net-socket", "s,queues=0"], "queues=0"),
         (["--net-socket", "s,queues=129"], "queues=129"),
         (["--net-socket", "s,queues=2,queues=3"], "given twice"),
+        (["--net-socket", "s,link-down-after=soon"], "link-down-after=soon"),
         (["--net-socket", "s,fast"], "unknown option 'fast'"),
         (["--serial", "pty"], "none of stdio, none and file=PATH"),
         (["--serial", "file="], "none of stdio"),

@@ -27,6 +27,8 @@ pub struct NetSocketConfig {
     pub queues: u16,
     /// How long to wait for the back-end at start; `None` waits for ever.
     pub timeout: Option<Duration>,
+    /// The guest sees its link down when the back-end is away that long; `None` never shows it.
+    pub link_down_after: Option<Duration>,
 }
 
 /// Where the guest's serial port leads.

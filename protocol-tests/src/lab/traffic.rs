@@ -53,6 +53,11 @@ impl Traffic {
         format!("step ping ping -c 3 -i 0.2 -W 2 {HOST}; tcp_out {HOST} {SINK} {MIB}; tcp_in {HOST} {SOURCE}")
     }
 
+    /// For `volt.run`: checksummed TCP both ways at once.
+    pub fn both_ways_at_once(&self) -> String {
+        format!("tcp_out {HOST} {SINK} {MIB} & out=$!; tcp_in {HOST} {SOURCE}; wait $out")
+    }
+
     /// For `volt.run`: what the host sends, for as long as the guest lives.
     pub fn endless(&self) -> String {
         format!("step ping ping -c 3 -i 0.2 -W 2 {HOST}; while :; do tcp_in {HOST} {SOURCE}; done")
@@ -70,6 +75,15 @@ impl Traffic {
     #[track_caller]
     pub fn judge(&self, reports: &[String]) {
         assert!(reports.iter().any(|line| line == "ping ok"), "no answer to ping: {reports:?}");
+        self.judge_tcp(reports);
+    }
+
+    /// Judges one run of [`Traffic::both_ways_at_once`] by what the guest reported in it.
+    ///
+    /// # Panics
+    /// When something is missing or differs.
+    #[track_caller]
+    pub fn judge_tcp(&self, reports: &[String]) {
         let out = value(reports, "tcp_out sha256");
         let received = self.received.lock().map(|digests| digests.recv_timeout(Duration::from_secs(30)));
         let Some((length, received)) = received.ok().and_then(Result::ok) else {

@@ -23,14 +23,16 @@ pub fn may_log() -> bool {
 }
 
 /// Lines in the present window of time.
-struct Budget(Mutex<Option<(Instant, u32)>>);
+pub(crate) struct Budget(Mutex<Option<(Instant, u32)>>);
 
 impl Budget {
-    const fn new() -> Budget {
+    /// A whole one.
+    pub(crate) const fn new() -> Budget {
         Budget(Mutex::new(None))
     }
 
-    fn take(&self) -> bool {
+    /// Whether there is another line in it, which is spent then.
+    pub(crate) fn take(&self) -> bool {
         let mut window = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         let (start, lines) =

@@ -1,4 +1,5 @@
-//! Finding the back-end's socket, and a limit in time for whatever blocks on it.
+//! Finding the back-end's socket, and an end to whatever blocks on it: by a limit in time, or by another
+//! thread.
 
 use std::io;
 use std::net::Shutdown;
@@ -6,12 +7,12 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use log::info;
-use rustix::io::Errno;
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::io::{Errno, ioctl_fionbio};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect as connect_to, socket_with,
 };
@@ -56,8 +57,7 @@ pub fn connect(path: &Path, limit: Option<Duration>) -> Result<UnixStream, Conne
     loop {
         match try_connect(path) {
             Ok(stream) => return Ok(stream),
-            // No socket yet, or a stale one, or a listener too busy to accept.
-            Err(Errno::NOENT | Errno::CONNREFUSED | Errno::AGAIN | Errno::INTR) => {}
+            Err(errno) if is_absent(errno) => {}
             Err(errno) => {
                 return Err(ConnectError::Refused { socket: path.to_owned(), source: errno.into() });
             }
@@ -73,13 +73,81 @@ pub fn connect(path: &Path, limit: Option<Duration>) -> Result<UnixStream, Conne
     }
 }
 
-fn try_connect(path: &Path) -> Result<UnixStream, Errno> {
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    // Without it, connecting waits for ever when the listener's backlog is full.
-    set_socket_timeout(&socket, Timeout::Send, Some(Duration::from_secs(1)))?;
+/// Whether that is how [`try_connect`] fails while no back-end is there: no socket yet, or a stale one, or
+/// a listener too busy to accept.
+pub(super) fn is_absent(errno: Errno) -> bool {
+    matches!(errno, Errno::NOENT | Errno::CONNREFUSED | Errno::AGAIN | Errno::INTR)
+}
+
+/// Connects to the socket at `path` without waiting for anything.
+pub(super) fn try_connect(path: &Path) -> Result<UnixStream, Errno> {
+    // Non-blocking, as connecting would wait for ever when the listener's backlog is full.
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     connect_to(&socket, &SocketAddrUnix::new(path)?)?;
-    set_socket_timeout(&socket, Timeout::Send, None)?;
+    ioctl_fionbio(&socket, false)?;
     Ok(socket.into())
+}
+
+/// Lets one thread end what another waits for on a connection.
+#[derive(Default)]
+pub(super) struct Breaker(Mutex<Circuit>);
+
+#[derive(Default)]
+struct Circuit {
+    /// The connection in use.
+    stream: Option<UnixStream>,
+    /// This connection was cut.
+    has_cut: bool,
+    /// No connection is to be used.
+    open: bool,
+}
+
+impl Breaker {
+    /// Takes note of the connection that is used from here on; false when none is to be used now.
+    ///
+    /// # Errors
+    ///
+    /// When the process may open no more files.
+    pub(super) fn arm(&self, stream: &UnixStream) -> io::Result<bool> {
+        let copy = stream.try_clone()?;
+        let mut circuit = self.circuit();
+        if circuit.open {
+            return Ok(false);
+        }
+        (circuit.stream, circuit.has_cut) = (Some(copy), false);
+        Ok(true)
+    }
+
+    /// Forgets the connection, which its user closes.
+    pub(super) fn disarm(&self) {
+        self.circuit().stream = None;
+    }
+
+    /// Shuts the connection down, and keeps another from being used until [`Breaker::mend`].
+    pub(super) fn cut(&self) {
+        let mut circuit = self.circuit();
+        circuit.open = true;
+        if let Some(stream) = &circuit.stream {
+            // Fails only for a stream that is down already.
+            let _ = stream.shutdown(Shutdown::Both);
+            circuit.has_cut = true;
+        }
+    }
+
+    /// Allows connections again.
+    pub(super) fn mend(&self) {
+        self.circuit().open = false;
+    }
+
+    /// Whether it was [`Breaker::cut`] that ended the connection.
+    pub(super) fn has_cut(&self) -> bool {
+        self.circuit().has_cut
+    }
+
+    fn circuit(&self) -> MutexGuard<'_, Circuit> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Runs `work`, which blocks on `stream`, and shuts the stream down after `limit`, so that `work` comes to

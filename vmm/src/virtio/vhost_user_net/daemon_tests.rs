@@ -22,6 +22,8 @@ const CONTROL: u64 = BUFFERS + 0x10_0000;
 /// A daemon's main loop without the daemon, for any number of connections.
 struct Daemon {
     stop: Arc<AtomicBool>,
+    /// Ends the connection of the moment.
+    hang_up: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
     /// The far end of each pair.
     wires: Vec<UnixDatagram>,
@@ -40,21 +42,22 @@ impl Daemon {
         let wake = Notifier::new(eventfd(0, rustix::event::EventfdFlags::NONBLOCK).unwrap()).unwrap();
         let options = DeviceOptions { pairs, mac, mtu: Some(1400) };
         let stop = Arc::new(AtomicBool::new(false));
-        let its_stop = stop.clone();
+        let hang_up = Arc::new(AtomicBool::new(false));
+        let (its_stop, its_hang_up) = (stop.clone(), hang_up.clone());
         let thread = thread::spawn(move || {
             let mut device = NetDevice::new(Box::new(port), options, Arc::new(wake));
             while let Some(channel) = accept(&listener, &its_stop) {
-                serve(channel, &mut device, &its_stop);
+                serve(channel, &mut device, || {
+                    its_stop.load(Ordering::Acquire) || its_hang_up.swap(false, Ordering::AcqRel)
+                });
             }
         });
-        Daemon { stop, thread: Some(thread), wires, dir }
+        Daemon { stop, hang_up, thread: Some(thread), wires, dir }
     }
 
     fn try_connect(&self, queues: u16) -> Result<VhostUserNet, NetError> {
         let socket = self.dir.path().join("net.sock");
-        let config =
-            NetSocketConfig { socket, mac: None, mtu: None, queues, timeout: Some(Duration::from_secs(10)) };
-        VhostUserNet::connect(&config)
+        VhostUserNet::connect(&super::tests::config(&socket, queues))
     }
 
     fn connect(&self, queues: u16) -> VhostUserNet {
@@ -83,9 +86,9 @@ fn accept(listener: &UnixListener, stop: &AtomicBool) -> Option<Channel> {
     None
 }
 
-fn serve(mut channel: Channel, device: &mut NetDevice, stop: &AtomicBool) {
+fn serve(mut channel: Channel, device: &mut NetDevice, is_over: impl Fn() -> bool) {
     let mut session = BackEnd::new(device, 1024);
-    'connection: while !stop.load(Ordering::Acquire) {
+    'connection: while !is_over() {
         if !readable(&channel) {
             continue;
         }
@@ -182,4 +185,102 @@ fn more_pairs_than_volt_netd_has_are_refused() {
             Ok(_) => panic!("{asked} of {pairs} pairs"),
         }
     }
+}
+
+/// The driver's side of a ring of single buffers: which the device has, and what it gives back.
+struct Account {
+    index: u16,
+    at_device: [bool; 16],
+    seen: u16,
+}
+
+impl Account {
+    fn new(index: u16) -> Account {
+        Account { index, at_device: [false; 16], seen: 0 }
+    }
+
+    /// Offers every buffer that the device does not have.
+    fn fill(&mut self, driver: &mut Driver, base: u64, writable: bool) {
+        for slot in 0..16 {
+            if !std::mem::replace(&mut self.at_device[usize::from(slot)], true) {
+                let part = (base + 0x1000 * u64::from(slot), 200, writable);
+                driver.descriptor(self.index, slot, part, 0, 0);
+                driver.publish(self.index, slot);
+            }
+        }
+        driver.kick(self.index);
+    }
+
+    /// Takes back what the device used; each must have been at the device.
+    fn take(&mut self, driver: &Driver) -> usize {
+        let ring = driver.rings[&self.index].used;
+        let word = |at, len: usize| {
+            driver.get(at, len).iter().rev().fold(0, |word, byte| word << 8 | u32::from(*byte))
+        };
+        let now = word(ring + 2, 2) as u16;
+        let fresh = usize::from(now.wrapping_sub(self.seen));
+        assert!(fresh <= 16, "vring {}: {fresh} used at once", self.index);
+        while self.seen != now {
+            let id = word(ring + 4 + 8 * u64::from(self.seen % 16), 4) as usize;
+            let was_there = std::mem::replace(&mut self.at_device[id], false);
+            assert!(was_there, "vring {}: descriptor {id} is returned twice", self.index);
+            self.seen = self.seen.wrapping_add(1);
+        }
+        fresh
+    }
+}
+
+/// Twenty connections that end under traffic both ways: each descriptor is returned once, and none is
+/// lost.
+#[test]
+fn every_descriptor_comes_back_once_over_twenty_losses() {
+    let daemon = Daemon::start(1, Mac([2, 0, 0, 0, 0, 1]));
+    let device = daemon.connect(1);
+    let monitor = device.monitor();
+    let mut driver = Driver::new(device);
+    driver.run(Features::VERSION_1.with(Features::EVENT_IDX).with(Features::IN_ORDER), &[0, 1]);
+    let frame = [[0; 12].as_slice(), &[9; 188]].concat();
+    for slot in 0..16 {
+        driver.put(TX + 0x1000 * slot, &frame);
+    }
+    let wire = &daemon.wires[0];
+    wire.set_nonblocking(true).unwrap();
+    let (mut rx, mut tx) = (Account::new(0), Account::new(1));
+    let (mut received, mut sent) = (0, 0);
+    let mut traffic = |driver: &mut Driver, until: &dyn Fn() -> bool| {
+        let mut seen = [0; 256];
+        while !until() {
+            let _ = wire.send(&frame);
+            while wire.recv(&mut seen).is_ok() {}
+            received += rx.take(driver);
+            sent += tx.take(driver);
+            rx.fill(driver, RX, true);
+            tx.fill(driver, TX, false);
+        }
+        (received, sent)
+    };
+    let mut last = (0, 0);
+    for losses in 1..=20 {
+        let started = std::time::Instant::now();
+        let now = traffic(&mut driver, &|| started.elapsed() > Duration::from_millis(120));
+        assert!(now.0 > last.0 && now.1 > last.1, "after {} losses: {last:?}, then {now:?}", losses - 1);
+        daemon.hang_up.store(true, Ordering::Release);
+        let is_back = || monitor.state().losses == losses && monitor.state().is_connected();
+        let is_late = || started.elapsed() > Duration::from_secs(10);
+        last = traffic(&mut driver, &|| is_back() || is_late());
+        assert!(is_back(), "back after loss {losses}");
+    }
+    // All that was offered comes back now, when there is a frame for each buffer.
+    eventually("every TX descriptor", || {
+        let mut seen = [0; 256];
+        while wire.recv(&mut seen).is_ok() {}
+        tx.take(&driver);
+        !tx.at_device.contains(&true)
+    });
+    eventually("every RX descriptor", || {
+        let _ = wire.send(&frame);
+        rx.take(&driver);
+        !rx.at_device.contains(&true)
+    });
+    assert!(received > 1000 && sent > 1000, "{received} received, {sent} sent");
 }

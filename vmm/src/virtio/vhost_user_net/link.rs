@@ -1,65 +1,88 @@
-//! The thread between a network device and its back-end.
+//! The device's end of the thread that keeps the back-end.
 //!
-//! [`Link::spawn`] gives it the session. [`Link::start`] hands it an activation and returns at once;
-//! [`Link::stop`] takes it back and waits. In between it serves the control vring, and watches the socket:
-//! when the back-end goes, for whatever reason, the device stays as it is and carries nothing.
+//! [`Link::spawn`] gives the thread ([`Keeper`]) the first session. [`Link::start`] hands it an activation
+//! and returns at once; [`Link::stop`] takes it back and waits, for [`STOP_LIMIT`] at most: then the
+//! connection is cut, which ends whatever the thread waits for.
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
-use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::path::PathBuf;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
-use log::{debug, error, info, warn};
-use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use log::error;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use volt_net::net::config::NetConfig;
+use volt_net::virtio::features::Features;
 
-use crate::virtio::faults;
-use crate::virtio::ring::Ring;
-use crate::virtio::vhost_user_net::CONTROL_VRING_SIZE;
-use crate::virtio::vhost_user_net::queue::Requests;
-use crate::virtio::vhost_user_net::session::{Session, SessionError, Setup};
+use crate::virtio::vhost_user_net::absence::LinkState;
+use crate::virtio::vhost_user_net::connection::Breaker;
+use crate::virtio::vhost_user_net::keeper::Keeper;
+use crate::virtio::vhost_user_net::session::{Session, Setup};
 
-/// What the thread keeps from activation to reset.
-pub struct Active {
-    /// What the back-end is told.
-    pub setup: Setup,
-    /// The control vring, when the driver has one.
-    pub control: Option<Control>,
+/// Time for a back-end to give the vrings back at a reset, in which a vCPU waits.
+pub const STOP_LIMIT: Duration = Duration::from_secs(1);
+
+/// What a back-end that comes back has to be, because the guest knows it so.
+pub struct Terms {
+    /// Where it listens.
+    pub socket: PathBuf,
+    /// Queue pairs of the device.
+    pub pairs: u16,
+    /// What the guest was offered of the back-end's features.
+    pub offered: Features,
+    /// The back-end's MTU at first.
+    pub mtu: Option<u16>,
+    /// The guest sees its link down when the back-end is away that long.
+    pub link_down_after: Option<Duration>,
 }
 
-/// The control vring and its server.
-pub struct Control {
-    /// The vring.
-    pub ring: Ring,
-    /// Its server.
-    pub requests: Requests,
+/// What both ends of the thread hold.
+pub(super) struct Shared {
+    /// The configuration space; the thread owns the link's bit in `status`.
+    pub(super) config: Arc<Mutex<NetConfig>>,
+    pub(super) state: Mutex<LinkState>,
+    pub(super) breaker: Breaker,
+    /// Written after each command.
+    pub(super) wake: EventFd,
 }
 
-enum Command {
-    Start(Box<Active>),
+pub(super) enum Command {
+    Start(Box<Setup>),
     Stop { done: Sender<()> },
     Quit,
-}
-
-/// What woke the thread.
-#[derive(Clone, Copy)]
-enum Token {
-    Command,
-    Peer,
-    Control,
-}
-
-impl Token {
-    const ALL: [Token; 3] = [Token::Command, Token::Peer, Token::Control];
 }
 
 /// The device's end of the thread; dropping it ends the thread and closes the connection.
 pub struct Link {
     commands: Sender<Command>,
-    wake: Arc<EventFd>,
+    shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
     started: bool,
+}
+
+/// Makes the thread look at its activation again.
+#[derive(Clone)]
+pub struct Waker(Arc<Shared>);
+
+impl Waker {
+    /// Says that the number of active pairs is another.
+    pub fn wake(&self) {
+        // Fails only when the counter is full, and then the thread wakes anyway.
+        let _ = self.0.wake.write(1);
+    }
+}
+
+/// Shows how the link is, from any thread and for as long as one likes.
+#[derive(Clone)]
+pub struct Monitor(Arc<Shared>);
+
+impl Monitor {
+    /// How the link is and was.
+    pub fn state(&self) -> LinkState {
+        *self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Link {
@@ -68,196 +91,71 @@ impl Link {
     /// # Errors
     ///
     /// When the process may have no more threads or files.
-    pub fn spawn(label: String, session: Session) -> io::Result<Link> {
+    pub fn spawn(
+        label: String,
+        session: Session,
+        terms: Terms,
+        config: Arc<Mutex<NetConfig>>,
+    ) -> io::Result<Link> {
         let (commands, receiver) = mpsc::channel();
-        let wake = Arc::new(EventFd::new(EFD_NONBLOCK)?);
-        let epoll = Epoll::new()?;
-        watch(&epoll, wake.as_raw_fd(), EventSet::IN, Token::Command)?;
-        // Only for its end: a back-end that says something unasked is not listened to.
-        watch(&epoll, session.as_raw_fd(), EventSet::READ_HANG_UP, Token::Peer)?;
-        let mut state = State {
-            label,
-            epoll,
-            wake: wake.clone(),
-            commands: receiver,
-            session: Some(session),
-            active: None,
-        };
-        let thread = thread::Builder::new().name("net".to_owned()).spawn(move || state.run())?;
-        Ok(Link { commands, wake, thread: Some(thread), started: false })
+        let shared = Arc::new(Shared {
+            config,
+            state: Mutex::default(),
+            breaker: Breaker::default(),
+            wake: EventFd::new(EFD_NONBLOCK)?,
+        });
+        let keeper = Keeper::new(label, session, terms, shared.clone(), receiver)?;
+        let thread = thread::Builder::new().name("net".to_owned()).spawn(move || keeper.run())?;
+        Ok(Link { commands, shared, thread: Some(thread), started: false })
     }
 
-    /// Gives the thread an activation; the back-end is set up from it later.
-    pub fn start(&mut self, active: Active) {
+    /// For who wants to know how the link is and was.
+    pub fn monitor(&self) -> Monitor {
+        Monitor(self.shared.clone())
+    }
+
+    /// For who changes what the thread has.
+    pub fn waker(&self) -> Waker {
+        Waker(self.shared.clone())
+    }
+
+    /// Gives the thread an activation; the back-end is set up from it later, and at each return.
+    pub fn start(&mut self, setup: Setup) {
         self.started = true;
-        self.send(Command::Start(Box::new(active)));
+        self.send(Command::Start(Box::new(setup)));
     }
 
-    /// Takes the activation away, and waits until neither thread nor back-end use it.
+    /// Takes the activation away, and waits until neither thread nor back-end use it. A back-end that
+    /// does not give it back in time loses its connection.
     pub fn stop(&mut self) {
-        if std::mem::take(&mut self.started) {
-            let (done, wait) = mpsc::channel();
-            self.send(Command::Stop { done });
-            // Bounded, because everything is that the thread does. An error is the end of the thread.
+        if !std::mem::take(&mut self.started) {
+            return;
+        }
+        let (done, wait) = mpsc::channel();
+        // Whoever is still shaking hands has no vrings, so nothing has to be waited for.
+        let grace = if self.monitor().state().is_connected() { STOP_LIMIT } else { Duration::ZERO };
+        self.send(Command::Stop { done });
+        if wait.recv_timeout(grace) == Err(RecvTimeoutError::Timeout) {
+            self.shared.breaker.cut();
+            // Soon now. An error is the end of the thread.
             let _ = wait.recv();
+            self.shared.breaker.mend();
         }
     }
 
     fn send(&self, command: Command) {
         // An error is the end of the thread.
         let _ = self.commands.send(command);
-        let _ = self.wake.write(1);
+        let _ = self.shared.wake.write(1);
     }
 }
 
 impl Drop for Link {
     fn drop(&mut self) {
         self.send(Command::Quit);
+        self.shared.breaker.cut();
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
             error!("a network device's thread ended in a panic");
-        }
-    }
-}
-
-fn watch(epoll: &Epoll, fd: RawFd, events: EventSet, token: Token) -> io::Result<()> {
-    epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, token as u64))
-}
-
-/// The thread's own.
-struct State {
-    label: String,
-    epoll: Epoll,
-    wake: Arc<EventFd>,
-    commands: Receiver<Command>,
-    /// None once the back-end has gone.
-    session: Option<Session>,
-    active: Option<Box<Active>>,
-}
-
-impl State {
-    fn run(&mut self) {
-        let mut events = [EpollEvent::default(); Token::ALL.len()];
-        loop {
-            let count = match self.epoll.wait(-1, &mut events) {
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
-                Err(error) => return error!("{}: stopped, as waiting failed: {error}", self.label),
-            };
-            let mut quit = false;
-            for event in &events[..count] {
-                match Token::ALL.into_iter().find(|token| *token as u64 == event.data()) {
-                    Some(Token::Command) => quit = self.take_commands(),
-                    Some(Token::Peer) => self.lose("it closed the connection"),
-                    Some(Token::Control) => self.serve_control(),
-                    None => {}
-                }
-            }
-            if quit {
-                return;
-            }
-        }
-    }
-
-    /// Carries out what the device asked for; true at the end.
-    fn take_commands(&mut self) -> bool {
-        let _ = self.wake.read();
-        while let Ok(command) = self.commands.try_recv() {
-            match command {
-                Command::Start(active) => self.start(active),
-                Command::Stop { done } => {
-                    self.stop();
-                    let _ = done.send(());
-                }
-                Command::Quit => return true,
-            }
-        }
-        false
-    }
-
-    fn start(&mut self, active: Box<Active>) {
-        if let Some(control) = &active.control {
-            let watched = watch(&self.epoll, control.ring.kick().as_raw_fd(), EventSet::IN, Token::Control);
-            if let Err(error) = watched {
-                error!("{}: its control queue is not served: {error}", self.label);
-                control.ring.give_up();
-            }
-        }
-        if let Some(session) = &mut self.session {
-            match session.start(&active.setup) {
-                Ok(()) if faults::may_log() => {
-                    info!("{}: the back-end serves {} vrings", self.label, active.setup.vrings.len());
-                }
-                Ok(()) => {}
-                Err(error) => self.lose_for(&error),
-            }
-        }
-        self.active = Some(active);
-    }
-
-    fn stop(&mut self) {
-        let Some(active) = self.active.take() else { return };
-        if let Some(control) = &active.control {
-            self.unwatch(control.ring.kick().as_raw_fd());
-        }
-        if let Some(session) = &mut self.session
-            && let Err(error) = session.stop(&active.setup)
-        {
-            self.lose_for(&error);
-        }
-    }
-
-    fn serve_control(&mut self) {
-        let Some(active) = &mut self.active else { return };
-        let Active { setup, control: Some(control) } = &mut **active else { return };
-        let _ = control.ring.kick().read();
-        let mut lost = None;
-        // Bounded, so that a guest that never stops asking does not keep the thread from its commands.
-        for _ in 0..CONTROL_VRING_SIZE {
-            let served = control.ring.serve(|chain| {
-                control.requests.serve(chain, |pairs| {
-                    setup.active_pairs = pairs;
-                    lost = self.session.as_mut().and_then(|session| session.enable(setup).err());
-                })
-            });
-            match served {
-                Ok(true) => {}
-                Ok(false) => return self.lose_if(lost),
-                Err(error) => {
-                    if faults::may_log() {
-                        error!("{}: control queue stopped: {}", self.label, faults::chain(&error));
-                    }
-                    control.ring.give_up();
-                    let kick = control.ring.kick().as_raw_fd();
-                    self.unwatch(kick);
-                    return self.lose_if(lost);
-                }
-            }
-        }
-        let _ = control.ring.kick().write(1);
-        self.lose_if(lost);
-    }
-
-    fn unwatch(&self, fd: RawFd) {
-        if let Err(error) = self.epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default()) {
-            debug!("{}: {error} when a descriptor is taken out of the poll set", self.label);
-        }
-    }
-
-    fn lose_if(&mut self, error: Option<SessionError>) {
-        if let Some(error) = error {
-            self.lose_for(&error);
-        }
-    }
-
-    fn lose_for(&mut self, error: &SessionError) {
-        self.lose(&faults::chain(error));
-    }
-
-    /// The back-end is no more. The guest is not told: its device stays, and frames wait in its vrings.
-    fn lose(&mut self, why: &str) {
-        if let Some(session) = self.session.take() {
-            self.unwatch(session.as_raw_fd());
-            warn!("{}: the back-end has gone ({why}): the guest runs on without this network", self.label);
         }
     }
 }

@@ -1,18 +1,42 @@
 //! The network device whose data path is another process: a vhost-user-net front-end.
 //!
 //! [`VhostUserNet::connect`] waits for the back-end, agrees with it on features and reads its
-//! configuration, once. A thread ([`link`]) then owns the connection: it sets the back-end up at each
-//! activation, stops it at each reset, serves the control vring and notices when the back-end goes. No
-//! vCPU waits for the back-end but at a reset, which has to know that the vrings are no longer written
-//! to, and that for a bounded time.
+//! configuration, once. A thread ([`keeper`]) then owns the connection: it sets the back-end up at each
+//! activation, stops it at each reset, and looks after it. The control vring has a thread of its own, so
+//! that its commands are answered whatever the back-end does. No vCPU waits for the back-end but at a
+//! reset, which has to know that the vrings are no longer written to, and that for a bounded time.
+//!
+//! # When the back-end goes
+//!
+//! It may end, break off, refuse or hang at any moment, in the middle of a request too; the guest runs
+//! on. A hung one is found by the limit on each group of requests ([`ANSWER_LIMIT`]), of which one that
+//! changes nothing is sent every two seconds. The socket is then tried at once, and after 10 ms, 20 ms
+//! and so on up to every second, for ever.
+//!
+//! - **What comes back is set up whole**: features, memory table, each vring with its used index from
+//!   guest memory as base, kick and call, and the active pairs enabled. A back-end that completes its
+//!   vrings in order finds there exactly what nobody has done, so that every descriptor is returned once.
+//!   Then each vring is kicked and its interrupt raised, as the one before may have taken a kick or left
+//!   an interrupt out.
+//! - **It has to be what the guest knows**: the features that the guest acknowledged (or was offered, as
+//!   long as it has not acknowledged any) and as many pairs. Otherwise one line names what is missing,
+//!   and it is tried again. MAC and MTU stay those of the first connection.
+//! - **The guest sees nothing of it**, unless `link-down-after=SECONDS` makes its link go down, by a
+//!   configuration interrupt, when the back-end stays away that long.
+//! - **A back-end that hangs is not dead**: it loses its connection, yet what it does to guest memory
+//!   before it reads of that, nobody can prevent from here. Who starts another one in its place ends the
+//!   first before.
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`connection`] | finding the back-end's socket; a time limit for what blocks on it |
+//! | [`connection`] | finding the back-end's socket; an end to what blocks on it |
 //! | [`session`] | the vhost-user conversation: handshake, set-up, stop |
-//! | [`link`] | the thread |
+//! | [`link`] | the device's end of the thread |
+//! | [`keeper`] | the thread: activation, reset, the back-end's coming and going |
+//! | [`absence`] | how often and how long it was away, when it is tried again |
 //! | [`queue`] | the control vring's commands |
 
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -25,12 +49,15 @@ use volt_net::virtio::features::Features;
 use crate::config::NetSocketConfig;
 use crate::virtio::ring::Ring;
 use crate::virtio::vhost_user_net::connection::ConnectError;
-use crate::virtio::vhost_user_net::link::{Active, Control, Link};
+use crate::virtio::vhost_user_net::link::{Link, Monitor, Terms};
 use crate::virtio::vhost_user_net::queue::Requests;
 use crate::virtio::vhost_user_net::session::{PASSED, Session, SessionError, Setup};
+use crate::virtio::worker::Worker;
 use crate::virtio::{ActivateError, Activation, VirtioDevice, copy_config};
 
+pub mod absence;
 pub mod connection;
+pub mod keeper;
 pub mod link;
 pub mod queue;
 pub mod session;
@@ -91,6 +118,8 @@ pub struct VhostUserNet {
     /// The address after a reset; the driver may set another by the control vring.
     mac: Mac,
     config: Arc<Mutex<NetConfig>>,
+    /// Serves the control vring, from activation to reset.
+    control: Option<Worker>,
     link: Link,
 }
 
@@ -116,15 +145,46 @@ impl VhostUserNet {
         info!("{label}: connected, MAC {}, {pairs} queue pairs, offering {features}", net_config.mac);
         let mut vring_sizes = vec![DATA_VRING_SIZE; 2 * usize::from(pairs)];
         vring_sizes.push(CONTROL_VRING_SIZE);
-        Ok(VhostUserNet {
-            link: Link::spawn(label.clone(), session).map_err(NetError::Thread)?,
-            label,
-            features,
+        let terms = Terms {
+            socket: config.socket.clone(),
             pairs,
-            vring_sizes,
-            mac: net_config.mac,
-            config: Arc::new(Mutex::new(net_config)),
-        })
+            offered: features.common(PASSED),
+            mtu: session.mtu(),
+            link_down_after: config.link_down_after,
+        };
+        let mac = net_config.mac;
+        let config = Arc::new(Mutex::new(net_config));
+        let link = Link::spawn(label.clone(), session, terms, config.clone()).map_err(NetError::Thread)?;
+        Ok(VhostUserNet { label, features, pairs, vring_sizes, mac, config, control: None, link })
+    }
+
+    /// Shows whether the back-end is there, how often it has gone and how long it was away.
+    pub fn monitor(&self) -> Monitor {
+        self.link.monitor()
+    }
+
+    /// A thread that serves the control vring, when the driver has one. Pairs that the driver asks for
+    /// are left in `active_pairs`.
+    fn serve_control(
+        &self,
+        activation: &mut Activation,
+        active_pairs: &Arc<AtomicU16>,
+    ) -> Result<Option<Worker>, ActivateError> {
+        let acked = activation.features;
+        let Ok(vring) = activation.take_vring(self.control_index(acked)) else { return Ok(None) };
+        if !acked.has(Features::CTRL_VQ) {
+            return Ok(None);
+        }
+        let ring = Ring::new(vring, activation);
+        let mut requests = Requests::new(&self.label, acked, self.usable_pairs(acked), self.config.clone());
+        let (active_pairs, waker) = (active_pairs.clone(), self.link.waker());
+        let worker = Worker::spawn(&self.label, "net-control", ring, move |chain| {
+            requests.serve(chain, |pairs| {
+                active_pairs.store(pairs, Ordering::Release);
+                waker.wake();
+            })
+        });
+        worker.map(Some).map_err(ActivateError::Thread)
     }
 
     /// The control vring comes behind those of all pairs with MQ, and behind the first pair without
@@ -147,11 +207,10 @@ fn offer(config: &NetSocketConfig, session: &Session) -> Result<(Features, NetCo
         None => Mac::random().map_err(NetError::Random)?,
     };
     // A back-end's bad MTU is as none; one on the command line deserves an answer.
-    let their_mtu = valid(Features::MTU).map(|theirs| theirs.mtu).filter(|mtu| *mtu >= MIN_MTU);
     if let Some(mtu) = config.mtu.filter(|mtu| *mtu < MIN_MTU) {
         return Err(NetError::Mtu(mtu));
     }
-    let mtu = config.mtu.or(their_mtu);
+    let mtu = config.mtu.or(session.mtu());
 
     let mut features = session.features().common(PASSED).with(OWN);
     if mtu.is_some() {
@@ -194,32 +253,23 @@ impl VirtioDevice for VhostUserNet {
     }
 
     /// Answers at once; the back-end is set up on the link's thread. A back-end that fails then is one
-    /// that has gone: the guest keeps a device without traffic.
+    /// that has gone: the guest keeps its device, and waits for traffic until there is one again.
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
         let acked = activation.features;
         let control_index = self.control_index(acked);
-        let control = match activation.take_vring(control_index) {
-            Ok(vring) if acked.has(Features::CTRL_VQ) => Some(Control {
-                ring: Ring::new(vring, &activation),
-                requests: Requests::new(&self.label, acked, self.usable_pairs(acked), self.config.clone()),
-            }),
-            _ => None,
-        };
+        // The driver asks for more by the control vring (5.1.5).
+        let active_pairs = Arc::new(AtomicU16::new(1));
+        let control = self.serve_control(&mut activation, &active_pairs)?;
         let mut vrings = vec![activation.take_vring(0)?, activation.take_vring(1)?];
         vrings.extend(activation.vrings.into_iter().filter(|vring| vring.index < control_index));
-        let setup = Setup {
-            memory: activation.memory,
-            acked,
-            vrings,
-            interrupt: activation.interrupt,
-            // The driver asks for more by the control vring (5.1.5).
-            active_pairs: 1,
-        };
-        self.link.start(Active { setup, control });
+        let (memory, interrupt) = (activation.memory, activation.interrupt);
+        self.control = control;
+        self.link.start(Setup { memory, acked, vrings, interrupt, active_pairs });
         Ok(())
     }
 
     fn reset(&mut self) {
+        self.control = None;
         self.link.stop();
         self.config.lock().unwrap_or_else(PoisonError::into_inner).mac = self.mac;
     }
@@ -229,5 +279,9 @@ impl VirtioDevice for VhostUserNet {
 mod daemon_tests;
 #[cfg(test)]
 mod peer;
+#[cfg(test)]
+mod reconnect_tests;
+#[cfg(test)]
+mod scripted;
 #[cfg(test)]
 mod tests;

@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use log::debug;
 use thiserror::Error;
@@ -17,7 +17,7 @@ use vhost::vhost_user::{Error as Socket, Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use virtio_queue::QueueT;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap};
-use volt_net::net::config::{CONFIG_LEN, NetConfig};
+use volt_net::net::config::{CONFIG_LEN, MIN_MTU, NetConfig};
 use volt_net::virtio::features::Features;
 
 use crate::irq::Interrupt;
@@ -76,6 +76,9 @@ pub enum SessionError {
     /// The guest uses what this back-end does not have.
     #[error("it lacks features that the guest uses: {0}")]
     Features(Features),
+    /// The guest may use what this back-end does not have.
+    #[error("it lacks features that the guest was offered: {0}")]
+    Offered(Features),
     /// Nothing came back.
     #[error("it gave no answer to {request} within {} s", ANSWER_LIMIT.as_secs())]
     Late {
@@ -145,8 +148,8 @@ pub struct Setup {
     pub vrings: Vec<Vring>,
     /// Has the eventfds that the back-end calls.
     pub interrupt: Arc<dyn Interrupt>,
-    /// Pairs that the driver uses at the moment, from the first on.
-    pub active_pairs: u16,
+    /// Pairs that the driver uses at the moment, from the first on; its control commands change it.
+    pub active_pairs: Arc<AtomicU16>,
 }
 
 /// A connection to a back-end, after the handshake.
@@ -157,6 +160,8 @@ pub struct Session {
     features: Features,
     config: Option<NetConfig>,
     answers: bool,
+    /// Pairs that are enabled.
+    enabled: u16,
 }
 
 impl Session {
@@ -168,8 +173,8 @@ impl Session {
     pub fn open(stream: UnixStream, pairs: u16) -> Result<Session, SessionError> {
         let copy = stream.try_clone().map_err(SessionError::Host)?;
         let frontend = Frontend::from_stream(stream, 2 * u64::from(pairs));
-        let mut session =
-            Session { frontend, stream: copy, features: Features::NONE, config: None, answers: false };
+        let (features, config) = (Features::NONE, None);
+        let mut session = Session { frontend, stream: copy, features, config, answers: false, enabled: 0 };
         session.limited(|session| session.handshake(pairs))?;
         Ok(session)
     }
@@ -182,6 +187,17 @@ impl Session {
     /// The back-end's configuration space, when it has one.
     pub fn config(&self) -> Option<NetConfig> {
         self.config
+    }
+
+    /// The largest payload that the back-end names; one that virtio does not allow is as none.
+    pub fn mtu(&self) -> Option<u16> {
+        let config = self.config.filter(|_| self.features.has(Features::MTU))?;
+        Some(config.mtu).filter(|mtu| *mtu >= MIN_MTU)
+    }
+
+    /// The connection.
+    pub(super) fn stream(&self) -> &UnixStream {
+        &self.stream
     }
 
     fn limited(
@@ -296,11 +312,7 @@ impl Session {
         for vring in &setup.vrings {
             self.set_up_vring(setup, vring)?;
         }
-        for vring in &setup.vrings {
-            let on = vring.index / 2 < setup.active_pairs;
-            told("SET_VRING_ENABLE", self.frontend.set_vring_enable(vring.index.into(), on))?;
-        }
-        Ok(())
+        self.enable_pairs(setup)
     }
 
     fn set_up_vring(&mut self, setup: &Setup, vring: &Vring) -> Result<(), SessionError> {
@@ -354,21 +366,41 @@ impl Session {
         })
     }
 
-    /// Enables the pairs that `setup` has active, and disables the others.
+    /// Enables the pairs that `setup` has active, and disables the others, when they are not so already.
     ///
-    /// Waits for no answer, because a vCPU waits for the command that brought this about.
+    /// Waits for no answer, because nothing follows from it.
     ///
     /// # Errors
     ///
     /// The connection is broken.
     pub fn enable(&mut self, setup: &Setup) -> Result<(), SessionError> {
+        if self.enabled == setup.active_pairs.load(Ordering::Acquire) {
+            return Ok(());
+        }
         self.limited(|session| {
             session.ask_for_answers(false);
-            for vring in &setup.vrings {
-                let on = vring.index / 2 < setup.active_pairs;
-                told("SET_VRING_ENABLE", session.frontend.set_vring_enable(vring.index.into(), on))?;
-            }
-            Ok(())
+            session.enable_pairs(setup)
+        })
+    }
+
+    fn enable_pairs(&mut self, setup: &Setup) -> Result<(), SessionError> {
+        self.enabled = setup.active_pairs.load(Ordering::Acquire);
+        for vring in &setup.vrings {
+            let on = vring.index / 2 < self.enabled;
+            told("SET_VRING_ENABLE", self.frontend.set_vring_enable(vring.index.into(), on))?;
+        }
+        Ok(())
+    }
+
+    /// Sees whether the back-end answers, by a request that changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// It does not, or not in time.
+    pub fn probe(&mut self) -> Result<(), SessionError> {
+        self.limited(|session| {
+            session.ask_for_answers(false);
+            told("GET_FEATURES", session.frontend.get_features()).map(drop)
         })
     }
 

@@ -1,0 +1,88 @@
+//! volt-netd killed and started again under a running volt-vmm guest: TCP both ways goes on, its data checks, and
+//! the guest's kernel has nothing to say about it. The TAP exists before the daemon and stays when that is killed.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::process::Command;
+use std::thread::sleep;
+use std::time::Duration;
+
+use protocol_tests::lab::guest::{Flavour, Image, Spec};
+use protocol_tests::lab::netd::{TAP, address, ip};
+use protocol_tests::lab::process::Process;
+use protocol_tests::lab::traffic::{HOST, Traffic, value};
+use protocol_tests::lab::{in_lab, program};
+
+const KILLS: usize = 10;
+
+/// An address that the far side gets when the guest has moved its data often enough.
+const ENOUGH: &str = "10.77.0.9";
+
+/// For `volt.run`: whatever the kernel has said since its log was cleared, but for what is no complaint. A device
+/// that returns a descriptor twice, stalls or is given up is what it would speak of.
+const COMPLAINTS: &str = "dmesg | grep -v random: >/tmp/log; sed 's/^/VOLT complaint /' /tmp/log; \
+                          report complaints $(wc -l </tmp/log)";
+
+fn netd(socket: &Path) -> Process {
+    Process::start(
+        "volt-netd",
+        Command::new(program("volt-netd")).args(["--tap", TAP, "--socket"]).arg(socket),
+    )
+}
+
+/// A random time.
+fn between(shortest: u64, longest: u64) -> Duration {
+    let mut bytes = [0; 4];
+    File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes)).expect("random bytes");
+    Duration::from_millis(shortest + u64::from(u32::from_le_bytes(bytes)) % (longest - shortest))
+}
+
+#[test]
+fn netd_killed_ten_times_under_traffic() {
+    in_lab("netd_killed_ten_times_under_traffic", || {
+        let directory = tempfile::tempdir().expect("a directory");
+        let socket = directory.path().join("net.sock");
+        ip(&["tuntap", "add", TAP, "mode", "tap"]);
+        address(TAP);
+        let traffic = Traffic::new();
+        // Not by the shell's function of that name: the signal is for the program.
+        let run = format!(
+            "dmesg -c >/dev/null; /usr/bin/ping -q -i 0.2 {HOST} >/tmp/ping & ping=$!; \
+             until ping -q -c 1 -w 1 {ENOUGH} >/dev/null; do report round; {}; done; \
+             kill -INT $ping; wait $ping; \
+             report pings $(sed -n 's/ packets transmitted, \\([0-9]*\\) received.*/ \\1/p' /tmp/ping); {COMPLAINTS}",
+            traffic.both_ways_at_once()
+        );
+        let spec = Spec { flavour: Flavour::Cloud, image: Image::Vmlinux, ..Spec::new(&run) };
+        let mut daemon = netd(&socket);
+        let mut guest = Process::start("volt-vmm", &mut spec.vmm(&socket, 1));
+        guest.wait_for("VOLT round", Duration::from_secs(60));
+        for _ in 0..KILLS {
+            sleep(between(100, 1200));
+            daemon.kill();
+            sleep(between(100, 3000));
+            daemon = netd(&socket);
+            guest.wait_for("the back-end is back after", Duration::from_secs(10));
+        }
+        ip(&["addr", "add", ENOUGH, "dev", TAP]);
+        guest.wait_for("VOLT exit 0", Duration::from_secs(60));
+        assert_eq!(guest.wait_exit(Duration::from_secs(20)).code(), Some(0));
+
+        let output = guest.output();
+        let losses = output.iter().filter(|line| line.contains("the back-end has gone (")).count();
+        assert_eq!(losses, KILLS, "one line for each");
+        let reports = guest.reports();
+        let rounds: Vec<_> = reports.split(|report| report == "round").skip(1).collect();
+        assert!(!rounds.is_empty());
+        for round in &rounds {
+            traffic.judge_tcp(round);
+        }
+        assert_eq!(value(&reports, "complaints"), "0", "{reports:?}");
+        let pings: Vec<usize> =
+            value(&reports, "pings").split(' ').map(|n| n.parse().expect("a number")).collect();
+        // Requests wait in the vring; what a kill takes is what is between there and the far side at that moment.
+        assert!(pings[1] > 0 && pings[0] - pings[1] <= 5 * KILLS, "{pings:?} sent and answered");
+        eprintln!("{KILLS} kills in {} rounds of TCP, pings sent and answered: {pings:?}", rounds.len());
+    });
+}

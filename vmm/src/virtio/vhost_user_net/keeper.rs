@@ -1,0 +1,345 @@
+//! The thread between a network device and its back-end.
+//!
+//! It holds the session and the activation. The back-end is set up at each activation, told which pairs
+//! are active, stopped at each reset, and watched: when it closes the connection, fails in a request, or
+//! does not answer the one that is sent every [`PROBE_EVERY`], it has gone. Then it is tried again for
+//! ever, and one that comes back is set up as the guest has its device at that moment.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use log::{debug, error, info, warn};
+use rustix::io::Errno;
+use thiserror::Error;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use volt_net::net::config::{NetConfig, STATUS_LINK_UP};
+
+use crate::virtio::faults::{self, Budget};
+use crate::virtio::vhost_user_net::absence::{Backoff, LinkState};
+use crate::virtio::vhost_user_net::connection;
+use crate::virtio::vhost_user_net::link::{Command, STOP_LIMIT, Shared, Terms};
+use crate::virtio::vhost_user_net::session::{Session, SessionError, Setup};
+
+/// Between two requests that only show whether the back-end still answers.
+const PROBE_EVERY: Duration = Duration::from_secs(2);
+
+/// A back-end that goes again before this is one that cannot hold out, and is not tried at once.
+const STEADY: Duration = Duration::from_millis(100);
+
+/// Why an attempt to have the back-end back came to nothing.
+#[derive(Debug, Error)]
+enum RetryError {
+    #[error("cannot connect")]
+    Connect(#[source] Errno),
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    #[error("the guest resets its device")]
+    Cut,
+    #[error("the host is out of resources")]
+    Host(#[from] io::Error),
+}
+
+impl RetryError {
+    /// Whether this is what an absent or dying back-end looks like, and so nothing to tell anybody.
+    fn is_absence(&self) -> bool {
+        match self {
+            RetryError::Connect(errno) => connection::is_absent(*errno),
+            RetryError::Session(error) => matches!(error, SessionError::Closed { .. }),
+            RetryError::Cut => true,
+            RetryError::Host(_) => false,
+        }
+    }
+}
+
+enum BackEnd {
+    Here {
+        session: Session,
+        since: Instant,
+        probe_at: Instant,
+    },
+    Away {
+        since: Instant,
+        retry_at: Instant,
+        /// The last refusal that was logged.
+        told: String,
+    },
+}
+
+/// What woke the thread.
+#[derive(Clone, Copy)]
+enum Token {
+    Command,
+    Peer,
+}
+
+/// The thread's own.
+pub(super) struct Keeper {
+    label: String,
+    terms: Terms,
+    shared: Arc<Shared>,
+    commands: Receiver<Command>,
+    epoll: Epoll,
+    back_end: BackEnd,
+    active: Option<Box<Setup>>,
+    backoff: Backoff,
+    budget: Budget,
+}
+
+impl Keeper {
+    pub(super) fn new(
+        label: String,
+        session: Session,
+        terms: Terms,
+        shared: Arc<Shared>,
+        commands: Receiver<Command>,
+    ) -> io::Result<Keeper> {
+        let epoll = Epoll::new()?;
+        watch(&epoll, shared.wake.as_raw_fd(), EventSet::IN, Token::Command)?;
+        shared.breaker.arm(session.stream())?;
+        let now = Instant::now();
+        let keeper = Keeper {
+            label,
+            terms,
+            shared,
+            commands,
+            epoll,
+            back_end: BackEnd::Here { session, since: now, probe_at: now + PROBE_EVERY },
+            active: None,
+            backoff: Backoff::default(),
+            budget: Budget::new(),
+        };
+        if let BackEnd::Here { session, .. } = &keeper.back_end {
+            keeper.watch_end(session)?;
+        }
+        Ok(keeper)
+    }
+
+    pub(super) fn run(mut self) {
+        let mut events = [EpollEvent::default(); 2];
+        loop {
+            let ended = match self.epoll.wait(self.timeout(), &mut events) {
+                Ok(count) => events[..count].iter().any(|event| event.data() == Token::Peer as u64),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => false,
+                Err(error) => return error!("{}: stopped, as waiting failed: {error}", self.label),
+            };
+            if ended {
+                self.lose("it closed the connection");
+            }
+            if self.take_commands() {
+                return;
+            }
+            self.enable();
+            self.keep_time();
+        }
+    }
+
+    /// Milliseconds until something is due.
+    fn timeout(&self) -> i32 {
+        let due = match &self.back_end {
+            BackEnd::Here { probe_at, .. } => *probe_at,
+            BackEnd::Away { retry_at, .. } => {
+                self.link_down_at().map_or(*retry_at, |down_at| down_at.min(*retry_at))
+            }
+        };
+        let wait = due.saturating_duration_since(Instant::now());
+        // Rounded up: woken too early, the thread would spin for the rest of a millisecond.
+        wait.as_micros().div_ceil(1000).try_into().unwrap_or(i32::MAX)
+    }
+
+    /// Carries out what the device asked for; true at the end.
+    fn take_commands(&mut self) -> bool {
+        let _ = self.shared.wake.read();
+        loop {
+            match self.commands.try_recv() {
+                Ok(Command::Start(setup)) => self.start(setup),
+                Ok(Command::Stop { done }) => {
+                    self.stop();
+                    let _ = done.send(());
+                }
+                Ok(Command::Quit) | Err(TryRecvError::Disconnected) => return true,
+                Err(TryRecvError::Empty) => return false,
+            }
+        }
+    }
+
+    fn start(&mut self, setup: Box<Setup>) {
+        if let BackEnd::Here { session, .. } = &mut self.back_end {
+            match session.start(&setup) {
+                Ok(()) if faults::may_log() => {
+                    info!("{}: the back-end serves {} vrings", self.label, setup.vrings.len());
+                }
+                Ok(()) => {}
+                Err(error) => self.lose_for(&error),
+            }
+        }
+        self.active = Some(setup);
+    }
+
+    fn stop(&mut self) {
+        let Some(setup) = self.active.take() else { return };
+        if let BackEnd::Here { session, .. } = &mut self.back_end
+            && let Err(error) = session.stop(&setup)
+        {
+            self.lose_for(&error);
+        }
+    }
+
+    /// Tells the back-end which pairs are active, when it knows it otherwise.
+    fn enable(&mut self) {
+        if let (BackEnd::Here { session, .. }, Some(setup)) = (&mut self.back_end, &self.active)
+            && let Err(error) = session.enable(setup)
+        {
+            self.lose_for(&error);
+        }
+    }
+
+    /// Does what is due.
+    fn keep_time(&mut self) {
+        let now = Instant::now();
+        match &mut self.back_end {
+            BackEnd::Here { session, probe_at, .. } if *probe_at <= now => match session.probe() {
+                Ok(()) => *probe_at = Instant::now() + PROBE_EVERY,
+                Err(error) => self.lose_for(&error),
+            },
+            BackEnd::Away { retry_at, .. } if *retry_at <= now => match self.attempt() {
+                Ok(session) => self.found(session),
+                Err(error) => self.try_later(&error),
+            },
+            _ => {}
+        }
+        if self.link_down_at().is_some_and(|at| at <= Instant::now()) {
+            self.set_link(false);
+        }
+    }
+
+    fn lose_for(&mut self, error: &SessionError) {
+        if self.shared.breaker.has_cut() {
+            let limit = STOP_LIMIT.as_secs();
+            return self.lose(&format!("it did not stop within {limit} s when the guest reset its device"));
+        }
+        self.lose(&faults::chain(error));
+    }
+
+    /// The back-end is no more. The guest is not told: its device stays, and frames wait in its vrings.
+    fn lose(&mut self, why: &str) {
+        let BackEnd::Here { session, since: found, .. } = &self.back_end else { return };
+        unwatch(&self.epoll, session.as_raw_fd(), &self.label);
+        self.shared.breaker.disarm();
+        if found.elapsed() >= STEADY {
+            self.backoff.reset();
+        }
+        let since = Instant::now();
+        // Closes the connection, so that a back-end that lives on lets go of the guest's memory.
+        self.back_end = BackEnd::Away { since, retry_at: since + self.backoff.delay(), told: String::new() };
+        self.state().lost(since);
+        if self.budget.take() {
+            warn!(
+                "{}: the back-end has gone ({why}): the guest runs on without this network, and a back-end is looked for until there is one",
+                self.label
+            );
+        }
+    }
+
+    /// One attempt, as far as a back-end that serves the guest.
+    fn attempt(&mut self) -> Result<Session, RetryError> {
+        let stream = connection::try_connect(&self.terms.socket).map_err(RetryError::Connect)?;
+        if !self.shared.breaker.arm(&stream)? {
+            return Err(RetryError::Cut);
+        }
+        let mut session = Session::open(stream, self.terms.pairs)?;
+        match &self.active {
+            Some(setup) => session.start(setup)?,
+            None => {
+                let missing = self.terms.offered.without(session.features());
+                if !missing.is_empty() {
+                    return Err(SessionError::Offered(missing).into());
+                }
+            }
+        }
+        self.watch_end(&session)?;
+        Ok(session)
+    }
+
+    fn try_later(&mut self, error: &RetryError) {
+        self.shared.breaker.disarm();
+        let text = faults::chain(error);
+        debug!("{}: {text}", self.label);
+        let delay = self.backoff.delay();
+        let BackEnd::Away { retry_at, told, .. } = &mut self.back_end else { return };
+        *retry_at = Instant::now() + delay;
+        if !error.is_absence() && *told != text && self.budget.take() {
+            warn!("{}: a back-end is there but not taken, and tried again: {text}", self.label);
+            *told = text;
+        }
+    }
+
+    fn found(&mut self, session: Session) {
+        let now = Instant::now();
+        let (theirs, before) = (session.mtu(), self.terms.mtu);
+        self.back_end = BackEnd::Here { session, since: now, probe_at: now + PROBE_EVERY };
+        self.set_link(true);
+        let (away, losses) = {
+            let mut state = self.state();
+            (state.found(now), state.losses)
+        };
+        if self.budget.take() {
+            let seconds = away.as_secs_f32();
+            info!("{}: the back-end is back after {seconds:.3} s; it has gone {losses} times", self.label);
+            if theirs != before {
+                let text = |mtu: Option<u16>| mtu.map_or("none".to_owned(), |mtu| mtu.to_string());
+                let (theirs, before) = (text(theirs), text(before));
+                warn!("{}: its MTU is {theirs} and was {before}, which the guest goes by", self.label);
+            }
+        }
+    }
+
+    /// When the guest is to see its link down, unless it does.
+    fn link_down_at(&self) -> Option<Instant> {
+        match self.back_end {
+            BackEnd::Away { since, .. } if self.config().status & STATUS_LINK_UP != 0 => {
+                since.checked_add(self.terms.link_down_after?)
+            }
+            _ => None,
+        }
+    }
+
+    /// Shows the guest its link up or down (virtio 1.2, 5.1.4), and says so when that is new.
+    fn set_link(&self, up: bool) {
+        let mut config = self.config();
+        let status = if up { config.status | STATUS_LINK_UP } else { config.status & !STATUS_LINK_UP };
+        if std::mem::replace(&mut config.status, status) == status {
+            return;
+        }
+        drop(config);
+        if let Some(setup) = &self.active {
+            setup.interrupt.config_changed();
+        }
+        debug!("{}: the guest sees its link {}", self.label, if up { "up" } else { "down" });
+    }
+
+    fn config(&self) -> MutexGuard<'_, NetConfig> {
+        self.shared.config.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn state(&self) -> MutexGuard<'_, LinkState> {
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Only for its end: a back-end that says something unasked is not listened to.
+    fn watch_end(&self, session: &Session) -> io::Result<()> {
+        watch(&self.epoll, session.as_raw_fd(), EventSet::READ_HANG_UP, Token::Peer)
+    }
+}
+
+fn watch(epoll: &Epoll, fd: RawFd, events: EventSet, token: Token) -> io::Result<()> {
+    epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, token as u64))
+}
+
+fn unwatch(epoll: &Epoll, fd: RawFd, label: &str) {
+    if let Err(error) = epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default()) {
+        debug!("{label}: {error} when a descriptor is taken out of the poll set");
+    }
+}
