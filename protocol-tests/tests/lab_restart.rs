@@ -21,7 +21,7 @@ const ENOUGH: &str = "10.77.0.9";
 
 /// For `volt.run`: whatever the kernel has said since its log was cleared, but for what is no complaint. A device
 /// that returns a descriptor twice, stalls or is given up is what it would speak of.
-const COMPLAINTS: &str = "dmesg | grep -v random: >/tmp/log; sed 's/^/VOLT complaint /' /tmp/log; \
+const COMPLAINTS: &str = "dmesg | grep -v -e random: -e 'link becomes ready' >/tmp/log; sed 's/^/VOLT complaint /' /tmp/log; \
                           report complaints $(wc -l </tmp/log)";
 
 fn netd(socket: &Path) -> Process {
@@ -81,8 +81,10 @@ fn netd_killed_ten_times_under_traffic() {
         assert_eq!(value(&reports, "complaints"), "0", "{reports:?}");
         let pings: Vec<usize> =
             value(&reports, "pings").split(' ').map(|n| n.parse().expect("a number")).collect();
-        // Requests wait in the vring; what a kill takes is what is between there and the far side at that moment.
-        assert!(pings[1] > 0 && pings[0] - pings[1] <= 5 * KILLS, "{pings:?} sent and answered");
+        // Requests wait in the vring; what a kill takes is what is between there and the far side at that moment. The
+        // answers are another matter: for up to a second after the TAP's carrier is back, the host drops what it sends
+        // there, which at five a second is five of them.
+        assert!(pings[1] > 0 && pings[0] - pings[1] <= (5 + 2) * KILLS, "{pings:?} sent and answered");
         eprintln!("{KILLS} kills in {} rounds of TCP, pings sent and answered: {pings:?}", rounds.len());
     });
 }
