@@ -4,6 +4,9 @@
 //! |---|---|
 //! | [`virtio`] | feature bits, guest memory, split rings, descriptor chains |
 //! | [`net`] | the device: configuration space, control queue, RX and TX of a queue pair |
+//! | [`port`] | the host's side: TAP interfaces, sockets |
+//! | [`event`] | waiting, being notified, a queue pair's worker |
+//! | [`vhost_user`] | a front-end's connection and session |
 
 pub mod event;
 pub mod net;

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fcntl_setfl, fstat};
 use thiserror::Error;
 
@@ -58,6 +59,14 @@ impl Notifier {
     #[inline]
     pub fn notify(&self) {
         let _ = (&self.0).write(&1u64.to_ne_bytes());
+    }
+
+    /// Whether [`Notifier::notify`] would return at once even for a descriptor that its owner has made blocking again.
+    /// For threads that nobody can interrupt; one that is full has a notification waiting.
+    pub fn is_ready(&self) -> bool {
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let mut fds = [PollFd::new(&self.0, PollFlags::OUT)];
+        matches!(poll(&mut fds, Some(&now)), Ok(1)) && fds[0].revents().contains(PollFlags::OUT)
     }
 
     /// Takes what was notified. `false` when the other side is gone, or the descriptor is of no use.

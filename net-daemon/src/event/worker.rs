@@ -176,7 +176,10 @@ impl Running {
         loop {
             match self.wait(&mut ready) {
                 Ok(true) => {}
-                Ok(false) => return self.pair,
+                Ok(false) => {
+                    self.pair.leave();
+                    return self.pair;
+                }
                 Err(error) => {
                     error!("a queue pair stops: waiting for events failed: {error}");
                     return self.pair;
@@ -198,11 +201,12 @@ impl Running {
     /// Takes what has happened into `ready`, after waiting for it if there is nothing to do. `false` ends the run.
     fn wait(&mut self, ready: &mut Ready) -> io::Result<bool> {
         let timeout = (ready.tx || ready.rx).then_some(Duration::ZERO);
-        let (mut running, mut dead) = (true, Vec::new());
+        let (mut running, mut failed, mut dead) = (true, false, Vec::new());
         let pair = &self.pair;
         self.poller.wait(timeout, |token, flags| match token {
             Token::Stop => running = false,
             Token::Port => {
+                failed |= flags.intersects(EventFlags::ERR | EventFlags::HUP);
                 ready.rx |= !ready.rx_waits_for_kick;
                 ready.tx |= ready.tx_waits_for_port && flags.contains(EventFlags::OUT);
             }
@@ -218,6 +222,9 @@ impl Running {
                 dead.extend(vring.filter(|vring| !taken(pair, vring)).map(|vring| vring.kick.clone()));
             }
         })?;
+        if failed {
+            self.pair.probe();
+        }
         for kick in dead {
             self.poller.remove(&*kick)?;
         }

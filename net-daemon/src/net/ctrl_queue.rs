@@ -3,7 +3,7 @@
 
 use log::{debug, warn};
 
-use crate::net::counters::Counters;
+use crate::net::counters::Counter;
 use crate::net::ctrl::{self, ACK_ERR, ACK_OK, Command, Limits, MAX_COMMAND_LEN};
 use crate::net::vring::Vring;
 use crate::virtio::chain::ChainError;
@@ -18,13 +18,13 @@ const BATCH: usize = 16;
 pub struct ControlQueue {
     /// Its vring.
     pub vring: Vring,
-    counters: Counters,
+    bad_chains: Counter,
 }
 
 impl ControlQueue {
     /// The control queue over `vring`.
     pub fn new(vring: Vring) -> ControlQueue {
-        ControlQueue { vring, counters: Counters::default() }
+        ControlQueue { vring, bad_chains: Counter::default() }
     }
 
     /// Hands each available command to `carry_out`, answers the driver, and says whether there may be more.
@@ -42,14 +42,23 @@ impl ControlQueue {
             let written = match self.serve(head, limits, &mut carry_out) {
                 Ok(()) => 1,
                 Err(error) => {
-                    self.vring.bad_chain(error, &self.counters.tx_bad_chain);
+                    self.vring.bad_chain(error, &self.bad_chains);
                     0
                 }
             };
             self.vring.ring.push_used(head, written);
         }
-        self.vring.publish(&self.counters);
+        if self.vring.ring.publish() {
+            self.call();
+        }
         Ok(more || self.vring.ring.enable_kicks()?)
+    }
+
+    /// Notifies the driver. Not by [`Vring::call`]: this runs on the main thread, which no descriptor may hold.
+    pub fn call(&self) {
+        if let Some(call) = self.vring.call.as_ref().filter(|call| call.is_ready()) {
+            call.notify();
+        }
     }
 
     fn serve(

@@ -11,6 +11,7 @@ use crate::net::rx::Rx;
 use crate::net::tx::Tx;
 use crate::net::vring::Vring;
 use crate::port::PortQueue;
+use crate::virtio::memory::IoPart;
 use crate::virtio::ring::RingError;
 
 /// A queue pair that can run. Either half may be missing: not started, not enabled, or broken by the driver.
@@ -40,6 +41,25 @@ impl Pair {
     pub fn vrings(&self) -> impl Iterator<Item = &Vring> {
         let rx = self.rx.iter().map(|rx| &rx.vring);
         rx.chain(self.tx.iter().map(|tx| &tx.vring))
+    }
+
+    /// Leaves the rings so that their driver kicks when it has something: whoever comes next may wait for that.
+    pub fn leave(&mut self) {
+        if let Some(tx) = &mut self.tx {
+            // An error is the next one's to find.
+            let _ = tx.vring.ring.enable_kicks();
+        }
+        if let Some(rx) = &mut self.rx {
+            rx.give_up_stash(&self.counters);
+        }
+    }
+
+    /// Looks at a port that reports an error, which receiving would do if the guest had buffers.
+    pub fn probe(&mut self) {
+        let mut byte = [0];
+        if let Err(error) = self.queue.recv(&[IoPart::from_slice(&mut byte)]) {
+            self.health.failed(&error);
+        }
     }
 
     /// One batch from the wire to the guest.

@@ -41,6 +41,8 @@ enum Gathered {
     Empty,
     /// A malformed chain comes next.
     BadChain,
+    /// So many malformed chains came that it is somebody else's turn.
+    Pause,
 }
 
 /// The receive half of a queue pair.
@@ -111,15 +113,15 @@ impl Rx {
         let mut end = Turn::Idle;
         for _ in 0..BATCH {
             if let Some(len) = self.stashed {
-                if !self.unstash(len, counters)? {
-                    return Ok(Turn::NoBuffers);
+                if let Some(turn) = self.unstash(len, counters)? {
+                    return Ok(turn);
                 }
                 end = Turn::More;
                 continue;
             }
-            self.gather(self.wanted, counters)?;
+            let gathered = self.gather(self.wanted, counters)?;
             if self.buffers.is_empty() {
-                return Ok(Turn::NoBuffers);
+                return Ok(if gathered == Gathered::Pause { Turn::More } else { Turn::NoBuffers });
             }
             match self.receive(port) {
                 Ok(len) => {
@@ -128,8 +130,13 @@ impl Rx {
                     end = Turn::More;
                 }
                 Err(error) => match health.failed(&error) {
-                    // Goes on with the next frame, but not for ever: nothing says that it will be better.
-                    Verdict::Refused => self.failed(&error, counters),
+                    Verdict::Refused => {
+                        self.failed(&error, counters);
+                        // That took a frame, so there is an end to it; of other errors nobody knows.
+                        if error.raw_os_error() == Some(libc::EFAULT) {
+                            end = Turn::More;
+                        }
+                    }
                     Verdict::Wait | Verdict::NoPort => return Ok(Turn::Idle),
                 },
             }
@@ -146,6 +153,7 @@ impl Rx {
     /// Takes buffers off the ring until they hold `wanted` bytes; one is enough where frames are not merged.
     #[inline]
     fn gather(&mut self, wanted: usize, counters: &Counters) -> Result<Gathered, RingError> {
+        let mut bad_chains = 0;
         while self.capacity < wanted && (self.mergeable || self.buffers.is_empty()) {
             let Some(head) = self.vring.ring.pop()? else { return Ok(Gathered::Empty) };
             let start = self.parts.len();
@@ -163,6 +171,10 @@ impl Rx {
                     }
                     self.vring.bad_chain(error, &counters.rx_bad_chain);
                     self.vring.ring.push_used(head, 0);
+                    bad_chains += 1;
+                    if bad_chains == BATCH {
+                        return Ok(Gathered::Pause);
+                    }
                 }
             }
         }
@@ -236,25 +248,34 @@ impl Rx {
         self.stashed = Some(len);
     }
 
-    /// Gives the stashed frame to the guest, or gives it up when the guest's whole ring cannot hold it. Returns
-    /// whether the stash is empty.
+    /// Gives the stashed frame to the guest, or gives it up when the guest's whole ring cannot hold it. Returns how
+    /// the batch ends when the frame has to stay.
     #[cold]
-    fn unstash(&mut self, len: usize, counters: &Counters) -> Result<bool, RingError> {
+    fn unstash(&mut self, len: usize, counters: &Counters) -> Result<Option<Turn>, RingError> {
         let gathered = self.gather(len, counters)?;
         if len <= self.capacity {
             write_parts(&self.parts[self.first..], 0, &self.spill[..len]);
             self.complete(len, counters);
         } else {
             let full = self.buffers.len() == usize::from(self.vring.ring.size());
-            if gathered == Gathered::Empty && !full {
-                return Ok(false);
+            match gathered {
+                Gathered::Pause => return Ok(Some(Turn::More)),
+                Gathered::Empty if !full => return Ok(Some(Turn::NoBuffers)),
+                _ => {}
             }
             counters.rx_too_long.add(1);
             // Longer frames than this guest takes are no reason to gather more buffers.
             self.wanted = 1;
         }
         self.stashed = None;
-        Ok(true)
+        Ok(None)
+    }
+
+    /// Counts a frame that was set aside: it goes with the pair that is stopped.
+    pub fn give_up_stash(&mut self, counters: &Counters) {
+        if self.stashed.take().is_some() {
+            counters.rx_failed.add(1);
+        }
     }
 
     /// Finishes the header of a frame that lies in the buffers and pushes the buffers that it fills.

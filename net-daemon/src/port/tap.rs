@@ -110,6 +110,9 @@ impl Tap {
     pub fn open(options: TapOptions) -> Result<Tap, TapError> {
         check_name(&options.name)?;
         let existed = link::exists(&options.name);
+        if existed && options.persist {
+            warn!("{} exists already: whether it persists is left as it is", options.name);
+        }
         let files = open_queues(&options, existed)?;
         let mut tap = Tap::over(options.name.clone(), files)?;
         if !existed {
@@ -208,7 +211,7 @@ impl Port for Tap {
             return Err(io::ErrorKind::Unsupported.into());
         };
         if self.existed && !link::exists(&self.name) {
-            return Err(io::ErrorKind::NotFound.into());
+            return Err(io::Error::new(io::ErrorKind::NotFound, "there is no such interface"));
         }
         let existed = self.existed;
         *self = Tap::open(options).map_err(io::Error::other)?;

@@ -11,6 +11,7 @@ use thiserror::Error;
 use vhost::vhost_user::message::VhostUserProtocolFeatures as Protocol;
 
 use crate::event::notify::{Notifier, NotifyError};
+use crate::event::worker::WorkerError;
 use crate::net::ctrl::{Command, Limits};
 use crate::net::ctrl_queue::ControlQueue;
 use crate::net::device::{DeviceError, NetDevice, PairVrings};

@@ -103,25 +103,33 @@ pub struct Chains {
     /// Whether a table may follow.
     indirect: bool,
     number: u16,
+    bytes: u64,
 }
+
+/// Most bytes in a chain (virtio 1.2, 2.7.5.2).
+const MAX_CHAIN_LEN: u64 = 1 << 32;
 
 impl Chains {
     /// A walk that begins in a ring's table of `size` entries.
     #[inline]
     pub fn new(size: u16, indirect: bool) -> Chains {
-        Chains { size, left: size, indirect, number: 0 }
+        Chains { size, left: size, indirect, number: 0, bytes: 0 }
     }
 
     /// Counts descriptor `number`. Returns it when it stands for a table, to be given to [`Chains::enter`].
     ///
     /// # Errors
     ///
-    /// For a loop, and for an indirect descriptor that must not be one.
+    /// For a loop, for more bytes than a chain can have, and for an indirect descriptor that must not be one.
     #[inline]
     pub fn follow(&mut self, number: u16, descriptor: Descriptor) -> Result<Option<Descriptor>, ChainError> {
         self.left = self.left.checked_sub(1).ok_or(ChainError::Loop(self.size))?;
         self.number = number;
         if descriptor.flags & F_INDIRECT == 0 {
+            self.bytes += u64::from(descriptor.len);
+            if self.bytes > MAX_CHAIN_LEN {
+                return Err(ChainError::Long(MAX_CHAIN_LEN as usize));
+            }
             return Ok(None);
         }
         if self.indirect && descriptor.flags & F_NEXT == 0 {

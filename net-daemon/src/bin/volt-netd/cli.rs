@@ -5,8 +5,10 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Parser, ValueEnum};
 use log::LevelFilter;
 use volt_net::net::config::{MIN_MTU, Mac};
-use volt_net::port::tap::MAX_QUEUES;
 use volt_net::virtio::ring::MAX_RING_SIZE;
+
+/// Most queue pairs: vhost-user names a vring in 8 bits, and there is a control vring.
+pub(crate) const MAX_PAIRS: usize = 127;
 
 /// Serve a virtual machine's network device over vhost-user, with a TAP interface on the host's side.
 #[derive(Debug, Parser)]
@@ -45,7 +47,7 @@ pub(crate) struct Cli {
     pub(crate) client: bool,
 
     /// Queue pairs; with --tap-fd their number
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=MAX_QUEUES as i64))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=MAX_PAIRS as i64))]
     pub(crate) queues: Option<u16>,
 
     /// Most entries that a vring may have, a power of two
@@ -66,10 +68,11 @@ pub(crate) struct Cli {
 
     /// Permissions of the socket, in octal
     #[arg(long, value_name = "MODE", default_value = "0600", value_parser = mode)]
+    #[arg(conflicts_with_all = ["fd", "client"])]
     pub(crate) socket_mode: u32,
 
     /// Group that owns the socket, by name or number
-    #[arg(long, value_name = "GROUP")]
+    #[arg(long, value_name = "GROUP", conflicts_with_all = ["fd", "client"])]
     pub(crate) socket_group: Option<String>,
 
     /// How much to log to standard error

@@ -8,7 +8,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::Mode;
-use rustix::net::{AddressFamily, SocketType, sockopt};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use thiserror::Error;
 
 /// Why there is no endpoint.
@@ -92,16 +92,23 @@ fn make_room(path: &Path) -> Result<(), EndpointError> {
     if !metadata.file_type().is_socket() {
         return Err(EndpointError::NotSocket(path.to_owned()));
     }
-    match UnixStream::connect(path) {
+    let failed = |source| EndpointError::Listen { path: path.to_owned(), source };
+    match connect(path) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(|source| EndpointError::Listen { path: path.to_owned(), source })
+            fs::remove_file(path).map_err(failed)
         }
-        Err(source) if source.kind() != io::ErrorKind::WouldBlock => {
-            Err(EndpointError::Listen { path: path.to_owned(), source })
-        }
+        Err(source) if source.kind() != io::ErrorKind::WouldBlock => Err(failed(source)),
         // Connected, or refused for now by a full backlog.
         _ => Err(EndpointError::InUse(path.to_owned())),
     }
+}
+
+/// Connects to the socket at `path` without waiting: `WouldBlock` when its backlog is full.
+pub(crate) fn connect(path: &Path) -> io::Result<UnixStream> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket.into())
 }
 
 fn group(name: &str) -> Result<u32, EndpointError> {

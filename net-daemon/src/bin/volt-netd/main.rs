@@ -5,6 +5,7 @@
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use clap::{CommandFactory, Parser, error::ErrorKind};
 use log::info;
@@ -18,7 +19,7 @@ use volt_net::net::device::{DeviceOptions, NetDevice};
 use volt_net::port::Port;
 use volt_net::port::tap::{Tap, TapOptions};
 
-use crate::cli::Cli;
+use crate::cli::{Cli, MAX_PAIRS};
 use crate::endpoint::{Access, Endpoint};
 use crate::server::Server;
 
@@ -59,6 +60,12 @@ fn check(cli: &Cli) {
             "where do front-ends come from? give --socket PATH or --fd N",
         );
     }
+    if cli.tap_fd.len() > MAX_PAIRS {
+        wrong(
+            ErrorKind::TooManyValues,
+            "more --tap-fd descriptors than the 127 queue pairs that vhost-user can name",
+        );
+    }
     if !cli.tap_fd.is_empty() && cli.queues.is_some_and(|queues| usize::from(queues) != cli.tap_fd.len()) {
         let text = "--queues differs from the number of --tap-fd descriptors: leave it out";
         wrong(ErrorKind::ArgumentConflict, text);
@@ -70,7 +77,12 @@ fn run(cli: &Cli) -> Result<(), AnyError> {
     let tap_fds = fds::take(&cli.tap_fd)?;
     let fd = fds::take(cli.fd.as_slice())?.pop();
     let (signals, signalled) = UnixStream::pair()?;
+    let told = Arc::new(AtomicBool::new(false));
     for signal in [SIGTERM, SIGINT] {
+        // In this order: the first signal asks, a second one does not. It is for a main thread that the kernel holds, as
+        // it can in memory of a front-end that never comes.
+        signal_hook::flag::register_conditional_shutdown(signal, 1, told.clone())?;
+        signal_hook::flag::register(signal, told.clone())?;
         signal_hook::low_level::pipe::register(signal, signalled.try_clone()?)?;
     }
     prepare_signals()?;

@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use log::{debug, info, warn};
+use log::{info, warn};
 use thiserror::Error;
 use volt_net::error_chain;
 use volt_net::event::notify::Notifier;
@@ -18,7 +18,7 @@ use volt_net::net::device::{DeviceError, NetDevice};
 use volt_net::vhost_user::channel::{Channel, ChannelError};
 use volt_net::vhost_user::session::{Session, SessionError};
 
-use crate::endpoint::Endpoint;
+use crate::endpoint::{Endpoint, connect};
 
 /// How long until a front-end that is not there, or an interface that is gone, is tried again.
 const RETRY: Duration = Duration::from_millis(500);
@@ -73,6 +73,10 @@ pub(crate) struct Server {
     connection: Option<Connection>,
     /// When to try to open a port that is gone.
     reopen: Option<Instant>,
+    /// Why that failed last.
+    reopen_failure: String,
+    /// When to look for a front-end that listens.
+    next_connect: Instant,
     waiting_logged: bool,
     refused: u64,
     refusal_logged: Option<Instant>,
@@ -111,6 +115,8 @@ impl Server {
             wake,
             connection: None,
             reopen: None,
+            reopen_failure: String::new(),
+            next_connect: Instant::now(),
             waiting_logged: false,
             refused: 0,
             refusal_logged: None,
@@ -176,8 +182,8 @@ impl Server {
             return Some(Duration::ZERO);
         }
         let client = matches!(self.endpoint, Endpoint::Client(_)) && self.connection.is_none();
-        let reopen = self.reopen.map(|when| when.saturating_duration_since(Instant::now()));
-        reopen.into_iter().chain(client.then_some(RETRY)).min()
+        let next = self.reopen.into_iter().chain(client.then_some(self.next_connect)).min();
+        next.map(|when| when.saturating_duration_since(Instant::now()))
     }
 
     /// Takes a new front-end, or refuses it while there is another.
@@ -218,10 +224,12 @@ impl Server {
 
     fn connect_as_client(&mut self) -> Result<(), ServerError> {
         let Endpoint::Client(path) = &self.endpoint else { return Ok(()) };
-        if self.connection.is_some() {
+        if self.connection.is_some() || self.next_connect > Instant::now() {
             return Ok(());
         }
-        match UnixStream::connect(path) {
+        // Also after a connection that ends at once.
+        self.next_connect = Instant::now() + RETRY;
+        match connect(path) {
             Ok(stream) => {
                 self.waiting_logged = false;
                 self.connect(stream)
@@ -256,8 +264,9 @@ impl Server {
             self.poller.remove(&*kick)?;
         }
         info!("front-end gone: {why}");
-        for pair in 0..self.device.pairs() {
-            info!("queue pair {pair} so far: {}", self.device.counters(pair));
+        let counters = (0..self.device.pairs()).map(|pair| (pair, self.device.counters(pair)));
+        for (pair, counters) in counters.filter(|(_, counters)| counters.all().any(|(_, count)| count > 0)) {
+            info!("queue pair {pair} so far: {counters}");
         }
         Ok(())
     }
@@ -307,12 +316,24 @@ impl Server {
         match self.device.reopen_port() {
             Ok(()) => {
                 self.reopen = None;
+                self.reopen_failure.clear();
                 if let Some(connection) = &mut self.connection {
                     connection.session.port_changed(&mut self.device)?;
                 }
             }
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                warn!(
+                    "{}: its descriptors came from whoever started this daemon: start it again with new ones",
+                    self.device.port_name()
+                );
+                self.reopen = None;
+            }
             Err(error) => {
-                debug!("{}: {error}", self.device.port_name());
+                let failure = error_chain(&error);
+                if failure != self.reopen_failure {
+                    warn!("{} cannot be opened again yet: {failure}", self.device.port_name());
+                    self.reopen_failure = failure;
+                }
                 self.reopen = Some(Instant::now() + RETRY);
             }
         }

@@ -228,3 +228,31 @@ fn an_endless_mix_of_lengths_keeps_memory_bounded() {
     assert_eq!(rig.counters.rx_frames.get(), 5000);
     assert!(rx.parts.capacity() <= 2 * MAX_PARTS);
 }
+
+#[test]
+fn a_ring_full_of_malformed_buffers_is_taken_in_turns() {
+    let mut driver = Driver::new(256, MERGE);
+    let (mut rig, _wire) = Rig::new();
+    let mut rx = rx(&driver);
+    for _ in 0..200 {
+        driver.add(&[(u64::MAX - 1, 2000, true)]);
+    }
+    for turn in 1..=3 {
+        assert_eq!(rig.rx(&mut rx), Ok(Turn::More));
+        assert_eq!(usize::from(driver.used_idx()), turn * BATCH, "published before the next turn");
+    }
+    assert_eq!(rig.rx(&mut rx), Ok(Turn::NoBuffers));
+    assert_eq!(rig.counters.rx_bad_chain.get(), 200);
+}
+
+#[test]
+fn a_frame_that_waits_for_buffers_is_counted_when_the_pair_stops() {
+    let mut driver = Driver::new(8, MERGE);
+    let (mut rig, wire) = Rig::new();
+    let mut rx = rx(&driver);
+    post(&mut driver, 2, 100);
+    wire.send(&frame(500, 1));
+    assert_eq!(rig.rx(&mut rx), Ok(Turn::NoBuffers));
+    rx.give_up_stash(&rig.counters);
+    assert_eq!(rig.counters.rx_failed.get(), 1);
+}

@@ -122,8 +122,11 @@ impl Session {
         self.vrings[tx].was_enabled |= vrings.tx.is_some();
         if let Err(error) = device.start(pair, vrings, acked) {
             warn!("queue pair {pair} cannot run: {}", crate::error_chain(&error));
-            self.vrings[rx].broken = true;
-            self.vrings[tx].broken = true;
+            if let WorkerError::Kick(index, _) = error.source {
+                // The other half can run without it.
+                self.vrings[index].broken = true;
+                self.run_pair(pair, device);
+            }
         }
     }
 
@@ -155,6 +158,9 @@ impl Session {
         };
         if self.control.is_none() && self.vrings[index].processing(acked) == Processing::Normal {
             self.control = self.vrings[index].vring(index, &memory, acked).map(ControlQueue::new);
+            if let Some(control) = &self.control {
+                control.call();
+            }
         }
     }
 
@@ -166,7 +172,6 @@ impl Session {
     /// Serves the control queue. Returns whether there may be more.
     pub fn control_kicked(&mut self, device: &mut NetDevice) -> bool {
         let (Some(mut control), Some(acked)) = (self.control.take(), self.acked) else { return false };
-        control.vring.kick.clear();
         let limits = Limits { acked, max_pairs: device.config().max_pairs };
         let result = control.run(limits, |command| {
             if let Command::SetPairs(asked) = command {
@@ -183,6 +188,9 @@ impl Session {
             Err(error) => {
                 let index = control.vring.index;
                 warn!("vring {index} stopped: {error}; only a reset by the driver starts it again");
+                if let Some(err) = control.vring.err.as_ref().filter(|err| err.is_ready()) {
+                    err.notify();
+                }
                 self.vrings[index].broken = true;
                 false
             }
@@ -196,6 +204,8 @@ impl Session {
     /// When a worker does not stop.
     pub fn port_changed(&mut self, device: &mut NetDevice) -> Result<(), DeviceError> {
         self.stop_all(device)?;
+        // What workers said of the old queues is no news of the new ones.
+        device.port_gone();
         if let Some(acked) = self.acked {
             device.set_offloads(acked);
         }

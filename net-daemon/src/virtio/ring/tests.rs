@@ -171,6 +171,10 @@ fn malformed_chains_are_named() {
     driver.descriptor(BUFFERS, BUFFERS, 1, F_NEXT, 1);
     assert_eq!(error(BUFFERS, 16, F_INDIRECT, 0), ChainError::Next { number: 0, next: 1, size: 1 });
 
+    // More bytes than any chain has, whether they are guest memory or not.
+    driver.table(BUFFERS, 0, 2100, &[(0, 0x20_0000, false)].repeat(2100));
+    assert_eq!(error(BUFFERS, 2100 * 16, F_INDIRECT, 0), ChainError::Long(1 << 32));
+
     let driver = Driver::new(8, Features::NONE);
     driver.descriptor(0, BUFFERS, 16, F_INDIRECT, 0);
     let error = lens(&mut driver.ring(), 0).unwrap_err();
