@@ -26,6 +26,7 @@ use fault::Fault;
 
 mod connection;
 pub mod fault;
+mod vring;
 
 /// What the back-end says it is, and does.
 #[derive(Clone, Debug)]

@@ -1,5 +1,6 @@
 //! `volt-conform`: plays a front-end against any vhost-user-net back-end and says what it keeps of the specifications.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -81,7 +82,7 @@ fn serve(options: &Backend) -> Result<bool, String> {
     }
     if options.list {
         for check in checks {
-            println!("{:<44} {:<7} {}", check.name, check.level.text(), check.needs.text());
+            say(format_args!("{:<44} {:<7} {}", check.name, check.level.text(), check.needs.text()));
         }
         return Ok(true);
     }
@@ -105,15 +106,15 @@ fn serve(options: &Backend) -> Result<bool, String> {
 fn one(check: &'static Check, target: &Target, wire: &Wire, json: bool) -> Outcome {
     let outcome = run(check, target, wire);
     if !json {
-        println!("{}", report::line(&outcome));
+        say(format_args!("{}", report::line(&outcome)));
     }
     outcome
 }
 
 fn finish(outcomes: &[Outcome], options: &Backend) -> Result<bool, String> {
     match options.json {
-        true => println!("{:#}", report::json(outcomes)),
-        false => println!("{}", report::summary(outcomes)),
+        true => say(format_args!("{:#}", report::json(outcomes))),
+        false => say(format_args!("{}", report::summary(outcomes))),
     }
     if let Some(path) = &options.junit {
         std::fs::write(path, report::junit(outcomes))
@@ -122,7 +123,12 @@ fn finish(outcomes: &[Outcome], options: &Backend) -> Result<bool, String> {
     Ok(!outcomes.iter().any(report::is_bad))
 }
 
+/// Prints a line. Whoever closed the pipe wants no more of it.
+fn say(line: std::fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
 fn explain(check: &Check) {
-    println!("{}\n  {}\n  source: {}", check.name, check.promise, check.source);
-    println!("  level: {}; needs: {}", check.level.text(), check.needs.text());
+    say(format_args!("{}\n  {}\n  source: {}", check.name, check.promise, check.source));
+    say(format_args!("  level: {}; needs: {}", check.level.text(), check.needs.text()));
 }

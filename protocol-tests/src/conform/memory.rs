@@ -7,7 +7,7 @@ use super::{Finding, checks, ensure};
 use crate::frontend::{mem_table, single_region};
 use crate::memory::{GuestMemory, RegionSpec};
 use crate::session::Setup;
-use crate::wire::{protocol, request, words};
+use crate::wire::{protocol, request, request_name, words};
 
 type Result = std::result::Result<(), Finding>;
 
@@ -145,10 +145,8 @@ fn told(bench: &mut Bench, request: u32, body: &[u8], fds: usize) -> Result {
         request::REM_MEM_REG => bench.negotiated(protocol::REPLY_ACK | protocol::CONFIGURE_MEM_SLOTS)?,
         _ => bench.acking()?,
     };
-    refused(
-        frontend.tell_acked(request, body, &fds),
-        &format!("{body:02x?} with {} descriptors", fds.len()),
-    )?;
+    let what = format!("{} {body:02x?} with {} descriptors", request_name(request), fds.len());
+    refused(frontend.tell_acked(request, body, &fds), &what)?;
     drop(frontend);
     bench.serves()
 }
