@@ -6,7 +6,7 @@ use super::bench::{Bench, LIMIT, PLAIN, refused};
 use super::{Finding, checks, ensure};
 use crate::frontend::{mem_table, single_region};
 use crate::memory::{GuestMemory, RegionSpec};
-use crate::session::Setup;
+use crate::session::{Session, Setup};
 use crate::wire::{protocol, request, request_name, words};
 
 type Result = std::result::Result<(), Finding>;
@@ -32,6 +32,8 @@ checks! {
     "memory/across-border", Must, Completion, "virtio 1.2, 2.7.4 (buffers are guest-physical ranges)",
         "A ring and a frame may cross from one region into the next, another file.", |b| regions(b,
             RegionSpec::adjoining(0x10_0000, &[(0x1000, 0), (0x40_0000, 0x1000), (0x40_0000, 0)]));
+    "memory/receive-across-border", Must, Frames, "virtio 1.2, 2.7.4 (buffers are guest-physical ranges)",
+        "A receive buffer may cross from one region into the next, another file.", receive_across;
     "memory/add-remove", Must, Completion, "vhost-user, ADD_MEM_REG and REM_MEM_REG",
         "A region that was added serves, and can be removed while the others go on.", add_remove;
     "memory/replaced", Robust, Completion, "vhost-user, SET_MEM_TABLE",
@@ -82,6 +84,21 @@ fn regions(bench: &mut Bench, regions: Vec<RegionSpec>) -> Result {
                 bench.expect(&mut session, frame)?;
             }
         }
+    }
+    Ok(())
+}
+
+/// Buffers of 3000 bytes on borders of 20 KiB: the twenty-first is cut inside a frame of 1500 bytes.
+fn receive_across(bench: &mut Bench) -> Result {
+    let pieces = [(0x1000, 0), (0x5000, 0x1000), (0x5000, 0), (0x5000, 0x2000), (0x5000, 0), (0x10_0000, 0)];
+    let regions = RegionSpec::adjoining(0x10_0000, &pieces);
+    let setup = Setup { regions, size: 64, ..Setup::default() };
+    let mut session = Session::start(bench.connect()?, &setup)?;
+    session.rx(0).fill(32, &[3000])?;
+    for _ in 0..40 {
+        let frame = bench.frame(1500);
+        bench.inject(&mut session, &frame)?;
+        bench.arrives(&mut session, &frame)?;
     }
     Ok(())
 }
