@@ -1,6 +1,7 @@
 //! What a check works with: fresh connections to the back-end, numbered frames, and its far side if there is one.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::{Finding, ensure};
@@ -15,6 +16,9 @@ use crate::wire::{WireError, protocol};
 pub const LIMIT: Duration = Duration::from_secs(2);
 /// How long is waited for something that must not happen.
 pub const QUIET: Duration = Duration::from_millis(80);
+
+/// Where the frames of the next check are counted from.
+static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// Where a back-end's frames go and come from.
 #[derive(Debug)]
@@ -32,13 +36,16 @@ pub enum Far {
 pub struct Bench {
     socket: PathBuf,
     far: Far,
+    /// Frames up to this number are other checks', left over in a back-end that serves them all.
+    first: u32,
     number: u32,
 }
 
 impl Bench {
     /// A bench for the back-end that listens, or will, at `socket`.
     pub fn new(socket: PathBuf, far: Far) -> Bench {
-        Bench { socket, far, number: 0 }
+        let first = NEXT.fetch_add(100_000, Ordering::Relaxed);
+        Bench { socket, far, first, number: first }
     }
 
     /// Whether frames can be seen.
@@ -93,10 +100,10 @@ impl Bench {
 
     /// The next frame of a check's own that left by the far side. `None`: none within `limit`.
     pub fn leaves(&self, session: &mut Session, limit: Duration) -> Result<Option<Vec<u8>>, Finding> {
-        let Far::Tap(wire) = &self.far else { return guest_gets(session, limit).map(frame_bytes) };
+        let Far::Tap(wire) = &self.far else { return self.guest_gets(session, limit).map(frame_bytes) };
         let deadline = Instant::now() + limit;
         while let Some((_, bytes)) = wire.recv(deadline.saturating_duration_since(Instant::now()))? {
-            if ours(&bytes) {
+            if self.ours(&bytes) {
                 return Ok(Some(bytes));
             }
         }
@@ -129,7 +136,7 @@ impl Bench {
 
     /// The guest gets this frame next.
     pub fn arrives(&self, session: &mut Session, frame: &[u8]) -> Result<Frame, Finding> {
-        let got = guest_gets(session, LIMIT)?;
+        let got = self.guest_gets(session, LIMIT)?;
         let got =
             got.ok_or_else(|| Finding::Fail(format!("frame of {} bytes never arrived", frame.len())))?;
         same(frame, &got.bytes, "arrived")?;
@@ -153,6 +160,26 @@ impl Bench {
         Ok(())
     }
 
+    /// The next frame of the check's own that the guest gets.
+    fn guest_gets(&self, session: &mut Session, limit: Duration) -> Result<Option<Frame>, Finding> {
+        let deadline = Instant::now() + limit;
+        loop {
+            match session.rx(0).recv(deadline.saturating_duration_since(Instant::now())) {
+                Ok(frame) if self.ours(&frame.bytes) => return Ok(Some(frame)),
+                Ok(_) => {}
+                // A used buffer that was not called is a fault of its own.
+                Err(NicError::Timeout { used, taken, .. }) if used == taken => return Ok(None),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Neither a frame of the host's own, as neighbour discovery sends them, nor an intact one of another check.
+    fn ours(&self, frame: &[u8]) -> bool {
+        let foreign = frame.len() >= 14 && frame.get(12..14) != Some(&ETHERTYPE.to_be_bytes());
+        !foreign && number_of(frame).is_none_or(|number| number > self.first)
+    }
+
     /// After an abuse, its connection gone, the back-end serves a usual session.
     pub fn serves(&mut self) -> Result<(), Finding> {
         let mut session = self.session(&Setup::default()).map_err(afterwards)?;
@@ -173,25 +200,6 @@ fn afterwards(finding: Finding) -> Finding {
 
 fn frame_bytes(frame: Option<Frame>) -> Option<Vec<u8>> {
     frame.map(|frame| frame.bytes)
-}
-
-/// The next frame of a check's own that the guest gets.
-fn guest_gets(session: &mut Session, limit: Duration) -> Result<Option<Frame>, Finding> {
-    let deadline = Instant::now() + limit;
-    loop {
-        match session.rx(0).recv(deadline.saturating_duration_since(Instant::now())) {
-            Ok(frame) if ours(&frame.bytes) => return Ok(Some(frame)),
-            Ok(_) => {}
-            // A used buffer that was not called is a fault of its own.
-            Err(NicError::Timeout { used, taken, .. }) if used == taken => return Ok(None),
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
-/// Frames of the host's own, as neighbour discovery sends them, are no check's business.
-fn ours(frame: &[u8]) -> bool {
-    frame.get(12..14) == Some(&ETHERTYPE.to_be_bytes()) || frame.len() < 14
 }
 
 fn same(frame: &[u8], got: &[u8], how: &str) -> Result<(), Finding> {
