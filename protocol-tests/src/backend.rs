@@ -22,8 +22,11 @@ use crate::frame::NetHeader;
 use crate::nic::eventfd;
 use crate::wire::{WireError, feature, protocol};
 use connection::Connection;
+use fault::Fault;
 
 mod connection;
+pub mod fault;
+mod vring;
 
 /// What the back-end says it is, and does.
 #[derive(Clone, Debug)]
@@ -38,6 +41,8 @@ pub struct Script {
     pub config: Vec<u8>,
     /// Frames that the guest sends come back to it on the same pair.
     pub echo: bool,
+    /// What it does wrong.
+    pub fault: Option<Fault>,
 }
 
 impl Default for Script {
@@ -59,6 +64,7 @@ impl Default for Script {
             queue_num: 2,
             config: vec![0x02, 0, 0, 0, 0, 0x77, 1, 0, 1, 0, 0, 0],
             echo: false,
+            fault: None,
         }
     }
 }
@@ -201,7 +207,7 @@ impl Server {
                     body: message.body.clone(),
                     fds: message.fds.len(),
                 });
-                connection.handle(message)?;
+                connection.answer(message)?;
             }
             if let Err(fault) = connection.work(&self.shared, &self.sender) {
                 locked(&self.shared.faults).push(fault);

@@ -84,6 +84,24 @@ impl DeviceRing {
         DeviceRing { mem, layout, event_idx, next_avail: used, next_used: used, published: used }
     }
 
+    /// Begins at an index of the caller's, right or wrong.
+    pub fn begin_at(&mut self, index: u16) {
+        (self.next_avail, self.next_used, self.published) = (index, index, index);
+    }
+
+    /// A deliberate fault: shows `count` used entries that are not written yet.
+    pub fn show_early(&self, count: u16) {
+        self.mem.store(self.layout.used + 2, self.next_used.wrapping_add(count));
+    }
+
+    /// A deliberate fault: asks to be kicked much later than at the next chain.
+    pub fn misplace_avail_event(&self) {
+        if self.event_idx {
+            let far = self.next_avail.wrapping_add(0x4000);
+            self.mem.store(self.layout.used + 4 + 8 * u64::from(self.layout.size), far);
+        }
+    }
+
     /// The next available index to be taken.
     pub fn next_avail(&self) -> u16 {
         self.next_avail

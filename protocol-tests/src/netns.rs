@@ -36,11 +36,20 @@ pub struct Netns {
 impl Netns {
     /// Makes one. An error says what the machine does not allow.
     pub fn new() -> io::Result<Netns> {
+        Netns::held(&[], !rustix::process::geteuid().is_root())
+    }
+
+    /// The namespace that this process is in already, for packet sockets on its interfaces. Needs root.
+    pub fn here() -> io::Result<Netns> {
+        Netns::held(&["--here"], false)
+    }
+
+    fn held(arguments: &[&str], user: bool) -> io::Result<Netns> {
         let flags = SocketFlags::CLOEXEC;
         let (mine, theirs) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-        let holder = Command::new(program("netns-holder")).stdin(Stdio::from(theirs)).spawn()?;
-        let user = !rustix::process::geteuid().is_root();
+        let holder =
+            Command::new(program("netns-holder")).args(arguments).stdin(Stdio::from(theirs)).spawn()?;
         let netns = Netns { holder, socket: Some(mine), user };
         netns.answer()?;
         Ok(netns)

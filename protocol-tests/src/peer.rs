@@ -115,6 +115,26 @@ impl VhostUserBackendMut for Echo {
     }
 }
 
+type EchoDaemon = VhostUserDaemon<Arc<Mutex<Echo>>>;
+
+fn daemon() -> io::Result<EchoDaemon> {
+    let memory = Memory::new(GuestMemoryMmap::new());
+    let exit = new_event_consumer_and_notifier(EventFlag::NONBLOCK)?;
+    let echo = Echo { memory: memory.clone(), waiting: Vec::new(), exit };
+    VhostUserDaemon::new("crate-peer".to_owned(), Arc::new(Mutex::new(echo)), memory)
+        .map_err(|error| io::Error::other(error.to_string()))
+}
+
+/// Listens at `path` and serves one connection after another, each with a daemon of its own, until the process ends.
+pub fn serve(path: &Path) -> io::Result<()> {
+    let mut listener = Listener::new(path, true).map_err(io::Error::other)?;
+    loop {
+        let mut daemon = daemon()?;
+        // How a connection ended is its front-end's finding.
+        let _ = daemon.start(&mut listener).and_then(|()| daemon.wait());
+    }
+}
+
 /// The test's handle of the peer.
 #[derive(Debug)]
 pub struct CratePeer {
@@ -125,11 +145,7 @@ pub struct CratePeer {
 impl CratePeer {
     /// Listens at `path` for one connection and serves it in a thread.
     pub fn listen(path: &Path) -> io::Result<CratePeer> {
-        let memory = Memory::new(GuestMemoryMmap::new());
-        let exit = new_event_consumer_and_notifier(EventFlag::NONBLOCK)?;
-        let echo = Echo { memory: memory.clone(), waiting: Vec::new(), exit };
-        let mut daemon = VhostUserDaemon::new("crate-peer".to_owned(), Arc::new(Mutex::new(echo)), memory)
-            .map_err(|error| io::Error::other(error.to_string()))?;
+        let mut daemon = daemon()?;
         let mut listener = Listener::new(path, true).map_err(io::Error::other)?;
         let ended = Arc::new(Mutex::new(None));
         let result = Arc::clone(&ended);

@@ -11,29 +11,17 @@ use std::sync::mpsc::Sender;
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
+use super::fault::Fault;
+use super::vring::Vring;
 use super::{Script, Sent, Shared, locked};
-use crate::device::DeviceRing;
-use crate::frame::{NET_HEADER_LEN, NetHeader};
+use crate::frame::NetHeader;
 use crate::memory::{GuestMemory, RegionSpec};
-use crate::ring::Layout;
 use crate::wire::{Channel, Message, WireError, feature, flags, longs, request, words};
 
 /// Which of the descriptors can be read.
 pub(super) struct Ready {
     pub(super) stop: bool,
     pub(super) message: bool,
-}
-
-/// What the front-end said of one vring.
-#[derive(Debug, Default)]
-struct Vring {
-    size: u16,
-    /// Descriptor table, used ring, available ring, in the front-end's own addresses.
-    addrs: Option<[u64; 3]>,
-    kick: Option<OwnedFd>,
-    call: Option<OwnedFd>,
-    enabled: bool,
-    ring: Option<DeviceRing>,
 }
 
 pub(super) struct Connection {
@@ -82,21 +70,72 @@ impl Connection {
     }
 
     fn reply(&self, to: &Message, body: &[u8]) -> Result<(), WireError> {
-        self.channel.send(to.request, flags::REPLY, body, &[])
+        let reply = if self.has(Fault::NoReplyFlag) { 0 } else { flags::REPLY };
+        self.channel.send(to.request, reply, body, &[])
+    }
+
+    fn has(&self, fault: Fault) -> bool {
+        self.script.fault == Some(fault)
+    }
+
+    /// Acts on one message, with what the faults do around it; errors end the connection.
+    pub(super) fn answer(&mut self, message: Message) -> Result<(), WireError> {
+        let (request, asked) = (message.request, message.flags & flags::NEED_REPLY != 0);
+        self.handle(message)?;
+        if self.has(Fault::RepliesTwice) && request == request::GET_FEATURES && asked {
+            self.channel.send(request, flags::REPLY, &longs(&[0]), &[])?;
+        }
+        if self.has(Fault::DropsCoalesced) {
+            while crate::wire::readable(self.channel.socket(), std::time::Duration::ZERO)?
+                && rustix::io::read(self.channel.socket(), &mut [0; 4096])? > 0
+            {}
+        }
+        Ok(())
+    }
+
+    /// Refuses vrings and sizes that cannot be.
+    fn check(&self, message: &Message) -> Result<(), &'static str> {
+        let first = message.body.first_chunk::<4>().map_or(0, |bytes| u32::from_le_bytes(*bytes));
+        let index = match message.request {
+            request::SET_VRING_NUM
+            | request::SET_VRING_BASE
+            | request::SET_VRING_ADDR
+            | request::SET_VRING_ENABLE
+            | request::GET_VRING_BASE => first,
+            request::SET_VRING_KICK | request::SET_VRING_CALL | request::SET_VRING_ERR => first & 0xff,
+            _ => 0,
+        };
+        if u64::from(index) >= self.script.queue_num && !self.has(Fault::AnyVring) {
+            return Err("a vring that is there");
+        }
+        let size = message.words::<2>().map_or(0, |[_, size]| size);
+        let valid = size.is_power_of_two() && size <= 32_768;
+        if message.request == request::SET_VRING_NUM && !valid && !self.has(Fault::AnySize) {
+            return Err("a ring size");
+        }
+        Ok(())
     }
 
     /// Acts on one message; errors end the connection.
-    pub(super) fn handle(&mut self, mut message: Message) -> Result<(), WireError> {
+    fn handle(&mut self, mut message: Message) -> Result<(), WireError> {
+        if let Err(wanted) = self.check(&message) {
+            if message.flags & flags::NEED_REPLY != 0 {
+                return self.reply(&message, &longs(&[1]));
+            }
+            return Err(message.unexpected(wanted));
+        }
         let script = &self.script;
         match message.request {
-            request::GET_FEATURES => return self.reply(&message, &longs(&[script.features])),
+            request::GET_FEATURES => return self.reply(&message, &longs(&[self.offered()])),
             request::GET_PROTOCOL_FEATURES => return self.reply(&message, &longs(&[script.protocol])),
             request::GET_QUEUE_NUM => return self.reply(&message, &longs(&[script.queue_num])),
             request::GET_MAX_MEM_SLOTS => return self.reply(&message, &longs(&[32])),
             request::GET_CONFIG => return self.get_config(&message),
             request::GET_VRING_BASE => return self.get_vring_base(&message),
+            request::SET_FEATURES if self.has(Fault::StaleFeatures) && self.acked != 0 => {}
             request::SET_FEATURES => self.acked = message.u64()?,
             request::SET_MEM_TABLE => self.set_mem_table(&mut message)?,
+            request::ADD_MEM_REG if self.has(Fault::AddIgnored) => {}
             request::ADD_MEM_REG => self.add_mem_reg(&mut message)?,
             request::REM_MEM_REG => {
                 let spec = region_at(&message, 8)?;
@@ -115,26 +154,48 @@ impl Connection {
             }
             request::SET_VRING_KICK => {
                 let (index, fd) = vring_fd(&mut message)?;
-                self.vring(index).kick = fd;
+                let keep = self.has(Fault::FirstKick) && self.vring(index).kick.is_some();
+                if !keep {
+                    self.vring(index).kick = fd;
+                }
             }
             request::SET_VRING_CALL => {
                 let (index, fd) = vring_fd(&mut message)?;
-                self.vring(index).call = fd;
+                let keep = self.has(Fault::FirstCall) && self.vring(index).call.is_some();
+                if !keep {
+                    self.vring(index).call = fd;
+                }
             }
             request::SET_VRING_ENABLE => {
                 let [index, enable] = message.words()?;
-                self.vring(index).enabled = enable == 1;
+                let enable = enable == 1 || (self.has(Fault::NeverDisables) && self.vring(index).enabled);
+                self.vring(index).enabled = enable;
+            }
+            request::SET_VRING_BASE => {
+                let [index, base] = message.words()?;
+                self.vring(index).base = u16::try_from(base).map_err(|_| message.unexpected("a base"))?;
             }
             request::SET_OWNER
             | request::RESET_OWNER
             | request::SET_PROTOCOL_FEATURES
-            | request::SET_VRING_BASE
             | request::SET_VRING_ERR
             | request::SET_CONFIG => {}
             request::RESET_DEVICE => self.vrings.clear(),
             _ => return Err(message.unexpected("a request that this back-end offers")),
         }
-        if message.flags & flags::NEED_REPLY != 0 { self.reply(&message, &longs(&[0])) } else { Ok(()) }
+        let asked = message.flags & flags::NEED_REPLY != 0 && !self.has(Fault::NoAck);
+        if asked || self.has(Fault::ReplyUnasked) {
+            return self.reply(&message, &longs(&[u64::from(self.has(Fault::NegativeAck))]));
+        }
+        Ok(())
+    }
+
+    fn offered(&self) -> u64 {
+        match self.script.fault {
+            Some(Fault::NoVersion1) => self.script.features & !feature::VERSION_1,
+            Some(Fault::FeaturesChange) if self.acked != 0 => self.acked,
+            _ => self.script.features,
+        }
     }
 
     fn vring(&mut self, index: u32) -> &mut Vring {
@@ -148,6 +209,7 @@ impl Connection {
                 .map(|at| u32::from_le_bytes([body[at], body[at + 1], body[at + 2], body[at + 3]]) as usize),
             None => return Err(message.unexpected("offset and size")),
         };
+        let offset = if self.has(Fault::ConfigFromZero) { 0 } else { offset };
         let space = self.script.config.get(offset..offset + size);
         match (body.get_mut(12..12 + size), space) {
             (Some(into), Some(from)) => into.copy_from_slice(from),
@@ -158,15 +220,31 @@ impl Connection {
 
     fn get_vring_base(&mut self, message: &Message) -> Result<(), WireError> {
         let [index, _] = message.words()?;
+        let fault = self.script.fault;
         let vring = self.vring(index);
-        let base = vring.ring.take().map_or(0, |ring| u32::from(ring.used_idx()));
-        vring.kick = None;
+        let mut base = vring.ring.as_ref().map_or(0, |ring| u32::from(ring.used_idx()));
+        match fault {
+            Some(Fault::BaseZero) => base = 0,
+            Some(Fault::BaseOffByOne) => base += 1,
+            _ => {}
+        }
+        if fault != Some(Fault::BaseGoesOn) {
+            vring.ring = None;
+            vring.kick = None;
+        }
         self.reply(message, &words(&[index, base]))
     }
 
     fn set_mem_table(&mut self, message: &mut Message) -> Result<(), WireError> {
         let count = message.fds.len();
-        let specs = (0..count).map(|at| region_at(message, 8 + 32 * at)).collect::<Result<Vec<_>, _>>()?;
+        let mut specs =
+            (0..count).map(|at| region_at(message, 8 + 32 * at)).collect::<Result<Vec<_>, _>>()?;
+        if self.has(Fault::OffsetIgnored) {
+            specs.iter_mut().for_each(|spec| spec.offset = 0);
+        }
+        if self.has(Fault::FirstRegion) {
+            specs.truncate(1);
+        }
         self.regions = specs.into_iter().zip(message.fds.drain(..)).collect();
         self.remap()
     }
@@ -192,12 +270,16 @@ impl Connection {
         let Some(memory) = self.memory.clone() else { return Ok(()) };
         let by_features = self.acked & feature::PROTOCOL_FEATURES == 0;
         for vring in self.vrings.values_mut() {
-            vring.start(&memory, self.acked, by_features);
+            vring.start(&memory, self.acked, by_features, self.script.fault);
         }
         let pairs: Vec<u32> = self.vrings.keys().copied().filter(|index| index % 2 == 1).collect();
         for index in pairs {
+            let fault = self.script.fault;
             let vring = self.vring(index);
-            let frames = vring.transmit(&memory)?;
+            if !vring.runs(by_features, fault) {
+                continue;
+            }
+            let frames = vring.transmit(&memory, fault)?;
             for (header, bytes) in frames {
                 let pair = index as usize / 2;
                 if self.script.echo {
@@ -210,87 +292,13 @@ impl Connection {
         let mut inbox = locked(&shared.inbox);
         while let Some((pair, header, bytes)) = inbox.front() {
             let vring = self.vrings.entry(2 * *pair as u32).or_default();
-            if !vring.receive(&memory, header, bytes, mergeable)? {
+            let fault = self.script.fault;
+            if !vring.runs(by_features, fault) || !vring.receive(&memory, header, bytes, mergeable, fault)? {
                 break;
             }
             inbox.pop_front();
         }
         Ok(())
-    }
-}
-
-impl Vring {
-    /// Starts the ring once it has all it needs and is enabled.
-    fn start(&mut self, memory: &GuestMemory, acked: u64, enabled_anyway: bool) {
-        let (Some([desc, used, avail]), None, Some(_)) = (self.addrs, &self.ring, &self.kick) else { return };
-        if self.size == 0 || !(self.enabled || enabled_anyway) {
-            return;
-        }
-        if let (Some(desc), Some(used), Some(avail)) =
-            (memory.guest(desc), memory.guest(used), memory.guest(avail))
-        {
-            let layout = Layout { size: self.size, desc, avail, used };
-            self.ring = Some(DeviceRing::start(memory.clone(), layout, acked & feature::EVENT_IDX != 0));
-        }
-    }
-
-    fn publish(&mut self) {
-        if self.ring.as_mut().is_some_and(DeviceRing::publish)
-            && let Some(call) = &self.call
-        {
-            let _ = rustix::io::write(call, &1u64.to_ne_bytes());
-        }
-    }
-
-    fn transmit(&mut self, memory: &GuestMemory) -> Result<Vec<(NetHeader, Vec<u8>)>, String> {
-        let mut frames = Vec::new();
-        while let Some(ring) = &mut self.ring {
-            let Some(chain) = ring.pop().map_err(|fault| fault.to_string())? else { break };
-            let bytes = chain.read(memory);
-            ring.push(chain.head, 0);
-            match bytes.split_first_chunk::<NET_HEADER_LEN>() {
-                Some((header, frame)) => frames.push((NetHeader::decode(header), frame.to_vec())),
-                None => return Err(format!("chain of {} bytes is shorter than a header", bytes.len())),
-            }
-        }
-        self.publish();
-        Ok(frames)
-    }
-
-    /// Delivers one frame, in several buffers if they may be merged. False: not enough buffers now.
-    fn receive(
-        &mut self,
-        memory: &GuestMemory,
-        header: &NetHeader,
-        frame: &[u8],
-        mergeable: bool,
-    ) -> Result<bool, String> {
-        let Some(ring) = &mut self.ring else { return Ok(false) };
-        let total = NET_HEADER_LEN + frame.len();
-        let (mut chains, mut room) = (Vec::new(), 0);
-        while room < total {
-            match ring.pop().map_err(|fault| fault.to_string())? {
-                Some(chain) => {
-                    room += chain.room();
-                    chains.push(chain);
-                }
-                None if chains.is_empty() => return Ok(false),
-                None => return Err(format!("frame of {} bytes found {room} bytes of buffers", frame.len())),
-            }
-            if !mergeable && room < total {
-                return Err(format!("frame of {} bytes and a chain of {room}", frame.len()));
-            }
-        }
-        let header = NetHeader { num_buffers: chains.len() as u16, ..*header };
-        let bytes = [header.encode().as_slice(), frame].concat();
-        let mut done = 0;
-        for chain in &chains {
-            let len = chain.write(memory, &bytes[done..]);
-            ring.push(chain.head, len as u32);
-            done += len;
-        }
-        self.publish();
-        Ok(true)
     }
 }
 

@@ -1,0 +1,74 @@
+//! Deliberate faults of the scripted back-end, one at a time, each with the check of [`crate::conform`] that must
+//! catch it and that the back-end without fault passes.
+
+/// Declares the faults: variant, name, the check that catches it, what is wrong.
+macro_rules! faults {
+    ($($variant:ident, $name:literal, $check:literal, $what:literal;)*) => {
+        /// One thing that a back-end does wrong.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Fault { $(#[doc = $what] $variant),* }
+
+        impl Fault {
+            /// All of them.
+            pub const ALL: &[Fault] = &[$(Fault::$variant),*];
+
+            /// What it is selected by.
+            pub fn name(self) -> &'static str {
+                match self { $(Fault::$variant => $name),* }
+            }
+
+            /// The check that catches it.
+            pub fn caught_by(self) -> &'static str {
+                match self { $(Fault::$variant => $check),* }
+            }
+        }
+    };
+}
+
+faults! {
+    NoVersion1, "no-version-1", "messages/version-1", "Offers no VERSION_1.";
+    FeaturesChange, "features-change", "messages/features-again", "Offers only what was acknowledged last.";
+    NoReplyFlag, "no-reply-flag", "messages/reply-header", "Replies lack the reply flag.";
+    NoAck, "no-ack", "messages/need-reply", "NEED_REPLY is ignored.";
+    NegativeAck, "negative-ack", "messages/need-reply", "Success is answered by status 1.";
+    ReplyUnasked, "reply-unasked", "messages/no-reply-unasked", "Every request is answered.";
+    RepliesTwice, "replies-twice", "messages/one-reply-each", "A reply of its own is followed by a status.";
+    DropsCoalesced, "drops-coalesced", "messages/coalesced", "Bytes behind a message are thrown away.";
+    AnyVring, "any-vring", "messages/index-num", "Vrings that are not there are set up.";
+    AnySize, "any-size", "messages/size-odd", "Ring sizes that are no power of two are taken.";
+    ConfigFromZero, "config-from-zero", "config/pieces", "The offset of GET_CONFIG is ignored.";
+    OffsetIgnored, "offset-ignored", "memory/offset", "Regions begin at byte 0 of their files.";
+    FirstRegion, "first-region", "memory/eight-regions", "Only the first region is mapped.";
+    AddIgnored, "add-ignored", "memory/add-remove", "ADD_MEM_REG is acknowledged and ignored.";
+    EnablesEarly, "enables-early", "states/enable-first", "Rings run before their first enable.";
+    NeverDisables, "never-disables", "states/disabled-receive", "ENABLE 0 is ignored.";
+    StaleFeatures, "stale-features", "states/features-again", "Only the first SET_FEATURES counts.";
+    BaseZero, "base-zero", "states/base-answered", "GET_VRING_BASE answers 0.";
+    BaseOffByOne, "base-off-by-one", "states/base-answered", "GET_VRING_BASE answers one too many.";
+    BaseGoesOn, "base-goes-on", "states/base-stops", "GET_VRING_BASE stops nothing.";
+    BelievesBase, "believes-base", "states/wrong-base", "A ring begins where SET_VRING_BASE says.";
+    FirstCall, "first-call", "states/call-replaced", "Only the first call descriptor counts.";
+    FirstKick, "first-kick", "states/kick-replaced", "Only the first kick descriptor counts.";
+    TransmitLength, "transmit-length", "rings/transmit-length-zero", "Transmit chains come back with length 1.";
+    ReceiveLength, "receive-length", "rings/receive-length", "Receive chains come back one byte too long.";
+    LostCall, "lost-call", "rings/called", "The driver is never called.";
+    CallsAlways, "calls-always", "rings/no-interrupt", "The driver is called whatever it says.";
+    NoAvailEvent, "no-avail-event", "rings/kicked-again", "avail_event is set too far ahead.";
+    DoubleCompletion, "double-completion", "rings/each-chain-once", "Transmit chains come back twice.";
+    IndexEarly, "index-early", "rings/each-chain-once", "The used index is shown before the entries.";
+    StopsAtWrap, "stops-at-wrap", "rings/wrap", "A ring ends at 65,535.";
+    Truncates, "truncates", "rings/transmit-content", "The last byte of a frame is lost.";
+    Repeats, "repeats", "rings/order", "Frames leave twice.";
+    Swaps, "swaps", "rings/order", "Frames of a batch leave in the opposite order.";
+    TwoParts, "two-parts", "rings/shapes", "Only the first two parts of a chain are read.";
+    NoBuffers, "num-buffers-zero", "rings/num-buffers-one", "num_buffers is 0.";
+    OneBuffer, "num-buffers-one", "rings/merged", "num_buffers is 1 for merged buffers too.";
+    ShownOneByOne, "shown-one-by-one", "rings/merged", "Merged buffers are shown one after another.";
+}
+
+impl Fault {
+    /// The fault of this name.
+    pub fn named(name: &str) -> Option<Fault> {
+        Fault::ALL.iter().copied().find(|fault| fault.name() == name)
+    }
+}

@@ -1,0 +1,44 @@
+//! Back-ends to calibrate `volt-conform` with; all echo frames, and serve until they are ended.
+//!
+//! `conform-peer SOCKET crate` is the one on vhost-user-backend, `conform-peer SOCKET scripted` the scripted one,
+//! `conform-peer SOCKET FAULT` the scripted one with one fault; `conform-peer --faults` lists those.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use protocol_tests::backend::fault::Fault;
+use protocol_tests::backend::{Backend, Script};
+use protocol_tests::peer;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let result = match arguments[..] {
+        ["--faults"] => {
+            Fault::ALL.iter().for_each(|fault| println!("{}", fault.name()));
+            return ExitCode::SUCCESS;
+        }
+        [socket, "crate"] => peer::serve(Path::new(socket)).map_err(|error| error.to_string()),
+        [socket, "scripted"] => scripted(socket, None),
+        [socket, name] => match Fault::named(name) {
+            Some(fault) => scripted(socket, Some(fault)),
+            None => Err(format!("no fault '{name}': --faults lists them")),
+        },
+        _ => Err("usage: conform-peer SOCKET crate|scripted|FAULT, or --faults".to_owned()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("conform-peer: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn scripted(socket: &str, fault: Option<Fault>) -> Result<(), String> {
+    let script = Script { echo: true, fault, ..Script::default() };
+    let _backend = Backend::listen(Path::new(socket), script).map_err(|error| error.to_string())?;
+    loop {
+        std::thread::park();
+    }
+}

@@ -1,0 +1,235 @@
+//! What a check works with: fresh connections to the back-end, numbered frames, and its far side if there is one.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use super::{Finding, ensure};
+use crate::frame::{ETHERTYPE, NetHeader, number_of, numbered};
+use crate::frontend::Frontend;
+use crate::netns::TapWire;
+use crate::nic::{Frame, NicError};
+use crate::session::{Session, Setup, negotiate};
+use crate::wire::{WireError, protocol};
+
+/// How long anything may take that should take microseconds.
+pub const LIMIT: Duration = Duration::from_secs(2);
+/// How long is waited for something that must not happen.
+pub const QUIET: Duration = Duration::from_millis(80);
+
+/// Where the frames of the next check are counted from.
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// Where a back-end's frames go and come from.
+#[derive(Debug)]
+pub enum Far {
+    /// Somewhere unseen: checks that need it are not run.
+    Unseen,
+    /// The back-end returns each frame on the receive queue of the same pair.
+    Echo,
+    /// An interface whose packet socket is at hand.
+    Tap(TapWire),
+}
+
+/// One back-end under a check.
+#[derive(Debug)]
+pub struct Bench {
+    socket: PathBuf,
+    far: Far,
+    /// Frames up to this number are other checks', left over in a back-end that serves them all.
+    first: u32,
+    number: u32,
+}
+
+impl Bench {
+    /// A bench for the back-end that listens, or will, at `socket`.
+    pub fn new(socket: PathBuf, far: Far) -> Bench {
+        let first = NEXT.fetch_add(100_000, Ordering::Relaxed);
+        Bench { socket, far, first, number: first }
+    }
+
+    /// Whether frames can be seen.
+    pub fn sees_frames(&self) -> bool {
+        !matches!(self.far, Far::Unseen)
+    }
+
+    /// A fresh connection.
+    pub fn connect(&self) -> Result<Frontend, Finding> {
+        let mut frontend = Frontend::connect(&self.socket, LIMIT)?;
+        frontend.channel().set_patience(LIMIT);
+        Ok(frontend)
+    }
+
+    /// A fresh connection that negotiated the usual features and these of the protocol, all of which must be offered.
+    pub fn negotiated(&self, want: u64) -> Result<Frontend, Finding> {
+        let mut frontend = self.connect()?;
+        let (_, both) = negotiate(&mut frontend, Setup::default().features, want)?;
+        if both != want {
+            return Err(Finding::NotOffered(format!("protocol features {:#x}", want & !both)));
+        }
+        Ok(frontend)
+    }
+
+    /// A fresh connection on which requests can be acknowledged, and are only when a check says so.
+    pub fn acking(&self) -> Result<Frontend, Finding> {
+        let mut frontend = self.negotiated(protocol::REPLY_ACK)?;
+        frontend.want_replies(false);
+        Ok(frontend)
+    }
+
+    /// A session by the usual script with up to 32 receive buffers of 2 KiB on the first pair.
+    pub fn session(&self, setup: &Setup) -> Result<Session, Finding> {
+        let mut session = Session::start(self.connect()?, setup)?;
+        session.rx(0).fill(usize::from(setup.size).min(32), &[2048])?;
+        Ok(session)
+    }
+
+    /// The session's features include these, or the check does not apply.
+    pub fn offered(session: &Session, features: u64, what: &str) -> Result<(), Finding> {
+        match session.nic.features & features == features {
+            true => Ok(()),
+            false => Err(Finding::NotOffered(what.to_owned())),
+        }
+    }
+
+    /// A frame of `len` bytes that no check had before.
+    pub fn frame(&mut self, len: usize) -> Vec<u8> {
+        self.number += 1;
+        numbered(self.number, len)
+    }
+
+    /// The next frame of a check's own that left by the far side. `None`: none within `limit`.
+    pub fn leaves(&self, session: &mut Session, limit: Duration) -> Result<Option<Vec<u8>>, Finding> {
+        let Far::Tap(wire) = &self.far else { return self.guest_gets(session, limit).map(frame_bytes) };
+        let deadline = Instant::now() + limit;
+        while let Some((_, bytes)) = wire.recv(deadline.saturating_duration_since(Instant::now()))? {
+            if self.ours(&bytes) {
+                return Ok(Some(bytes));
+            }
+        }
+        Ok(None)
+    }
+
+    /// This frame is the next that leaves.
+    pub fn expect(&self, session: &mut Session, frame: &[u8]) -> Result<(), Finding> {
+        match self.leaves(session, LIMIT)? {
+            Some(got) => same(frame, &got, "left"),
+            None => Err(Finding::Fail(format!("frame of {} bytes never left", frame.len()))),
+        }
+    }
+
+    /// No frame leaves.
+    pub fn expect_none(&self, session: &mut Session) -> Result<(), Finding> {
+        match self.leaves(session, QUIET)? {
+            Some(got) => Err(Finding::Fail(format!("frame left that should not: {}", show(&got)))),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes a frame arrive at the far side, for the guest.
+    pub fn inject(&self, session: &mut Session, frame: &[u8]) -> Result<(), Finding> {
+        match &self.far {
+            Far::Tap(wire) => Ok(wire.send(frame)?),
+            _ => Ok(session.tx(0).send(frame, LIMIT).map(drop)?),
+        }
+    }
+
+    /// The guest gets this frame next.
+    pub fn arrives(&self, session: &mut Session, frame: &[u8]) -> Result<Frame, Finding> {
+        let got = self.guest_gets(session, LIMIT)?;
+        let got =
+            got.ok_or_else(|| Finding::Fail(format!("frame of {} bytes never arrived", frame.len())))?;
+        same(frame, &got.bytes, "arrived")?;
+        Ok(got)
+    }
+
+    /// Sends one frame each way, compared byte by byte where the far side can be seen; else it must be used.
+    pub fn both_ways(&mut self, session: &mut Session, count: usize) -> Result<(), Finding> {
+        for at in 0..count {
+            let frame = self.frame(60 + at * 97 % 1400);
+            let used = session.tx(0).send(&frame, LIMIT)?;
+            ensure!(used.len == 0, "used length {} of a transmit chain", used.len);
+            if self.sees_frames() {
+                self.expect(session, &frame)?;
+            }
+            if matches!(self.far, Far::Tap(_)) {
+                self.inject(session, &frame)?;
+                self.arrives(session, &frame)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The next frame of the check's own that the guest gets.
+    fn guest_gets(&self, session: &mut Session, limit: Duration) -> Result<Option<Frame>, Finding> {
+        let deadline = Instant::now() + limit;
+        loop {
+            match session.rx(0).recv(deadline.saturating_duration_since(Instant::now())) {
+                Ok(frame) if self.ours(&frame.bytes) => return Ok(Some(frame)),
+                Ok(_) => {}
+                // A used buffer that was not called is a fault of its own.
+                Err(NicError::Timeout { used, taken, .. }) if used == taken => return Ok(None),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Neither a frame of the host's own, as neighbour discovery sends them, nor an intact one of another check.
+    fn ours(&self, frame: &[u8]) -> bool {
+        let foreign = frame.len() >= 14 && frame.get(12..14) != Some(&ETHERTYPE.to_be_bytes());
+        !foreign && number_of(frame).is_none_or(|number| number > self.first)
+    }
+
+    /// After an abuse, its connection gone, the back-end serves a usual session.
+    pub fn serves(&mut self) -> Result<(), Finding> {
+        let mut session = self.session(&Setup::default()).map_err(afterwards)?;
+        // What the abuse left on the far side may come first.
+        while self.sees_frames() && self.leaves(&mut session, Duration::from_millis(10))?.is_some() {}
+        self.both_ways(&mut session, 2).map_err(afterwards)
+    }
+}
+
+fn afterwards(finding: Finding) -> Finding {
+    let text = |text| format!("afterwards no session is served: {text}");
+    match finding {
+        Finding::Broken(why) => Finding::Broken(text(why)),
+        Finding::Fail(why) => Finding::Fail(text(why)),
+        other => other,
+    }
+}
+
+fn frame_bytes(frame: Option<Frame>) -> Option<Vec<u8>> {
+    frame.map(|frame| frame.bytes)
+}
+
+fn same(frame: &[u8], got: &[u8], how: &str) -> Result<(), Finding> {
+    let was = number_of(frame);
+    ensure!(frame == got, "frame {was:?} of {} bytes {how} as {}", frame.len(), show(got));
+    Ok(())
+}
+
+/// The beginning of a frame, and its length.
+fn show(bytes: &[u8]) -> String {
+    let number = number_of(bytes).map_or("no intact frame".to_owned(), |number| format!("frame {number}"));
+    format!("{number}, {} bytes, {:02x?}", bytes.len(), bytes.get(..32).unwrap_or(bytes))
+}
+
+/// A request that must be refused: a status other than 0, or the end of the connection.
+pub(super) fn refused(answer: Result<u64, WireError>, what: &str) -> Result<(), Finding> {
+    match answer {
+        Ok(0) => Err(Finding::Fail(format!("{what} was acknowledged with status 0"))),
+        Ok(_) | Err(WireError::Closed(_)) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The header of a frame without offloads.
+pub(super) const PLAIN: NetHeader = NetHeader {
+    flags: 0,
+    gso_type: 0,
+    hdr_len: 0,
+    gso_size: 0,
+    csum_start: 0,
+    csum_offset: 0,
+    num_buffers: 0,
+};

@@ -1,0 +1,169 @@
+//! Memory tables: regions of every number, order and offset, and those that cannot be.
+
+use std::os::fd::BorrowedFd;
+
+use super::bench::{Bench, LIMIT, PLAIN, refused};
+use super::{Finding, checks, ensure};
+use crate::frontend::{mem_table, single_region};
+use crate::memory::{GuestMemory, RegionSpec};
+use crate::session::{Session, Setup};
+use crate::wire::{protocol, request, request_name, words};
+
+type Result = std::result::Result<(), Finding>;
+
+checks! {
+    "memory/eight-regions", Must, Completion, "vhost-user, Memory regions description (up to 8)",
+        "Eight regions that adjoin are one memory, with rings and buffers in all of them.",
+        |b| regions(b, RegionSpec::adjoining(0x10_0000, &[(0x2_0000, 0); 8]));
+    "memory/offset", Must, Completion, "vhost-user, Memory region description (mmap offset)",
+        "A region begins in its file where its offset says.",
+        |b| regions(b, vec![RegionSpec::linear(0x10_0000, 8 << 20, 0x3000)]);
+    "memory/offset-odd", Robust, Completion, "vhost-user, Memory region description (mmap offset)",
+        "The offset of a region need not be that of a page.",
+        |b| regions(b, vec![RegionSpec::linear(0x10_0000, 8 << 20, 0x1230)]);
+    "memory/user-addresses", Must, Completion, "vhost-user, SET_VRING_ADDR (user addresses)",
+        "Ring addresses are the front-end's own, descriptors' are the guest's.", user_addresses;
+    "memory/unsorted", Must, Completion, "vhost-user, Memory regions description",
+        "Regions need not come in order of their addresses.", |b| {
+            let mut specs = RegionSpec::adjoining(0x10_0000, &[(4 << 20, 0), (4 << 20, 0x1000)]);
+            specs.reverse();
+            regions(b, specs)
+        };
+    "memory/across-border", Must, Completion, "virtio 1.2, 2.7.4 (buffers are guest-physical ranges)",
+        "A ring and a frame may cross from one region into the next, another file.", |b| regions(b,
+            RegionSpec::adjoining(0x10_0000, &[(0x1000, 0), (0x40_0000, 0x1000), (0x40_0000, 0)]));
+    "memory/receive-across-border", Must, Frames, "virtio 1.2, 2.7.4 (buffers are guest-physical ranges)",
+        "A receive buffer may cross from one region into the next, another file.", receive_across;
+    "memory/add-remove", Must, Completion, "vhost-user, ADD_MEM_REG and REM_MEM_REG",
+        "A region that was added serves, and can be removed while the others go on.", add_remove;
+    "memory/replaced", Robust, Completion, "vhost-user, SET_MEM_TABLE",
+        "The same table again disturbs no running ring.", replaced;
+    "memory/room-for-two", Robust, Completion, "UML up to 7.2 sends it",
+        "SET_MEM_TABLE with room for two regions and a count of one is taken.", room_for_two;
+    "memory/file-short", Robust, Control, "robustness (SIGBUS)", "A region longer than its file is refused.",
+        |b| table(b, &[RegionSpec::linear(0, 0x11000, 0)], 1);
+    "memory/offset-beyond", Robust, Control, "robustness (SIGBUS)", "An offset beyond the file is refused.",
+        |b| table(b, &[RegionSpec::linear(0, 0x1000, 1 << 40)], 1);
+    "memory/size-zero", Robust, Control, "vhost-user, Memory region description", "A region of no bytes is refused.",
+        |b| table(b, &[RegionSpec::linear(0, 0, 0)], 1);
+    "memory/address-wrap", Robust, Control, "vhost-user, Memory region description",
+        "A region that wraps around the address space is refused.",
+        |b| table(b, &[RegionSpec { guest: u64::MAX - 0xfff, size: 0x2000, user: 0, offset: 0 }], 1);
+    "memory/overlap", Robust, Control, "vhost-user, Memory regions description", "Regions that overlap are refused.",
+        |b| table(b, &[RegionSpec::linear(0, 0x2000, 0), RegionSpec::linear(0x1000, 0x1000, 0)], 2);
+    "memory/fd-missing", Robust, Control, "vhost-user, SET_MEM_TABLE", "A table with too few descriptors is refused.",
+        |b| table(b, &[RegionSpec::linear(0, 0x1000, 0), RegionSpec::linear(0x1000, 0x1000, 0)], 1);
+    "memory/fd-surplus", Robust, Control, "vhost-user, SET_MEM_TABLE", "A table with too many descriptors is refused.",
+        |b| table(b, &[RegionSpec::linear(0, 0x1000, 0)], 3);
+    "memory/count-far", Robust, Control, "vhost-user, Memory regions description",
+        "A count of 4294967295 regions is refused.", |b| {
+            let body = [words(&[u32::MAX, 0]), mem_table(&[RegionSpec::linear(0, 0x1000, 0)])[8..].to_vec()].concat();
+            told(b, request::SET_MEM_TABLE, &body, 1)
+        };
+    "memory/remove-unknown", Robust, Control, "vhost-user, REM_MEM_REG", "A region that is not there is not removed.",
+        |b| {
+            b.negotiated(protocol::CONFIGURE_MEM_SLOTS)?;
+            told(b, request::REM_MEM_REG, &single_region(&RegionSpec::linear(0x7000, 0x1000, 0)), 0)
+        };
+}
+
+/// Moves frames with rings and buffers in these regions, in parts that lie everywhere.
+fn regions(bench: &mut Bench, regions: Vec<RegionSpec>) -> Result {
+    let mut session = bench.session(&Setup { regions, size: 64, ..Setup::default() })?;
+    bench.both_ways(&mut session, 20)?;
+    // Space is used on and on while one chain is in flight, so that parts come to lie in each region.
+    for _ in 0..20 {
+        let frames: Vec<_> = (0..5).map(|_| bench.frame(1400)).collect();
+        for frame in &frames {
+            session.tx(0).offer(&PLAIN, frame, &[12, 700])?;
+        }
+        session.tx(0).kick()?;
+        for frame in &frames {
+            session.tx(0).used(LIMIT)?;
+            if bench.sees_frames() {
+                bench.expect(&mut session, frame)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Buffers of 3000 bytes on borders of 20 KiB: the twenty-first is cut inside a frame of 1500 bytes.
+fn receive_across(bench: &mut Bench) -> Result {
+    let pieces = [(0x1000, 0), (0x5000, 0x1000), (0x5000, 0), (0x5000, 0x2000), (0x5000, 0), (0x10_0000, 0)];
+    let regions = RegionSpec::adjoining(0x10_0000, &pieces);
+    let setup = Setup { regions, size: 64, ..Setup::default() };
+    let mut session = Session::start(bench.connect()?, &setup)?;
+    session.rx(0).fill(32, &[3000])?;
+    for _ in 0..40 {
+        let frame = bench.frame(1500);
+        bench.inject(&mut session, &frame)?;
+        bench.arrives(&mut session, &frame)?;
+    }
+    Ok(())
+}
+
+fn user_addresses(bench: &mut Bench) -> Result {
+    let far = RegionSpec { guest: 0x1000_0000, size: 8 << 20, user: 0x5555_0000_0000, offset: 0 };
+    regions(bench, vec![far])
+}
+
+fn add_remove(bench: &mut Bench) -> Result {
+    let want = Setup::default().protocol | protocol::CONFIGURE_MEM_SLOTS;
+    let mut session = bench.session(&Setup { protocol: want, ..Setup::default() })?;
+    if session.protocol & protocol::CONFIGURE_MEM_SLOTS == 0 {
+        return Err(Finding::NotOffered("VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS".to_owned()));
+    }
+    let more = GuestMemory::flat(0x4000_0000, 1 << 20)?;
+    for _ in 0..3 {
+        session.frontend.add_mem_reg(&more.specs()[0], more.fds()[0])?;
+        let frame = bench.frame(200);
+        more.write(0x4000_0100, &[PLAIN.encode().as_slice(), &frame].concat());
+        session.tx(0).submit(&[crate::ring::Part::out(0x4000_0100, 212)])?;
+        session.tx(0).kick()?;
+        session.tx(0).used(LIMIT)?;
+        if bench.sees_frames() {
+            bench.expect(&mut session, &frame)?;
+        }
+        session.frontend.rem_mem_reg(&more.specs()[0])?;
+        bench.both_ways(&mut session, 3)?;
+    }
+    Ok(())
+}
+
+fn replaced(bench: &mut Bench) -> Result {
+    let mut session = bench.session(&Setup::default())?;
+    for _ in 0..5 {
+        bench.both_ways(&mut session, 3)?;
+        session.frontend.set_mem_table(&session.nic.mem)?;
+    }
+    bench.both_ways(&mut session, 3)
+}
+
+fn room_for_two(bench: &mut Bench) -> Result {
+    let frontend = bench.acking()?;
+    let mem = GuestMemory::flat(0, 0x10000)?;
+    let mut body = mem_table(&mem.specs());
+    body.resize(8 + 2 * 32, 0);
+    let status = frontend.tell_acked(request::SET_MEM_TABLE, &body, &mem.fds())?;
+    ensure!(status == 0, "SET_MEM_TABLE with room for two answered {status:#x}");
+    Ok(())
+}
+
+fn table(bench: &mut Bench, specs: &[RegionSpec], fds: usize) -> Result {
+    told(bench, request::SET_MEM_TABLE, &mem_table(specs), fds)
+}
+
+/// Says something with this many descriptors of a file of 64 KiB, which must be refused.
+fn told(bench: &mut Bench, request: u32, body: &[u8], fds: usize) -> Result {
+    let mem = GuestMemory::flat(0, 0x10000)?;
+    let fds: Vec<BorrowedFd<'_>> = mem.fds().into_iter().cycle().take(fds).collect();
+    let frontend = match request {
+        request::REM_MEM_REG => bench.negotiated(protocol::REPLY_ACK | protocol::CONFIGURE_MEM_SLOTS)?,
+        _ => bench.acking()?,
+    };
+    let what = format!("{} {body:02x?} with {} descriptors", request_name(request), fds.len());
+    refused(frontend.tell_acked(request, body, &fds), &what)?;
+    drop(frontend);
+    bench.serves()
+}

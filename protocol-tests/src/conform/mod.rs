@@ -1,0 +1,150 @@
+//! Conformance checks for any vhost-user-net back-end, as the tool `volt-conform` runs them.
+//!
+//! A [`Check`] is a short script of a front-end with a name, a promise, and the section of the specification that
+//! makes it. [`catalogue`] has them all; each gets a fresh [`bench::Bench`] and answers `Ok` or a [`Finding`]. A
+//! back-end that hangs or dies is a finding too: nothing here waits without a limit.
+
+use crate::nic::NicError;
+use crate::session::SessionError;
+use crate::wire::WireError;
+
+pub mod bench;
+mod hostile;
+mod memory;
+mod messages;
+pub mod report;
+mod rings;
+pub mod run;
+mod states;
+
+/// What of the back-end a check must reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Needs {
+    /// The socket alone.
+    Control,
+    /// Transmit chains that come back, wherever their frames go.
+    Completion,
+    /// The far side: frames can be seen to leave and made to arrive.
+    Frames,
+}
+
+/// How binding a check's promise is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// A specification says so.
+    Must,
+    /// No specification says so, but a front-end in use depends on it, or a hostile one must not win.
+    Robust,
+}
+
+impl Needs {
+    /// As `--list` shows it.
+    pub fn text(self) -> &'static str {
+        match self {
+            Needs::Control => "control plane",
+            Needs::Completion => "transmit completion",
+            Needs::Frames => "far side",
+        }
+    }
+}
+
+impl Level {
+    /// As `--list` shows it.
+    pub fn text(self) -> &'static str {
+        match self {
+            Level::Must => "must",
+            Level::Robust => "robust",
+        }
+    }
+}
+
+/// One promise of a back-end.
+#[derive(Clone, Copy, Debug)]
+pub struct Check {
+    /// Group and name, with a slash between.
+    pub name: &'static str,
+    /// The promise.
+    pub promise: &'static str,
+    /// Where the specification makes it, or what depends on it.
+    pub source: &'static str,
+    /// How binding it is.
+    pub level: Level,
+    /// What it must reach.
+    pub needs: Needs,
+    /// The script.
+    pub run: fn(&mut bench::Bench) -> Result<(), Finding>,
+}
+
+/// Why a check did not pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Finding {
+    /// The back-end answered or did the wrong thing.
+    Fail(String),
+    /// The back-end does not offer what the check is about.
+    NotOffered(String),
+    /// The back-end closed the connection, fell silent, or ended, where it should have answered.
+    Broken(String),
+    /// The check needs a far side and the caller named none.
+    NoAccess(String),
+}
+
+impl From<WireError> for Finding {
+    fn from(error: WireError) -> Finding {
+        match error {
+            WireError::Closed(_) | WireError::Timeout(..) | WireError::Io(_) => {
+                Finding::Broken(error.to_string())
+            }
+            WireError::Unexpected(_) | WireError::Refused { .. } => Finding::Fail(error.to_string()),
+        }
+    }
+}
+
+impl From<NicError> for Finding {
+    fn from(error: NicError) -> Finding {
+        Finding::Fail(error.to_string())
+    }
+}
+
+impl From<SessionError> for Finding {
+    fn from(error: SessionError) -> Finding {
+        match error {
+            SessionError::Wire(error) => error.into(),
+            SessionError::Nic(error) => error.into(),
+        }
+    }
+}
+
+impl From<std::io::Error> for Finding {
+    fn from(error: std::io::Error) -> Finding {
+        Finding::Broken(error.to_string())
+    }
+}
+
+/// Ends a check with [`Finding::Fail`] unless the condition holds.
+macro_rules! ensure {
+    ($condition:expr, $($text:tt)+) => {
+        if !$condition {
+            return Err($crate::conform::Finding::Fail(format!($($text)+)));
+        }
+    };
+}
+/// Declares the checks of a group: name, level, needs, source, promise, script.
+macro_rules! checks {
+    ($($name:literal, $level:ident, $needs:ident, $source:literal, $promise:literal, $run:expr;)*) => {
+        pub(super) const CHECKS: &[$crate::conform::Check] = &[$($crate::conform::Check {
+            name: $name,
+            promise: $promise,
+            source: $source,
+            level: $crate::conform::Level::$level,
+            needs: $crate::conform::Needs::$needs,
+            run: $run,
+        }),*];
+    };
+}
+use {checks, ensure};
+
+/// All checks, group by group.
+pub fn catalogue() -> Vec<&'static Check> {
+    let groups = [messages::CHECKS, memory::CHECKS, states::CHECKS, rings::CHECKS, hostile::CHECKS];
+    groups.into_iter().flatten().collect()
+}
