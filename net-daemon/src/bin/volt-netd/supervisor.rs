@@ -308,6 +308,7 @@ impl Supervisor<'_> {
         held.fds.extend(commit.new.iter().copied().zip(fds));
         held.fds.retain(|id, _| commit.all.contains(id));
         held.read.clear();
+        held.unsent = commit.unsent;
         held.state = Some(commit.state);
         // Every worker commits when it starts: it knows what to leave out.
         self.history.killers.clear();
