@@ -1,3 +1,5 @@
+use crate::config::{NetPortConfig, NetSocketConfig};
+
 use super::*;
 
 fn config(args: &[&str]) -> VmConfig {
@@ -55,11 +57,48 @@ fn network_sockets_have_options() {
         "5",
     ])
     .nets;
+    let nets: Vec<_> = nets.iter().map(socket).collect();
     assert_eq!(nets[0].mac.unwrap().to_string(), "52:54:00:12:34:56");
     assert_eq!((nets[0].mtu, nets[0].queues, nets[0].timeout), (Some(9000), 4, Some(Duration::from_secs(5))));
     assert_eq!(nets[0].link_down_after, Some(Duration::from_secs(3)));
     assert_eq!(nets[1].link_down_after, None);
     assert_eq!((nets[1].mac, nets[1].mtu, nets[1].queues), (None, None, 1));
+}
+
+fn socket(net: &NetDeviceConfig) -> &NetSocketConfig {
+    match net {
+        NetDeviceConfig::Socket(net) => net,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn port(net: &NetDeviceConfig) -> &NetPortConfig {
+    match net {
+        NetDeviceConfig::Port(net) => net,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn interfaces_of_all_kinds_go_together() {
+    let nets = config(&[
+        "--net-socket",
+        "/run/b",
+        "--tap",
+        "tap1,mtu=1400",
+        "--mac",
+        "52:54:00:12:34:56",
+        "--net",
+        "socket=/run/a,queues=2",
+        "--net",
+        "tap=tap0,queues=4,mac=02:00:00:00:00:01",
+    ])
+    .nets;
+    assert_eq!((socket(&nets[0]).socket.to_str(), socket(&nets[0]).queues), (Some("/run/a"), 2));
+    assert_eq!((port(&nets[1]).name.as_str(), port(&nets[1]).queues), ("tap0", 4));
+    assert_eq!((port(&nets[2]).name.as_str(), port(&nets[2]).mtu), ("tap1", Some(1400)));
+    assert_eq!(port(&nets[2]).mac.unwrap().to_string(), "52:54:00:12:34:56");
+    assert_eq!(socket(&nets[3]).socket.to_str(), Some("/run/b"));
 }
 
 #[test]
@@ -92,6 +131,10 @@ fn wrong_values_are_named_with_what_would_be_right() {
         (["--net-socket", "s,queues=2,queues=3"], "given twice"),
         (["--net-socket", "s,link-down-after=soon"], "link-down-after=soon"),
         (["--net-socket", "s,fast"], "unknown option 'fast'"),
+        (["--net", "tap0"], "begin with tap=NAME"),
+        (["--net", "tap="], "no interface or socket is named"),
+        (["--net", "tap=t,link-down-after=1"], "link-down-after= does not go with tap="),
+        (["--mac", "52:54:00:12:34:56"], "--tap"),
         (["--serial", "pty"], "none of stdio, none and file=PATH"),
         (["--serial", "file="], "none of stdio"),
         (["--log-level", "loud"], "loud"),

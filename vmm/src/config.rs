@@ -14,7 +14,47 @@ pub struct DiskConfig {
     pub read_only: bool,
 }
 
-/// One `--net-socket`: a network device served by a vhost-user back-end.
+/// One `--net`, `--tap` or `--net-socket`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NetDeviceConfig {
+    /// Frames go to an interface of the host from here.
+    Port(NetPortConfig),
+    /// They go by a vhost-user back-end.
+    Socket(NetSocketConfig),
+}
+
+/// A kind of interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PortKind {
+    /// Used when it is there, created when not.
+    Tap,
+}
+
+impl PortKind {
+    /// As `--net` names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            PortKind::Tap => "tap",
+        }
+    }
+}
+
+/// A network device over an interface of the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetPortConfig {
+    /// What the interface is.
+    pub kind: PortKind,
+    /// Its name.
+    pub name: String,
+    /// The guest's address; otherwise random.
+    pub mac: Option<Mac>,
+    /// The MTU the guest is told; otherwise the interface's.
+    pub mtu: Option<u16>,
+    /// Queue pairs, 1 or more.
+    pub queues: u16,
+}
+
+/// A network device served by a vhost-user back-end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetSocketConfig {
     /// The back-end's listening Unix socket.
@@ -60,7 +100,7 @@ pub struct VmConfig {
     /// Disks in the order in which the guest names them.
     pub disks: Vec<DiskConfig>,
     /// Network devices in the order in which the guest names them.
-    pub nets: Vec<NetSocketConfig>,
+    pub nets: Vec<NetDeviceConfig>,
     /// The serial port.
     pub serial: SerialConfig,
 }

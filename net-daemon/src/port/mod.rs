@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
+use crate::net::config::Mac;
 use crate::virtio::features::Features;
 use crate::virtio::memory::IoPart;
 
@@ -54,6 +55,11 @@ pub trait Port: Debug + Send {
 
     /// The interface's MTU, where it can be asked.
     fn mtu(&self) -> Option<u16>;
+
+    /// The address that a guest behind this interface must have, where it cannot have any.
+    fn mac(&self) -> Option<Mac> {
+        None
+    }
 
     /// Lets the interface hand over frames as large and with as little done to them as the `GUEST_*` bits
     /// of `acked` allow.
