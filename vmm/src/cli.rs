@@ -11,7 +11,7 @@ use thiserror::Error;
 use volt_net::net::config::Mac;
 
 use crate::cli::net::NetOption;
-use crate::config::{DiskConfig, NetDeviceConfig, SerialConfig, VmConfig};
+use crate::config::{DiskConfig, NetDeviceConfig, SerialConfig, VhostNet, VmConfig};
 
 mod net;
 
@@ -64,9 +64,10 @@ pub struct Args {
     cpus: u8,
 
     /// A network device; may be given several times. tap=NAME: frames go to this TAP interface, which is created when
-    /// it is not there. socket=PATH: they go by the vhost-user back-end that listens there; one that goes is looked for
-    /// until it is back, which the guest does not see; with link-down-after=SECONDS, its link is down when that takes
-    /// longer
+    /// it is not there. macvtap=NAME: to this macvtap interface, whose address the guest gets. With vhost-net=on the
+    /// kernel moves the frames of these two where it can; with vhost-net=require there is an error where it cannot.
+    /// socket=PATH: frames go by the vhost-user back-end that listens there; one that goes is looked for until it is
+    /// back, which the guest does not see; with link-down-after=SECONDS, its link is down when that takes longer
     #[arg(long, value_name = "KIND=WHERE[,mac=MAC][,mtu=N][,queues=N][,...]")]
     net: Vec<NetOption>,
 
@@ -77,6 +78,11 @@ pub struct Args {
     /// The address for --tap
     #[arg(long, value_name = "MAC", requires = "tap")]
     mac: Option<Mac>,
+
+    /// vhost-net for --tap
+    #[arg(long, value_name = "off|on|require", requires = "tap", value_parser = net::vhost_net)]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "on")]
+    vhost_net: Option<VhostNet>,
 
     /// Short for --net socket=PATH,...; may be given several times
     #[arg(long, value_name = "PATH[,...]", value_parser = net::socket)]
@@ -127,8 +133,9 @@ impl Args {
     /// Those of --net, then that of --tap, then those of --net-socket.
     fn nets(&self) -> Vec<NetDeviceConfig> {
         let mut tap = self.tap.clone();
-        if let (Some(NetDeviceConfig::Port(tap)), Some(mac)) = (&mut tap, self.mac) {
-            tap.mac = Some(mac);
+        if let Some(NetDeviceConfig::Port(tap)) = &mut tap {
+            tap.mac = self.mac.or(tap.mac);
+            tap.vhost_net = self.vhost_net.unwrap_or(tap.vhost_net);
         }
         let long = self.net.iter().map(|net| net.0.clone());
         let mut nets: Vec<_> = long.chain(tap).chain(self.net_socket.iter().cloned()).collect();

@@ -1,4 +1,4 @@
-use crate::config::{NetPortConfig, NetSocketConfig};
+use crate::config::{NetPortConfig, NetSocketConfig, PortKind};
 
 use super::*;
 
@@ -92,13 +92,18 @@ fn interfaces_of_all_kinds_go_together() {
         "socket=/run/a,queues=2",
         "--net",
         "tap=tap0,queues=4,mac=02:00:00:00:00:01",
+        "--net",
+        "macvtap=mv0,vhost-net=require",
+        "--vhost-net",
     ])
     .nets;
     assert_eq!((socket(&nets[0]).socket.to_str(), socket(&nets[0]).queues), (Some("/run/a"), 2));
     assert_eq!((port(&nets[1]).name.as_str(), port(&nets[1]).queues), ("tap0", 4));
-    assert_eq!((port(&nets[2]).name.as_str(), port(&nets[2]).mtu), ("tap1", Some(1400)));
-    assert_eq!(port(&nets[2]).mac.unwrap().to_string(), "52:54:00:12:34:56");
-    assert_eq!(socket(&nets[3]).socket.to_str(), Some("/run/b"));
+    assert_eq!((port(&nets[2]).kind, port(&nets[2]).vhost_net), (PortKind::Macvtap, VhostNet::Require));
+    assert_eq!((port(&nets[3]).name.as_str(), port(&nets[3]).mtu), ("tap1", Some(1400)));
+    assert_eq!(port(&nets[3]).mac.unwrap().to_string(), "52:54:00:12:34:56");
+    assert_eq!((port(&nets[3]).vhost_net, port(&nets[1]).vhost_net), (VhostNet::On, VhostNet::Off));
+    assert_eq!(socket(&nets[4]).socket.to_str(), Some("/run/b"));
 }
 
 #[test]
@@ -134,6 +139,8 @@ fn wrong_values_are_named_with_what_would_be_right() {
         (["--net", "tap0"], "begin with tap=NAME"),
         (["--net", "tap="], "no interface or socket is named"),
         (["--net", "tap=t,link-down-after=1"], "link-down-after= does not go with tap="),
+        (["--net", "tap=t,vhost-net=yes"], "vhost-net=yes is none of"),
+        (["--net", "socket=s,vhost-net=on"], "vhost-net= does not go with socket="),
         (["--mac", "52:54:00:12:34:56"], "--tap"),
         (["--serial", "pty"], "none of stdio, none and file=PATH"),
         (["--serial", "file="], "none of stdio"),

@@ -26,8 +26,10 @@ pub enum NetDeviceConfig {
 /// A kind of interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PortKind {
-    /// Used when it is there, created when not.
+    /// A TAP interface: used when it is there, created when not.
     Tap,
+    /// A macvtap interface, which is there.
+    Macvtap,
 }
 
 impl PortKind {
@@ -35,8 +37,21 @@ impl PortKind {
     pub fn name(self) -> &'static str {
         match self {
             PortKind::Tap => "tap",
+            PortKind::Macvtap => "macvtap",
         }
     }
+}
+
+/// Whether the kernel's vhost-net moves an interface's frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum VhostNet {
+    /// This process does.
+    #[default]
+    Off,
+    /// The kernel does where it can, otherwise this process.
+    On,
+    /// The kernel does, or there is no device.
+    Require,
 }
 
 /// A network device over an interface of the host.
@@ -46,12 +61,14 @@ pub struct NetPortConfig {
     pub kind: PortKind,
     /// Its name.
     pub name: String,
-    /// The guest's address; otherwise random.
+    /// The guest's address; otherwise the macvtap's own, or random.
     pub mac: Option<Mac>,
     /// The MTU the guest is told; otherwise the interface's.
     pub mtu: Option<u16>,
     /// Queue pairs, 1 or more.
     pub queues: u16,
+    /// Who moves the frames.
+    pub vhost_net: VhostNet,
 }
 
 /// A network device served by a vhost-user back-end.

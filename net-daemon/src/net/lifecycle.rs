@@ -133,6 +133,11 @@ impl VirtioNet {
         &self.device
     }
 
+    /// The device alone, for who serves its queues by other means. It must not be active.
+    pub fn into_device(self) -> NetDevice {
+        self.device
+    }
+
     /// Opens a port that was found gone again (see [`NetDevice::port_gone`]), and moves the running pairs there.
     ///
     /// # Errors

@@ -14,6 +14,7 @@ use crate::virtio::features::Features;
 use crate::virtio::memory::IoPart;
 
 mod link;
+pub mod macvtap;
 pub mod queue;
 pub mod socket;
 pub mod tap;

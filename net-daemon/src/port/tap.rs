@@ -15,7 +15,7 @@ use crate::port::queue::FdQueue;
 use crate::port::{HEADER_LEN, Port, PortQueue, link};
 use crate::virtio::features::Features;
 
-mod ioctl;
+pub(super) mod ioctl;
 
 /// Most queues of a TAP interface (`MAX_TAP_QUEUES`).
 pub const MAX_QUEUES: usize = 256;
@@ -132,7 +132,8 @@ impl Tap {
         Tap::over(name, fds.into_iter().map(File::from).collect())
     }
 
-    fn over(name: String, files: Vec<File>) -> Result<Tap, TapError> {
+    /// Takes open queues of `name`.
+    pub(super) fn over(name: String, files: Vec<File>) -> Result<Tap, TapError> {
         let error = |doing, source| TapError::System { name: name.clone(), doing, source };
         for file in &files {
             ioctl::set_header(file, HEADER_LEN).map_err(|e| error("setting the header size", e))?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use thiserror::Error;
 use volt_net::net::config::{MIN_MTU, Mac, MacError};
 
-use crate::config::{NetDeviceConfig, NetPortConfig, NetSocketConfig, PortKind};
+use crate::config::{NetDeviceConfig, NetPortConfig, NetSocketConfig, PortKind, VhostNet};
 use crate::virtio::vhost_user_net::MAX_PAIRS;
 
 const MTU: RangeInclusive<u16> = MIN_MTU..=u16::MAX;
@@ -16,13 +16,13 @@ const QUEUES: RangeInclusive<u16> = 1..=MAX_PAIRS;
 /// Why a network device on the command line is wrong.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub(super) enum NetValueError {
-    #[error("'{0}' does not say where frames go: begin with tap=NAME or socket=PATH")]
+    #[error("'{0}' does not say where frames go: begin with tap=NAME, macvtap=NAME or socket=PATH")]
     Kind(String),
     #[error("no interface or socket is named before '{0}'")]
     NoName(String),
     #[error(
-        "unknown option '{0}': a network device knows mac=, mtu= and queues=, and with socket= also link-down-after= \
-         (a path cannot contain a comma)"
+        "unknown option '{0}': a network device knows mac=, mtu= and queues=, with tap= and macvtap= also \
+         vhost-net=, and with socket= link-down-after= (a path cannot contain a comma)"
     )]
     Option(String),
     #[error("the option '{0}' is given twice")]
@@ -33,6 +33,8 @@ pub(super) enum NetValueError {
     Queues(String),
     #[error("link-down-after={0} is no number of seconds from 0 to {max}", max = u32::MAX)]
     LinkDown(String),
+    #[error("vhost-net={0} is none of off, on and require")]
+    VhostNet(String),
     #[error("{option}= does not go with {kind}=: {why}")]
     Combination { option: &'static str, kind: &'static str, why: &'static str },
     #[error(transparent)]
@@ -50,6 +52,8 @@ impl FromStr for NetOption {
         let of_kind = |kind| text.strip_prefix(kind);
         let device = if let Some(rest) = of_kind("tap=") {
             tap(rest)
+        } else if let Some(rest) = of_kind("macvtap=") {
+            port(PortKind::Macvtap, rest)
         } else if let Some(rest) = of_kind("socket=") {
             socket(rest)
         } else {
@@ -70,14 +74,23 @@ fn port(kind: PortKind, text: &str) -> Result<NetDeviceConfig, NetValueError> {
     if options.link_down_after.is_some() {
         return Err(refuse("link-down-after", "the link is down whenever the interface is gone"));
     }
-    let Options { mac, mtu, queues, .. } = options;
-    let name = name.to_owned();
-    Ok(NetDeviceConfig::Port(NetPortConfig { kind, name, mac, mtu, queues: queues.unwrap_or(1) }))
+    Ok(NetDeviceConfig::Port(NetPortConfig {
+        kind,
+        name: name.to_owned(),
+        mac: options.mac,
+        mtu: options.mtu,
+        queues: options.queues.unwrap_or(1),
+        vhost_net: options.vhost_net.unwrap_or_default(),
+    }))
 }
 
 /// `--net-socket`, for `--net socket=`.
 pub(super) fn socket(text: &str) -> Result<NetDeviceConfig, NetValueError> {
     let (path, options) = split(text)?;
+    if options.vhost_net.is_some() {
+        let why = "the back-end moves the frames, wherever it does";
+        return Err(NetValueError::Combination { option: "vhost-net", kind: "socket", why });
+    }
     Ok(NetDeviceConfig::Socket(NetSocketConfig {
         socket: path.into(),
         mac: options.mac,
@@ -95,6 +108,17 @@ struct Options {
     mtu: Option<u16>,
     queues: Option<u16>,
     link_down_after: Option<Duration>,
+    vhost_net: Option<VhostNet>,
+}
+
+/// `--vhost-net` and `vhost-net=`.
+pub(super) fn vhost_net(text: &str) -> Result<VhostNet, NetValueError> {
+    match text {
+        "off" => Ok(VhostNet::Off),
+        "on" => Ok(VhostNet::On),
+        "require" => Ok(VhostNet::Require),
+        _ => Err(NetValueError::VhostNet(text.to_owned())),
+    }
 }
 
 /// Splits "NAME,option,option".
@@ -121,6 +145,7 @@ fn split(text: &str) -> Result<(&str, Options), NetValueError> {
                 let seconds: u32 = value.parse().map_err(|_| NetValueError::LinkDown(own()))?;
                 options.link_down_after.replace(Duration::from_secs(seconds.into())).is_some()
             }
+            "vhost-net" => options.vhost_net.replace(vhost_net(value)?).is_some(),
             _ => return Err(unknown()),
         };
         if again {

@@ -10,15 +10,16 @@ use volt_net::virtio::ring::MAX_RING_SIZE;
 /// Most queue pairs: vhost-user names a vring in 8 bits, and there is a control vring.
 pub(crate) const MAX_PAIRS: usize = 127;
 
-/// Serve a virtual machine's network device over vhost-user, with a TAP interface on the host's side.
+/// Serve a virtual machine's network device over vhost-user, with a TAP or macvtap interface on the host's side.
 #[derive(Debug, Parser)]
 #[command(name = "volt-netd", version, max_term_width = 100)]
-#[command(group = ArgGroup::new("port").args(["tap", "tap_fd"]))]
+#[command(group = ArgGroup::new("port").args(["tap", "tap_fd", "macvtap"]))]
 #[command(group = ArgGroup::new("endpoint").args(["socket", "fd"]))]
 #[command(after_help = "\
 Examples:
   volt-netd --tap tap0 --socket /run/volt/net0.sock
   volt-netd --tap tap0 --queues 4 --socket /run/volt/net0.sock --socket-group kvm --socket-mode 0660
+  volt-netd --macvtap mv0 --socket /run/volt/net0.sock
 
 The TAP interface: one that exists is used as it is; one that does not is created, set up, and goes when
 volt-netd does. The daemon serves one front-end at a time and waits for the next when one goes.
@@ -33,6 +34,10 @@ pub(crate) struct Cli {
     /// Open TAP descriptors to use, one for each queue pair; needs no privilege
     #[arg(long, value_name = "N[,N...]", value_delimiter = ',')]
     pub(crate) tap_fd: Vec<i32>,
+
+    /// macvtap interface to use; the guest gets its address
+    #[arg(long, value_name = "NAME")]
+    pub(crate) macvtap: Option<String>,
 
     /// Unix socket to listen on; a stale one is replaced
     #[arg(long, visible_alias = "socket-path", value_name = "PATH")]
@@ -54,7 +59,7 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "N", default_value_t = MAX_RING_SIZE, value_parser = ring_size)]
     pub(crate) queue_size: u16,
 
-    /// MAC address of the guest's interface, for front-ends that ask; random if not given
+    /// MAC address of the guest's interface, for front-ends that ask; if not given, a macvtap's own or random
     #[arg(long, value_name = "MAC")]
     pub(crate) mac: Option<Mac>,
 
@@ -63,7 +68,7 @@ pub(crate) struct Cli {
     pub(crate) mtu: Option<u16>,
 
     /// An interface that is created stays when volt-netd ends
-    #[arg(long, conflicts_with = "tap_fd")]
+    #[arg(long, conflicts_with_all = ["tap_fd", "macvtap"])]
     pub(crate) persist: bool,
 
     /// Permissions of the socket, in octal
@@ -149,6 +154,8 @@ mod tests {
             &["--mac", "01:00:00:00:00:00"],
             &["--socket-mode", "0999"],
             &["--tap", "a", "--tap-fd", "3"],
+            &["--tap", "a", "--macvtap", "b"],
+            &["--macvtap", "b", "--persist"],
             &["--socket", "a", "--fd", "3"],
         ] {
             assert!(parse(wrong).is_err(), "{wrong:?}");

@@ -17,6 +17,7 @@ use volt_net::event::worker::prepare_signals;
 use volt_net::net::config::Mac;
 use volt_net::net::device::{DeviceOptions, NetDevice};
 use volt_net::port::Port;
+use volt_net::port::macvtap::Macvtap;
 use volt_net::port::tap::{Tap, TapOptions};
 
 use crate::cli::{Cli, MAX_PAIRS};
@@ -51,8 +52,11 @@ fn main() -> ExitCode {
 /// What clap cannot check by itself. Ends the program.
 fn check(cli: &Cli) {
     let wrong = |kind, text: &str| Cli::command().error(kind, text).exit();
-    if cli.tap.is_none() && cli.tap_fd.is_empty() {
-        wrong(ErrorKind::MissingRequiredArgument, "where do frames go? give --tap NAME or --tap-fd N");
+    if cli.tap.is_none() && cli.tap_fd.is_empty() && cli.macvtap.is_none() {
+        wrong(
+            ErrorKind::MissingRequiredArgument,
+            "where do frames go? give --tap NAME, --macvtap NAME or --tap-fd N",
+        );
     }
     if cli.socket.is_none() && cli.fd.is_none() {
         wrong(
@@ -89,8 +93,8 @@ fn run(cli: &Cli) -> Result<(), AnyError> {
     let port = open_port(cli, tap_fds)?;
     let endpoint = open_endpoint(cli, fd)?;
     let wake = Arc::new(Notifier::new(eventfd(0, EventfdFlags::CLOEXEC)?)?);
-    let options =
-        DeviceOptions { pairs: pairs(cli), mac: cli.mac.map_or_else(Mac::random, Ok)?, mtu: cli.mtu };
+    let mac = cli.mac.or(port.mac()).map_or_else(Mac::random, Ok)?;
+    let options = DeviceOptions { pairs: pairs(cli), mac, mtu: cli.mtu };
     let device = NetDevice::new(port, options, wake.clone());
     info!(
         "{} with {} queue pairs, MAC {}, {}",
@@ -112,16 +116,16 @@ fn pairs(cli: &Cli) -> u16 {
 }
 
 fn open_port(cli: &Cli, fds: Vec<std::os::fd::OwnedFd>) -> Result<Box<dyn Port>, AnyError> {
-    let tap = match &cli.tap {
-        Some(name) => Tap::open(TapOptions {
+    Ok(match (&cli.tap, &cli.macvtap) {
+        (Some(name), _) => Box::new(Tap::open(TapOptions {
             name: name.clone(),
             queues: pairs(cli).into(),
             persist: cli.persist,
             mtu: cli.mtu,
-        })?,
-        None => Tap::from_fds(fds)?,
-    };
-    Ok(Box::new(tap))
+        })?),
+        (None, Some(name)) => Box::new(Macvtap::open(name, pairs(cli).into())?),
+        (None, None) => Box::new(Tap::from_fds(fds)?),
+    })
 }
 
 fn open_endpoint(cli: &Cli, fd: Option<std::os::fd::OwnedFd>) -> Result<Endpoint, AnyError> {

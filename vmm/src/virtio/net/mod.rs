@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`control`] | the control vring of every network device, vhost-user ones too |
 //! | `in_process` | frames moved by workers of this process, on `volt_net`'s device |
+//! | `kernel` | frames moved by the kernel's vhost-net |
 //! | `glue` | between the types of the VMM's crates and those of `volt_net` |
 //!
 //! Any thread of these may go while the guest's driver is there, none outlives the device.
@@ -14,7 +15,7 @@
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use log::info;
+use log::{info, warn};
 use thiserror::Error;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use vm_memory::GuestMemoryMmap;
@@ -22,13 +23,18 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use volt_net::event::notify::Notifier;
 use volt_net::net::builder::{BuildError, VirtioNetBuilder};
 use volt_net::net::config::{Mac, NetConfig};
+use volt_net::net::device::NetDevice;
 use volt_net::net::lifecycle::{self, Lifecycle, VirtioNet};
+use volt_net::port::macvtap::{Macvtap, MacvtapError};
 use volt_net::virtio::features::Features;
 
-use crate::config::{NetDeviceConfig, NetPortConfig, PortKind};
+use crate::config::{self, NetDeviceConfig, NetPortConfig, PortKind};
 use crate::irq::Interrupt;
+use crate::virtio::faults;
 use crate::virtio::net::control::{Change, OWN};
 use crate::virtio::net::in_process::InProcess;
+use crate::virtio::net::kernel::Kernel;
+pub use crate::virtio::net::kernel::KernelError;
 use crate::virtio::vhost_user_net::{self, VhostUserNet};
 use crate::virtio::worker::Worker;
 use crate::virtio::{ActivateError, Activation, VirtioDevice, Vring, copy_config};
@@ -36,6 +42,7 @@ use crate::virtio::{ActivateError, Activation, VirtioDevice, Vring, copy_config}
 pub mod control;
 mod glue;
 mod in_process;
+mod kernel;
 
 /// Why there is no network device.
 #[derive(Debug, Error)]
@@ -52,6 +59,18 @@ pub enum NetError {
         #[source]
         source: BuildError,
     },
+    /// The macvtap interface cannot be used.
+    #[error(transparent)]
+    Macvtap(#[from] MacvtapError),
+    /// The kernel cannot do what is required of it.
+    #[error("{label}: vhost-net is required")]
+    Kernel {
+        /// The device.
+        label: String,
+        /// Why not.
+        #[source]
+        source: KernelError,
+    },
     /// No thread, no eventfd.
     #[error("the host is out of resources for a network device")]
     Host(#[from] io::Error),
@@ -62,6 +81,8 @@ pub enum NetError {
 enum StartError {
     #[error(transparent)]
     Device(#[from] lifecycle::ActivateError),
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
     #[error("the host is out of resources")]
     Host(#[from] io::Error),
 }
@@ -129,6 +150,7 @@ impl Net {
         let gone = glue::notifier(&EventFd::new(EFD_NONBLOCK)?)?;
         let builder = match config.kind {
             PortKind::Tap => VirtioNetBuilder::new(&config.name),
+            PortKind::Macvtap => VirtioNetBuilder::over(Macvtap::open(&config.name, config.queues.into())?),
         };
         let NetPortConfig { mac, mtu, queues, .. } = *config;
         let builder = builder.queues(queues).wake(gone.clone());
@@ -136,7 +158,19 @@ impl Net {
         let builder = mtu.into_iter().fold(builder, VirtioNetBuilder::mtu);
         let device =
             builder.build().map_err(|source| NetError::Port { name: config.name.clone(), source })?;
-        Net::in_process(format!("net {}", config.name), device, gone)
+        let label = format!("net {}", config.name);
+        match kernel_features(&label, config.vhost_net)? {
+            Some(features) => Ok(Net::in_kernel(label, device.into_device(), features)),
+            None => Net::in_process(label, device, gone),
+        }
+    }
+
+    /// A device whose frames the kernel moves, with `kernel`'s features.
+    fn in_kernel(label: String, device: NetDevice, kernel: Features) -> Net {
+        let (offered, net_config) = (Kernel::offer(kernel, device.offered()), device.config());
+        let config = Arc::new(Mutex::new(net_config));
+        let path = Arc::new(Kernel::new(&label, device, kernel));
+        Net::new(label, offered, net_config, config, path)
     }
 
     /// A device whose frames this process moves; `device` notifies `gone`.
@@ -160,6 +194,21 @@ impl Net {
         info!("{label}: MAC {}, {pairs} queue pairs, offering {features}", net_config.mac);
         let vring_sizes = control::vring_sizes(pairs);
         Net { label, features, pairs, vring_sizes, mac: net_config.mac, config, control: None, path }
+    }
+}
+
+/// The features of the kernel's vhost-net, when it is to move the frames and can.
+fn kernel_features(label: &str, wanted: config::VhostNet) -> Result<Option<Features>, NetError> {
+    if wanted == config::VhostNet::Off {
+        return Ok(None);
+    }
+    match kernel::probe() {
+        Ok(features) => Ok(Some(features)),
+        Err(error) if wanted == config::VhostNet::On => {
+            warn!("{label}: frames are moved by this process, not by the kernel: {}", faults::chain(&error));
+            Ok(None)
+        }
+        Err(source) => Err(NetError::Kernel { label: label.to_owned(), source }),
     }
 }
 
