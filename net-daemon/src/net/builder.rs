@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use rustix::event::{EventfdFlags, eventfd};
 use thiserror::Error;
+use vm_memory::mmap::MmapRegionError;
 
 use crate::event::notify::{Notifier, NotifyError};
 use crate::event::worker::prepare_signals;
@@ -14,11 +15,14 @@ use crate::net::lifecycle::VirtioNet;
 use crate::port::Port;
 use crate::port::tap::{Tap, TapError, TapOptions};
 
+/// Most queue pairs of a device.
+pub const MAX_PAIRS: u16 = 127;
+
 /// Why there is no device.
 #[derive(Debug, Error)]
 pub enum BuildError {
-    /// No queue pairs, or more than virtio has (5.1.4.1).
-    #[error("{0} queue pairs: 1 to 32768 are possible")]
+    /// No queue pairs, or more than there are notes for.
+    #[error("{0} queue pairs asked for: 1 to {MAX_PAIRS} are possible")]
     Queues(u16),
     /// An MTU that virtio does not allow (5.1.4.1).
     #[error("an MTU of {0} bytes is less than the smallest, {MIN_MTU}")]
@@ -32,6 +36,9 @@ pub enum BuildError {
     /// No descriptor for the news of the port's end.
     #[error("cannot make an eventfd")]
     Wake(#[source] NotifyError),
+    /// No memory for the workers' notes.
+    #[error("cannot map memory")]
+    Memory(#[source] MmapRegionError),
     /// The workers' signal.
     #[error("cannot set up a signal handler")]
     Signal(#[source] io::Error),
@@ -103,7 +110,7 @@ impl VirtioNetBuilder {
     /// See [`BuildError`].
     pub fn build(self) -> Result<VirtioNet, BuildError> {
         let VirtioNetBuilder { source, mac, mtu, queues, wake } = self;
-        if !(1..=32768).contains(&queues) {
+        if !(1..=MAX_PAIRS).contains(&queues) {
             return Err(BuildError::Queues(queues));
         }
         if let Some(mtu) = mtu.filter(|mtu| *mtu < MIN_MTU) {
@@ -119,7 +126,7 @@ impl VirtioNetBuilder {
         let wake = wake.map_or_else(new_notifier, Ok)?;
         prepare_signals().map_err(BuildError::Signal)?;
         let options = DeviceOptions { pairs: queues, mac, mtu };
-        Ok(VirtioNet::new(NetDevice::new(port, options, wake)))
+        NetDevice::new(port, options, wake).map(VirtioNet::new).map_err(BuildError::Memory)
     }
 }
 

@@ -15,6 +15,7 @@ use crate::event::notify::Notifier;
 use crate::net::config::NetConfig;
 use crate::net::ctrl::GUEST_OFFLOADS;
 use crate::net::device::{DeviceError, NetDevice, PairVrings};
+use crate::net::journal::Note;
 use crate::net::vring::Vring;
 use crate::virtio::features::Features;
 use crate::virtio::memory::GuestMemory;
@@ -151,7 +152,7 @@ impl VirtioNet {
         Ok(())
     }
 
-    /// Stops the pairs and runs them again. Rings continue where they are; a frame that waits for buffers is lost.
+    /// Stops the pairs and runs them again. Rings continue where they are.
     fn restart(&mut self) {
         let Some(active) = self.active.take() else { return };
         let result = self.stop_pairs().map_err(ActivateError::from).and_then(|()| self.run(&active));
@@ -171,7 +172,7 @@ impl VirtioNet {
             let Some(pair) = vrings.get_mut(index / 2) else {
                 return Err(ActivateError::Queue { index: queue.index, pairs });
             };
-            let vring = Some(queue.vring(memory, *features)?);
+            let vring = Some(queue.vring(memory, *features, self.device.watch(index))?);
             if index % 2 == 0 {
                 pair.rx = vring;
             } else {
@@ -206,7 +207,12 @@ impl Active {
 }
 
 impl QueueSetup {
-    fn vring(&self, memory: &Arc<GuestMemory>, features: Features) -> Result<Vring, ActivateError> {
+    fn vring(
+        &self,
+        memory: &Arc<GuestMemory>,
+        features: Features,
+        (note, killer): (Note, Option<u16>),
+    ) -> Result<Vring, ActivateError> {
         let ring = Ring::start(memory.clone(), self.layout, features);
         Ok(Vring {
             index: self.index.into(),
@@ -215,6 +221,8 @@ impl QueueSetup {
             call: Some(self.call.clone()),
             err: Some(self.err.clone()),
             scolded: false,
+            note,
+            killer,
         })
     }
 }
@@ -267,6 +275,7 @@ impl Lifecycle for VirtioNet {
             return Ok(());
         }
         self.stop_pairs()?;
+        self.device.give_up_stashes();
         // Frames for the next driver must not be larger than it can take.
         self.device.set_offloads(Features::NONE);
         Ok(())

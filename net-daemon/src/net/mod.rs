@@ -10,6 +10,7 @@ pub mod ctrl;
 pub mod ctrl_queue;
 pub mod device;
 pub mod health;
+pub mod journal;
 pub mod lifecycle;
 pub mod pair;
 pub mod rx;

@@ -11,11 +11,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use log::warn;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::net::config::Mac;
-use crate::port::tap::{Tap, TapError, ioctl};
-use crate::port::{Port, PortQueue, link};
+use crate::port::tap::{Tap, TapError, TapState, ioctl};
+use crate::port::{Port, PortQueue, PortState, link};
+use crate::state::{Exporter, Importer, StateError};
 use crate::virtio::features::Features;
 
 /// The driver of macvtap and macvlan interfaces, as it calls itself.
@@ -104,6 +106,28 @@ impl Macvtap {
     }
 }
 
+/// A macvtap interface in a state.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct MacvtapState {
+    tap: TapState,
+    mac: Option<[u8; 6]>,
+    queues: usize,
+}
+
+impl MacvtapState {
+    /// Name of the interface.
+    pub fn name(&self) -> &str {
+        &self.tap.name
+    }
+}
+
+impl Macvtap {
+    pub(super) fn import(state: MacvtapState, from: &mut Importer) -> Result<Macvtap, StateError> {
+        let MacvtapState { tap, mac, queues } = state;
+        Ok(Macvtap { tap: Tap::import(tap, from)?, mac: mac.map(Mac), queues })
+    }
+}
+
 fn open_queue(name: &str, node: &Path) -> Result<File, MacvtapError> {
     let own = || node.to_owned();
     let failed = |source: io::Error| match source.raw_os_error() {
@@ -172,6 +196,15 @@ impl Port for Macvtap {
     fn reopen(&mut self) -> io::Result<()> {
         *self = Macvtap::open(self.name(), self.queues).map_err(io::Error::other)?;
         Ok(())
+    }
+
+    fn own(&mut self) {
+        self.tap.own();
+    }
+
+    fn export<'a>(&'a self, out: &mut Exporter<'a>) -> Option<PortState> {
+        let (mac, queues) = (self.mac.map(|mac| mac.0), self.queues);
+        Some(PortState::Macvtap(MacvtapState { tap: self.tap.state(out), mac, queues }))
     }
 }
 
