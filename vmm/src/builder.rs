@@ -30,8 +30,8 @@ use crate::vcpu::{self, Buses, Vcpu};
 use crate::virtio::VirtioDevice;
 use crate::virtio::blk::{Block, BlockError};
 use crate::virtio::mmio::{MmioSlot, MmioTransport, SLOT_SIZE, TransportError};
+use crate::virtio::net::{self, NetError};
 use crate::virtio::rng::Rng;
-use crate::virtio::vhost_user_net::{NetError, VhostUserNet};
 
 /// Why a machine cannot be built.
 #[derive(Debug, Error)]
@@ -229,8 +229,8 @@ fn virtio_devices(config: &VmConfig) -> Result<Vec<Box<dyn VirtioDevice>>, Build
         devices.push(Box::new(Block::open(disk)?));
     }
     devices.push(Box::new(Rng::new()));
-    for net in &config.nets {
-        devices.push(Box::new(VhostUserNet::connect(net)?));
+    for config in &config.nets {
+        devices.push(net::open(config)?);
     }
     Ok(devices)
 }
