@@ -9,12 +9,14 @@
 //! | [`backend`], [`device`] | a back-end that records what it is told, and the device's side of a ring |
 //! | [`peer`] | a second back-end, on the `vhost-user-backend` crate, to calibrate the tests with |
 //! | [`netns`], [`daemon`], [`rig`] | a network namespace with a TAP; volt-netd as a process; both together |
+//! | [`bench`] | the measurements of the tool `volt-bench` |
 //! | [`conform`] | the checks of the tool `volt-conform`, for any back-end |
 //! | [`lab`] | real guests, here and in an emulated machine with KVM |
 //!
 //! The peers encode the wire themselves, by the specifications, and share no code with the programs they test.
 
 pub mod backend;
+pub mod bench;
 pub mod conform;
 pub mod daemon;
 pub mod device;
