@@ -10,6 +10,7 @@ use std::time::Duration;
 use crate::bench::case::{Case, Direction, FLOWS, MTU};
 use crate::bench::host::{FarEnd, QUEUE_LEN, add_tap, open_tap};
 use crate::bench::{BenchError, pin};
+use crate::memory::GuestMemory;
 use crate::netns::Netns;
 
 /// Name of the floor's TAP.
@@ -58,7 +59,7 @@ impl Floor {
     /// Processor time per frame of `frames` frames of `case`.
     pub fn measure(&self, case: &Case, shape: Shape, frames: usize) -> Result<Duration, BenchError> {
         let parts = iovec_lens(case, shape);
-        let mut buffers = Buffers::new(case, &parts);
+        let mut buffers = Buffers::new(case, &parts)?;
         let mut total = Duration::ZERO;
         let mut done = 0;
         while done < frames {
@@ -118,41 +119,45 @@ fn iovec_lens(case: &Case, shape: Shape) -> Vec<usize> {
 /// As many sets of buffers as the ring has frames.
 struct Buffers {
     // Owns what the vectors point to.
-    _bytes: Vec<u8>,
+    _bytes: GuestMemory,
     vectors: Vec<libc::iovec>,
     per_frame: usize,
 }
 
-// SAFETY: the vectors point into `_bytes`, which moves with them.
+// SAFETY: the vectors point into the mapping that `_bytes` keeps.
 unsafe impl Send for Buffers {}
 
 impl Buffers {
-    fn new(case: &Case, parts: &[usize]) -> Buffers {
+    fn new(case: &Case, parts: &[usize]) -> Result<Buffers, BenchError> {
         let sets = usize::from(case.ring) / case.chains_per_frame();
         let spill = usize::from(parts.len() > 1 && case.direction == Direction::Rx);
         let (own, shared) = parts.split_at(parts.len() - spill);
-        let stride: usize = own.iter().map(|len| (len + 128).next_multiple_of(64)).sum();
-        let mut bytes = vec![0u8; stride * sets + shared.iter().sum::<usize>() + 64];
+        let stride: usize = own.iter().map(|len| (len + 64).next_multiple_of(64)).sum();
+        // The same kind of memory as a guest's: the kernel copies from a file's pages and from its own at other speeds.
+        let bytes = GuestMemory::flat(0, (stride * sets + 65_600) as u64)?;
+        let place = |at: usize, len: usize| {
+            let outside = || BenchError::Wrong("a buffer outside memory".to_owned());
+            bytes
+                .pointer(at as u64, len)
+                .ok_or_else(outside)
+                .map(|pointer| libc::iovec { iov_base: pointer.as_ptr().cast(), iov_len: len })
+        };
         let mut vectors = Vec::new();
-        let base = bytes.as_mut_ptr();
         for set in 0..sets {
-            let mut frame = case.header().encode().to_vec();
-            frame.extend(case.frame(set % FLOWS));
-            let mut at = set * stride;
+            let frame = [&case.header().encode()[..], &case.frame(set % FLOWS)].concat();
+            let (mut at, mut done) = (set * stride, 0);
             for len in own {
-                let count = frame.len().min(*len);
-                bytes[at..at + count].copy_from_slice(&frame.drain(..count).collect::<Vec<_>>());
-                // SAFETY: inside `bytes`, which has room for every set and is never resized.
-                vectors.push(libc::iovec { iov_base: unsafe { base.add(at) }.cast(), iov_len: *len });
-                at += (len + 128).next_multiple_of(64);
+                let end = frame.len().min(done + len);
+                bytes.write(at as u64, &frame[done..end]);
+                vectors.push(place(at, *len)?);
+                (at, done) = (at + (len + 64).next_multiple_of(64), end);
             }
+            // All sets end with the one shared buffer.
             for len in shared {
-                // SAFETY: as above; all sets end with the one shared buffer at the end.
-                let end = unsafe { base.add(stride * sets) };
-                vectors.push(libc::iovec { iov_base: end.cast(), iov_len: *len });
+                vectors.push(place(stride * sets, *len)?);
             }
         }
-        Buffers { _bytes: bytes, vectors, per_frame: parts.len() }
+        Ok(Buffers { _bytes: bytes, vectors, per_frame: parts.len() })
     }
 
     #[inline(always)]
