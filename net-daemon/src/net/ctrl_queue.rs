@@ -3,7 +3,7 @@
 
 use log::{debug, warn};
 
-use crate::net::counters::Counter;
+use crate::net::counters::Counters;
 use crate::net::ctrl::{self, ACK_ERR, ACK_OK, Command, Limits, MAX_COMMAND_LEN};
 use crate::net::vring::Vring;
 use crate::virtio::chain::ChainError;
@@ -18,16 +18,17 @@ const BATCH: usize = 16;
 pub struct ControlQueue {
     /// Its vring.
     pub vring: Vring,
-    bad_chains: Counter,
+    counters: Counters,
 }
 
 impl ControlQueue {
     /// The control queue over `vring`.
     pub fn new(vring: Vring) -> ControlQueue {
-        ControlQueue { vring, bad_chains: Counter::default() }
+        ControlQueue { vring, counters: Counters::default() }
     }
 
-    /// Hands each available command to `carry_out`, answers the driver, and says whether there may be more.
+    /// Hands each available command to `carry_out`, and says whether there may be more. The driver sees no answer before
+    /// [`ControlQueue::answer`], so that what a command has changed can be recorded before.
     ///
     /// # Errors
     ///
@@ -35,23 +36,35 @@ impl ControlQueue {
     pub fn run(&mut self, limits: Limits, mut carry_out: impl FnMut(Command)) -> Result<bool, RingError> {
         let mut more = true;
         for _ in 0..BATCH {
+            let index = self.vring.ring.next_index();
             let Some(head) = self.vring.ring.pop()? else {
                 more = false;
                 break;
             };
-            let written = match self.serve(head, limits, &mut carry_out) {
+            let approached = self.vring.approach(index);
+            let written = match approached.and_then(|()| self.serve(head, limits, &mut carry_out)) {
                 Ok(()) => 1,
                 Err(error) => {
-                    self.vring.bad_chain(error, &self.bad_chains);
+                    self.vring.bad_chain(error, &self.counters.tx_bad_chain, &self.counters);
                     0
                 }
             };
             self.vring.ring.push_used(head, written);
         }
+        self.vring.note.idle();
+        Ok(more)
+    }
+
+    /// Answers the driver. Whether more commands have come.
+    ///
+    /// # Errors
+    ///
+    /// When the driver broke the ring.
+    pub fn answer(&mut self) -> Result<bool, RingError> {
         if self.vring.ring.publish() {
             self.call();
         }
-        Ok(more || self.vring.ring.enable_kicks()?)
+        self.vring.ring.enable_kicks()
     }
 
     /// Notifies the driver. Not by [`Vring::call`]: this runs on the main thread, which no descriptor may hold.

@@ -9,6 +9,7 @@ pub mod ctrl;
 pub mod ctrl_queue;
 pub mod device;
 pub mod health;
+pub mod journal;
 pub mod pair;
 pub mod rx;
 pub mod tx;

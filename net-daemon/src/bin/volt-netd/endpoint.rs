@@ -2,21 +2,23 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::Mode;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use volt_net::state::{Exporter, FdId, Importer, StateError};
 
 /// Why there is no endpoint.
 #[derive(Debug, Error)]
 pub(crate) enum EndpointError {
-    #[error("{} is in use by a daemon that runs: stop that one, or choose another --socket", .0.display())]
+    #[error("{} is in use by a daemon that runs: stop that one, or choose another path", .0.display())]
     InUse(PathBuf),
-    #[error("{} exists and is no socket: choose another --socket, or remove it", .0.display())]
+    #[error("{} exists and is no socket: choose another path, or remove it", .0.display())]
     NotSocket(PathBuf),
     #[error("cannot listen on {}: does its directory exist, and may this user write there?", .path.display())]
     Listen { path: PathBuf, source: io::Error },
@@ -40,17 +42,43 @@ pub(crate) struct Access {
 /// A source of front-ends.
 #[derive(Debug)]
 pub(crate) enum Endpoint {
-    /// Each connection is a front-end. The file goes with the listener.
-    Listen(UnixListener, #[expect(dead_code, reason = "held for its drop")] Option<SocketFile>),
+    /// Each connection is a front-end.
+    Listen(Listener),
     /// The front-end listens.
     Client(PathBuf),
     /// One connection and no other.
     Connected(Option<UnixStream>),
 }
 
-impl Endpoint {
+/// An [`Endpoint`] in a state.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum EndpointState {
+    Listen(ListenerState),
+    Client(PathBuf),
+    Connected,
+}
+
+/// A socket that listens. Its file goes with it.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    socket: UnixListener,
+    id: FdId,
+    file: Option<SocketFile>,
+    /// Whether the file is this process's to remove.
+    owned: bool,
+}
+
+/// A [`Listener`] in a state.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct ListenerState {
+    fd: FdId,
+    file: Option<SocketFile>,
+}
+
+impl Listener {
     /// Listens on `path`.
-    pub(crate) fn listen(path: &Path, access: &Access) -> Result<Endpoint, EndpointError> {
+    pub(crate) fn bind(path: &Path, access: &Access) -> Result<Listener, EndpointError> {
         let group = access.group.as_deref().map(group).transpose()?;
         make_room(path)?;
         let failed = |source| EndpointError::Listen { path: path.to_owned(), source };
@@ -63,8 +91,93 @@ impl Endpoint {
         let permitted = std::os::unix::fs::chown(path, None, group)
             .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(access.mode)));
         permitted.map_err(|source| EndpointError::Permissions { path: path.to_owned(), source })?;
-        listener.set_nonblocking(true)?;
-        Ok(Endpoint::Listen(listener, Some(file)))
+        Ok(Listener::over(listener, Some(file))?)
+    }
+
+    fn over(socket: UnixListener, file: Option<SocketFile>) -> io::Result<Listener> {
+        socket.set_nonblocking(true)?;
+        Ok(Listener { socket, id: FdId::fresh(), file, owned: true })
+    }
+
+    /// The next connection; `WouldBlock` where there is none.
+    pub(crate) fn accept(&self) -> io::Result<UnixStream> {
+        Ok(self.socket.accept()?.0)
+    }
+
+    /// Where it is in the file system, if it was made by a daemon.
+    pub(crate) fn path(&self) -> Option<&Path> {
+        self.file.as_ref().map(|file| file.path.as_path())
+    }
+
+    /// Writes it out. The file is its successor's to remove.
+    pub(crate) fn export<'a>(&'a self, out: &mut Exporter<'a>) -> ListenerState {
+        ListenerState { fd: out.fd(self.id, &self.socket), file: self.file.clone() }
+    }
+
+    /// The file of an imported listener is this process's to remove from here on.
+    pub(crate) fn own(&mut self) {
+        self.owned = true;
+    }
+
+    /// Takes over the listener of a state. It may still be another process's.
+    pub(crate) fn import(state: ListenerState, from: &mut Importer) -> Result<Listener, StateError> {
+        Ok(Listener { socket: from.take(state.fd)?.into(), id: state.fd, file: state.file, owned: false })
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl EndpointState {
+    /// Whether a front-end would look for this daemon at `path`.
+    pub(crate) fn is_at(&self, path: Option<&Path>) -> bool {
+        match self {
+            EndpointState::Listen(state) => state.file.as_ref().map(|file| file.path.as_path()) == path,
+            EndpointState::Client(own) => Some(own.as_path()) == path,
+            EndpointState::Connected => path.is_none(),
+        }
+    }
+}
+
+impl Endpoint {
+    /// Writes the endpoint out.
+    pub(crate) fn export<'a>(&'a self, out: &mut Exporter<'a>) -> EndpointState {
+        match self {
+            Endpoint::Listen(listener) => EndpointState::Listen(listener.export(out)),
+            Endpoint::Client(path) => EndpointState::Client(path.clone()),
+            Endpoint::Connected(_) => EndpointState::Connected,
+        }
+    }
+
+    /// Takes over the endpoint of a state.
+    pub(crate) fn import(state: EndpointState, from: &mut Importer) -> Result<Endpoint, StateError> {
+        Ok(match state {
+            EndpointState::Listen(state) => Endpoint::Listen(Listener::import(state, from)?),
+            EndpointState::Client(path) => Endpoint::Client(path),
+            EndpointState::Connected => Endpoint::Connected(None),
+        })
+    }
+
+    /// What was taken over from a state is this process's from here on.
+    pub(crate) fn own(&mut self) {
+        if let Endpoint::Listen(listener) = self {
+            listener.own();
+        }
+    }
+
+    /// What to call it.
+    pub(crate) fn describe(&self) -> String {
+        match self {
+            Endpoint::Listen(listener) => match listener.path() {
+                Some(path) => format!("listening on {}", path.display()),
+                None => "on an open socket".to_owned(),
+            },
+            Endpoint::Client(path) => format!("connecting to {}", path.display()),
+            Endpoint::Connected(_) => "on an open connection".to_owned(),
+        }
     }
 
     /// Takes an open socket.
@@ -76,9 +189,7 @@ impl Endpoint {
             return Err(EndpointError::Fd(number));
         }
         if sockopt::socket_acceptconn(&fd).map_err(io::Error::from)? {
-            let listener = UnixListener::from(fd);
-            listener.set_nonblocking(true)?;
-            return Ok(Endpoint::Listen(listener, None));
+            return Ok(Endpoint::Listen(Listener::over(fd.into(), None)?));
         }
         let stream = UnixStream::from(fd);
         stream.peer_addr().map_err(|_| EndpointError::Fd(number))?;
@@ -118,7 +229,7 @@ fn group(name: &str) -> Result<u32, EndpointError> {
 }
 
 /// The socket in the file system: removed at the end, unless it is somebody else's by then.
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct SocketFile {
     path: PathBuf,
     inode: (u64, u64),
@@ -134,10 +245,12 @@ fn inode(path: &Path) -> io::Result<(u64, u64)> {
     fs::symlink_metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
-impl Drop for SocketFile {
+impl Drop for Listener {
     fn drop(&mut self) {
-        if inode(&self.path).is_ok_and(|inode| inode == self.inode) {
-            let _ = fs::remove_file(&self.path);
+        if let Some(file) = self.file.as_ref().filter(|_| self.owned)
+            && inode(&file.path).is_ok_and(|inode| inode == file.inode)
+        {
+            let _ = fs::remove_file(&file.path);
         }
     }
 }
