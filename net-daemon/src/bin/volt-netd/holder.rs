@@ -37,6 +37,9 @@ pub(crate) struct Commit {
     pub(crate) all: Vec<FdId>,
     /// Those that come with this message, in this order.
     pub(crate) new: Vec<FdId>,
+    /// What the front-end has not taken of earlier replies.
+    #[serde(with = "hex")]
+    pub(crate) unsent: Vec<u8>,
     pub(crate) answer: Option<Answer>,
 }
 
@@ -103,6 +106,7 @@ impl Holder {
         &mut self,
         state: &DaemonState,
         fds: &[(FdId, BorrowedFd<'_>)],
+        unsent: &[u8],
         answer: Option<&Answer>,
     ) -> io::Result<usize> {
         let new: Vec<_> = fds.iter().filter(|(id, _)| !self.known.contains(id)).collect();
@@ -110,6 +114,7 @@ impl Holder {
             state: serde_json::value::to_raw_value(state)?,
             all: fds.iter().map(|(id, _)| *id).collect(),
             new: new.iter().map(|(id, _)| *id).collect(),
+            unsent: unsent.to_vec(),
             answer: answer.cloned(),
         };
         let all = commit.all.iter().copied().collect();

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use log::info;
+use nix::sys::signal::SigSet;
 use rustix::event::{EventfdFlags, eventfd};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use volt_net::event::notify::Notifier;
@@ -80,6 +81,8 @@ pub(crate) struct Supervision {
     pub(crate) killers: BTreeMap<usize, u16>,
     pub(crate) restarts: u64,
     pub(crate) leave: bool,
+    /// Signals that are blocked, because until now they were the supervisor's.
+    pub(crate) blocked: SigSet,
 }
 
 /// Runs a daemon to its end.
@@ -87,7 +90,10 @@ pub(crate) fn run(cli: &Cli, origin: Origin, supervision: Option<Supervision>) -
     let signals = watch_signals()?;
     prepare_signals()?;
     let supervision = match supervision {
-        Some(supervision) => Supervised::from(supervision),
+        Some(supervision) => {
+            supervision.blocked.thread_unblock()?;
+            Supervised::from(supervision)
+        }
         None => Supervised::alone()?,
     };
     match origin {
@@ -128,7 +134,7 @@ struct Supervised {
 
 impl From<Supervision> for Supervised {
     fn from(s: Supervision) -> Supervised {
-        let Supervision { holder, journal, killers, restarts, leave } = s;
+        let Supervision { holder, journal, killers, restarts, leave, .. } = s;
         Supervised { holder: Some(holder), journal, killers, restarts, leave }
     }
 }

@@ -32,8 +32,8 @@ use crate::launch::{self, AnyError, Gate, Inheritance, Origin, Supervision};
 use crate::server::End;
 use crate::systemd::Store;
 
-/// A worker that lived at least so long has not died at once.
-const SETTLED: Duration = Duration::from_secs(5);
+/// A worker that lived at least so long, or has ended a request, has not died at once.
+const SETTLED: Duration = Duration::from_millis(200);
 /// Most bytes read at once; a message is shorter.
 const MAX_READ: usize = 1 << 16;
 /// How long a worker may take for a report that it has begun.
@@ -97,6 +97,8 @@ struct History {
     /// Indexes that were being served when two workers died.
     killers: BTreeMap<usize, u16>,
     bad_request: bool,
+    /// The worker has ended a request.
+    worked: bool,
 }
 
 struct Supervisor<'a> {
@@ -179,12 +181,16 @@ impl Supervisor<'_> {
         line.set_read_timeout(Some(PATIENCE))?;
         let known = self.held.fds.keys().copied().collect();
         let killers = self.history.killers.clone();
+        self.history.worked = false;
         let restarts = self.history.restarts;
         // SAFETY: this process has one thread, so that the child finds no lock taken.
         match unsafe { fork() }? {
             ForkResult::Parent { child } => {
                 // The worker's own from here on.
                 drop(origin);
+                if self.told {
+                    let _ = kill(child, Signal::SIGTERM);
+                }
                 Ok(Worker { pid: child, line, started: Instant::now() })
             }
             ForkResult::Child => {
@@ -196,8 +202,8 @@ impl Supervisor<'_> {
                     killers,
                     restarts,
                     leave: self.store.is_some(),
+                    blocked: self.signals,
                 };
-                self.signals.thread_unblock()?;
                 std::process::exit(match launch::run(self.cli, origin, Some(supervision)) {
                     Ok(End::Over | End::GivenAway) => 0,
                     Err(error) => {
@@ -261,11 +267,7 @@ impl Supervisor<'_> {
     }
 
     fn signalled(&mut self, worker: &Worker) -> Result<Option<Outcome>, AnyError> {
-        while let Ok(Some(signal)) = self.signal_fd.read_signal() {
-            if signal.ssi_signo == Signal::SIGCHLD as u32 {
-                continue;
-            }
-            self.told = true;
+        if self.take_signals() {
             // Fails only for a worker that is dead.
             let _ = kill(worker.pid, Signal::SIGTERM);
         }
@@ -308,6 +310,7 @@ impl Supervisor<'_> {
         held.fds.extend(commit.new.iter().copied().zip(fds));
         held.fds.retain(|id, _| commit.all.contains(id));
         held.read.clear();
+        held.unsent = commit.unsent;
         held.state = Some(commit.state);
         // Every worker commits when it starts: it knows what to leave out.
         self.history.killers.clear();
@@ -319,6 +322,7 @@ impl Supervisor<'_> {
             store.keep(&self.held.fds, self.held.state.as_deref(), &self.held.unsent);
         }
         if let Some(answer) = &commit.answer {
+            self.history.worked = true;
             self.answer(answer);
         }
         self.held.unsent.len()
@@ -368,7 +372,7 @@ impl Supervisor<'_> {
         history.suspects = notes.into_iter().map(|(vring, index, _)| (vring, index)).collect();
         let lived = worker.started.elapsed();
         history.backoff = match history.backoff {
-            _ if lived >= SETTLED => Duration::ZERO,
+            _ if lived >= SETTLED || history.worked => Duration::ZERO,
             Duration::ZERO if history.restarts == 1 => Duration::ZERO,
             last => (2 * last).clamp(SHORTEST, LONGEST),
         };
@@ -400,12 +404,27 @@ impl Supervisor<'_> {
         })
     }
 
-    /// Waits before the next worker; a signal ends the wait.
-    fn pause(&self) {
-        if !self.history.backoff.is_zero() {
-            let limit = Timespec::try_from(self.history.backoff).ok();
-            let _ = poll(&mut [PollFd::new(&self.signal_fd, PollFlags::IN)], limit.as_ref());
+    /// Waits before the next worker, which is then told to end if this process is.
+    fn pause(&mut self) {
+        let end = Instant::now() + self.history.backoff;
+        while !self.told {
+            let left = end.saturating_duration_since(Instant::now());
+            let limit = Timespec::try_from(left).ok();
+            if !matches!(poll(&mut [PollFd::new(&self.signal_fd, PollFlags::IN)], limit.as_ref()), Ok(1)) {
+                return;
+            }
+            self.take_signals();
         }
+    }
+
+    /// Whether one came that tells to end.
+    fn take_signals(&mut self) -> bool {
+        let mut told = false;
+        while let Ok(Some(signal)) = self.signal_fd.read_signal() {
+            told |= signal.ssi_signo != Signal::SIGCHLD as u32;
+        }
+        self.told |= told;
+        told
     }
 }
 

@@ -108,7 +108,8 @@ impl Server {
         let Some(mut holder) = self.holder.take() else { return Ok(None) };
         let is_answer = answer.is_some();
         let Some((state, fds)) = self.export() else { return Ok(None) };
-        match holder.commit(&state, &fds, answer) {
+        let unsent = self.connection.as_ref().map_or(&[][..], |connection| connection.channel.unsent());
+        match holder.commit(&state, &fds, unsent, answer) {
             Ok(unsent) => {
                 self.holder = Some(holder);
                 Ok(Some(unsent))
