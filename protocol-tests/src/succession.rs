@@ -91,8 +91,8 @@ impl Rig {
     }
 }
 
-/// The only child of a process.
-fn child(pid: u32) -> Option<Pid> {
+/// The only child of a process: the worker, if it is a supervisor.
+pub fn child(pid: u32) -> Option<Pid> {
     let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
     Pid::from_raw(children.split_whitespace().next()?.parse().ok()?)
 }

@@ -310,3 +310,34 @@ fn an_interface_that_is_deleted_is_found_again_by_a_successor() {
     rig.take_over(&["--supervise"]);
     rig.both_ways(&mut session, 5);
 }
+
+/// In a loop, for `VOLT_SOAK_SECONDS` or two: no successor has more descriptors, threads or memory than the first one.
+#[test]
+fn successors_do_not_grow() {
+    let Some(mut rig) = Rig::new("successors_do_not_grow", &CONTROL) else { return };
+    let seconds =
+        std::env::var("VOLT_SOAK_SECONDS").map_or(2, |text| text.parse().expect("a number of seconds"));
+    let end = std::time::Instant::now() + Duration::from_secs(seconds);
+    let mut session = rig.session(&Setup::default());
+    rig.take_over(&[]);
+    rig.both_ways(&mut session, 2);
+    let first = rig.usage();
+    let mut count = 1;
+    while std::time::Instant::now() < end {
+        if count % 5 == 0 {
+            rig.take_over(&["--supervise"]);
+            rig.both_ways(&mut session, 2);
+            rig.kill_worker();
+            rig.both_ways(&mut session, 2);
+        }
+        rig.take_over(&[]);
+        rig.both_ways(&mut session, 2);
+        count += 1;
+        let now = rig.usage();
+        assert!(now.fds <= first.fds && now.threads <= first.threads, "{count}: {first:?}, {now:?}");
+        assert!(now.resident <= first.resident + 1024, "{count}: {first:?}, {now:?}");
+    }
+    assert!(count > 10, "{count}");
+    println!("{count} hand-overs in {seconds} s");
+    assert_eq!(session.rx(0).ring.outstanding(), 64, "no receive buffer is lost");
+}

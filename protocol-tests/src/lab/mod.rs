@@ -8,6 +8,7 @@
 //!
 //! This is test support: what goes wrong is a panic that carries the last output of the process concerned.
 
+pub mod continuity;
 pub mod guest;
 pub mod netd;
 mod outer;

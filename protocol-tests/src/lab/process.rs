@@ -93,6 +93,11 @@ impl Process {
         }
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Asks the process to end, as an operator would.
     pub fn terminate(&self) {
         let _ = rustix::process::kill_process(

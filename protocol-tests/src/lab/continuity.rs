@@ -1,0 +1,198 @@
+//! One volt-netd after the other under a guest that moves TCP both ways and answers numbered pings all the time.
+//!
+//! The same body for every VMM: [`run`] starts the daemon, lets the caller start the guest, and then replaces the daemon
+//! by hand-over and kills its worker, `VOLT_ROUNDS` times each.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Signal, kill_process};
+
+use super::guest::{Flavour, Image, Spec};
+use super::netd::{TAP, address, ip};
+use super::process::Process;
+use super::program;
+use super::traffic::{GUEST, HOST, Traffic, value};
+use crate::daemon::poll_until;
+use crate::succession::child;
+
+/// An address that the far side gets when the guest has moved its data often enough.
+const ENOUGH: &str = "10.77.0.9";
+/// Between two pings: what the interface's queue has to hold of them in a gap is next to nothing.
+const INTERVAL: &str = "0.005";
+/// The most that a crash may lose, or repeat, on each of the two queues that a ping goes through.
+const BATCH: usize = 64;
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// For `volt.run`: whatever the kernel has said since its log was cleared, but for what is no complaint.
+const COMPLAINTS: &str = "dmesg | grep -v -e random: -e 'link becomes ready' >/tmp/log; sed 's/^/VOLT complaint /' /tmp/log; \
+                          report complaints $(wc -l </tmp/log)";
+
+/// How often a daemon is replaced in each way: `VOLT_ROUNDS`, otherwise `default`.
+///
+/// # Panics
+/// When the variable is no number.
+pub fn rounds(default: usize) -> usize {
+    std::env::var("VOLT_ROUNDS").map_or(default, |text| text.parse().expect("VOLT_ROUNDS is a number"))
+}
+
+/// A daemon with a control socket, below a supervisor or not.
+struct Succession {
+    daemon: Process,
+    socket: PathBuf,
+    control: PathBuf,
+}
+
+impl Succession {
+    fn start(directory: &Path) -> Succession {
+        let (socket, control) = (directory.join("net.sock"), directory.join("net.ctl"));
+        let mut command = Command::new(program("volt-netd"));
+        command.args(["--tap", TAP, "--supervise", "--socket"]).arg(&socket).arg("--control").arg(&control);
+        let mut daemon = Process::start("volt-netd", &mut command);
+        daemon.wait_for("listening on", LIMIT);
+        Succession { daemon, socket, control }
+    }
+
+    fn hand_over(&mut self) {
+        let mut command = Command::new(program("volt-netd"));
+        command.args(["--supervise", "--take-over"]).arg(&self.control);
+        let mut successor = Process::start("volt-netd", &mut command);
+        successor.wait_for("took over from", LIMIT);
+        let mut old = std::mem::replace(&mut self.daemon, successor);
+        assert!(old.wait_exit(LIMIT).success(), "the daemon before ends well: {old}");
+    }
+
+    fn kill_worker(&mut self) {
+        let worker = poll_until(LIMIT, || child(self.daemon.id())).expect("a worker");
+        kill_process(worker, Signal::KILL).expect("the worker lives");
+        self.daemon.wait_for("another one goes on with its state", LIMIT);
+        let next = poll_until(LIMIT, || child(self.daemon.id()).filter(|pid| *pid != worker));
+        assert!(next.is_some(), "no worker came: {}", self.daemon);
+    }
+
+    fn status(&self) -> serde_json::Value {
+        let mut command = Command::new(program("volt-netd"));
+        let output = command.args(["ctl", "status", "--control"]).arg(&self.control).output().expect("ctl");
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+    }
+
+    /// Descriptors of supervisor and worker, and their memory in KiB.
+    fn usage(&self) -> (usize, u64) {
+        let worker = child(self.daemon.id()).expect("a worker").as_raw_nonzero().get();
+        let one = |pid: u32| {
+            let fds = std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            let own =
+                status.lines().find_map(|line| line.strip_prefix("RssAnon:")?.split_whitespace().next());
+            (fds, own.and_then(|text| text.parse().ok()).unwrap_or(0))
+        };
+        let (supervisor, worker): ((usize, u64), _) = (one(self.daemon.id()), one(worker as u32));
+        (supervisor.0 + worker.0, supervisor.1 + worker.1)
+    }
+}
+
+/// Pings the guest until it is told to stop. Answers sent, answered, answered twice.
+struct Pings(Process);
+
+impl Pings {
+    fn start() -> Pings {
+        let mut command = Command::new("ping");
+        Pings(Process::start("ping", command.args(["-q", "-i", INTERVAL, "-W", "5", GUEST])))
+    }
+
+    fn stop(mut self) -> (usize, usize, usize) {
+        // What is under way comes back; the emulated guest may need its time.
+        let pid = rustix::process::Pid::from_raw(self.0.id() as i32).expect("a process id");
+        kill_process(pid, Signal::INT).expect("ping runs");
+        let _ = self.0.wait_exit(LIMIT);
+        let output = self.0.output();
+        let line = output.iter().find(|line| line.contains("packets transmitted")).expect("ping's summary");
+        let number = |after: &str| -> usize {
+            let part = line.split(", ").find(|part| part.contains(after)).unwrap_or("0");
+            part.trim_start_matches('+').split(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0)
+        };
+        (number("transmitted"), number("received"), number("duplicates"))
+    }
+}
+
+/// Frames that the interface could not keep for its reader.
+fn dropped() -> u64 {
+    let output = Command::new("ip").args(["-s", "-j", "link", "show", "dev", TAP]).output().expect("ip");
+    let links: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    links[0]["stats64"]["tx"]["dropped"].as_u64().expect("the interface's counters")
+}
+
+/// A time that differs from round to round, from 40 to 400 ms.
+fn moment(round: usize) -> Duration {
+    Duration::from_millis(40 + (round as u64 * 7919) % 360)
+}
+
+/// Runs the body: `guest` starts a VMM on the daemon's socket.
+///
+/// # Panics
+/// When something is lost, broken or said that should not be.
+pub fn run(rounds: usize, guest: impl FnOnce(&Path, &Spec) -> Process) {
+    let directory = tempfile::tempdir().expect("a directory");
+    ip(&["tuntap", "add", TAP, "mode", "tap"]);
+    address(TAP);
+    let mut succession = Succession::start(directory.path());
+    let traffic = Traffic::of(8);
+    let script = format!(
+        "dmesg -c >/dev/null; until ping -q -c 1 -w 1 {ENOUGH} >/dev/null; do report round; {}; done; {COMPLAINTS}",
+        traffic.both_ways_at_once()
+    );
+    let spec = Spec { flavour: Flavour::Cloud, image: Image::Vmlinux, ..Spec::new(&script) };
+    let mut guest = guest(&succession.socket, &spec);
+    guest.wait_for("VOLT round", Duration::from_secs(60));
+
+    let (before, start) = (dropped(), Instant::now());
+    let pings = Pings::start();
+    for round in 0..rounds {
+        sleep(moment(round));
+        succession.hand_over();
+    }
+    sleep(Duration::from_millis(300));
+    let (sent, answered, twice) = pings.stop();
+    let gone = dropped() - before;
+    eprintln!(
+        "{rounds} hand-overs in {:.0} s: pings at {INTERVAL} s: {sent} sent, {} lost, {twice} twice; dropped by the interface: {gone}",
+        start.elapsed().as_secs_f32(),
+        sent - answered
+    );
+    assert_eq!((sent - answered, twice, gone), (0, 0, 0), "a hand-over loses and repeats nothing");
+    assert_eq!(succession.status()["take_overs"], rounds);
+
+    succession.kill_worker();
+    let (fds, memory) = succession.usage();
+    let pings = Pings::start();
+    for round in 1..rounds {
+        sleep(moment(round) + Duration::from_millis(200));
+        succession.kill_worker();
+    }
+    sleep(Duration::from_millis(300));
+    let (sent, answered, twice) = pings.stop();
+    let lost = sent - answered;
+    eprintln!("{rounds} workers killed: {sent} pings sent, {lost} lost, {twice} twice");
+    let most = BATCH * rounds;
+    assert!(sent > 0 && lost <= most && twice <= most, "{sent} sent, {lost} lost, {twice} twice");
+    assert_eq!(succession.status()["restarts"], rounds);
+    let (fds_now, memory_now) = succession.usage();
+    assert!(
+        fds_now <= fds && memory_now <= memory + 1024,
+        "{fds}, {memory} KiB; {fds_now}, {memory_now} KiB"
+    );
+
+    ip(&["addr", "add", ENOUGH, "dev", TAP]);
+    guest.wait_for("VOLT exit 0", Duration::from_secs(120));
+    assert!(guest.wait_exit(LIMIT).success());
+    let reports = guest.reports();
+    let done: Vec<_> = reports.split(|report| report == "round").skip(1).collect();
+    assert!(!done.is_empty());
+    for round in &done {
+        traffic.judge_tcp(round);
+    }
+    assert_eq!(value(&reports, "complaints"), "0", "{reports:?}");
+    eprintln!("{} rounds of TCP, {HOST} to {GUEST} and back", done.len());
+}
