@@ -139,13 +139,22 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         if !self.has_exited() {
+            // Below a supervisor there is a worker, which would go on alone.
+            let worker = child(self.pid());
             let _ = self.child.kill();
+            let _ = worker.map(|worker| rustix::process::kill_process(worker, Signal::KILL));
         }
         let status = self.child.wait();
         if std::thread::panicking() {
             eprintln!("the daemon ended with {status:?}; its log:\n{}", self.log());
         }
     }
+}
+
+/// The first child of a process: the worker, if it is a supervisor.
+pub fn child(pid: u32) -> Option<Pid> {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+    Pid::from_raw(children.split_whitespace().next()?.parse().ok()?)
 }
 
 /// Asks every few milliseconds until there is an answer, or `limit` has passed.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::daemon::{Daemon, poll_until, program};
+use crate::daemon::{Daemon, child, poll_until, program};
 use crate::frame::{NetHeader, number_of, numbered};
 use crate::netns::TapWire;
 use crate::rig::{LIMIT, QUIET, Rig};
@@ -89,12 +89,6 @@ impl Rig {
         assert!(output.status.success(), "{output:?}");
         serde_json::from_slice(&output.stdout).expect("JSON")
     }
-}
-
-/// The only child of a process: the worker, if it is a supervisor.
-pub fn child(pid: u32) -> Option<Pid> {
-    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
-    Pid::from_raw(children.split_whitespace().next()?.parse().ok()?)
 }
 
 /// Numbered frames both ways on pair 0.

@@ -270,3 +270,53 @@ fn file(len: u64) -> std::os::fd::OwnedFd {
     rustix::fs::ftruncate(&fd, len).expect("its length");
     fd
 }
+
+/// Signals that systemd or a terminal send to every process end the daemon as well as one to the supervisor does.
+#[test]
+fn signals_to_everybody_are_one() {
+    for _ in 0..8 {
+        let Some(mut rig) = Rig::new("signals_to_everybody_are_one", &SUPERVISED) else { return };
+        let mut session = rig.session(&Setup::default());
+        rig.both_ways(&mut session, 1);
+        let worker = rig.worker();
+        for _ in 0..2 {
+            rustix::process::kill_process(worker, rustix::process::Signal::TERM).expect("signalled");
+        }
+        rig.daemon.signal(rustix::process::Signal::TERM).expect("signalled");
+        let _ = rustix::process::kill_process(worker, rustix::process::Signal::INT);
+        assert!(rig.daemon.wait(LIMIT).expect("it ends").success(), "{}", rig.daemon.log());
+        assert!(!rig.socket().exists(), "the socket is removed");
+    }
+}
+
+/// A worker whose supervisor is killed serves on, says so, can be told to end, and can be succeeded.
+#[test]
+fn a_worker_without_its_supervisor_goes_on() {
+    for succeeded in [true, false] {
+        let Some(mut rig) = Rig::new("a_worker_without_its_supervisor_goes_on", &SUPERVISED) else { return };
+        let mut session = rig.session(&Setup::default());
+        let worker = rig.worker();
+        session.frontend.sync().expect("the connection is served");
+        // Not in the middle of a request, whose connection would be closed.
+        std::thread::sleep(QUIET);
+        rig.daemon.signal(rustix::process::Signal::KILL).expect("killed");
+        rig.daemon.wait(LIMIT).expect("it ends");
+        rig.both_ways(&mut session, 5);
+        session.frontend.sync().expect("the connection is served");
+        assert_eq!(rig.status()["supervised"], false);
+        let mut successor = None;
+        if succeeded {
+            let next = rig.successor(&["--supervise"]);
+            assert!(next.logged(0, &["took over"], LIMIT).is_some(), "{}", next.log());
+            successor = Some(next);
+            rig.both_ways(&mut session, 5);
+            session.frontend.sync().expect("the connection is served");
+        } else {
+            rustix::process::kill_process(worker, rustix::process::Signal::TERM).expect("signalled");
+        }
+        let ended = poll_until(LIMIT, || rustix::process::test_kill_process(worker).is_err().then_some(()));
+        assert!(ended.is_some(), "the worker ends");
+        assert_eq!(rig.socket().exists(), succeeded);
+        drop(successor);
+    }
+}

@@ -103,7 +103,7 @@ pub struct DeviceState {
 }
 
 /// What workers change by themselves: what is left of a stopped device beside a [`DeviceState`].
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Leftover {
     /// For each pair, its counters by name.
     pub counters: Vec<BTreeMap<String, u64>>,
@@ -112,7 +112,7 @@ pub struct Leftover {
 }
 
 /// Bytes that are text in a state.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct HexBytes(#[serde(with = "crate::state::hex")] pub Vec<u8>);
 

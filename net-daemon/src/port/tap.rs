@@ -232,16 +232,20 @@ impl Port for Tap {
 
     fn attach(&mut self, active: &[bool]) -> io::Result<()> {
         let wants = |pair| active.get(pair).copied().unwrap_or(false);
+        let mut result = Ok(());
         // Attached first, so that the interface always has a queue.
         for attach in [true, false] {
             for (pair, queue) in self.queues.iter().enumerate() {
                 if wants(pair) == attach && self.attached[pair] != attach {
-                    ioctl::set_queue(queue, attach)?;
-                    self.attached[pair] = attach;
+                    match ioctl::set_queue(queue, attach) {
+                        // EINVAL: it is so already. A process before this one died between doing and recording it.
+                        Err(error) if error.raw_os_error() != Some(libc::EINVAL) => result = Err(error),
+                        _ => self.attached[pair] = attach,
+                    }
                 }
             }
         }
-        Ok(())
+        result
     }
 
     fn reopen(&mut self) -> io::Result<()> {

@@ -142,7 +142,10 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         if let Some(child) = &mut self.child {
+            // Below a supervisor there is a worker, which would go on alone.
+            let worker = crate::daemon::child(self.pid);
             let _ = child.kill();
+            let _ = worker.map(|worker| rustix::process::kill_process(worker, Signal::KILL));
             let _ = child.wait();
         }
     }

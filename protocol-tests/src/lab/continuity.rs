@@ -15,8 +15,7 @@ use super::netd::{TAP, address, ip};
 use super::process::Process;
 use super::program;
 use super::traffic::{GUEST, HOST, Traffic, value};
-use crate::daemon::poll_until;
-use crate::succession::child;
+use crate::daemon::{child, poll_until};
 
 /// An address that the far side gets when the guest has moved its data often enough.
 const ENOUGH: &str = "10.77.0.9";

@@ -95,8 +95,7 @@ impl Successor {
         frame::send(&socket, &Request::TakeOver { formats: vec![FORMAT], program: program() }, &[])?;
         match frame::receive(&socket)? {
             (Reply::Offer(offer), fds) if offer.fds.len() == fds.len() => {
-                let process =
-                    Pid::from_raw(offer.pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+                let process = process(offer.pid);
                 let successor = Successor { socket, pid: offer.pid, supervised: offer.supervised, process };
                 Ok((successor, offer, fds))
             }
@@ -154,6 +153,13 @@ impl Successor {
         }
         dead
     }
+}
+
+/// The process of that number, if it is a daemon like this one: in another PID namespace it would be anybody.
+fn process(pid: i32) -> Option<OwnedFd> {
+    let process = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
+    let name = |of: &str| std::fs::read_to_string(format!("/proc/{of}/comm")).ok();
+    (name(&pid.to_string())? == name("self")?).then_some(process)
 }
 
 /// The old process's side: offers, and waits until the new one is ready. `Err` says why it goes on.

@@ -9,6 +9,8 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use volt_net::state::{FdId, frame, hex};
@@ -91,7 +93,16 @@ impl Holder {
     }
 
     /// Reads up to `count` bytes of the connection: see [`volt_net::vhost_user::channel::read`].
-    pub(crate) fn read(&self, connection: FdId, count: usize) -> io::Result<Option<Piece>> {
+    pub(crate) fn read(
+        &self,
+        socket: impl AsFd,
+        connection: FdId,
+        count: usize,
+    ) -> io::Result<Option<Piece>> {
+        // Nobody is asked for what has not come.
+        if let Err(Errno::AGAIN) = recv(socket, &mut [0], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+            return Ok(None);
+        }
         frame::send(&self.socket, &Report::Read { connection, count }, &[])?;
         match frame::receive(&self.socket)? {
             (Order::Piece(None), _) => Ok(None),
@@ -137,7 +148,7 @@ impl Holder {
     }
 
     /// Lets the supervisor tell the daemon behind `successor` to go. Returns only if that daemon went away before;
-    /// otherwise the supervisor ends this process.
+    /// otherwise the supervisor ends this process. `BrokenPipe`: there is no supervisor any more, and nothing was told.
     pub(crate) fn hand_over(&self, successor: &UnixStream) -> io::Result<()> {
         frame::send(&self.socket, &Report::HandOver, &[successor.as_fd()])?;
         match self.order()? {
@@ -148,6 +159,12 @@ impl Holder {
 
     fn order(&self) -> io::Result<Order> {
         Ok(frame::receive(&self.socket)?.0)
+    }
+}
+
+impl AsFd for Holder {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 

@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use log::info;
-use nix::sys::signal::SigSet;
+use nix::sys::signal::{SigSet, Signal};
 use rustix::event::{EventfdFlags, eventfd};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use thiserror::Error;
 use volt_net::event::notify::Notifier;
 use volt_net::event::worker::prepare_signals;
 use volt_net::net::config::Mac;
@@ -29,9 +30,12 @@ use crate::endpoint::{Endpoint, Listener};
 use crate::handover::Successor;
 use crate::holder::Holder;
 use crate::server::{End, Parts, Server};
-use crate::state::DaemonState;
+use crate::state::{DaemonState, Last};
 
 pub(crate) type AnyError = Box<dyn Error>;
+
+/// What a supervisor tells its worker to end by.
+pub(crate) const END: [Signal; 1] = [Signal::SIGUSR1];
 
 /// Descriptors that the command line names.
 #[derive(Debug)]
@@ -51,6 +55,8 @@ pub(crate) struct Inheritance {
     pub(crate) read: Vec<Piece>,
     /// The connection is not to be gone on with: its next request has ended two processes.
     pub(crate) drop_connection: bool,
+    /// What was known only when the process before had stopped, if that is not in the state yet.
+    pub(crate) last: Option<Last>,
 }
 
 /// Where a daemon comes from.
@@ -82,9 +88,14 @@ pub(crate) struct Supervision {
     pub(crate) killers: BTreeMap<usize, u16>,
     pub(crate) restarts: u64,
     pub(crate) leave: bool,
-    /// Signals that are blocked, because until now they were the supervisor's.
+    /// Signals that are blocked, because they are the supervisor's: systemd and terminals send them to all processes.
     pub(crate) blocked: SigSet,
 }
+
+/// A state that no next worker could use either.
+#[derive(Debug, Error)]
+#[error("the state of the process before cannot be gone on with")]
+pub(crate) struct Unusable(#[source] AnyError);
 
 /// Runs a daemon to its end.
 pub(crate) fn run(cli: &Cli, origin: Origin, supervision: Option<Supervision>) -> Result<End, AnyError> {
@@ -92,16 +103,17 @@ pub(crate) fn run(cli: &Cli, origin: Origin, supervision: Option<Supervision>) -
     prepare_signals()?;
     let supervision = match supervision {
         Some(supervision) => {
-            supervision.blocked.thread_unblock()?;
+            END.iter().copied().collect::<SigSet>().thread_unblock()?;
             Supervised::from(supervision)
         }
         None => Supervised::alone()?,
     };
     match origin {
         Origin::Fresh(given) => fresh(cli, given, supervision, signals)?.run().map_err(Into::into),
-        Origin::Dead(inheritance) => {
-            let mut server = import(inheritance, supervision, signals)?;
-            server.resume(None)?;
+        Origin::Dead(mut inheritance) => {
+            let last = inheritance.last.take();
+            let mut server = import(inheritance, supervision, signals).map_err(Unusable)?;
+            server.resume(last)?;
             Ok(server.run()?)
         }
         Origin::Running(inheritance, gate) => {
@@ -131,19 +143,20 @@ struct Supervised {
     killers: BTreeMap<usize, u16>,
     restarts: u64,
     leave: bool,
+    blocked: SigSet,
 }
 
 impl From<Supervision> for Supervised {
     fn from(s: Supervision) -> Supervised {
-        let Supervision { holder, journal, killers, restarts, leave, .. } = s;
-        Supervised { holder: Some(holder), journal, killers, restarts, leave }
+        let Supervision { holder, journal, killers, restarts, leave, blocked } = s;
+        Supervised { holder: Some(holder), journal, killers, restarts, leave, blocked }
     }
 }
 
 impl Supervised {
     fn alone() -> Result<Supervised, AnyError> {
-        let journal = Journal::new()?;
-        Ok(Supervised { holder: None, journal, killers: BTreeMap::new(), restarts: 0, leave: false })
+        let (journal, blocked) = (Journal::new()?, SigSet::empty());
+        Ok(Supervised { holder: None, journal, killers: BTreeMap::new(), restarts: 0, leave: false, blocked })
     }
 }
 
@@ -151,7 +164,7 @@ impl Supervised {
 fn watch_signals() -> io::Result<OwnedFd> {
     let (signals, signalled) = UnixStream::pair()?;
     let told = Arc::new(AtomicBool::new(false));
-    for signal in [SIGTERM, SIGINT] {
+    for signal in [SIGTERM, SIGINT, SIGUSR1] {
         // In this order: the first signal asks, a second one does not. It is for a main thread that the kernel holds, as
         // it can in memory of a front-end that never comes.
         signal_hook::flag::register_conditional_shutdown(signal, 1, told.clone())?;
@@ -188,9 +201,9 @@ fn import(inheritance: Inheritance, supervised: Supervised, signals: OwnedFd) ->
     {
         connection.channel.unsent = unsent;
     }
-    let connection = state.connection.filter(|_| !inheritance.drop_connection);
     let mut server = build(port, options, endpoint, control, state.max_ring_size, supervised, signals)?;
-    server.import(connection, inheritance.read, state.leftover, state.take_overs, &mut from)?;
+    server.import(state.connection, inheritance.read, state.leftover, state.take_overs, &mut from)?;
+    server.drop_connection_on_resume(inheritance.drop_connection);
     Ok(server)
 }
 
@@ -203,12 +216,24 @@ fn build(
     supervised: Supervised,
     signals: OwnedFd,
 ) -> Result<Server, AnyError> {
-    let Supervised { holder, journal, killers, restarts, leave } = supervised;
+    let Supervised { holder, journal, killers, restarts, leave, blocked } = supervised;
     let wake = Arc::new(Notifier::new(eventfd(0, EventfdFlags::CLOEXEC)?)?);
     let request = journal.note(REQUESTS);
     let device = NetDevice::with_journal(port, options, wake.clone(), journal, killers);
-    let parts =
-        Parts { device, wake, max_ring_size, endpoint, control, holder, request, leave, restarts, signals };
+    let parts = Parts {
+        device,
+        wake,
+        max_ring_size,
+        endpoint,
+        control,
+        holder,
+        blocked,
+        drop_connection: false,
+        request,
+        leave,
+        restarts,
+        signals,
+    };
     Ok(Server::new(parts)?)
 }
 

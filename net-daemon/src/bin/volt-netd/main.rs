@@ -8,6 +8,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, error::ErrorKind};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use volt_net::error_chain;
 
 use crate::cli::{Cli, Command, Ctl, MAX_PAIRS};
@@ -96,6 +97,7 @@ fn check(cli: &Cli) {
 }
 
 fn run(cli: &Cli) -> Result<ExitCode, AnyError> {
+    raise_limit();
     // Descriptors from the command line first, so that none that is opened here can be mistaken for one.
     let given = Given { tap: fds::take(&cli.tap_fd)?, socket: fds::take(cli.fd.as_slice())?.pop() };
     let origin = match &cli.take_over {
@@ -109,10 +111,18 @@ fn run(cli: &Cli) -> Result<ExitCode, AnyError> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// A daemon with very many queue pairs has more descriptors than the usual limit of 1024. Where the limit stays, so does the
+/// daemon that needs no more.
+fn raise_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+}
+
 fn take_over(path: &std::path::Path) -> Result<Origin, AnyError> {
     let (successor, offer, fds) = Successor::ask(path)?;
     let fds: BTreeMap<_, _> = offer.fds.iter().copied().zip(fds).collect();
     let state = offer.state.get().to_owned();
-    let inheritance = Inheritance { state, fds, unsent: None, read: Vec::new(), drop_connection: false };
+    let inheritance =
+        Inheritance { state, fds, unsent: None, read: Vec::new(), drop_connection: false, last: None };
     Ok(Origin::Running(inheritance, Gate::Direct(successor)))
 }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use log::info;
+use nix::sys::signal::SigSet;
 use thiserror::Error;
 use volt_net::event::notify::Notifier;
 use volt_net::event::poller::{EventFlags, Poller};
@@ -48,6 +49,8 @@ enum Token {
     /// The control socket, and its clients.
     Control,
     Client,
+    /// The supervisor's end.
+    Holder,
 }
 
 /// The daemon.
@@ -64,6 +67,10 @@ pub(crate) struct Server {
     /// Clients of the control socket whose request has not come.
     clients: VecDeque<UnixStream>,
     holder: Option<Holder>,
+    /// Signals that are the supervisor's while there is one.
+    blocked: SigSet,
+    /// The connection of the process before is not to be gone on with.
+    drop_connection: bool,
     /// Where it is noted that a request is being carried out.
     request: Note,
     /// Told to end, everything is left to the holder instead.
@@ -93,6 +100,7 @@ struct Pending {
     control: bool,
     client: bool,
     requests: bool,
+    alone: bool,
 }
 
 /// What a daemon is made of.
@@ -105,6 +113,10 @@ pub(crate) struct Parts {
     pub(crate) control: Option<Listener>,
     /// The supervisor, if there is one.
     pub(crate) holder: Option<Holder>,
+    /// Signals that are blocked because they are the supervisor's.
+    pub(crate) blocked: SigSet,
+    /// The connection that is imported is not to be gone on with.
+    pub(crate) drop_connection: bool,
     pub(crate) request: Note,
     /// Told to end, leave everything to the supervisor's supervisor.
     pub(crate) leave: bool,
@@ -135,6 +147,10 @@ impl Server {
         if let Some(control) = &parts.control {
             poller.add(control, EventFlags::IN, Token::Control)?;
         }
+        if let Some(holder) = &parts.holder {
+            // It never speaks first: only its end is of interest.
+            poller.add(holder, EventFlags::RDHUP | EventFlags::ET, Token::Holder)?;
+        }
         Ok(Server {
             device: parts.device,
             max_ring_size: parts.max_ring_size,
@@ -145,6 +161,8 @@ impl Server {
             control: parts.control,
             clients: VecDeque::new(),
             holder: parts.holder,
+            blocked: parts.blocked,
+            drop_connection: parts.drop_connection,
             request: parts.request,
             leave: parts.leave,
             started: Instant::now(),
@@ -174,6 +192,9 @@ impl Server {
             self.wait()?;
             if self.pending.stop {
                 return self.end();
+            }
+            if std::mem::take(&mut self.pending.alone) && self.holder.is_some() {
+                self.lose_holder(&io::ErrorKind::UnexpectedEof.into());
             }
             if std::mem::take(&mut self.pending.accept) {
                 self.accept()?;
@@ -231,6 +252,7 @@ impl Server {
             Token::ControlKick => pending.control = true,
             Token::Control => pending.client = true,
             Token::Client => pending.requests = true,
+            Token::Holder => pending.alone = true,
             Token::Device => {
                 wake.clear();
                 if device.port_gone() {

@@ -37,7 +37,7 @@ pub(crate) struct ConnectionState {
 }
 
 /// What comes last in a hand-over, when nothing runs any more.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Last {
     pub(crate) leftover: Leftover,
     /// Vrings that their driver broke.

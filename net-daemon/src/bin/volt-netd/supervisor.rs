@@ -28,8 +28,9 @@ use volt_net::vhost_user::channel::{self, Piece};
 use crate::cli::Cli;
 use crate::handover::{Successor, send_go};
 use crate::holder::{Answer, Bytes, Commit, Holder, Order, Report};
-use crate::launch::{self, AnyError, Gate, Inheritance, Origin, Supervision};
+use crate::launch::{self, AnyError, Gate, Inheritance, Origin, Supervision, Unusable};
 use crate::server::End;
+use crate::state::Last;
 use crate::supervisor::deaths::Deaths;
 use crate::systemd::Store;
 
@@ -37,6 +38,8 @@ mod deaths;
 
 /// Most bytes read at once; a message is shorter.
 const MAX_READ: usize = 1 << 16;
+/// Status of a worker that could not go on with the state.
+const UNUSABLE: i32 = 3;
 /// How long a worker may take for a report that it has begun.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -45,6 +48,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 enum Outcome {
     /// It ended by itself, with this status.
     Ended(u8),
+    /// It could not go on with the state.
+    Unusable,
     /// It died.
     Died(String),
     /// Another daemon has everything now.
@@ -58,6 +63,8 @@ pub(crate) fn run(cli: &Cli, origin: Origin) -> Result<ExitCode, AnyError> {
         signals.add(signal);
     }
     signals.thread_block()?;
+    // For the worker, which takes it when it can.
+    launch::END.iter().copied().collect::<SigSet>().thread_block()?;
     let signal_fd = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
     let mut supervisor = Supervisor {
         cli,
@@ -69,6 +76,7 @@ pub(crate) fn run(cli: &Cli, origin: Origin) -> Result<ExitCode, AnyError> {
         deaths: Deaths::default(),
         told: false,
         predecessor: None,
+        last: None,
     };
     supervisor.run(origin)
 }
@@ -96,6 +104,8 @@ struct Supervisor<'a> {
     told: bool,
     /// The daemon whose place the worker takes, until that has stopped.
     predecessor: Option<Successor>,
+    /// What that daemon said last, until the worker's state has it.
+    last: Option<Last>,
 }
 
 struct Worker {
@@ -119,11 +129,11 @@ impl Supervisor<'_> {
                     }
                     return Ok(ExitCode::from(status));
                 }
-                Outcome::GivenAway => {
-                    if let Some(store) = &mut self.store {
-                        store.clear();
-                    }
-                    return Ok(ExitCode::SUCCESS);
+                Outcome::GivenAway => return Ok(ExitCode::SUCCESS),
+                Outcome::Unusable => {
+                    // The next start of the unit is a fresh one.
+                    self.store.iter_mut().for_each(Store::clear);
+                    return Ok(ExitCode::FAILURE);
                 }
                 Outcome::Died(how) => origin = self.mourn(&worker, &how),
             }
@@ -143,6 +153,7 @@ impl Supervisor<'_> {
             && let Gate::Direct(successor) = std::mem::replace(gate, Gate::Supervisor)
         {
             self.predecessor = Some(successor);
+            self.store.iter_mut().for_each(Store::forget_all);
             self.hold(origin);
         }
         false
@@ -160,8 +171,9 @@ impl Supervisor<'_> {
 
     fn start(&mut self, origin: Origin) -> Result<Worker, AnyError> {
         let (line, theirs) = UnixStream::pair()?;
-        // A worker that stops in the middle of a report is ended.
+        // A worker that stops in the middle of a report, or does not read its answer, is ended.
         line.set_read_timeout(Some(PATIENCE))?;
+        line.set_write_timeout(Some(PATIENCE))?;
         let known = self.held.fds.keys().copied().collect();
         let killers = self.deaths.killers.clone();
         self.deaths.worked = false;
@@ -172,26 +184,31 @@ impl Supervisor<'_> {
                 // The worker's own from here on.
                 drop(origin);
                 if self.told {
-                    let _ = kill(child, Signal::SIGTERM);
+                    tell_to_end(child);
                 }
                 Ok(Worker { pid: child, line, started: Instant::now() })
             }
             ForkResult::Child => {
                 drop(line);
-                self.held = Held::default();
+                let leave = self.store.is_some();
+                if leave {
+                    die_with_parent();
+                }
+                // Copies that would keep open what the supervisor closes.
+                (self.held, self.predecessor, self.store) = (Held::default(), None, None);
                 let supervision = Supervision {
                     holder: Holder::new(theirs, known),
                     journal: self.journal.clone(),
                     killers,
                     restarts,
-                    leave: self.store.is_some(),
+                    leave,
                     blocked: self.signals,
                 };
                 std::process::exit(match launch::run(self.cli, origin, Some(supervision)) {
                     Ok(End::Over | End::GivenAway) => 0,
                     Err(error) => {
                         eprintln!("volt-netd: {}", error_chain(&*error));
-                        1
+                        if error.is::<Unusable>() { UNUSABLE } else { 1 }
                     }
                 })
             }
@@ -234,6 +251,7 @@ impl Supervisor<'_> {
                 let Some(successor) = self.predecessor.take() else { return Ok(None) };
                 match successor.wait_for_go() {
                     Ok(last) => {
+                        self.last = Some(last.clone());
                         let _ = frame::send(&worker.line, &Order::Start(last), &[]);
                         Ok(None)
                     }
@@ -243,7 +261,7 @@ impl Supervisor<'_> {
                     }
                 }
             }
-            Ok((Report::HandOver, fds)) => Ok(hand_over(worker, fds)),
+            Ok((Report::HandOver, fds)) => Ok(self.hand_over(worker, fds)),
             // Its end is at hand: the line closes with the process.
             Err(_) => Ok(Some(self.over(reap(worker)))),
         }
@@ -251,8 +269,7 @@ impl Supervisor<'_> {
 
     fn signalled(&mut self, worker: &Worker) -> Result<Option<Outcome>, AnyError> {
         if self.take_signals() {
-            // Fails only for a worker that is dead.
-            let _ = kill(worker.pid, Signal::SIGTERM);
+            tell_to_end(worker.pid);
         }
         match waitpid(worker.pid, Some(WaitPidFlag::WNOHANG)) {
             Ok(WaitStatus::StillAlive) | Err(_) => Ok(None),
@@ -269,6 +286,7 @@ impl Supervisor<'_> {
     fn over(&self, status: WaitStatus) -> Outcome {
         match status {
             // One that has never served would not do better the next time.
+            WaitStatus::Exited(_, UNUSABLE) => Outcome::Unusable,
             WaitStatus::Exited(_, status) if status == 0 || self.is_over() => {
                 Outcome::Ended(u8::try_from(status).unwrap_or(1))
             }
@@ -301,12 +319,15 @@ impl Supervisor<'_> {
         if let Some(answer) = &commit.answer {
             held.unsent.extend_from_slice(&answer.reply);
         }
-        if let Some(store) = &mut self.store {
-            store.keep(&self.held.fds, self.held.state.as_deref(), &self.held.unsent);
-        }
+        self.last = None;
+        self.store();
         if let Some(answer) = &commit.answer {
             self.deaths.worked = true;
             self.answer(answer);
+            if !answer.reply.is_empty() {
+                // The reply is not to be sent again.
+                self.store();
+            }
         }
         self.held.unsent.len()
     }
@@ -327,6 +348,7 @@ impl Supervisor<'_> {
         let _ = frame::send(&worker.line, &order, &fds);
         if !piece.bytes.is_empty() {
             self.held.read.push(piece);
+            self.store.iter_mut().for_each(Store::begin_request);
         }
     }
 
@@ -359,7 +381,29 @@ impl Supervisor<'_> {
             unsent: Some(self.held.unsent.clone()),
             read: self.held.read.iter().filter_map(copy).collect(),
             drop_connection: self.deaths.bad_request,
+            last: self.last.clone(),
         })
+    }
+
+    /// Lets another daemon go, if it is still there, and ends the worker, which has stopped.
+    fn hand_over(&mut self, worker: &Worker, fds: Vec<OwnedFd>) -> Option<Outcome> {
+        // Before: nobody may find there what another daemon serves.
+        self.store.iter_mut().for_each(Store::clear);
+        let successor = fds.first().map(AsFd::as_fd);
+        if successor.is_some_and(|socket| send_go(&socket).is_ok()) {
+            end(worker);
+            return Some(Outcome::GivenAway);
+        }
+        self.store();
+        let _ = frame::send(&worker.line, &Order::GoOn, &[]);
+        None
+    }
+
+    /// Leaves what is held with systemd, if that is there.
+    fn store(&mut self) {
+        if let Some(store) = &mut self.store {
+            store.keep(&self.held.fds, self.held.state.as_deref(), &self.held.unsent);
+        }
     }
 
     /// Waits before the next worker, which is then told to end if this process is.
@@ -391,15 +435,19 @@ fn copy(piece: &Piece) -> Option<Piece> {
     Some(Piece { bytes: piece.bytes.clone(), fds, too_many: piece.too_many })
 }
 
-/// Lets another daemon go, if it is still there, and ends the worker, which has stopped.
-fn hand_over(worker: &Worker, fds: Vec<OwnedFd>) -> Option<Outcome> {
-    let successor = fds.first().map(AsFd::as_fd);
-    if successor.is_some_and(|socket| send_go(&socket).is_ok()) {
-        end(worker);
-        return Some(Outcome::GivenAway);
+/// Ends the worker as this process was told to end. Fails only for a worker that is dead.
+fn tell_to_end(worker: Pid) {
+    for signal in launch::END {
+        let _ = kill(worker, signal);
     }
-    let _ = frame::send(&worker.line, &Order::GoOn, &[]);
-    None
+}
+
+/// A worker that outlives a supervisor with a store would serve beside the one that the store starts.
+fn die_with_parent() {
+    let parent = nix::unistd::getppid();
+    if nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).is_err() || nix::unistd::getppid() != parent {
+        std::process::exit(1);
+    }
 }
 
 /// Ends a worker for certain.

@@ -31,6 +31,8 @@ use crate::state::DaemonState;
 const STATE: &str = "volt-state";
 /// Bytes of one of its halves.
 const HALF: u64 = 1 << 20;
+/// Where a byte says that a request was taken off its connection and is not in the state: behind both halves.
+const IN_REQUEST: u64 = 2 * HALF;
 /// Sequence number, length, checksum: 8 bytes each.
 const HEADER: usize = 24;
 /// How long systemd may take to read what it was sent.
@@ -53,6 +55,8 @@ pub(crate) struct Store {
     memory: OwnedFd,
     stored: BTreeSet<FdId>,
     sequence: u64,
+    /// The memfd is stored.
+    holds_state: bool,
     ready: bool,
     failed: bool,
 }
@@ -67,42 +71,62 @@ impl Store {
             None => SocketAddr::from_pathname(&path)?,
         };
         let socket = UnixDatagram::unbound()?;
+        // Nothing waits for a manager that does not read.
+        socket.set_write_timeout(Some(BARRIER))?;
         socket.connect_addr(&address)?;
         let memory = memfd_create(STATE, MemfdFlags::CLOEXEC)?;
         let stored = BTreeSet::new();
-        Ok(Some(Store { socket, memory, stored, sequence: 0, ready: false, failed: false }))
+        Ok(Some(Store {
+            socket,
+            memory,
+            stored,
+            sequence: 0,
+            holds_state: false,
+            ready: false,
+            failed: false,
+        }))
     }
 
-    /// What the last run of the unit has left, if it is for this command line.
+    /// What the last run of the unit has left, if it is for this command line. Otherwise nothing of it is kept.
     pub(crate) fn take(&mut self, cli: &Cli) -> Option<Inheritance> {
         let mut named = passed()?;
-        let memory = named.remove(STATE)?;
-        let (sequence, Stored { state, unsent }) = read(memory.as_fd())?;
-        let ours = |state: &DaemonState| state.is_for(cli);
+        let left = named.remove(STATE).and_then(|memory| Some((read(memory.as_fd())?, memory)));
+        let Some(((sequence, Stored { state, unsent }, in_request), memory)) = left else {
+            return self.forget(named.keys());
+        };
         match DaemonState::parse(state.get()) {
-            Ok(parsed) if ours(&parsed) => {}
+            Ok(parsed) if parsed.is_for(cli) => {}
             Ok(_) => {
                 warn!("what systemd kept is of a daemon with other options: starting afresh");
-                return self.forget(&named);
+                return self.forget(named.keys());
             }
             Err(error) => {
                 warn!("what systemd kept cannot be used: {}", volt_net::error_chain(&error));
-                return self.forget(&named);
+                return self.forget(named.keys());
             }
+        }
+        if in_request {
+            warn!("the last run ended in the middle of a request: its front-end's connection is closed");
         }
         let fds: BTreeMap<_, _> =
             named.into_iter().filter_map(|(name, fd)| Some((FdId::from_name(&name)?, fd))).collect();
-        (self.memory, self.sequence) = (memory, sequence);
+        (self.memory, self.sequence, self.holds_state) = (memory, sequence, true);
         self.stored = fds.keys().copied().collect();
-        let state = state.get().to_owned();
-        Some(Inheritance { state, fds, unsent: Some(unsent), read: Vec::new(), drop_connection: false })
+        let (state, unsent) = (state.get().to_owned(), Some(unsent));
+        Some(Inheritance { state, fds, unsent, read: Vec::new(), drop_connection: in_request, last: None })
     }
 
-    fn forget(&mut self, named: &BTreeMap<String, OwnedFd>) -> Option<Inheritance> {
-        for name in named.keys() {
+    /// Forgets what the last run of the unit has left.
+    pub(crate) fn forget_all(&mut self) {
+        let named = passed().unwrap_or_default();
+        self.forget(named.keys());
+    }
+
+    fn forget<'a>(&mut self, names: impl Iterator<Item = &'a String>) -> Option<Inheritance> {
+        for name in names.map(String::as_str).chain([STATE]) {
             self.notify(&format!("FDSTOREREMOVE=1\nFDNAME={name}"), None);
         }
-        self.notify(&format!("FDSTOREREMOVE=1\nFDNAME={STATE}"), None);
+        self.barrier();
         None
     }
 
@@ -110,7 +134,7 @@ impl Store {
     pub(crate) fn keep(&mut self, fds: &BTreeMap<FdId, OwnedFd>, state: Option<&RawValue>, unsent: &[u8]) {
         let Some(state) = state else { return };
         let new: Vec<_> = fds.iter().filter(|(id, _)| !self.stored.contains(id)).collect();
-        if self.sequence == 0 || !self.ready {
+        if !std::mem::replace(&mut self.holds_state, true) {
             let memory = self.memory.try_clone();
             if let Ok(memory) = memory {
                 self.notify(&format!("FDSTORE=1\nFDPOLL=0\nFDNAME={STATE}"), Some(memory.as_fd()));
@@ -123,7 +147,11 @@ impl Store {
         if !new.is_empty() {
             self.barrier();
         }
-        self.write(state, unsent);
+        if !self.write(state, unsent) {
+            // What is stored goes with the state that is stored.
+            self.stored.extend(fds.keys());
+            return;
+        }
         let old: Vec<_> = self.stored.iter().copied().filter(|id| !fds.contains_key(id)).collect();
         for id in old {
             self.notify(&format!("FDSTOREREMOVE=1\nFDNAME={}", id.name()), None);
@@ -140,22 +168,36 @@ impl Store {
             self.notify(&format!("FDSTOREREMOVE=1\nFDNAME={}", id.name()), None);
         }
         self.notify(&format!("FDSTOREREMOVE=1\nFDNAME={STATE}"), None);
+        self.holds_state = false;
+        self.barrier();
     }
 
-    fn write(&mut self, state: &RawValue, unsent: &[u8]) {
+    /// A request has been taken off its connection, and nothing is stored of it: a next start cannot go on with that
+    /// connection, unless [`Store::keep`] comes before.
+    pub(crate) fn begin_request(&mut self) {
+        if let Err(error) = pwrite(&self.memory, &[1], IN_REQUEST) {
+            self.complain(&error.to_string());
+        }
+    }
+
+    /// Whether that worked.
+    fn write(&mut self, state: &RawValue, unsent: &[u8]) -> bool {
         let stored = Stored { state: state.to_owned(), unsent: unsent.to_owned() };
-        let Ok(text) = serde_json::to_vec(&stored) else { return };
+        let Ok(text) = serde_json::to_vec(&stored) else { return false };
         if text.len() + HEADER > HALF as usize {
-            return self.complain("the state is too long");
+            self.complain("the state is too long");
+            return false;
         }
         self.sequence += 1;
         let header = [self.sequence, text.len() as u64, checksum(&text)].map(u64::to_le_bytes).concat();
         let offset = (self.sequence % 2) * HALF;
         let written = pwrite(&self.memory, &text, offset + HEADER as u64)
-            .and_then(|_| pwrite(&self.memory, &header, offset));
-        if let Err(error) = written {
+            .and_then(|_| pwrite(&self.memory, &header, offset))
+            .and_then(|_| pwrite(&self.memory, &[0], IN_REQUEST));
+        if let Err(error) = &written {
             self.complain(&error.to_string());
         }
+        written.is_ok()
     }
 
     fn notify(&mut self, text: &str, fd: Option<BorrowedFd<'_>>) {
@@ -173,6 +215,9 @@ impl Store {
 
     /// Waits until systemd has read everything: descriptors of a process that is dead by then are lost.
     fn barrier(&mut self) {
+        if self.failed {
+            return;
+        }
         let Ok((read, write)) = pipe_with(PipeFlags::CLOEXEC) else { return };
         self.notify("BARRIER=1", Some(write.as_fd()));
         drop(write);
@@ -201,8 +246,8 @@ fn passed() -> Option<BTreeMap<String, OwnedFd>> {
     Some(names.split(':').map(str::to_owned).zip(fds).collect())
 }
 
-/// The newer half that is whole, with its number.
-fn read(memory: BorrowedFd<'_>) -> Option<(u64, Stored)> {
+/// The newer half that is whole, with its number, and whether a request had begun after it.
+fn read(memory: BorrowedFd<'_>) -> Option<(u64, Stored, bool)> {
     let half = |offset: u64| {
         let mut header = [[0; 8]; 3];
         pread(memory, header.as_flattened_mut(), offset).ok().filter(|read| *read == HEADER)?;
@@ -212,7 +257,11 @@ fn read(memory: BorrowedFd<'_>) -> Option<(u64, Stored)> {
         let whole = sequence > 0 && checksum(&text) == sum;
         Some((sequence, serde_json::from_slice(whole.then_some(&text[..])?).ok()?))
     };
-    [half(0), half(HALF)].into_iter().flatten().max_by_key(|(sequence, _)| *sequence)
+    let (sequence, stored) =
+        [half(0), half(HALF)].into_iter().flatten().max_by_key(|(sequence, _)| *sequence)?;
+    let mut byte = [0];
+    let in_request = pread(memory, &mut byte, IN_REQUEST).is_ok_and(|read| read == 1) && byte == [1];
+    Some((sequence, stored, in_request))
 }
 
 /// FNV-1a, against a half that was being written.
@@ -230,14 +279,23 @@ mod tests {
     fn a_half_that_was_being_written_does_not_count() {
         let (socket, _theirs) = UnixDatagram::pair().unwrap();
         let memory = memfd_create("test", MemfdFlags::CLOEXEC).unwrap();
-        let mut store =
-            Store { socket, memory, stored: BTreeSet::new(), sequence: 0, ready: true, failed: false };
+        let mut store = Store {
+            socket,
+            memory,
+            stored: BTreeSet::new(),
+            sequence: 0,
+            holds_state: true,
+            ready: true,
+            failed: false,
+        };
         assert!(read(store.memory.as_fd()).is_none());
         for number in 1..4 {
             let state = RawValue::from_string(format!("{number}")).unwrap();
             store.write(&state, &[number]);
-            let (sequence, stored) = read(store.memory.as_fd()).unwrap();
-            assert_eq!((sequence, stored.unsent), (u64::from(number), vec![number]));
+            let (sequence, stored, in_request) = read(store.memory.as_fd()).unwrap();
+            assert_eq!((sequence, stored.unsent, in_request), (u64::from(number), vec![number], false));
+            store.begin_request();
+            assert!(read(store.memory.as_fd()).unwrap().2);
         }
         // The third is in the second half.
         pwrite(&store.memory, b"x", HALF + HEADER as u64).unwrap();

@@ -92,6 +92,10 @@ impl Session {
 
     /// Runs again what was running when the session was paused or exported.
     pub fn resume(&mut self, device: &mut NetDevice) {
+        // Whoever set them last may have died before that was recorded.
+        if let Some(acked) = self.acked {
+            device.set_offloads(acked);
+        }
         self.run_all(device);
     }
 

@@ -3,7 +3,7 @@
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-use log::{info, warn};
+use log::{error, info, warn};
 use rustix::process::getpid;
 use serde_json::{Value, json};
 use volt_net::event::poller::EventFlags;
@@ -56,10 +56,15 @@ impl Server {
         let import = |state| Connection::import(state, from, &self.device, self.max_ring_size);
         self.connection = connection.map(import).transpose()?;
         if let Some(connection) = &mut self.connection {
-            // An end of the connection will be read again.
-            read.into_iter().try_for_each(|piece| connection.channel.add(piece)).unwrap_or_default();
+            let added = read.into_iter().try_for_each(|piece| connection.channel.add(piece));
+            self.drop_connection |= added.is_err();
         }
         Ok(())
+    }
+
+    /// Closes the imported connection as soon as everything is this daemon's, if `drop`.
+    pub(crate) fn drop_connection_on_resume(&mut self, drop: bool) {
+        self.drop_connection |= drop;
     }
 
     /// Says that this daemon can start, and waits until its supervisor lets it.
@@ -88,10 +93,13 @@ impl Server {
             self.device.set_leftover(last.leftover);
             self.take_overs += 1;
         }
+        self.watch_connection()?;
+        if std::mem::take(&mut self.drop_connection) {
+            return self.disconnect("a request of its ends this daemon, or was lost with the last one");
+        }
         if let Some(connection) = &mut self.connection {
             connection.session.resume(&mut self.device);
         }
-        self.watch_connection()?;
         self.commit();
         Ok(())
     }
@@ -105,9 +113,12 @@ impl Server {
     /// The same with the end of a request. Returns the bytes that the front-end has not taken; `None` where the request is
     /// this process's to end.
     fn commit_with(&mut self, answer: Option<&Answer>) -> Result<Option<usize>, ChannelError> {
-        let Some(mut holder) = self.holder.take() else { return Ok(None) };
         let is_answer = answer.is_some();
-        let Some((state, fds)) = self.export() else { return Ok(None) };
+        let Some(mut holder) = self.holder.take() else { return Ok(None) };
+        let Some((state, fds)) = self.export() else {
+            self.holder = Some(holder);
+            return Ok(None);
+        };
         let unsent = self.connection.as_ref().map_or(&[][..], |connection| connection.channel.unsent());
         match holder.commit(&state, &fds, unsent, answer) {
             Ok(unsent) => {
@@ -130,6 +141,10 @@ impl Server {
     pub(super) fn lose_holder(&mut self, error: &std::io::Error) {
         warn!("the supervisor is gone, this daemon goes on without one: {error}");
         self.holder = None;
+        // From here on whoever wants to end this daemon has to tell it directly.
+        if let Err(error) = self.blocked.thread_unblock() {
+            warn!("signals stay blocked: {error}");
+        }
     }
 
     /// Ends a request with its reply: by the supervisor where there is one.
@@ -240,7 +255,11 @@ impl Server {
             warn!("not handed over to {program}: {why}");
             return Ok(false);
         }
-        let gone = self.stop_and_go(client)?;
+        let gone = self.stop_and_go(client).unwrap_or_else(|error| {
+            // The new process may have everything: nothing is cleaned up.
+            error!("the hand-over failed: {}", volt_net::error_chain(&error));
+            std::process::exit(1)
+        });
         if gone {
             info!("handed over to {program}");
         } else {
@@ -261,17 +280,17 @@ impl Server {
         if handover::send_last(client, &last).is_err() {
             return Ok(false);
         }
-        match &self.holder {
-            None => Ok(handover::send_go(client).is_ok()),
-            Some(holder) => {
-                if let Err(error) = holder.hand_over(client) {
-                    // It may have told the other one to go. This process must not touch anything any more.
-                    warn!("the supervisor ended during the hand-over: {error}");
-                    return Ok(true);
-                }
-                Ok(false)
+        match self.holder.as_ref().map(|holder| holder.hand_over(client)) {
+            Some(Ok(())) => return Ok(false),
+            Some(Err(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => self.lose_holder(&error),
+            Some(Err(error)) => {
+                // It may have told the other one to go. This process must not touch anything any more.
+                warn!("the supervisor ended during the hand-over: {error}");
+                return Ok(true);
             }
+            None => {}
         }
+        Ok(handover::send_go(client).is_ok())
     }
 
     fn resume_after_refusal(&mut self) -> Result<(), ServerError> {

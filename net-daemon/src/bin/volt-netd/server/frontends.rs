@@ -151,14 +151,16 @@ impl Server {
         let Some(connection) = &mut self.connection else { return Ok(false) };
         let id = connection.channel.id();
         let message = match &self.holder {
-            Some(holder) => match connection.channel.receive_with(|_, count| holder.read(id, count)) {
-                // Nobody has read anything.
-                Err(ChannelError::System(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
-                    self.lose_holder(&error);
-                    return Ok(true);
+            Some(holder) => {
+                match connection.channel.receive_with(|socket, count| holder.read(socket, id, count)) {
+                    // Nobody has read anything.
+                    Err(ChannelError::System(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+                        self.lose_holder(&error);
+                        return Ok(true);
+                    }
+                    result => result?,
                 }
-                result => result?,
-            },
+            }
             None => connection.channel.receive()?,
         };
         let Some(message) = message else { return Ok(false) };
