@@ -213,17 +213,20 @@ impl Ring {
     /// When the chain is malformed. Some parts may have been taken by then; the head must still be pushed.
     #[inline]
     pub fn walk(&mut self, head: u16, mut take: impl FnMut(IoPart, bool)) -> Result<(), ChainError> {
-        let mut chains = Chains::new(self.size, self.indirect);
-        let mut next = Some(head);
-        while let Some(number) = next {
-            let descriptor = self.descriptor(number);
-            match chains.follow(number, descriptor)? {
-                Some(table) => return self.walk_table(table, chains, take),
-                None => next = chains.next(descriptor)?,
-            }
-            self.buffer(descriptor, &mut take)?;
+        let (mut number, mut descriptor) = (head, self.descriptor(head));
+        if descriptor.is_whole_chain() {
+            return self.buffer(descriptor, &mut take);
         }
-        Ok(())
+        let mut chains = Chains::new(self.size, self.indirect);
+        loop {
+            if let Some(table) = chains.follow(number, descriptor)? {
+                return self.walk_table(table, chains, take);
+            }
+            let next = chains.next(descriptor)?;
+            self.buffer(descriptor, &mut take)?;
+            let Some(next) = next else { return Ok(()) };
+            (number, descriptor) = (next, self.descriptor(next));
+        }
     }
 
     /// The same for the table that an indirect descriptor points to.
