@@ -23,7 +23,8 @@ use crate::net::pair::Pair;
 use crate::net::rx::Rx;
 use crate::net::tx::Tx;
 use crate::net::vring::Vring;
-use crate::port::Port;
+use crate::port::macvtap::check_mac;
+use crate::port::{Port, PortQueue};
 use crate::virtio::features::Features;
 
 /// What every port can serve.
@@ -155,6 +156,7 @@ impl NetDevice {
             speed: SPEED_UNKNOWN,
             duplex: DUPLEX_UNKNOWN,
         };
+        check_mac(&*port, options.mac);
         let counters = (0..pairs).map(|_| Arc::default()).collect();
         let workers = (0..pairs).map(|_| None).collect();
         let stashes = vec![None; pairs];
@@ -236,6 +238,11 @@ impl NetDevice {
     /// Name of the port.
     pub fn port_name(&self) -> &str {
         self.port.name()
+    }
+
+    /// The port's queue for `pair`, for whoever serves it by other means than [`NetDevice::start`].
+    pub fn queue(&self, pair: usize) -> Arc<dyn PortQueue> {
+        self.port.queue(pair)
     }
 
     /// Runs `pair`, which must be stopped, with the `vrings` that are ready.

@@ -3,6 +3,7 @@
 //! Frames go worker → [`pair`] → [`tx`] → port, and worker → [`pair`] → [`rx`] → ring → call; everything else
 //! is set-up around that.
 
+pub mod builder;
 pub mod config;
 pub mod counters;
 pub mod ctrl;
@@ -10,6 +11,7 @@ pub mod ctrl_queue;
 pub mod device;
 pub mod health;
 pub mod journal;
+pub mod lifecycle;
 pub mod pair;
 pub mod rx;
 pub mod tx;

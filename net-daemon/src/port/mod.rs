@@ -11,11 +11,13 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::net::config::Mac;
 use crate::state::{Exporter, Importer, StateError};
 use crate::virtio::features::Features;
 use crate::virtio::memory::IoPart;
 
 mod link;
+pub mod macvtap;
 pub mod queue;
 pub mod socket;
 pub mod tap;
@@ -58,6 +60,11 @@ pub trait Port: Debug + Send {
     /// The interface's MTU, where it can be asked.
     fn mtu(&self) -> Option<u16>;
 
+    /// The address that a guest behind this interface must have, where it cannot have any.
+    fn mac(&self) -> Option<Mac> {
+        None
+    }
+
     /// Lets the interface hand over frames as large and with as little done to them as the `GUEST_*` bits
     /// of `acked` allow.
     ///
@@ -97,6 +104,8 @@ pub trait Port: Debug + Send {
 pub enum PortState {
     /// A TAP interface.
     Tap(tap::TapState),
+    /// A macvtap interface.
+    Macvtap(macvtap::MacvtapState),
     /// Datagram sockets.
     Socket(Vec<crate::state::FdId>),
 }
@@ -110,6 +119,7 @@ impl PortState {
     pub fn import(self, from: &mut Importer) -> Result<Box<dyn Port>, StateError> {
         Ok(match self {
             PortState::Tap(state) => Box::new(tap::Tap::import(state, from)?),
+            PortState::Macvtap(state) => Box::new(macvtap::Macvtap::import(state, from)?),
             PortState::Socket(fds) => Box::new(socket::SocketPort::import(&fds, from)?),
         })
     }

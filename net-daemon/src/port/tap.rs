@@ -17,7 +17,7 @@ use crate::port::{HEADER_LEN, Port, PortQueue, PortState, link};
 use crate::state::{Exporter, FdId, Importer, StateError};
 use crate::virtio::features::Features;
 
-mod ioctl;
+pub(super) mod ioctl;
 
 /// Most queues of a TAP interface (`MAX_TAP_QUEUES`).
 pub const MAX_QUEUES: usize = 256;
@@ -148,7 +148,8 @@ impl Tap {
         Tap::over(name, fds.into_iter().map(File::from).collect())
     }
 
-    fn over(name: String, files: Vec<File>) -> Result<Tap, TapError> {
+    /// Takes open queues of `name`.
+    pub(super) fn over(name: String, files: Vec<File>) -> Result<Tap, TapError> {
         let error = |doing, source| TapError::System { name: name.clone(), doing, source };
         for file in &files {
             ioctl::set_header(file, HEADER_LEN).map_err(|e| error("setting the header size", e))?;
@@ -174,6 +175,17 @@ impl Tap {
         let queues = queues.into_iter().map(|fd| FdQueue::import(fd, from).map(Arc::new));
         let queues = queues.collect::<Result<_, _>>()?;
         Ok(Tap { name, queues, attached, uso, options, existed, owned: false })
+    }
+
+    pub(super) fn state<'a>(&'a self, out: &mut Exporter<'a>) -> TapState {
+        TapState {
+            name: self.name.clone(),
+            queues: self.queues.iter().map(|queue| queue.export(out)).collect(),
+            attached: self.attached.clone(),
+            uso: self.uso,
+            options: self.options.clone(),
+            existed: self.existed,
+        }
     }
 
     fn error(&self, doing: &'static str, source: io::Error) -> TapError {
@@ -250,14 +262,7 @@ impl Port for Tap {
     }
 
     fn export<'a>(&'a self, out: &mut Exporter<'a>) -> Option<PortState> {
-        Some(PortState::Tap(TapState {
-            name: self.name.clone(),
-            queues: self.queues.iter().map(|queue| queue.export(out)).collect(),
-            attached: self.attached.clone(),
-            uso: self.uso,
-            options: self.options.clone(),
-            existed: self.existed,
-        }))
+        Some(PortState::Tap(self.state(out)))
     }
 }
 

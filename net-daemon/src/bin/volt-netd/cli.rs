@@ -10,15 +10,16 @@ use volt_net::virtio::ring::MAX_RING_SIZE;
 /// Most queue pairs: vhost-user names a vring in 8 bits, and there is a control vring.
 pub(crate) const MAX_PAIRS: usize = 127;
 
-/// Serve a virtual machine's network device over vhost-user, with a TAP interface on the host's side.
+/// Serve a virtual machine's network device over vhost-user, with a TAP or macvtap interface on the host's side.
 #[derive(Debug, Parser)]
 #[command(name = "volt-netd", version, max_term_width = 100, args_conflicts_with_subcommands = true)]
-#[command(group = ArgGroup::new("port").args(["tap", "tap_fd"]))]
+#[command(group = ArgGroup::new("port").args(["tap", "tap_fd", "macvtap"]))]
 #[command(group = ArgGroup::new("endpoint").args(["socket", "fd"]))]
 #[command(after_help = "\
 Examples:
   volt-netd --tap tap0 --socket /run/volt/net0.sock
   volt-netd --tap tap0 --queues 4 --socket /run/volt/net0.sock --socket-group kvm --socket-mode 0660
+  volt-netd --macvtap mv0 --socket /run/volt/net0.sock
   volt-netd --tap tap0 --socket /run/volt/net0.sock --control /run/volt/net0.ctl --supervise
   volt-netd ctl --control /run/volt/net0.ctl status
   volt-netd --take-over /run/volt/net0.ctl --supervise
@@ -40,6 +41,10 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "N[,N...]", value_delimiter = ',')]
     pub(crate) tap_fd: Vec<i32>,
 
+    /// macvtap interface to use; the guest gets its address
+    #[arg(long, value_name = "NAME")]
+    pub(crate) macvtap: Option<String>,
+
     /// Unix socket to listen on; a stale one is replaced
     #[arg(long, visible_alias = "socket-path", value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,
@@ -60,7 +65,7 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "N", default_value_t = MAX_RING_SIZE, value_parser = ring_size)]
     pub(crate) queue_size: u16,
 
-    /// MAC address of the guest's interface, for front-ends that ask; random if not given
+    /// MAC address of the guest's interface, for front-ends that ask; if not given, a macvtap's own or random
     #[arg(long, value_name = "MAC")]
     pub(crate) mac: Option<Mac>,
 
@@ -69,7 +74,7 @@ pub(crate) struct Cli {
     pub(crate) mtu: Option<u16>,
 
     /// An interface that is created stays when volt-netd ends
-    #[arg(long, conflicts_with = "tap_fd")]
+    #[arg(long, conflicts_with_all = ["tap_fd", "macvtap"])]
     pub(crate) persist: bool,
 
     /// Permissions of the socket, in octal
@@ -198,6 +203,8 @@ mod tests {
             &["--mac", "01:00:00:00:00:00"],
             &["--socket-mode", "0999"],
             &["--tap", "a", "--tap-fd", "3"],
+            &["--tap", "a", "--macvtap", "b"],
+            &["--macvtap", "b", "--persist"],
             &["--socket", "a", "--fd", "3"],
         ] {
             assert!(parse(wrong).is_err(), "{wrong:?}");

@@ -18,12 +18,14 @@ use volt_net::net::config::Mac;
 use volt_net::net::device::{DeviceOptions, NetDevice};
 use volt_net::net::journal::{Journal, REQUESTS};
 use volt_net::port::Port;
+use volt_net::port::macvtap::Macvtap;
 use volt_net::port::tap::{Tap, TapOptions};
 use volt_net::state::{FdId, Importer};
+use volt_net::unix::Access;
 use volt_net::vhost_user::channel::Piece;
 
 use crate::cli::Cli;
-use crate::endpoint::{Access, Endpoint, Listener};
+use crate::endpoint::{Endpoint, Listener};
 use crate::handover::Successor;
 use crate::holder::Holder;
 use crate::server::{End, Parts, Server};
@@ -163,9 +165,9 @@ fn fresh(cli: &Cli, given: Given, supervised: Supervised, signals: OwnedFd) -> R
     let pairs = cli.pairs();
     let port = open_port(cli, given.tap)?;
     let endpoint = open_endpoint(cli, given.socket)?;
-    let access = Access { mode: 0o600, group: None };
-    let control = cli.control.as_ref().map(|path| Listener::bind(path, &access)).transpose()?;
-    let options = DeviceOptions { pairs, mac: cli.mac.map_or_else(Mac::random, Ok)?, mtu: cli.mtu };
+    let control = cli.control.as_ref().map(|path| Listener::bind(path, &Access::PRIVATE)).transpose()?;
+    let mac = cli.mac.or(port.mac()).map_or_else(Mac::random, Ok)?;
+    let options = DeviceOptions { pairs, mac, mtu: cli.mtu };
     let described = format!("MAC {}, {}", options.mac, endpoint.describe());
     let server = build(port, options, endpoint, control, cli.queue_size, supervised, signals)?;
     info!("{} with {pairs} queue pairs, {described}", server.port_name());
@@ -211,16 +213,16 @@ fn build(
 }
 
 fn open_port(cli: &Cli, fds: Vec<OwnedFd>) -> Result<Box<dyn Port>, AnyError> {
-    let tap = match &cli.tap {
-        Some(name) => Tap::open(TapOptions {
+    Ok(match (&cli.tap, &cli.macvtap) {
+        (Some(name), _) => Box::new(Tap::open(TapOptions {
             name: name.clone(),
             queues: cli.pairs().into(),
             persist: cli.persist,
             mtu: cli.mtu,
-        })?,
-        None => Tap::from_fds(fds)?,
-    };
-    Ok(Box::new(tap))
+        })?),
+        (None, Some(name)) => Box::new(Macvtap::open(name, cli.pairs().into())?),
+        (None, None) => Box::new(Tap::from_fds(fds)?),
+    })
 }
 
 fn open_endpoint(cli: &Cli, fd: Option<OwnedFd>) -> Result<Endpoint, AnyError> {

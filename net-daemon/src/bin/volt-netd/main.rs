@@ -71,8 +71,11 @@ fn check(cli: &Cli) {
     if cli.take_over.is_some() {
         return;
     }
-    if cli.tap.is_none() && cli.tap_fd.is_empty() {
-        wrong(ErrorKind::MissingRequiredArgument, "where do frames go? give --tap NAME or --tap-fd N");
+    if cli.tap.is_none() && cli.tap_fd.is_empty() && cli.macvtap.is_none() {
+        wrong(
+            ErrorKind::MissingRequiredArgument,
+            "where do frames go? give --tap NAME, --macvtap NAME or --tap-fd N",
+        );
     }
     if cli.socket.is_none() && cli.fd.is_none() {
         wrong(

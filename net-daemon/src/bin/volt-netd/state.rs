@@ -47,8 +47,10 @@ pub(crate) struct Last {
 impl DaemonState {
     /// Whether a daemon with this command line would serve the same interface to the same front-ends.
     pub(crate) fn is_for(&self, cli: &Cli) -> bool {
+        let is = |wanted: &Option<String>, name: &str| wanted.as_ref().is_none_or(|wanted| wanted == name);
         let interface = match &self.port {
-            PortState::Tap(tap) => cli.tap.as_ref().is_none_or(|name| *name == tap.name),
+            PortState::Tap(tap) => is(&cli.tap, &tap.name) && cli.macvtap.is_none(),
+            PortState::Macvtap(macvtap) => is(&cli.macvtap, macvtap.name()) && cli.tap.is_none(),
             PortState::Socket(_) => false,
         };
         let pairs = cli.queues.is_none_or(|pairs| pairs == self.device.pairs);
