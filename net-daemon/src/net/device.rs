@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use log::{debug, error, info, warn};
 use serde::{Deserialize, Serialize};
@@ -89,6 +90,8 @@ pub struct NetDevice {
     gone: GoneFlag,
     journal: Journal,
     killers: BTreeMap<usize, u16>,
+    /// How long workers look for work before they sleep.
+    busy_poll: Duration,
 }
 
 /// What a device knows that its port does not, in a state.
@@ -161,7 +164,13 @@ impl NetDevice {
         let workers = (0..pairs).map(|_| None).collect();
         let stashes = vec![None; pairs];
         let gone = GoneFlag::new(wake);
-        NetDevice { port, offered, config, workers, counters, stashes, gone, journal, killers }
+        let busy_poll = Duration::ZERO;
+        NetDevice { port, offered, config, workers, counters, stashes, gone, journal, killers, busy_poll }
+    }
+
+    /// Lets workers that start from now on look for work for `budget` after each frame before they sleep.
+    pub fn set_busy_poll(&mut self, budget: Duration) {
+        self.busy_poll = budget;
     }
 
     /// Writes out what does not change while the device runs.
@@ -278,7 +287,7 @@ impl NetDevice {
                 vring.ring.base()
             );
         }
-        let worker = Worker::start(format!("pair{pair}"), running);
+        let worker = Worker::start(format!("pair{pair}"), running, self.busy_poll);
         self.workers[pair] = Some(worker.map_err(|(source, _)| DeviceError { pair, source })?);
         Ok(())
     }

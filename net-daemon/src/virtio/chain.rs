@@ -86,6 +86,12 @@ impl Descriptor {
         Descriptor { addr, len: rest as u32, flags: (rest >> 32) as u16, next: (rest >> 48) as u16 }
     }
 
+    /// Whether it is a chain by itself: one buffer and nothing behind it.
+    #[inline]
+    pub fn is_whole_chain(self) -> bool {
+        self.flags & (F_NEXT | F_INDIRECT) == 0
+    }
+
     /// Whether the device writes the buffer.
     pub fn is_writable(self) -> bool {
         self.flags & F_WRITE != 0

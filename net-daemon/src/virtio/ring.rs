@@ -16,9 +16,8 @@ use std::sync::atomic::{AtomicU16, Ordering, fence};
 
 use thiserror::Error;
 
-use crate::virtio::chain::{ChainError, Chains, Descriptor};
 use crate::virtio::features::Features;
-use crate::virtio::memory::{Area, AreaError, GuestMemory, IoPart};
+use crate::virtio::memory::{Area, AreaError, GuestMemory};
 
 /// Largest ring (virtio 1.2, 2.7).
 pub const MAX_RING_SIZE: u16 = 32768;
@@ -206,88 +205,6 @@ impl Ring {
         Ok(now != self.next_avail)
     }
 
-    /// Hands the parts of chain `head` to `take`, with whether they are device-writable, in the chain's order.
-    ///
-    /// # Errors
-    ///
-    /// When the chain is malformed. Some parts may have been taken by then; the head must still be pushed.
-    #[inline]
-    pub fn walk(&mut self, head: u16, mut take: impl FnMut(IoPart, bool)) -> Result<(), ChainError> {
-        let mut chains = Chains::new(self.size, self.indirect);
-        let mut next = Some(head);
-        while let Some(number) = next {
-            let descriptor = self.descriptor(number);
-            match chains.follow(number, descriptor)? {
-                Some(table) => return self.walk_table(table, chains, take),
-                None => next = chains.next(descriptor)?,
-            }
-            self.buffer(descriptor, &mut take)?;
-        }
-        Ok(())
-    }
-
-    /// The same for the table that an indirect descriptor points to.
-    fn walk_table(
-        &mut self,
-        table: Descriptor,
-        mut chains: Chains,
-        mut take: impl FnMut(IoPart, bool),
-    ) -> Result<(), ChainError> {
-        chains.enter(table)?;
-        // Looked up once; a table that crosses a border is looked up entry by entry.
-        let whole = self.memory.contiguous(table.addr, table.len, &mut self.hint);
-        let mut next = Some(0);
-        while let Some(number) = next {
-            let descriptor = match whole {
-                // SAFETY: number < the table's entries (checked by `Chains::next`), all of which are behind the pointer,
-                // which is aligned; `memory` keeps them mapped.
-                Some(entries) => unsafe { read_descriptor(entries.add(usize::from(number))) },
-                None => self.table_entry(table.addr, number)?,
-            };
-            chains.follow(number, descriptor)?;
-            next = chains.next(descriptor)?;
-            self.buffer(descriptor, &mut take)?;
-        }
-        Ok(())
-    }
-
-    #[inline]
-    fn buffer(
-        &mut self,
-        descriptor: Descriptor,
-        take: &mut impl FnMut(IoPart, bool),
-    ) -> Result<(), ChainError> {
-        let Descriptor { addr, len, .. } = descriptor;
-        let writable = descriptor.is_writable();
-        let mapped = self.memory.parts(addr, len, &mut self.hint, |part| take(part, writable));
-        if mapped { Ok(()) } else { Err(ChainError::Unmapped { addr, len }) }
-    }
-
-    /// Copies entry `number` of the indirect table at guest address `table`, whose bytes may be anywhere: once, as a whole.
-    #[cold]
-    fn table_entry(&mut self, table: u64, number: u16) -> Result<Descriptor, ChainError> {
-        let offset = u64::from(number) * DESCRIPTOR as u64;
-        let unmapped = ChainError::Table { addr: table };
-        let addr = table.checked_add(offset).ok_or(unmapped)?;
-        let mut parts = [None; DESCRIPTOR];
-        let mut count = 0;
-        let mapped = self.memory.parts(addr, DESCRIPTOR as u32, &mut self.hint, |part| {
-            // At least a byte each, so 16 bytes are at most 16 parts.
-            parts[count] = Some(part);
-            count += 1;
-        });
-        if !mapped {
-            return Err(unmapped);
-        }
-        let mut bytes = [0; DESCRIPTOR];
-        let mut done = 0;
-        for part in parts.iter().flatten() {
-            done += crate::virtio::memory::read_parts(&[*part], &mut bytes[done..]);
-        }
-        let (addr, rest) = bytes.split_at(8);
-        Ok(Descriptor::from_words([addr, rest].map(|word| word.try_into().map_or(0, u64::from_ne_bytes))))
-    }
-
     /// Writes the next used element: chain `head`, of which `written` bytes were written.
     /// The driver sees it after the next [`Ring::publish`].
     #[inline]
@@ -356,15 +273,6 @@ impl Ring {
     }
 
     #[inline]
-    fn descriptor(&self, number: u16) -> Descriptor {
-        debug_assert!(number < self.size);
-        let pointer = self.desc.at::<[u64; 2]>(usize::from(number) * DESCRIPTOR);
-        // SAFETY: number < size (checked by `pop` and by `Chains::next`), so it is inside the table, which `area`
-        // checked whole and aligned.
-        unsafe { read_descriptor(pointer) }
-    }
-
-    #[inline]
     fn avail_entry(&self, index: Wrapping<u16>) -> u16 {
         let slot = usize::from(index.0 & (self.size - 1));
         self.field(&self.avail, HEADER + slot * 2).load(Ordering::Relaxed)
@@ -391,17 +299,6 @@ impl Ring {
     }
 }
 
-/// Copies a descriptor once, as the driver may change it at any time.
-///
-/// # Safety
-///
-/// 16 bytes of mapped memory, aligned to 8.
-#[inline(always)]
-unsafe fn read_descriptor(pointer: *const [u64; 2]) -> Descriptor {
-    // SAFETY: the caller's promise.
-    Descriptor::from_words(unsafe { pointer.read_volatile() })
-}
-
 /// A little-endian 16-bit field in shared memory.
 struct Le16<'a>(&'a AtomicU16);
 
@@ -422,6 +319,8 @@ impl Le16<'_> {
 fn needs_event(event: Wrapping<u16>, new: Wrapping<u16>, old: Wrapping<u16>) -> bool {
     new - event - Wrapping(1) < new - old
 }
+
+mod walk;
 
 #[cfg(test)]
 mod crash_tests;

@@ -43,7 +43,7 @@ struct Frames {
     /// Repetitions of everything
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
     rounds: u16,
-    /// Only cases whose name contains this; may be repeated
+    /// Only this case, or those whose name contains this; may be repeated
     #[arg(long, value_name = "PATTERN")]
     only: Vec<String>,
     /// List the cases
@@ -81,10 +81,15 @@ fn main() -> ExitCode {
 }
 
 fn run(frames: &Frames) -> Result<(), BenchError> {
+    // A whole name means that case alone.
+    let named = |part: &String| plan().iter().any(|case| case.name() == *part);
+    let means = |part: &String, case: &Case| match named(part) {
+        true => case.name() == *part,
+        false => case.name().contains(part.as_str()),
+    };
     let fits = |case: &Case| {
         let single = frames.socket.is_none() || case.pairs == 1;
-        single
-            && (frames.only.is_empty() || frames.only.iter().any(|part| case.name().contains(part.as_str())))
+        single && (frames.only.is_empty() || frames.only.iter().any(|part| means(part, case)))
     };
     let cases: Vec<Case> = plan().into_iter().filter(fits).collect();
     if frames.list {

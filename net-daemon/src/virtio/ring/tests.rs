@@ -1,6 +1,7 @@
 //! The ring against a driver written out in the same memory.
 
 use super::*;
+use crate::virtio::chain::ChainError;
 use crate::virtio::testing::{BUFFERS, Driver};
 
 fn lens(ring: &mut Ring, head: u16) -> Result<Vec<usize>, ChainError> {
