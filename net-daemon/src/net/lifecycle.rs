@@ -16,6 +16,7 @@ use crate::net::config::NetConfig;
 use crate::net::ctrl::GUEST_OFFLOADS;
 use crate::net::device::{DeviceError, NetDevice, PairVrings};
 use crate::net::journal::Note;
+use crate::net::limiter::RateLimits;
 use crate::net::vring::Vring;
 use crate::virtio::features::Features;
 use crate::virtio::memory::GuestMemory;
@@ -137,6 +138,12 @@ impl VirtioNet {
     /// The device alone, for who serves its queues by other means. It must not be active.
     pub fn into_device(self) -> NetDevice {
         self.device
+    }
+
+    /// Puts other rate limits in force, at once.
+    pub fn set_limits(&mut self, limits: RateLimits) {
+        self.device.set_limits(limits);
+        self.restart();
     }
 
     /// Opens a port that was found gone again (see [`NetDevice::port_gone`]), and moves the running pairs there.

@@ -19,6 +19,7 @@ use virtio_queue::QueueT;
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap};
 use volt_net::net::ctrl::GUEST_OFFLOADS;
 use volt_net::net::device::NetDevice;
+use volt_net::net::limiter::RateLimits;
 use volt_net::virtio::features::Features;
 
 use crate::virtio::Vring;
@@ -152,6 +153,10 @@ impl DataPath for Kernel {
         let mut state = self.state();
         let in_force = state.acked.without(GUEST_OFFLOADS).with(offloads);
         state.device.set_offloads(in_force);
+    }
+
+    fn set_limits(&self, _limits: RateLimits) -> bool {
+        false
     }
 }
 

@@ -25,6 +25,7 @@ use volt_net::net::builder::{BuildError, VirtioNetBuilder};
 use volt_net::net::config::{Mac, NetConfig};
 use volt_net::net::device::NetDevice;
 use volt_net::net::lifecycle::{self, Lifecycle, VirtioNet};
+use volt_net::net::limiter::RateLimits;
 use volt_net::port::macvtap::{Macvtap, MacvtapError};
 use volt_net::virtio::features::Features;
 
@@ -124,7 +125,30 @@ trait DataPath: Send + Sync {
 
     /// Puts these receive offloads in force.
     fn set_offloads(&self, offloads: Features);
+
+    /// Puts these rate limits in force; `false` where frames pass elsewhere.
+    fn set_limits(&self, limits: RateLimits) -> bool;
 }
+
+/// Changes a network device's rate limits, from any thread and for as long as one likes.
+#[derive(Clone)]
+pub struct RateControl(Arc<dyn DataPath>);
+
+impl RateControl {
+    /// Puts `limits` in force, at once.
+    ///
+    /// # Errors
+    ///
+    /// Where another process or the kernel moves the frames.
+    pub fn set(&self, limits: RateLimits) -> Result<(), RateControlError> {
+        if self.0.set_limits(limits) { Ok(()) } else { Err(RateControlError) }
+    }
+}
+
+/// The rate of a device cannot be limited here.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("the kernel's vhost-net moves this device's frames, past any limit here: use 'tc' on the interface")]
+pub struct RateControlError;
 
 /// A network device over an interface of the host.
 pub struct Net {
@@ -153,7 +177,7 @@ impl Net {
             PortKind::Macvtap => VirtioNetBuilder::over(Macvtap::open(&config.name, config.queues.into())?),
         };
         let NetPortConfig { mac, mtu, queues, .. } = *config;
-        let builder = builder.queues(queues).wake(gone.clone());
+        let builder = builder.queues(queues).limits(config.limits).wake(gone.clone());
         let builder = mac.into_iter().fold(builder, VirtioNetBuilder::mac);
         let builder = mtu.into_iter().fold(builder, VirtioNetBuilder::mtu);
         let device =
@@ -179,6 +203,11 @@ impl Net {
         let config = Arc::new(Mutex::new(net_config));
         let path = Arc::new(InProcess::new(&label, device, gone, config.clone())?);
         Ok(Net::new(label, offered, net_config, config, path))
+    }
+
+    /// What changes the rate limits while the guest runs.
+    pub fn rate_control(&self) -> RateControl {
+        RateControl(self.path.clone())
     }
 
     /// A device that offers `offered` and what the control vring makes possible.
@@ -232,6 +261,10 @@ impl VirtioDevice for Net {
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let config = *self.config.lock().unwrap_or_else(PoisonError::into_inner);
         copy_config(&config.to_bytes(), offset, data);
+    }
+
+    fn rate_control(&self) -> Option<RateControl> {
+        Some(Net::rate_control(self))
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
