@@ -7,6 +7,8 @@
 //! | [`port`] | the host's side: TAP interfaces, sockets |
 //! | [`event`] | waiting, being notified, a queue pair's worker |
 //! | [`vhost_user`] | a front-end's connection and session |
+//! | [`unix`] | Unix sockets that listen |
+//! | [`state`] | all of it as data, for another process to go on with |
 //!
 //! # In a program of your own
 //!
@@ -22,12 +24,12 @@
 //! Its life from `DRIVER_OK` to reset is the trait [`net::lifecycle::Lifecycle`]. Frames go to a [`NetworkBackend`]: a
 //! [TAP](port::tap::Tap) or [macvtap](port::macvtap::Macvtap) interface, [socket pairs](port::socket::SocketPort), or an
 //! implementation of yours. `examples/embed.rs` has one, and runs a device from end to end.
-//! | [`state`] | all of it as data, for another process to go on with |
 
 pub mod event;
 pub mod net;
 pub mod port;
 pub mod state;
+pub mod unix;
 pub mod vhost_user;
 pub mod virtio;
 

@@ -10,12 +10,14 @@
 //! | [`peer`] | a second back-end, on the `vhost-user-backend` crate, to calibrate the tests with |
 //! | [`succession`] | one volt-netd after the other under one front-end |
 //! | [`netns`], [`daemon`], [`rig`] | a network namespace with a TAP; volt-netd as a process; both together |
+//! | [`bench`] | the measurements of the tool `volt-bench` |
 //! | [`conform`] | the checks of the tool `volt-conform`, for any back-end |
 //! | [`lab`] | real guests, here and in an emulated machine with KVM |
 //!
 //! The peers encode the wire themselves, by the specifications, and share no code with the programs they test.
 
 pub mod backend;
+pub mod bench;
 pub mod conform;
 pub mod daemon;
 pub mod device;

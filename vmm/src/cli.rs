@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use log::LevelFilter;
 use thiserror::Error;
 use volt_net::net::config::Mac;
@@ -20,13 +20,15 @@ const MIN_MEMORY: u64 = 16 << 20;
 
 const AFTER_HELP: &str = "\
 Exit status:
-  0      the guest powered off, or you left with Ctrl-A x
+  0      the guest powered off, you left with Ctrl-A x, or 'volt-vmm ctl shutdown'
   1      the machine could not be built, or broke
   2      the command line is wrong
   3      the guest asked for a reset (reboot, a panic with panic=-1, or a triple fault)
   4      the host's KVM cannot run this guest
   128+N  ended by signal N (SIGTERM 143, SIGINT 130, SIGHUP 129, SIGQUIT 131)
   101    a bug in this program
+
+'volt-vmm ctl --help' tells how to ask a machine that runs.
 
 Keys on a terminal: Ctrl-A x leaves, Ctrl-A a (or Ctrl-A twice) sends one Ctrl-A; everything else,
 Ctrl-C included, goes to the guest.";
@@ -102,9 +104,44 @@ pub struct Args {
     #[arg(long, value_name = "TARGET", default_value = "stdio")]
     serial: SerialOption,
 
+    /// Unix socket for 'volt-vmm ctl' and other clients of the API (HTTP and JSON), for this user and root only
+    #[arg(long, value_name = "PATH")]
+    api_socket: Option<PathBuf>,
+
     /// error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log_level: LevelFilter,
+}
+
+/// `volt-vmm ctl`: talk to a machine that runs
+#[derive(Debug, Parser)]
+#[command(name = "volt-vmm ctl", version)]
+pub struct Ctl {
+    /// The machine's --api-socket
+    #[arg(long, global = true, value_name = "PATH", default_value = "/run/volt/vmm.api")]
+    pub api_socket: PathBuf,
+
+    /// What it is asked
+    #[command(subcommand)]
+    pub request: Request,
+}
+
+/// What a running machine is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Subcommand)]
+pub enum Request {
+    /// Print how the machine and its devices are, as JSON
+    Status,
+    /// End the machine at once, without asking the guest
+    Shutdown,
+}
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub enum Invocation {
+    /// A machine.
+    Run(Box<Args>),
+    /// An answer of one that runs.
+    Ctl(Ctl),
 }
 
 impl Args {
@@ -127,6 +164,7 @@ impl Args {
             disks: self.rootfs.into_iter().chain(self.disk).map(|disk| disk.0).collect(),
             nets,
             serial: self.serial.0,
+            api_socket: self.api_socket,
         }
     }
 }
@@ -273,8 +311,12 @@ impl FromStr for SerialOption {
 /// # Errors
 ///
 /// clap's, which knows how to print itself and which status to exit with; `--help` and `--version` too.
-pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Args, clap::Error> {
-    Args::try_parse_from(args)
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, clap::Error> {
+    let args: Vec<OsString> = args.into_iter().collect();
+    if args.get(1).is_some_and(|word| word == "ctl") {
+        return Ctl::try_parse_from(&args[1..]).map(Invocation::Ctl);
+    }
+    Args::try_parse_from(args).map(|args| Invocation::Run(Box::new(args)))
 }
 
 #[cfg(test)]

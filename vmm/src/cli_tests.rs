@@ -4,7 +4,21 @@ use super::*;
 
 fn config(args: &[&str]) -> VmConfig {
     let args = ["volt-vmm", "--kernel", "k"].iter().chain(args).map(OsString::from);
-    parse(args).unwrap().into_config()
+    match parse(args).unwrap() {
+        Invocation::Run(args) => args.into_config(),
+        Invocation::Ctl(ctl) => panic!("{ctl:?}"),
+    }
+}
+
+#[test]
+fn a_running_machine_can_be_asked() {
+    for args in [["ctl", "--api-socket", "s", "status"], ["ctl", "status", "--api-socket", "s"]] {
+        match parse(["volt-vmm"].iter().chain(&args).map(OsString::from)).unwrap() {
+            Invocation::Ctl(ctl) => assert_eq!((ctl.api_socket, ctl.request), ("s".into(), Request::Status)),
+            Invocation::Run(args) => panic!("{args:?}"),
+        }
+    }
+    assert_eq!(config(&["--api-socket", "s"]).api_socket, Some("s".into()));
 }
 
 fn refused(args: &[&str]) -> String {

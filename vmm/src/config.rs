@@ -123,4 +123,6 @@ pub struct VmConfig {
     pub nets: Vec<NetDeviceConfig>,
     /// The serial port.
     pub serial: SerialConfig,
+    /// Where the API is served.
+    pub api_socket: Option<PathBuf>,
 }

@@ -25,6 +25,7 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 use volt_net::virtio::features::Features;
 
+use crate::api::Status;
 use crate::irq::Interrupt;
 
 pub mod blk;
@@ -47,6 +48,12 @@ pub trait VirtioDevice: Send {
 
     /// The device in logs: kind and image or socket.
     fn label(&self) -> &str;
+
+    /// Says how the device is, as JSON for the API: its label, and what else there is to tell.
+    fn status(&self) -> Status {
+        let label = self.label().to_owned();
+        Box::new(move || serde_json::json!({ "device": label }))
+    }
 
     /// Feature bits on offer; they never change.
     fn features(&self) -> Features;

@@ -22,10 +22,11 @@ use volt_net::port::Port;
 use volt_net::port::macvtap::Macvtap;
 use volt_net::port::tap::{Tap, TapOptions};
 use volt_net::state::{FdId, Importer};
+use volt_net::unix::Access;
 use volt_net::vhost_user::channel::Piece;
 
 use crate::cli::Cli;
-use crate::endpoint::{Access, Endpoint, Listener};
+use crate::endpoint::{Endpoint, Listener};
 use crate::handover::Successor;
 use crate::holder::Holder;
 use crate::server::{End, Parts, Server};
@@ -165,8 +166,7 @@ fn fresh(cli: &Cli, given: Given, supervised: Supervised, signals: OwnedFd) -> R
     let pairs = cli.pairs();
     let port = open_port(cli, given.tap)?;
     let endpoint = open_endpoint(cli, given.socket)?;
-    let access = Access { mode: 0o600, group: None };
-    let control = cli.control.as_ref().map(|path| Listener::bind(path, &access)).transpose()?;
+    let control = cli.control.as_ref().map(|path| Listener::bind(path, &Access::PRIVATE)).transpose()?;
     let mac = cli.mac.or(port.mac()).map_or_else(Mac::random, Ok)?;
     let options = DeviceOptions { pairs, mac, mtu: cli.mtu };
     let described = format!("MAC {}, {}", options.mac, endpoint.describe());

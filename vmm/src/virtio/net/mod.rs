@@ -16,6 +16,7 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use log::{info, warn};
+use serde_json::json;
 use thiserror::Error;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use vm_memory::GuestMemoryMmap;
@@ -29,6 +30,7 @@ use volt_net::net::limiter::RateLimits;
 use volt_net::port::macvtap::{Macvtap, MacvtapError};
 use volt_net::virtio::features::Features;
 
+use crate::api::Status;
 use crate::config::{self, NetDeviceConfig, NetPortConfig, PortKind};
 use crate::irq::Interrupt;
 use crate::virtio::faults;
@@ -248,6 +250,19 @@ impl VirtioDevice for Net {
 
     fn label(&self) -> &str {
         &self.label
+    }
+
+    fn status(&self) -> Status {
+        let (label, config, pairs) = (self.label.clone(), self.config.clone(), self.pairs);
+        Box::new(move || {
+            let config = *config.lock().unwrap_or_else(PoisonError::into_inner);
+            json!({
+                "device": label,
+                "kind": "net",
+                "mac": config.mac.to_string(),
+                "queue_pairs": pairs,
+            })
+        })
     }
 
     fn features(&self) -> Features {

@@ -40,11 +40,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use log::info;
+use serde_json::json;
 use thiserror::Error;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use volt_net::net::config::{DUPLEX_UNKNOWN, MIN_MTU, Mac, NetConfig, SPEED_UNKNOWN, STATUS_LINK_UP};
 use volt_net::virtio::features::Features;
 
+use crate::api::Status;
 use crate::config::NetSocketConfig;
 use crate::virtio::net::control::{self, Change, OWN, control_index};
 use crate::virtio::vhost_user_net::connection::ConnectError;
@@ -99,6 +101,7 @@ pub enum NetError {
 /// A network device served by a vhost-user back-end.
 pub struct VhostUserNet {
     label: String,
+    socket: String,
     features: Features,
     pairs: u16,
     vring_sizes: Vec<u16>,
@@ -141,7 +144,7 @@ impl VhostUserNet {
         let config = Arc::new(Mutex::new(net_config));
         let link = Link::spawn(label.clone(), session, terms, config.clone()).map_err(NetError::Thread)?;
         let vring_sizes = control::vring_sizes(pairs);
-        Ok(VhostUserNet { label, features, pairs, vring_sizes, mac, config, control: None, link })
+        Ok(VhostUserNet { label, socket, features, pairs, vring_sizes, mac, config, control: None, link })
     }
 
     /// Shows whether the back-end is there, how often it has gone and how long it was away.
@@ -193,6 +196,28 @@ impl VirtioDevice for VhostUserNet {
 
     fn label(&self) -> &str {
         &self.label
+    }
+
+    fn status(&self) -> Status {
+        let (label, monitor, config) = (self.label.clone(), self.monitor(), self.config.clone());
+        let (pairs, socket) = (self.pairs, self.socket.clone());
+        Box::new(move || {
+            let state = monitor.state();
+            let config = *config.lock().unwrap_or_else(PoisonError::into_inner);
+            let away = state.away_since.map(|since| since.elapsed());
+            json!({
+                "device": label,
+                "kind": "vhost-user-net",
+                "socket": socket,
+                "mac": config.mac.to_string(),
+                "queue_pairs": pairs,
+                "link_up": config.status & STATUS_LINK_UP != 0,
+                "back_end": if state.is_connected() { "connected" } else { "away" },
+                "losses": state.losses,
+                "away_seconds": (state.away_total + away.unwrap_or_default()).as_secs_f64(),
+                "away_now_seconds": away.map(|away| away.as_secs_f64()),
+            })
+        })
     }
 
     fn features(&self) -> Features {

@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 use log::{info, warn};
 use volt_net::error_chain;
 use volt_net::event::poller::EventFlags;
+use volt_net::unix::connect;
 use volt_net::vhost_user::channel::{Channel, ChannelError};
 use volt_net::vhost_user::session::{Session, SessionError};
 
 use super::{RETRY, Server, ServerError, Token};
 use crate::connection::{Connection, Ended};
-use crate::endpoint::{Endpoint, connect};
+use crate::endpoint::Endpoint;
 
 /// At most one line in this time about refused connections.
 const REFUSALS: Duration = Duration::from_secs(10);
