@@ -186,6 +186,32 @@ fn large_frames_ipv6_and_a_vlan() {
     });
 }
 
+/// Limits of volt-vmm and of volt-netd hold within five per cent, each direction its own.
+#[test]
+fn rate_limits_hold() {
+    in_lab("rate_limits_hold", || {
+        let directory = tempfile::tempdir().expect("a directory");
+        let netd = Netd::start(directory.path(), &["--tx-rate", "6Mbit", "--rx-rate", "12Mbit"]);
+        tap("k1", "10.77.1");
+        let _server = iperf3();
+        let measure = |n: u8| {
+            format!(
+                "ip link set eth{n} up; ip addr add 10.77.{n}.2/24 dev eth{n}; \
+                 speed out{n} -c 10.77.{n}.1 -t 6; speed in{n} -R -c 10.77.{n}.1 -t 6"
+            )
+        };
+        let spec = quick(&format!("{}; {}", measure(0), measure(1)));
+        let socket = format!("socket={}", netd.socket.display());
+        let reports = run(&spec, &[&socket, "tap=k1,tx-rate=12Mbit,rx-rate=6Mbit"]);
+        for (name, limit) in [("out0", 6.0), ("in0", 12.0), ("out1", 12.0), ("in1", 6.0)] {
+            let measured = value(&reports, name).split(' ').next().and_then(|number| number.parse().ok());
+            let measured: f64 = measured.unwrap_or_else(|| panic!("no figure for {name}: {reports:?}"));
+            let part = measured / limit;
+            assert!((0.95..1.05).contains(&part), "{name}: {measured} Mbit/s of {limit}: {reports:?}");
+        }
+    });
+}
+
 /// Two machines on one bridge, one served in its process and one by volt-netd, talk to each other.
 #[test]
 fn two_guests_on_a_bridge() {
