@@ -122,26 +122,23 @@ fn the_driver_comes_and_goes_and_changes_its_mind() {
         let traffic = Traffic::of(2);
         let mut script = Vec::new();
         for n in 0..2 {
-            let try_again = |what: &str| {
-                traffic.try_network(&format!("{what}{n}"), &format!("eth{n}"), &format!("10.77.{n}"))
-            };
+            let ping = format!("ping -c 3 -i 0.2 10.77.{n}.1");
             script.push(format!("step rebind{n} rebind eth{n} 50"));
-            script.push(try_again("rebound"));
-            script.push(format!("offloads eth{n}"));
-            script.push(format!("step one{n} ethtool -L eth{n} combined 1"));
-            script.push(try_again("one"));
+            script.push(format!("ip link set eth{n} up; ip addr add 10.77.{n}.2/24 dev eth{n}"));
+            script.push(format!("step rebound{n} {ping}; offloads eth{n}"));
+            script.push(format!("step one{n} ethtool -L eth{n} combined 1; step alone{n} {ping}"));
             script.push(format!("step two{n} ethtool -L eth{n} combined 2"));
-            script.push(try_again("two"));
+            script.push(format!("step speed{n} ethtool -s eth{n} speed 1000 duplex full"));
+            script.push(traffic.try_network(&format!("after{n}"), &format!("eth{n}"), &format!("10.77.{n}")));
             script.push(format!("step counters{n} ethtool -S eth{n}"));
         }
         let reports =
             run(&quick(&script.join("; ")), &["tap=k0,queues=2", "tap=k1,queues=2,vhost-net=require"]);
         for n in 0..2 {
-            for network in ["rebound", "one", "two"] {
-                traffic.judge_network(&reports, &format!("{network}{n}"));
-            }
-            for step in ["rebind", "one", "two", "counters"] {
-                assert_eq!(value(&reports, &format!("{step}{n}")), "ok");
+            traffic.judge_network(&reports, &format!("after{n}"));
+            for step in ["rebind", "rebound", "one", "alone", "two", "speed", "counters"] {
+                let step = format!("{step}{n}");
+                assert_eq!(value(&reports, &step), "ok", "{step}: {reports:?}");
             }
         }
         assert!(!reports.iter().any(|line| line.starts_with("offload ")), "{reports:?}");

@@ -79,7 +79,8 @@ pub enum ActivateError {
 ///
 /// One thread at a time calls; no call waits for a frame or for the guest.
 pub trait Lifecycle {
-    /// The features that a driver may acknowledge, without those of a control virtqueue that the caller serves.
+    /// The features that a driver may acknowledge. Of those that need a control virtqueue, which is the caller's to serve,
+    /// MQ and CTRL_VQ are among them where there are several pairs.
     fn offered(&self) -> Features;
 
     /// The configuration space as it was made (5.1.4); what changes at run time is the caller's.

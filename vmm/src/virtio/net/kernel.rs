@@ -2,7 +2,8 @@
 //!
 //! Each queue pair is a `/dev/vhost-net` file of its own, open from activation to reset, with the interface's queue as
 //! its back-end. Interrupts and notifications are eventfds that never come here. What remains to this process is the
-//! interface: offloads, and which queues take part.
+//! interface: offloads, and which queues take part. An interface that is deleted under the kernel is not used again when it
+//! is back: the kernel tells nobody.
 
 use std::fs::File;
 use std::os::fd::AsFd;

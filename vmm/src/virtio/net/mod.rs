@@ -116,7 +116,7 @@ struct DataSetup<'a> {
 
 /// Whoever moves the frames of a [`Net`]. Called by a vCPU's thread and by the control vring's.
 trait DataPath: Send + Sync {
-    /// Serves the vrings, the first pair's alone at first.
+    /// Serves the vrings, the first pair's alone at first. [`DataPath::stop`] follows an error too.
     fn start(&self, setup: DataSetup<'_>) -> Result<(), StartError>;
 
     /// Stops, so that nothing of the guest's memory is touched after the return. Without a start it does nothing.
@@ -207,6 +207,22 @@ impl Net {
         Ok(Net::new(label, offered, net_config, config, path))
     }
 
+    /// The data path first, so that no command can come before it.
+    fn start(&mut self, activation: &mut Activation) -> Result<(), ActivateError> {
+        let end = control::control_index(activation.features, self.pairs);
+        let data = activation.vrings.partition_point(|vring| vring.index < end);
+        let Activation { memory, features, vrings, interrupt } = &*activation;
+        let setup = DataSetup { memory, acked: *features, vrings: &vrings[..data], interrupt };
+        self.path.start(setup).map_err(|error| ActivateError::DataPath(Box::new(error)))?;
+        let path = self.path.clone();
+        self.control =
+            control::serve(&self.label, activation, self.pairs, &self.config, move |change| match change {
+                Change::Pairs(pairs) => path.set_active_pairs(pairs),
+                Change::Offloads(offloads) => path.set_offloads(offloads),
+            })?;
+        Ok(())
+    }
+
     /// What changes the rate limits while the guest runs.
     pub fn rate_control(&self) -> RateControl {
         RateControl(self.path.clone())
@@ -288,25 +304,11 @@ impl VirtioDevice for Net {
                 return Err(ActivateError::NoVring(index));
             }
         }
-        let acked = activation.features;
-        let path = self.path.clone();
-        let control = control::serve(
-            &self.label,
-            &mut activation,
-            self.pairs,
-            &self.config,
-            move |change| match change {
-                Change::Pairs(pairs) => path.set_active_pairs(pairs),
-                Change::Offloads(offloads) => path.set_offloads(offloads),
-            },
-        )?;
-        let end = control::control_index(acked, self.pairs);
-        activation.vrings.retain(|vring| vring.index < end);
-        let Activation { memory, vrings, interrupt, .. } = &activation;
-        let started = self.path.start(DataSetup { memory, acked, vrings, interrupt });
-        started.map_err(|error| ActivateError::DataPath(Box::new(error)))?;
-        self.control = control;
-        Ok(())
+        let result = self.start(&mut activation);
+        if result.is_err() {
+            VirtioDevice::reset(self);
+        }
+        result
     }
 
     fn reset(&mut self) {
