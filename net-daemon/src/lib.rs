@@ -9,6 +9,21 @@
 //! | [`vhost_user`] | a front-end's connection and session |
 //! | [`unix`] | Unix sockets that listen |
 //! | [`state`] | all of it as data, for another process to go on with |
+//!
+//! # In a program of your own
+//!
+//! ```no_run
+//! use volt_net::net::builder::VirtioNetBuilder;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let device = VirtioNetBuilder::new("tap0").mac("52:54:00:12:34:56".parse()?).mtu(1500).queues(2).build()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Its life from `DRIVER_OK` to reset is the trait [`net::lifecycle::Lifecycle`]. Frames go to a [`NetworkBackend`]: a
+//! [TAP](port::tap::Tap) or [macvtap](port::macvtap::Macvtap) interface, [socket pairs](port::socket::SocketPort), or an
+//! implementation of yours. `examples/embed.rs` has one, and runs a device from end to end.
 
 pub mod event;
 pub mod net;
@@ -17,6 +32,11 @@ pub mod state;
 pub mod unix;
 pub mod vhost_user;
 pub mod virtio;
+
+/// What a device sends frames to and receives them from, by the name that other projects know it under.
+pub use port::Port as NetworkBackend;
+/// One queue of a [`NetworkBackend`].
+pub use port::PortQueue as BackendQueue;
 
 /// An error with everything that caused it, in one line.
 pub fn error_chain(error: &dyn std::error::Error) -> String {

@@ -68,6 +68,8 @@ pub struct Args {
     /// A network device; may be given several times. tap=NAME: frames go to this TAP interface, which is created when
     /// it is not there. macvtap=NAME: to this macvtap interface, whose address the guest gets. With vhost-net=on the
     /// kernel moves the frames of these two where it can; with vhost-net=require there is an error where it cannot.
+    /// Without it, rx-rate=RATE and tx-rate=RATE limit what the guest receives and sends, like 100Mbit, 1Gbit:256K (with
+    /// a burst in bytes), 20kpps or 100Mbit+20kpps.
     /// socket=PATH: frames go by the vhost-user back-end that listens there; one that goes is looked for until it is
     /// back, which the guest does not see; with link-down-after=SECONDS, its link is down when that takes longer
     #[arg(long, value_name = "KIND=WHERE[,mac=MAC][,mtu=N][,queues=N][,...]")]

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use volt_net::net::config::Mac;
+use volt_net::net::limiter::RateLimits;
 
 /// One `--disk` or `--rootfs`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,6 +70,8 @@ pub struct NetPortConfig {
     pub queues: u16,
     /// Who moves the frames.
     pub vhost_net: VhostNet,
+    /// How many of them.
+    pub limits: RateLimits,
 }
 
 /// A network device served by a vhost-user back-end.

@@ -46,6 +46,8 @@ enum Token {
     Port,
     RxKick,
     TxKick,
+    /// The port may be used again: see [`PortQueue::timers`](crate::port::PortQueue::timers).
+    Timer,
 }
 
 /// A running queue pair.
@@ -138,6 +140,9 @@ fn watch(stop: &Notifier, pair: &Pair) -> Result<Poller<Token>, WorkerError> {
     let edge = EventFlags::IN | EventFlags::ET;
     poller.add(stop, edge, Token::Stop).map_err(WorkerError::Start)?;
     poller.add(pair.queue.as_fd(), edge | EventFlags::OUT, Token::Port).map_err(WorkerError::Start)?;
+    for timer in pair.queue.timers() {
+        poller.add(timer, edge, Token::Timer).map_err(WorkerError::Start)?;
+    }
     for (vring, token) in [
         (pair.rx.as_ref().map(|rx| &rx.vring), Token::RxKick),
         (pair.tx.as_ref().map(|tx| &tx.vring), Token::TxKick),
@@ -249,6 +254,10 @@ impl Running {
                 failed |= flags.intersects(EventFlags::ERR | EventFlags::HUP);
                 ready.rx |= !ready.rx_waits_for_kick;
                 ready.tx |= ready.tx_waits_for_port && flags.contains(EventFlags::OUT);
+            }
+            Token::Timer => {
+                ready.rx |= !ready.rx_waits_for_kick;
+                ready.tx |= ready.tx_waits_for_port;
             }
             Token::RxKick => {
                 // Buffers are looked for when there are frames; a kick counts only if the guest had none.

@@ -12,6 +12,7 @@ use crate::event::worker::prepare_signals;
 use crate::net::config::{MIN_MTU, Mac};
 use crate::net::device::{DeviceOptions, NetDevice};
 use crate::net::lifecycle::VirtioNet;
+use crate::net::limiter::RateLimits;
 use crate::port::Port;
 use crate::port::tap::{Tap, TapError, TapOptions};
 
@@ -58,6 +59,7 @@ pub struct VirtioNetBuilder {
     mac: Option<Mac>,
     mtu: Option<u16>,
     queues: u16,
+    limits: RateLimits,
     wake: Option<Arc<Notifier>>,
 }
 
@@ -74,7 +76,14 @@ impl VirtioNetBuilder {
     }
 
     fn from_source(source: Source) -> VirtioNetBuilder {
-        VirtioNetBuilder { source, mac: None, mtu: None, queues: 1, wake: None }
+        VirtioNetBuilder {
+            source,
+            mac: None,
+            mtu: None,
+            queues: 1,
+            limits: RateLimits::default(),
+            wake: None,
+        }
     }
 
     /// The device's address.
@@ -95,6 +104,12 @@ impl VirtioNetBuilder {
         self
     }
 
+    /// Rate limits of the device; [`VirtioNet::set_limits`] changes them.
+    pub fn limits(mut self, limits: RateLimits) -> VirtioNetBuilder {
+        self.limits = limits;
+        self
+    }
+
     /// What is notified when the port is found gone; see [`NetDevice::port_gone`].
     pub fn wake(mut self, wake: Arc<Notifier>) -> VirtioNetBuilder {
         self.wake = Some(wake);
@@ -109,7 +124,7 @@ impl VirtioNetBuilder {
     ///
     /// See [`BuildError`].
     pub fn build(self) -> Result<VirtioNet, BuildError> {
-        let VirtioNetBuilder { source, mac, mtu, queues, wake } = self;
+        let VirtioNetBuilder { source, mac, mtu, queues, limits, wake } = self;
         if !(1..=MAX_PAIRS).contains(&queues) {
             return Err(BuildError::Queues(queues));
         }
@@ -126,7 +141,9 @@ impl VirtioNetBuilder {
         let wake = wake.map_or_else(new_notifier, Ok)?;
         prepare_signals().map_err(BuildError::Signal)?;
         let options = DeviceOptions { pairs: queues, mac, mtu };
-        NetDevice::new(port, options, wake).map(VirtioNet::new).map_err(BuildError::Memory)
+        let mut device = NetDevice::new(port, options, wake).map_err(BuildError::Memory)?;
+        device.set_limits(limits);
+        Ok(VirtioNet::new(device))
     }
 }
 

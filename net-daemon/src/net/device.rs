@@ -20,6 +20,7 @@ use crate::net::config::{DUPLEX_UNKNOWN, MIN_MTU, Mac, NetConfig, SPEED_UNKNOWN,
 use crate::net::counters::Counters;
 use crate::net::health::{GoneFlag, Health};
 use crate::net::journal::Journal;
+use crate::net::limiter::{Limiter, RateLimits};
 use crate::net::pair::Pair;
 use crate::net::rx::Rx;
 use crate::net::tx::Tx;
@@ -88,6 +89,8 @@ pub struct NetDevice {
     /// Frames that were received and not delivered when their pair stopped.
     stashes: Vec<Option<Vec<u8>>>,
     gone: GoneFlag,
+    limits: RateLimits,
+    limiter: Option<Limiter>,
     journal: Journal,
     killers: BTreeMap<usize, u16>,
     /// How long workers look for work before they sleep.
@@ -103,6 +106,9 @@ pub struct DeviceState {
     pub mac: [u8; 6],
     /// MTU, if the guest is told one.
     pub mtu: Option<u16>,
+    /// Rate limits.
+    #[serde(default)]
+    pub limits: RateLimits,
 }
 
 /// What workers change by themselves: what is left of a stopped device beside a [`DeviceState`].
@@ -164,8 +170,20 @@ impl NetDevice {
         let workers = (0..pairs).map(|_| None).collect();
         let stashes = vec![None; pairs];
         let gone = GoneFlag::new(wake);
-        let busy_poll = Duration::ZERO;
-        NetDevice { port, offered, config, workers, counters, stashes, gone, journal, killers, busy_poll }
+        NetDevice {
+            port,
+            offered,
+            config,
+            workers,
+            counters,
+            stashes,
+            gone,
+            limits: RateLimits::default(),
+            limiter: None,
+            journal,
+            killers,
+            busy_poll: Duration::ZERO,
+        }
     }
 
     /// Lets workers that start from now on look for work for `budget` after each frame before they sleep.
@@ -176,7 +194,7 @@ impl NetDevice {
     /// Writes out what does not change while the device runs.
     pub fn export(&self) -> DeviceState {
         let mtu = self.offered.has(Features::MTU).then_some(self.config.mtu);
-        DeviceState { pairs: self.config.max_pairs, mac: self.config.mac.0, mtu }
+        DeviceState { pairs: self.config.max_pairs, mac: self.config.mac.0, mtu, limits: self.limits }
     }
 
     /// Writes out what workers change. Of pairs that run, no frame.
@@ -267,10 +285,15 @@ impl NetDevice {
         {
             rx.put_stash(&frame);
         }
+        let mut queue = self.port.queue(pair);
+        if let Some(limiter) = &self.limiter {
+            let limited = limiter.limit(queue);
+            queue = limited.map_err(|error| DeviceError { pair, source: WorkerError::Start(error) })?;
+        }
         let running = Pair {
             rx,
             tx: vrings.tx.map(|vring| Tx::new(vring, vrings.discard_tx)),
-            queue: self.port.queue(pair),
+            queue,
             counters: self.counters[pair].clone(),
             health: Health::new(self.port.name().to_owned(), self.gone.clone()),
             broken: Vec::new(),
@@ -309,6 +332,12 @@ impl NetDevice {
     /// Whether `pair` has a worker.
     pub fn runs(&self, pair: usize) -> bool {
         self.workers[pair].is_some()
+    }
+
+    /// Limits the rate of all pairs together, of each from its next start on.
+    pub fn set_limits(&mut self, limits: RateLimits) {
+        self.limits = limits;
+        self.limiter = Limiter::new(limits);
     }
 
     /// Sets the port's offloads to what the driver acknowledged. A port that refuses is logged: it is gone, and

@@ -16,6 +16,7 @@ use crate::net::config::NetConfig;
 use crate::net::ctrl::GUEST_OFFLOADS;
 use crate::net::device::{DeviceError, NetDevice, PairVrings};
 use crate::net::journal::Note;
+use crate::net::limiter::RateLimits;
 use crate::net::vring::Vring;
 use crate::virtio::features::Features;
 use crate::virtio::memory::GuestMemory;
@@ -78,7 +79,8 @@ pub enum ActivateError {
 ///
 /// One thread at a time calls; no call waits for a frame or for the guest.
 pub trait Lifecycle {
-    /// The features that a driver may acknowledge, without those of a control virtqueue that the caller serves.
+    /// The features that a driver may acknowledge. Of those that need a control virtqueue, which is the caller's to serve,
+    /// MQ and CTRL_VQ are among them where there are several pairs.
     fn offered(&self) -> Features;
 
     /// The configuration space as it was made (5.1.4); what changes at run time is the caller's.
@@ -137,6 +139,12 @@ impl VirtioNet {
     /// The device alone, for who serves its queues by other means. It must not be active.
     pub fn into_device(self) -> NetDevice {
         self.device
+    }
+
+    /// Puts other rate limits in force, at once.
+    pub fn set_limits(&mut self, limits: RateLimits) {
+        self.device.set_limits(limits);
+        self.restart();
     }
 
     /// Opens a port that was found gone again (see [`NetDevice::port_gone`]), and moves the running pairs there.

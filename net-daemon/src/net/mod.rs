@@ -12,6 +12,7 @@ pub mod device;
 pub mod health;
 pub mod journal;
 pub mod lifecycle;
+pub mod limiter;
 pub mod pair;
 pub mod rx;
 pub mod tx;

@@ -6,7 +6,7 @@
 
 use std::fmt::Debug;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -44,6 +44,11 @@ pub trait PortQueue: AsFd + Debug + Send + Sync {
     ///
     /// `WouldBlock` when there is none, otherwise what the system says of the interface.
     fn recv(&self, parts: &[IoPart]) -> io::Result<usize>;
+
+    /// Timers after which a call that would have had to wait is worth another try, although the descriptor says nothing.
+    fn timers(&self) -> &[OwnedFd] {
+        &[]
+    }
 }
 
 /// An interface of the host.

@@ -13,6 +13,7 @@ pub mod guest;
 pub mod netd;
 mod outer;
 pub mod process;
+mod tftp;
 pub mod traffic;
 
 #[expect(unsafe_code, reason = "leaving the network namespace has no safe wrapper")]

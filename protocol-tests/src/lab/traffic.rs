@@ -4,7 +4,7 @@
 //! computed by neither of the programs under test.
 
 use std::io::{Read, Seek, Write};
-use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
@@ -12,6 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::process::Process;
+use super::tftp;
 
 /// The address of the TAP's side.
 pub const HOST: &str = "10.77.0.1";
@@ -23,12 +24,12 @@ const MIB: usize = 32;
 const SINK: u16 = 7001;
 const SOURCE: u16 = 7002;
 const GREETER: u16 = 7003;
-const ECHO: u16 = 7004;
+const FILES: u16 = 7004;
 
 /// The services, in the namespace of the thread that makes them, until dropped.
 pub struct Traffic {
     listeners: Vec<Arc<TcpListener>>,
-    _echo: Arc<()>,
+    _files: Arc<()>,
     received: Mutex<Receiver<(u64, String)>>,
     sent: String,
     mib: usize,
@@ -57,7 +58,7 @@ impl Traffic {
         let source = serve(SOURCE, move |mut stream| drop(stream.write_all(&data)));
         let greeter = serve(GREETER, |mut stream| drop(stream.write_all(b"ok\n")));
         let listeners = vec![sink, source, greeter];
-        Self { listeners, _echo: echo(ECHO), received: Mutex::new(received), sent, mib }
+        Self { listeners, _files: tftp::serve(FILES), received: Mutex::new(received), sent, mib }
     }
 
     /// For `volt.run`: ping, then checksummed TCP both ways.
@@ -219,25 +220,6 @@ fn serve(port: u16, service: impl Fn(TcpStream) + Send + Sync + 'static) -> Arc<
         }
     });
     listener
-}
-
-/// Sends each datagram that comes to `port` back, for as long as the answer exists.
-fn echo(port: u16) -> Arc<()> {
-    let socket =
-        UdpSocket::bind(("0.0.0.0", port)).unwrap_or_else(|error| panic!("UDP port {port}: {error}"));
-    socket.set_read_timeout(Some(Duration::from_millis(200))).expect("a time-out");
-    let wanted = Arc::new(());
-    let still = Arc::downgrade(&wanted);
-    thread::spawn(move || {
-        let mut data = vec![0; 1 << 16];
-        while still.strong_count() > 0 {
-            if let Ok((len, from)) = socket.recv_from(&mut data) {
-                // A peer that has gone is not this one's concern.
-                let _ = socket.send_to(&data[..len], from);
-            }
-        }
-    });
-    wanted
 }
 
 /// The length and the SHA-256, in hexadecimal, of whatever `input` gives until its end.

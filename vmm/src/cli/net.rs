@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 use volt_net::net::config::{MIN_MTU, Mac, MacError};
+use volt_net::net::limiter::{Rate, RateError, RateLimits};
 
 use crate::config::{NetDeviceConfig, NetPortConfig, NetSocketConfig, PortKind, VhostNet};
 use crate::virtio::vhost_user_net::MAX_PAIRS;
@@ -21,8 +22,8 @@ pub(super) enum NetValueError {
     #[error("no interface or socket is named before '{0}'")]
     NoName(String),
     #[error(
-        "unknown option '{0}': a network device knows mac=, mtu= and queues=, with tap= and macvtap= also \
-         vhost-net=, and with socket= link-down-after= (a path cannot contain a comma)"
+        "unknown option '{0}': a network device knows mac=, mtu= and queues=, with tap= and macvtap= also vhost-net=, \
+         rx-rate= and tx-rate=, and with socket= link-down-after= (a path cannot contain a comma)"
     )]
     Option(String),
     #[error("the option '{0}' is given twice")]
@@ -39,6 +40,8 @@ pub(super) enum NetValueError {
     Combination { option: &'static str, kind: &'static str, why: &'static str },
     #[error(transparent)]
     Mac(#[from] MacError),
+    #[error(transparent)]
+    Rate(#[from] RateError),
 }
 
 /// A device as `--net` has it.
@@ -74,13 +77,22 @@ fn port(kind: PortKind, text: &str) -> Result<NetDeviceConfig, NetValueError> {
     if options.link_down_after.is_some() {
         return Err(refuse("link-down-after", "the link is down whenever the interface is gone"));
     }
+    let vhost_net = options.vhost_net.unwrap_or_default();
+    if let Some(option) = options.rate().filter(|_| vhost_net != VhostNet::Off) {
+        let why = "the kernel moves the frames, past the limit: use 'tc' on the interface";
+        return Err(NetValueError::Combination { option, kind: "vhost-net", why });
+    }
     Ok(NetDeviceConfig::Port(NetPortConfig {
         kind,
         name: name.to_owned(),
         mac: options.mac,
         mtu: options.mtu,
         queues: options.queues.unwrap_or(1),
-        vhost_net: options.vhost_net.unwrap_or_default(),
+        vhost_net,
+        limits: RateLimits {
+            rx: options.rx_rate.unwrap_or_default(),
+            tx: options.tx_rate.unwrap_or_default(),
+        },
     }))
 }
 
@@ -90,6 +102,10 @@ pub(super) fn socket(text: &str) -> Result<NetDeviceConfig, NetValueError> {
     if options.vhost_net.is_some() {
         let why = "the back-end moves the frames, wherever it does";
         return Err(NetValueError::Combination { option: "vhost-net", kind: "socket", why });
+    }
+    if let Some(option) = options.rate() {
+        let why = "the back-end limits the rate ('volt-netd --rx-rate' and '--tx-rate')";
+        return Err(NetValueError::Combination { option, kind: "socket", why });
     }
     Ok(NetDeviceConfig::Socket(NetSocketConfig {
         socket: path.into(),
@@ -109,6 +125,16 @@ struct Options {
     queues: Option<u16>,
     link_down_after: Option<Duration>,
     vhost_net: Option<VhostNet>,
+    rx_rate: Option<Rate>,
+    tx_rate: Option<Rate>,
+}
+
+impl Options {
+    /// The rate that is limited, if one is.
+    fn rate(&self) -> Option<&'static str> {
+        let rx = self.rx_rate.map(|_| "rx-rate");
+        rx.or(self.tx_rate.map(|_| "tx-rate"))
+    }
 }
 
 /// `--vhost-net` and `vhost-net=`.
@@ -146,6 +172,8 @@ fn split(text: &str) -> Result<(&str, Options), NetValueError> {
                 options.link_down_after.replace(Duration::from_secs(seconds.into())).is_some()
             }
             "vhost-net" => options.vhost_net.replace(vhost_net(value)?).is_some(),
+            "rx-rate" => options.rx_rate.replace(value.parse()?).is_some(),
+            "tx-rate" => options.tx_rate.replace(value.parse()?).is_some(),
             _ => return Err(unknown()),
         };
         if again {

@@ -75,6 +75,11 @@ pub trait VirtioDevice: Send {
     ///
     /// Waits for the request in hand, for a bounded time. Without an activation it does nothing.
     fn reset(&mut self);
+
+    /// What changes the device's rate limits while the guest runs, for a device that has any.
+    fn rate_control(&self) -> Option<net::RateControl> {
+        None
+    }
 }
 
 /// What a device gets at `DRIVER_OK`.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
 use log::LevelFilter;
 use volt_net::net::config::{MIN_MTU, Mac};
+use volt_net::net::limiter::Rate;
 use volt_net::virtio::ring::MAX_RING_SIZE;
 
 /// Most queue pairs: vhost-user names a vring in 8 bits, and there is a control vring.
@@ -72,6 +73,14 @@ pub(crate) struct Cli {
     /// MTU that the guest is told, and of an interface that is created; otherwise that of the interface
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u16).range(i64::from(MIN_MTU)..=65521))]
     pub(crate) mtu: Option<u16>,
+
+    /// Limit of what the guest receives: bits a second, frames a second or both, with a burst in bytes or frames
+    #[arg(long, value_name = "Nbit[:BURST][+Npps[:BURST]]")]
+    pub(crate) rx_rate: Option<Rate>,
+
+    /// Limit of what the guest sends, in the same way: like 100Mbit, 1Gbit:256K, 20kpps
+    #[arg(long, value_name = "Nbit[:BURST][+Npps[:BURST]]")]
+    pub(crate) tx_rate: Option<Rate>,
 
     /// An interface that is created stays when volt-netd ends
     #[arg(long, conflicts_with_all = ["tap_fd", "macvtap"])]
@@ -205,6 +214,7 @@ mod tests {
             &["--queue-size", "65536"],
             &["--queues", "0"],
             &["--mtu", "67"],
+            &["--rx-rate", "100M"],
             &["--mac", "01:00:00:00:00:00"],
             &["--socket-mode", "0999"],
             &["--tap", "a", "--tap-fd", "3"],

@@ -19,6 +19,7 @@ use volt_net::event::worker::prepare_signals;
 use volt_net::net::config::Mac;
 use volt_net::net::device::{DeviceOptions, NetDevice};
 use volt_net::net::journal::{Journal, REQUESTS};
+use volt_net::net::limiter::RateLimits;
 use volt_net::port::Port;
 use volt_net::port::macvtap::Macvtap;
 use volt_net::port::tap::{Tap, TapOptions};
@@ -188,7 +189,9 @@ fn fresh(cli: &Cli, given: Given, supervised: Supervised, signals: OwnedFd) -> R
     let mac = cli.mac.or(port.mac()).map_or_else(Mac::random, Ok)?;
     let options = DeviceOptions { pairs, mac, mtu: cli.mtu };
     let described = format!("MAC {}, {}", options.mac, endpoint.describe());
-    let server = build(port, options, endpoint, control, cli.queue_size, supervised, signals)?;
+    let limits = RateLimits { rx: cli.rx_rate.unwrap_or_default(), tx: cli.tx_rate.unwrap_or_default() };
+    let mut server = build(port, options, endpoint, control, cli.queue_size, supervised, signals)?;
+    server.set_limits(limits);
     info!("{} with {pairs} queue pairs, {described}", server.port_name());
     Ok(server)
 }
@@ -207,7 +210,9 @@ fn import(inheritance: Inheritance, supervised: Supervised, signals: OwnedFd) ->
     {
         connection.channel.unsent = unsent;
     }
+    let limits = device.limits;
     let mut server = build(port, options, endpoint, control, state.max_ring_size, supervised, signals)?;
+    server.set_limits(limits);
     server.import(state.connection, inheritance.read, state.leftover, state.take_overs, &mut from)?;
     server.drop_connection_on_resume(inheritance.drop_connection);
     Ok(server)

@@ -17,6 +17,7 @@ use volt_net::event::notify::Notifier;
 use volt_net::event::poller::{EventFlags, Poller};
 use volt_net::net::device::{DeviceError, NetDevice};
 use volt_net::net::journal::Note;
+use volt_net::net::limiter::RateLimits;
 
 use crate::connection::Connection;
 use crate::endpoint::{Endpoint, Listener};
@@ -177,6 +178,11 @@ impl Server {
             refusal_logged: None,
             pending: Pending::default(),
         })
+    }
+
+    /// Limits the device's rate. Before it serves anybody.
+    pub(crate) fn set_limits(&mut self, limits: RateLimits) {
+        self.device.set_limits(limits);
     }
 
     /// Serves until a signal, until the only connection has ended, or until another process takes over.

@@ -15,6 +15,7 @@ use volt_net::event::notify::Notifier;
 use volt_net::event::poller::{EventFlags, Poller};
 use volt_net::net::config::{NetConfig, STATUS_LINK_UP};
 use volt_net::net::lifecycle::{Activation, Lifecycle, QueueSetup, VirtioNet};
+use volt_net::net::limiter::RateLimits;
 use volt_net::virtio::features::Features;
 use volt_net::virtio::ring::RingLayout;
 
@@ -121,6 +122,11 @@ impl DataPath for InProcess {
 
     fn set_offloads(&self, offloads: Features) {
         self.shared.device().set_guest_offloads(offloads);
+    }
+
+    fn set_limits(&self, limits: RateLimits) -> bool {
+        self.shared.device().set_limits(limits);
+        true
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Each queue pair is a `/dev/vhost-net` file of its own, open from activation to reset, with the interface's queue as
 //! its back-end. Interrupts and notifications are eventfds that never come here. What remains to this process is the
-//! interface: offloads, and which queues take part.
+//! interface: offloads, and which queues take part. An interface that is deleted under the kernel is not used again when it
+//! is back: the kernel tells nobody.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -19,6 +20,7 @@ use virtio_queue::QueueT;
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap};
 use volt_net::net::ctrl::GUEST_OFFLOADS;
 use volt_net::net::device::NetDevice;
+use volt_net::net::limiter::RateLimits;
 use volt_net::virtio::features::Features;
 
 use crate::virtio::Vring;
@@ -152,6 +154,10 @@ impl DataPath for Kernel {
         let mut state = self.state();
         let in_force = state.acked.without(GUEST_OFFLOADS).with(offloads);
         state.device.set_offloads(in_force);
+    }
+
+    fn set_limits(&self, _limits: RateLimits) -> bool {
+        false
     }
 }
 

@@ -26,6 +26,7 @@ use volt_net::net::builder::{BuildError, VirtioNetBuilder};
 use volt_net::net::config::{Mac, NetConfig};
 use volt_net::net::device::NetDevice;
 use volt_net::net::lifecycle::{self, Lifecycle, VirtioNet};
+use volt_net::net::limiter::RateLimits;
 use volt_net::port::macvtap::{Macvtap, MacvtapError};
 use volt_net::virtio::features::Features;
 
@@ -115,7 +116,7 @@ struct DataSetup<'a> {
 
 /// Whoever moves the frames of a [`Net`]. Called by a vCPU's thread and by the control vring's.
 trait DataPath: Send + Sync {
-    /// Serves the vrings, the first pair's alone at first.
+    /// Serves the vrings, the first pair's alone at first. [`DataPath::stop`] follows an error too.
     fn start(&self, setup: DataSetup<'_>) -> Result<(), StartError>;
 
     /// Stops, so that nothing of the guest's memory is touched after the return. Without a start it does nothing.
@@ -126,7 +127,30 @@ trait DataPath: Send + Sync {
 
     /// Puts these receive offloads in force.
     fn set_offloads(&self, offloads: Features);
+
+    /// Puts these rate limits in force; `false` where frames pass elsewhere.
+    fn set_limits(&self, limits: RateLimits) -> bool;
 }
+
+/// Changes a network device's rate limits, from any thread and for as long as one likes.
+#[derive(Clone)]
+pub struct RateControl(Arc<dyn DataPath>);
+
+impl RateControl {
+    /// Puts `limits` in force, at once.
+    ///
+    /// # Errors
+    ///
+    /// Where another process or the kernel moves the frames.
+    pub fn set(&self, limits: RateLimits) -> Result<(), RateControlError> {
+        if self.0.set_limits(limits) { Ok(()) } else { Err(RateControlError) }
+    }
+}
+
+/// The rate of a device cannot be limited here.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("the kernel's vhost-net moves this device's frames, past any limit here: use 'tc' on the interface")]
+pub struct RateControlError;
 
 /// A network device over an interface of the host.
 pub struct Net {
@@ -155,7 +179,7 @@ impl Net {
             PortKind::Macvtap => VirtioNetBuilder::over(Macvtap::open(&config.name, config.queues.into())?),
         };
         let NetPortConfig { mac, mtu, queues, .. } = *config;
-        let builder = builder.queues(queues).wake(gone.clone());
+        let builder = builder.queues(queues).limits(config.limits).wake(gone.clone());
         let builder = mac.into_iter().fold(builder, VirtioNetBuilder::mac);
         let builder = mtu.into_iter().fold(builder, VirtioNetBuilder::mtu);
         let device =
@@ -181,6 +205,27 @@ impl Net {
         let config = Arc::new(Mutex::new(net_config));
         let path = Arc::new(InProcess::new(&label, device, gone, config.clone())?);
         Ok(Net::new(label, offered, net_config, config, path))
+    }
+
+    /// The data path first, so that no command can come before it.
+    fn start(&mut self, activation: &mut Activation) -> Result<(), ActivateError> {
+        let end = control::control_index(activation.features, self.pairs);
+        let data = activation.vrings.partition_point(|vring| vring.index < end);
+        let Activation { memory, features, vrings, interrupt } = &*activation;
+        let setup = DataSetup { memory, acked: *features, vrings: &vrings[..data], interrupt };
+        self.path.start(setup).map_err(|error| ActivateError::DataPath(Box::new(error)))?;
+        let path = self.path.clone();
+        self.control =
+            control::serve(&self.label, activation, self.pairs, &self.config, move |change| match change {
+                Change::Pairs(pairs) => path.set_active_pairs(pairs),
+                Change::Offloads(offloads) => path.set_offloads(offloads),
+            })?;
+        Ok(())
+    }
+
+    /// What changes the rate limits while the guest runs.
+    pub fn rate_control(&self) -> RateControl {
+        RateControl(self.path.clone())
     }
 
     /// A device that offers `offered` and what the control vring makes possible.
@@ -249,31 +294,21 @@ impl VirtioDevice for Net {
         copy_config(&config.to_bytes(), offset, data);
     }
 
+    fn rate_control(&self) -> Option<RateControl> {
+        Some(Net::rate_control(self))
+    }
+
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
         for index in [0, 1] {
             if !activation.vrings.iter().any(|vring| vring.index == index) {
                 return Err(ActivateError::NoVring(index));
             }
         }
-        let acked = activation.features;
-        let path = self.path.clone();
-        let control = control::serve(
-            &self.label,
-            &mut activation,
-            self.pairs,
-            &self.config,
-            move |change| match change {
-                Change::Pairs(pairs) => path.set_active_pairs(pairs),
-                Change::Offloads(offloads) => path.set_offloads(offloads),
-            },
-        )?;
-        let end = control::control_index(acked, self.pairs);
-        activation.vrings.retain(|vring| vring.index < end);
-        let Activation { memory, vrings, interrupt, .. } = &activation;
-        let started = self.path.start(DataSetup { memory, acked, vrings, interrupt });
-        started.map_err(|error| ActivateError::DataPath(Box::new(error)))?;
-        self.control = control;
-        Ok(())
+        let result = self.start(&mut activation);
+        if result.is_err() {
+            VirtioDevice::reset(self);
+        }
+        result
     }
 
     fn reset(&mut self) {

@@ -233,3 +233,31 @@ fn a_driver_without_data_vrings_is_told() {
     rig.driver.run(Features::VERSION_1, &[0, 1]);
     both_ways(&mut rig, 0, 3);
 }
+
+/// Limits change under a running guest, by whoever has the handle: no frame is lost, and they hold at once.
+#[test]
+fn rate_limits_change_at_run_time() {
+    let (sockets, mut wires) = wires(1);
+    let gone = glue::notifier(&EventFd::new(EFD_NONBLOCK).unwrap()).unwrap();
+    let builder = VirtioNetBuilder::over(SocketPort::new(sockets).unwrap()).wake(gone.clone());
+    let net = Net::in_process("net test".to_owned(), builder.build().unwrap(), gone).unwrap();
+    let control = VirtioDevice::rate_control(&net).unwrap();
+    let mut driver = Driver::new(net);
+    let wire = wires.remove(0);
+    let seconds_for = |driver: &mut Driver, frames: usize| {
+        let start = std::time::Instant::now();
+        for _ in 0..frames {
+            assert_eq!(driver.request(1, &[(TX, 100, false)]), 0);
+            assert_eq!(wire.recv(&mut [0; 256]).unwrap(), 100);
+        }
+        start.elapsed().as_secs_f64()
+    };
+    driver.run(Features::VERSION_1, &[0, 1]);
+    driver.put(TX, &[0; 100]);
+    control.set(RateLimits { tx: "100pps:1".parse().unwrap(), ..RateLimits::default() }).unwrap();
+    let limited = seconds_for(&mut driver, 50);
+    assert!((0.48..0.55).contains(&limited), "{limited} s for 50 frames at 100 a second");
+    control.set(RateLimits::default()).unwrap();
+    let free = seconds_for(&mut driver, 50);
+    assert!(free < 0.3, "{free} s for 50 frames without limit");
+}

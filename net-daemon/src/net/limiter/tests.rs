@@ -1,0 +1,147 @@
+use std::fs;
+use std::thread;
+
+use rustix::event::{PollFd, PollFlags, poll};
+
+use super::*;
+use crate::event::worker::Worker;
+use crate::net::pair::Pair;
+use crate::net::rx::Rx;
+use crate::net::testing::{Rig, frame};
+use crate::net::tx::Tx;
+use crate::virtio::features::Features;
+use crate::virtio::testing::{BUFFERS, Driver};
+
+fn rate(text: &str) -> Rate {
+    text.parse().unwrap()
+}
+
+fn readable(timer: &OwnedFd, within: Duration) -> bool {
+    let within = Timespec::try_from(within).unwrap();
+    poll(&mut [PollFd::new(timer, PollFlags::IN)], Some(&within)) == Ok(1)
+}
+
+#[test]
+fn rates_have_units_and_bursts() {
+    let bytes = |per_second, burst| Rate { bytes: Some(Limit { per_second, burst }), frames: None };
+    assert_eq!(rate("100Mbit"), bytes(12_500_000, 625_000));
+    assert_eq!(rate("1Gbit:256K"), bytes(125_000_000, 262_144));
+    assert_eq!(rate("9bit"), bytes(2, 1));
+    let frames = Some(Limit { per_second: 20_000, burst: 64 });
+    assert_eq!(rate("8kbit+20kpps:64"), Rate { frames, ..bytes(1000, 50) });
+    for wrong in [
+        "",
+        "100",
+        "100M",
+        "0bit",
+        "-1bit",
+        "+1bit",
+        "1.5Gbit",
+        "1Tbit",
+        "1bit+2bit",
+        "1pps:0",
+        "1bit:",
+        "bit",
+        "99999999999999999999Gbit",
+        "9999999999999Gbit",
+    ] {
+        assert!(wrong.parse::<Rate>().is_err(), "{wrong}");
+    }
+}
+
+#[test]
+fn a_bucket_lets_its_burst_pass_and_then_the_rate() {
+    let start = Instant::now();
+    let mut bucket = Bucket::new(Limit { per_second: 1000, burst: 100 }, start);
+    assert_eq!(bucket.wait(start), None);
+    bucket.level -= 1099.0;
+    assert_eq!(bucket.wait(start), Some(Duration::from_secs(1)));
+    assert_eq!(bucket.wait(start + Duration::from_millis(600)), Some(Duration::from_millis(400)));
+    assert_eq!(bucket.wait(start + Duration::from_millis(1001)), None);
+    // Time without frames is worth the burst, no more.
+    assert_eq!(bucket.wait(start + Duration::from_secs(100)), None);
+    assert_eq!(bucket.level, 100.0);
+}
+
+#[test]
+fn nothing_to_limit_is_no_limiter() {
+    assert!(Limiter::new(RateLimits::default()).is_none());
+    let rx = RateLimits { rx: rate("1pps"), ..RateLimits::default() };
+    assert!(Limiter::new(rx).is_some());
+}
+
+/// An empty bucket is a port that is not ready, and a timer says when it is.
+#[test]
+fn a_timer_ends_the_wait() {
+    let (rig, wire) = Rig::new();
+    let limits = RateLimits { tx: rate("20pps:1"), ..RateLimits::default() };
+    let queue = Limiter::new(limits).unwrap().limit(rig.queue.clone()).unwrap();
+    let mut bytes = frame(60, 1);
+    let parts = [IoPart::from_slice(&mut bytes)];
+    assert_eq!(queue.send(&parts).unwrap(), 72);
+    let error = queue.send(&parts).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EAGAIN));
+    assert!(!readable(&queue.timers()[1], Duration::from_millis(10)));
+    assert!(readable(&queue.timers()[1], Duration::from_secs(5)));
+    assert_eq!(queue.send(&parts).unwrap(), 72);
+    assert_eq!(
+        (wire.receive(), wire.receive(), wire.receive()),
+        (Some(frame(60, 1)), Some(frame(60, 1)), None)
+    );
+    wire.send(&frame(60, 2));
+    assert_eq!(queue.recv(&parts).unwrap(), 72, "the other direction is free");
+}
+
+/// CPU time of this process's thread called `name`, in clock ticks.
+fn ticks(name: &str) -> u64 {
+    let tasks = fs::read_dir("/proc/self/task").unwrap();
+    let stats = tasks.filter_map(|task| fs::read_to_string(task.unwrap().path().join("stat")).ok());
+    let stat = stats.into_iter().find(|stat| stat.contains(&format!("({name})"))).unwrap();
+    let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+/// Both halves of a worker at their limits keep the rate within five per cent, lose no frame of the guest's, and sleep.
+#[test]
+fn a_limited_worker_keeps_the_rate_and_sleeps() {
+    const FRAMES: usize = 200;
+    let (mut tx_driver, mut rx_driver) = (Driver::new(256, Features::NONE), Driver::new(256, Features::NONE));
+    tx_driver.write(BUFFERS, &frame(88, 1));
+    for _ in 0..FRAMES {
+        tx_driver.add(&[(BUFFERS, 100, false)]);
+        rx_driver.add(&[(BUFFERS, 100, true)]);
+    }
+    let (rig, wire) = Rig::new();
+    let limit = rate("200pps:1");
+    let limiter = Limiter::new(RateLimits { rx: limit, tx: limit }).unwrap();
+    let pair = Pair {
+        rx: Some(Rx::new(Rig::vring(&rx_driver, 0), Features::NONE)),
+        tx: Some(Tx::new(Rig::vring(&tx_driver, 1), false)),
+        queue: limiter.limit(rig.queue).unwrap(),
+        counters: Arc::default(),
+        health: rig.health,
+        broken: Vec::new(),
+        stash: None,
+    };
+    let start = Instant::now();
+    let worker = Worker::start("limited".to_owned(), pair).unwrap();
+    let (mut sent, mut received) = (0, 0);
+    loop {
+        // A socket pair holds only so many.
+        if sent < FRAMES && sent < usize::from(rx_driver.used_idx()) + 5 {
+            wire.send(&frame(88, sent));
+            sent += 1;
+        }
+        received += usize::from(wire.receive().is_some());
+        if received == FRAMES && usize::from(rx_driver.used_idx()) >= FRAMES * 9 / 10 {
+            break;
+        }
+        assert!(start.elapsed() < Duration::from_secs(5), "{received} frames in 5 s");
+        thread::sleep(Duration::from_millis(1));
+    }
+    let (took, spent) = (start.elapsed().as_secs_f64(), ticks("limited"));
+    worker.stop().unwrap();
+    let rate = (FRAMES - 1) as f64 / took;
+    assert!((190.0..210.0).contains(&rate), "{rate} frames a second");
+    assert!(spent <= 20, "{spent} of 100 ticks of processor time for a second of waiting");
+}
