@@ -35,11 +35,17 @@ impl ControlQueue {
     /// When the driver broke the ring.
     pub fn run(&mut self, limits: Limits, mut carry_out: impl FnMut(Command)) -> Result<bool, RingError> {
         let mut more = true;
-        for _ in 0..BATCH {
+        for served in 0..BATCH {
             let index = self.vring.ring.next_index();
-            let Some(head) = self.vring.ring.pop()? else {
-                more = false;
-                break;
+            let head = match self.vring.ring.pop() {
+                Ok(Some(head)) => head,
+                Ok(None) => {
+                    more = false;
+                    break;
+                }
+                // What was carried out is answered before the ring is given up, which is when this comes again.
+                Err(_) if served > 0 => break,
+                Err(error) => return Err(error),
             };
             let approached = self.vring.approach(index);
             let written = match approached.and_then(|()| self.serve(head, limits, &mut carry_out)) {
@@ -109,5 +115,29 @@ impl ControlQueue {
         };
         write_parts(&[ack], 0, &[answer]);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::testing::Rig;
+    use crate::virtio::features::Features;
+    use crate::virtio::testing::{BUFFERS, Driver};
+
+    #[test]
+    fn commands_before_a_broken_entry_are_answered() {
+        let mut driver = Driver::new(8, Features::NONE);
+        let mut control = ControlQueue::new(Rig::vring(&driver, 4));
+        driver.write(BUFFERS, &[4, 0, 2, 0]);
+        driver.add(&[(BUFFERS, 4, false), (BUFFERS + 64, 1, true)]);
+        driver.offer(8);
+        let limits = Limits { acked: Features::MQ, max_pairs: 2 };
+        let mut commands = Vec::new();
+        assert_eq!(control.run(limits, |command| commands.push(command)), Ok(true));
+        assert_eq!(commands, [Command::SetPairs(2)]);
+        assert_eq!(control.answer(), Ok(true));
+        assert_eq!(driver.take_used(), [(0, 1)]);
+        assert!(control.run(limits, |_| panic!("carried out twice")).is_err());
     }
 }
