@@ -74,6 +74,8 @@ fn a_worker_that_cannot_start_is_not_started_again() {
     let mut daemon = Daemon::start(command).expect("volt-netd");
     let status = daemon.wait(LIMIT).expect("it ends");
     assert_eq!(status.code(), Some(1));
+    assert!(daemon.logged(0, &["/nonexistent/s"], LIMIT).is_some(), "{}", daemon.log());
+    std::thread::sleep(QUIET);
     assert_eq!(daemon.log().matches("/nonexistent/s").count(), 1, "{}", daemon.log());
 }
 
