@@ -1,4 +1,4 @@
-//! volt-netd when its TAP is set down, deleted, or given as a descriptor.
+//! volt-netd when its TAP is set down, deleted, or given as a descriptor, and on a macvtap interface.
 
 use std::time::Duration;
 
@@ -118,4 +118,56 @@ fn tap_by_descriptor() {
         "{}",
         daemon.log()
     );
+}
+
+/// Frames both ways over a macvtap interface, with two queues; another interface is refused by its kind.
+#[test]
+fn macvtap() {
+    let Some(netns) = namespace("macvtap") else { return };
+    let dir = tempfile::tempdir().expect("a directory");
+    let socket = dir.path().join("s");
+    netns.ip("link add near type veth peer name far").expect("a wire");
+    // In this mode frames to any address arrive.
+    if let Err(error) = netns.ip("link add link far name mv0 type macvtap mode passthru") {
+        eprintln!("SKIP macvtap: the kernel makes no macvtap interface: {error}");
+        return;
+    }
+    for interface in ["near", "far", "mv0"] {
+        netns.ip(&format!("link set dev {interface} up")).expect("up");
+    }
+    let start = |interface: &str| {
+        let mut command = netns.command(program("volt-netd"));
+        command.args(["--macvtap", interface, "--queues", "2", "--socket"]).arg(&socket);
+        Daemon::start(command).expect("volt-netd")
+    };
+    let mut refused = start("near");
+    assert_eq!(refused.wait(LIMIT).expect("it ends").code(), Some(1));
+    assert!(refused.logged(0, &["near", "no macvtap", "veth"], LIMIT).is_some(), "{}", refused.log());
+
+    let mut daemon = start("mv0");
+    if let Err(error) = daemon.wait_for_socket(&socket, LIMIT) {
+        let log = daemon.log();
+        assert!(log.contains("mknod") || log.contains("no permission"), "{error}: {log}");
+        eprintln!("SKIP macvtap: the interface's file is not there, or another user's: {log}");
+        return;
+    }
+    let wire = netns.wire("near").expect("a packet socket");
+    netns.wait_until_up("mv0", LIMIT).expect("up");
+    let frontend = protocol_tests::frontend::Frontend::connect(&socket, LIMIT).expect("a connection");
+    let mut session = Session::start(frontend, &Setup::default()).expect("a session");
+    session.rx(0).fill(8, &[2048]).expect("buffers");
+    session.tx(0).send_cut(&NetHeader::default(), &numbered(1, 500), &[], LIMIT).expect("used");
+    let arrived = poll_until(LIMIT, || {
+        let frame = wire.recv(QUIET).expect("the wire")?;
+        (number_of(&frame.1) == Some(1)).then_some(())
+    });
+    assert!(arrived.is_some(), "a frame to the wire");
+    wire.send(&numbered(2, 500)).expect("sent");
+    let arrived = poll_until(LIMIT, || {
+        let frame = session.rx(0).recv(LIMIT).ok()?;
+        (number_of(&frame.bytes) == Some(2)).then_some(())
+    });
+    assert!(arrived.is_some(), "a frame to the guest");
+    drop(session);
+    assert!(daemon.stop(LIMIT).expect("SIGTERM works").success());
 }
