@@ -236,7 +236,8 @@ impl Running {
             if self.pair.frames() != frames {
                 self.busy.extend();
             }
-            if self.busy.is_on() {
+            // A pass that did not ask for kicks is followed by one that does, before any sleep.
+            if busy || self.busy.is_on() {
                 ready.tx |= enabled_tx && !ready.tx_waits_for_port;
                 ready.rx |= !ready.rx_waits_for_kick;
             }
