@@ -179,7 +179,7 @@ fn run(case: &Case) {
         let mut turn = || {
             let result = match case.receive {
                 true => rx.run(&port, &mut health, &counters),
-                false => tx.run(&port, &mut health, &counters, true),
+                false => tx.run(&port, &mut health, &counters),
             };
             result.expect("the ring is whole");
         };

@@ -58,12 +58,12 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts a thread called `name` that runs `pair`, and looks for work for `busy_poll` before it sleeps.
+    /// Starts a thread called `name` that runs `pair`.
     ///
     /// # Errors
     ///
     /// Gives the pair back when it cannot run.
-    pub fn start(name: String, pair: Pair, busy_poll: Duration) -> Result<Worker, (WorkerError, Box<Pair>)> {
+    pub fn start(name: String, pair: Pair) -> Result<Worker, (WorkerError, Box<Pair>)> {
         let ready = || -> Result<_, WorkerError> {
             let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(io::Error::from);
             let stop = stop
@@ -80,7 +80,7 @@ impl Worker {
         let (send, receive) = std::sync::mpsc::sync_channel::<Pair>(1);
         let spawned = thread::Builder::new().name(name).spawn(move || {
             let pair = receive.recv().expect("sent right after the thread has started");
-            Running { pair, poller, busy: BusyPoll { budget: busy_poll, until: Instant::now() } }.run()
+            Running { pair, poller }.run()
         });
         match spawned {
             Ok(thread) => {
@@ -165,38 +165,9 @@ struct Ready {
     tx_waits_for_port: bool,
 }
 
-impl Ready {
-    fn anything(&self) -> bool {
-        self.tx || self.rx
-    }
-}
-
-/// Looking for work for a while before sleeping. While that lasts, the driver is not asked to kick.
-#[derive(Debug)]
-struct BusyPoll {
-    budget: Duration,
-    until: Instant,
-}
-
-impl BusyPoll {
-    /// Looks for another `budget` from now on.
-    #[inline]
-    fn extend(&mut self) {
-        if !self.budget.is_zero() {
-            self.until = Instant::now() + self.budget;
-        }
-    }
-
-    #[inline]
-    fn is_on(&self) -> bool {
-        !self.budget.is_zero() && Instant::now() < self.until
-    }
-}
-
 struct Running {
     pair: Pair,
     poller: Poller<Token>,
-    busy: BusyPoll,
 }
 
 impl Running {
@@ -208,9 +179,7 @@ impl Running {
             Ready { rx: true, tx: enabled_tx, rx_waits_for_kick: false, tx_waits_for_port: false };
         self.pair.call_all();
         loop {
-            let asleep = !ready.anything();
             match self.wait(&mut ready) {
-                Ok(true) if asleep => self.busy.extend(),
                 Ok(true) => {}
                 Ok(false) => {
                     self.pair.leave();
@@ -221,10 +190,8 @@ impl Running {
                     return self.pair;
                 }
             }
-            let frames = self.pair.frames();
-            let busy = self.busy.is_on();
             if ready.tx {
-                let turn = self.pair.run_tx(!(busy && enabled_tx));
+                let turn = self.pair.run_tx();
                 ready.tx = turn == Turn::More;
                 ready.tx_waits_for_port = turn == Turn::PortFull;
             }
@@ -233,20 +200,12 @@ impl Running {
                 ready.rx = turn == Turn::More;
                 ready.rx_waits_for_kick = turn == Turn::NoBuffers;
             }
-            if self.pair.frames() != frames {
-                self.busy.extend();
-            }
-            // A pass that did not ask for kicks is followed by one that does, before any sleep.
-            if busy || self.busy.is_on() {
-                ready.tx |= enabled_tx && !ready.tx_waits_for_port;
-                ready.rx |= !ready.rx_waits_for_kick;
-            }
         }
     }
 
     /// Takes what has happened into `ready`, after waiting for it if there is nothing to do. `false` ends the run.
     fn wait(&mut self, ready: &mut Ready) -> io::Result<bool> {
-        let timeout = ready.anything().then_some(Duration::ZERO);
+        let timeout = (ready.tx || ready.rx).then_some(Duration::ZERO);
         let (mut running, mut failed, mut dead) = (true, false, Vec::new());
         let pair = &self.pair;
         self.poller.wait(timeout, |token, flags| match token {

@@ -7,7 +7,6 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
 use log::{debug, error, info, warn};
 use serde::{Deserialize, Serialize};
@@ -93,8 +92,6 @@ pub struct NetDevice {
     limiter: Option<Limiter>,
     journal: Journal,
     killers: BTreeMap<usize, u16>,
-    /// How long workers look for work before they sleep.
-    busy_poll: Duration,
 }
 
 /// What a device knows that its port does not, in a state.
@@ -182,13 +179,7 @@ impl NetDevice {
             limiter: None,
             journal,
             killers,
-            busy_poll: Duration::ZERO,
         }
-    }
-
-    /// Lets workers that start from now on look for work for `budget` after each frame before they sleep.
-    pub fn set_busy_poll(&mut self, budget: Duration) {
-        self.busy_poll = budget;
     }
 
     /// Writes out what does not change while the device runs.
@@ -310,7 +301,7 @@ impl NetDevice {
                 vring.ring.base()
             );
         }
-        let worker = Worker::start(format!("pair{pair}"), running, self.busy_poll);
+        let worker = Worker::start(format!("pair{pair}"), running);
         self.workers[pair] = Some(worker.map_err(|(source, _)| DeviceError { pair, source })?);
         Ok(())
     }

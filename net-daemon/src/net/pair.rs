@@ -75,17 +75,11 @@ impl Pair {
         }
     }
 
-    /// Frames so far, both ways.
+    /// One batch from the guest to the wire.
     #[inline]
-    pub fn frames(&self) -> u64 {
-        self.counters.tx_frames.get().wrapping_add(self.counters.rx_frames.get())
-    }
-
-    /// One batch from the guest to the wire. With `kicks` the driver is asked to kick when the ring is empty.
-    #[inline]
-    pub fn run_tx(&mut self, kicks: bool) -> Turn {
+    pub fn run_tx(&mut self) -> Turn {
         let Some(tx) = &mut self.tx else { return Turn::Idle };
-        match tx.run(&*self.queue, &mut self.health, &self.counters, kicks) {
+        match tx.run(&*self.queue, &mut self.health, &self.counters) {
             Ok(turn) => turn,
             Err(error) => {
                 self.broken.extend(self.tx.take().map(|tx| broken(&tx.vring, error)));

@@ -75,7 +75,7 @@ impl Rig {
     }
 
     pub(crate) fn tx(&mut self, tx: &mut Tx) -> Result<Turn, RingError> {
-        tx.run(&*self.queue, &mut self.health, &self.counters, true)
+        tx.run(&*self.queue, &mut self.health, &self.counters)
     }
 
     pub(crate) fn rx(&mut self, rx: &mut Rx) -> Result<Turn, RingError> {

@@ -31,8 +31,7 @@ impl Tx {
         Tx { vring, discard, parts: Vec::with_capacity(MAX_PARTS), bounce: Vec::new() }
     }
 
-    /// Sends up to [`BATCH`] frames, or as many as fill half the ring, and publishes them. With `kicks`
-    /// the driver is asked to kick for the next one when there are no more.
+    /// Sends up to [`BATCH`] frames, or as many as fill half the ring, and publishes them.
     ///
     /// # Errors
     ///
@@ -42,14 +41,13 @@ impl Tx {
         port: &dyn PortQueue,
         health: &mut Health,
         counters: &Counters,
-        kicks: bool,
     ) -> Result<Turn, RingError> {
         self.vring.ring.disable_kicks();
         let turn = self.batch(port, health, counters);
         self.vring.note.idle();
         self.vring.publish(counters);
         match turn? {
-            Turn::Idle if kicks && self.vring.ring.enable_kicks()? => Ok(Turn::More),
+            Turn::Idle if self.vring.ring.enable_kicks()? => Ok(Turn::More),
             turn => Ok(turn),
         }
     }

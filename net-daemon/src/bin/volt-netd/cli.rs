@@ -110,11 +110,6 @@ pub(crate) struct Cli {
     #[arg(long)]
     pub(crate) supervise: bool,
 
-    /// After a frame, look for the next one for so many microseconds before sleeping: less delay, for a processor per queue pair
-    /// while frames come
-    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=100_000))]
-    pub(crate) busy_poll_us: u32,
-
     /// How much to log to standard error
     #[arg(long, value_enum, default_value_t = Level::Info)]
     pub(crate) log_level: Level,

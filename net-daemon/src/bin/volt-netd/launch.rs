@@ -7,7 +7,6 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
 
 use log::info;
 use nix::sys::signal::{SigSet, Signal};
@@ -103,14 +102,13 @@ pub(crate) struct Unusable(#[source] AnyError);
 pub(crate) fn run(cli: &Cli, origin: Origin, supervision: Option<Supervision>) -> Result<End, AnyError> {
     let signals = watch_signals()?;
     prepare_signals()?;
-    let mut supervision = match supervision {
+    let supervision = match supervision {
         Some(supervision) => {
             END.iter().copied().collect::<SigSet>().thread_unblock()?;
             Supervised::from(supervision)
         }
         None => Supervised::alone()?,
     };
-    supervision.busy_poll = Duration::from_micros(cli.busy_poll_us.into());
     match origin {
         Origin::Fresh(given) => fresh(cli, given, supervision, signals)?.run().map_err(Into::into),
         Origin::Dead(mut inheritance) => {
@@ -147,23 +145,20 @@ struct Supervised {
     restarts: u64,
     leave: bool,
     blocked: SigSet,
-    /// A choice of this process, not of the daemon's state: a successor has its own.
-    busy_poll: Duration,
 }
 
 impl From<Supervision> for Supervised {
     fn from(s: Supervision) -> Supervised {
         let Supervision { holder, journal, killers, restarts, leave, blocked } = s;
-        let busy_poll = Duration::ZERO;
-        Supervised { holder: Some(holder), journal, killers, restarts, leave, blocked, busy_poll }
+        Supervised { holder: Some(holder), journal, killers, restarts, leave, blocked }
     }
 }
 
 impl Supervised {
     fn alone() -> Result<Supervised, AnyError> {
         let (journal, blocked) = (Journal::new()?, SigSet::empty());
-        let (killers, busy_poll) = (BTreeMap::new(), Duration::ZERO);
-        Ok(Supervised { holder: None, journal, killers, restarts: 0, leave: false, blocked, busy_poll })
+        let killers = BTreeMap::new();
+        Ok(Supervised { holder: None, journal, killers, restarts: 0, leave: false, blocked })
     }
 }
 
@@ -227,11 +222,10 @@ fn build(
     supervised: Supervised,
     signals: OwnedFd,
 ) -> Result<Server, AnyError> {
-    let Supervised { holder, journal, killers, restarts, leave, blocked, busy_poll } = supervised;
+    let Supervised { holder, journal, killers, restarts, leave, blocked } = supervised;
     let wake = Arc::new(Notifier::new(eventfd(0, EventfdFlags::CLOEXEC)?)?);
     let request = journal.note(REQUESTS);
-    let mut device = NetDevice::with_journal(port, options, wake.clone(), journal, killers);
-    device.set_busy_poll(busy_poll);
+    let device = NetDevice::with_journal(port, options, wake.clone(), journal, killers);
     let parts = Parts {
         device,
         wake,

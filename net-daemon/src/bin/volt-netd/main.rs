@@ -14,6 +14,7 @@ use volt_net::error_chain;
 use crate::cli::{Cli, Command, Ctl, MAX_PAIRS};
 use crate::handover::Successor;
 use crate::launch::{AnyError, Gate, Given, Inheritance, Origin};
+use crate::server::End;
 
 mod cli;
 mod connection;
@@ -28,6 +29,9 @@ mod server;
 mod state;
 mod supervisor;
 mod systemd;
+
+/// How long a daemon that has handed over leaves its processor to the successor before it ends.
+const COURTESY: std::time::Duration = std::time::Duration::from_millis(20);
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -107,7 +111,10 @@ fn run(cli: &Cli) -> Result<ExitCode, AnyError> {
     if cli.supervise {
         return supervisor::run(cli, origin);
     }
-    launch::run(cli, origin, None)?;
+    if launch::run(cli, origin, None)? == End::GivenAway {
+        // Taking this process's memory down would keep a processor from the successor, which has frames to catch up with.
+        std::thread::sleep(COURTESY);
+    }
     Ok(ExitCode::SUCCESS)
 }
 

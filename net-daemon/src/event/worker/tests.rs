@@ -52,7 +52,7 @@ fn serves_what_waits_at_the_start_and_what_is_kicked_for() {
     driver.write(BUFFERS, &frame(60, 1));
     driver.add(&[(BUFFERS, 72, false)]);
     let (pair, kick_fd, mut call, wire) = transmitter(&driver);
-    let worker = Worker::start("test".to_owned(), pair, Duration::ZERO).unwrap();
+    let worker = Worker::start("test".to_owned(), pair).unwrap();
     until("the frame that waited", || driver.used_idx() == 1);
     let mut count = [0; 8];
     until("a call", || call.read_exact(&mut count).is_ok());
@@ -76,7 +76,7 @@ fn a_call_descriptor_that_blocks_does_not_keep_a_worker() {
     // Full, and made blocking again behind the worker's back.
     call.write_all(&(u64::MAX - 1).to_ne_bytes()).unwrap();
     fcntl_setfl(&call, OFlags::RDWR).unwrap();
-    let worker = Worker::start("test".to_owned(), pair, Duration::ZERO).unwrap();
+    let worker = Worker::start("test".to_owned(), pair).unwrap();
     driver.add(&[(BUFFERS, 72, false)]);
     kick(&kick_fd);
     thread::sleep(Duration::from_millis(20));
@@ -96,7 +96,7 @@ fn a_ring_that_is_broken_ends_alone() {
     pair.rx = Some(Rx::new(Rig::vring(&receiver, 0), Features::NONE));
     let (rig, wire) = Rig::new();
     pair.queue = rig.queue;
-    let worker = Worker::start("test".to_owned(), pair, Duration::ZERO).unwrap();
+    let worker = Worker::start("test".to_owned(), pair).unwrap();
     driver.offer(500);
     kick(&kick_fd);
     wire.send(&frame(60, 1));
@@ -124,7 +124,7 @@ fn nothing_that_nobody_drains_makes_a_worker_spin() {
     let (end, other) = std::os::unix::net::UnixStream::pair().unwrap();
     drop(other);
     pair.rx.as_mut().unwrap().vring.kick = Arc::new(Notifier::new(end.into()).unwrap());
-    let worker = Worker::start("spin-test".to_owned(), pair, Duration::ZERO).unwrap();
+    let worker = Worker::start("spin-test".to_owned(), pair).unwrap();
     kick(&kick_fd);
     driver.add(&[(BUFFERS, 72, false)]);
     thread::sleep(Duration::from_millis(50));
@@ -147,43 +147,4 @@ fn nothing_that_nobody_drains_makes_a_worker_spin() {
     assert!(used < Duration::from_millis(5), "{used:?} of CPU time in 200 ms");
     assert!(counters.kicks.get() < 10);
     worker.stop().unwrap();
-}
-
-#[test]
-fn a_worker_that_looks_for_work_needs_no_kick_for_it_and_sleeps_in_the_end() {
-    let mut driver = Driver::new(16, Features::EVENT_IDX);
-    driver.write(BUFFERS, &frame(60, 1));
-    let (pair, kick_fd, _call, wire) = transmitter(&driver);
-    let worker = Worker::start("test".to_owned(), pair, Duration::from_millis(200)).unwrap();
-    driver.add(&[(BUFFERS, 72, false)]);
-    kick(&kick_fd);
-    until("the first frame", || driver.used_idx() == 1);
-    driver.add(&[(BUFFERS, 72, false)]);
-    until("the frame without a kick", || driver.used_idx() == 2);
-    until("the worker to ask for a kick", || driver.avail_event() == 2);
-    driver.add(&[(BUFFERS, 72, false)]);
-    kick(&kick_fd);
-    until("the frame that was kicked for", || driver.used_idx() == 3);
-    let pair = worker.stop().unwrap();
-    assert_eq!(pair.tx.unwrap().vring.ring.base(), 3);
-    assert!(wire.receive().is_some());
-}
-
-#[test]
-fn a_disabled_ring_is_not_looked_at_without_a_kick() {
-    let mut driver = Driver::new(16, Features::NONE);
-    driver.write(BUFFERS, &frame(60, 1));
-    let (mut pair, kick_fd, _call, wire) = transmitter(&driver);
-    pair.tx.as_mut().unwrap().discard = true;
-    let worker = Worker::start("test".to_owned(), pair, Duration::from_millis(50)).unwrap();
-    driver.add(&[(BUFFERS, 72, false)]);
-    kick(&kick_fd);
-    until("the frame that was kicked for", || driver.used_idx() == 1);
-    driver.add(&[(BUFFERS, 72, false)]);
-    thread::sleep(Duration::from_millis(20));
-    assert_eq!(driver.used_idx(), 1, "nothing kicked for the second frame");
-    kick(&kick_fd);
-    until("the second frame", || driver.used_idx() == 2);
-    worker.stop().unwrap();
-    assert_eq!(wire.receive(), None);
 }
