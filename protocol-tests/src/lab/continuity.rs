@@ -1,4 +1,4 @@
-//! One volt-netd after the other under a guest that moves TCP both ways and answers numbered pings all the time.
+//! One volt-netd after the other under a guest that moves TCP both ways and answers numbered echo requests all the time.
 //!
 //! The same body for every VMM: [`run`] starts the daemon, lets the caller start the guest, and then replaces the daemon
 //! by hand-over and kills its worker, `VOLT_ROUNDS` times each.
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, kill_process};
 
+use super::echo::{Account, Echo, INTERVAL};
 use super::guest::{Flavour, Image, Spec};
 use super::netd::{TAP, address, ip};
 use super::process::Process;
@@ -19,9 +20,7 @@ use crate::daemon::{child, poll_until};
 
 /// An address that the far side gets when the guest has moved its data often enough.
 const ENOUGH: &str = "10.77.0.9";
-/// Between two pings: what the interface's queue has to hold of them in a gap is next to nothing.
-const INTERVAL: &str = "0.005";
-/// The most that a crash may lose, or repeat, on each of the two queues that a ping goes through.
+/// The most that a crash may lose, or repeat, on each of the two queues that an echo goes through.
 const BATCH: usize = 64;
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -92,30 +91,6 @@ impl Succession {
     }
 }
 
-/// Pings the guest until it is told to stop. Answers sent, answered, answered twice.
-struct Pings(Process);
-
-impl Pings {
-    fn start() -> Pings {
-        let mut command = Command::new("ping");
-        Pings(Process::start("ping", command.args(["-q", "-i", INTERVAL, "-W", "5", GUEST])))
-    }
-
-    fn stop(mut self) -> (usize, usize, usize) {
-        // What is under way comes back; the emulated guest may need its time.
-        let pid = rustix::process::Pid::from_raw(self.0.id() as i32).expect("a process id");
-        kill_process(pid, Signal::INT).expect("ping runs");
-        let _ = self.0.wait_exit(LIMIT);
-        let output = self.0.output();
-        let line = output.iter().find(|line| line.contains("packets transmitted")).expect("ping's summary");
-        let number = |after: &str| -> usize {
-            let part = line.split(", ").find(|part| part.contains(after)).unwrap_or("0");
-            part.trim_start_matches('+').split(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0)
-        };
-        (number("transmitted"), number("received"), number("duplicates"))
-    }
-}
-
 /// Frames that the interface could not keep for its reader.
 fn dropped() -> u64 {
     let output = Command::new("ip").args(["-s", "-j", "link", "show", "dev", TAP]).output().expect("ip");
@@ -147,35 +122,32 @@ pub fn run(rounds: usize, guest: impl FnOnce(&Path, &Spec) -> Process) {
     guest.wait_for("VOLT round", Duration::from_secs(60));
 
     let (before, start) = (dropped(), Instant::now());
-    let pings = Pings::start();
+    let echo = Echo::start();
     for round in 0..rounds {
         sleep(moment(round));
         succession.hand_over();
     }
-    sleep(Duration::from_millis(300));
-    let (sent, answered, twice) = pings.stop();
+    let account = echo.stop();
     let gone = dropped() - before;
     eprintln!(
-        "{rounds} hand-overs in {:.0} s: pings at {INTERVAL} s: {sent} sent, {} lost, {twice} twice; dropped by the interface: {gone}",
-        start.elapsed().as_secs_f32(),
-        sent - answered
+        "{rounds} hand-overs in {:.0} s, an echo request every {INTERVAL:?}: {account:?}; dropped by the interface: {gone}",
+        start.elapsed().as_secs_f32()
     );
-    assert_eq!((sent - answered, twice, gone), (0, 0, 0), "a hand-over loses and repeats nothing");
+    let perfect = Account { sent: account.sent, lost: 0, repeated: 0 };
+    assert!(account == perfect && account.sent > 0 && gone == 0, "a hand-over loses and repeats nothing");
     assert_eq!(succession.status()["take_overs"], rounds);
 
     succession.kill_worker();
     let (fds, memory) = succession.usage();
-    let pings = Pings::start();
+    let echo = Echo::start();
     for round in 1..rounds {
         sleep(moment(round) + Duration::from_millis(200));
         succession.kill_worker();
     }
-    sleep(Duration::from_millis(300));
-    let (sent, answered, twice) = pings.stop();
-    let lost = sent - answered;
-    eprintln!("{rounds} workers killed: {sent} pings sent, {lost} lost, {twice} twice");
+    let account = echo.stop();
+    eprintln!("{rounds} workers killed: {account:?}");
     let most = BATCH * rounds;
-    assert!(sent > 0 && lost <= most && twice <= most, "{sent} sent, {lost} lost, {twice} twice");
+    assert!(account.sent > 0 && account.lost <= most && account.repeated <= most, "{account:?}");
     assert_eq!(succession.status()["restarts"], rounds);
     let (fds_now, memory_now) = succession.usage();
     assert!(

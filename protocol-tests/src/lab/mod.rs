@@ -9,6 +9,7 @@
 //! This is test support: what goes wrong is a panic that carries the last output of the process concerned.
 
 pub mod continuity;
+pub mod echo;
 pub mod guest;
 pub mod netd;
 mod outer;
