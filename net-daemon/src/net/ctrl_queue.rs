@@ -31,14 +31,18 @@ impl ControlQueue {
     ///
     /// # Errors
     ///
-    /// When the driver broke the ring.
-    pub fn run(&mut self, limits: Limits, mut carry_out: impl FnMut(Command)) -> Result<bool, RingError> {
-        let mut more = true;
+    /// When the driver broke the ring. What was carried out before is answered.
+    pub fn run(&mut self, limits: Limits, carry_out: impl FnMut(Command)) -> Result<bool, RingError> {
+        let more = self.batch(limits, carry_out);
+        if self.vring.ring.publish() {
+            self.call();
+        }
+        Ok(more? || self.vring.ring.enable_kicks()?)
+    }
+
+    fn batch(&mut self, limits: Limits, mut carry_out: impl FnMut(Command)) -> Result<bool, RingError> {
         for _ in 0..BATCH {
-            let Some(head) = self.vring.ring.pop()? else {
-                more = false;
-                break;
-            };
+            let Some(head) = self.vring.ring.pop()? else { return Ok(false) };
             let written = match self.serve(head, limits, &mut carry_out) {
                 Ok(()) => 1,
                 Err(error) => {
@@ -48,10 +52,7 @@ impl ControlQueue {
             };
             self.vring.ring.push_used(head, written);
         }
-        if self.vring.ring.publish() {
-            self.call();
-        }
-        Ok(more || self.vring.ring.enable_kicks()?)
+        Ok(true)
     }
 
     /// Notifies the driver. Not by [`Vring::call`]: this runs on the main thread, which no descriptor may hold.

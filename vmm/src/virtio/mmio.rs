@@ -126,8 +126,13 @@ impl MmioTransport {
         Ok(transport)
     }
 
-    /// The registers alone; `QueueNotify` works by [`BusDevice::write`].
-    pub(crate) fn unconnected(
+    /// The registers alone; `QueueNotify` works by [`BusDevice::write`]. For tests.
+    ///
+    /// # Errors
+    ///
+    /// When the process may have no more files.
+    #[doc(hidden)]
+    pub fn unconnected(
         device: Box<dyn VirtioDevice>,
         memory: GuestMemoryMmap,
     ) -> Result<MmioTransport, TransportError> {

@@ -1,0 +1,135 @@
+//! The control queue: each chain is carried out at most once, answered where there is room for an answer, and what is
+//! carried out is within what the driver may ask for.
+
+use arbitrary::Arbitrary;
+use volt_net::net::ctrl::{Command, GUEST_OFFLOADS, Limits, MAX_MAC_TABLE};
+use volt_net::net::ctrl_queue::ControlQueue;
+use volt_net::virtio::features::Features;
+
+use super::STEPS;
+use super::guest::{BUFFERS, Borders, Driver, DriverStep, Guest, chain};
+use super::rig::vring;
+
+#[derive(Arbitrary, Debug)]
+pub(super) struct Input {
+    borders: Borders,
+    log: u8,
+    features: u64,
+    max_pairs: u16,
+    steps: Vec<Step>,
+}
+
+#[derive(Arbitrary, Debug)]
+enum Step {
+    Driver(DriverStep),
+    /// A command in a well-formed chain, in two pieces.
+    Command {
+        class: u8,
+        command: u8,
+        data: Vec<u8>,
+        cut: u8,
+        ack: u8,
+    },
+    Run,
+}
+
+pub(super) fn run(input: Input) {
+    let guest = Guest::new(input.borders);
+    let acked = Features(input.features).with(Features::VERSION_1).with(Features::CTRL_VQ);
+    let limits = Limits { acked, max_pairs: input.max_pairs };
+    let mut driver = Driver::new(input.log, acked);
+    let Some(vring) = vring(&guest, &driver) else { return };
+    let mut control = ControlQueue::new(vring);
+    for step in input.steps.iter().take(STEPS) {
+        match step {
+            Step::Driver(step) => driver.step(&guest, step),
+            Step::Command { class, command, data, cut, ack } => {
+                // Commands beyond the largest MAC table are another way to be wrong.
+                let bytes: Vec<u8> =
+                    [*class % 8, *command % 8].into_iter().chain(data.iter().copied()).collect();
+                let cut = usize::from(*cut).min(bytes.len());
+                for (n, part) in [&bytes[..cut], &bytes[cut..]].into_iter().enumerate() {
+                    guest.write(BUFFERS + 0x1000 * n as u64, part);
+                }
+                place(&guest, &mut driver, [cut, bytes.len() - cut], u32::from(*ack % 4));
+            }
+            Step::Run => {
+                if !drain(&guest, &driver, &mut control, limits) {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// A chain of two readable parts at known places and `ack` writable bytes behind them.
+fn place(guest: &Guest, driver: &mut Driver, lens: [usize; 2], ack: u32) {
+    let parts = [
+        (BUFFERS, lens[0] as u32, false),
+        (BUFFERS + 0x1000, lens[1] as u32, false),
+        (BUFFERS + 0x4000, ack, true),
+    ];
+    driver.offer_at(guest, &parts);
+}
+
+fn drain(guest: &Guest, driver: &Driver, control: &mut ControlQueue, limits: Limits) -> bool {
+    let layout = driver.layout;
+    let indirect = driver.features.has(Features::INDIRECT_DESC);
+    for _ in 0..64 {
+        let before = control.vring.ring.base();
+        let mut commands = Vec::new();
+        let more = control.run(limits, |command| commands.push(command));
+        let done = control.vring.ring.base().wrapping_sub(before);
+        assert!(done <= 16 && commands.len() <= usize::from(done));
+        let mut answered = 0;
+        for n in 0..done {
+            let slot = u64::from(before.wrapping_add(n) % layout.size);
+            let head = guest.u16(layout.avail + 4 + slot * 2).unwrap();
+            let used = layout.used + 4 + slot * 8;
+            let len = guest.u32(used + 4).unwrap();
+            assert!(guest.u32(used) == Some(head.into()) && len <= 1);
+            answered += len as usize;
+            // What the device has written since may have changed a wild chain, but not made room in one without.
+            let parts = chain(|at, len| guest.read(at, len), (layout.desc, layout.size), indirect, head);
+            let room = parts.is_some_and(|parts| parts.iter().any(|(_, _, write)| *write));
+            assert!(len == 0 || room || indirect, "an answer where there is no room for one");
+        }
+        assert!(commands.len() <= answered, "carried out and not answered");
+        commands.iter().for_each(|command| allowed(command, limits));
+        match more {
+            Ok(false) => return true,
+            Ok(true) => assert!(done > 0, "more to do, and nothing done"),
+            Err(_) => return false,
+        }
+    }
+    panic!("no end to it");
+}
+
+/// What virtio 1.2, 5.1.6.5 lets a driver ask for.
+fn allowed(command: &Command, limits: Limits) {
+    let needed = match command {
+        Command::SetRxMode(..) => Features::CTRL_RX,
+        Command::SetMacTable { unicast, multicast } => {
+            assert!(unicast.len() <= MAX_MAC_TABLE && multicast.len() <= MAX_MAC_TABLE);
+            Features::CTRL_RX
+        }
+        Command::SetMac(mac) => {
+            assert!(!mac.is_multicast() && mac.0 != [0; 6]);
+            Features::CTRL_MAC_ADDR
+        }
+        Command::AddVlan(id) | Command::DeleteVlan(id) => {
+            assert!(*id < 4096);
+            Features::CTRL_VLAN
+        }
+        Command::AckAnnounce => Features::GUEST_ANNOUNCE,
+        Command::SetPairs(pairs) => {
+            assert!((1..=limits.max_pairs).contains(pairs));
+            Features::MQ
+        }
+        Command::SetGuestOffloads(offloads) => {
+            assert!(GUEST_OFFLOADS.common(limits.acked).has(*offloads));
+            Features::CTRL_GUEST_OFFLOADS
+        }
+    };
+    assert!(limits.acked.has(needed), "{command:?} without its feature");
+}

@@ -1,0 +1,258 @@
+//! Frames from a socket port into chains of the receive queue: whole, in order, in as many chains as `num_buffers` says,
+//! with used lengths that add up, and not a byte elsewhere.
+
+use std::collections::VecDeque;
+
+use arbitrary::Arbitrary;
+use volt_net::net::Turn;
+use volt_net::net::rx::Rx;
+use volt_net::virtio::features::Features;
+
+use super::STEPS;
+use super::guest::{BUFFERS, Borders, Driver, DriverStep, Guest, MEMORY, Part, chain};
+use super::rig::{Rig, vring};
+
+/// Length of the frame's header.
+const HEADER: usize = 12;
+/// Shortest frame with its header that is one.
+const SHORTEST: usize = HEADER + 14;
+/// Longest: the largest IP packet behind an Ethernet header with two VLAN tags.
+const LONGEST: usize = HEADER + 14 + 8 + 65535;
+/// What fits into a socket pair before anybody reads.
+const WAITING: usize = 8;
+
+#[derive(Arbitrary, Debug)]
+pub(super) struct Input {
+    borders: Borders,
+    log: u8,
+    event_idx: bool,
+    indirect: bool,
+    mergeable: bool,
+    checksums: bool,
+    /// The driver also does what no driver does; contents are then not looked at, as its buffers may overlap.
+    wild: bool,
+    steps: Vec<Step>,
+}
+
+#[derive(Arbitrary, Debug)]
+enum Step {
+    Driver(DriverStep),
+    /// The same chain many times.
+    Buffers(u8, u16),
+    Frame {
+        len: u16,
+        long: bool,
+        seed: u8,
+    },
+    Run,
+}
+
+struct Peer {
+    guest: Guest,
+    driver: Driver,
+    rx: Rx,
+    rig: Rig,
+    wild: bool,
+    /// Sent and not seen yet.
+    frames: VecDeque<Vec<u8>>,
+    /// Next used element to look at.
+    seen: u16,
+    /// Sent and dropped, as the driver's buffers do not hold them.
+    dropped: u64,
+    /// Chains that the driver has made available and not got back.
+    posted: VecDeque<Posted>,
+}
+
+#[derive(Clone, Copy)]
+struct Posted {
+    bytes: u64,
+    descriptors: usize,
+    indirect: bool,
+}
+
+pub(super) fn run(input: Input) {
+    let guest = Guest::new(input.borders);
+    let mut features = Features::VERSION_1;
+    for (wanted, feature) in [
+        (input.event_idx, Features::EVENT_IDX),
+        (input.indirect, Features::INDIRECT_DESC),
+        (input.mergeable, Features::MRG_RXBUF),
+        (input.checksums, Features::GUEST_CSUM),
+    ] {
+        features = if wanted { features.with(feature) } else { features };
+    }
+    let driver = Driver::new(input.log, features);
+    let Some(vring) = vring(&guest, &driver) else { return };
+    let rx = Rx::new(vring, features);
+    let mut peer = Peer {
+        guest,
+        driver,
+        rx,
+        rig: Rig::new(),
+        wild: input.wild,
+        frames: VecDeque::new(),
+        seen: 0,
+        dropped: 0,
+        posted: VecDeque::new(),
+    };
+    for step in input.steps.iter().take(STEPS) {
+        let goes_on = match step {
+            Step::Driver(step) => {
+                peer.driver_step(step);
+                true
+            }
+            Step::Buffers(count, len) => {
+                (0..*count).for_each(|_| peer.offer(&[(*len, true)], false));
+                true
+            }
+            Step::Frame { len, long, seed } => {
+                let len = if *long { usize::from(*len) + LONGEST - 65535 } else { usize::from(*len) % 2048 };
+                peer.send(len, *seed);
+                true
+            }
+            Step::Run => peer.drain(),
+        };
+        if !goes_on {
+            return;
+        }
+    }
+    peer.drain();
+}
+
+impl Peer {
+    fn driver_step(&mut self, step: &DriverStep) {
+        match step {
+            DriverStep::Offer { parts, indirect } => {
+                let parts: Vec<_> = parts.iter().take(64).map(|(len, _)| (*len, true)).collect();
+                self.offer(&parts, *indirect);
+            }
+            DriverStep::Event(_) | DriverStep::Flags(_) => self.driver.step(&self.guest, step),
+            _ if self.wild => self.driver.step(&self.guest, step),
+            _ => {}
+        }
+    }
+
+    /// A driver that behaves has no more descriptors out than the ring holds, and its buffers do not meet in memory.
+    fn offer(&mut self, parts: &[(u16, bool)], indirect: bool) {
+        let indirect = indirect && self.driver.features.has(Features::INDIRECT_DESC);
+        let chain = Posted {
+            bytes: parts.iter().map(|(len, _)| u64::from(*len)).sum(),
+            descriptors: if indirect { 1 } else { parts.len() },
+            indirect,
+        };
+        let descriptors: usize = self.posted.iter().map(|chain| chain.descriptors).sum();
+        let bytes: u64 = self.posted.iter().map(|chain| chain.bytes).sum();
+        let fits = descriptors + chain.descriptors <= usize::from(self.driver.layout.size)
+            && bytes + chain.bytes <= (MEMORY - BUFFERS) / 4
+            // There is one place for a table.
+            && !(indirect && self.posted.iter().any(|chain| chain.indirect));
+        if self.wild || (fits && !parts.is_empty()) {
+            self.driver.offer(&self.guest, parts, indirect);
+            self.posted.push_back(chain);
+        }
+    }
+
+    fn send(&mut self, len: usize, seed: u8) {
+        if self.frames.len() == WAITING {
+            return;
+        }
+        let frame: Vec<u8> = (0..len).map(|n| (n ^ n >> 8) as u8 ^ seed).collect();
+        if self.rig.wire.send(&frame).is_ok() && len >= SHORTEST {
+            self.frames.push_back(frame);
+        }
+    }
+
+    /// Runs the device until it has nothing to do. `false` when the driver broke the ring.
+    fn drain(&mut self) -> bool {
+        for _ in 0..256 {
+            let before = self.rx.vring.ring.base();
+            let turn = self.rx.run(&self.rig.queue, &mut self.rig.health, &self.rig.counters);
+            let done = self.rx.vring.ring.base().wrapping_sub(before);
+            assert!(done <= self.driver.layout.size);
+            if !self.wild {
+                self.check();
+            }
+            match turn {
+                Ok(Turn::Idle) => return true,
+                Ok(Turn::NoBuffers) => return true,
+                Ok(_) => {}
+                Err(_) => {
+                    assert!(self.wild, "a good driver's ring was given up");
+                    return false;
+                }
+            }
+        }
+        panic!("no end to it");
+    }
+
+    /// Looks at what has been used since the last call.
+    fn check(&mut self) {
+        let mut left = self.rx.vring.ring.base().wrapping_sub(self.seen);
+        while left > 0 {
+            let (first, len) = self.used();
+            left -= 1;
+            if len == 0 {
+                // A chain that no frame fits in goes back as it is.
+                let room: u32 = first.iter().map(|(_, len, _)| len).sum();
+                assert!((room as usize) < HEADER);
+                continue;
+            }
+            let mut bytes = self.contents(&first, len);
+            let count = u16::from_le_bytes([bytes[10], bytes[11]]);
+            assert!(count >= 1 && (count == 1 || self.driver.features.has(Features::MRG_RXBUF)));
+            for _ in 1..count {
+                assert!(left > 0, "a merged frame's buffers are shown together");
+                let (parts, len) = self.used();
+                left -= 1;
+                assert!(len > 0, "a buffer of a merged frame without a byte");
+                bytes.extend(self.contents(&parts, len));
+            }
+            self.frame(bytes, count);
+        }
+    }
+
+    /// The next used element's chain and length.
+    fn used(&mut self) -> (Vec<Part>, u32) {
+        let layout = self.driver.layout;
+        let slot = u64::from(self.seen % layout.size);
+        let at = layout.used + 4 + slot * 8;
+        let head = self.guest.u16(layout.avail + 4 + slot * 2).unwrap();
+        assert_eq!(self.guest.u32(at), Some(head.into()), "chains come back in order");
+        self.seen = self.seen.wrapping_add(1);
+        self.posted.pop_front().expect("a chain that is out");
+        let indirect = self.driver.features.has(Features::INDIRECT_DESC);
+        let read = |at, len| self.guest.read(at, len);
+        let parts = chain(read, (layout.desc, layout.size), indirect, head);
+        (parts.unwrap_or_default(), self.guest.u32(at + 4).unwrap())
+    }
+
+    /// The first `len` bytes of a chain, all of which must be in it.
+    fn contents(&self, parts: &[Part], len: u32) -> Vec<u8> {
+        let bytes = parts.iter().flat_map(|(at, len, _)| self.guest.read(*at, *len as usize).unwrap());
+        let bytes: Vec<u8> = bytes.take(len as usize).collect();
+        assert_eq!(bytes.len(), len as usize, "a used length beyond the chain");
+        bytes
+    }
+
+    /// Frames that do not fit the guest's buffers are dropped and counted; all others arrive in order.
+    fn frame(&mut self, bytes: Vec<u8>, count: u16) {
+        while let Some(mut sent) = self.frames.pop_front() {
+            sent[10..12].copy_from_slice(&count.to_le_bytes());
+            if !self.driver.features.has(Features::GUEST_CSUM) {
+                sent[0] = 0;
+            }
+            if sent == bytes {
+                return;
+            }
+            self.dropped += 1;
+            let counted = self.rig.counters.rx_too_long.get();
+            assert!(
+                self.dropped <= counted,
+                "a frame of {} bytes was lost that the buffers hold; another of {} came",
+                sent.len(),
+                bytes.len()
+            );
+        }
+        panic!("a frame that nobody sent, or again, or out of order: {} bytes", bytes.len());
+    }
+}

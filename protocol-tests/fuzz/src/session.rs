@@ -1,0 +1,239 @@
+//! A front-end's connection: bytes and descriptors through channel and session to a device of two pairs over a socket
+//! port. Each message is answered as the protocol has it, or ends the connection; no descriptor stays behind.
+
+use std::io::{IoSlice, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixDatagram, UnixStream};
+
+use arbitrary::Arbitrary;
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use volt_net::net::config::Mac;
+use volt_net::net::device::{DeviceOptions, NetDevice};
+use volt_net::port::socket::SocketPort;
+use volt_net::vhost_user::channel::Channel;
+use volt_net::vhost_user::session::{Session, SessionError};
+
+use super::STEPS;
+use super::message::{Answer, Fd, Message, Negotiated, Offers, RING_SIZE_MAX};
+use super::rig::notifier;
+
+const PAIRS: u16 = 2;
+/// Bytes of each file of guest memory.
+const FILE: u64 = 0x8000;
+
+#[derive(Arbitrary, Debug)]
+pub(super) struct Input {
+    /// Contents of the first page of guest memory, where rings are likely to be.
+    memory: [u16; 32],
+    steps: Vec<Step>,
+}
+
+#[derive(Arbitrary, Debug)]
+enum Step {
+    Message(Message),
+    /// The set-up of a whole pair, as front-ends do it.
+    SetUp(bool),
+    /// Bytes that may be no message.
+    Bytes(Vec<u8>),
+    Frame(u8),
+    Kick(u8),
+    Control,
+}
+
+/// A front-end with its connection.
+struct Peer {
+    socket: UnixStream,
+    channel: Channel,
+    session: Session,
+    device: NetDevice,
+    wires: Vec<UnixDatagram>,
+    kicks: Vec<OwnedFd>,
+    files: [OwnedFd; 2],
+    negotiated: Negotiated,
+    /// Bytes went out that may be the beginning of anything.
+    wild: bool,
+}
+
+pub(super) fn run(input: Input) {
+    let before = open_files();
+    let mut peer = Peer::new(&input.memory);
+    for step in input.steps.iter().take(STEPS) {
+        if !peer.step(step) {
+            break;
+        }
+    }
+    let Peer { session, mut device, .. } = peer;
+    session.close(&mut device).expect("workers stop");
+    drop((device, peer.socket, peer.channel, peer.wires, peer.kicks, peer.files));
+    assert_eq!(open_files(), before, "file descriptors stay open");
+}
+
+fn open_files() -> usize {
+    std::fs::read_dir("/proc/self/fd").expect("/proc is mounted").count()
+}
+
+impl Peer {
+    fn new(memory: &[u16; 32]) -> Peer {
+        let (ports, wires): (Vec<OwnedFd>, _) = (0..PAIRS)
+            .map(|_| UnixDatagram::pair().expect("a socket pair"))
+            .map(|(ours, theirs)| (ours.into(), theirs))
+            .unzip();
+        let options = DeviceOptions { pairs: PAIRS, mac: Mac([2, 0, 0, 0, 0, 1]), mtu: None };
+        let port = SocketPort::new(ports).expect("sockets");
+        let device = NetDevice::new(Box::new(port), options, notifier());
+        let (socket, theirs) = UnixStream::pair().expect("a socket pair");
+        socket.set_nonblocking(true).expect("a socket");
+        let file = || {
+            let fd = memfd_create("guest", MemfdFlags::CLOEXEC).expect("a memfd");
+            ftruncate(&fd, FILE).expect("a memfd");
+            let bytes: Vec<u8> = memory.iter().flat_map(|word| word.to_le_bytes()).collect();
+            rustix::io::pwrite(&fd, &bytes, 0).expect("a memfd");
+            fd
+        };
+        let mut peer = Peer {
+            negotiated: Negotiated::default(),
+            session: Session::new(&device, RING_SIZE_MAX),
+            channel: Channel::new(theirs).expect("a socket"),
+            socket,
+            device,
+            wires,
+            kicks: Vec::new(),
+            files: [file(), file()],
+            wild: false,
+        };
+        peer.negotiated.offers = Offers { features: peer.ask(1), protocol: peer.ask(15) };
+        peer
+    }
+
+    /// The answer to a request that has no body.
+    fn ask(&mut self, request: u32) -> u64 {
+        self.send(&[request, 1, 0].map(u32::to_ne_bytes).concat(), &[]);
+        let body = reply(&self.serve().expect("a connection"), request);
+        u64::from_ne_bytes(body.try_into().expect("a number"))
+    }
+
+    /// `false` when the connection has ended.
+    fn step(&mut self, step: &Step) -> bool {
+        match step {
+            Step::Message(message) => self.exchange(message),
+            Step::SetUp(second) => Message::set_up(*second).iter().all(|message| self.exchange(message)),
+            Step::Bytes(bytes) => {
+                self.wild = true;
+                let _ = self.socket.write(&bytes[..bytes.len().min(300)]);
+                self.serve().is_some()
+            }
+            Step::Frame(len) => {
+                let wire = &self.wires[usize::from(len % 2)];
+                wire.set_nonblocking(true).expect("a socket");
+                let _ = wire.send(&vec![0; usize::from(*len)]);
+                let _ = wire.recv(&mut [0; 64]);
+                true
+            }
+            Step::Kick(n) => {
+                let kick = self.kicks.get(usize::from(*n) % self.kicks.len().max(1));
+                kick.into_iter().for_each(|kick| {
+                    let _ = rustix::io::write(kick, &1u64.to_ne_bytes());
+                });
+                true
+            }
+            Step::Control => {
+                if self.session.control_kick().is_some() {
+                    let _ = self.session.control_kicked(&mut self.device);
+                }
+                true
+            }
+        }
+    }
+
+    /// Sends `message` and holds the answer to the model's.
+    fn exchange(&mut self, message: &Message) -> bool {
+        let (request, flags, body) = message.encode(self.negotiated.offers);
+        let bytes: Vec<u8> = [request, flags, body.len() as u32]
+            .iter()
+            .flat_map(|word| word.to_ne_bytes())
+            .chain(body)
+            .collect();
+        let fds: Vec<OwnedFd> = message.fds().into_iter().map(|fd| self.open(fd)).collect();
+        let cut = message.cut().clamp(1, bytes.len());
+        self.send(&bytes[..cut], &fds);
+        if cut < bytes.len() && !self.wild {
+            assert!(self.serve().is_some_and(|replies| replies.is_empty()), "an answer to half a message");
+        }
+        self.send(&bytes[cut..], &[]);
+        let replies = self.serve();
+        if self.wild {
+            return replies.is_some();
+        }
+        let expected = self.negotiated.expect(message);
+        let Some(replies) = replies else {
+            assert!(expected.may_end(), "{message:?} ended the connection");
+            return false;
+        };
+        match expected {
+            Answer::Ends => panic!("{message:?} did not end the connection"),
+            Answer::Nothing => assert_eq!(replies, [], "{message:?} was answered"),
+            Answer::Unknown => {}
+            Answer::Status(good) => {
+                let status = reply(&replies, request);
+                assert_eq!((status.len(), status.iter().all(|byte| *byte == 0)), (8, good), "{message:?}");
+            }
+            Answer::Payload(len) => assert_eq!(reply(&replies, request).len(), len, "{message:?}"),
+            Answer::Number(number) => {
+                assert_eq!(reply(&replies, request), number.to_ne_bytes(), "{message:?}");
+            }
+        }
+        true
+    }
+
+    fn open(&mut self, fd: Fd) -> OwnedFd {
+        match fd {
+            Fd::Eventfd => {
+                let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).expect("an eventfd");
+                self.kicks.push(fd.try_clone().expect("a descriptor"));
+                fd
+            }
+            Fd::Memory(second) => self.files[usize::from(second)].try_clone().expect("a descriptor"),
+            Fd::Socket => self.socket.as_fd().try_clone_to_owned().expect("a descriptor"),
+            Fd::Null => std::fs::File::open("/dev/null").expect("/dev/null").into(),
+        }
+    }
+
+    fn send(&self, bytes: &[u8], fds: &[OwnedFd]) {
+        if bytes.is_empty() {
+            return;
+        }
+        let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(16))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !fds.is_empty() {
+            assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+        }
+        let _ = sendmsg(&self.socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL);
+    }
+
+    /// Lets the back-end take what has come, and returns its bytes; `None` when it ends the connection.
+    fn serve(&mut self) -> Option<Vec<u8>> {
+        while let Some(message) = self.channel.receive().ok()? {
+            match self.session.handle(message, &mut self.device) {
+                Ok(reply) => reply.iter().try_for_each(|reply| self.channel.send(reply)).ok()?,
+                Err(SessionError::Refused { .. }) => return None,
+                Err(error) => panic!("{}", volt_net::error_chain(&error)),
+            }
+        }
+        let mut replies = vec![0; 0x4000];
+        let len = self.socket.read(&mut replies).unwrap_or(0);
+        replies.truncate(len);
+        Some(replies)
+    }
+}
+
+/// The body of the one reply that `bytes` are.
+fn reply(bytes: &[u8], request: u32) -> Vec<u8> {
+    let (header, body) = bytes.split_first_chunk::<12>().expect("a reply");
+    let words: Vec<u32> = header.as_chunks().0.iter().map(|word| u32::from_ne_bytes(*word)).collect();
+    assert_eq!(words, [request, 5, body.len() as u32], "the header of a reply");
+    body.to_vec()
+}
