@@ -7,10 +7,14 @@
 //! | [`port`] | the host's side: TAP interfaces, sockets |
 //! | [`event`] | waiting, being notified, a queue pair's worker |
 //! | [`vhost_user`] | a front-end's connection and session |
+//! | [`unix`] | Unix sockets that listen |
+//! | [`state`] | all of it as data, for another process to go on with |
 
 pub mod event;
 pub mod net;
 pub mod port;
+pub mod state;
+pub mod unix;
 pub mod vhost_user;
 pub mod virtio;
 

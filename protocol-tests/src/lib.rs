@@ -8,6 +8,7 @@
 //! | [`frontend`], [`session`] | a front-end: each request as a method, and the usual script |
 //! | [`backend`], [`device`] | a back-end that records what it is told, and the device's side of a ring |
 //! | [`peer`] | a second back-end, on the `vhost-user-backend` crate, to calibrate the tests with |
+//! | [`succession`] | one volt-netd after the other under one front-end |
 //! | [`netns`], [`daemon`], [`rig`] | a network namespace with a TAP; volt-netd as a process; both together |
 //! | [`conform`] | the checks of the tool `volt-conform`, for any back-end |
 //! | [`lab`] | real guests, here and in an emulated machine with KVM |
@@ -28,4 +29,5 @@ pub mod peer;
 pub mod rig;
 pub mod ring;
 pub mod session;
+pub mod succession;
 pub mod wire;

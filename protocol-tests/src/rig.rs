@@ -33,7 +33,7 @@ pub struct Rig {
 }
 
 impl Rig {
-    /// Starts volt-netd on a TAP with these further arguments. `None`: the machine allows no namespace, and a
+    /// Starts volt-netd on a TAP with these further arguments, of which `{control}` becomes [`Rig::control`]. `None`: the machine allows no namespace, and a
     /// line says that `test` was skipped.
     ///
     /// # Panics
@@ -58,6 +58,11 @@ impl Rig {
     /// Where the daemon listens.
     pub fn socket(&self) -> PathBuf {
         self.dir.path().join("s")
+    }
+
+    /// Where the daemon is controlled, if it was started so.
+    pub fn control(&self) -> PathBuf {
+        self.dir.path().join("c")
     }
 
     /// A fresh connection.
@@ -190,7 +195,13 @@ impl Rig {
 
 fn start(netns: &Netns, socket: &Path, arguments: &[&str]) -> Daemon {
     let mut command = netns.command(program("volt-netd"));
-    command.args(["--tap", "tap0", "--log-level", "debug", "--socket"]).arg(socket).args(arguments);
+    command.args(["--tap", "tap0", "--log-level", "debug", "--socket"]).arg(socket);
+    for argument in arguments {
+        match *argument {
+            "{control}" => command.arg(socket.with_file_name("c")),
+            other => command.arg(other),
+        };
+    }
     let mut daemon = Daemon::start(command).expect("volt-netd");
     daemon.wait_for_socket(socket, LIMIT).expect("volt-netd listens");
     // It has opened all that it keeps only when it has served somebody.

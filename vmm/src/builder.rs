@@ -3,6 +3,7 @@
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use kvm_bindings::{KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_irqchip, kvm_pit_config};
 use kvm_ioctls::{Cap, Kvm, VmFd};
@@ -11,6 +12,7 @@ use thiserror::Error;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use crate::api::{self, Api, ApiError};
 use crate::boot::acpi::{self, AcpiError, Hardware};
 use crate::boot::kernel::{Image, KernelError};
 use crate::boot::regs::{self, RegsError};
@@ -30,8 +32,8 @@ use crate::vcpu::{self, Buses, Vcpu};
 use crate::virtio::VirtioDevice;
 use crate::virtio::blk::{Block, BlockError};
 use crate::virtio::mmio::{MmioSlot, MmioTransport, SLOT_SIZE, TransportError};
+use crate::virtio::net::{self, NetError};
 use crate::virtio::rng::Rng;
-use crate::virtio::vhost_user_net::{NetError, VhostUserNet};
 
 /// Why a machine cannot be built.
 #[derive(Debug, Error)]
@@ -88,6 +90,8 @@ pub enum BuildError {
     Transport(#[from] TransportError),
     #[error("two devices want the same addresses")]
     Range(#[from] RangeError),
+    #[error(transparent)]
+    Api(#[from] ApiError),
     #[error("the vCPUs' signal cannot be set up")]
     Signal(#[source] io::Error),
 }
@@ -110,20 +114,27 @@ pub fn build(config: &VmConfig, exit: Arc<ExitEvent>) -> Result<Machine, BuildEr
     let mut buses = Buses::default();
     connect_power(&mut buses.pio, &exit)?;
     let console = connect_serial(&config.serial, &mut buses.pio, &vm, &exit)?;
-    let virtio_mmio = connect_virtio(virtio_devices(config)?, &mut buses.mmio, &vm, &memory)?;
+    let devices = virtio_devices(config)?;
+    let statuses = devices.iter().map(|device| device.status()).collect();
+    let virtio_mmio = connect_virtio(devices, &mut buses.mmio, &vm, &memory)?;
     let serial = config.serial != SerialConfig::None;
     acpi::write(&memory, &Hardware { cpus: config.cpus, serial, virtio_mmio })?;
 
     let buses = Arc::new(buses);
     let vcpus = create_vcpus(&kvm, &vm, config.cpus, &buses, &exit, &memory, entry)?;
     vcpu::register_kick_signal().map_err(BuildError::Signal)?;
+    let api = config.api_socket.as_deref().map(|path| {
+        let (cpus, memory, exit) = (config.cpus, config.memory, Arc::clone(&exit));
+        Api::start(path, api::Machine { cpus, memory, started: Instant::now(), devices: statuses, exit })
+    });
+    let api = api.transpose()?;
     info!(
         "{} vCPU(s), {} MiB of memory, kernel {}",
         config.cpus,
         config.memory >> 20,
         config.kernel.display()
     );
-    Ok(Machine { vcpus, console, exit, buses, vm, memory })
+    Ok(Machine { vcpus, console, exit, api, buses, vm, memory })
 }
 
 fn open_kernel(path: &Path) -> Result<Image, BootError> {
@@ -229,8 +240,8 @@ fn virtio_devices(config: &VmConfig) -> Result<Vec<Box<dyn VirtioDevice>>, Build
         devices.push(Box::new(Block::open(disk)?));
     }
     devices.push(Box::new(Rng::new()));
-    for net in &config.nets {
-        devices.push(Box::new(VhostUserNet::connect(net)?));
+    for config in &config.nets {
+        devices.push(net::open(config)?);
     }
     Ok(devices)
 }

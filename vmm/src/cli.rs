@@ -5,25 +5,30 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use log::LevelFilter;
 use thiserror::Error;
-use volt_net::net::config::{Mac, MacError};
+use volt_net::net::config::Mac;
 
-use crate::config::{DiskConfig, NetSocketConfig, SerialConfig, VmConfig};
+use crate::cli::net::NetOption;
+use crate::config::{DiskConfig, NetDeviceConfig, SerialConfig, VhostNet, VmConfig};
+
+mod net;
 
 /// The smallest machine: room for boot data and the smallest kernels.
 const MIN_MEMORY: u64 = 16 << 20;
 
 const AFTER_HELP: &str = "\
 Exit status:
-  0      the guest powered off, or you left with Ctrl-A x
+  0      the guest powered off, you left with Ctrl-A x, or 'volt-vmm ctl shutdown'
   1      the machine could not be built, or broke
   2      the command line is wrong
   3      the guest asked for a reset (reboot, a panic with panic=-1, or a triple fault)
   4      the host's KVM cannot run this guest
   128+N  ended by signal N (SIGTERM 143, SIGINT 130, SIGHUP 129, SIGQUIT 131)
   101    a bug in this program
+
+'volt-vmm ctl --help' tells how to ask a machine that runs.
 
 Keys on a terminal: Ctrl-A x leaves, Ctrl-A a (or Ctrl-A twice) sends one Ctrl-A; everything else,
 Ctrl-C included, goes to the guest.";
@@ -60,11 +65,30 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=254))]
     cpus: u8,
 
-    /// A network device served by the vhost-user back-end that listens on SOCKET; may be given several times.
-    /// A back-end that goes is looked for until it is back, which the guest does not see; with
-    /// link-down-after, its link is down when that takes longer
-    #[arg(long, value_name = "SOCKET[,mac=MAC][,mtu=N][,queues=N][,link-down-after=SECONDS]")]
-    net_socket: Vec<NetOption>,
+    /// A network device; may be given several times. tap=NAME: frames go to this TAP interface, which is created when
+    /// it is not there. macvtap=NAME: to this macvtap interface, whose address the guest gets. With vhost-net=on the
+    /// kernel moves the frames of these two where it can; with vhost-net=require there is an error where it cannot.
+    /// socket=PATH: frames go by the vhost-user back-end that listens there; one that goes is looked for until it is
+    /// back, which the guest does not see; with link-down-after=SECONDS, its link is down when that takes longer
+    #[arg(long, value_name = "KIND=WHERE[,mac=MAC][,mtu=N][,queues=N][,...]")]
+    net: Vec<NetOption>,
+
+    /// Short for --net tap=NAME,...
+    #[arg(long, value_name = "NAME[,...]", value_parser = net::tap)]
+    tap: Option<NetDeviceConfig>,
+
+    /// The address for --tap
+    #[arg(long, value_name = "MAC", requires = "tap")]
+    mac: Option<Mac>,
+
+    /// vhost-net for --tap
+    #[arg(long, value_name = "off|on|require", requires = "tap", value_parser = net::vhost_net)]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "on")]
+    vhost_net: Option<VhostNet>,
+
+    /// Short for --net socket=PATH,...; may be given several times
+    #[arg(long, value_name = "PATH[,...]", value_parser = net::socket)]
+    net_socket: Vec<NetDeviceConfig>,
 
     /// How long to wait for a vhost-user back-end at start; for ever when not given
     #[arg(long, value_name = "SECONDS")]
@@ -78,9 +102,44 @@ pub struct Args {
     #[arg(long, value_name = "TARGET", default_value = "stdio")]
     serial: SerialOption,
 
+    /// Unix socket for 'volt-vmm ctl' and other clients of the API (HTTP and JSON), for this user and root only
+    #[arg(long, value_name = "PATH")]
+    api_socket: Option<PathBuf>,
+
     /// error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log_level: LevelFilter,
+}
+
+/// `volt-vmm ctl`: talk to a machine that runs
+#[derive(Debug, Parser)]
+#[command(name = "volt-vmm ctl", version)]
+pub struct Ctl {
+    /// The machine's --api-socket
+    #[arg(long, global = true, value_name = "PATH", default_value = "/run/volt/vmm.api")]
+    pub api_socket: PathBuf,
+
+    /// What it is asked
+    #[command(subcommand)]
+    pub request: Request,
+}
+
+/// What a running machine is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Subcommand)]
+pub enum Request {
+    /// Print how the machine and its devices are, as JSON
+    Status,
+    /// End the machine at once, without asking the guest
+    Shutdown,
+}
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub enum Invocation {
+    /// A machine.
+    Run(Box<Args>),
+    /// An answer of one that runs.
+    Ctl(Ctl),
 }
 
 impl Args {
@@ -92,8 +151,7 @@ impl Args {
     /// The machine asked for.
     pub fn into_config(self) -> VmConfig {
         let rootfs_read_only = self.rootfs.as_ref().map(|rootfs| rootfs.0.read_only);
-        let timeout = self.net_timeout.map(Duration::from_secs);
-        let net = |NetOption(net)| NetSocketConfig { timeout, ..net };
+        let nets = self.nets();
         VmConfig {
             kernel: self.kernel,
             initramfs: self.initramfs,
@@ -102,9 +160,29 @@ impl Args {
             hugepages: self.hugepages,
             cpus: self.cpus,
             disks: self.rootfs.into_iter().chain(self.disk).map(|disk| disk.0).collect(),
-            nets: self.net_socket.into_iter().map(net).collect(),
+            nets,
             serial: self.serial.0,
+            api_socket: self.api_socket,
         }
+    }
+}
+
+impl Args {
+    /// Those of --net, then that of --tap, then those of --net-socket.
+    fn nets(&self) -> Vec<NetDeviceConfig> {
+        let mut tap = self.tap.clone();
+        if let Some(NetDeviceConfig::Port(tap)) = &mut tap {
+            tap.mac = self.mac.or(tap.mac);
+            tap.vhost_net = self.vhost_net.unwrap_or(tap.vhost_net);
+        }
+        let long = self.net.iter().map(|net| net.0.clone());
+        let mut nets: Vec<_> = long.chain(tap).chain(self.net_socket.iter().cloned()).collect();
+        for net in &mut nets {
+            if let NetDeviceConfig::Socket(net) = net {
+                net.timeout = self.net_timeout.map(Duration::from_secs);
+            }
+        }
+        nets
     }
 }
 
@@ -143,20 +221,6 @@ enum ValueError {
     NoPath(String),
     #[error("unknown option '{0}': a disk knows ro and rw (a path cannot contain a comma)")]
     DiskOption(String),
-    #[error(
-        "unknown option '{0}': a network socket knows mac=, mtu=, queues= and link-down-after= (a path cannot contain a comma)"
-    )]
-    NetOption(String),
-    #[error("the option '{0}' is given twice")]
-    Twice(String),
-    #[error("mtu={0} is no number from 68 to 65535")]
-    Mtu(String),
-    #[error("queues={0} is no number from 1 to 128")]
-    Queues(String),
-    #[error("link-down-after={0} is no number of seconds from 0 to {max}", max = u32::MAX)]
-    LinkDown(String),
-    #[error(transparent)]
-    Mac(#[from] MacError),
     #[error("'{0}' is none of stdio, none and file=PATH")]
     Serial(String),
 }
@@ -225,44 +289,6 @@ impl FromStr for DiskOption {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct NetOption(NetSocketConfig);
-
-impl FromStr for NetOption {
-    type Err = ValueError;
-
-    fn from_str(text: &str) -> Result<NetOption, ValueError> {
-        const MTU: std::ops::RangeInclusive<u16> = volt_net::net::config::MIN_MTU..=u16::MAX;
-        const QUEUES: std::ops::RangeInclusive<u16> = 1..=crate::virtio::vhost_user_net::MAX_PAIRS;
-        let (socket, options) = split_path(text)?;
-        let (mut mac, mut mtu, mut queues, mut link_down_after) = (None, None, None, None);
-        for option in options {
-            let unknown = || ValueError::NetOption(option.to_owned());
-            let (key, value) = option.split_once('=').ok_or_else(unknown)?;
-            let number =
-                |range: std::ops::RangeInclusive<u16>| value.parse().ok().filter(|n| range.contains(n));
-            let again = match key {
-                "mac" => mac.replace(value.parse::<Mac>()?).is_some(),
-                "mtu" => mtu.replace(number(MTU).ok_or_else(|| ValueError::Mtu(value.to_owned()))?).is_some(),
-                "queues" => {
-                    let number = number(QUEUES).ok_or_else(|| ValueError::Queues(value.to_owned()))?;
-                    queues.replace(number).is_some()
-                }
-                "link-down-after" => {
-                    let seconds: u32 = value.parse().map_err(|_| ValueError::LinkDown(value.to_owned()))?;
-                    link_down_after.replace(Duration::from_secs(seconds.into())).is_some()
-                }
-                _ => return Err(unknown()),
-            };
-            if again {
-                return Err(ValueError::Twice(key.to_owned()));
-            }
-        }
-        let queues = queues.unwrap_or(1);
-        Ok(NetOption(NetSocketConfig { socket, mac, mtu, queues, timeout: None, link_down_after }))
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
 struct SerialOption(SerialConfig);
 
 impl FromStr for SerialOption {
@@ -283,8 +309,12 @@ impl FromStr for SerialOption {
 /// # Errors
 ///
 /// clap's, which knows how to print itself and which status to exit with; `--help` and `--version` too.
-pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Args, clap::Error> {
-    Args::try_parse_from(args)
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, clap::Error> {
+    let args: Vec<OsString> = args.into_iter().collect();
+    if args.get(1).is_some_and(|word| word == "ctl") {
+        return Ctl::try_parse_from(&args[1..]).map(Invocation::Ctl);
+    }
+    Args::try_parse_from(args).map(|args| Invocation::Run(Box::new(args)))
 }
 
 #[cfg(test)]

@@ -1,8 +1,24 @@
+use crate::config::{NetPortConfig, NetSocketConfig, PortKind};
+
 use super::*;
 
 fn config(args: &[&str]) -> VmConfig {
     let args = ["volt-vmm", "--kernel", "k"].iter().chain(args).map(OsString::from);
-    parse(args).unwrap().into_config()
+    match parse(args).unwrap() {
+        Invocation::Run(args) => args.into_config(),
+        Invocation::Ctl(ctl) => panic!("{ctl:?}"),
+    }
+}
+
+#[test]
+fn a_running_machine_can_be_asked() {
+    for args in [["ctl", "--api-socket", "s", "status"], ["ctl", "status", "--api-socket", "s"]] {
+        match parse(["volt-vmm"].iter().chain(&args).map(OsString::from)).unwrap() {
+            Invocation::Ctl(ctl) => assert_eq!((ctl.api_socket, ctl.request), ("s".into(), Request::Status)),
+            Invocation::Run(args) => panic!("{args:?}"),
+        }
+    }
+    assert_eq!(config(&["--api-socket", "s"]).api_socket, Some("s".into()));
 }
 
 fn refused(args: &[&str]) -> String {
@@ -55,11 +71,53 @@ fn network_sockets_have_options() {
         "5",
     ])
     .nets;
+    let nets: Vec<_> = nets.iter().map(socket).collect();
     assert_eq!(nets[0].mac.unwrap().to_string(), "52:54:00:12:34:56");
     assert_eq!((nets[0].mtu, nets[0].queues, nets[0].timeout), (Some(9000), 4, Some(Duration::from_secs(5))));
     assert_eq!(nets[0].link_down_after, Some(Duration::from_secs(3)));
     assert_eq!(nets[1].link_down_after, None);
     assert_eq!((nets[1].mac, nets[1].mtu, nets[1].queues), (None, None, 1));
+}
+
+fn socket(net: &NetDeviceConfig) -> &NetSocketConfig {
+    match net {
+        NetDeviceConfig::Socket(net) => net,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn port(net: &NetDeviceConfig) -> &NetPortConfig {
+    match net {
+        NetDeviceConfig::Port(net) => net,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn interfaces_of_all_kinds_go_together() {
+    let nets = config(&[
+        "--net-socket",
+        "/run/b",
+        "--tap",
+        "tap1,mtu=1400",
+        "--mac",
+        "52:54:00:12:34:56",
+        "--net",
+        "socket=/run/a,queues=2",
+        "--net",
+        "tap=tap0,queues=4,mac=02:00:00:00:00:01",
+        "--net",
+        "macvtap=mv0,vhost-net=require",
+        "--vhost-net",
+    ])
+    .nets;
+    assert_eq!((socket(&nets[0]).socket.to_str(), socket(&nets[0]).queues), (Some("/run/a"), 2));
+    assert_eq!((port(&nets[1]).name.as_str(), port(&nets[1]).queues), ("tap0", 4));
+    assert_eq!((port(&nets[2]).kind, port(&nets[2]).vhost_net), (PortKind::Macvtap, VhostNet::Require));
+    assert_eq!((port(&nets[3]).name.as_str(), port(&nets[3]).mtu), ("tap1", Some(1400)));
+    assert_eq!(port(&nets[3]).mac.unwrap().to_string(), "52:54:00:12:34:56");
+    assert_eq!((port(&nets[3]).vhost_net, port(&nets[1]).vhost_net), (VhostNet::On, VhostNet::Off));
+    assert_eq!(socket(&nets[4]).socket.to_str(), Some("/run/b"));
 }
 
 #[test]
@@ -92,6 +150,12 @@ fn wrong_values_are_named_with_what_would_be_right() {
         (["--net-socket", "s,queues=2,queues=3"], "given twice"),
         (["--net-socket", "s,link-down-after=soon"], "link-down-after=soon"),
         (["--net-socket", "s,fast"], "unknown option 'fast'"),
+        (["--net", "tap0"], "begin with tap=NAME"),
+        (["--net", "tap="], "no interface or socket is named"),
+        (["--net", "tap=t,link-down-after=1"], "link-down-after= does not go with tap="),
+        (["--net", "tap=t,vhost-net=yes"], "vhost-net=yes is none of"),
+        (["--net", "socket=s,vhost-net=on"], "vhost-net= does not go with socket="),
+        (["--mac", "52:54:00:12:34:56"], "--tap"),
         (["--serial", "pty"], "none of stdio, none and file=PATH"),
         (["--serial", "file="], "none of stdio"),
         (["--log-level", "loud"], "loud"),

@@ -14,7 +14,64 @@ pub struct DiskConfig {
     pub read_only: bool,
 }
 
-/// One `--net-socket`: a network device served by a vhost-user back-end.
+/// One `--net`, `--tap` or `--net-socket`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NetDeviceConfig {
+    /// Frames go to an interface of the host from here.
+    Port(NetPortConfig),
+    /// They go by a vhost-user back-end.
+    Socket(NetSocketConfig),
+}
+
+/// A kind of interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PortKind {
+    /// A TAP interface: used when it is there, created when not.
+    Tap,
+    /// A macvtap interface, which is there.
+    Macvtap,
+}
+
+impl PortKind {
+    /// As `--net` names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            PortKind::Tap => "tap",
+            PortKind::Macvtap => "macvtap",
+        }
+    }
+}
+
+/// Whether the kernel's vhost-net moves an interface's frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum VhostNet {
+    /// This process does.
+    #[default]
+    Off,
+    /// The kernel does where it can, otherwise this process.
+    On,
+    /// The kernel does, or there is no device.
+    Require,
+}
+
+/// A network device over an interface of the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetPortConfig {
+    /// What the interface is.
+    pub kind: PortKind,
+    /// Its name.
+    pub name: String,
+    /// The guest's address; otherwise the macvtap's own, or random.
+    pub mac: Option<Mac>,
+    /// The MTU the guest is told; otherwise the interface's.
+    pub mtu: Option<u16>,
+    /// Queue pairs, 1 or more.
+    pub queues: u16,
+    /// Who moves the frames.
+    pub vhost_net: VhostNet,
+}
+
+/// A network device served by a vhost-user back-end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetSocketConfig {
     /// The back-end's listening Unix socket.
@@ -60,7 +117,9 @@ pub struct VmConfig {
     /// Disks in the order in which the guest names them.
     pub disks: Vec<DiskConfig>,
     /// Network devices in the order in which the guest names them.
-    pub nets: Vec<NetSocketConfig>,
+    pub nets: Vec<NetDeviceConfig>,
     /// The serial port.
     pub serial: SerialConfig,
+    /// Where the API is served.
+    pub api_socket: Option<PathBuf>,
 }

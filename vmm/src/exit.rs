@@ -38,6 +38,8 @@ pub enum ExitReason {
     TripleFault,
     /// The user typed Ctrl-A x.
     UserQuit,
+    /// Somebody asked by the API socket.
+    Api,
     /// This process got a signal.
     Signal(i32),
     /// A vCPU's thread does not start.
@@ -52,7 +54,7 @@ impl ExitReason {
     /// The exit status of the process.
     pub fn status(&self) -> u8 {
         match self {
-            ExitReason::PowerOff | ExitReason::UserQuit => 0,
+            ExitReason::PowerOff | ExitReason::UserQuit | ExitReason::Api => 0,
             ExitReason::Reset(_) | ExitReason::TripleFault => status::RESET,
             ExitReason::Signal(number) => signal_status(*number),
             ExitReason::Vcpu(error) if error.is_host_limit() => status::KVM,
@@ -73,6 +75,7 @@ impl fmt::Display for ExitReason {
             ExitReason::Reset(how) => write!(f, "the guest asked for a reset by {how}"),
             ExitReason::TripleFault => write!(f, "the guest's processor shut down by a triple fault"),
             ExitReason::UserQuit => write!(f, "left by Ctrl-A x"),
+            ExitReason::Api => write!(f, "shut down by the API"),
             ExitReason::Signal(number) => write!(f, "signal {number}"),
             ExitReason::Thread(_) => write!(f, "a vCPU's thread does not start"),
             ExitReason::Vcpu(_) => write!(f, "a vCPU stopped"),

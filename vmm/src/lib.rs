@@ -9,6 +9,7 @@
 //! The command line becomes a [`config::VmConfig`]; [`builder::build`] makes a [`machine::Machine`] of it;
 //! [`machine::Machine::run`] runs that until something asks the [`exit::ExitEvent`] for the end.
 
+pub mod api;
 pub mod boot;
 pub mod builder;
 pub mod bus;

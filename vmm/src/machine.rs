@@ -1,7 +1,7 @@
 //! A machine that is built, and the loop that runs it to its end.
 //!
-//! The main thread stays in [`Machine::run`]: it feeds the console and waits for the exit event. Another
-//! source of events, such as an API socket, is one more descriptor in that loop.
+//! The main thread stays in [`Machine::run`]: it feeds the console and waits for the exit event. The API has a thread of
+//! its own.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -13,6 +13,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use thiserror::Error;
 use vm_memory::GuestMemoryMmap;
 
+use crate::api::Api;
 use crate::console::{Command, Console, Wants};
 use crate::exit::{ExitEvent, ExitReason};
 use crate::terminal::RawMode;
@@ -35,6 +36,8 @@ pub struct Machine {
     pub console: Option<Console>,
     /// The end.
     pub exit: Arc<ExitEvent>,
+    /// Shows the machine to others.
+    pub api: Option<Api>,
     /// The devices.
     pub buses: Arc<Buses>,
     /// Keeps eventfds and interrupts registered.
@@ -50,7 +53,7 @@ impl Machine {
     ///
     /// When the terminal cannot be used. Whatever ends the machine later is logged and becomes a status.
     pub fn run(self) -> Result<u8, StartError> {
-        let Machine { vcpus, mut console, exit, buses, vm, memory } = self;
+        let Machine { vcpus, mut console, exit, api, buses, vm, memory } = self;
         let raw_mode = match console {
             Some(_) => RawMode::enter().map_err(StartError::Terminal)?,
             None => None,
@@ -66,7 +69,7 @@ impl Machine {
         stop(threads);
         drop(raw_mode);
         // In this order: devices stop before what they stand on goes.
-        drop((console, buses, vm, memory));
+        drop((api, console, buses, vm, memory));
         Ok(exit.reason().map_or(crate::exit::status::ERROR, report))
     }
 }

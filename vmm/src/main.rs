@@ -1,16 +1,21 @@
 //! volt-vmm: a minimal virtual machine monitor on KVM.
 
+use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use hyper::Method;
 use log::error;
+use volt_vmm::api::client;
+use volt_vmm::cli::{Ctl, Invocation, Request};
 use volt_vmm::exit::{ExitEvent, status};
 use volt_vmm::virtio::faults::chain;
 use volt_vmm::{builder, cli, signals, terminal};
 
 fn main() -> ExitCode {
     let args = match cli::parse(std::env::args_os()) {
-        Ok(args) => args,
+        Ok(Invocation::Run(args)) => *args,
+        Ok(Invocation::Ctl(ctl)) => return ask(&ctl),
         Err(error) => error.exit(),
     };
     env_logger::Builder::new().filter_level(args.log_level()).format_timestamp_millis().init();
@@ -19,6 +24,24 @@ fn main() -> ExitCode {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
             error!("{}", chain(&*error));
+            ExitCode::from(status::ERROR)
+        }
+    }
+}
+
+fn ask(ctl: &Ctl) -> ExitCode {
+    let (method, path) = match ctl.request {
+        Request::Status => (Method::GET, "/v1/status"),
+        Request::Shutdown => (Method::PUT, "/v1/shutdown"),
+    };
+    match client::ask(&ctl.api_socket, method, path) {
+        Ok(answer) => {
+            // A reader that has seen enough is no error.
+            let _ = writeln!(std::io::stdout(), "{answer:#}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("volt-vmm: {}", chain(&error));
             ExitCode::from(status::ERROR)
         }
     }

@@ -11,6 +11,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fcntl_setfl, fstat};
 use thiserror::Error;
 
+use crate::state::{Exporter, FdId, Importer, StateError};
+
 /// Why a descriptor cannot carry notifications.
 #[derive(Debug, Error)]
 pub enum NotifyError {
@@ -24,7 +26,10 @@ pub enum NotifyError {
 
 /// A descriptor for notifications, in either direction.
 #[derive(Debug)]
-pub struct Notifier(File);
+pub struct Notifier {
+    file: File,
+    id: FdId,
+}
 
 impl Notifier {
     /// Takes a descriptor that a front-end sent.
@@ -51,21 +56,35 @@ impl Notifier {
         // worker, which is why stopping a worker does not rely on it.
         let flags = fcntl_getfl(&fd).map_err(io::Error::from)?;
         fcntl_setfl(&fd, flags | OFlags::NONBLOCK).map_err(io::Error::from)?;
-        Ok(Notifier(fd.into()))
+        Ok(Notifier { file: fd.into(), id: FdId::fresh() })
+    }
+
+    /// Adds the descriptor to a state.
+    pub fn export<'a>(&'a self, out: &mut Exporter<'a>) -> FdId {
+        out.fd(self.id, &self.file)
+    }
+
+    /// Takes the descriptor of a state: it is what [`Notifier::new`] has made of it, as that goes with the open file.
+    ///
+    /// # Errors
+    ///
+    /// When it did not come with the state.
+    pub fn import(id: FdId, from: &mut Importer) -> Result<Notifier, StateError> {
+        Ok(Notifier { file: from.take(id)?.into(), id })
     }
 
     /// Notifies the other side. One that does not read has a notification waiting already, and one that is gone
     /// needs none.
     #[inline]
     pub fn notify(&self) {
-        let _ = (&self.0).write(&1u64.to_ne_bytes());
+        let _ = (&self.file).write(&1u64.to_ne_bytes());
     }
 
     /// Whether [`Notifier::notify`] would return at once even for a descriptor that its owner has made blocking again.
     /// For threads that nobody can interrupt; one that is full has a notification waiting.
     pub fn is_ready(&self) -> bool {
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let mut fds = [PollFd::new(&self.0, PollFlags::OUT)];
+        let mut fds = [PollFd::new(&self.file, PollFlags::OUT)];
         matches!(poll(&mut fds, Some(&now)), Ok(1)) && fds[0].revents().contains(PollFlags::OUT)
     }
 
@@ -74,7 +93,7 @@ impl Notifier {
     pub fn clear(&self) -> bool {
         // More than the 8 bytes of an eventfd: a socket or pipe is emptied in fewer calls.
         let mut bytes = [0; 256];
-        match (&self.0).read(&mut bytes) {
+        match (&self.file).read(&mut bytes) {
             Ok(read) => read > 0,
             Err(error) => matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted),
         }
@@ -83,7 +102,7 @@ impl Notifier {
 
 impl AsFd for Notifier {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.file.as_fd()
     }
 }
 

@@ -1,5 +1,6 @@
 //! What happened on a queue pair, counted.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -33,6 +34,11 @@ macro_rules! counters {
             pub fn all(&self) -> impl Iterator<Item = (&'static str, u64)> {
                 [$(($text, self.$name.get()),)*].into_iter()
             }
+
+            /// Goes on from `counts`, by the names of [`Counters::all`]. Only while no worker counts.
+            pub fn set(&self, counts: &BTreeMap<String, u64>) {
+                $(self.$name.0.store(counts.get($text).copied().unwrap_or(0), Relaxed);)*
+            }
         }
     };
 }
@@ -60,6 +66,8 @@ counters! {
     rx_too_long: "rx too long for the guest's buffers";
     /// Frames lost because receiving them failed, for instance into memory that the front-end has taken away.
     rx_failed: "rx failed";
+    /// Chains that were returned unserved because this process died of them twice.
+    killers: "chains that killed this daemon";
     /// Notifications to the driver.
     calls: "calls";
     /// Notifications from the driver.

@@ -3,7 +3,7 @@
 
 use log::{debug, warn};
 
-use crate::net::counters::Counter;
+use crate::net::counters::Counters;
 use crate::net::ctrl::{self, ACK_ERR, ACK_OK, Command, Limits, MAX_COMMAND_LEN};
 use crate::net::vring::Vring;
 use crate::virtio::chain::ChainError;
@@ -18,41 +18,59 @@ const BATCH: usize = 16;
 pub struct ControlQueue {
     /// Its vring.
     pub vring: Vring,
-    bad_chains: Counter,
+    counters: Counters,
 }
 
 impl ControlQueue {
     /// The control queue over `vring`.
     pub fn new(vring: Vring) -> ControlQueue {
-        ControlQueue { vring, bad_chains: Counter::default() }
+        ControlQueue { vring, counters: Counters::default() }
     }
 
-    /// Hands each available command to `carry_out`, answers the driver, and says whether there may be more.
+    /// Hands each available command to `carry_out`, and says whether there may be more. The driver sees no answer before
+    /// [`ControlQueue::answer`], so that what a command has changed can be recorded before.
     ///
     /// # Errors
     ///
-    /// When the driver broke the ring. What was carried out before is answered.
-    pub fn run(&mut self, limits: Limits, carry_out: impl FnMut(Command)) -> Result<bool, RingError> {
-        let more = self.batch(limits, carry_out);
-        if self.vring.ring.publish() {
-            self.call();
-        }
-        Ok(more? || self.vring.ring.enable_kicks()?)
-    }
-
-    fn batch(&mut self, limits: Limits, mut carry_out: impl FnMut(Command)) -> Result<bool, RingError> {
-        for _ in 0..BATCH {
-            let Some(head) = self.vring.ring.pop()? else { return Ok(false) };
-            let written = match self.serve(head, limits, &mut carry_out) {
+    /// When the driver broke the ring.
+    pub fn run(&mut self, limits: Limits, mut carry_out: impl FnMut(Command)) -> Result<bool, RingError> {
+        let mut more = true;
+        for served in 0..BATCH {
+            let index = self.vring.ring.next_index();
+            let head = match self.vring.ring.pop() {
+                Ok(Some(head)) => head,
+                Ok(None) => {
+                    more = false;
+                    break;
+                }
+                // What was carried out is answered before the ring is given up, which is when this comes again.
+                Err(_) if served > 0 => break,
+                Err(error) => return Err(error),
+            };
+            let approached = self.vring.approach(index);
+            let written = match approached.and_then(|()| self.serve(head, limits, &mut carry_out)) {
                 Ok(()) => 1,
                 Err(error) => {
-                    self.vring.bad_chain(error, &self.bad_chains);
+                    self.vring.bad_chain(error, &self.counters.tx_bad_chain, &self.counters);
                     0
                 }
             };
             self.vring.ring.push_used(head, written);
         }
-        Ok(true)
+        self.vring.note.idle();
+        Ok(more)
+    }
+
+    /// Answers the driver. Whether more commands have come.
+    ///
+    /// # Errors
+    ///
+    /// When the driver broke the ring.
+    pub fn answer(&mut self) -> Result<bool, RingError> {
+        if self.vring.ring.publish() {
+            self.call();
+        }
+        self.vring.ring.enable_kicks()
     }
 
     /// Notifies the driver. Not by [`Vring::call`]: this runs on the main thread, which no descriptor may hold.
@@ -97,5 +115,29 @@ impl ControlQueue {
         };
         write_parts(&[ack], 0, &[answer]);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::testing::Rig;
+    use crate::virtio::features::Features;
+    use crate::virtio::testing::{BUFFERS, Driver};
+
+    #[test]
+    fn commands_before_a_broken_entry_are_answered() {
+        let mut driver = Driver::new(8, Features::NONE);
+        let mut control = ControlQueue::new(Rig::vring(&driver, 4));
+        driver.write(BUFFERS, &[4, 0, 2, 0]);
+        driver.add(&[(BUFFERS, 4, false), (BUFFERS + 64, 1, true)]);
+        driver.offer(8);
+        let limits = Limits { acked: Features::MQ, max_pairs: 2 };
+        let mut commands = Vec::new();
+        assert_eq!(control.run(limits, |command| commands.push(command)), Ok(true));
+        assert_eq!(commands, [Command::SetPairs(2)]);
+        assert_eq!(control.answer(), Ok(true));
+        assert_eq!(driver.take_used(), [(0, 1)]);
+        assert!(control.run(limits, |_| panic!("carried out twice")).is_err());
     }
 }

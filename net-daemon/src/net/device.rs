@@ -4,22 +4,27 @@
 //! [`NetDevice::stop`] takes them back. Whoever changes anything about a running pair stops it, changes it, and
 //! starts it again. The callers are the vhost-user session and, in a virtual machine monitor, its transport.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
 use log::{debug, error, info, warn};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use vm_memory::mmap::MmapRegionError;
 
 use crate::event::notify::Notifier;
 use crate::event::worker::{Worker, WorkerError};
 use crate::net::config::{DUPLEX_UNKNOWN, MIN_MTU, Mac, NetConfig, SPEED_UNKNOWN, STATUS_LINK_UP};
 use crate::net::counters::Counters;
 use crate::net::health::{GoneFlag, Health};
+use crate::net::journal::Journal;
 use crate::net::pair::Pair;
 use crate::net::rx::Rx;
 use crate::net::tx::Tx;
 use crate::net::vring::Vring;
-use crate::port::Port;
+use crate::port::macvtap::check_mac;
+use crate::port::{Port, PortQueue};
 use crate::virtio::features::Features;
 
 /// What every port can serve.
@@ -79,12 +84,61 @@ pub struct NetDevice {
     config: NetConfig,
     workers: Vec<Option<Worker>>,
     counters: Vec<Arc<Counters>>,
+    /// Frames that were received and not delivered when their pair stopped.
+    stashes: Vec<Option<Vec<u8>>>,
     gone: GoneFlag,
+    journal: Journal,
+    killers: BTreeMap<usize, u16>,
 }
+
+/// What a device knows that its port does not, in a state.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct DeviceState {
+    /// Queue pairs.
+    pub pairs: u16,
+    /// MAC address.
+    pub mac: [u8; 6],
+    /// MTU, if the guest is told one.
+    pub mtu: Option<u16>,
+}
+
+/// What workers change by themselves: what is left of a stopped device beside a [`DeviceState`].
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Leftover {
+    /// For each pair, its counters by name.
+    pub counters: Vec<BTreeMap<String, u64>>,
+    /// For each pair, a frame that was received and not delivered, in hexadecimal.
+    pub stashes: Vec<Option<HexBytes>>,
+}
+
+/// Bytes that are text in a state.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct HexBytes(#[serde(with = "crate::state::hex")] pub Vec<u8>);
 
 impl NetDevice {
     /// A device over `port`. `wake` is notified when the port is found gone.
-    pub fn new(port: Box<dyn Port>, options: DeviceOptions, wake: Arc<Notifier>) -> NetDevice {
+    ///
+    /// # Errors
+    ///
+    /// When there is no memory.
+    pub fn new(
+        port: Box<dyn Port>,
+        options: DeviceOptions,
+        wake: Arc<Notifier>,
+    ) -> Result<NetDevice, MmapRegionError> {
+        Ok(NetDevice::with_journal(port, options, wake, Journal::new()?, BTreeMap::new()))
+    }
+
+    /// The same for a process whose end another one watches: workers note what they do in `journal`, and leave the
+    /// chains out whose indexes in the available ring are in `killers`, by vring.
+    pub fn with_journal(
+        port: Box<dyn Port>,
+        options: DeviceOptions,
+        wake: Arc<Notifier>,
+        journal: Journal,
+        killers: BTreeMap<usize, u16>,
+    ) -> NetDevice {
         let pairs = usize::from(options.pairs);
         let mut offered = ALWAYS.with(port.extra_features());
         if options.pairs > 1 {
@@ -102,9 +156,63 @@ impl NetDevice {
             speed: SPEED_UNKNOWN,
             duplex: DUPLEX_UNKNOWN,
         };
+        check_mac(&*port, options.mac);
         let counters = (0..pairs).map(|_| Arc::default()).collect();
         let workers = (0..pairs).map(|_| None).collect();
-        NetDevice { port, offered, config, workers, counters, gone: GoneFlag::new(wake) }
+        let stashes = vec![None; pairs];
+        let gone = GoneFlag::new(wake);
+        NetDevice { port, offered, config, workers, counters, stashes, gone, journal, killers }
+    }
+
+    /// Writes out what does not change while the device runs.
+    pub fn export(&self) -> DeviceState {
+        let mtu = self.offered.has(Features::MTU).then_some(self.config.mtu);
+        DeviceState { pairs: self.config.max_pairs, mac: self.config.mac.0, mtu }
+    }
+
+    /// Writes out what workers change. Of pairs that run, no frame.
+    pub fn leftover(&self) -> Leftover {
+        let counters = self.counters.iter();
+        Leftover {
+            counters: counters
+                .map(|c| c.all().map(|(name, count)| (name.to_owned(), count)).collect())
+                .collect(),
+            stashes: self.stashes.iter().map(|stash| stash.clone().map(HexBytes)).collect(),
+        }
+    }
+
+    /// Goes on from what another process left. No pair may run yet.
+    pub fn set_leftover(&mut self, leftover: Leftover) {
+        for (counters, counts) in self.counters.iter().zip(&leftover.counters) {
+            counters.set(counts);
+        }
+        for (stash, frame) in self.stashes.iter_mut().zip(leftover.stashes) {
+            *stash = frame.map(|bytes| bytes.0);
+        }
+    }
+
+    /// The port.
+    pub fn port(&self) -> &dyn Port {
+        &*self.port
+    }
+
+    /// The port is this device's to clean up: see [`Port::own`].
+    pub fn own_port(&mut self) {
+        self.port.own();
+    }
+
+    /// What a vring that is about to start needs for the supervisor: its note, and the index of a chain to leave out.
+    pub fn watch(&mut self, vring: usize) -> (crate::net::journal::Note, Option<u16>) {
+        (self.journal.note(vring), self.killers.remove(&vring))
+    }
+
+    /// Gives up the frames that were received and not delivered: the guest they were for has gone.
+    pub fn give_up_stashes(&mut self) {
+        for (stash, counters) in self.stashes.iter_mut().zip(&self.counters) {
+            if stash.take().is_some() {
+                counters.rx_failed.add(1);
+            }
+        }
     }
 
     /// The features that a driver may acknowledge.
@@ -132,6 +240,11 @@ impl NetDevice {
         self.port.name()
     }
 
+    /// The port's queue for `pair`, for whoever serves it by other means than [`NetDevice::start`].
+    pub fn queue(&self, pair: usize) -> Arc<dyn PortQueue> {
+        self.port.queue(pair)
+    }
+
     /// Runs `pair`, which must be stopped, with the `vrings` that are ready.
     ///
     /// # Errors
@@ -139,13 +252,20 @@ impl NetDevice {
     /// When there can be no worker; the pair is stopped then.
     pub fn start(&mut self, pair: usize, vrings: PairVrings, features: Features) -> Result<(), DeviceError> {
         assert!(self.workers[pair].is_none(), "pair {pair} runs already");
+        let mut rx = vrings.rx.map(|vring| Rx::new(vring, features));
+        if let Some(rx) = &mut rx
+            && let Some(frame) = self.stashes[pair].take()
+        {
+            rx.put_stash(&frame);
+        }
         let running = Pair {
-            rx: vrings.rx.map(|vring| Rx::new(vring, features)),
+            rx,
             tx: vrings.tx.map(|vring| Tx::new(vring, vrings.discard_tx)),
             queue: self.port.queue(pair),
             counters: self.counters[pair].clone(),
             health: Health::new(self.port.name().to_owned(), self.gone.clone()),
             broken: Vec::new(),
+            stash: None,
         };
         if running.vrings().next().is_none() {
             return Ok(());
@@ -171,6 +291,9 @@ impl NetDevice {
     pub fn stop(&mut self, pair: usize) -> Result<Vec<usize>, DeviceError> {
         let Some(worker) = self.workers[pair].take() else { return Ok(Vec::new()) };
         let pair_back = worker.stop().map_err(|source| DeviceError { pair, source })?;
+        if pair_back.stash.is_some() {
+            self.stashes[pair] = pair_back.stash;
+        }
         Ok(pair_back.broken)
     }
 

@@ -3,12 +3,15 @@
 //! Frames go worker → [`pair`] → [`tx`] → port, and worker → [`pair`] → [`rx`] → ring → call; everything else
 //! is set-up around that.
 
+pub mod builder;
 pub mod config;
 pub mod counters;
 pub mod ctrl;
 pub mod ctrl_queue;
 pub mod device;
 pub mod health;
+pub mod journal;
+pub mod lifecycle;
 pub mod pair;
 pub mod rx;
 pub mod tx;

@@ -29,6 +29,8 @@ pub struct Pair {
     pub health: Health,
     /// Virtqueues that the driver broke while the pair ran.
     pub broken: Vec<usize>,
+    /// A frame that was received and waits for the guest's buffers, while the pair does not run.
+    pub stash: Option<Vec<u8>>,
 }
 
 impl Pair {
@@ -49,9 +51,7 @@ impl Pair {
             // An error is the next one's to find.
             let _ = tx.vring.ring.enable_kicks();
         }
-        if let Some(rx) = &mut self.rx {
-            rx.give_up_stash(&self.counters);
-        }
+        self.stash = self.rx.as_mut().and_then(Rx::take_stash);
     }
 
     /// Looks at a port that reports an error, which receiving would do if the guest had buffers.

@@ -95,6 +95,7 @@ impl Rx {
         counters: &Counters,
     ) -> Result<Turn, RingError> {
         let turn = self.batch(port, health, counters);
+        self.vring.note.idle();
         self.vring.publish(counters);
         match turn? {
             // Only a guest that was out of buffers needs to tell when it has some.
@@ -155,9 +156,10 @@ impl Rx {
     fn gather(&mut self, wanted: usize, counters: &Counters) -> Result<Gathered, RingError> {
         let mut bad_chains = 0;
         while self.capacity < wanted && (self.mergeable || self.buffers.is_empty()) {
+            let index = self.vring.ring.next_index();
             let Some(head) = self.vring.ring.pop()? else { return Ok(Gathered::Empty) };
             let start = self.parts.len();
-            match self.collect(head) {
+            match self.vring.approach(index).and_then(|()| self.collect(head)) {
                 Ok(len) => {
                     self.capacity += len;
                     self.buffers.push_back(Buffer { head, parts: self.parts.len() - start, len });
@@ -169,7 +171,7 @@ impl Rx {
                         self.vring.ring.unpop();
                         return Ok(Gathered::BadChain);
                     }
-                    self.vring.bad_chain(error, &counters.rx_bad_chain);
+                    self.vring.bad_chain(error, &counters.rx_bad_chain, counters);
                     self.vring.ring.push_used(head, 0);
                     bad_chains += 1;
                     if bad_chains == BATCH {
@@ -271,10 +273,16 @@ impl Rx {
         Ok(None)
     }
 
-    /// Counts a frame that was set aside: it goes with the pair that is stopped.
-    pub fn give_up_stash(&mut self, counters: &Counters) {
-        if self.stashed.take().is_some() {
-            counters.rx_failed.add(1);
+    /// The frame that was set aside, for whoever serves the ring next.
+    pub fn take_stash(&mut self) -> Option<Vec<u8>> {
+        self.stashed.take().and_then(|len| self.spill.get(..len)).map(<[u8]>::to_vec)
+    }
+
+    /// Goes on with a frame that [`Rx::take_stash`] returned. One that is longer than any frame is none.
+    pub fn put_stash(&mut self, frame: &[u8]) {
+        if let Some(room) = self.spill.get_mut(..frame.len()) {
+            room.copy_from_slice(frame);
+            self.stashed = Some(frame.len());
         }
     }
 

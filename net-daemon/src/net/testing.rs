@@ -69,6 +69,8 @@ impl Rig {
             call: Some(notifier()),
             err: None,
             scolded: false,
+            note: crate::net::journal::Journal::new().unwrap().note(index),
+            killer: None,
         }
     }
 

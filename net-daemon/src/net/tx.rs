@@ -44,6 +44,7 @@ impl Tx {
     ) -> Result<Turn, RingError> {
         self.vring.ring.disable_kicks();
         let turn = self.batch(port, health, counters);
+        self.vring.note.idle();
         self.vring.publish(counters);
         match turn? {
             Turn::Idle if self.vring.ring.enable_kicks()? => Ok(Turn::More),
@@ -58,9 +59,10 @@ impl Tx {
         counters: &Counters,
     ) -> Result<Turn, RingError> {
         for _ in 0..BATCH {
+            let index = self.vring.ring.next_index();
             let Some(head) = self.vring.ring.pop()? else { return Ok(Turn::Idle) };
-            match self.collect(head) {
-                Err(error) => self.vring.bad_chain(error, &counters.tx_bad_chain),
+            match self.vring.approach(index).and_then(|()| self.collect(head)) {
+                Err(error) => self.vring.bad_chain(error, &counters.tx_bad_chain, counters),
                 Ok(_) if self.discard => counters.tx_disabled.add(1),
                 Ok(_) => match self.send(port, health, counters) {
                     Some(Verdict::Wait) => {

@@ -6,6 +6,7 @@ use log::{debug, warn};
 
 use crate::event::notify::Notifier;
 use crate::net::counters::{Counter, Counters};
+use crate::net::journal::Note;
 use crate::virtio::chain::ChainError;
 use crate::virtio::ring::Ring;
 
@@ -24,6 +25,10 @@ pub struct Vring {
     pub err: Option<Arc<Notifier>>,
     /// Whether a malformed chain has been logged.
     pub scolded: bool,
+    /// Where it is noted what is served.
+    pub note: Note,
+    /// Index in the available ring of a chain that must not be looked at.
+    pub killer: Option<u16>,
 }
 
 impl Vring {
@@ -44,9 +49,29 @@ impl Vring {
         }
     }
 
+    /// Notes that the chain at `index` of the available ring comes next.
+    ///
+    /// # Errors
+    ///
+    /// When it must not be looked at.
+    #[inline]
+    pub fn approach(&mut self, index: u16) -> Result<(), ChainError> {
+        self.note.serving(index);
+        match self.killer {
+            Some(killer) if killer == index => Err(ChainError::Killer),
+            _ => Ok(()),
+        }
+    }
+
     /// Counts a malformed chain, and names the first one.
     #[cold]
-    pub fn bad_chain(&mut self, error: ChainError, counter: &Counter) {
+    pub fn bad_chain(&mut self, error: ChainError, counter: &Counter, counters: &Counters) {
+        if error == ChainError::Killer {
+            warn!("vring {}: a chain is returned unserved: {error}", self.index);
+            counters.killers.add(1);
+            self.killer = None;
+            return;
+        }
         counter.add(1);
         if self.scolded {
             debug!("vring {}: bad descriptor chain: {error}", self.index);

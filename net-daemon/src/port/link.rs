@@ -6,6 +6,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use rustix::net::{AddressFamily, SocketType};
 
+use crate::net::config::Mac;
+
 /// Longest interface name in bytes.
 pub(super) const MAX_NAME: usize = libc::IFNAMSIZ - 1;
 
@@ -21,7 +23,47 @@ pub(super) fn request(name: &str) -> libc::ifreq {
 
 /// Whether an interface of that name exists in this network namespace.
 pub(super) fn exists(name: &str) -> bool {
-    socket().and_then(|fd| ioctl(&fd, libc::SIOCGIFINDEX, &mut request(name))).is_ok()
+    index(name).is_ok()
+}
+
+/// The interface's index in this network namespace.
+pub(super) fn index(name: &str) -> io::Result<i32> {
+    // Cut off, it would be another one's.
+    if name.len() > MAX_NAME {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    let mut request = request(name);
+    ioctl(&socket()?, libc::SIOCGIFINDEX, &mut request)?;
+    // SAFETY: SIOCGIFINDEX fills this member.
+    Ok(unsafe { request.ifr_ifru.ifru_ifindex })
+}
+
+/// The interface's Ethernet address.
+pub(super) fn mac(name: &str) -> io::Result<Mac> {
+    let mut request = request(name);
+    ioctl(&socket()?, libc::SIOCGIFHWADDR, &mut request)?;
+    // SAFETY: SIOCGIFHWADDR fills this member.
+    let address = unsafe { request.ifr_ifru.ifru_hwaddr }.sa_data;
+    let [a, b, c, d, e, f, ..] = address.map(|byte| byte as u8);
+    Ok(Mac([a, b, c, d, e, f]))
+}
+
+/// What the interface's driver calls itself (`ETHTOOL_GDRVINFO`).
+pub(super) fn driver(name: &str) -> io::Result<String> {
+    const GDRVINFO: u32 = 3;
+    /// `struct ethtool_drvinfo` from `linux/ethtool.h`, with what stands behind the driver's name.
+    #[repr(C)]
+    struct DriverInfo {
+        command: u32,
+        driver: [u8; 32],
+        rest: [u32; 40],
+    }
+    let mut info = DriverInfo { command: GDRVINFO, driver: [0; 32], rest: [0; 40] };
+    let mut request = request(name);
+    request.ifr_ifru.ifru_data = (&raw mut info).cast();
+    ioctl(&socket()?, libc::SIOCETHTOOL, &mut request)?;
+    let text: Vec<u8> = info.driver.into_iter().take_while(|byte| *byte != 0).collect();
+    Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
 /// The interface's MTU in bytes.

@@ -9,10 +9,15 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
+use crate::net::config::Mac;
+use crate::state::{Exporter, Importer, StateError};
 use crate::virtio::features::Features;
 use crate::virtio::memory::IoPart;
 
 mod link;
+pub mod macvtap;
 pub mod queue;
 pub mod socket;
 pub mod tap;
@@ -55,6 +60,11 @@ pub trait Port: Debug + Send {
     /// The interface's MTU, where it can be asked.
     fn mtu(&self) -> Option<u16>;
 
+    /// The address that a guest behind this interface must have, where it cannot have any.
+    fn mac(&self) -> Option<Mac> {
+        None
+    }
+
     /// Lets the interface hand over frames as large and with as little done to them as the `GUEST_*` bits
     /// of `acked` allow.
     ///
@@ -77,4 +87,40 @@ pub trait Port: Debug + Send {
     ///
     /// While it cannot be opened.
     fn reopen(&mut self) -> io::Result<()>;
+
+    /// What a port from a state leaves alone, because it may still be another process's, is this one's to clean up from here
+    /// on.
+    fn own(&mut self) {}
+
+    /// Writes the port out for a process that is to go on with it; `None` where that cannot be done.
+    fn export<'a>(&'a self, _out: &mut Exporter<'a>) -> Option<PortState> {
+        None
+    }
+}
+
+/// A port in a state.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PortState {
+    /// A TAP interface.
+    Tap(tap::TapState),
+    /// A macvtap interface.
+    Macvtap(macvtap::MacvtapState),
+    /// Datagram sockets.
+    Socket(Vec<crate::state::FdId>),
+}
+
+impl PortState {
+    /// Takes the port over. Nothing about it is changed: it may still be in use.
+    ///
+    /// # Errors
+    ///
+    /// When the state is not whole.
+    pub fn import(self, from: &mut Importer) -> Result<Box<dyn Port>, StateError> {
+        Ok(match self {
+            PortState::Tap(state) => Box::new(tap::Tap::import(state, from)?),
+            PortState::Macvtap(state) => Box::new(macvtap::Macvtap::import(state, from)?),
+            PortState::Socket(fds) => Box::new(socket::SocketPort::import(&fds, from)?),
+        })
+    }
 }

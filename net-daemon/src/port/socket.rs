@@ -6,7 +6,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use crate::port::queue::FdQueue;
-use crate::port::{Port, PortQueue};
+use crate::port::{Port, PortQueue, PortState};
+use crate::state::{Exporter, FdId, Importer, StateError};
 use crate::virtio::features::Features;
 
 /// One socket for each queue pair.
@@ -23,6 +24,13 @@ impl SocketPort {
         sockets
             .into_iter()
             .map(|socket| FdQueue::new(socket).map(Arc::new))
+            .collect::<Result<_, _>>()
+            .map(SocketPort)
+    }
+
+    pub(super) fn import(fds: &[FdId], from: &mut Importer) -> Result<SocketPort, StateError> {
+        fds.iter()
+            .map(|fd| FdQueue::import(*fd, from).map(Arc::new))
             .collect::<Result<_, _>>()
             .map(SocketPort)
     }
@@ -55,5 +63,9 @@ impl Port for SocketPort {
 
     fn reopen(&mut self) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn export<'a>(&'a self, out: &mut Exporter<'a>) -> Option<PortState> {
+        Some(PortState::Socket(self.0.iter().map(|queue| queue.export(out)).collect()))
     }
 }

@@ -9,13 +9,15 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use log::warn;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::port::queue::FdQueue;
-use crate::port::{HEADER_LEN, Port, PortQueue, link};
+use crate::port::{HEADER_LEN, Port, PortQueue, PortState, link};
+use crate::state::{Exporter, FdId, Importer, StateError};
 use crate::virtio::features::Features;
 
-mod ioctl;
+pub(super) mod ioctl;
 
 /// Most queues of a TAP interface (`MAX_TAP_QUEUES`).
 pub const MAX_QUEUES: usize = 256;
@@ -76,7 +78,7 @@ pub enum TapError {
 }
 
 /// How to open a TAP interface by name.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TapOptions {
     /// Name of the interface.
     pub name: String,
@@ -98,6 +100,20 @@ pub struct Tap {
     /// How to open it again; `None` for descriptors from elsewhere.
     options: Option<TapOptions>,
     /// Whether it was there before; then it is not ours to create again.
+    existed: bool,
+    /// Whether it is ours to clean up.
+    owned: bool,
+}
+
+/// A TAP interface in a state. Header size, offloads and which queues take part go with the open files.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct TapState {
+    /// Name of the interface.
+    pub name: String,
+    queues: Vec<FdId>,
+    attached: Vec<bool>,
+    uso: bool,
+    options: Option<TapOptions>,
     existed: bool,
 }
 
@@ -132,7 +148,8 @@ impl Tap {
         Tap::over(name, fds.into_iter().map(File::from).collect())
     }
 
-    fn over(name: String, files: Vec<File>) -> Result<Tap, TapError> {
+    /// Takes open queues of `name`.
+    pub(super) fn over(name: String, files: Vec<File>) -> Result<Tap, TapError> {
         let error = |doing, source| TapError::System { name: name.clone(), doing, source };
         for file in &files {
             ioctl::set_header(file, HEADER_LEN).map_err(|e| error("setting the header size", e))?;
@@ -143,11 +160,32 @@ impl Tap {
             files.into_iter().map(|file| FdQueue::new(file.into()).map(Arc::new)).collect();
         let queues = queues.map_err(|e| error("making it non-blocking", e))?;
         let attached = vec![true; queues.len()];
-        let mut tap = Tap { name, queues, attached, uso, options: None, existed: true };
+        let mut tap = Tap { name, queues, attached, uso, options: None, existed: true, owned: true };
         // Until a front-end enables pairs, the first queue holds what arrives.
         let first: Vec<bool> = (0..tap.queues.len()).map(|pair| pair == 0).collect();
         tap.attach(&first).map_err(|e| tap.error("detaching idle queues", e))?;
         Ok(tap)
+    }
+
+    pub(super) fn import(state: TapState, from: &mut Importer) -> Result<Tap, StateError> {
+        let TapState { name, queues, attached, uso, options, existed } = state;
+        if queues.is_empty() || queues.len() != attached.len() {
+            return Err(StateError::Contradiction("the interface's queues"));
+        }
+        let queues = queues.into_iter().map(|fd| FdQueue::import(fd, from).map(Arc::new));
+        let queues = queues.collect::<Result<_, _>>()?;
+        Ok(Tap { name, queues, attached, uso, options, existed, owned: false })
+    }
+
+    pub(super) fn state<'a>(&'a self, out: &mut Exporter<'a>) -> TapState {
+        TapState {
+            name: self.name.clone(),
+            queues: self.queues.iter().map(|queue| queue.export(out)).collect(),
+            attached: self.attached.clone(),
+            uso: self.uso,
+            options: self.options.clone(),
+            existed: self.existed,
+        }
     }
 
     fn error(&self, doing: &'static str, source: io::Error) -> TapError {
@@ -218,6 +256,14 @@ impl Port for Tap {
         self.existed = existed;
         Ok(())
     }
+
+    fn own(&mut self) {
+        self.owned = true;
+    }
+
+    fn export<'a>(&'a self, out: &mut Exporter<'a>) -> Option<PortState> {
+        Some(PortState::Tap(self.state(out)))
+    }
 }
 
 fn check_name(name: &str) -> Result<(), TapError> {
@@ -266,7 +312,8 @@ impl Drop for Tap {
     /// A persistent interface keeps its offloads when its descriptors close, and would hand whoever opens it next
     /// frames that it did not ask for.
     fn drop(&mut self) {
-        if let Err(error) = self.set_offloads(Features::NONE)
+        if self.owned
+            && let Err(error) = self.set_offloads(Features::NONE)
             && error.raw_os_error() != Some(libc::EBADFD)
         {
             warn!("{}: resetting offloads failed: {error}", self.name);

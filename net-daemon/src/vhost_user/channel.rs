@@ -2,6 +2,9 @@
 //!
 //! Never waits. A message may come in pieces of any size, and a front-end that sends half of one, or does not read
 //! its replies, holds up nobody but itself.
+//!
+//! Somebody else may do the reading and sending ([`Channel::receive_with`], [`Channel::sent`]): a supervisor, which
+//! outlives this process and so can promise that no message is lost or answered twice.
 
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -13,8 +16,10 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, recvmsg, send,
 };
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::state::{Exporter, FdId, Importer, StateError, hex};
 use crate::vhost_user::message::{HEADER_LEN, Header, MAX_TABLE_REGIONS, Message, MessageError};
 
 /// Why a connection ends.
@@ -46,12 +51,37 @@ pub enum ChannelError {
 #[derive(Debug)]
 pub struct Channel {
     socket: UnixStream,
+    id: FdId,
     /// What has come of the next message.
     bytes: Vec<u8>,
     header: Option<Header>,
-    fds: Vec<OwnedFd>,
+    fds: Vec<(FdId, OwnedFd)>,
     /// What has not gone of the last replies.
     unsent: Vec<u8>,
+}
+
+/// A connection in a state.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ChannelState {
+    fd: FdId,
+    /// What has come of the next message.
+    #[serde(with = "hex")]
+    bytes: Vec<u8>,
+    fds: Vec<FdId>,
+    /// What has not gone of the last replies.
+    #[serde(with = "hex")]
+    pub unsent: Vec<u8>,
+}
+
+/// What one read of a socket brings.
+#[derive(Debug, Default)]
+pub struct Piece {
+    /// Bytes.
+    pub bytes: Vec<u8>,
+    /// Descriptors that came with them.
+    pub fds: Vec<OwnedFd>,
+    /// More descriptors came than there can be.
+    pub too_many: bool,
 }
 
 impl Channel {
@@ -62,7 +92,41 @@ impl Channel {
     /// When it cannot be made non-blocking.
     pub fn new(socket: UnixStream) -> io::Result<Channel> {
         socket.set_nonblocking(true)?;
-        Ok(Channel { socket, bytes: Vec::new(), header: None, fds: Vec::new(), unsent: Vec::new() })
+        let (bytes, fds, unsent) = (Vec::new(), Vec::new(), Vec::new());
+        Ok(Channel { socket, id: FdId::fresh(), bytes, header: None, fds, unsent })
+    }
+
+    /// Writes the connection out.
+    pub fn export<'a>(&'a self, out: &mut Exporter<'a>) -> ChannelState {
+        ChannelState {
+            fd: out.fd(self.id, &self.socket),
+            bytes: self.bytes.clone(),
+            fds: self.fds.iter().map(|(id, fd)| out.fd(*id, fd)).collect(),
+            unsent: self.unsent.clone(),
+        }
+    }
+
+    /// Takes the connection of a state, and does nothing to it.
+    ///
+    /// # Errors
+    ///
+    /// When a descriptor did not come.
+    pub fn import(state: ChannelState, from: &mut Importer) -> Result<Channel, StateError> {
+        let fds = state.fds.iter().map(|id| Ok((*id, from.take(*id)?)));
+        let fds = fds.collect::<Result<_, StateError>>()?;
+        Ok(Channel {
+            socket: from.take(state.fd)?.into(),
+            id: state.fd,
+            bytes: state.bytes,
+            header: None,
+            fds,
+            unsent: state.unsent,
+        })
+    }
+
+    /// Number of the socket in a state.
+    pub fn id(&self) -> FdId {
+        self.id
     }
 
     /// The next message, if all of it has come.
@@ -71,13 +135,24 @@ impl Channel {
     ///
     /// When the connection has come to its end, in one way or another.
     pub fn receive(&mut self) -> Result<Option<Message>, ChannelError> {
+        self.receive_with(|socket, count| read(socket, count))
+    }
+
+    /// The same, by somebody else's read of up to so many bytes: `None` when nothing has come, no bytes at the end.
+    ///
+    /// # Errors
+    ///
+    /// As [`Channel::receive`], and those of `read`.
+    pub fn receive_with(
+        &mut self,
+        mut read: impl FnMut(&UnixStream, usize) -> io::Result<Option<Piece>>,
+    ) -> Result<Option<Message>, ChannelError> {
         loop {
             let whole = HEADER_LEN + self.header.map_or(0, |header| header.size as usize);
             if self.bytes.len() < whole {
                 // Never beyond this message: descriptors belong to the one whose first byte they come with.
-                if !self.read(whole - self.bytes.len())? {
-                    return Ok(None);
-                }
+                let Some(piece) = read(&self.socket, whole - self.bytes.len())? else { return Ok(None) };
+                self.add(piece)?;
                 continue;
             }
             let Some(header) = self.header.take() else {
@@ -90,43 +165,40 @@ impl Channel {
             };
             let body = self.bytes.split_off(HEADER_LEN);
             self.bytes.clear();
-            return Ok(Some(Message { header, body, fds: std::mem::take(&mut self.fds) }));
+            let fds = self.fds.drain(..).map(|(_, fd)| fd).collect();
+            return Ok(Some(Message { header, body, fds }));
         }
     }
 
-    /// Reads up to `count` bytes; whether any came.
-    fn read(&mut self, count: usize) -> Result<bool, ChannelError> {
-        // Room for one more descriptor than allowed, so that a surplus is seen.
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_TABLE_REGIONS + 1))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let start = self.bytes.len();
-        self.bytes.resize(start + count, 0);
-        let result = recvmsg(
-            &self.socket,
-            &mut [IoSliceMut::new(&mut self.bytes[start..])],
-            &mut control,
-            RecvFlags::CMSG_CLOEXEC,
-        );
-        let received = result.as_ref().map_or(0, |message| message.bytes);
-        self.bytes.truncate(start + received);
-        for message in control.drain() {
-            if let RecvAncillaryMessage::ScmRights(fds) = message {
-                self.fds.extend(fds);
-            }
-        }
-        match result {
-            Ok(message) if message.bytes == 0 && self.bytes.is_empty() => Err(ChannelError::Closed),
-            Ok(message) if message.bytes == 0 => Err(ChannelError::ClosedInside),
-            Ok(message)
-                if message.flags.contains(ReturnFlags::CTRUNC) || self.fds.len() > MAX_TABLE_REGIONS =>
-            {
+    /// Adds what has come, also for somebody else.
+    ///
+    /// # Errors
+    ///
+    /// When that was the end, or too many descriptors.
+    pub fn add(&mut self, piece: Piece) -> Result<(), ChannelError> {
+        match piece {
+            Piece { bytes, .. } if bytes.is_empty() && self.bytes.is_empty() => Err(ChannelError::Closed),
+            Piece { bytes, .. } if bytes.is_empty() => Err(ChannelError::ClosedInside),
+            Piece { too_many, fds, .. } if too_many || self.fds.len() + fds.len() > MAX_TABLE_REGIONS => {
                 Err(ChannelError::TooManyFds)
             }
-            Ok(_) => Ok(true),
-            Err(rustix::io::Errno::AGAIN) => Ok(false),
-            Err(rustix::io::Errno::INTR) => Ok(true),
-            Err(error) => Err(io::Error::from(error).into()),
+            Piece { bytes, fds, .. } => {
+                self.bytes.extend_from_slice(&bytes);
+                self.fds.extend(fds.into_iter().map(|fd| (FdId::fresh(), fd)));
+                Ok(())
+            }
         }
+    }
+
+    /// Takes note that somebody else sends `reply`, and that `unsent` bytes of all replies have not gone.
+    pub fn sent(&mut self, reply: &[u8], unsent: usize) {
+        self.unsent.extend_from_slice(reply);
+        self.unsent.drain(..self.unsent.len().saturating_sub(unsent));
+    }
+
+    /// What has not gone of the last replies.
+    pub fn unsent(&self) -> &[u8] {
+        &self.unsent
     }
 
     /// Sends a reply, or as much of it as fits; [`Channel::flush`] sends the rest.
@@ -146,15 +218,8 @@ impl Channel {
     ///
     /// When the connection has come to its end.
     pub fn flush(&mut self) -> Result<bool, ChannelError> {
-        while !self.unsent.is_empty() {
-            match send(&self.socket, &self.unsent, SendFlags::NOSIGNAL) {
-                Ok(sent) => drop(self.unsent.drain(..sent)),
-                Err(rustix::io::Errno::AGAIN) => return Ok(false),
-                Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(io::Error::from(error).into()),
-            }
-        }
-        Ok(true)
+        send_all(&self.socket, &mut self.unsent)?;
+        Ok(self.unsent.is_empty())
     }
 
     /// Whether the front-end has closed its end, even if what it sent before has not been read.
@@ -164,6 +229,57 @@ impl Channel {
         let ended = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
         matches!(poll(&mut fds, now.as_ref()), Ok(count) if count > 0 && fds[0].revents().intersects(ended))
     }
+}
+
+/// Reads up to `count` bytes of a connection, and the descriptors that come with them. `None` when nothing has come; no
+/// bytes at the end.
+///
+/// # Errors
+///
+/// The socket's.
+pub fn read(socket: impl AsFd, count: usize) -> io::Result<Option<Piece>> {
+    // Room for one more descriptor than allowed, so that a surplus is seen.
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_TABLE_REGIONS + 1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut piece = Piece { bytes: vec![0; count], ..Piece::default() };
+    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+    let result = loop {
+        match recvmsg(&socket, &mut [IoSliceMut::new(&mut piece.bytes)], &mut control, flags) {
+            Err(rustix::io::Errno::INTR) => {}
+            result => break result,
+        }
+    };
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(fds) = message {
+            piece.fds.extend(fds);
+        }
+    }
+    match result {
+        Ok(message) => {
+            piece.bytes.truncate(message.bytes);
+            piece.too_many = message.flags.contains(ReturnFlags::CTRUNC);
+            Ok(Some(piece))
+        }
+        Err(rustix::io::Errno::AGAIN) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Sends what `socket` takes of `bytes`, and leaves the rest.
+///
+/// # Errors
+///
+/// The socket's, but for being full.
+pub fn send_all(socket: impl AsFd, bytes: &mut Vec<u8>) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match send(&socket, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+            Ok(sent) => drop(bytes.drain(..sent)),
+            Err(rustix::io::Errno::AGAIN) => break,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 impl AsFd for Channel {

@@ -7,10 +7,12 @@ use std::sync::Arc;
 
 use log::warn;
 use rustix::fs::{FileType, SealFlags, fcntl_get_seals, fstat, fstatfs};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use vm_memory::mmap::MmapRegionError;
 use vm_memory::{FileOffset, MmapRegion};
 
+use crate::state::{Exporter, FdId, Importer, StateError};
 use crate::vhost_user::message::MemoryRegion;
 use crate::virtio::memory::{GuestMemory, MemoryError, Region, exclude_from_core_dump};
 
@@ -71,12 +73,17 @@ pub enum RegionError {
     },
 }
 
-/// Maps `region` of the file behind `fd`.
+/// Maps `region` of the file behind `fd`, after a look at the file.
 fn map(region: MemoryRegion, fd: OwnedFd) -> Result<Region, RegionError> {
+    let file = File::from(fd);
+    check_file(&file, region.size, region.offset)?;
+    map_file(region, file)
+}
+
+fn map_file(region: MemoryRegion, file: File) -> Result<Region, RegionError> {
     let MemoryRegion { guest, size, user, offset } = region;
     let bad_size = RegionError::Size { guest, size, offset };
-    let file = File::from(fd);
-    let page = check_file(&file, size, offset)?;
+    let page = page_size(&file)?;
     // A mapping begins and ends at a page of its file; the region may begin and end anywhere.
     let before = offset % page;
     let len = before.checked_add(size).and_then(|len| len.checked_next_multiple_of(page));
@@ -96,8 +103,8 @@ fn map(region: MemoryRegion, fd: OwnedFd) -> Result<Region, RegionError> {
     Region::new(Arc::new(mapping), before as usize, guest, user, size).ok_or(bad_size)
 }
 
-/// Checks that the file has the region's bytes; returns its page size.
-fn check_file(file: &File, size: u64, offset: u64) -> Result<u64, RegionError> {
+/// Checks that the file has the region's bytes.
+fn check_file(file: &File, size: u64, offset: u64) -> Result<(), RegionError> {
     let stat = fstat(file).map_err(io::Error::from)?;
     let end = offset.checked_add(size);
     if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
@@ -105,6 +112,10 @@ fn check_file(file: &File, size: u64, offset: u64) -> Result<u64, RegionError> {
     {
         return Err(RegionError::FileTooShort { size, offset, file: stat.st_size as u64 });
     }
+    Ok(())
+}
+
+fn page_size(file: &File) -> Result<u64, RegionError> {
     let fs = fstatfs(file).map_err(io::Error::from)?;
     Ok(if fs.f_type == HUGETLBFS_MAGIC { fs.f_bsize as u64 } else { PAGE })
 }
@@ -168,6 +179,40 @@ pub fn remove(memory: &GuestMemory, region: MemoryRegion) -> Result<GuestMemory,
         return Err(RegionError::Unknown { guest: region.guest, size: region.size });
     }
     Ok(GuestMemory::new(regions)?)
+}
+
+/// A region in a state.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RegionState {
+    #[serde(flatten)]
+    region: MemoryRegion,
+    fd: FdId,
+}
+
+/// Writes a table out. Regions without a file, which no front-end has, are left out.
+pub fn export<'a>(memory: &'a GuestMemory, out: &mut Exporter<'a>) -> Vec<RegionState> {
+    let regions = memory.regions().iter().filter_map(|r| Some((r, r.file()?)));
+    regions
+        .map(|(r, file)| RegionState {
+            region: MemoryRegion { guest: r.guest(), size: r.size(), user: r.user(), offset: r.file_start() },
+            fd: out.fd(r.id(), file),
+        })
+        .collect()
+}
+
+/// Maps the table of a state again. A file that has been cut off since is mapped all the same: a guest that does not touch
+/// what is gone is served on.
+///
+/// # Errors
+///
+/// When a region cannot be mapped, or its descriptor did not come.
+pub fn import(regions: &[RegionState], from: &mut Importer) -> Result<GuestMemory, StateError> {
+    let map = |state: &RegionState| {
+        let file = File::from(from.take(state.fd)?);
+        Ok(map_file(state.region, file).map_err(StateError::Memory)?.known_as(state.fd))
+    };
+    let regions = regions.iter().map(map).collect::<Result<_, StateError>>()?;
+    GuestMemory::new(regions).map_err(|error| StateError::Memory(error.into()))
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 use std::ops::RangeInclusive;
 use std::os::fd::OwnedFd;
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 pub use vhost::vhost_user::message::FrontendReq;
 
@@ -215,7 +216,7 @@ impl VringState {
 }
 
 /// Where a vring is, in the front-end's address space.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VringAddr {
     /// Which vring.
     pub index: u32,
@@ -268,7 +269,7 @@ impl VringFd {
 }
 
 /// One region of guest memory as the front-end describes it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryRegion {
     /// First guest address.
     pub guest: u64,

@@ -26,6 +26,7 @@ use crate::virtio::memory::GuestMemory;
 
 mod requests;
 mod running;
+pub mod state;
 
 /// Protocol features that are served.
 ///

@@ -3,9 +3,12 @@
 use std::sync::Arc;
 
 use log::warn;
+use serde::{Deserialize, Serialize};
 
 use crate::event::notify::Notifier;
+use crate::net::device::NetDevice;
 use crate::net::vring::Vring;
+use crate::state::{Exporter, FdId, Importer, StateError};
 use crate::vhost_user::message::VringAddr;
 use crate::virtio::features::Features;
 use crate::virtio::memory::GuestMemory;
@@ -34,6 +37,20 @@ pub struct VringSetup {
     pub broken: bool,
 }
 
+/// A vring in a state.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct VringState {
+    size: Option<u16>,
+    addr: Option<VringAddr>,
+    base: u16,
+    kick: Option<FdId>,
+    call: Option<FdId>,
+    err: Option<FdId>,
+    enabled: bool,
+    was_enabled: bool,
+    broken: bool,
+}
+
 /// Whether and how a vring may be processed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Processing {
@@ -46,6 +63,42 @@ pub enum Processing {
 }
 
 impl VringSetup {
+    /// Writes the set-up out.
+    pub fn export<'a>(&'a self, out: &mut Exporter<'a>) -> VringState {
+        let mut fd = |notifier: &'a Option<Arc<Notifier>>| notifier.as_ref().map(|n| n.export(out));
+        VringState {
+            size: self.size,
+            addr: self.addr,
+            base: self.base,
+            kick: fd(&self.kick),
+            call: fd(&self.call),
+            err: fd(&self.err),
+            enabled: self.enabled,
+            was_enabled: self.was_enabled,
+            broken: self.broken,
+        }
+    }
+
+    /// Reads a set-up back.
+    ///
+    /// # Errors
+    ///
+    /// When a descriptor did not come.
+    pub fn import(state: &VringState, from: &mut Importer) -> Result<VringSetup, StateError> {
+        let mut fd = |id: Option<FdId>| id.map(|id| Notifier::import(id, from).map(Arc::new)).transpose();
+        Ok(VringSetup {
+            size: state.size,
+            addr: state.addr,
+            base: state.base,
+            kick: fd(state.kick)?,
+            call: fd(state.call)?,
+            err: fd(state.err)?,
+            enabled: state.enabled,
+            was_enabled: state.was_enabled,
+            broken: state.broken,
+        })
+    }
+
     /// A change of the set-up is a new chance.
     pub fn mend(&mut self) {
         self.broken = false;
@@ -98,10 +151,18 @@ impl VringSetup {
     }
 
     /// The ring with its notifiers, if it is started.
-    pub fn vring(&mut self, index: usize, memory: &Arc<GuestMemory>, acked: Features) -> Option<Vring> {
+    pub fn vring(
+        &mut self,
+        index: usize,
+        memory: &Arc<GuestMemory>,
+        acked: Features,
+        device: &mut NetDevice,
+    ) -> Option<Vring> {
         let kick = self.kick.clone()?;
         let ring = self.ring(index, memory, acked)?;
-        Some(Vring { index, ring, kick, call: self.call.clone(), err: self.err.clone(), scolded: false })
+        let (note, killer) = device.watch(index);
+        let (call, err) = (self.call.clone(), self.err.clone());
+        Some(Vring { index, ring, kick, call, err, scolded: false, note, killer })
     }
 }
 

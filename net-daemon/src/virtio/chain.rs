@@ -14,6 +14,9 @@ const F_INDIRECT: u16 = 4;
 /// Why a chain is not used. It goes back to the driver with length 0 and the ring goes on.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum ChainError {
+    /// The process that served it died, twice.
+    #[error("the process that served it died of it, twice")]
+    Killer,
     /// `next` is no descriptor of the table.
     #[error("descriptor {number} names {next} as the next of {size}")]
     Next {

@@ -12,6 +12,8 @@ use std::sync::Arc;
 use thiserror::Error;
 use vm_memory::MmapRegion;
 
+use crate::state::FdId;
+
 /// Why a set of regions is no table.
 #[derive(Debug, Error)]
 pub enum MemoryError {
@@ -29,6 +31,7 @@ pub struct Region {
     /// Where the region begins inside the mapping: mappings begin at a page, regions anywhere.
     offset: usize,
     mapping: Arc<MmapRegion>,
+    id: FdId,
 }
 
 impl Region {
@@ -40,7 +43,8 @@ impl Region {
         let inside = usize::try_from(size).ok()?.checked_add(offset)? <= mapping.size();
         guest.checked_add(size)?;
         user.checked_add(size)?;
-        (inside && size > 0).then_some(Region { guest, user, size, offset, mapping })
+        let id = FdId::fresh();
+        (inside && size > 0).then_some(Region { guest, user, size, offset, mapping, id })
     }
 
     /// First guest address.
@@ -56,6 +60,21 @@ impl Region {
     /// Length in bytes.
     pub fn size(&self) -> u64 {
         self.size
+    }
+
+    /// The same region, whose file has the number `id` in a state.
+    pub(crate) fn known_as(self, id: FdId) -> Region {
+        Region { id, ..self }
+    }
+
+    /// The number of the mapped file in a state.
+    pub(crate) fn id(&self) -> FdId {
+        self.id
+    }
+
+    /// Where the region begins in its file.
+    pub(crate) fn file_start(&self) -> u64 {
+        self.mapping.file_offset().map_or(0, |offset| offset.start()) + self.offset as u64
     }
 
     /// The file that is mapped.

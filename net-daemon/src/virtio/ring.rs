@@ -177,6 +177,12 @@ impl Ring {
         Ok(Some(head))
     }
 
+    /// Index in the available ring of the chain that [`Ring::pop`] takes next.
+    #[inline]
+    pub fn next_index(&self) -> u16 {
+        self.next_avail.0
+    }
+
     /// Puts the chain popped last back.
     #[inline]
     pub fn unpop(&mut self) {

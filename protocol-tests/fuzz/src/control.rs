@@ -79,6 +79,8 @@ fn drain(guest: &Guest, driver: &Driver, control: &mut ControlQueue, limits: Lim
         let before = control.vring.ring.base();
         let mut commands = Vec::new();
         let more = control.run(limits, |command| commands.push(command));
+        assert_eq!(control.vring.ring.base(), before, "an answer before what was changed is recorded");
+        let more = more.and_then(|more| control.answer().map(|come| more || come));
         let done = control.vring.ring.base().wrapping_sub(before);
         assert!(done <= 16 && commands.len() <= usize::from(done));
         let mut answered = 0;

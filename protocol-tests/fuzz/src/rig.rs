@@ -8,6 +8,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use volt_net::event::notify::Notifier;
 use volt_net::net::counters::Counters;
 use volt_net::net::health::{GoneFlag, Health};
+use volt_net::net::journal::Journal;
 use volt_net::net::vring::Vring;
 use volt_net::port::queue::FdQueue;
 use volt_net::virtio::ring::Ring;
@@ -50,5 +51,14 @@ pub(super) fn notifier() -> Arc<Notifier> {
 /// The driver's ring, started; `None` where a border of memory cuts through it.
 pub(super) fn vring(guest: &Guest, driver: &Driver) -> Option<Vring> {
     let ring = Ring::start(guest.memory.clone(), driver.layout, driver.features).ok()?;
-    Some(Vring { index: 0, ring, kick: notifier(), call: Some(notifier()), err: None, scolded: false })
+    Some(Vring {
+        index: 0,
+        ring,
+        kick: notifier(),
+        call: Some(notifier()),
+        err: None,
+        scolded: false,
+        note: Journal::new().expect("memory").note(0),
+        killer: None,
+    })
 }

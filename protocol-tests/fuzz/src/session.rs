@@ -83,7 +83,7 @@ impl Peer {
             .unzip();
         let options = DeviceOptions { pairs: PAIRS, mac: Mac([2, 0, 0, 0, 0, 1]), mtu: None };
         let port = SocketPort::new(ports).expect("sockets");
-        let device = NetDevice::new(Box::new(port), options, notifier());
+        let device = NetDevice::new(Box::new(port), options, notifier()).expect("memory");
         let (socket, theirs) = UnixStream::pair().expect("a socket pair");
         socket.set_nonblocking(true).expect("a socket");
         let file = || {
@@ -142,6 +142,7 @@ impl Peer {
             Step::Control => {
                 if self.session.control_kick().is_some() {
                     let _ = self.session.control_kicked(&mut self.device);
+                    let _ = self.session.answer_control();
                 }
                 true
             }
@@ -174,7 +175,7 @@ impl Peer {
         };
         match expected {
             Answer::Ends => panic!("{message:?} did not end the connection"),
-            Answer::Nothing => assert_eq!(replies, [], "{message:?} was answered"),
+            Answer::Nothing => assert!(replies.is_empty(), "{message:?} was answered"),
             Answer::Unknown => {}
             Answer::Status(good) => {
                 let status = reply(&replies, request);

@@ -105,8 +105,13 @@ impl Spec {
         command
     }
 
-    /// Under volt-vmm, with one network device of `pairs` queue pairs.
+    /// Under volt-vmm, with one network device of `pairs` queue pairs behind a socket.
     pub fn vmm(&self, socket: &Path, pairs: u16) -> Command {
+        self.vmm_net(&[&format!("socket={},queues={pairs}", socket.display())])
+    }
+
+    /// Under volt-vmm, with a `--net` for each of `nets`.
+    pub fn vmm_net(&self, nets: &[&str]) -> Command {
         let mut command = Command::new(program("volt-vmm"));
         command
             .arg("--kernel")
@@ -115,7 +120,7 @@ impl Spec {
             .arg(self.initramfs())
             .args(["--cmdline", &self.command_line()])
             .args(["--mem", &format!("{}M", self.memory), "--cpus", &self.cpus.to_string()])
-            .args(["--net-socket", &format!("{},queues={pairs}", socket.display())]);
+            .args(nets.iter().flat_map(|net| ["--net", net]));
         command
     }
 }

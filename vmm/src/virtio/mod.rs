@@ -1,6 +1,6 @@
 //! The virtual machine's virtio devices.
 //!
-//! Life cycle: the builder makes a device (`Block::open`, `Rng::new`, `VhostUserNet::connect`) and puts
+//! Life cycle: the builder makes a device (`Block::open`, `Rng::new`, `net::open`) and puts
 //! it behind a transport ([`mmio::MmioTransport`]) on the bus. The driver's register writes reach the
 //! transport on a vCPU's thread; at `DRIVER_OK` the transport calls [`VirtioDevice::activate`], from
 //! where the device serves its vrings on a thread of its own, and at a reset [`VirtioDevice::reset`],
@@ -14,7 +14,7 @@
 //! | [`chain`] | a descriptor chain as two lists of buffers |
 //! | [`worker`] | the thread that serves one ring |
 //! | [`faults`] | counted, rate-limited complaints |
-//! | [`blk`], [`rng`], [`vhost_user_net`] | the devices: `mod.rs` is the [`VirtioDevice`], `queue.rs` serves its requests |
+//! | [`blk`], [`rng`], [`net`], [`vhost_user_net`] | the devices: `mod.rs` is the [`VirtioDevice`], `queue.rs` serves its requests |
 
 use std::io;
 use std::sync::Arc;
@@ -25,12 +25,14 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 use volt_net::virtio::features::Features;
 
+use crate::api::Status;
 use crate::irq::Interrupt;
 
 pub mod blk;
 pub mod chain;
 pub mod faults;
 pub mod mmio;
+pub mod net;
 pub mod ring;
 pub mod rng;
 pub mod vhost_user_net;
@@ -46,6 +48,12 @@ pub trait VirtioDevice: Send {
 
     /// The device in logs: kind and image or socket.
     fn label(&self) -> &str;
+
+    /// Says how the device is, as JSON for the API: its label, and what else there is to tell.
+    fn status(&self) -> Status {
+        let label = self.label().to_owned();
+        Box::new(move || serde_json::json!({ "device": label }))
+    }
 
     /// Feature bits on offer; they never change.
     fn features(&self) -> Features;
@@ -132,6 +140,9 @@ pub enum ActivateError {
     /// No thread, no eventfd.
     #[error("its thread does not start")]
     Thread(#[source] io::Error),
+    /// Whoever moves a network device's frames cannot.
+    #[error("its data path does not start")]
+    DataPath(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 /// Copies the part of `config` from `offset` on into `data`; what lies behind the end reads as zero.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{ArgGroup, Parser, ValueEnum};
+use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
 use log::LevelFilter;
 use volt_net::net::config::{MIN_MTU, Mac};
 use volt_net::virtio::ring::MAX_RING_SIZE;
@@ -10,22 +10,29 @@ use volt_net::virtio::ring::MAX_RING_SIZE;
 /// Most queue pairs: vhost-user names a vring in 8 bits, and there is a control vring.
 pub(crate) const MAX_PAIRS: usize = 127;
 
-/// Serve a virtual machine's network device over vhost-user, with a TAP interface on the host's side.
+/// Serve a virtual machine's network device over vhost-user, with a TAP or macvtap interface on the host's side.
 #[derive(Debug, Parser)]
-#[command(name = "volt-netd", version, max_term_width = 100)]
-#[command(group = ArgGroup::new("port").args(["tap", "tap_fd"]))]
+#[command(name = "volt-netd", version, max_term_width = 100, args_conflicts_with_subcommands = true)]
+#[command(group = ArgGroup::new("port").args(["tap", "tap_fd", "macvtap"]))]
 #[command(group = ArgGroup::new("endpoint").args(["socket", "fd"]))]
 #[command(after_help = "\
 Examples:
   volt-netd --tap tap0 --socket /run/volt/net0.sock
   volt-netd --tap tap0 --queues 4 --socket /run/volt/net0.sock --socket-group kvm --socket-mode 0660
+  volt-netd --macvtap mv0 --socket /run/volt/net0.sock
+  volt-netd --tap tap0 --socket /run/volt/net0.sock --control /run/volt/net0.ctl --supervise
+  volt-netd ctl --control /run/volt/net0.ctl status
+  volt-netd --take-over /run/volt/net0.ctl --supervise
 
 The TAP interface: one that exists is used as it is; one that does not is created, set up, and goes when
 volt-netd does. The daemon serves one front-end at a time and waits for the next when one goes.
 
-Exit status: 0 after SIGTERM, SIGINT or the end of the connection given by --fd, 1 for errors, 2 for a
-wrong command line.")]
+Exit status: 0 after SIGTERM, SIGINT, a hand-over or the end of the connection given by --fd, 1 for
+errors, 2 for a wrong command line.")]
 pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+
     /// TAP interface to use, or to create where there is none
     #[arg(long, value_name = "NAME")]
     pub(crate) tap: Option<String>,
@@ -33,6 +40,10 @@ pub(crate) struct Cli {
     /// Open TAP descriptors to use, one for each queue pair; needs no privilege
     #[arg(long, value_name = "N[,N...]", value_delimiter = ',')]
     pub(crate) tap_fd: Vec<i32>,
+
+    /// macvtap interface to use; the guest gets its address
+    #[arg(long, value_name = "NAME")]
+    pub(crate) macvtap: Option<String>,
 
     /// Unix socket to listen on; a stale one is replaced
     #[arg(long, visible_alias = "socket-path", value_name = "PATH")]
@@ -54,7 +65,7 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "N", default_value_t = MAX_RING_SIZE, value_parser = ring_size)]
     pub(crate) queue_size: u16,
 
-    /// MAC address of the guest's interface, for front-ends that ask; random if not given
+    /// MAC address of the guest's interface, for front-ends that ask; if not given, a macvtap's own or random
     #[arg(long, value_name = "MAC")]
     pub(crate) mac: Option<Mac>,
 
@@ -63,7 +74,7 @@ pub(crate) struct Cli {
     pub(crate) mtu: Option<u16>,
 
     /// An interface that is created stays when volt-netd ends
-    #[arg(long, conflicts_with = "tap_fd")]
+    #[arg(long, conflicts_with_all = ["tap_fd", "macvtap"])]
     pub(crate) persist: bool,
 
     /// Permissions of the socket, in octal
@@ -75,6 +86,21 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "GROUP", conflicts_with_all = ["fd", "client"])]
     pub(crate) socket_group: Option<String>,
 
+    /// Unix socket for 'volt-netd ctl' and '--take-over', for this user and root only
+    #[arg(long, value_name = "PATH")]
+    pub(crate) control: Option<PathBuf>,
+
+    /// Replace the daemon that is controlled at this socket: interface, sockets and guest are taken over while they run
+    #[arg(long, value_name = "PATH", conflicts_with_all = [
+        "port", "endpoint", "client", "queues", "queue_size", "mac", "mtu", "persist", "socket_mode", "socket_group",
+        "control",
+    ])]
+    pub(crate) take_over: Option<PathBuf>,
+
+    /// Keep a parent process that starts the daemon again where it was, should it die
+    #[arg(long)]
+    pub(crate) supervise: bool,
+
     /// How much to log to standard error
     #[arg(long, value_enum, default_value_t = Level::Info)]
     pub(crate) log_level: Level,
@@ -82,6 +108,34 @@ pub(crate) struct Cli {
     /// Print what this program can do, as JSON, and exit
     #[arg(long)]
     pub(crate) print_capabilities: bool,
+}
+
+/// What is done instead of serving.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Talk to a daemon that runs
+    Ctl {
+        /// The daemon's --control socket
+        #[arg(long, global = true, value_name = "PATH", default_value = "/run/volt/netd.ctl")]
+        control: PathBuf,
+        #[command(subcommand)]
+        request: Ctl,
+    },
+}
+
+/// What a running daemon is asked.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Ctl {
+    /// Print what the daemon serves and has counted, as JSON
+    Status,
+}
+
+impl Cli {
+    /// Queue pairs of a daemon that is started afresh.
+    pub(crate) fn pairs(&self) -> u16 {
+        let fds = u16::try_from(self.tap_fd.len()).ok().filter(|fds| *fds > 0);
+        fds.or(self.queues).unwrap_or(1)
+    }
 }
 
 /// Names of log levels.
@@ -149,6 +203,8 @@ mod tests {
             &["--mac", "01:00:00:00:00:00"],
             &["--socket-mode", "0999"],
             &["--tap", "a", "--tap-fd", "3"],
+            &["--tap", "a", "--macvtap", "b"],
+            &["--macvtap", "b", "--persist"],
             &["--socket", "a", "--fd", "3"],
         ] {
             assert!(parse(wrong).is_err(), "{wrong:?}");

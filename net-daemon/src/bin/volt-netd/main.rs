@@ -1,35 +1,32 @@
 //! `volt-netd`: the vhost-user-net back-end daemon.
 //!
-//! [`cli`] says what is wanted, `main` opens the port and the endpoint, [`server`] runs until it is told to end.
+//! [`cli`] says what is wanted, [`launch`] makes a daemon of that or of what another process left, [`server`] runs it, and
+//! [`supervisor`] starts it again when it dies.
 
-use std::os::unix::net::UnixStream;
+use std::collections::BTreeMap;
+use std::io::Write;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use clap::{CommandFactory, Parser, error::ErrorKind};
-use log::info;
-use rustix::event::{EventfdFlags, eventfd};
-use signal_hook::consts::{SIGINT, SIGTERM};
 use volt_net::error_chain;
-use volt_net::event::notify::Notifier;
-use volt_net::event::worker::prepare_signals;
-use volt_net::net::config::Mac;
-use volt_net::net::device::{DeviceOptions, NetDevice};
-use volt_net::port::Port;
-use volt_net::port::tap::{Tap, TapOptions};
 
-use crate::cli::{Cli, MAX_PAIRS};
-use crate::endpoint::{Access, Endpoint};
-use crate::server::Server;
+use crate::cli::{Cli, Command, Ctl, MAX_PAIRS};
+use crate::handover::Successor;
+use crate::launch::{AnyError, Gate, Given, Inheritance, Origin};
 
 mod cli;
+mod connection;
+mod control;
 mod endpoint;
 mod fds;
+mod handover;
+mod holder;
+mod launch;
 mod logging;
 mod server;
-
-type AnyError = Box<dyn std::error::Error>;
+mod state;
+mod supervisor;
+mod systemd;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -38,21 +35,47 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     logging::init(cli.log_level.into());
-    check(&cli);
-    match run(&cli) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("volt-netd: {}", error_chain(&*error));
-            ExitCode::FAILURE
+    let result = match &cli.command {
+        Some(Command::Ctl { control, request: Ctl::Status }) => status(control),
+        None => {
+            check(&cli);
+            end_on_panic();
+            run(&cli)
         }
-    }
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("volt-netd: {}", error_chain(&*error));
+        ExitCode::FAILURE
+    })
+}
+
+fn status(control: &std::path::Path) -> Result<ExitCode, AnyError> {
+    // A reader that has seen enough is no error.
+    let _ = writeln!(std::io::stdout(), "{:#}", control::status(control)?);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A thread that panics takes the process with it: front-end and supervisor see that, and can do something about it. A ring
+/// that nobody serves any more would be worse.
+fn end_on_panic() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        print(panic);
+        std::process::abort();
+    }));
 }
 
 /// What clap cannot check by itself. Ends the program.
 fn check(cli: &Cli) {
     let wrong = |kind, text: &str| Cli::command().error(kind, text).exit();
-    if cli.tap.is_none() && cli.tap_fd.is_empty() {
-        wrong(ErrorKind::MissingRequiredArgument, "where do frames go? give --tap NAME or --tap-fd N");
+    if cli.take_over.is_some() {
+        return;
+    }
+    if cli.tap.is_none() && cli.tap_fd.is_empty() && cli.macvtap.is_none() {
+        wrong(
+            ErrorKind::MissingRequiredArgument,
+            "where do frames go? give --tap NAME, --macvtap NAME or --tap-fd N",
+        );
     }
     if cli.socket.is_none() && cli.fd.is_none() {
         wrong(
@@ -72,64 +95,24 @@ fn check(cli: &Cli) {
     }
 }
 
-fn run(cli: &Cli) -> Result<(), AnyError> {
+fn run(cli: &Cli) -> Result<ExitCode, AnyError> {
     // Descriptors from the command line first, so that none that is opened here can be mistaken for one.
-    let tap_fds = fds::take(&cli.tap_fd)?;
-    let fd = fds::take(cli.fd.as_slice())?.pop();
-    let (signals, signalled) = UnixStream::pair()?;
-    let told = Arc::new(AtomicBool::new(false));
-    for signal in [SIGTERM, SIGINT] {
-        // In this order: the first signal asks, a second one does not. It is for a main thread that the kernel holds, as
-        // it can in memory of a front-end that never comes.
-        signal_hook::flag::register_conditional_shutdown(signal, 1, told.clone())?;
-        signal_hook::flag::register(signal, told.clone())?;
-        signal_hook::low_level::pipe::register(signal, signalled.try_clone()?)?;
-    }
-    prepare_signals()?;
-    let port = open_port(cli, tap_fds)?;
-    let endpoint = open_endpoint(cli, fd)?;
-    let wake = Arc::new(Notifier::new(eventfd(0, EventfdFlags::CLOEXEC)?)?);
-    let options =
-        DeviceOptions { pairs: pairs(cli), mac: cli.mac.map_or_else(Mac::random, Ok)?, mtu: cli.mtu };
-    let device = NetDevice::new(port, options, wake.clone());
-    info!(
-        "{} with {} queue pairs, MAC {}, {}",
-        device.port_name(),
-        options.pairs,
-        options.mac,
-        match &cli.socket {
-            Some(path) if cli.client => format!("connecting to {}", path.display()),
-            Some(path) => format!("listening on {}", path.display()),
-            None => "on an open socket".to_owned(),
-        }
-    );
-    Ok(Server::new(device, cli.queue_size, endpoint, wake, &signals)?.run()?)
-}
-
-fn pairs(cli: &Cli) -> u16 {
-    let fds = u16::try_from(cli.tap_fd.len()).ok().filter(|fds| *fds > 0);
-    fds.or(cli.queues).unwrap_or(1)
-}
-
-fn open_port(cli: &Cli, fds: Vec<std::os::fd::OwnedFd>) -> Result<Box<dyn Port>, AnyError> {
-    let tap = match &cli.tap {
-        Some(name) => Tap::open(TapOptions {
-            name: name.clone(),
-            queues: pairs(cli).into(),
-            persist: cli.persist,
-            mtu: cli.mtu,
-        })?,
-        None => Tap::from_fds(fds)?,
+    let given = Given { tap: fds::take(&cli.tap_fd)?, socket: fds::take(cli.fd.as_slice())?.pop() };
+    let origin = match &cli.take_over {
+        Some(path) => take_over(path)?,
+        None => Origin::Fresh(given),
     };
-    Ok(Box::new(tap))
+    if cli.supervise {
+        return supervisor::run(cli, origin);
+    }
+    launch::run(cli, origin, None)?;
+    Ok(ExitCode::SUCCESS)
 }
 
-fn open_endpoint(cli: &Cli, fd: Option<std::os::fd::OwnedFd>) -> Result<Endpoint, AnyError> {
-    let access = Access { mode: cli.socket_mode, group: cli.socket_group.clone() };
-    Ok(match (&cli.socket, fd) {
-        (Some(path), _) if cli.client => Endpoint::Client(path.clone()),
-        (Some(path), _) => Endpoint::listen(path, &access)?,
-        (None, Some(fd)) => Endpoint::from_fd(fd)?,
-        (None, None) => unreachable!("checked before"),
-    })
+fn take_over(path: &std::path::Path) -> Result<Origin, AnyError> {
+    let (successor, offer, fds) = Successor::ask(path)?;
+    let fds: BTreeMap<_, _> = offer.fds.iter().copied().zip(fds).collect();
+    let state = offer.state.get().to_owned();
+    let inheritance = Inheritance { state, fds, unsent: None, read: Vec::new(), drop_connection: false };
+    Ok(Origin::Running(inheritance, Gate::Direct(successor)))
 }

@@ -29,6 +29,7 @@ fn transmitter(driver: &Driver) -> (Pair, File, File, Wire) {
         counters: Arc::default(),
         health: rig.health,
         broken: Vec::new(),
+        stash: None,
     };
     (pair, kick, call, wire)
 }

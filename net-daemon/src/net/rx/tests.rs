@@ -246,13 +246,22 @@ fn a_ring_full_of_malformed_buffers_is_taken_in_turns() {
 }
 
 #[test]
-fn a_frame_that_waits_for_buffers_is_counted_when_the_pair_stops() {
+fn a_frame_that_waits_for_buffers_goes_on_with_the_next_who_serves() {
     let mut driver = Driver::new(8, MERGE);
     let (mut rig, wire) = Rig::new();
-    let mut rx = rx(&driver);
+    let mut first = rx(&driver);
     post(&mut driver, 2, 100);
-    wire.send(&frame(500, 1));
-    assert_eq!(rig.rx(&mut rx), Ok(Turn::NoBuffers));
-    rx.give_up_stash(&rig.counters);
-    assert_eq!(rig.counters.rx_failed.get(), 1);
+    let sent = frame(500, 1);
+    wire.send(&sent);
+    assert_eq!(rig.rx(&mut first), Ok(Turn::NoBuffers));
+    let stash = first.take_stash().unwrap();
+    assert_eq!(stash[12..], sent[12..]);
+    drop(first);
+    let mut second = rx(&driver);
+    second.put_stash(&stash);
+    post(&mut driver, 4, 100);
+    rig.rx(&mut second).unwrap();
+    assert_eq!((rig.counters.rx_frames.get(), driver.take_used().len()), (1, 6));
+    second.put_stash(&vec![0; 1 << 20]);
+    assert!(second.take_stash().is_none(), "no frame is so long");
 }

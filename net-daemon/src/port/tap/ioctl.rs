@@ -17,7 +17,7 @@ fn check(result: c_int) -> io::Result<()> {
 }
 
 /// Binds a fresh `/dev/net/tun` file to interface `name` as a queue with frame headers.
-pub(super) fn set_interface(file: &impl AsRawFd, name: &str, multi_queue: bool) -> io::Result<()> {
+pub(in crate::port) fn set_interface(file: &impl AsRawFd, name: &str, multi_queue: bool) -> io::Result<()> {
     let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
     let multi = if multi_queue { libc::IFF_MULTI_QUEUE } else { 0 };
     let mut request = link::request(name);
@@ -80,20 +80,28 @@ pub(super) fn set_persist(file: &impl AsFd) -> io::Result<()> {
     check(unsafe { libc::ioctl(file.as_fd().as_raw_fd(), libc::TUNSETPERSIST, 1 as libc::c_ulong) })
 }
 
+/// The name of the interface that an open queue belongs to.
+pub(in crate::port) fn name(file: &impl AsRawFd) -> io::Result<String> {
+    Ok(flags_and_name(file.as_raw_fd())?.1)
+}
+
+fn flags_and_name(fd: c_int) -> io::Result<(c_int, String)> {
+    let mut request = link::request("");
+    // SAFETY: TUNGETIFF writes an ifreq.
+    check(unsafe { libc::ioctl(fd, libc::TUNGETIFF, &raw mut request) })?;
+    // SAFETY: TUNGETIFF fills flags and name, and ends the name with a zero byte.
+    let (flags, name) = unsafe {
+        (c_int::from(request.ifr_ifru.ifru_flags as u16), CStr::from_ptr(request.ifr_name.as_ptr()))
+    };
+    Ok((flags, name.to_string_lossy().into_owned()))
+}
+
 /// Checks that `fds` are queues of one TAP interface that carry frame headers, and returns its name.
 pub(super) fn check_fds(fds: &[OwnedFd]) -> Result<String, TapError> {
     let mut first = None;
     for fd in fds {
         let number = fd.as_raw_fd();
-        let mut request = link::request("");
-        // SAFETY: TUNGETIFF writes an ifreq.
-        check(unsafe { libc::ioctl(number, libc::TUNGETIFF, &raw mut request) })
-            .map_err(|source| TapError::FdNotTap(number, source))?;
-        // SAFETY: TUNGETIFF fills flags and name, and ends the name with a zero byte.
-        let (flags, name) = unsafe {
-            (c_int::from(request.ifr_ifru.ifru_flags as u16), CStr::from_ptr(request.ifr_name.as_ptr()))
-        };
-        let name = name.to_string_lossy().into_owned();
+        let (flags, name) = flags_and_name(number).map_err(|source| TapError::FdNotTap(number, source))?;
         let mut needed = vec![
             (libc::IFF_TAP, "IFF_TAP"),
             (libc::IFF_NO_PI, "IFF_NO_PI"),

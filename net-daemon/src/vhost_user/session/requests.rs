@@ -18,6 +18,8 @@ impl Session {
             return Err(Fault::Features(surplus));
         }
         self.stop_all(device)?;
+        // What was received for other features is not for these.
+        device.give_up_stashes();
         if !asked.has(Features::VERSION_1) {
             self.acked = None;
             return Err(Fault::Legacy);
@@ -55,6 +57,7 @@ impl Session {
     /// Back to the state of a new connection; what was negotiated for the connection itself stays.
     pub(super) fn reset_device(&mut self, device: &mut NetDevice) -> Answered {
         self.stop_all(device)?;
+        device.give_up_stashes();
         let fresh = Session::new(device, self.max_ring_size);
         *self = Session {
             protocol: self.protocol,

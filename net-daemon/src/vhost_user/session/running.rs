@@ -1,5 +1,7 @@
 //! From the set-up to running rings and back.
 
+use crate::virtio::ring::RingError;
+
 use super::*;
 
 /// What a vring is to the device.
@@ -65,7 +67,7 @@ impl Session {
     pub(super) fn run_around(&mut self, index: usize, device: &mut NetDevice) {
         match self.role(index, device) {
             Some(Role::Data(pair)) => self.run_pair(pair, device),
-            Some(Role::Control) => self.run_control_queue(),
+            Some(Role::Control) => self.run_control_queue(device),
             None => {}
         }
         self.attach(device);
@@ -80,7 +82,7 @@ impl Session {
         for pair in 0..device.pairs() {
             self.run_pair(pair, device);
         }
-        self.run_control_queue();
+        self.run_control_queue(device);
         self.attach(device);
     }
 
@@ -91,6 +93,7 @@ impl Session {
     /// When a worker does not stop.
     pub fn close(mut self, device: &mut NetDevice) -> Result<(), DeviceError> {
         self.stop_all(device)?;
+        device.give_up_stashes();
         // Frames for the next front-end must not be larger than it can take.
         device.set_offloads(Features::NONE);
         Ok(())
@@ -111,11 +114,11 @@ impl Session {
         let (rx, tx) = (pair * 2, pair * 2 + 1);
         let mut vrings = PairVrings::default();
         if self.vrings[rx].processing(acked) == Processing::Normal {
-            vrings.rx = self.vrings[rx].vring(rx, &memory, acked);
+            vrings.rx = self.vrings[rx].vring(rx, &memory, acked, device);
         }
         let processing = self.vrings[tx].processing(acked);
         if processing != Processing::None {
-            vrings.tx = self.vrings[tx].vring(tx, &memory, acked);
+            vrings.tx = self.vrings[tx].vring(tx, &memory, acked, device);
             vrings.discard_tx = processing == Processing::Discard;
         }
         self.vrings[rx].was_enabled |= vrings.rx.is_some();
@@ -150,14 +153,15 @@ impl Session {
         }
     }
 
-    fn run_control_queue(&mut self) {
+    fn run_control_queue(&mut self, device: &mut NetDevice) {
         let (Some(acked), Some(memory), Some(index)) =
             (self.acked, self.memory.clone(), self.control_index())
         else {
             return;
         };
         if self.control.is_none() && self.vrings[index].processing(acked) == Processing::Normal {
-            self.control = self.vrings[index].vring(index, &memory, acked).map(ControlQueue::new);
+            let vring = self.vrings[index].vring(index, &memory, acked, device);
+            self.control = vring.map(ControlQueue::new);
             if let Some(control) = &self.control {
                 control.call();
             }
@@ -169,7 +173,8 @@ impl Session {
         self.control.as_ref().map(|control| &control.vring.kick)
     }
 
-    /// Serves the control queue. Returns whether there may be more.
+    /// Carries out what the control queue holds. Returns whether there may be more. The driver has no answer before
+    /// [`Session::answer_control`].
     pub fn control_kicked(&mut self, device: &mut NetDevice) -> bool {
         let (Some(mut control), Some(acked)) = (self.control.take(), self.acked) else { return false };
         let limits = Limits { acked, max_pairs: device.config().max_pairs };
@@ -180,6 +185,17 @@ impl Session {
                 self.attach(device);
             }
         });
+        self.control_result(control, result)
+    }
+
+    /// Answers the driver's commands. Returns whether more have come.
+    pub fn answer_control(&mut self) -> bool {
+        let Some(mut control) = self.control.take() else { return false };
+        let result = control.answer();
+        self.control_result(control, result)
+    }
+
+    fn control_result(&mut self, control: ControlQueue, result: Result<bool, RingError>) -> bool {
         match result {
             Ok(more) => {
                 self.control = Some(control);

@@ -21,7 +21,8 @@ use crate::virtio::faults::{self, Budget};
 use crate::virtio::vhost_user_net::absence::{Backoff, LinkState};
 use crate::virtio::vhost_user_net::connection;
 use crate::virtio::vhost_user_net::link::{Command, STOP_LIMIT, Shared, Terms};
-use crate::virtio::vhost_user_net::session::{Session, SessionError, Setup};
+use crate::virtio::vhost_user_net::session::{Session, SessionError};
+use crate::virtio::vhost_user_net::setup::Setup;
 
 /// Between two requests that only show whether the back-end still answers.
 const PROBE_EVERY: Duration = Duration::from_secs(2);
@@ -131,7 +132,7 @@ impl Keeper {
             if self.take_commands() {
                 return;
             }
-            self.enable();
+            self.follow();
             self.keep_time();
         }
     }
@@ -187,10 +188,10 @@ impl Keeper {
         }
     }
 
-    /// Tells the back-end which pairs are active, when it knows it otherwise.
-    fn enable(&mut self) {
+    /// Tells the back-end what the driver has changed since.
+    fn follow(&mut self) {
         if let (BackEnd::Here { session, .. }, Some(setup)) = (&mut self.back_end, &self.active)
-            && let Err(error) = session.enable(setup)
+            && let Err(error) = session.follow(setup)
         {
             self.lose_for(&error);
         }

@@ -19,7 +19,8 @@ use volt_net::virtio::features::Features;
 use crate::virtio::vhost_user_net::absence::LinkState;
 use crate::virtio::vhost_user_net::connection::Breaker;
 use crate::virtio::vhost_user_net::keeper::Keeper;
-use crate::virtio::vhost_user_net::session::{Session, Setup};
+use crate::virtio::vhost_user_net::session::Session;
+use crate::virtio::vhost_user_net::setup::Setup;
 
 /// Time for a back-end to give the vrings back at a reset, in which a vCPU waits.
 pub const STOP_LIMIT: Duration = Duration::from_secs(1);

@@ -2,8 +2,8 @@
 //!
 //! [`VhostUserNet::connect`] waits for the back-end, agrees with it on features and reads its
 //! configuration, once. A thread ([`keeper`]) then owns the connection: it sets the back-end up at each
-//! activation, stops it at each reset, and looks after it. The control vring has a thread of its own, so
-//! that its commands are answered whatever the back-end does. No vCPU waits for the back-end but at a
+//! activation, stops it at each reset, and looks after it. The control vring is served here, as for every
+//! network device ([`control`]). No vCPU waits for the back-end but at a
 //! reset, which has to know that the vrings are no longer written to, and that for a bounded time.
 //!
 //! # When the back-end goes
@@ -31,27 +31,28 @@
 //! |---|---|
 //! | [`connection`] | finding the back-end's socket; an end to what blocks on it |
 //! | [`session`] | the vhost-user conversation: handshake, set-up, stop |
+//! | [`setup`] | what the back-end is told, and what the driver changes of it |
 //! | [`link`] | the device's end of the thread |
 //! | [`keeper`] | the thread: activation, reset, the back-end's coming and going |
 //! | [`absence`] | how often and how long it was away, when it is tried again |
-//! | [`queue`] | the control vring's commands |
 
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use log::info;
+use serde_json::json;
 use thiserror::Error;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use volt_net::net::config::{DUPLEX_UNKNOWN, MIN_MTU, Mac, NetConfig, SPEED_UNKNOWN, STATUS_LINK_UP};
 use volt_net::virtio::features::Features;
 
+use crate::api::Status;
 use crate::config::NetSocketConfig;
-use crate::virtio::ring::Ring;
+use crate::virtio::net::control::{self, Change, OWN, control_index};
 use crate::virtio::vhost_user_net::connection::ConnectError;
 use crate::virtio::vhost_user_net::link::{Link, Monitor, Terms};
-use crate::virtio::vhost_user_net::queue::Requests;
-use crate::virtio::vhost_user_net::session::{PASSED, Session, SessionError, Setup};
+use crate::virtio::vhost_user_net::session::{Session, SessionError};
+use crate::virtio::vhost_user_net::setup::{PASSED, Setup, Wishes};
 use crate::virtio::worker::Worker;
 use crate::virtio::{ActivateError, Activation, VirtioDevice, copy_config};
 
@@ -59,26 +60,14 @@ pub mod absence;
 pub mod connection;
 pub mod keeper;
 pub mod link;
-pub mod queue;
 pub mod session;
+pub mod setup;
 
 /// Most queue pairs: vhost-user names a vring in 8 bits.
 pub const MAX_PAIRS: u16 = 128;
 
 /// Time for a back-end to answer a group of requests. Long, as a loaded host is no reason to give it up.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
-
-const DATA_VRING_SIZE: u16 = 256;
-const CONTROL_VRING_SIZE: u16 = 64;
-
-/// What the VMM adds to the back-end's features: the control vring and the configuration space are its own.
-/// Receive modes and filters are best effort by specification (5.1.6.5.1), and nothing is filtered here.
-const OWN: Features = Features::MAC
-    .with(Features::STATUS)
-    .with(Features::CTRL_VQ)
-    .with(Features::CTRL_RX)
-    .with(Features::CTRL_VLAN)
-    .with(Features::CTRL_MAC_ADDR);
 
 /// Why there is no network device.
 #[derive(Debug, Error)]
@@ -112,6 +101,7 @@ pub enum NetError {
 /// A network device served by a vhost-user back-end.
 pub struct VhostUserNet {
     label: String,
+    socket: String,
     features: Features,
     pairs: u16,
     vring_sizes: Vec<u16>,
@@ -143,8 +133,6 @@ impl VhostUserNet {
             .map_err(|source| NetError::Session { socket: socket.clone(), source })?;
         let (features, net_config) = offer(config, &session)?;
         info!("{label}: connected, MAC {}, {pairs} queue pairs, offering {features}", net_config.mac);
-        let mut vring_sizes = vec![DATA_VRING_SIZE; 2 * usize::from(pairs)];
-        vring_sizes.push(CONTROL_VRING_SIZE);
         let terms = Terms {
             socket: config.socket.clone(),
             pairs,
@@ -155,46 +143,13 @@ impl VhostUserNet {
         let mac = net_config.mac;
         let config = Arc::new(Mutex::new(net_config));
         let link = Link::spawn(label.clone(), session, terms, config.clone()).map_err(NetError::Thread)?;
-        Ok(VhostUserNet { label, features, pairs, vring_sizes, mac, config, control: None, link })
+        let vring_sizes = control::vring_sizes(pairs);
+        Ok(VhostUserNet { label, socket, features, pairs, vring_sizes, mac, config, control: None, link })
     }
 
     /// Shows whether the back-end is there, how often it has gone and how long it was away.
     pub fn monitor(&self) -> Monitor {
         self.link.monitor()
-    }
-
-    /// A thread that serves the control vring, when the driver has one. Pairs that the driver asks for
-    /// are left in `active_pairs`.
-    fn serve_control(
-        &self,
-        activation: &mut Activation,
-        active_pairs: &Arc<AtomicU16>,
-    ) -> Result<Option<Worker>, ActivateError> {
-        let acked = activation.features;
-        let Ok(vring) = activation.take_vring(self.control_index(acked)) else { return Ok(None) };
-        if !acked.has(Features::CTRL_VQ) {
-            return Ok(None);
-        }
-        let ring = Ring::new(vring, activation);
-        let mut requests = Requests::new(&self.label, acked, self.usable_pairs(acked), self.config.clone());
-        let (active_pairs, waker) = (active_pairs.clone(), self.link.waker());
-        let worker = Worker::spawn(&self.label, "net-control", ring, move |chain| {
-            requests.serve(chain, |pairs| {
-                active_pairs.store(pairs, Ordering::Release);
-                waker.wake();
-            })
-        });
-        worker.map(Some).map_err(ActivateError::Thread)
-    }
-
-    /// The control vring comes behind those of all pairs with MQ, and behind the first pair without
-    /// (5.1.2).
-    fn control_index(&self, acked: Features) -> u16 {
-        2 * self.usable_pairs(acked)
-    }
-
-    fn usable_pairs(&self, acked: Features) -> u16 {
-        if acked.has(Features::MQ) { self.pairs } else { 1 }
     }
 }
 
@@ -219,6 +174,10 @@ fn offer(config: &NetSocketConfig, session: &Session) -> Result<(Features, NetCo
     if config.queues > 1 {
         features = features.with(Features::MQ);
     }
+    if features.has(Features::GUEST_CSUM) {
+        // By a new SET_FEATURES.
+        features = features.with(Features::CTRL_GUEST_OFFLOADS);
+    }
     let net_config = NetConfig {
         mac,
         status: STATUS_LINK_UP,
@@ -239,6 +198,28 @@ impl VirtioDevice for VhostUserNet {
         &self.label
     }
 
+    fn status(&self) -> Status {
+        let (label, monitor, config) = (self.label.clone(), self.monitor(), self.config.clone());
+        let (pairs, socket) = (self.pairs, self.socket.clone());
+        Box::new(move || {
+            let state = monitor.state();
+            let config = *config.lock().unwrap_or_else(PoisonError::into_inner);
+            let away = state.away_since.map(|since| since.elapsed());
+            json!({
+                "device": label,
+                "kind": "vhost-user-net",
+                "socket": socket,
+                "mac": config.mac.to_string(),
+                "queue_pairs": pairs,
+                "link_up": config.status & STATUS_LINK_UP != 0,
+                "back_end": if state.is_connected() { "connected" } else { "away" },
+                "losses": state.losses,
+                "away_seconds": (state.away_total + away.unwrap_or_default()).as_secs_f64(),
+                "away_now_seconds": away.map(|away| away.as_secs_f64()),
+            })
+        })
+    }
+
     fn features(&self) -> Features {
         self.features
     }
@@ -256,15 +237,22 @@ impl VirtioDevice for VhostUserNet {
     /// that has gone: the guest keeps its device, and waits for traffic until there is one again.
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
         let acked = activation.features;
-        let control_index = self.control_index(acked);
-        // The driver asks for more by the control vring (5.1.5).
-        let active_pairs = Arc::new(AtomicU16::new(1));
-        let control = self.serve_control(&mut activation, &active_pairs)?;
+        let wishes = Arc::new(Wishes::new(acked));
+        let (wanted, waker) = (wishes.clone(), self.link.waker());
+        let control =
+            control::serve(&self.label, &mut activation, self.pairs, &self.config, move |change| {
+                match change {
+                    Change::Pairs(pairs) => wanted.set_pairs(pairs),
+                    Change::Offloads(offloads) => wanted.set_offloads(offloads),
+                }
+                waker.wake();
+            })?;
         let mut vrings = vec![activation.take_vring(0)?, activation.take_vring(1)?];
-        vrings.extend(activation.vrings.into_iter().filter(|vring| vring.index < control_index));
+        let end = control_index(acked, self.pairs);
+        vrings.extend(activation.vrings.into_iter().filter(|vring| vring.index < end));
         let (memory, interrupt) = (activation.memory, activation.interrupt);
         self.control = control;
-        self.link.start(Setup { memory, acked, vrings, interrupt, active_pairs });
+        self.link.start(Setup { memory, acked, vrings, interrupt, wishes });
         Ok(())
     }
 

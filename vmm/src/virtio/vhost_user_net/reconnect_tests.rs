@@ -69,16 +69,19 @@ fn killed_while_idle() {
     assert_eq!(logged(&path, ""), 0);
     let peer = Peer::start(&path, Options::default());
     let device = VhostUserNet::connect(&config(&path, 1)).unwrap();
-    let monitor = device.monitor();
+    let (monitor, status) = (device.monitor(), device.status());
     let mut driver = Driver::new(device);
     driver.run(Features::VERSION_1, &[0, 1]);
     echo(&mut driver, 0, 1);
+    assert_eq!((&status()["back_end"], &status()["losses"]), (&"connected".into(), &0.into()));
     // A buffer that the first back-end has and leaves unused.
     driver.put(RX, &[0; 256]);
     driver.offer(0, &[(RX, 256, true)]);
     driver.kick(0);
     peer.kill();
     wait_away(&monitor);
+    assert_eq!((&status()["back_end"], &status()["losses"]), (&"away".into(), &1.into()));
+    assert!(status()["away_now_seconds"].is_f64());
     driver.put(TX, &[7; 112]);
     driver.offer(1, &[(TX, 112, false)]);
     thread::sleep(Duration::from_millis(300));
@@ -93,6 +96,9 @@ fn killed_while_idle() {
     assert_eq!((logged(&path, "has gone ("), logged(&path, "is back after")), (1, 1));
     let away = monitor.state().away_total;
     assert!((Duration::from_millis(300)..Duration::from_secs(10)).contains(&away), "{away:?}");
+    let status = status();
+    assert_eq!((&status["back_end"], &status["away_now_seconds"]), (&"connected".into(), &json!(null)));
+    assert_eq!(status["away_seconds"], away.as_secs_f64());
 }
 
 /// Some seconds away, with resets and control commands in them; no line for each attempt.

@@ -7,8 +7,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::Ordering;
 
 use log::debug;
 use thiserror::Error;
@@ -16,40 +15,14 @@ use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag, Vhos
 use vhost::vhost_user::{Error as Socket, Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use virtio_queue::QueueT;
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryError};
 use volt_net::net::config::{CONFIG_LEN, MIN_MTU, NetConfig};
 use volt_net::virtio::features::Features;
 
-use crate::irq::Interrupt;
 use crate::virtio::Vring;
 use crate::virtio::vhost_user_net::ANSWER_LIMIT;
 use crate::virtio::vhost_user_net::connection::within;
-
-/// Features that are between the guest and the back-end alone: offered as the back-end offers them,
-/// acknowledged as the guest does. A feature that needs the VMM's help is not among them, nor is one that
-/// nobody here has heard of.
-pub const PASSED: Features = Features::CSUM
-    .with(Features::GUEST_CSUM)
-    .with(Features::GUEST_TSO4)
-    .with(Features::GUEST_TSO6)
-    .with(Features::GUEST_ECN)
-    .with(Features::GUEST_UFO)
-    .with(Features::HOST_TSO4)
-    .with(Features::HOST_TSO6)
-    .with(Features::HOST_ECN)
-    .with(Features::HOST_UFO)
-    .with(Features::MRG_RXBUF)
-    .with(Features::INDIRECT_DESC)
-    .with(Features::EVENT_IDX)
-    .with(Features::VERSION_1)
-    .with(Features::IN_ORDER)
-    .with(Features::GUEST_USO4)
-    .with(Features::GUEST_USO6)
-    .with(Features::HOST_USO)
-    .with(Features::GUEST_HDRLEN);
-
-/// The VMM's own features of which a back-end is told when it knows them: MQ moves its control vring.
-const TOLD: Features = Features::MTU.with(Features::MQ);
+use crate::virtio::vhost_user_net::setup::{PASSED, Setup};
 
 /// Length of the configuration space up to `mtu`: what every back-end with a configuration has.
 const CONFIG_TO_MTU: usize = 12;
@@ -138,20 +111,6 @@ fn told<T>(request: &'static str, result: vhost::Result<T>) -> Result<T, Session
     })
 }
 
-/// What a back-end is told from activation to reset.
-pub struct Setup {
-    /// The guest's memory.
-    pub memory: GuestMemoryMmap,
-    /// What the guest acknowledged.
-    pub acked: Features,
-    /// The data vrings that the driver made ready.
-    pub vrings: Vec<Vring>,
-    /// Has the eventfds that the back-end calls.
-    pub interrupt: Arc<dyn Interrupt>,
-    /// Pairs that the driver uses at the moment, from the first on; its control commands change it.
-    pub active_pairs: Arc<AtomicU16>,
-}
-
 /// A connection to a back-end, after the handshake.
 pub struct Session {
     frontend: Frontend,
@@ -162,6 +121,8 @@ pub struct Session {
     answers: bool,
     /// Pairs that are enabled.
     enabled: u16,
+    /// Features of the last SET_FEATURES.
+    told: Features,
 }
 
 impl Session {
@@ -173,8 +134,16 @@ impl Session {
     pub fn open(stream: UnixStream, pairs: u16) -> Result<Session, SessionError> {
         let copy = stream.try_clone().map_err(SessionError::Host)?;
         let frontend = Frontend::from_stream(stream, 2 * u64::from(pairs));
-        let (features, config) = (Features::NONE, None);
-        let mut session = Session { frontend, stream: copy, features, config, answers: false, enabled: 0 };
+        let none = Features::NONE;
+        let mut session = Session {
+            frontend,
+            stream: copy,
+            features: none,
+            config: None,
+            answers: false,
+            enabled: 0,
+            told: none,
+        };
         session.limited(|session| session.handshake(pairs))?;
         Ok(session)
     }
@@ -301,9 +270,7 @@ impl Session {
 
     fn set_up(&mut self, setup: &Setup) -> Result<(), SessionError> {
         self.ask_for_answers(true);
-        let told_features = setup.acked.common(PASSED.with(TOLD)).common(self.features);
-        let features = told_features.with(Features::PROTOCOL_FEATURES);
-        told("SET_FEATURES", self.frontend.set_features(features.0))?;
+        self.set_features(setup)?;
         // In order of address, as back-ends on vhost-user-backend need them; vm-memory keeps them so.
         let regions: Result<Vec<_>, _> =
             setup.memory.iter().map(VhostUserMemoryRegionInfo::from_guest_region).collect();
@@ -366,25 +333,35 @@ impl Session {
         })
     }
 
-    /// Enables the pairs that `setup` has active, and disables the others, when they are not so already.
+    /// Tells the back-end what the driver has changed by control commands, when it knows it otherwise.
     ///
     /// Waits for no answer, because nothing follows from it.
     ///
     /// # Errors
     ///
     /// The connection is broken.
-    pub fn enable(&mut self, setup: &Setup) -> Result<(), SessionError> {
-        if self.enabled == setup.active_pairs.load(Ordering::Acquire) {
+    pub fn follow(&mut self, setup: &Setup) -> Result<(), SessionError> {
+        let features = self.told != setup.told_features(self.features);
+        let pairs = self.enabled != setup.wishes.pairs();
+        if !features && !pairs {
             return Ok(());
         }
         self.limited(|session| {
             session.ask_for_answers(false);
-            session.enable_pairs(setup)
+            if features {
+                session.set_features(setup)?;
+            }
+            if pairs { session.enable_pairs(setup) } else { Ok(()) }
         })
     }
 
+    fn set_features(&mut self, setup: &Setup) -> Result<(), SessionError> {
+        self.told = setup.told_features(self.features);
+        told("SET_FEATURES", self.frontend.set_features(self.told.0))
+    }
+
     fn enable_pairs(&mut self, setup: &Setup) -> Result<(), SessionError> {
-        self.enabled = setup.active_pairs.load(Ordering::Acquire);
+        self.enabled = setup.wishes.pairs();
         for vring in &setup.vrings {
             let on = vring.index / 2 < self.enabled;
             told("SET_VRING_ENABLE", self.frontend.set_vring_enable(vring.index.into(), on))?;

@@ -151,6 +151,29 @@ fn the_driver_chooses_the_pairs_by_the_control_vring() {
     }
 }
 
+/// The back-end is told of receive offloads by a new SET_FEATURES, while it goes on with its vrings.
+#[test]
+fn the_driver_changes_its_receive_offloads_by_the_control_vring() {
+    let offloads = Features::GUEST_CSUM.with(Features::GUEST_TSO4);
+    let features = Options::default().features.with(offloads);
+    let (_dir, peer, device) = connect(Options { features, ..Options::default() }, 1);
+    let mut driver = Driver::new(device);
+    let acked = Features::VERSION_1.with(offloads);
+    let own = Features::CTRL_VQ.with(Features::CTRL_GUEST_OFFLOADS);
+    let told = Features::PROTOCOL_FEATURES.with(acked);
+    for _ in 0..2 {
+        driver.run(acked.with(own), &[0, 1, 2]);
+        echo(&mut driver, 0, 1);
+        assert_eq!(peer.acked(), told);
+        let command = |set: Features| [[5, 0].as_slice(), &set.0.to_le_bytes()].concat();
+        assert_eq!(control(&mut driver, 2, &command(Features::GUEST_CSUM)), 0);
+        eventually("less", || peer.acked() == told.without(Features::GUEST_TSO4));
+        assert_eq!(control(&mut driver, 2, &command(Features::GUEST_TSO6)), 1, "not acknowledged");
+        echo(&mut driver, 0, 2);
+        driver.reset();
+    }
+}
+
 /// Without MQ the control vring follows the first pair, however many the device has.
 #[test]
 fn control_vring_without_mq() {

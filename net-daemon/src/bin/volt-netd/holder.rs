@@ -1,0 +1,156 @@
+//! A worker's line to its supervisor, which holds the state for the next worker.
+//!
+//! The supervisor reads the connection's socket for its worker, keeps what it has read until it is given the state that
+//! came of it, and sends the reply with taking that state. So whenever a worker dies, a request has either not happened,
+//! and the next worker gets it, or it has happened and is answered.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use volt_net::state::{FdId, frame, hex};
+use volt_net::vhost_user::channel::Piece;
+
+use crate::state::{DaemonState, Last};
+
+/// What a worker tells its supervisor.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Report {
+    /// A worker that takes over from another daemon can start.
+    Ready,
+    /// What has come on the connection is wanted, up to so many bytes.
+    Read { connection: FdId, count: usize },
+    /// The state as it is now; all that was read before is part of it.
+    Commit(Commit),
+    /// The state has gone to another daemon, whose connection comes with this; the worker has stopped.
+    HandOver,
+}
+
+/// A state, and what to do with the connection once it is held.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Commit {
+    pub(crate) state: Box<RawValue>,
+    /// All descriptors that the state names.
+    pub(crate) all: Vec<FdId>,
+    /// Those that come with this message, in this order.
+    pub(crate) new: Vec<FdId>,
+    /// What the front-end has not taken of earlier replies.
+    #[serde(with = "hex")]
+    pub(crate) unsent: Vec<u8>,
+    pub(crate) answer: Option<Answer>,
+}
+
+/// The end of a request.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Answer {
+    /// The connection's socket.
+    pub(crate) connection: FdId,
+    /// What to send, after what could not be sent before.
+    #[serde(with = "hex")]
+    pub(crate) reply: Vec<u8>,
+}
+
+/// What a supervisor tells its worker.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Order {
+    /// What has come, with its descriptors: `None` for nothing, no bytes for the end.
+    Piece(Option<Bytes>),
+    /// The connection failed.
+    Failed(i32),
+    /// The state is held, the request is answered but for so many bytes.
+    Held { unsent: usize },
+    /// The daemon that ran before has stopped: start.
+    Start(Last),
+    /// The other daemon has gone away: go on.
+    GoOn,
+}
+
+/// Bytes of a connection.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Bytes {
+    #[serde(with = "hex")]
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) too_many: bool,
+}
+
+/// The line.
+#[derive(Debug)]
+pub(crate) struct Holder {
+    socket: UnixStream,
+    /// Descriptors that the supervisor has.
+    known: BTreeSet<FdId>,
+}
+
+impl Holder {
+    /// Over a socket whose other end is the supervisor's, which has the descriptors `known`.
+    pub(crate) fn new(socket: UnixStream, known: BTreeSet<FdId>) -> Holder {
+        Holder { socket, known }
+    }
+
+    /// Reads up to `count` bytes of the connection: see [`volt_net::vhost_user::channel::read`].
+    pub(crate) fn read(&self, connection: FdId, count: usize) -> io::Result<Option<Piece>> {
+        frame::send(&self.socket, &Report::Read { connection, count }, &[])?;
+        match frame::receive(&self.socket)? {
+            (Order::Piece(None), _) => Ok(None),
+            (Order::Piece(Some(Bytes { bytes, too_many })), fds) => Ok(Some(Piece { bytes, fds, too_many })),
+            (Order::Failed(code), _) => Err(io::Error::from_raw_os_error(code)),
+            (other, _) => Err(unexpected(&other)),
+        }
+    }
+
+    /// Leaves `state` with the supervisor. Returns how many bytes of replies the front-end has not taken.
+    pub(crate) fn commit(
+        &mut self,
+        state: &DaemonState,
+        fds: &[(FdId, BorrowedFd<'_>)],
+        unsent: &[u8],
+        answer: Option<&Answer>,
+    ) -> io::Result<usize> {
+        let new: Vec<_> = fds.iter().filter(|(id, _)| !self.known.contains(id)).collect();
+        let commit = Commit {
+            state: serde_json::value::to_raw_value(state)?,
+            all: fds.iter().map(|(id, _)| *id).collect(),
+            new: new.iter().map(|(id, _)| *id).collect(),
+            unsent: unsent.to_vec(),
+            answer: answer.cloned(),
+        };
+        let all = commit.all.iter().copied().collect();
+        let descriptors: Vec<_> = new.iter().map(|(_, fd)| *fd).collect();
+        frame::send(&self.socket, &Report::Commit(commit), &descriptors)?;
+        self.known = all;
+        match self.order()? {
+            Order::Held { unsent } => Ok(unsent),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Says that this worker can start, and waits until it may.
+    pub(crate) fn wait_for_start(&self) -> io::Result<Last> {
+        frame::send(&self.socket, &Report::Ready, &[])?;
+        match self.order()? {
+            Order::Start(last) => Ok(last),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Lets the supervisor tell the daemon behind `successor` to go. Returns only if that daemon went away before;
+    /// otherwise the supervisor ends this process.
+    pub(crate) fn hand_over(&self, successor: &UnixStream) -> io::Result<()> {
+        frame::send(&self.socket, &Report::HandOver, &[successor.as_fd()])?;
+        match self.order()? {
+            Order::GoOn => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn order(&self) -> io::Result<Order> {
+        Ok(frame::receive(&self.socket)?.0)
+    }
+}
+
+fn unexpected(order: &Order) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("the supervisor said {order:?}"))
+}

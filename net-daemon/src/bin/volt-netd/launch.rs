@@ -1,0 +1,236 @@
+//! From the command line, or from a state, to a daemon that runs.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use log::info;
+use nix::sys::signal::SigSet;
+use rustix::event::{EventfdFlags, eventfd};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use volt_net::event::notify::Notifier;
+use volt_net::event::worker::prepare_signals;
+use volt_net::net::config::Mac;
+use volt_net::net::device::{DeviceOptions, NetDevice};
+use volt_net::net::journal::{Journal, REQUESTS};
+use volt_net::port::Port;
+use volt_net::port::macvtap::Macvtap;
+use volt_net::port::tap::{Tap, TapOptions};
+use volt_net::state::{FdId, Importer};
+use volt_net::unix::Access;
+use volt_net::vhost_user::channel::Piece;
+
+use crate::cli::Cli;
+use crate::endpoint::{Endpoint, Listener};
+use crate::handover::Successor;
+use crate::holder::Holder;
+use crate::server::{End, Parts, Server};
+use crate::state::DaemonState;
+
+pub(crate) type AnyError = Box<dyn Error>;
+
+/// Descriptors that the command line names.
+#[derive(Debug)]
+pub(crate) struct Given {
+    pub(crate) tap: Vec<OwnedFd>,
+    pub(crate) socket: Option<OwnedFd>,
+}
+
+/// A state that another process has left.
+#[derive(Debug)]
+pub(crate) struct Inheritance {
+    pub(crate) state: String,
+    pub(crate) fds: BTreeMap<FdId, OwnedFd>,
+    /// What the front-end has not taken of replies, where that is not as the state says.
+    pub(crate) unsent: Option<Vec<u8>>,
+    /// What has come on the connection since the state was written.
+    pub(crate) read: Vec<Piece>,
+    /// The connection is not to be gone on with: its next request has ended two processes.
+    pub(crate) drop_connection: bool,
+}
+
+/// Where a daemon comes from.
+#[derive(Debug)]
+pub(crate) enum Origin {
+    /// The command line.
+    Fresh(Given),
+    /// A process that is dead.
+    Dead(Inheritance),
+    /// A process that still runs, and stops when it is told that this one is ready.
+    Running(Inheritance, Gate),
+}
+
+/// Who tells a successor to start.
+#[derive(Debug)]
+pub(crate) enum Gate {
+    /// The process that runs.
+    Direct(Successor),
+    /// The supervisor, which has asked that process.
+    Supervisor,
+}
+
+/// What a supervisor gives its worker.
+#[derive(Debug)]
+pub(crate) struct Supervision {
+    pub(crate) holder: Holder,
+    pub(crate) journal: Journal,
+    /// Chains to leave out, by vring.
+    pub(crate) killers: BTreeMap<usize, u16>,
+    pub(crate) restarts: u64,
+    pub(crate) leave: bool,
+    /// Signals that are blocked, because until now they were the supervisor's.
+    pub(crate) blocked: SigSet,
+}
+
+/// Runs a daemon to its end.
+pub(crate) fn run(cli: &Cli, origin: Origin, supervision: Option<Supervision>) -> Result<End, AnyError> {
+    let signals = watch_signals()?;
+    prepare_signals()?;
+    let supervision = match supervision {
+        Some(supervision) => {
+            supervision.blocked.thread_unblock()?;
+            Supervised::from(supervision)
+        }
+        None => Supervised::alone()?,
+    };
+    match origin {
+        Origin::Fresh(given) => fresh(cli, given, supervision, signals)?.run().map_err(Into::into),
+        Origin::Dead(inheritance) => {
+            let mut server = import(inheritance, supervision, signals)?;
+            server.resume(None)?;
+            Ok(server.run()?)
+        }
+        Origin::Running(inheritance, gate) => {
+            let mut server = match import(inheritance, supervision, signals) {
+                Ok(server) => server,
+                Err(error) => {
+                    if let Gate::Direct(successor) = gate {
+                        successor.give_up(&volt_net::error_chain(&*error));
+                    }
+                    return Err(error);
+                }
+            };
+            let last = match gate {
+                Gate::Direct(successor) => successor.wait_for_go()?,
+                Gate::Supervisor => server.wait_for_start()?,
+            };
+            server.resume(Some(last))?;
+            Ok(server.run()?)
+        }
+    }
+}
+
+/// [`Supervision`], or what stands in for it.
+struct Supervised {
+    holder: Option<Holder>,
+    journal: Journal,
+    killers: BTreeMap<usize, u16>,
+    restarts: u64,
+    leave: bool,
+}
+
+impl From<Supervision> for Supervised {
+    fn from(s: Supervision) -> Supervised {
+        let Supervision { holder, journal, killers, restarts, leave, .. } = s;
+        Supervised { holder: Some(holder), journal, killers, restarts, leave }
+    }
+}
+
+impl Supervised {
+    fn alone() -> Result<Supervised, AnyError> {
+        let journal = Journal::new()?;
+        Ok(Supervised { holder: None, journal, killers: BTreeMap::new(), restarts: 0, leave: false })
+    }
+}
+
+/// A socket that becomes readable with the first signal; a second one ends the process.
+fn watch_signals() -> io::Result<OwnedFd> {
+    let (signals, signalled) = UnixStream::pair()?;
+    let told = Arc::new(AtomicBool::new(false));
+    for signal in [SIGTERM, SIGINT] {
+        // In this order: the first signal asks, a second one does not. It is for a main thread that the kernel holds, as
+        // it can in memory of a front-end that never comes.
+        signal_hook::flag::register_conditional_shutdown(signal, 1, told.clone())?;
+        signal_hook::flag::register(signal, told.clone())?;
+        signal_hook::low_level::pipe::register(signal, signalled.try_clone()?)?;
+    }
+    Ok(signals.into())
+}
+
+fn fresh(cli: &Cli, given: Given, supervised: Supervised, signals: OwnedFd) -> Result<Server, AnyError> {
+    let pairs = cli.pairs();
+    let port = open_port(cli, given.tap)?;
+    let endpoint = open_endpoint(cli, given.socket)?;
+    let control = cli.control.as_ref().map(|path| Listener::bind(path, &Access::PRIVATE)).transpose()?;
+    let mac = cli.mac.or(port.mac()).map_or_else(Mac::random, Ok)?;
+    let options = DeviceOptions { pairs, mac, mtu: cli.mtu };
+    let described = format!("MAC {}, {}", options.mac, endpoint.describe());
+    let server = build(port, options, endpoint, control, cli.queue_size, supervised, signals)?;
+    info!("{} with {pairs} queue pairs, {described}", server.port_name());
+    Ok(server)
+}
+
+/// A daemon over what another process has left. Nothing is touched.
+fn import(inheritance: Inheritance, supervised: Supervised, signals: OwnedFd) -> Result<Server, AnyError> {
+    let mut state = DaemonState::parse(&inheritance.state)?;
+    let mut from = Importer::new(inheritance.fds);
+    let port = state.port.import(&mut from)?;
+    let device = &state.device;
+    let options = DeviceOptions { pairs: device.pairs, mac: Mac(device.mac), mtu: device.mtu };
+    let endpoint = Endpoint::import(state.endpoint, &mut from)?;
+    let control = state.control.map(|control| Listener::import(control, &mut from)).transpose()?;
+    if let Some(connection) = &mut state.connection
+        && let Some(unsent) = inheritance.unsent
+    {
+        connection.channel.unsent = unsent;
+    }
+    let connection = state.connection.filter(|_| !inheritance.drop_connection);
+    let mut server = build(port, options, endpoint, control, state.max_ring_size, supervised, signals)?;
+    server.import(connection, inheritance.read, state.leftover, state.take_overs, &mut from)?;
+    Ok(server)
+}
+
+fn build(
+    port: Box<dyn Port>,
+    options: DeviceOptions,
+    endpoint: Endpoint,
+    control: Option<Listener>,
+    max_ring_size: u16,
+    supervised: Supervised,
+    signals: OwnedFd,
+) -> Result<Server, AnyError> {
+    let Supervised { holder, journal, killers, restarts, leave } = supervised;
+    let wake = Arc::new(Notifier::new(eventfd(0, EventfdFlags::CLOEXEC)?)?);
+    let request = journal.note(REQUESTS);
+    let device = NetDevice::with_journal(port, options, wake.clone(), journal, killers);
+    let parts =
+        Parts { device, wake, max_ring_size, endpoint, control, holder, request, leave, restarts, signals };
+    Ok(Server::new(parts)?)
+}
+
+fn open_port(cli: &Cli, fds: Vec<OwnedFd>) -> Result<Box<dyn Port>, AnyError> {
+    Ok(match (&cli.tap, &cli.macvtap) {
+        (Some(name), _) => Box::new(Tap::open(TapOptions {
+            name: name.clone(),
+            queues: cli.pairs().into(),
+            persist: cli.persist,
+            mtu: cli.mtu,
+        })?),
+        (None, Some(name)) => Box::new(Macvtap::open(name, cli.pairs().into())?),
+        (None, None) => Box::new(Tap::from_fds(fds)?),
+    })
+}
+
+fn open_endpoint(cli: &Cli, fd: Option<OwnedFd>) -> Result<Endpoint, AnyError> {
+    let access = Access { mode: cli.socket_mode, group: cli.socket_group.clone() };
+    Ok(match (&cli.socket, fd) {
+        (Some(path), _) if cli.client => Endpoint::Client(path.clone()),
+        (Some(path), _) => Endpoint::Listen(Listener::bind(path, &access)?),
+        (None, Some(fd)) => Endpoint::from_fd(fd)?,
+        (None, None) => unreachable!("checked before"),
+    })
+}

@@ -1,0 +1,77 @@
+//! The whole daemon as data: what one process writes and the next one reads.
+
+use serde::{Deserialize, Serialize};
+use volt_net::net::device::{DeviceState, Leftover};
+use volt_net::port::PortState;
+use volt_net::state::{FORMAT, StateError};
+use volt_net::vhost_user::channel::ChannelState;
+use volt_net::vhost_user::session::state::SessionState;
+
+use crate::cli::Cli;
+use crate::endpoint::{EndpointState, ListenerState};
+
+/// A daemon. Every change of this structure, or of one inside it, that an older program would misread needs a new
+/// [`FORMAT`].
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct DaemonState {
+    pub(crate) format: u32,
+    /// The program that wrote it, for logs.
+    pub(crate) program: String,
+    /// How often a daemon was replaced by `--take-over` since the first one was started.
+    pub(crate) take_overs: u64,
+    pub(crate) device: DeviceState,
+    pub(crate) port: PortState,
+    pub(crate) max_ring_size: u16,
+    pub(crate) endpoint: EndpointState,
+    pub(crate) control: Option<ListenerState>,
+    pub(crate) connection: Option<ConnectionState>,
+    /// Counters as they were; a hand-over brings later ones.
+    pub(crate) leftover: Leftover,
+}
+
+/// A front-end that is connected.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct ConnectionState {
+    pub(crate) channel: ChannelState,
+    pub(crate) session: SessionState,
+}
+
+/// What comes last in a hand-over, when nothing runs any more.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Last {
+    pub(crate) leftover: Leftover,
+    /// Vrings that their driver broke.
+    pub(crate) broken: Vec<usize>,
+}
+
+impl DaemonState {
+    /// Whether a daemon with this command line would serve the same interface to the same front-ends.
+    pub(crate) fn is_for(&self, cli: &Cli) -> bool {
+        let is = |wanted: &Option<String>, name: &str| wanted.as_ref().is_none_or(|wanted| wanted == name);
+        let interface = match &self.port {
+            PortState::Tap(tap) => is(&cli.tap, &tap.name) && cli.macvtap.is_none(),
+            PortState::Macvtap(macvtap) => is(&cli.macvtap, macvtap.name()) && cli.tap.is_none(),
+            PortState::Socket(_) => false,
+        };
+        let pairs = cli.queues.is_none_or(|pairs| pairs == self.device.pairs);
+        interface && pairs && self.endpoint.is_at(cli.socket.as_deref())
+    }
+
+    /// Reads a state, if it is of a format that this program knows.
+    pub(crate) fn parse(text: &str) -> Result<DaemonState, StateError> {
+        #[derive(Deserialize)]
+        struct Version {
+            format: u32,
+        }
+        let Version { format } = serde_json::from_str(text)?;
+        if format != FORMAT {
+            return Err(StateError::Format(format));
+        }
+        Ok(serde_json::from_str(text)?)
+    }
+}
+
+/// This program and its version.
+pub(crate) fn program() -> String {
+    concat!("volt-netd ", env!("CARGO_PKG_VERSION")).to_owned()
+}

@@ -1,0 +1,464 @@
+//! The minimal parent of `--supervise`: holds what its worker commits, and starts another one when that dies.
+//!
+//! It reads nothing that a guest or a front-end has written, maps no memory of theirs, and waits for two things: its worker
+//! and signals. A worker is a fork of it, so that the next one has the descriptors at once.
+//!
+//! Two workers never serve one ring: the next one is started when the last one has been reaped.
+#![expect(unsafe_code, reason = "fork")]
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+use std::{io, thread};
+
+use log::{error, info, warn};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Pid, fork};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use serde_json::value::RawValue;
+use volt_net::error_chain;
+use volt_net::net::journal::{Journal, REQUESTS};
+use volt_net::state::{FdId, frame};
+use volt_net::vhost_user::channel::{self, Piece};
+
+use crate::cli::Cli;
+use crate::handover::{Successor, send_go};
+use crate::holder::{Answer, Bytes, Commit, Holder, Order, Report};
+use crate::launch::{self, AnyError, Gate, Inheritance, Origin, Supervision};
+use crate::server::End;
+use crate::systemd::Store;
+
+/// A worker that lived at least so long, or has ended a request, has not died at once.
+const SETTLED: Duration = Duration::from_millis(200);
+/// Most bytes read at once; a message is shorter.
+const MAX_READ: usize = 1 << 16;
+/// How long a worker may take for a report that it has begun.
+const PATIENCE: Duration = Duration::from_secs(10);
+const SHORTEST: Duration = Duration::from_millis(10);
+const LONGEST: Duration = Duration::from_secs(1);
+/// A note of the same index counts as the same chain only for a worker that has served fewer than the largest ring holds.
+const SAME: u32 = 32768;
+
+/// How a worker's time is over.
+#[derive(Debug)]
+enum Outcome {
+    /// It ended by itself, with this status.
+    Ended(u8),
+    /// It died.
+    Died(String),
+    /// Another daemon has everything now.
+    GivenAway,
+}
+
+/// Runs workers until one ends by itself.
+pub(crate) fn run(cli: &Cli, origin: Origin) -> Result<ExitCode, AnyError> {
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD] {
+        signals.add(signal);
+    }
+    signals.thread_block()?;
+    let signal_fd = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+    let mut supervisor = Supervisor {
+        cli,
+        signals,
+        signal_fd,
+        journal: Journal::new()?,
+        store: Store::from_environment()?,
+        held: Held::default(),
+        history: History::default(),
+        told: false,
+        predecessor: None,
+    };
+    supervisor.run(origin)
+}
+
+/// What the last worker has left.
+#[derive(Debug, Default)]
+struct Held {
+    state: Option<Box<RawValue>>,
+    fds: BTreeMap<FdId, OwnedFd>,
+    /// What the front-end has not taken of replies.
+    unsent: Vec<u8>,
+    /// What was read of the connection since the state was given.
+    read: Vec<Piece>,
+}
+
+/// What is known of deaths.
+#[derive(Debug, Default)]
+struct History {
+    restarts: u64,
+    backoff: Duration,
+    /// Indexes that were being served when the last worker died, by vring.
+    suspects: BTreeMap<usize, u16>,
+    /// Indexes that were being served when two workers died.
+    killers: BTreeMap<usize, u16>,
+    bad_request: bool,
+    /// The worker has ended a request.
+    worked: bool,
+}
+
+struct Supervisor<'a> {
+    cli: &'a Cli,
+    signals: SigSet,
+    signal_fd: SignalFd,
+    journal: Journal,
+    store: Option<Store>,
+    held: Held,
+    history: History,
+    /// Told to end.
+    told: bool,
+    /// The daemon whose place the worker takes, until that has stopped.
+    predecessor: Option<Successor>,
+}
+
+struct Worker {
+    pid: Pid,
+    line: UnixStream,
+    started: Instant,
+}
+
+impl Supervisor<'_> {
+    fn run(&mut self, mut origin: Origin) -> Result<ExitCode, AnyError> {
+        loop {
+            let stored = self.adopt(&mut origin);
+            let worker = self.start(origin)?;
+            if stored {
+                info!("went on with what systemd kept");
+            }
+            match self.watch(&worker)? {
+                Outcome::Ended(status) => {
+                    if let Some(store) = self.store.as_mut().filter(|_| !self.told) {
+                        store.clear();
+                    }
+                    return Ok(ExitCode::from(status));
+                }
+                Outcome::GivenAway => {
+                    if let Some(store) = &mut self.store {
+                        store.clear();
+                    }
+                    return Ok(ExitCode::SUCCESS);
+                }
+                Outcome::Died(how) => origin = self.mourn(&worker, &how),
+            }
+        }
+    }
+
+    /// Takes what is to be held of where the next worker comes from. Whether it came from systemd.
+    fn adopt(&mut self, origin: &mut Origin) -> bool {
+        if matches!(origin, Origin::Fresh(_))
+            && let Some(inheritance) = self.store.as_mut().and_then(|store| store.take(self.cli))
+        {
+            *origin = Origin::Dead(inheritance);
+            self.hold(origin);
+            return true;
+        }
+        if let Origin::Running(_, gate) = origin
+            && let Gate::Direct(successor) = std::mem::replace(gate, Gate::Supervisor)
+        {
+            self.predecessor = Some(successor);
+            self.hold(origin);
+        }
+        false
+    }
+
+    /// Keeps copies of what the worker gets: a fork has its own of each descriptor, so they are one and the same here.
+    fn hold(&mut self, origin: &Origin) {
+        if let Origin::Dead(from) | Origin::Running(from, _) = origin {
+            self.held.state = RawValue::from_string(from.state.clone()).ok();
+            self.held.unsent = from.unsent.clone().unwrap_or_default();
+            let copies = from.fds.iter().filter_map(|(id, fd)| Some((*id, fd.try_clone().ok()?)));
+            self.held.fds = copies.collect();
+        }
+    }
+
+    fn start(&mut self, origin: Origin) -> Result<Worker, AnyError> {
+        let (line, theirs) = UnixStream::pair()?;
+        // A worker that stops in the middle of a report is ended.
+        line.set_read_timeout(Some(PATIENCE))?;
+        let known = self.held.fds.keys().copied().collect();
+        let killers = self.history.killers.clone();
+        self.history.worked = false;
+        let restarts = self.history.restarts;
+        // SAFETY: this process has one thread, so that the child finds no lock taken.
+        match unsafe { fork() }? {
+            ForkResult::Parent { child } => {
+                // The worker's own from here on.
+                drop(origin);
+                if self.told {
+                    let _ = kill(child, Signal::SIGTERM);
+                }
+                Ok(Worker { pid: child, line, started: Instant::now() })
+            }
+            ForkResult::Child => {
+                drop(line);
+                self.held = Held::default();
+                let supervision = Supervision {
+                    holder: Holder::new(theirs, known),
+                    journal: self.journal.clone(),
+                    killers,
+                    restarts,
+                    leave: self.store.is_some(),
+                    blocked: self.signals,
+                };
+                std::process::exit(match launch::run(self.cli, origin, Some(supervision)) {
+                    Ok(End::Over | End::GivenAway) => 0,
+                    Err(error) => {
+                        eprintln!("volt-netd: {}", error_chain(&*error));
+                        1
+                    }
+                })
+            }
+        }
+    }
+
+    /// Serves a worker until it is gone.
+    fn watch(&mut self, worker: &Worker) -> Result<Outcome, AnyError> {
+        loop {
+            let mut waiting =
+                [PollFd::new(&worker.line, PollFlags::IN), PollFd::new(&self.signal_fd, PollFlags::IN)];
+            match poll(&mut waiting, None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(io::Error::from(error).into()),
+            }
+            let (said, signalled) = (!waiting[0].revents().is_empty(), !waiting[1].revents().is_empty());
+            if said && let Some(outcome) = self.listen(worker)? {
+                return Ok(outcome);
+            }
+            if signalled && let Some(outcome) = self.signalled(worker)? {
+                return Ok(outcome);
+            }
+        }
+    }
+
+    /// Takes one report.
+    fn listen(&mut self, worker: &Worker) -> Result<Option<Outcome>, AnyError> {
+        match frame::receive::<Report>(&worker.line) {
+            Ok((Report::Commit(commit), fds)) => {
+                let unsent = self.commit(commit, fds);
+                // A worker that is dead needs no answer.
+                let _ = frame::send(&worker.line, &Order::Held { unsent }, &[]);
+                Ok(None)
+            }
+            Ok((Report::Read { connection, count }, _)) => {
+                self.read(worker, connection, count);
+                Ok(None)
+            }
+            Ok((Report::Ready, _)) => {
+                let Some(successor) = self.predecessor.take() else { return Ok(None) };
+                match successor.wait_for_go() {
+                    Ok(last) => {
+                        let _ = frame::send(&worker.line, &Order::Start(last), &[]);
+                        Ok(None)
+                    }
+                    Err(error) => {
+                        reap(worker);
+                        Err(error.into())
+                    }
+                }
+            }
+            Ok((Report::HandOver, fds)) => Ok(hand_over(worker, fds)),
+            // Its end is at hand: the line closes with the process.
+            Err(_) => Ok(Some(self.over(reap(worker)))),
+        }
+    }
+
+    fn signalled(&mut self, worker: &Worker) -> Result<Option<Outcome>, AnyError> {
+        if self.take_signals() {
+            // Fails only for a worker that is dead.
+            let _ = kill(worker.pid, Signal::SIGTERM);
+        }
+        match waitpid(worker.pid, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) | Err(_) => Ok(None),
+            Ok(status) => {
+                // What it said last counts: nobody but the dead worker could write there.
+                while let Ok((Report::Commit(commit), fds)) = frame::receive::<Report>(&worker.line) {
+                    self.commit(commit, fds);
+                }
+                Ok(Some(self.over(status)))
+            }
+        }
+    }
+
+    fn over(&self, status: WaitStatus) -> Outcome {
+        match status {
+            // One that has never served would not do better the next time.
+            WaitStatus::Exited(_, status) if status == 0 || self.is_over() => {
+                Outcome::Ended(u8::try_from(status).unwrap_or(1))
+            }
+            WaitStatus::Signaled(_, signal, _) if self.is_over() => {
+                error!("the worker was ended by {signal}");
+                Outcome::Ended(1)
+            }
+            WaitStatus::Exited(_, status) => Outcome::Died(format!("ended with status {status}")),
+            WaitStatus::Signaled(_, signal, _) => Outcome::Died(format!("was ended by {signal}")),
+            other => Outcome::Died(format!("{other:?}")),
+        }
+    }
+
+    /// Whether a worker that dies now is the last one.
+    fn is_over(&self) -> bool {
+        self.told || self.held.state.is_none() || self.predecessor.is_some()
+    }
+
+    /// Holds a state, and ends the request that has led to it. Returns the bytes that the front-end has not taken.
+    fn commit(&mut self, commit: Commit, fds: Vec<OwnedFd>) -> usize {
+        let held = &mut self.held;
+        held.fds.extend(commit.new.iter().copied().zip(fds));
+        held.fds.retain(|id, _| commit.all.contains(id));
+        held.read.clear();
+        held.unsent = commit.unsent;
+        held.state = Some(commit.state);
+        // Every worker commits when it starts: it knows what to leave out.
+        self.history.killers.clear();
+        self.history.bad_request = false;
+        if let Some(answer) = &commit.answer {
+            held.unsent.extend_from_slice(&answer.reply);
+        }
+        if let Some(store) = &mut self.store {
+            store.keep(&self.held.fds, self.held.state.as_deref(), &self.held.unsent);
+        }
+        if let Some(answer) = &commit.answer {
+            self.history.worked = true;
+            self.answer(answer);
+        }
+        self.held.unsent.len()
+    }
+
+    /// Reads the connection for the worker, and keeps what comes for the next one.
+    fn read(&mut self, worker: &Worker, connection: FdId, count: usize) {
+        let Some(socket) = self.held.fds.get(&connection) else { return };
+        let piece = channel::read(socket, count.min(MAX_READ));
+        let order = match &piece {
+            Ok(piece) => Order::Piece(
+                piece.as_ref().map(|piece| Bytes { bytes: piece.bytes.clone(), too_many: piece.too_many }),
+            ),
+            Err(error) => Order::Failed(error.raw_os_error().unwrap_or(0)),
+        };
+        let piece = piece.ok().flatten().unwrap_or_default();
+        let fds: Vec<_> = piece.fds.iter().map(AsFd::as_fd).collect();
+        // A worker that is dead needs no answer.
+        let _ = frame::send(&worker.line, &order, &fds);
+        if !piece.bytes.is_empty() {
+            self.held.read.push(piece);
+        }
+    }
+
+    fn answer(&mut self, answer: &Answer) {
+        let Some(connection) = self.held.fds.get(&answer.connection) else { return };
+        if channel::send_all(connection, &mut self.held.unsent).is_err() {
+            // The worker sees the end of the connection itself.
+            self.held.unsent.clear();
+        }
+    }
+
+    /// After a death: what the next worker has to know, and when it comes.
+    fn mourn(&mut self, worker: &Worker, how: &str) -> Origin {
+        let history = &mut self.history;
+        history.restarts += 1;
+        let notes = self.journal.take();
+        for (vring, index, served) in &notes {
+            let again = history.suspects.get(vring) == Some(index);
+            if *vring == REQUESTS {
+                // The first one of a worker is the one that the last worker died of.
+                history.bad_request = again && *served == 0;
+            } else if again && *served < SAME {
+                history.killers.insert(*vring, *index);
+            }
+        }
+        history.suspects = notes.into_iter().map(|(vring, index, _)| (vring, index)).collect();
+        let lived = worker.started.elapsed();
+        history.backoff = match history.backoff {
+            _ if lived >= SETTLED || history.worked => Duration::ZERO,
+            Duration::ZERO if history.restarts == 1 => Duration::ZERO,
+            last => (2 * last).clamp(SHORTEST, LONGEST),
+        };
+        warn!(
+            "the worker {how} after {:.1} s: another one goes on with its state{}",
+            lived.as_secs_f32(),
+            if history.backoff.is_zero() {
+                String::new()
+            } else {
+                format!(" in {} ms", history.backoff.as_millis())
+            }
+        );
+        for (vring, index) in &history.killers {
+            warn!(
+                "vring {vring}: the chain at index {index} ended two workers: it will be returned unserved"
+            );
+        }
+        if history.bad_request {
+            warn!("a request of the front-end ended two workers: its connection is closed");
+        }
+        self.pause();
+        let fds = self.held.fds.iter().filter_map(|(id, fd)| Some((*id, fd.try_clone().ok()?)));
+        Origin::Dead(Inheritance {
+            state: self.held.state.as_ref().map(|state| state.get().to_owned()).unwrap_or_default(),
+            fds: fds.collect(),
+            unsent: Some(self.held.unsent.clone()),
+            read: self.held.read.iter().filter_map(copy).collect(),
+            drop_connection: self.history.bad_request,
+        })
+    }
+
+    /// Waits before the next worker, which is then told to end if this process is.
+    fn pause(&mut self) {
+        let end = Instant::now() + self.history.backoff;
+        while !self.told {
+            let left = end.saturating_duration_since(Instant::now());
+            let limit = Timespec::try_from(left).ok();
+            if !matches!(poll(&mut [PollFd::new(&self.signal_fd, PollFlags::IN)], limit.as_ref()), Ok(1)) {
+                return;
+            }
+            self.take_signals();
+        }
+    }
+
+    /// Whether one came that tells to end.
+    fn take_signals(&mut self) -> bool {
+        let mut told = false;
+        while let Ok(Some(signal)) = self.signal_fd.read_signal() {
+            told |= signal.ssi_signo != Signal::SIGCHLD as u32;
+        }
+        self.told |= told;
+        told
+    }
+}
+
+fn copy(piece: &Piece) -> Option<Piece> {
+    let fds = piece.fds.iter().map(OwnedFd::try_clone).collect::<io::Result<_>>().ok()?;
+    Some(Piece { bytes: piece.bytes.clone(), fds, too_many: piece.too_many })
+}
+
+/// Lets another daemon go, if it is still there, and ends the worker, which has stopped.
+fn hand_over(worker: &Worker, fds: Vec<OwnedFd>) -> Option<Outcome> {
+    let successor = fds.first().map(AsFd::as_fd);
+    if successor.is_some_and(|socket| send_go(&socket).is_ok()) {
+        end(worker);
+        return Some(Outcome::GivenAway);
+    }
+    let _ = frame::send(&worker.line, &Order::GoOn, &[]);
+    None
+}
+
+/// Ends a worker for certain.
+fn reap(worker: &Worker) -> WaitStatus {
+    // It may be about to exit by itself, with a status.
+    for _ in 0..50 {
+        match waitpid(worker.pid, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) => thread::sleep(Duration::from_millis(1)),
+            Ok(status) => return status,
+            Err(_) => break,
+        }
+    }
+    end(worker)
+}
+
+/// Ends a worker at once.
+fn end(worker: &Worker) -> WaitStatus {
+    let _ = kill(worker.pid, Signal::SIGKILL);
+    waitpid(worker.pid, None).unwrap_or(WaitStatus::Signaled(worker.pid, Signal::SIGKILL, false))
+}

@@ -1,0 +1,283 @@
+//! The device as an embedding virtual machine monitor sees it: activated, notified, reset, any number of times.
+//!
+//! Life cycle: a [`VirtioNet`] comes from [`VirtioNetBuilder`](crate::net::builder::VirtioNetBuilder). Its transport
+//! shows the driver [`Lifecycle::offered`] and [`Lifecycle::config`]; at `DRIVER_OK` it calls
+//! [`Lifecycle::activate`], at a reset [`Lifecycle::reset`], and in between nothing but notifications and what comes by
+//! the control virtqueue. Frames never pass through here: workers wait for the kick descriptors by themselves.
+
+use std::sync::Arc;
+
+use log::{error, warn};
+use thiserror::Error;
+
+use crate::error_chain;
+use crate::event::notify::Notifier;
+use crate::net::config::NetConfig;
+use crate::net::ctrl::GUEST_OFFLOADS;
+use crate::net::device::{DeviceError, NetDevice, PairVrings};
+use crate::net::journal::Note;
+use crate::net::vring::Vring;
+use crate::virtio::features::Features;
+use crate::virtio::memory::GuestMemory;
+use crate::virtio::ring::{Ring, RingLayout, StartError};
+
+/// A virtqueue that the driver made ready (virtio 1.2, section 4.2.3.2 for a transport's view of it).
+#[derive(Clone, Debug)]
+pub struct QueueSetup {
+    /// Its number: 2N receives and 2N+1 transmits for queue pair N (5.1.2).
+    pub index: u16,
+    /// Size and guest addresses.
+    pub layout: RingLayout,
+    /// What the driver's notification writes to.
+    pub kick: Arc<Notifier>,
+    /// What interrupts the driver.
+    pub call: Arc<Notifier>,
+    /// Notified once when the driver has broken the ring, which only a reset mends.
+    pub err: Arc<Notifier>,
+}
+
+/// What a device gets at `DRIVER_OK`.
+#[derive(Clone, Debug)]
+pub struct Activation {
+    /// The guest's memory.
+    pub memory: Arc<GuestMemory>,
+    /// What the driver acknowledged, a subset of what was offered.
+    pub features: Features,
+    /// The data virtqueues that are ready, without the control virtqueue, which is its server's.
+    pub queues: Vec<QueueSetup>,
+}
+
+/// Why a device was not activated. It is as after a reset then.
+#[derive(Debug, Error)]
+pub enum ActivateError {
+    /// There was no reset since the last activation.
+    #[error("the device is active already: reset it first")]
+    Active,
+    /// More queues than the device has.
+    #[error("virtqueue {index} is none of the {pairs} queue pairs")]
+    Queue {
+        /// The queue's number.
+        index: u16,
+        /// Queue pairs of the device.
+        pairs: usize,
+    },
+    /// A ring's size or place is not as it must be.
+    #[error("virtqueue {index}")]
+    Ring {
+        /// The queue's number.
+        index: u16,
+        /// What is wrong.
+        source: StartError,
+    },
+    /// There can be no worker.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}
+
+/// A network device between `DRIVER_OK` and reset, whoever serves its data path.
+///
+/// One thread at a time calls; no call waits for a frame or for the guest.
+pub trait Lifecycle {
+    /// The features that a driver may acknowledge, without those of a control virtqueue that the caller serves.
+    fn offered(&self) -> Features;
+
+    /// The configuration space as it was made (5.1.4); what changes at run time is the caller's.
+    fn config(&self) -> NetConfig;
+
+    /// Runs the queues. Frames flow on the first pair until [`Lifecycle::set_active_pairs`] says otherwise.
+    ///
+    /// # Errors
+    ///
+    /// See [`ActivateError`]; the device is then as after a reset.
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
+
+    /// Tells the device that there is something in queue `index`, as writing to its kick descriptor does. For a
+    /// transport whose notifications come as register writes.
+    fn queue_notify(&self, index: u16);
+
+    /// Lets frames come by the first `pairs` pairs and no others (5.1.6.5.5). Those that are not there are left out.
+    fn set_active_pairs(&mut self, pairs: u16);
+
+    /// Puts these receive offloads in force (5.1.6.5.6), a subset of those that the driver acknowledged.
+    fn set_guest_offloads(&mut self, offloads: Features);
+
+    /// Gives up what [`Lifecycle::activate`] took: after the return nothing of the guest's memory is touched.
+    ///
+    /// # Errors
+    ///
+    /// When a worker does not come back; the guest's memory must then not be given to anything else.
+    fn reset(&mut self) -> Result<(), DeviceError>;
+}
+
+/// A [`NetDevice`] with the driver that it is active for.
+#[derive(Debug)]
+pub struct VirtioNet {
+    device: NetDevice,
+    active: Option<Active>,
+}
+
+#[derive(Debug)]
+struct Active {
+    setup: Activation,
+    pairs: u16,
+    offloads: Features,
+}
+
+impl VirtioNet {
+    /// A device that is not active.
+    pub fn new(device: NetDevice) -> VirtioNet {
+        VirtioNet { device, active: None }
+    }
+
+    /// The device inside, for its name and counters.
+    pub fn device(&self) -> &NetDevice {
+        &self.device
+    }
+
+    /// The device alone, for who serves its queues by other means. It must not be active.
+    pub fn into_device(self) -> NetDevice {
+        self.device
+    }
+
+    /// Opens a port that was found gone again (see [`NetDevice::port_gone`]), and moves the running pairs there.
+    ///
+    /// # Errors
+    ///
+    /// While the port cannot be opened.
+    pub fn reopen_port(&mut self) -> std::io::Result<()> {
+        self.device.reopen_port()?;
+        self.restart();
+        // What workers said of the old queues is no news of the new ones.
+        self.device.port_gone();
+        Ok(())
+    }
+
+    /// Stops the pairs and runs them again. Rings continue where they are.
+    fn restart(&mut self) {
+        let Some(active) = self.active.take() else { return };
+        let result = self.stop_pairs().map_err(ActivateError::from).and_then(|()| self.run(&active));
+        if let Err(error) = result {
+            error!("{}: {}", self.device.port_name(), error_chain(&error));
+            active.setup.queues.iter().for_each(|queue| queue.err.notify());
+        }
+        self.active = Some(active);
+    }
+
+    fn run(&mut self, active: &Active) -> Result<(), ActivateError> {
+        let Activation { memory, features, queues } = &active.setup;
+        let pairs = self.device.pairs();
+        let mut vrings: Vec<PairVrings> = (0..pairs).map(|_| PairVrings::default()).collect();
+        for queue in queues {
+            let index = usize::from(queue.index);
+            let Some(pair) = vrings.get_mut(index / 2) else {
+                return Err(ActivateError::Queue { index: queue.index, pairs });
+            };
+            let vring = Some(queue.vring(memory, *features, self.device.watch(index))?);
+            if index % 2 == 0 {
+                pair.rx = vring;
+            } else {
+                pair.tx = vring;
+            }
+        }
+        self.device.set_offloads(active.in_force());
+        for (pair, vrings) in vrings.into_iter().enumerate() {
+            self.device.start(pair, vrings, *features)?;
+        }
+        self.attach(active.pairs);
+        Ok(())
+    }
+
+    fn attach(&mut self, pairs: u16) {
+        let active: Vec<bool> = (0..self.device.pairs()).map(|pair| pair < usize::from(pairs)).collect();
+        self.device.attach(&active);
+    }
+
+    fn stop_pairs(&mut self) -> Result<(), DeviceError> {
+        // All of them, also behind one that does not stop. Rings that the driver broke have said so already.
+        let stopped: Vec<_> = (0..self.device.pairs()).map(|pair| self.device.stop(pair)).collect();
+        stopped.into_iter().try_for_each(|result| result.map(drop))
+    }
+}
+
+impl Active {
+    /// The features with the receive offloads that the driver has switched on.
+    fn in_force(&self) -> Features {
+        self.setup.features.without(GUEST_OFFLOADS).with(self.offloads)
+    }
+}
+
+impl QueueSetup {
+    fn vring(
+        &self,
+        memory: &Arc<GuestMemory>,
+        features: Features,
+        (note, killer): (Note, Option<u16>),
+    ) -> Result<Vring, ActivateError> {
+        let ring = Ring::start(memory.clone(), self.layout, features);
+        Ok(Vring {
+            index: self.index.into(),
+            ring: ring.map_err(|source| ActivateError::Ring { index: self.index, source })?,
+            kick: self.kick.clone(),
+            call: Some(self.call.clone()),
+            err: Some(self.err.clone()),
+            scolded: false,
+            note,
+            killer,
+        })
+    }
+}
+
+impl Lifecycle for VirtioNet {
+    fn offered(&self) -> Features {
+        self.device.offered()
+    }
+
+    fn config(&self) -> NetConfig {
+        self.device.config()
+    }
+
+    fn activate(&mut self, setup: Activation) -> Result<(), ActivateError> {
+        if self.active.is_some() {
+            return Err(ActivateError::Active);
+        }
+        let offloads = setup.features.common(GUEST_OFFLOADS);
+        let active = Active { setup, pairs: 1, offloads };
+        let result = self.run(&active);
+        self.active = Some(active);
+        if result.is_err()
+            && let Err(error) = self.reset()
+        {
+            warn!("{}: {}", self.device.port_name(), error_chain(&error));
+        }
+        result
+    }
+
+    fn queue_notify(&self, index: u16) {
+        let queues = self.active.iter().flat_map(|active| &active.setup.queues);
+        queues.filter(|queue| queue.index == index).for_each(|queue| queue.kick.notify());
+    }
+
+    fn set_active_pairs(&mut self, pairs: u16) {
+        let Some(active) = &mut self.active else { return };
+        active.pairs = pairs;
+        self.attach(pairs);
+    }
+
+    fn set_guest_offloads(&mut self, offloads: Features) {
+        let Some(active) = &mut self.active else { return };
+        active.offloads = offloads.common(active.setup.features);
+        let in_force = active.in_force();
+        self.device.set_offloads(in_force);
+    }
+
+    fn reset(&mut self) -> Result<(), DeviceError> {
+        if self.active.take().is_none() {
+            return Ok(());
+        }
+        self.stop_pairs()?;
+        self.device.give_up_stashes();
+        // Frames for the next driver must not be larger than it can take.
+        self.device.set_offloads(Features::NONE);
+        Ok(())
+    }
+}

@@ -1,0 +1,126 @@
+//! A session as data.
+
+use serde::{Deserialize, Serialize};
+
+use super::*;
+use crate::state::{Exporter, Importer, StateError};
+use crate::vhost_user::memory::RegionState;
+use crate::vhost_user::vring::VringState;
+
+/// A session in a state. What lies in the guest's memory is not part of it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SessionState {
+    /// Acknowledged features.
+    acked: Option<u64>,
+    /// Acknowledged protocol features.
+    protocol: u64,
+    /// The memory table.
+    memory: Option<Vec<RegionState>>,
+    /// Regions that were added again.
+    repeated: Vec<MemoryRegion>,
+    /// The vrings, the control vring last.
+    vrings: Vec<VringState>,
+    /// Pairs that the driver uses, where the control queue is served here.
+    control_pairs: u16,
+}
+
+impl Session {
+    /// Writes the session out. It may run.
+    pub fn export<'a>(&'a self, out: &mut Exporter<'a>) -> SessionState {
+        SessionState {
+            acked: self.acked.map(|acked| acked.0),
+            protocol: self.protocol.bits(),
+            memory: self.memory.as_deref().map(|memory| memory::export(memory, out)),
+            repeated: self.repeated.clone(),
+            vrings: self.vrings.iter().map(|vring| vring.export(out)).collect(),
+            control_pairs: self.control_pairs,
+        }
+    }
+
+    /// Reads a session back, stopped: nothing is touched before [`Session::resume`].
+    ///
+    /// # Errors
+    ///
+    /// When the state is not one for `device`, or not whole.
+    pub fn import(
+        state: &SessionState,
+        from: &mut Importer,
+        device: &NetDevice,
+        max_ring_size: u16,
+    ) -> Result<Session, StateError> {
+        let fresh = Session::new(device, max_ring_size);
+        if state.vrings.len() != fresh.vrings.len() {
+            return Err(StateError::Contradiction("the number of vrings does not fit that of queue pairs"));
+        }
+        if state.control_pairs == 0 || usize::from(state.control_pairs) > device.pairs() {
+            return Err(StateError::Contradiction("the driver uses pairs that there are not"));
+        }
+        let acked = state.acked.map(Features);
+        let offered = device.offered().with(Features::PROTOCOL_FEATURES);
+        let surplus = acked.map_or(Features::NONE, |acked| acked.without(offered));
+        if !surplus.is_empty() {
+            return Err(StateError::Features(surplus));
+        }
+        if state.protocol & !PROTOCOL.bits() != 0 {
+            return Err(StateError::Contradiction("protocol features that this program does not serve"));
+        }
+        let memory = state.memory.as_ref().map(|regions| memory::import(regions, from)).transpose()?;
+        let vrings = state.vrings.iter().map(|vring| VringSetup::import(vring, from));
+        let vrings = vrings.collect::<Result<Vec<_>, StateError>>()?;
+        if vrings.iter().filter_map(|vring| vring.size).any(|n| !n.is_power_of_two() || n > max_ring_size) {
+            return Err(StateError::Contradiction("a vring has a size that it cannot have"));
+        }
+        Ok(Session {
+            acked,
+            protocol: Protocol::from_bits_truncate(state.protocol),
+            memory: memory.map(Arc::new),
+            repeated: state.repeated.clone(),
+            vrings,
+            control_pairs: state.control_pairs,
+            ..fresh
+        })
+    }
+
+    /// Stops all rings; everything popped is published. The session is as it was otherwise.
+    ///
+    /// # Errors
+    ///
+    /// When a worker does not stop.
+    pub fn pause(&mut self, device: &mut NetDevice) -> Result<(), DeviceError> {
+        self.stop_all(device)
+    }
+
+    /// Runs again what was running when the session was paused or exported.
+    pub fn resume(&mut self, device: &mut NetDevice) {
+        self.run_all(device);
+    }
+
+    /// The vrings that their driver broke, as far as is known while they run.
+    pub fn broken(&self) -> Vec<usize> {
+        let vrings = self.vrings.iter().enumerate();
+        vrings.filter(|(_, vring)| vring.broken).map(|(index, _)| index).collect()
+    }
+
+    /// Takes over which vrings were broken.
+    pub fn set_broken(&mut self, broken: &[usize]) {
+        for (index, vring) in self.vrings.iter_mut().enumerate() {
+            vring.broken |= broken.contains(&index);
+        }
+    }
+
+    /// The features that the driver acknowledged.
+    pub fn acked(&self) -> Option<Features> {
+        self.acked
+    }
+
+    /// The guest's memory, in bytes and regions.
+    pub fn memory_size(&self) -> (u64, usize) {
+        let regions = self.memory.as_deref().map_or(&[][..], GuestMemory::regions);
+        (regions.iter().map(|region| region.size()).sum(), regions.len())
+    }
+
+    /// Pairs that are served.
+    pub fn serving(&self) -> Vec<usize> {
+        self.serving.iter().enumerate().filter(|(_, on)| **on).map(|(pair, _)| pair).collect()
+    }
+}

@@ -1,0 +1,231 @@
+//! One volt-netd after the other under one front-end: hand-over, and workers that die below their supervisor.
+//!
+//! [`Rig::take_over`], [`Rig::kill_worker`] change who serves; a [`Flow`] moves numbered frames both ways meanwhile and
+//! says what came, what did not, and what came twice.
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::daemon::{Daemon, poll_until, program};
+use crate::frame::{NetHeader, number_of, numbered};
+use crate::netns::TapWire;
+use crate::rig::{LIMIT, QUIET, Rig};
+use crate::session::Session;
+
+/// Bytes of the frames of a [`Flow`].
+const LEN: usize = 200;
+
+impl Rig {
+    /// Starts a successor, which has not taken over yet when this returns.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn successor(&self, arguments: &[&str]) -> Daemon {
+        let mut command = self.netns.command(program("volt-netd"));
+        command.args(["--log-level", "debug", "--take-over"]).arg(self.control()).args(arguments);
+        Daemon::start(command).expect("volt-netd")
+    }
+
+    /// Lets a successor take over; the daemon before it has ended well when this returns.
+    ///
+    /// # Panics
+    /// When one of it is not so.
+    pub fn take_over(&mut self, arguments: &[&str]) {
+        let successor = self.successor(arguments);
+        self.succeed(successor);
+    }
+
+    /// The same for a successor that was started.
+    ///
+    /// # Panics
+    /// When it does not take over, or the daemon before it does not end well.
+    pub fn succeed(&mut self, successor: Daemon) {
+        let took = successor.logged(0, &["took over"], LIMIT);
+        assert!(
+            took.is_some(),
+            "the successor said:\n{}\nthe daemon:\n{}",
+            successor.log(),
+            self.daemon.log()
+        );
+        let status = self.daemon.wait(LIMIT).expect("the daemon ends");
+        assert!(status.success(), "{status}:\n{}", self.daemon.log());
+        self.daemon = successor;
+    }
+
+    /// The worker below the daemon, which is its supervisor.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn worker(&self) -> Pid {
+        poll_until(LIMIT, || child(self.daemon.pid())).expect("a worker")
+    }
+
+    /// Kills the worker as a crash would, and waits for the next one to have taken its place. How long that took.
+    ///
+    /// # Panics
+    /// When none comes.
+    pub fn kill_worker(&self) -> Duration {
+        let dead = self.worker();
+        let from = self.daemon.log().len();
+        let start = Instant::now();
+        kill_process(dead, Signal::KILL).expect("the worker lives");
+        let next = poll_until(LIMIT, || child(self.daemon.pid()).filter(|pid| *pid != dead));
+        assert!(next.is_some(), "no worker came:\n{}", self.daemon.log());
+        let told = self.daemon.logged(from, &["worker was ended by"], LIMIT);
+        assert!(told.is_some(), "the log does not tell:\n{}", self.daemon.log());
+        start.elapsed()
+    }
+
+    /// What `volt-netd ctl status` says.
+    ///
+    /// # Panics
+    /// When it says no JSON.
+    pub fn status(&self) -> serde_json::Value {
+        let mut command = Command::new(program("volt-netd"));
+        command.args(["ctl", "status", "--control"]).arg(self.control()).stderr(Stdio::inherit());
+        let output = command.output().expect("volt-netd ctl");
+        assert!(output.status.success(), "{output:?}");
+        serde_json::from_slice(&output.stdout).expect("JSON")
+    }
+}
+
+/// The only child of a process.
+fn child(pid: u32) -> Option<Pid> {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+    Pid::from_raw(children.split_whitespace().next()?.parse().ok()?)
+}
+
+/// Numbered frames both ways on pair 0.
+#[derive(Debug, Default)]
+pub struct Flow {
+    first: u32,
+    /// Frames that the guest has made available, and those that it has back.
+    offered: u32,
+    used: u32,
+    /// Numbers seen on the wire, in order.
+    out: Vec<u32>,
+    /// Frames sent to the interface.
+    sent: u32,
+    /// Numbers that the guest got, in order.
+    got: Vec<u32>,
+}
+
+/// What became of a [`Flow`], each way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Account {
+    /// Frames that should have come.
+    pub frames: u32,
+    /// Of these, those that did not.
+    pub lost: u32,
+    /// Frames that came once more than they should.
+    pub repeated: u32,
+    /// Frames that came before an earlier one, repetitions left out.
+    pub reordered: u32,
+}
+
+impl Flow {
+    /// A flow whose numbers begin at `first`.
+    pub fn new(first: u32) -> Flow {
+        Flow { first, ..Flow::default() }
+    }
+
+    /// A few more frames each way, and whatever has come.
+    ///
+    /// # Panics
+    /// When a ring breaks, or a frame is not one of these.
+    pub fn pump(&mut self, session: &mut Session, wire: &TapWire) {
+        let tx = session.tx(0);
+        for _ in 0..4 {
+            if self.offered - self.used < 100 {
+                let frame = numbered(self.first + self.offered, LEN);
+                tx.offer(&NetHeader::default(), &frame, &[]).expect("room");
+                self.offered += 1;
+            }
+        }
+        tx.kick().expect("a kick");
+        if (self.sent as usize) < self.got.len() + 20 {
+            wire.send(&numbered(self.first + self.sent, LEN)).expect("sent");
+            self.sent += 1;
+        }
+        self.collect(session, wire);
+    }
+
+    fn collect(&mut self, session: &mut Session, wire: &TapWire) {
+        while let Some(used) = session.tx(0).try_used().expect("an intact transmit ring") {
+            assert_eq!(used.len, 0, "nothing is written to a transmit chain");
+            session.tx(0).parts(used);
+            self.used += 1;
+        }
+        while let Ok(frame) = session.rx(0).recv_only(Duration::ZERO, true) {
+            self.got.push(number(&frame.bytes));
+        }
+        session.rx(0).kick().expect("a kick");
+        while let Some((_, frame)) = wire.recv(Duration::ZERO).expect("the wire") {
+            self.out.push(number(&frame));
+        }
+    }
+
+    /// Runs for `time`.
+    ///
+    /// # Panics
+    /// As [`Flow::pump`].
+    pub fn run(&mut self, session: &mut Session, wire: &TapWire, time: Duration) {
+        let end = Instant::now() + time;
+        while Instant::now() < end {
+            self.pump(session, wire);
+            // Paced, so that the interface's queue holds what comes while nobody serves it.
+            std::thread::sleep(Duration::from_micros(50));
+        }
+    }
+
+    /// Waits for what is under way, and tells what became of frames: from the guest, and to it.
+    ///
+    /// # Panics
+    /// When a chain of the guest is not given back, or one is given back that was not due.
+    pub fn settle(mut self, session: &mut Session, wire: &TapWire) -> (Account, Account) {
+        let mut quiet = Instant::now() + QUIET;
+        let end = Instant::now() + LIMIT;
+        let mut seen = 0;
+        while Instant::now() < quiet.min(end) {
+            self.collect(session, wire);
+            let now = self.out.len() + self.got.len() + self.used as usize;
+            if now != seen {
+                (seen, quiet) = (now, Instant::now() + QUIET);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(self.used, self.offered, "every chain comes back once");
+        assert_eq!(session.tx(0).ring.outstanding(), 0, "no transmit chain is left");
+        (account(self.first, self.offered, &self.out), account(self.first, self.sent, &self.got))
+    }
+}
+
+fn number(frame: &[u8]) -> u32 {
+    number_of(frame).unwrap_or_else(|| panic!("an intact frame and not {frame:02x?}"))
+}
+
+fn account(first: u32, frames: u32, seen: &[u32]) -> Account {
+    let mut once = Vec::new();
+    let mut known = std::collections::HashSet::new();
+    for number in seen {
+        assert!((first..first + frames).contains(number), "frame {number} is none of this flow");
+        if known.insert(*number) {
+            once.push(*number);
+        }
+    }
+    Account {
+        frames,
+        lost: frames - once.len() as u32,
+        repeated: (seen.len() - once.len()) as u32,
+        reordered: once.windows(2).filter(|pair| pair[0] > pair[1]).count() as u32,
+    }
+}
+
+impl Account {
+    /// Nothing was lost, came twice, or out of order.
+    pub fn is_perfect(&self) -> bool {
+        *self == Account { frames: self.frames, ..Account::default() } && self.frames > 0
+    }
+}

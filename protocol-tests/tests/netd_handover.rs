@@ -1,0 +1,312 @@
+//! A new volt-netd takes everything over from the one that runs, under a front-end that could not reconnect and is never
+//! told: no frame is lost or comes twice, no message is lost, and a successor that fails changes nothing.
+
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::process::Command;
+use std::time::Duration;
+
+use protocol_tests::daemon::program;
+use protocol_tests::frame::{NetHeader, number_of, numbered};
+use protocol_tests::rig::{LIMIT, Rig};
+use protocol_tests::session::{Session, Setup};
+use protocol_tests::succession::Flow;
+use protocol_tests::wire::{encode, flags, longs, request, words};
+use rustix::process::Signal;
+
+const CONTROL: [&str; 2] = ["--control", "{control}"];
+const SUPERVISED: [&str; 3] = ["--control", "{control}", "--supervise"];
+
+/// Every kind of daemon takes over from every kind, and the same connection, rings and interface go on.
+#[test]
+fn every_kind_takes_over_from_every_kind() {
+    let Some(mut rig) = Rig::new("every_kind_takes_over_from_every_kind", &CONTROL) else { return };
+    let mut session = rig.session(&Setup::default());
+    rig.both_ways(&mut session, 10);
+    for (round, arguments) in [&[][..], &["--supervise"], &["--supervise"], &[], &[]].into_iter().enumerate()
+    {
+        rig.take_over(arguments);
+        rig.both_ways(&mut session, 10);
+        session.frontend.sync().expect("the connection is served");
+        let status = rig.status();
+        assert_eq!(status["take_overs"], round + 1, "{status:#}");
+        assert_eq!(status["supervised"], arguments.len() == 1, "{status:#}");
+        assert_eq!(status["counters"][0]["tx frames"], 10 * (round + 2), "counters go on: {status:#}");
+    }
+    assert_eq!(session.rx(0).ring.outstanding(), 64, "no receive buffer is lost");
+    drop(session);
+    let mut session = rig.session(&Setup::default());
+    rig.both_ways(&mut session, 5);
+    drop(session);
+    let socket = rig.socket();
+    assert!(rig.daemon.stop(LIMIT).expect("it ends").success());
+    assert!(!socket.exists() && !rig.control().exists(), "the last one removes the sockets of the first");
+}
+
+/// With frames under way in both directions all the time: none is lost, repeated or reordered.
+#[test]
+fn nothing_is_lost_or_repeated_under_traffic() {
+    let Some(mut rig) = Rig::new("nothing_is_lost_or_repeated_under_traffic", &CONTROL) else { return };
+    let mut session = rig.session(&Setup::default());
+    let mut flow = Flow::new(1000);
+    for round in 0..10 {
+        flow.run(&mut session, &rig.wire, Duration::from_millis(20 + 7 * round));
+        let successor = rig.successor(if round % 3 == 1 { &["--supervise"] } else { &[] });
+        while successor.logged(0, &["took over"], Duration::ZERO).is_none() {
+            assert!(!rig.daemon.has_exited() || successor.logged(0, &["took over"], LIMIT).is_some());
+            flow.run(&mut session, &rig.wire, Duration::from_millis(1));
+        }
+        rig.succeed(successor);
+    }
+    flow.run(&mut session, &rig.wire, Duration::from_millis(50));
+    let (out, into) = flow.settle(&mut session, &rig.wire);
+    assert!(out.is_perfect() && into.is_perfect(), "out: {out:?}, in: {into:?}");
+    assert!(out.frames > 1000 && into.frames > 200, "out: {out:?}, in: {into:?}");
+    assert_eq!(session.rx(0).ring.outstanding(), 64, "no receive buffer is lost");
+}
+
+/// A message of which the daemon has read half, with its descriptor, is finished by the successor; so is a reply that the
+/// front-end has not read.
+#[test]
+fn half_a_message_is_handed_over() {
+    let Some(mut rig) = Rig::new("half_a_message_is_handed_over", &CONTROL) else { return };
+    let mut session = rig.session(&Setup::default());
+    for arguments in [&[][..], &["--supervise"], &["--supervise"], &[]] {
+        let call = protocol_tests::nic::eventfd().expect("an eventfd");
+        let message = encode(request::SET_VRING_CALL, flags::NEED_REPLY, &longs(&[1]));
+        for half in [5, 14] {
+            let (first, rest) = message.split_at(half);
+            session.frontend.channel().send_bytes(first, &[call.as_fd()]).expect("half");
+            std::thread::sleep(Duration::from_millis(20));
+            rig.take_over(arguments);
+            session.frontend.channel().send_bytes(rest, &[]).expect("the rest");
+            let reply = session.frontend.channel().recv_reply(request::SET_VRING_CALL).expect("a reply");
+            assert_eq!(reply.u64().expect("a status"), 0);
+        }
+        session.nic.queues[1].call = call;
+        rig.both_ways(&mut session, 5);
+    }
+}
+
+/// Replies that a front-end has not read are neither lost nor sent twice.
+#[test]
+fn unsent_replies_are_handed_over() {
+    let Some(mut rig) = Rig::new("unsent_replies_are_handed_over", &CONTROL) else { return };
+    let mut session = rig.session(&Setup::default());
+    for arguments in [&[][..], &["--supervise"], &[]] {
+        // More replies than the socket holds.
+        let ask = encode(request::GET_CONFIG, 0, &[words(&[0, 256, 0]), vec![0; 256]].concat());
+        let mut asked = 0;
+        let stuck = loop {
+            let stream = session.frontend.channel().socket();
+            match rustix::net::send(stream, &ask, rustix::net::SendFlags::DONTWAIT) {
+                Ok(sent) if sent == ask.len() => asked += 1,
+                Ok(sent) => break sent,
+                Err(_) => break ask.len(),
+            }
+            if asked % 50 == 0 {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        assert!(asked > 100, "{asked}");
+        rig.take_over(arguments);
+        for _ in 0..asked {
+            let reply = session.frontend.channel().recv_reply(request::GET_CONFIG).expect("every reply");
+            assert_eq!(reply.body.len(), 12 + 256);
+        }
+        if stuck < ask.len() {
+            session.frontend.channel().send_bytes(&ask[stuck..], &[]).expect("the rest");
+            session.frontend.channel().recv_reply(request::GET_CONFIG).expect("its reply");
+        }
+        session.frontend.sync().expect("and no other");
+        rig.both_ways(&mut session, 3);
+    }
+}
+
+/// A frame that waits for the guest's buffers is delivered by the successor.
+#[test]
+fn a_frame_that_waits_for_buffers_is_handed_over() {
+    let Some(mut rig) = Rig::new("a_frame_that_waits_for_buffers_is_handed_over", &CONTROL) else { return };
+    let mut session = Session::start(rig.connect(), &Setup::default()).expect("a session");
+    session.rx(0).fill(2, &[300]).expect("two small buffers");
+    let frame = numbered(7, 1400);
+    rig.wire.send(&frame).expect("sent");
+    std::thread::sleep(Duration::from_millis(50));
+    for arguments in [&["--supervise"][..], &[]] {
+        rig.take_over(arguments);
+    }
+    session.rx(0).fill(8, &[300]).expect("more buffers");
+    assert_eq!(session.rx(0).recv(LIMIT).expect("the frame that waited").bytes, frame);
+}
+
+/// Pairs, the control queue and what the driver has asked of it go over too.
+#[test]
+fn pairs_and_the_control_queue_are_handed_over() {
+    let arguments = ["--queues", "2", "--control", "{control}"];
+    let Some(mut rig) = Rig::new("pairs_and_the_control_queue_are_handed_over", &arguments) else { return };
+    let base = Setup::pairs(2);
+    let features = base.features | protocol_tests::wire::feature::CTRL_VQ;
+    let setup = Setup { control: Some(4), features, ..base };
+    let mut session = Session::start(rig.connect(), &setup).expect("a session");
+    for pair in 0..2 {
+        session.rx(pair).fill(64, &[2048]).expect("buffers");
+    }
+    let set_pairs = |session: &mut Session, count: u16| {
+        let control = session.nic.queues.last_mut().expect("the control queue");
+        assert_eq!(control.command(4, 0, &count.to_le_bytes(), LIMIT).expect("an answer"), 0);
+    };
+    set_pairs(&mut session, 2);
+    for arguments in [&["--supervise"][..], &[]] {
+        rig.take_over(arguments);
+        assert_eq!(rig.status()["front_end"]["serving_pairs"], serde_json::json!([0, 1]));
+        set_pairs(&mut session, 1);
+        assert_eq!(rig.status()["front_end"]["serving_pairs"], serde_json::json!([0]));
+        for number in 0..50 {
+            rig.wire.send(&numbered(number, 100)).expect("sent");
+            let got = session.rx(0).recv(LIMIT).expect("no frame goes to the other pair");
+            assert_eq!(number_of(&got.bytes), Some(number));
+        }
+        set_pairs(&mut session, 2);
+    }
+}
+
+/// One frame of the control socket's protocol: two words, then JSON.
+fn ask(rig: &Rig, document: &str) -> UnixStream {
+    let mut socket = UnixStream::connect(rig.control()).expect("the control socket");
+    socket.set_read_timeout(Some(LIMIT)).expect("a limit");
+    say(&mut socket, document);
+    socket
+}
+
+fn say(socket: &mut UnixStream, document: &str) {
+    let words = [document.len() as u32, 0].map(u32::to_le_bytes).concat();
+    socket.write_all(&[&words, document.as_bytes()].concat()).expect("sent");
+}
+
+fn answer(socket: &mut UnixStream) -> String {
+    let mut words = [[0; 4]; 2];
+    socket.read_exact(words.as_flattened_mut()).expect("an answer");
+    let mut document = vec![0; u32::from_le_bytes(words[0]) as usize];
+    socket.read_exact(&mut document).expect("all of it");
+    String::from_utf8(document).expect("text")
+}
+
+/// Whatever becomes of a successor before the end, the daemon goes on, and frames with it.
+#[test]
+fn a_successor_that_fails_changes_nothing() {
+    for arguments in [&CONTROL[..], &SUPERVISED] {
+        let Some(mut rig) = Rig::new("a_successor_that_fails_changes_nothing", arguments) else { return };
+        let mut session = rig.session(&Setup::default());
+        let before = rig.usage();
+        let mut well = |rig: &mut Rig| {
+            rig.both_ways(&mut session, 3);
+            session.frontend.sync().expect("the connection is served");
+        };
+        // Another format is refused before anything stops.
+        let mut other = ask(&rig, r#"{"TakeOver":{"formats":[99],"program":"another"}}"#);
+        let refusal = answer(&mut other);
+        assert!(refusal.contains("Refused") && refusal.contains("99"), "{refusal}");
+        well(&mut rig);
+        let take_over = r#"{"TakeOver":{"formats":[1],"program":"another"}}"#;
+        // It goes away without reading, after reading, says that it cannot, says nonsense.
+        drop(ask(&rig, take_over));
+        well(&mut rig);
+        let mut other = ask(&rig, take_over);
+        assert!(answer(&mut other).contains("\"Offer\""));
+        drop(other);
+        well(&mut rig);
+        for response in [r#"{"Cannot":"because"}"#, "[]"] {
+            let mut other = ask(&rig, take_over);
+            answer(&mut other);
+            say(&mut other, response);
+            well(&mut rig);
+        }
+        // Ready, and gone in the same moment.
+        for _ in 0..5 {
+            let mut other = ask(&rig, take_over);
+            answer(&mut other);
+            say(&mut other, "\"Ready\"");
+            other.shutdown(std::net::Shutdown::Read).expect("shut");
+            std::thread::sleep(Duration::from_millis(20));
+            well(&mut rig);
+        }
+        // Half a request, no request, and very many clients.
+        let clients: Vec<_> = (0..40)
+            .map(|_| {
+                let mut client = UnixStream::connect(rig.control()).expect("the control socket");
+                client.write_all(&[7, 0, 0]).expect("half a word");
+                client
+            })
+            .collect();
+        well(&mut rig);
+        drop(clients);
+        rig.settled(&before);
+        rig.take_over(&[]);
+        rig.both_ways(&mut session, 3);
+    }
+}
+
+/// A daemon that is stopped while its successor waits: the successor gives up, and the daemon goes on when it runs again.
+#[test]
+fn a_stopped_daemon_loses_nothing_and_never_serves_beside_another() {
+    let test = "a_stopped_daemon_loses_nothing_and_never_serves_beside_another";
+    let Some(mut rig) = Rig::new(test, &CONTROL) else { return };
+    let mut session = rig.session(&Setup::default());
+    rig.both_ways(&mut session, 3);
+    rig.daemon.signal(Signal::STOP).expect("stopped");
+    let mut successor = rig.successor(&[]);
+    let status = successor.wait(Duration::from_secs(15)).expect("it gives up");
+    assert!(!status.success(), "{}", successor.log());
+    rig.daemon.signal(Signal::CONT).expect("continued");
+    rig.both_ways(&mut session, 10);
+    rig.take_over(&[]);
+    rig.both_ways(&mut session, 10);
+}
+
+/// The control socket is its owner's, and says so to others even if they can reach it.
+#[test]
+fn others_may_not_control() {
+    let Some(rig) = Rig::new("others_may_not_control", &CONTROL) else { return };
+    use std::os::unix::fs::PermissionsExt;
+    let mode = std::fs::metadata(rig.control()).expect("the socket").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIP others_may_not_control: only root can be somebody else");
+        return;
+    }
+    let open = |path: &std::path::Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("permissions");
+    };
+    open(rig.dir.path(), 0o755);
+    open(&rig.control(), 0o666);
+    // A copy that nobody's restrictions keep from being run.
+    let copy = rig.dir.path().join("volt-netd");
+    std::fs::copy(program("volt-netd"), &copy).expect("a copy");
+    open(&copy, 0o755);
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", "65534", "--clear-groups"]).arg(&copy).args(["ctl", "status", "--control"]);
+    let output = command.arg(rig.control()).output().expect("setpriv");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("65534"), "{output:?}");
+    rig.logged(&["user 65534 may not control"]);
+}
+
+/// A successor knows how its interface was opened.
+#[test]
+fn an_interface_that_is_deleted_is_found_again_by_a_successor() {
+    let test = "an_interface_that_is_deleted_is_found_again_by_a_successor";
+    let Some(mut rig) = Rig::new(test, &CONTROL) else { return };
+    let mut session = rig.session(&Setup::default());
+    rig.take_over(&[]);
+    rig.netns.ip("link del tap0").expect("deleted");
+    session.tx(0).send_cut(&NetHeader::default(), &numbered(1, 90), &[], LIMIT).expect("used");
+    rig.logged(&["tap0 is gone"]);
+    rig.netns.add_tap("tap0", false).expect("a TAP again");
+    rig.logged(&["opened again"]);
+    rig.wire = rig.netns.wire("tap0").expect("a packet socket");
+    rig.netns.wait_until_up("tap0", LIMIT).expect("up");
+    rig.both_ways(&mut session, 5);
+    rig.take_over(&["--supervise"]);
+    rig.both_ways(&mut session, 5);
+}

@@ -1,0 +1,272 @@
+//! volt-netd's worker dies, at any moment and in any way, and the next one goes on where it was: no request is lost or
+//! answered twice, no chain is lost, and of frames at most a batch.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use nix::sys::ptrace;
+use nix::sys::signal::{Signal as Kill, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use protocol_tests::daemon::{Daemon, poll_until, program};
+use protocol_tests::frame::numbered;
+use protocol_tests::frontend::{mem_table, single_region};
+use protocol_tests::memory::{GuestMemory, RegionSpec};
+use protocol_tests::nic::eventfd;
+use protocol_tests::rig::{LIMIT, QUIET, Rig, namespace};
+use protocol_tests::ring::{Desc, Part};
+use protocol_tests::session::Setup;
+use protocol_tests::succession::Flow;
+use protocol_tests::wire::{encode, flags, longs, protocol, request, words};
+
+const SUPERVISED: [&str; 3] = ["--control", "{control}", "--supervise"];
+/// The most that a crash may lose or repeat on one queue.
+const BATCH: u32 = 64;
+
+/// Killed at random moments under traffic: every chain comes back once, and each crash costs at most a batch each way.
+#[test]
+fn workers_killed_under_traffic() {
+    let Some(rig) = Rig::new("workers_killed_under_traffic", &SUPERVISED) else { return };
+    let mut session = rig.session(&Setup::default());
+    let mut flow = Flow::new(1000);
+    let kills = 20;
+    for round in 0..kills {
+        flow.run(&mut session, &rig.wire, Duration::from_micros(11_000 + 1370 * round));
+        rig.kill_worker();
+    }
+    flow.run(&mut session, &rig.wire, Duration::from_millis(50));
+    let (out, into) = flow.settle(&mut session, &rig.wire);
+    let most = BATCH * kills as u32;
+    assert!(out.lost == 0 && out.repeated <= most && out.reordered <= kills as u32, "out: {out:?}");
+    assert!(into.repeated == 0 && into.lost <= most && into.reordered == 0, "in: {into:?}");
+    assert!(out.frames > 500 && into.frames > 100, "out: {out:?}, in: {into:?}");
+    assert_eq!(session.rx(0).ring.outstanding(), 64, "no receive buffer is lost");
+    session.frontend.sync().expect("the connection is served");
+    assert_eq!(rig.status()["restarts"], kills);
+}
+
+/// The supervisor ends as its worker is told to, whichever of the two is told, and leaves nothing behind.
+#[test]
+fn ends_and_descriptors() {
+    let Some(mut rig) = Rig::new("ends_and_descriptors", &SUPERVISED) else { return };
+    let mut session = rig.session(&Setup::default());
+    rig.kill_worker();
+    rig.both_ways(&mut session, 3);
+    let before = rig.usage();
+    for _ in 0..30 {
+        rig.kill_worker();
+        rig.both_ways(&mut session, 1);
+    }
+    rig.settled(&before);
+    assert!(rig.usage().resident < before.resident + 512, "{before:?}, {:?}", rig.usage());
+    let (socket, worker) = (rig.socket(), rig.worker());
+    assert!(rig.daemon.stop(LIMIT).expect("it ends").success(), "{}", rig.daemon.log());
+    assert!(!socket.exists(), "the socket is removed");
+    assert!(rustix::process::test_kill_process(worker).is_err(), "no worker is left");
+}
+
+/// What is wrong at the start is told once, and not tried again and again.
+#[test]
+fn a_worker_that_cannot_start_is_not_started_again() {
+    let Some(netns) = namespace("a_worker_that_cannot_start_is_not_started_again") else { return };
+    let mut command = netns.command(program("volt-netd"));
+    command.args(["--supervise", "--tap", "tap0", "--socket", "/nonexistent/s"]);
+    let mut daemon = Daemon::start(command).expect("volt-netd");
+    let status = daemon.wait(LIMIT).expect("it ends");
+    assert_eq!(status.code(), Some(1));
+    assert_eq!(daemon.log().matches("/nonexistent/s").count(), 1, "{}", daemon.log());
+}
+
+/// Killed again and again before it has done anything, it comes back more slowly; then it works as before.
+#[test]
+fn workers_that_die_at_once_come_back_more_slowly() {
+    let Some(mut rig) = Rig::new("workers_that_die_at_once_come_back_more_slowly", &SUPERVISED) else {
+        return;
+    };
+    let mut session = rig.session(&Setup::default());
+    std::thread::sleep(Duration::from_millis(250));
+    let first = rig.kill_worker();
+    let mut last = first;
+    for _ in 0..5 {
+        last = rig.kill_worker();
+    }
+    assert!(first < Duration::from_millis(100), "the first comes at once: {first:?}");
+    assert!(last >= Duration::from_millis(80), "a sixth one is waited for: {last:?}");
+    rig.both_ways(&mut session, 5);
+}
+
+/// A request whose end the test waits for, and how to know it.
+struct Request<'a> {
+    name: &'static str,
+    bytes: Vec<u8>,
+    code: u32,
+    fds: Vec<BorrowedFd<'a>>,
+    /// What the reply is, if it is not status 0.
+    reply: Option<Vec<u8>>,
+}
+
+/// Runs the worker from system call to system call, and kills it at the `step`th stop. Whether it came so far.
+fn kill_at(worker: Pid, step: u32, begin: impl FnOnce()) -> bool {
+    ptrace::seize(worker, ptrace::Options::PTRACE_O_TRACESYSGOOD).expect("ptrace");
+    ptrace::interrupt(worker).expect("ptrace");
+    waitpid(worker, None).expect("a stop");
+    begin();
+    ptrace::syscall(worker, None).expect("ptrace");
+    for stop in 0.. {
+        // Back in epoll_wait it stops no more.
+        let deadline = Instant::now() + Duration::from_millis(60);
+        let mut status = waitpid(worker, Some(WaitPidFlag::WNOHANG)).expect("the worker");
+        while status == WaitStatus::StillAlive && Instant::now() < deadline {
+            std::thread::yield_now();
+            status = waitpid(worker, Some(WaitPidFlag::WNOHANG)).expect("the worker");
+        }
+        if status == WaitStatus::StillAlive {
+            ptrace::interrupt(worker).expect("ptrace");
+            waitpid(worker, None).expect("a stop");
+            ptrace::detach(worker, None).expect("ptrace");
+            return false;
+        }
+        if stop == step {
+            kill(worker, Kill::SIGKILL).expect("killed");
+            waitpid(worker, None).expect("its end");
+            return true;
+        }
+        ptrace::syscall(worker, None).expect("ptrace");
+    }
+    unreachable!()
+}
+
+fn pid(rig: &Rig) -> Pid {
+    Pid::from_raw(rig.worker().as_raw_nonzero().get())
+}
+
+/// Killed before and after every system call that it makes for every kind of request: the front-end gets its reply, once,
+/// and the rings run.
+#[test]
+fn killed_at_every_step_of_every_request() {
+    let Some(mut rig) = Rig::new("killed_at_every_step_of_every_request", &SUPERVISED) else { return };
+    let slots = protocol::CONFIGURE_MEM_SLOTS;
+    let setup = Setup { protocol: Setup::default().protocol | slots, ..Setup::default() };
+    let mut session = rig.session(&setup);
+    let more = GuestMemory::flat(0x4000_0000, 1 << 20).expect("memory");
+    let (call, kick) = (eventfd().expect("an eventfd"), eventfd().expect("an eventfd"));
+    let features = session.frontend.get_features().expect("features");
+    let acked = session.nic.features;
+    let mem = session.nic.mem.clone();
+    let layout = session.tx(0).ring.layout();
+    let with_reply = |name, code, body: &[u8], fds| Request {
+        name,
+        bytes: encode(code, flags::NEED_REPLY, body),
+        code,
+        fds,
+        reply: None,
+    };
+    let ask = |name, code, reply: Vec<u8>| Request {
+        name,
+        bytes: encode(code, 0, &[]),
+        code,
+        fds: vec![],
+        reply: Some(reply),
+    };
+    let addr = [
+        &words(&[1, 0])[..],
+        &longs(&[mem.user(layout.desc), mem.user(layout.used), mem.user(layout.avail), 0]),
+    ]
+    .concat();
+    let requests = [
+        ask("GET_FEATURES", request::GET_FEATURES, longs(&[features])),
+        with_reply("SET_FEATURES", request::SET_FEATURES, &longs(&[acked]), vec![]),
+        with_reply("SET_MEM_TABLE", request::SET_MEM_TABLE, &mem_table(&mem.specs()), mem.fds()),
+        with_reply("ADD_MEM_REG", request::ADD_MEM_REG, &single_region(&more.specs()[0]), more.fds()),
+        with_reply("REM_MEM_REG", request::REM_MEM_REG, &single_region(&more.specs()[0]), vec![]),
+        with_reply("SET_VRING_ENABLE 0", request::SET_VRING_ENABLE, &words(&[1, 0]), vec![]),
+        with_reply("SET_VRING_NUM", request::SET_VRING_NUM, &words(&[1, 256]), vec![]),
+        with_reply("SET_VRING_ADDR", request::SET_VRING_ADDR, &addr, vec![]),
+        with_reply("SET_VRING_BASE", request::SET_VRING_BASE, &words(&[1, 0]), vec![]),
+        with_reply("SET_VRING_CALL", request::SET_VRING_CALL, &longs(&[1]), vec![call.as_fd()]),
+        with_reply("SET_VRING_KICK", request::SET_VRING_KICK, &longs(&[1]), vec![kick.as_fd()]),
+        with_reply("SET_VRING_ENABLE 1", request::SET_VRING_ENABLE, &words(&[1, 1]), vec![]),
+    ];
+    let (mut kills, mut dead) = (0, None);
+    for request in &requests {
+        for step in 0.. {
+            if request.name == "REM_MEM_REG" {
+                session.frontend.add_mem_reg(&more.specs()[0], more.fds()[0]).expect("added");
+            }
+            let alive = || Some(pid(&rig)).filter(|pid| Some(*pid) != dead);
+            let worker = poll_until(LIMIT, alive).expect("the next worker");
+            let wire = session.frontend.channel();
+            let begin = || wire.send_bytes(&request.bytes, &request.fds).expect("sent");
+            let killed = kill_at(worker, step, begin);
+            let reply = session.frontend.channel().recv_reply(request.code);
+            let reply = reply.unwrap_or_else(|e| panic!("{} killed at step {step}: {e}", request.name));
+            let expected = request.reply.clone().unwrap_or_else(|| longs(&[0]));
+            assert_eq!(reply.body, expected, "{} killed at step {step}", request.name);
+            let another = protocol_tests::wire::readable(session.frontend.channel().socket(), Duration::ZERO);
+            assert!(!another.expect("poll"), "{} killed at step {step}: another reply", request.name);
+            if request.name == "ADD_MEM_REG" {
+                session.frontend.rem_mem_reg(&more.specs()[0]).expect("removed");
+            }
+            if !killed {
+                assert!(step > 6, "{}: {step} steps cannot be all", request.name);
+                break;
+            }
+            (kills, dead) = (kills + 1, Some(worker));
+        }
+    }
+    assert!(session.frontend.rem_mem_reg(&more.specs()[0]).is_err(), "no request was carried out twice");
+    println!("{kills} kills");
+    session.nic.queues[1].call = call;
+    session.nic.queues[1].kick = kick;
+    rig.both_ways(&mut session, 10);
+    assert_eq!(session.rx(0).ring.outstanding(), 64, "no receive buffer is lost");
+}
+
+/// A chain that ends the daemon, here by a table in memory that the front-end has cut off, is left out after the second
+/// time; what is before and behind it is sent.
+#[test]
+fn a_chain_that_kills_twice_is_returned_unserved() {
+    let Some(rig) = Rig::new("a_chain_that_kills_twice_is_returned_unserved", &SUPERVISED) else { return };
+    let slots = protocol::CONFIGURE_MEM_SLOTS;
+    let setup = Setup { protocol: Setup::default().protocol | slots, ..Setup::default() };
+    let mut session = rig.session(&setup);
+    let deadly =
+        GuestMemory::map(vec![(RegionSpec::linear(0x4000_0000, 1 << 20, 0), file(1 << 20))]).expect("memory");
+    session.frontend.add_mem_reg(&deadly.specs()[0], deadly.fds()[0]).expect("added");
+    session.frontend.sync().expect("served");
+    rustix::fs::ftruncate(deadly.fds()[0], 0).expect("cut off");
+    let tx = session.tx(0);
+    for number in 0..3 {
+        tx.offer(&Default::default(), &numbered(number, 90), &[]).expect("room");
+    }
+    let buffer = tx.alloc(100);
+    let killer = tx.submit(&[Part::out(buffer, 100)]).expect("room");
+    let indirect = 4;
+    tx.ring.set_desc(killer, Desc { addr: 0x4000_0000, len: 32, flags: indirect, next: 0 });
+    for number in 3..6 {
+        tx.offer(&Default::default(), &numbered(number, 90), &[]).expect("room");
+    }
+    tx.kick_always().expect("kicked");
+    let heads: Vec<_> = (0..7).map(|_| session.tx(0).used(LIMIT).expect("every chain comes back")).collect();
+    assert!(heads.iter().all(|used| used.len == 0));
+    assert_eq!(heads[3].head, killer);
+    let mut seen = Vec::new();
+    while let Some((_, frame)) = rig.wire.recv(QUIET).expect("the wire") {
+        seen.push(protocol_tests::frame::number_of(&frame).expect("an intact frame"));
+    }
+    seen.sort_unstable();
+    seen.dedup();
+    assert_eq!(seen, [0, 1, 2, 3, 4, 5]);
+    let status = rig.status();
+    assert_eq!(status["restarts"], 2, "{status:#}");
+    assert_eq!(status["counters"][0]["chains that killed this daemon"], 1, "{status:#}");
+    rig.logged(&["vring 1", "ended two workers"]);
+    session.frontend.sync().expect("the connection is served");
+}
+
+/// A file that may be cut off.
+fn file(len: u64) -> std::os::fd::OwnedFd {
+    let fd = rustix::fs::memfd_create("volt-test", rustix::fs::MemfdFlags::CLOEXEC).expect("a file");
+    rustix::fs::ftruncate(&fd, len).expect("its length");
+    fd
+}

@@ -1,0 +1,176 @@
+//! volt-netd as a systemd unit with a descriptor store, systemd's side played here: a unit that is killed as a whole, or
+//! restarted, goes on with interface, connection and guest.
+
+use std::collections::BTreeMap;
+use std::io::IoSliceMut;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::process::Command;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use protocol_tests::daemon::{Daemon, poll_until, program};
+use protocol_tests::frame::{NetHeader, numbered};
+use protocol_tests::netns::Netns;
+use protocol_tests::rig::{LIMIT, Rig};
+use protocol_tests::session::Setup;
+use protocol_tests::wire::readable;
+use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use rustix::process::{Signal, kill_process, test_kill_process};
+
+/// Descriptors that a unit inherits are passed by these numbers first.
+const HIGH: i32 = 500;
+
+/// systemd's side of one unit.
+#[derive(Debug, Default)]
+struct Unit {
+    store: BTreeMap<String, OwnedFd>,
+    ready: bool,
+}
+
+type Shared = Arc<Mutex<Unit>>;
+
+fn unit(shared: &Shared) -> std::sync::MutexGuard<'_, Unit> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Unit {
+    /// One notification with its descriptor.
+    fn take(&mut self, text: &str, fd: Option<OwnedFd>) {
+        let has = |line: &str| text.lines().any(|known| known == line);
+        let name = text.lines().find_map(|line| line.strip_prefix("FDNAME=")).unwrap_or_default();
+        self.ready |= has("READY=1");
+        if has("FDSTORE=1") {
+            assert!(has("FDPOLL=0") && !name.is_empty(), "{text}");
+            self.store.insert(name.to_owned(), fd.expect("a descriptor to store"));
+        } else if has("FDSTOREREMOVE=1") {
+            self.store.remove(name);
+        }
+        // Dropped, a barrier's descriptor tells that all before it has been read.
+    }
+}
+
+/// Reads notifications until the test ends.
+fn systemd(socket: UnixDatagram) -> Shared {
+    let shared = Shared::default();
+    let seen = shared.clone();
+    std::thread::spawn(move || {
+        loop {
+            let mut bytes = [0; 4096];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let into = &mut [IoSliceMut::new(&mut bytes)];
+            let Ok(message) = recvmsg(&socket, into, &mut control, RecvFlags::CMSG_CLOEXEC) else { return };
+            let fd = control.drain().find_map(|message| match message {
+                RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+                _ => None,
+            });
+            let len = message.bytes;
+            unit(&seen).take(&String::from_utf8_lossy(&bytes[..len]), fd);
+        }
+    });
+    shared
+}
+
+/// Starts the unit as systemd does, with what its store holds.
+fn start(netns: &Netns, shared: &Shared, notify: &Path, arguments: &[&str]) -> Daemon {
+    let mut unit = unit(shared);
+    unit.ready = false;
+    let (mut script, mut names, mut copies) = (String::new(), Vec::new(), Vec::new());
+    for (name, fd) in &unit.store {
+        let copy = fcntl_dupfd_cloexec(fd, HIGH).expect("a copy");
+        fcntl_setfd(&copy, FdFlags::empty()).expect("inherited");
+        script += &format!("exec {}<&{1} {1}<&-; ", 3 + names.len(), copy.as_raw_fd());
+        names.push(name.clone());
+        copies.push(copy);
+    }
+    if !names.is_empty() {
+        script +=
+            &format!("export LISTEN_PID=$$ LISTEN_FDS={} LISTEN_FDNAMES={}; ", names.len(), names.join(":"));
+    }
+    script += "exec \"$0\" \"$@\"";
+    let mut command: Command = netns.command("bash");
+    command.args(["-c", &script]).arg(program("volt-netd")).args(["--log-level", "debug", "--supervise"]);
+    command.args(arguments).env("NOTIFY_SOCKET", notify);
+    Daemon::start(command).expect("volt-netd")
+}
+
+fn wait_until_ready(shared: &Shared, daemon: &Daemon) {
+    let ready = poll_until(LIMIT, || unit(shared).ready.then_some(()));
+    assert!(ready.is_some(), "{}", daemon.log());
+}
+
+/// Killed with its supervisor, told to end and started again, changed in its options: the unit goes on, but for the last.
+#[test]
+fn a_unit_that_is_killed_or_restarted_goes_on() {
+    let Some(mut rig) = Rig::new("a_unit_that_is_killed_or_restarted_goes_on", &[]) else { return };
+    assert!(rig.daemon.stop(LIMIT).expect("it ends").success());
+    let notify = rig.dir.path().join("notify");
+    let shared = systemd(UnixDatagram::bind(&notify).expect("a socket"));
+    let (socket, control) = (rig.socket(), rig.control());
+    let arguments = [
+        "--tap",
+        "tap0",
+        "--socket",
+        socket.to_str().expect("text"),
+        "--control",
+        control.to_str().expect("text"),
+    ];
+    rig.daemon = start(&rig.netns, &shared, &notify, &arguments);
+    wait_until_ready(&shared, &rig.daemon);
+    let mut session = rig.session(&Setup::default());
+    rig.both_ways(&mut session, 5);
+    for round in 0..6 {
+        let worker = rig.worker();
+        if round % 2 == 0 {
+            // As the end of a control group: nobody has time for anything.
+            kill_process(worker, Signal::STOP).expect("stopped");
+            rig.daemon.signal(Signal::KILL).expect("killed");
+            kill_process(worker, Signal::KILL).expect("killed");
+            rig.daemon.wait(LIMIT).expect("it ends");
+        } else {
+            assert!(rig.daemon.stop(LIMIT).expect("it ends").success(), "{}", rig.daemon.log());
+        }
+        assert!(poll_until(LIMIT, || test_kill_process(worker).is_err().then_some(())).is_some());
+        // What comes meanwhile waits: in the ring, in the interface, in the connection.
+        let (out, into) = (numbered(100 + round, 90), numbered(200 + round, 90));
+        session.tx(0).offer(&NetHeader::default(), &out, &[]).expect("room");
+        session.tx(0).kick_always().expect("kicked");
+        rig.wire.send(&into).expect("sent");
+        rig.daemon = start(&rig.netns, &shared, &notify, &arguments);
+        wait_until_ready(&shared, &rig.daemon);
+        rig.expect(&out);
+        session.tx(0).used(LIMIT).expect("used");
+        assert_eq!(session.rx(0).recv(LIMIT).expect("the frame that waited").bytes, into);
+        session.frontend.sync().expect("the connection is served");
+        rig.both_ways(&mut session, 5);
+        assert_eq!(session.rx(0).ring.outstanding(), 64, "no receive buffer is lost");
+    }
+    // The store holds what is in use and no more: state, TAP, two listeners, connection, memory, kick and call twice.
+    session.frontend.sync().expect("served");
+    let settled = poll_until(LIMIT, || (unit(&shared).store.len() == 10).then_some(()));
+    assert!(settled.is_some(), "{:?}", unit(&shared).store.keys());
+    // A unit that is stopped for good loses its store.
+    assert!(rig.daemon.stop(LIMIT).expect("it ends").success());
+    unit(&shared).store.clear();
+    assert!(readable(session.frontend.channel().socket(), LIMIT).expect("poll"), "the connection ends");
+    rig.daemon = start(&rig.netns, &shared, &notify, &arguments);
+    wait_until_ready(&shared, &rig.daemon);
+    let mut session = rig.session(&Setup::default());
+    rig.both_ways(&mut session, 5);
+    // With other options the state is none of this unit's.
+    assert!(rig.daemon.stop(LIMIT).expect("it ends").success());
+    rig.netns.add_tap("tap1", false).expect("another TAP");
+    let other = [&["--tap", "tap1"], &arguments[2..]].concat();
+    rig.daemon = start(&rig.netns, &shared, &notify, &other);
+    wait_until_ready(&shared, &rig.daemon);
+    rig.logged(&["with other options", "starting afresh"]);
+    assert!(readable(session.frontend.channel().socket(), Duration::from_secs(1)).expect("poll"));
+    rig.wire = rig.netns.wire("tap1").expect("a packet socket");
+    rig.netns.wait_until_up("tap1", LIMIT).expect("up");
+    let mut session = rig.session(&Setup::default());
+    rig.both_ways(&mut session, 5);
+}

@@ -1,0 +1,129 @@
+//! The API socket: HTTP and JSON over a Unix socket, for the process's own user and root.
+//!
+//! [`Api::start`] listens and serves on a thread of its own until it is dropped; nothing in the machine waits for it. What it
+//! shows comes from [`Status`] sources that devices hand out when they are built. `docs/api.md` is the schema.
+
+use std::convert::Infallible;
+use std::io;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use log::{debug, info, warn};
+use rustix::net::sockopt::socket_peercred;
+use rustix::process::geteuid;
+use thiserror::Error;
+use tokio::sync::{Semaphore, oneshot};
+use volt_net::unix::{Access, BindError, SocketFile, bind};
+
+pub mod client;
+mod routes;
+
+pub use routes::{Machine, Status};
+
+/// Most clients at a time; others wait.
+const CLIENTS: usize = 16;
+/// How long a client may take for a request, its answer included.
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// Why there is no API socket.
+#[derive(Debug, Error)]
+pub enum ApiError {
+    /// The socket.
+    #[error("the API socket cannot be opened")]
+    Bind(#[from] BindError),
+    /// The thread, or what it needs.
+    #[error("the API cannot be served")]
+    Start(#[source] io::Error),
+}
+
+/// The API, served until this is dropped.
+pub struct Api {
+    file: SocketFile,
+    stop: Option<oneshot::Sender<Infallible>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Api {
+    /// Serves `machine` at `path`.
+    ///
+    /// # Errors
+    ///
+    /// See [`ApiError`].
+    pub fn start(path: &Path, machine: Machine) -> Result<Api, ApiError> {
+        let (listener, file) = bind(path, &Access::PRIVATE)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(ApiError::Start)?;
+        let (stop, stopped) = oneshot::channel();
+        let serve = async move {
+            tokio::select! {
+                result = serve(listener, Arc::new(machine)) => {
+                    if let Err(error) = result {
+                        warn!("the API socket is not served any more: {error}");
+                    }
+                }
+                _ = stopped => {}
+            }
+        };
+        let thread = thread::Builder::new().name("api".to_owned()).spawn(move || runtime.block_on(serve));
+        let thread = thread.map_err(ApiError::Start)?;
+        info!("API at {}", path.display());
+        Ok(Api { file, stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for Api {
+    fn drop(&mut self) {
+        self.file.remove();
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+async fn serve(listener: UnixListener, machine: Arc<Machine>) -> io::Result<()> {
+    let listener = tokio::net::UnixListener::from_std(listener)?;
+    let clients = Arc::new(Semaphore::new(CLIENTS));
+    loop {
+        let Ok(permit) = clients.clone().acquire_owned().await else { return Ok(()) };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                warn!("accepting a client of the API failed: {error}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        // Without credentials it is nobody.
+        let user = socket_peercred(&stream).map_or(u32::MAX, |peer| peer.uid.as_raw());
+        if user != 0 && user != geteuid().as_raw() {
+            warn!("user {user} may not use the API");
+            continue;
+        }
+        let machine = machine.clone();
+        tokio::spawn(async move {
+            let service = service_fn(|request| routes::answer(request, &machine));
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(LIMIT)
+                .keep_alive(false)
+                .max_buf_size(16 << 10)
+                .serve_connection(TokioIo::new(stream), service);
+            match tokio::time::timeout(LIMIT, connection).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => debug!("a client of the API: {error}"),
+                Err(_) => debug!("a client of the API took more than {} s", LIMIT.as_secs()),
+            }
+            drop(permit);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,145 @@
+//! The control vring (virtio 1.2, 5.1.6.5), as the VMM serves it for its network devices, whoever moves their frames.
+//!
+//! It has a thread of its own, so that commands are answered whatever the data path does.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use log::debug;
+use thiserror::Error;
+use volt_net::net::config::NetConfig;
+use volt_net::net::ctrl::{self, ACK_ERR, ACK_OK, Command, CommandError, Limits, MAX_COMMAND_LEN};
+use volt_net::virtio::features::Features;
+
+use crate::virtio::chain::{Chain, ChainError};
+use crate::virtio::faults::Faults;
+use crate::virtio::ring::Ring;
+use crate::virtio::worker::Worker;
+use crate::virtio::{ActivateError, Activation};
+
+/// Features of the control vring and of the configuration space, which are the VMM's own. Receive modes and filters are
+/// best effort by specification (5.1.6.5.1), and nothing is filtered here: every frame passes, and the driver drops
+/// what it did not ask for.
+pub const OWN: Features = Features::MAC
+    .with(Features::STATUS)
+    .with(Features::CTRL_VQ)
+    .with(Features::CTRL_RX)
+    .with(Features::CTRL_VLAN)
+    .with(Features::CTRL_MAC_ADDR);
+
+/// Entries of a receive or transmit vring.
+const DATA_VRING_SIZE: u16 = 256;
+/// Entries of a control vring.
+const CONTROL_VRING_SIZE: u16 = 64;
+
+/// The largest sizes of the vrings of a device of `pairs` queue pairs; the control vring is the last.
+pub fn vring_sizes(pairs: u16) -> Vec<u16> {
+    let mut sizes = vec![DATA_VRING_SIZE; 2 * usize::from(pairs)];
+    sizes.push(CONTROL_VRING_SIZE);
+    sizes
+}
+
+/// What a driver that acknowledged `acked` can use of `pairs` queue pairs.
+pub fn usable_pairs(acked: Features, pairs: u16) -> u16 {
+    if acked.has(Features::MQ) { pairs } else { 1 }
+}
+
+/// The control vring's number: behind those of all pairs with MQ, behind the first pair without (5.1.2).
+pub fn control_index(acked: Features, pairs: u16) -> u16 {
+    2 * usable_pairs(acked, pairs)
+}
+
+/// What a command changes about the data path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// The driver uses the first N pairs from now on.
+    Pairs(u16),
+    /// These receive offloads, of those that it acknowledged, are in force from now on.
+    Offloads(Features),
+}
+
+/// Takes the control vring out of `activation` and serves it until the thread is dropped, for a device of `pairs` queue
+/// pairs; `apply` is called on that thread, before the driver has its answer. `None` when the driver uses none.
+///
+/// # Errors
+///
+/// When there can be no thread.
+pub fn serve(
+    label: &str,
+    activation: &mut Activation,
+    pairs: u16,
+    config: &Arc<Mutex<NetConfig>>,
+    mut apply: impl FnMut(Change) + Send + 'static,
+) -> Result<Option<Worker>, ActivateError> {
+    let acked = activation.features;
+    let Ok(vring) = activation.take_vring(control_index(acked, pairs)) else { return Ok(None) };
+    if !acked.has(Features::CTRL_VQ) {
+        return Ok(None);
+    }
+    let ring = Ring::new(vring, activation);
+    let limits = Limits { acked, max_pairs: usable_pairs(acked, pairs) };
+    let mut requests = Requests { limits, config: config.clone(), faults: Faults::new(label) };
+    let worker = Worker::spawn(label, "net-control", ring, move |chain| requests.serve(chain, &mut apply));
+    worker.map(Some).map_err(ActivateError::Thread)
+}
+
+#[derive(Debug, Error)]
+enum ControlError {
+    #[error(transparent)]
+    Chain(#[from] ChainError),
+    #[error("control command without room for its answer")]
+    NoAck,
+    #[error("control command of {0} bytes")]
+    Long(usize),
+    #[error("control command")]
+    Command(#[from] CommandError),
+}
+
+/// Serves control commands for one activation.
+struct Requests {
+    limits: Limits,
+    config: Arc<Mutex<NetConfig>>,
+    faults: Faults,
+}
+
+impl Requests {
+    /// Serves one command; answers the bytes written.
+    fn serve(&mut self, chain: Result<&Chain<'_>, ChainError>, apply: impl FnMut(Change)) -> u32 {
+        let result = match chain {
+            Ok(chain) if !chain.writable.is_empty() => {
+                let result = self.execute(chain, apply);
+                chain.writable.copy_from(&[if result.is_ok() { ACK_OK } else { ACK_ERR }]);
+                result.map(|()| 1).map_err(|error| (error, 1))
+            }
+            Ok(_) => Err((ControlError::NoAck, 0)),
+            Err(error) => Err((error.into(), 0)),
+        };
+        result.unwrap_or_else(|(error, used)| {
+            self.faults.report(&error);
+            used
+        })
+    }
+
+    fn execute(&self, chain: &Chain<'_>, mut apply: impl FnMut(Change)) -> Result<(), ControlError> {
+        let len = chain.readable.len();
+        if len > MAX_COMMAND_LEN {
+            return Err(ControlError::Long(len));
+        }
+        let mut bytes = vec![0; len];
+        chain.readable.copy_to(&mut bytes);
+        let command = ctrl::parse(&bytes, self.limits)?;
+        debug!("control command {command:?}");
+        match command {
+            Command::SetPairs(pairs) => apply(Change::Pairs(pairs)),
+            Command::SetGuestOffloads(offloads) => apply(Change::Offloads(offloads)),
+            Command::SetMac(mac) => self.config.lock().unwrap_or_else(PoisonError::into_inner).mac = mac,
+            // See OWN.
+            Command::SetRxMode(..)
+            | Command::SetMacTable { .. }
+            | Command::AddVlan(_)
+            | Command::DeleteVlan(_) => {}
+            // Its feature is not offered, so the parser does not let it through.
+            Command::AckAnnounce => {}
+        }
+        Ok(())
+    }
+}

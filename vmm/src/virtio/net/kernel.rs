@@ -1,0 +1,211 @@
+//! The data path in the host's kernel: vhost-net moves frames between the vrings and the interface.
+//!
+//! Each queue pair is a `/dev/vhost-net` file of its own, open from activation to reset, with the interface's queue as
+//! its back-end. Interrupts and notifications are eventfds that never come here. What remains to this process is the
+//! interface: offloads, and which queues take part.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use log::warn;
+use thiserror::Error;
+use vhost::net::VhostNet;
+use vhost::vhost_kern::net::Net as VhostNetFile;
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use virtio_queue::QueueT;
+use vm_memory::{GuestMemoryBackend, GuestMemoryMmap};
+use volt_net::net::ctrl::GUEST_OFFLOADS;
+use volt_net::net::device::NetDevice;
+use volt_net::virtio::features::Features;
+
+use crate::virtio::Vring;
+use crate::virtio::net::{DataPath, DataSetup, StartError};
+
+/// Where the kernel has it.
+const NODE: &str = "/dev/vhost-net";
+
+/// Features that are about rings, and so the kernel's; the others are the interface's.
+const RING: Features = Features::VERSION_1
+    .with(Features::MRG_RXBUF)
+    .with(Features::EVENT_IDX)
+    .with(Features::INDIRECT_DESC)
+    .with(Features::IN_ORDER);
+/// What this device cannot do without.
+const NEEDED: Features = Features::VERSION_1.with(Features::MRG_RXBUF);
+
+/// Why the kernel's vhost-net cannot be used.
+#[derive(Debug, Error)]
+pub enum KernelError {
+    /// There is none, or not for us.
+    #[error("cannot open {NODE}: load the kernel module 'vhost_net', and check who may open the file")]
+    Open(#[source] vhost::Error),
+    /// It refuses something.
+    #[error("vhost-net: {request} failed")]
+    Request {
+        /// What was asked.
+        request: &'static str,
+        /// Its answer.
+        #[source]
+        source: vhost::Error,
+    },
+    /// An old kernel.
+    #[error("this kernel's vhost-net lacks {0}")]
+    Features(Features),
+    /// Guest memory is not as vhost needs it.
+    #[error("guest memory cannot be shown to vhost-net")]
+    Memory,
+}
+
+fn told<T>(request: &'static str, result: vhost::Result<T>) -> Result<T, KernelError> {
+    result.map_err(|source| KernelError::Request { request, source })
+}
+
+type VhostFile = VhostNetFile<Arc<GuestMemoryMmap>>;
+
+/// A network interface served by the kernel.
+pub(super) struct Kernel {
+    label: String,
+    /// Ring features of the kernel.
+    features: Features,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// Holds the interface; its pairs never run here.
+    device: NetDevice,
+    /// What the driver acknowledged, and a file for each pair, from start to stop.
+    acked: Features,
+    pairs: Vec<VhostFile>,
+}
+
+/// The features of this kernel's vhost-net.
+pub(super) fn probe() -> Result<Features, KernelError> {
+    if !Path::new(NODE).exists() {
+        let missing = std::io::Error::from_raw_os_error(libc::ENOENT);
+        return Err(KernelError::Open(vhost::Error::VhostOpen(missing)));
+    }
+    let file = VhostNetFile::new(Arc::new(GuestMemoryMmap::<()>::new())).map_err(KernelError::Open)?;
+    let features = Features(told("GET_FEATURES", file.get_features())?);
+    let missing = NEEDED.without(features);
+    if missing.is_empty() { Ok(features.common(RING)) } else { Err(KernelError::Features(missing)) }
+}
+
+impl Kernel {
+    /// Lets the kernel, which has `features`, serve the interface of `device`.
+    pub(super) fn new(label: &str, device: NetDevice, features: Features) -> Kernel {
+        let state = State { device, acked: Features::NONE, pairs: Vec::new() };
+        Kernel { label: label.to_owned(), features, state: Mutex::new(state) }
+    }
+
+    /// What of `offered`, a device's in this process, this one can offer.
+    pub(super) fn offer(features: Features, offered: Features) -> Features {
+        offered.without(RING).with(offered.common(features))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl DataPath for Kernel {
+    fn start(&self, setup: DataSetup<'_>) -> Result<(), StartError> {
+        let mut state = self.state();
+        state.acked = setup.acked;
+        state.device.set_offloads(setup.acked);
+        let memory = Arc::new(setup.memory.clone());
+        for pair in 0..state.device.pairs() {
+            let index = |vring: &&Vring| usize::from(vring.index) / 2 == pair;
+            let vrings: Vec<_> = setup.vrings.iter().filter(index).collect();
+            // A driver that made only one of them ready does not use the pair.
+            if vrings.len() == 2 {
+                let queue = File::from(state.device.queue(pair).as_fd().try_clone_to_owned()?);
+                let file = open_pair(&memory, &setup, self.features, &vrings, &queue)?;
+                state.pairs.push(file);
+            }
+        }
+        attach(&mut state.device, 1);
+        Ok(())
+    }
+
+    fn stop(&self) {
+        let mut state = self.state();
+        for file in std::mem::take(&mut state.pairs) {
+            for vring in [0, 1] {
+                // Closing the file would do it as well, but says nothing.
+                if let Err(error) = file.set_backend(vring, None) {
+                    warn!("{}: vhost-net does not let go of vring {vring}: {error}", self.label);
+                }
+            }
+        }
+        state.acked = Features::NONE;
+        state.device.set_offloads(Features::NONE);
+    }
+
+    fn set_active_pairs(&self, pairs: u16) {
+        attach(&mut self.state().device, pairs);
+    }
+
+    fn set_offloads(&self, offloads: Features) {
+        let mut state = self.state();
+        let in_force = state.acked.without(GUEST_OFFLOADS).with(offloads);
+        state.device.set_offloads(in_force);
+    }
+}
+
+fn attach(device: &mut NetDevice, pairs: u16) {
+    let active: Vec<bool> = (0..device.pairs()).map(|pair| pair < usize::from(pairs)).collect();
+    device.attach(&active);
+}
+
+/// A file that serves the two `vrings` of one pair with `queue` behind them.
+fn open_pair(
+    memory: &Arc<GuestMemoryMmap>,
+    setup: &DataSetup<'_>,
+    features: Features,
+    vrings: &[&Vring],
+    queue: &File,
+) -> Result<VhostFile, StartError> {
+    let file = VhostNetFile::new(memory.clone()).map_err(KernelError::Open)?;
+    told("SET_OWNER", file.set_owner())?;
+    // Without VHOST_NET_F_VIRTIO_NET_HDR: the frame header is the interface's, 12 bytes as in the ring.
+    told("SET_FEATURES", file.set_features(setup.acked.common(features).0))?;
+    let regions: Result<Vec<_>, _> =
+        memory.iter().map(VhostUserMemoryRegionInfo::from_guest_region).collect();
+    let regions = regions.map_err(|_| KernelError::Memory)?;
+    told("SET_MEM_TABLE", file.set_mem_table(&regions))?;
+    for vring in vrings {
+        set_up_vring(&file, memory, setup, vring)?;
+    }
+    for at in [0, 1] {
+        told("SET_BACKEND", file.set_backend(at, Some(queue)))?;
+    }
+    Ok(file)
+}
+
+fn set_up_vring(
+    file: &VhostFile,
+    memory: &GuestMemoryMmap,
+    setup: &DataSetup<'_>,
+    vring: &Vring,
+) -> Result<(), KernelError> {
+    let Vring { index, queue, kick } = vring;
+    let at = usize::from(index % 2);
+    let places = VringConfigData {
+        queue_max_size: queue.max_size(),
+        queue_size: queue.size(),
+        flags: 0,
+        desc_table_addr: queue.desc_table(),
+        used_ring_addr: queue.used_ring(),
+        avail_ring_addr: queue.avail_ring(),
+        log_addr: None,
+    };
+    let base = queue.used_idx(memory, Ordering::Acquire).map_err(|_| KernelError::Memory)?;
+    told("SET_VRING_NUM", file.set_vring_num(at, queue.size()))?;
+    told("SET_VRING_BASE", file.set_vring_base(at, base.0))?;
+    told("SET_VRING_ADDR", file.set_vring_addr(at, &places))?;
+    told("SET_VRING_CALL", file.set_vring_call(at, setup.interrupt.call(*index)))?;
+    told("SET_VRING_KICK", file.set_vring_kick(at, kick))
+}
