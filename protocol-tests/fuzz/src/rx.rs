@@ -168,8 +168,8 @@ impl Peer {
             let before = self.rx.vring.ring.base();
             let turn = self.rx.run(&self.rig.queue, &mut self.rig.health, &self.rig.counters);
             let done = self.rx.vring.ring.base().wrapping_sub(before);
-            assert!(done <= self.driver.layout.size);
             if !self.wild {
+                assert!(done <= self.driver.layout.size);
                 self.check();
             }
             match turn {

@@ -5,6 +5,7 @@ use std::io::{IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::sync::Once;
 
 use arbitrary::Arbitrary;
 use rustix::event::{EventfdFlags, eventfd};
@@ -58,6 +59,9 @@ struct Peer {
 }
 
 pub(super) fn run(input: Input) {
+    // Without it the signal that wakes a slow worker would end the process.
+    static PREPARED: Once = Once::new();
+    PREPARED.call_once(|| volt_net::event::worker::prepare_signals().expect("a signal handler"));
     let before = open_files();
     let mut peer = Peer::new(&input.memory);
     for step in input.steps.iter().take(STEPS) {

@@ -78,6 +78,9 @@ pub enum KernelError {
     /// Below 1 MiB.
     #[error("it wants to be loaded at {0:#x}, below 1 MiB, where the boot data is")]
     Low(u64),
+    /// Where there is nothing of it.
+    #[error("its first instruction would be at {0:#x}, outside of what it loads: it is damaged")]
+    Entry(u64),
     /// From the loader.
     #[error("it cannot be loaded")]
     Load(#[source] linux_loader::loader::Error),
@@ -196,6 +199,9 @@ fn load_elf(memory: &GuestMemoryMmap, mut file: File, extent: Extent) -> Result<
     let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap else {
         return Err(KernelError::NoPvh);
     };
+    if !(extent.start..extent.end).contains(&entry.0) {
+        return Err(KernelError::Entry(entry.0));
+    }
     Ok(Loaded {
         entry: entry.0,
         end: extent.end,

@@ -73,6 +73,18 @@ fn a_bzimage_is_loaded_where_it_prefers_to_be() {
 }
 
 #[test]
+fn an_entry_outside_of_the_kernel_is_refused() {
+    let memory = allocate(16 * MIB, false).unwrap();
+    for entry in [0u32, (2 * MIB) as u32 - 1, (3 * MIB) as u32, u32::MAX] {
+        let mut image = vmlinux(true);
+        let at = image.len() - 4;
+        put(&mut image, at, &entry.to_le_bytes());
+        let error = opened(&image).unwrap().load(&memory).unwrap_err();
+        assert!(matches!(error, KernelError::Entry(at) if at == u64::from(entry)), "{error}");
+    }
+}
+
+#[test]
 fn a_vmlinux_is_started_at_its_pvh_entry() {
     let memory = allocate(16 * MIB, false).unwrap();
     let loaded = opened(&vmlinux(true)).unwrap().load(&memory).unwrap();
