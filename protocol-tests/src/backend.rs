@@ -7,9 +7,10 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -23,9 +24,11 @@ use crate::nic::eventfd;
 use crate::wire::{WireError, feature, protocol};
 use connection::Connection;
 use fault::Fault;
+use tamper::Tamper;
 
 mod connection;
 pub mod fault;
+pub mod tamper;
 mod vring;
 
 /// What the back-end says it is, and does.
@@ -43,6 +46,8 @@ pub struct Script {
     pub echo: bool,
     /// What it does wrong.
     pub fault: Option<Fault>,
+    /// What it does to its front-end, and on how many connections from the first on.
+    pub tamper: Option<(Tamper, usize)>,
 }
 
 impl Default for Script {
@@ -65,6 +70,7 @@ impl Default for Script {
             config: vec![0x02, 0, 0, 0, 0, 0x77, 1, 0, 1, 0, 0, 0],
             echo: false,
             fault: None,
+            tamper: None,
         }
     }
 }
@@ -82,6 +88,8 @@ pub struct Recorded {
     pub body: Vec<u8>,
     /// How many descriptors came with it.
     pub fds: usize,
+    /// What they are, by name and by length of the file.
+    pub files: Vec<(String, u64)>,
 }
 
 #[derive(Debug, Default)]
@@ -89,6 +97,8 @@ struct Shared {
     record: Mutex<Vec<Recorded>>,
     inbox: Mutex<VecDeque<(usize, NetHeader, Vec<u8>)>>,
     faults: Mutex<Vec<String>>,
+    /// Connections that have ended.
+    ended: AtomicUsize,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -144,6 +154,11 @@ impl Backend {
         locked(&self.shared.record).clone()
     }
 
+    /// Connections that have ended so far.
+    pub fn ended(&self) -> usize {
+        self.shared.ended.load(Ordering::Acquire)
+    }
+
     /// What front-ends and drivers did wrong so far.
     pub fn faults(&self) -> Vec<String> {
         locked(&self.shared.faults).clone()
@@ -158,6 +173,13 @@ impl Drop for Backend {
         }
         let _ = std::fs::remove_file(&self.path);
     }
+}
+
+/// What a descriptor is: the kernel's name for it, and the length of its file.
+fn file(fd: &OwnedFd) -> (String, u64) {
+    let name = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+    let len = rustix::fs::fstat(fd).map_or(0, |stat| stat.st_size as u64);
+    (name.map_or_else(|_| "?".to_owned(), |name| name.display().to_string()), len)
 }
 
 struct Server {
@@ -180,9 +202,12 @@ impl Server {
                 Ok(_) => {}
             }
             let Ok((socket, _)) = listener.accept() else { return };
-            let mut connection = Connection::new(socket, self.script.clone());
+            let mut script = self.script.clone();
+            script.tamper = script.tamper.filter(|(_, connections)| self.connections < *connections);
+            let mut connection = Connection::new(socket, script);
             let ended = self.serve(&mut connection);
             self.connections += 1;
+            self.shared.ended.fetch_add(1, Ordering::Release);
             match ended {
                 Ok(()) => return,
                 Err(WireError::Closed(_)) => {}
@@ -206,6 +231,7 @@ impl Server {
                     flags: message.flags,
                     body: message.body.clone(),
                     fds: message.fds.len(),
+                    files: message.fds.iter().map(file).collect(),
                 });
                 connection.answer(message)?;
             }

@@ -8,6 +8,7 @@
 //! | [`frontend`], [`session`] | a front-end: each request as a method, and the usual script |
 //! | [`backend`], [`device`] | a back-end that records what it is told, and the device's side of a ring |
 //! | [`peer`] | a second back-end, on the `vhost-user-backend` crate, to calibrate the tests with |
+//! | [`front_peer`], [`echo_guest`] | front-ends to calibrate with, also broken ones; a guest that echoes frames |
 //! | [`succession`] | one volt-netd after the other under one front-end |
 //! | [`netns`], [`daemon`], [`rig`] | a network namespace with a TAP; volt-netd as a process; both together |
 //! | [`conform`] | the checks of the tool `volt-conform`, for any back-end |
@@ -19,7 +20,9 @@ pub mod backend;
 pub mod conform;
 pub mod daemon;
 pub mod device;
+pub mod echo_guest;
 pub mod frame;
+pub mod front_peer;
 pub mod frontend;
 pub mod lab;
 pub mod memory;

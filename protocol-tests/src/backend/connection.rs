@@ -12,6 +12,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
 use super::fault::Fault;
+use super::tamper::Tamper;
 use super::vring::Vring;
 use super::{Script, Sent, Shared, locked};
 use crate::frame::NetHeader;
@@ -70,6 +71,9 @@ impl Connection {
     }
 
     fn reply(&self, to: &Message, body: &[u8]) -> Result<(), WireError> {
+        if let Some((tamper, _)) = self.script.tamper.filter(|(tamper, _)| tamper.concerns(to.request)) {
+            return tamper.reply(&self.channel, to.request, body);
+        }
         let reply = if self.has(Fault::NoReplyFlag) { 0 } else { flags::REPLY };
         self.channel.send(to.request, reply, body, &[])
     }
@@ -81,6 +85,11 @@ impl Connection {
     /// Acts on one message, with what the faults do around it; errors end the connection.
     pub(super) fn answer(&mut self, message: Message) -> Result<(), WireError> {
         let (request, asked) = (message.request, message.flags & flags::NEED_REPLY != 0);
+        if let Some((Tamper::HangUp(at), _)) = self.script.tamper
+            && at == request
+        {
+            return Err(WireError::Closed("by this script"));
+        }
         self.handle(message)?;
         if self.has(Fault::RepliesTwice) && request == request::GET_FEATURES && asked {
             self.channel.send(request, flags::REPLY, &longs(&[0]), &[])?;

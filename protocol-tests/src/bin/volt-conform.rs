@@ -1,15 +1,17 @@
-//! `volt-conform`: plays a front-end against any vhost-user-net back-end and says what it keeps of the specifications.
+//! `volt-conform`: plays a front-end against any vhost-user-net back-end, or a back-end against any front-end, and says what
+//! it keeps of the specifications.
 
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use protocol_tests::conform::frontend::{self as front, Stage};
 use protocol_tests::conform::run::{Outcome, Target, Wire, run};
 use protocol_tests::conform::{Check, catalogue, report};
 
 #[derive(Parser)]
-#[command(version, about = "Checks a vhost-user-net back-end against the specifications")]
+#[command(version, about = "Checks vhost-user-net back-ends and front-ends against the specifications")]
 struct Cli {
     #[command(subcommand)]
     role: Role,
@@ -19,6 +21,40 @@ struct Cli {
 enum Role {
     /// Play a front-end against a back-end. Exit status: 0 nothing failed, 1 something did, 2 wrong usage.
     Backend(Backend),
+    /// Play back-ends against a front-end. Exit status as above.
+    Frontend(Frontend),
+}
+
+#[derive(Args)]
+struct Frontend {
+    /// Shell command that starts the front-end in the foreground; {socket} is where it shall look for its back-end, {guest} a
+    /// kernel (vmlinux with PVH entry, for virtio-mmio) whose guest echoes frames
+    #[arg(long)]
+    command: Option<String>,
+    /// Its guest, which the command chooses, echoes frames
+    #[arg(long)]
+    echo: bool,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Args)]
+struct Common {
+    /// Only checks whose name contains this; may be repeated
+    #[arg(long, value_name = "PATTERN")]
+    only: Vec<String>,
+    /// List the checks and what each needs
+    #[arg(long)]
+    list: bool,
+    /// Say what a check promises and where that is written
+    #[arg(long, value_name = "NAME")]
+    explain: Option<String>,
+    /// Print the results as JSON in place of the table
+    #[arg(long)]
+    json: bool,
+    /// Write the results to a JUnit file as well
+    #[arg(long, value_name = "FILE")]
+    junit: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -38,26 +74,16 @@ struct Backend {
     /// Make a network namespace with a TAP of this name and run the command in it
     #[arg(long, value_name = "NAME", requires = "command")]
     tap: Option<String>,
-    /// Only checks whose name contains this; may be repeated
-    #[arg(long, value_name = "PATTERN")]
-    only: Vec<String>,
-    /// List the checks and what each needs
-    #[arg(long)]
-    list: bool,
-    /// Say what a check promises and where that is written
-    #[arg(long, value_name = "NAME")]
-    explain: Option<String>,
-    /// Print the results as JSON in place of the table
-    #[arg(long)]
-    json: bool,
-    /// Write the results to a JUnit file as well
-    #[arg(long, value_name = "FILE")]
-    junit: Option<PathBuf>,
+    #[command(flatten)]
+    common: Common,
 }
 
 fn main() -> ExitCode {
-    let Role::Backend(options) = Cli::parse().role;
-    match serve(&options) {
+    let result = match Cli::parse().role {
+        Role::Backend(options) => backend(&options),
+        Role::Frontend(options) => frontend(&options),
+    };
+    match result {
         Ok(good) => ExitCode::from(u8::from(!good)),
         Err(message) => {
             eprintln!("volt-conform: {message}");
@@ -66,26 +92,32 @@ fn main() -> ExitCode {
     }
 }
 
-/// `Ok(true)` when nothing failed.
-fn serve(options: &Backend) -> Result<bool, String> {
-    let fits = |check: &&Check| {
-        options.only.is_empty() || options.only.iter().any(|part| check.name.contains(part.as_str()))
-    };
-    if let Some(name) = &options.explain {
-        let found = catalogue().into_iter().find(|check| check.name == name);
+/// The checks that are asked for; none when they are only to be told about.
+fn chosen(catalogue: Vec<&'static Check>, common: &Common) -> Result<Option<Vec<&'static Check>>, String> {
+    if let Some(name) = &common.explain {
+        let found = catalogue.into_iter().find(|check| check.name == name);
         explain(found.ok_or_else(|| format!("no check '{name}': --list shows all"))?);
-        return Ok(true);
+        return Ok(None);
     }
-    let checks: Vec<_> = catalogue().into_iter().filter(fits).collect();
+    let fits = |check: &&Check| {
+        common.only.is_empty() || common.only.iter().any(|part| check.name.contains(part.as_str()))
+    };
+    let checks: Vec<_> = catalogue.into_iter().filter(fits).collect();
     if checks.is_empty() {
         return Err("no check has such a name: --list shows all".to_owned());
     }
-    if options.list {
+    if common.list {
         for check in checks {
             say(format_args!("{:<44} {:<7} {}", check.name, check.level.text(), check.needs.text()));
         }
-        return Ok(true);
+        return Ok(None);
     }
+    Ok(Some(checks))
+}
+
+/// `Ok(true)` when nothing failed.
+fn backend(options: &Backend) -> Result<bool, String> {
+    let Some(checks) = chosen(catalogue(), &options.common)? else { return Ok(true) };
     let target = match (&options.socket, &options.command) {
         (Some(path), _) => Target::Socket(path.clone()),
         (None, Some(command)) if command.contains("{socket}") => Target::Command(command.clone()),
@@ -98,26 +130,40 @@ fn serve(options: &Backend) -> Result<bool, String> {
         (_, _, Some(tap)) => Wire::Tap(tap.clone()),
         _ => Wire::Unseen,
     };
-    let outcomes: Vec<_> = checks.into_iter().map(|check| one(check, &target, &wire, options.json)).collect();
-    finish(&outcomes, options)
+    finish(checks, &options.common, |check| run(check, &target, &wire))
 }
 
-/// Runs one check and shows its line at once.
-fn one(check: &'static Check, target: &Target, wire: &Wire, json: bool) -> Outcome {
-    let outcome = run(check, target, wire);
-    if !json {
-        say(format_args!("{}", report::line(&outcome)));
+/// The same for a front-end.
+fn frontend(options: &Frontend) -> Result<bool, String> {
+    let Some(checks) = chosen(front::catalogue(), &options.common)? else { return Ok(true) };
+    let command = options.command.as_deref().ok_or("name the front-end by --command")?;
+    if !command.contains("{socket}") {
+        return Err("--command names no {socket} for the front-end's back-end".to_owned());
     }
-    outcome
+    let mut stage = Stage::new(command, options.echo).map_err(|error| error.to_string())?;
+    finish(checks, &options.common, |check| front::run(check, &mut stage))
 }
 
-fn finish(outcomes: &[Outcome], options: &Backend) -> Result<bool, String> {
-    match options.json {
-        true => say(format_args!("{:#}", report::json(outcomes))),
-        false => say(format_args!("{}", report::summary(outcomes))),
+/// Runs the checks, shows each line at once, and sums up.
+fn finish(
+    checks: Vec<&'static Check>,
+    common: &Common,
+    mut run: impl FnMut(&'static Check) -> Outcome,
+) -> Result<bool, String> {
+    let mut outcomes = Vec::new();
+    for check in checks {
+        let outcome = run(check);
+        if !common.json {
+            say(format_args!("{}", report::line(&outcome)));
+        }
+        outcomes.push(outcome);
     }
-    if let Some(path) = &options.junit {
-        std::fs::write(path, report::junit(outcomes))
+    match common.json {
+        true => say(format_args!("{:#}", report::json(&outcomes))),
+        false => say(format_args!("{}", report::summary(&outcomes))),
+    }
+    if let Some(path) = &common.junit {
+        std::fs::write(path, report::junit(&outcomes))
             .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
     }
     Ok(!outcomes.iter().any(report::is_bad))

@@ -9,6 +9,7 @@ use crate::session::SessionError;
 use crate::wire::WireError;
 
 pub mod bench;
+pub mod frontend;
 mod hostile;
 mod memory;
 mod messages;
@@ -72,7 +73,16 @@ pub struct Check {
     /// What it must reach.
     pub needs: Needs,
     /// The script.
-    pub run: fn(&mut bench::Bench) -> Result<(), Finding>,
+    pub run: Script,
+}
+
+/// What plays the other side.
+#[derive(Clone, Copy, Debug)]
+pub enum Script {
+    /// A front-end, for a back-end under test.
+    Frontend(fn(&mut bench::Bench) -> Result<(), Finding>),
+    /// A back-end, for a front-end under test.
+    Backend(fn(&mut frontend::Stage) -> Result<(), Finding>),
 }
 
 /// Why a check did not pass.
@@ -137,7 +147,7 @@ macro_rules! checks {
             source: $source,
             level: $crate::conform::Level::$level,
             needs: $crate::conform::Needs::$needs,
-            run: $run,
+            run: $crate::conform::Script::Frontend($run),
         }),*];
     };
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::bench::{Bench, Far, LIMIT};
-use super::{Check, Finding, Needs};
+use super::{Check, Finding, Needs, Script};
 use crate::daemon::{Daemon, poll_until};
 use crate::netns::Netns;
 
@@ -76,7 +76,10 @@ fn attempt(check: &'static Check, target: &Target, wire: &Wire) -> Result<(), Fi
         (_, Wire::Echo) => Far::Echo,
         _ => Far::Unseen,
     };
-    let result = (check.run)(&mut Bench::new(socket, far));
+    let Script::Frontend(script) = check.run else {
+        return Err(Finding::NoAccess("it is about front-ends".to_owned()));
+    };
+    let result = script(&mut Bench::new(socket, far));
     match daemon.as_mut().and_then(|daemon| daemon.wait(Duration::ZERO)) {
         // Its last words say more than a closed connection.
         Some(status) if !status.success() => {

@@ -1,0 +1,81 @@
+//! What the scripted back-end does to a front-end on purpose: the deeds of a back-end that dies, hangs or is wrong.
+
+use std::time::Duration;
+
+use crate::wire::{Channel, WireError, encode, flags};
+
+/// One deed. The number is the request at which it happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tamper {
+    /// Closes the connection in place of an answer.
+    HangUp(u32),
+    /// Never answers.
+    Silence(u32),
+    /// Answers another request.
+    OtherRequest(u32),
+    /// Answers without the reply flag.
+    NoReplyFlag(u32),
+    /// Answers in version 2 of the protocol.
+    Version2(u32),
+    /// Answers with half of the body.
+    Short(u32),
+    /// Answers with a body of twice the length.
+    Long(u32),
+    /// Names a body of 4 GiB, and sends none of it.
+    Huge(u32),
+    /// Answers with status 1, or with a payload of ones.
+    Refuse(u32),
+    /// Answers in single bytes, at all requests.
+    Split,
+    /// Answers late, at all requests.
+    Late(Duration),
+}
+
+impl Tamper {
+    /// Whether it changes the answer to `request`.
+    pub fn concerns(self, request: u32) -> bool {
+        match self {
+            Tamper::HangUp(_) => false,
+            Tamper::Split | Tamper::Late(_) => true,
+            Tamper::Silence(at)
+            | Tamper::OtherRequest(at)
+            | Tamper::NoReplyFlag(at)
+            | Tamper::Version2(at)
+            | Tamper::Short(at)
+            | Tamper::Long(at)
+            | Tamper::Huge(at)
+            | Tamper::Refuse(at) => at == request,
+        }
+    }
+
+    /// Sends the answer `body` to `request` in its own way.
+    pub(super) fn reply(self, channel: &Channel, request: u32, body: &[u8]) -> Result<(), WireError> {
+        let reply = flags::REPLY;
+        match self {
+            Tamper::HangUp(_) | Tamper::Silence(_) => Ok(()),
+            Tamper::OtherRequest(_) => channel.send(request + 1, reply, body, &[]),
+            Tamper::NoReplyFlag(_) => channel.send(request, 0, body, &[]),
+            Tamper::Version2(_) => {
+                let mut bytes = encode(request, reply, body);
+                bytes[4] = bytes[4] & !3 | 2;
+                channel.send_bytes(&bytes, &[])
+            }
+            Tamper::Short(_) => channel.send(request, reply, &body[..body.len() / 2], &[]),
+            Tamper::Long(_) => channel.send(request, reply, &body.repeat(2), &[]),
+            Tamper::Huge(_) => {
+                let mut bytes = encode(request, reply, &[]);
+                bytes[8..12].fill(0xff);
+                channel.send_bytes(&bytes, &[])
+            }
+            Tamper::Refuse(_) => channel.send(request, reply, &vec![1; body.len()], &[]),
+            Tamper::Split => {
+                let bytes = encode(request, reply, body);
+                channel.send_split(&bytes, &vec![1; bytes.len() - 1], &[])
+            }
+            Tamper::Late(time) => {
+                std::thread::sleep(time);
+                channel.send(request, reply, body, &[])
+            }
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! The front-end under test as a process, and the back-ends that it meets one after the other.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::backend::{Backend, Recorded, Script};
+use crate::conform::{Finding, ensure};
+use crate::daemon::{Daemon, poll_until};
+use crate::frame::{NetHeader, numbered};
+use crate::wire::{feature, request};
+
+/// How long a front-end may take to look for its back-end, and to set it up. Some wait a second between tries.
+pub(super) const PATIENCE: Duration = Duration::from_secs(6);
+/// How long an echo may take.
+const ECHO: Duration = Duration::from_secs(3);
+
+/// A front-end and where it looks for its back-end.
+#[derive(Debug)]
+pub struct Stage {
+    command: String,
+    echo: bool,
+    directory: TempDir,
+    process: Option<Daemon>,
+    /// What it said to the first back-end that did nothing wrong.
+    conversation: Option<Vec<Recorded>>,
+    /// Frames that have gone through its guest since it was started.
+    pub(super) echoed: u32,
+    number: u32,
+}
+
+impl Stage {
+    /// A front-end that is started by the shell's `command`, in which `{socket}` stands for its back-end's socket and
+    /// `{guest}` for the kernel of a guest that echoes frames. With `echo` its guest does so.
+    ///
+    /// # Errors
+    ///
+    /// When there is no directory for socket and guest.
+    pub fn new(command: &str, echo: bool) -> std::io::Result<Stage> {
+        let directory = tempfile::tempdir()?;
+        let guest = directory.path().join("guest");
+        std::fs::write(&guest, crate::echo_guest::vmlinux())?;
+        let command = command
+            .replace("{socket}", &directory.path().join("s").display().to_string())
+            .replace("{guest}", &guest.display().to_string());
+        let echo = echo || command.contains(&*guest.display().to_string());
+        Ok(Stage { command, echo, directory, process: None, conversation: None, echoed: 0, number: 0 })
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.directory.path().join("s")
+    }
+
+    /// Ends the front-end's process; the next back-end meets a new one.
+    pub fn restart(&mut self) {
+        self.process = None;
+        self.echoed = 0;
+    }
+
+    /// A back-end that follows `script`, and a front-end that looks for it.
+    pub(super) fn play(&mut self, script: Script) -> Result<Act, Finding> {
+        let socket = self.socket();
+        let _ = std::fs::remove_file(&socket);
+        let backend = Backend::listen(Path::new(&socket), script)?;
+        if self.process.as_mut().is_none_or(Daemon::has_exited) {
+            self.restart();
+            let mut shell = Command::new("sh");
+            shell.args(["-c", &format!("exec {}", self.command)]).stdin(Stdio::null()).stdout(Stdio::null());
+            self.process = Some(Daemon::start(shell)?);
+        }
+        Ok(Act { backend })
+    }
+
+    /// A front-end that a good back-end has served and left.
+    pub(super) fn bereft(&mut self) -> Result<(), Finding> {
+        if self.process.as_mut().is_some_and(|process| !process.has_exited()) && self.conversation.is_some() {
+            return Ok(());
+        }
+        let act = self.play(Script::default())?;
+        act.running()?;
+        self.conversation = Some(act.last());
+        self.echo(&act, 1)
+    }
+
+    /// Plays a good back-end once more: the front-end has to set it up as if nothing had been.
+    pub(super) fn recovers(&mut self) -> Result<(), Finding> {
+        let act = self.play(Script::default())?;
+        act.running()?;
+        self.echo(&act, 3)
+    }
+
+    /// What the front-end says to a back-end that does nothing wrong.
+    pub(super) fn conversation(&mut self) -> Result<Vec<Recorded>, Finding> {
+        if self.conversation.is_none() {
+            self.bereft()?;
+        }
+        Ok(self.conversation.clone().unwrap_or_default())
+    }
+
+    /// Frames to the guest come back from it as they are. Nothing where no guest echoes.
+    pub(super) fn echo(&mut self, act: &Act, count: u32) -> Result<(), Finding> {
+        if !self.echo {
+            return Ok(());
+        }
+        for at in 0..count {
+            self.number += 1;
+            let frame = numbered(self.number, 60 + (at as usize * 97) % 1400);
+            act.backend.deliver(0, NetHeader::default(), &frame);
+            let sent = act.backend.sent(ECHO);
+            let Some((pair, _, bytes)) = sent else {
+                return Err(Finding::Fail(format!(
+                    "frame {at} of {count} did not come back {:?}",
+                    act.backend.faults()
+                )));
+            };
+            ensure!(
+                (pair, &bytes) == (0, &frame),
+                "frame {at} came back as {} bytes on pair {pair}",
+                bytes.len()
+            );
+            self.echoed += 1;
+        }
+        let again = act.backend.sent(Duration::from_millis(20));
+        ensure!(again.is_none(), "a frame came back twice");
+        ensure!(act.backend.faults().is_empty(), "the driver's rings: {:?}", act.backend.faults());
+        Ok(())
+    }
+
+    /// Whether the process has ended.
+    pub(super) fn has_ended(&mut self) -> bool {
+        self.process.as_mut().is_some_and(Daemon::has_exited)
+    }
+
+    /// Whether the guest's echo can be relied on.
+    pub(super) fn echoes(&self) -> Result<(), Finding> {
+        match self.echo {
+            true => Ok(()),
+            false => Err(Finding::NoAccess("its guest does not echo: use {guest}, or --echo".to_owned())),
+        }
+    }
+
+    /// What came of a check, with the process's last words if it has ended.
+    pub(super) fn verdict(&mut self, result: Result<(), Finding>) -> Result<(), Finding> {
+        let Some(process) = &mut self.process else { return result };
+        if let Some(status) = process.wait(Duration::ZERO) {
+            let said = process.log();
+            let last = said.lines().last().unwrap_or_default().to_owned();
+            self.restart();
+            return Err(Finding::Broken(format!("the front-end ended with {status}: {last} ({result:?})")));
+        }
+        if result.is_err() {
+            // Whatever state that left must not be the next check's finding.
+            self.restart();
+        }
+        result
+    }
+}
+
+/// A back-end on stage; it leaves when it is dropped.
+#[derive(Debug)]
+pub(super) struct Act {
+    pub(super) backend: Backend,
+}
+
+impl Act {
+    /// Messages of connection `number`.
+    pub(super) fn heard(&self, number: usize) -> Vec<Recorded> {
+        let record = self.backend.record();
+        record.into_iter().filter(|message| message.connection == number).collect()
+    }
+
+    /// Messages of the latest connection.
+    pub(super) fn last(&self) -> Vec<Recorded> {
+        let latest = self.backend.record().last().map_or(0, |message| message.connection);
+        self.heard(latest)
+    }
+
+    /// Waits until both vrings of the first pair are started and enabled.
+    pub(super) fn running(&self) -> Result<(), Finding> {
+        let runs = || runs(&self.last()).then_some(());
+        poll_until(PATIENCE, runs).ok_or_else(|| {
+            let names: Vec<_> =
+                self.last().iter().map(|message| crate::wire::request_name(message.request)).collect();
+            Finding::Broken(format!(
+                "no running pair after {PATIENCE:?}; the back-end saw {names:?} {:?}",
+                self.backend.faults()
+            ))
+        })
+    }
+
+    /// Waits until connection `number` has ended.
+    pub(super) fn ended(&self, number: usize, limit: Duration) -> Result<(), Finding> {
+        let ended = poll_until(limit, || (self.backend.ended() > number).then_some(()));
+        ended.ok_or_else(|| Finding::Fail(format!("connection {number} was kept for {limit:?}")))
+    }
+}
+
+fn runs(talk: &[Recorded]) -> bool {
+    let first = |message: &Recorded| message.body.first().copied();
+    let has = |wanted: u32, index: u8| {
+        talk.iter().any(|message| message.request == wanted && first(message) == Some(index))
+    };
+    let acked = talk.iter().rev().find(|message| message.request == request::SET_FEATURES).map_or(0, long);
+    let enabled = |index: u8| {
+        let enable = [[index, 0, 0, 0], [1, 0, 0, 0]].concat();
+        talk.iter().any(|message| message.request == request::SET_VRING_ENABLE && message.body == enable)
+    };
+    [0, 1].into_iter().all(|index| {
+        has(request::SET_VRING_KICK, index) && (acked & feature::PROTOCOL_FEATURES == 0 || enabled(index))
+    })
+}
+
+/// The first 8 bytes of a message as a number.
+pub(super) fn long(message: &Recorded) -> u64 {
+    message.body.first_chunk().copied().map_or(0, u64::from_le_bytes)
+}

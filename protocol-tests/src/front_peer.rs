@@ -1,0 +1,374 @@
+//! Front-ends to calibrate `volt-conform frontend` with: each has a guest that echoes, and looks for its back-end for ever.
+//!
+//! [`scripted`] is the scripted front-end, right or with one [`FrontFault`]; [`on_crate`] is on `vhost`'s `Frontend`, an
+//! independent reading of the protocol.
+#![expect(unsafe_code, reason = "vhost takes eventfds in a type that is only made of raw descriptors")]
+
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags};
+use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures as Protocol};
+use vhost::vhost_user::{Frontend as CrateFrontend, VhostUserFrontend};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::frame::NetHeader;
+use crate::frontend::Frontend;
+use crate::nic::{Nic, Queue};
+use crate::session::{SessionError, Setup};
+use crate::wire::{WireError, feature, flags, longs, protocol, request, words};
+
+/// Between two tries to connect.
+const RETRY: Duration = Duration::from_millis(20);
+/// How long an answer may take.
+const ANSWER: Duration = Duration::from_secs(3);
+
+/// Declares the faults: variant, name, the check that catches it, what is wrong.
+macro_rules! front_faults {
+    ($($variant:ident, $name:literal, $check:literal, $what:literal;)*) => {
+        /// One thing that a front-end does wrong.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum FrontFault { $(#[doc = $what] $variant),* }
+
+        impl FrontFault {
+            /// All of them.
+            pub const ALL: &[FrontFault] = &[$(FrontFault::$variant),*];
+
+            /// What it is selected by.
+            pub fn name(self) -> &'static str {
+                match self { $(FrontFault::$variant => $name),* }
+            }
+
+            /// The check that catches it.
+            pub fn caught_by(self) -> &'static str {
+                match self { $(FrontFault::$variant => $check),* }
+            }
+        }
+    };
+}
+
+front_faults! {
+    NoOwner, "no-owner", "conversation/owner", "Sends no SET_OWNER.";
+    ReplyFlag, "reply-flag", "conversation/headers", "Sets the reply flag of a request.";
+    BodyLong, "body-long", "conversation/body-lengths", "Sends a body with SET_OWNER.";
+    Unoffered, "unoffered", "conversation/features-offered", "Acknowledges a feature that was not offered.";
+    ProtocolUnoffered, "protocol-unoffered", "conversation/protocol-offered", "Acknowledges a protocol feature that was not offered.";
+    EarlyNeedReply, "early-need-reply", "conversation/need-reply", "Wants replies before REPLY_ACK was negotiated.";
+    ConfigUnasked, "config-unasked", "conversation/requests-negotiated", "Reads the configuration without CONFIG.";
+    RegionLong, "region-long", "conversation/memory-files", "Shares more memory than its file has.";
+    KickBeforeBase, "kick-before-base", "conversation/vring-complete", "Starts a ring without a base.";
+    SizeOdd, "size-odd", "conversation/vring-size", "Has a ring of 100 entries.";
+    AddressFar, "address-far", "conversation/vring-addresses", "Has a used ring beyond its memory.";
+    VringFar, "vring-far", "conversation/vring-index", "Enables a vring that is not there.";
+    KickFile, "kick-file", "conversation/kick-descriptors", "Sends a file to be kicked by.";
+    NoEnable, "no-enable", "conversation/enable", "Never enables its rings.";
+    Truncates, "truncates", "traffic/content", "The last byte of an echo is lost.";
+    Repeats, "repeats", "traffic/content", "Frames are echoed twice.";
+    Forgets, "forgets", "losses/left", "Does not share its memory again with the next back-end.";
+    BaseZero, "base-zero", "losses/base", "Tells base 0 for rings that have run.";
+    GivesUp, "gives-up", "losses/at-memory", "Ends when its back-end dies at the memory table.";
+    WaitsForEver, "waits-for-ever", "losses/silence", "Waits for an answer without a limit.";
+    OneRead, "one-read", "replies/split", "Takes what one read gives for an answer.";
+    AnyReply, "any-reply", "replies/other-request", "Believes an answer to another request.";
+    AnyStatus, "any-status", "replies/refused", "Does not look at the status of a request.";
+    KeepsFeatures, "keeps-features", "features/fewer", "Acknowledges again what is not offered any more.";
+}
+
+/// A scripted front-end at `path`, right or with one fault; returns only by a fault.
+///
+/// # Errors
+///
+/// When the system gives no memory or descriptor.
+pub fn scripted(path: &Path, fault: Option<FrontFault>) -> Result<(), SessionError> {
+    let mut peer: Option<Scripted> = None;
+    loop {
+        let Ok(socket) = UnixStream::connect(path) else {
+            std::thread::sleep(RETRY);
+            continue;
+        };
+        let mut frontend = Frontend::new(socket);
+        frontend.channel().set_patience(match fault {
+            Some(FrontFault::WaitsForEver) => Duration::from_secs(1 << 30),
+            _ => ANSWER,
+        });
+        let first = peer.is_none();
+        let result = Scripted::meet(&mut peer, &mut frontend, fault, first);
+        let heard = result.err().map(|error| error.to_string()).unwrap_or_default();
+        if fault == Some(FrontFault::GivesUp) && heard.contains("ADD_MEM_REG") {
+            return Ok(());
+        }
+        // Back-ends that are refused are asked again in a while.
+        std::thread::sleep(RETRY);
+    }
+}
+
+struct Scripted {
+    nic: Nic,
+    acked: u64,
+}
+
+impl Scripted {
+    /// One connection, from its first message to its end.
+    fn meet(
+        peer: &mut Option<Scripted>,
+        frontend: &mut Frontend,
+        fault: Option<FrontFault>,
+        first: bool,
+    ) -> Result<(), SessionError> {
+        let has = |wanted: FrontFault| fault == Some(wanted);
+        let offered = ask_features(frontend, fault)?;
+        let wanted = feature::VERSION_1 | feature::PROTOCOL_FEATURES | feature::EVENT_IDX;
+        let acked = peer.as_ref().map_or(offered & wanted, |peer| peer.acked);
+        if acked & !offered != 0 && !has(FrontFault::KeepsFeatures) {
+            return Err(WireError::Unexpected("features are missing".to_owned()).into());
+        }
+        let peer = match peer {
+            Some(peer) => peer,
+            None => {
+                let mut nic = Setup { size: 16, ..Setup::default() }.nic(acked)?;
+                nic.rx(0).fill(16, &[2048])?;
+                peer.insert(Scripted { nic, acked })
+            }
+        };
+        let replies = negotiate(frontend, acked, fault)?;
+        if !has(FrontFault::Forgets) || first {
+            share(frontend, &peer.nic, replies, fault)?;
+        }
+        for queue in &peer.nic.queues {
+            offer(frontend, &peer.nic, queue, fault)?;
+        }
+        let enables = acked & feature::PROTOCOL_FEATURES != 0 && !has(FrontFault::NoEnable);
+        for vring in if enables { 0..2 } else { 0..0 } {
+            frontend.tell(request::SET_VRING_ENABLE, &words(&[vring, 1]), &[])?;
+        }
+        if has(FrontFault::VringFar) {
+            frontend.tell(request::SET_VRING_ENABLE, &words(&[9, 1]), &[])?;
+        }
+        peer.nic.queues.iter_mut().try_for_each(Queue::kick_always)?;
+        peer.echo(frontend, fault)
+    }
+
+    /// Echoes until the back-end goes.
+    fn echo(&mut self, frontend: &mut Frontend, fault: Option<FrontFault>) -> Result<(), SessionError> {
+        loop {
+            let call = self.nic.rx(0).call.try_clone().map_err(WireError::from)?;
+            let mut fds = [
+                PollFd::new(&call, PollFlags::IN),
+                PollFd::new(frontend.channel().socket(), PollFlags::IN | PollFlags::RDHUP),
+            ];
+            rustix::event::poll(&mut fds, None).map_err(WireError::from)?;
+            if !fds[1].revents().is_empty() {
+                return Err(WireError::Closed("while it served").into());
+            }
+            self.nic.rx(0).drain_call();
+            while let Ok(frame) = self.nic.rx(0).recv(Duration::from_millis(1)) {
+                self.nic.rx(0).kick()?;
+                let len = frame.bytes.len() - usize::from(fault == Some(FrontFault::Truncates));
+                for _ in 0..if fault == Some(FrontFault::Repeats) { 2 } else { 1 } {
+                    let used =
+                        self.nic.tx(0).send_cut(&NetHeader::default(), &frame.bytes[..len], &[], ANSWER)?;
+                    self.nic.tx(0).parts(used);
+                }
+            }
+        }
+    }
+}
+
+/// SET_OWNER and GET_FEATURES.
+fn ask_features(frontend: &mut Frontend, fault: Option<FrontFault>) -> Result<u64, WireError> {
+    let has = |wanted: FrontFault| fault == Some(wanted);
+    if has(FrontFault::BodyLong) {
+        frontend.tell(request::SET_OWNER, &longs(&[0]), &[])?;
+    } else if !has(FrontFault::NoOwner) {
+        frontend.tell(request::SET_OWNER, &[], &[])?;
+    }
+    if has(FrontFault::AnyReply) || has(FrontFault::OneRead) {
+        frontend.channel().send(request::GET_FEATURES, 0, &[], &[])?;
+        if has(FrontFault::AnyReply) {
+            return frontend.channel().recv()?.u64();
+        }
+        let mut bytes = [0; 20];
+        let len = rustix::io::read(frontend.channel().socket(), &mut bytes)?;
+        let body = bytes.last_chunk().filter(|_| len == bytes.len());
+        return body.copied().map(u64::from_le_bytes).ok_or(WireError::Closed("in an answer"));
+    }
+    let flag = if has(FrontFault::EarlyNeedReply) {
+        flags::NEED_REPLY
+    } else if has(FrontFault::ReplyFlag) {
+        flags::REPLY
+    } else {
+        0
+    };
+    frontend.channel().send(request::GET_FEATURES, flag, &[], &[])?;
+    frontend.channel().recv_reply(request::GET_FEATURES)?.u64()
+}
+
+/// Protocol features and features; whether requests are acknowledged.
+fn negotiate(frontend: &mut Frontend, acked: u64, fault: Option<FrontFault>) -> Result<u64, WireError> {
+    let mut both = 0;
+    if acked & feature::PROTOCOL_FEATURES != 0 {
+        let wanted = protocol::REPLY_ACK | protocol::CONFIGURE_MEM_SLOTS;
+        both = frontend.get_protocol_features()? & wanted;
+        let surplus = if fault == Some(FrontFault::ProtocolUnoffered) { protocol::RARP } else { 0 };
+        frontend.set_protocol_features(both | surplus)?;
+        frontend.want_replies(both & protocol::REPLY_ACK != 0);
+    }
+    let surplus = if fault == Some(FrontFault::Unoffered) { feature::CSUM } else { 0 };
+    frontend.set_features(acked | surplus)?;
+    if fault == Some(FrontFault::ConfigUnasked) {
+        frontend.get_config(0, 6)?;
+    }
+    Ok(both)
+}
+
+/// Shares the guest's memory, region by region where the back-end can.
+fn share(
+    frontend: &mut Frontend,
+    nic: &Nic,
+    protocol: u64,
+    fault: Option<FrontFault>,
+) -> Result<(), WireError> {
+    if fault == Some(FrontFault::AnyStatus) {
+        let body = crate::frontend::mem_table(&nic.mem.specs());
+        let _ = frontend.tell_acked(request::SET_MEM_TABLE, &body, &nic.mem.fds());
+        return Ok(());
+    }
+    let mut specs = nic.mem.specs();
+    if fault == Some(FrontFault::RegionLong) {
+        specs.iter_mut().for_each(|spec| spec.size += 0x1000);
+    }
+    if protocol & protocol::CONFIGURE_MEM_SLOTS == 0 || fault == Some(FrontFault::AnyStatus) {
+        return frontend.tell(request::SET_MEM_TABLE, &crate::frontend::mem_table(&specs), &nic.mem.fds());
+    }
+    for (spec, fd) in specs.iter().zip(nic.mem.fds()) {
+        let told = frontend.tell(request::ADD_MEM_REG, &crate::frontend::single_region(spec), &[fd]);
+        told.map_err(|error| WireError::Unexpected(format!("ADD_MEM_REG: {error}")))?;
+    }
+    Ok(())
+}
+
+/// What belongs to one vring.
+fn offer(
+    frontend: &mut Frontend,
+    nic: &Nic,
+    queue: &Queue,
+    fault: Option<FrontFault>,
+) -> Result<(), WireError> {
+    let has = |wanted: FrontFault| fault == Some(wanted);
+    let (vring, layout) = (queue.vring, queue.ring.layout());
+    if has(FrontFault::SizeOdd) && vring == 0 {
+        let _ = frontend.set_vring_num(vring, 100);
+    }
+    frontend.set_vring_num(vring, layout.size.into())?;
+    if !has(FrontFault::KickBeforeBase) {
+        let base = if has(FrontFault::BaseZero) { 0 } else { queue.ring.used_idx() };
+        frontend.set_vring_base(vring, base.into())?;
+    }
+    let user = |address| nic.mem.user(address);
+    if has(FrontFault::AddressFar) && vring == 0 {
+        frontend.set_vring_addr_raw(vring, 0, user(layout.desc), 0x10, user(layout.avail))?;
+    }
+    frontend.set_vring_addr(vring, &nic.mem, &layout)?;
+    frontend.set_vring_fd(request::SET_VRING_CALL, vring, Some(&queue.call))?;
+    if has(FrontFault::KickFile) && vring == 0 {
+        let null: OwnedFd = std::fs::File::open("/dev/null")?.into();
+        frontend.set_vring_fd(request::SET_VRING_KICK, vring, Some(&null))?;
+    }
+    frontend.set_vring_fd(request::SET_VRING_KICK, vring, Some(&queue.kick))
+}
+
+/// A front-end on `vhost`'s `Frontend`; it echoes, and looks for its back-end for ever.
+///
+/// # Errors
+///
+/// When the system gives no memory or descriptor.
+pub fn on_crate(path: &Path) -> Result<(), SessionError> {
+    let mut nic: Option<(Nic, u64)> = None;
+    loop {
+        if let Ok(socket) = UnixStream::connect(path) {
+            let end = socket.try_clone().map_err(WireError::from)?;
+            // The crate has no limits of its own.
+            end.set_read_timeout(Some(ANSWER)).map_err(WireError::from)?;
+            if let Err(error) = meet_by_crate(&mut nic, socket, end) {
+                eprintln!("{error}");
+            }
+        }
+        std::thread::sleep(RETRY);
+    }
+}
+
+fn meet_by_crate(
+    card: &mut Option<(Nic, u64)>,
+    socket: UnixStream,
+    end: UnixStream,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let mut frontend = CrateFrontend::from_stream(socket, 2);
+    frontend.set_owner()?;
+    let offered = frontend.get_features()?;
+    let wanted = feature::VERSION_1 | feature::PROTOCOL_FEATURES | feature::EVENT_IDX;
+    let acked = card.as_ref().map_or(offered & wanted, |(_, acked)| *acked);
+    if acked & !offered != 0 {
+        return Err("features are missing".into());
+    }
+    if acked & feature::PROTOCOL_FEATURES != 0 {
+        let both = frontend.get_protocol_features()? & (Protocol::REPLY_ACK | Protocol::MQ);
+        frontend.set_protocol_features(both)?;
+        if both.contains(Protocol::REPLY_ACK) {
+            frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+        }
+    }
+    frontend.set_features(acked)?;
+    let nic = match card {
+        Some((nic, _)) => nic,
+        None => {
+            let mut nic = Setup { size: 16, ..Setup::default() }.nic(acked)?;
+            nic.rx(0).fill(16, &[2048])?;
+            &mut card.insert((nic, acked)).0
+        }
+    };
+    let fds = nic.mem.fds();
+    let regions: Vec<VhostUserMemoryRegionInfo> = nic
+        .mem
+        .specs()
+        .iter()
+        .zip(&fds)
+        .map(|(spec, fd)| VhostUserMemoryRegionInfo {
+            guest_phys_addr: spec.guest,
+            memory_size: spec.size,
+            userspace_addr: spec.user,
+            mmap_offset: spec.offset,
+            mmap_handle: fd.as_raw_fd(),
+        })
+        .collect();
+    frontend.set_mem_table(&regions)?;
+    // SAFETY: into_raw_fd gives the clone away, so that the EventFd is its only owner.
+    let eventfd = |fd: &OwnedFd| fd.try_clone().map(|fd| unsafe { EventFd::from_raw_fd(fd.into_raw_fd()) });
+    for queue in &nic.queues {
+        let (index, layout) = (queue.vring as usize, queue.ring.layout());
+        frontend.set_vring_num(index, layout.size)?;
+        frontend.set_vring_base(index, queue.ring.used_idx())?;
+        let config = VringConfigData {
+            queue_max_size: layout.size,
+            queue_size: layout.size,
+            flags: 0,
+            desc_table_addr: nic.mem.user(layout.desc),
+            used_ring_addr: nic.mem.user(layout.used),
+            avail_ring_addr: nic.mem.user(layout.avail),
+            log_addr: None,
+        };
+        frontend.set_vring_addr(index, &config)?;
+        frontend.set_vring_call(index, &eventfd(&queue.call)?)?;
+        frontend.set_vring_kick(index, &eventfd(&queue.kick)?)?;
+        if acked & feature::PROTOCOL_FEATURES != 0 {
+            frontend.set_vring_enable(index, true)?;
+        }
+    }
+    nic.queues.iter_mut().try_for_each(Queue::kick_always)?;
+    let mut scripted = Scripted { nic: card.take().expect("set above").0, acked };
+    let result = scripted.echo(&mut Frontend::new(end.try_clone()?), None);
+    *card = Some((scripted.nic, acked));
+    Ok(result?)
+}
