@@ -2,9 +2,11 @@
 //! check that names its fault, which its unbroken parent passes.
 
 use protocol_tests::backend::fault::Fault;
-use protocol_tests::conform::run::{Target, Wire, run};
-use protocol_tests::conform::{Check, catalogue, report};
+use protocol_tests::conform::frontend::{self, Stage};
+use protocol_tests::conform::run::{Outcome, Target, Wire, run};
+use protocol_tests::conform::{Check, Finding, catalogue, report};
 use protocol_tests::daemon::program;
+use protocol_tests::front_peer::FrontFault;
 use protocol_tests::rig::namespace;
 
 fn check(name: &str) -> &'static Check {
@@ -27,6 +29,53 @@ fn every_fault_is_caught() {
         assert!(report::is_bad(&broken), "{}: not caught: {}", fault.name(), report::line(&broken));
         eprintln!("{:<20} {}", fault.name(), report::line(&broken));
     }
+}
+
+fn front_check(name: &str) -> &'static Check {
+    let found = frontend::catalogue().into_iter().find(|check| check.name == name);
+    found.unwrap_or_else(|| panic!("no check {name}"))
+}
+
+fn front_stage(kind: &str) -> Stage {
+    let command = format!("{} frontend {{socket}} {kind}", program("conform-peer").display());
+    Stage::new(&command, true).expect("a directory")
+}
+
+/// Every fault of a front-end is caught by its check, and the front-end without it passes all checks.
+#[test]
+fn every_fault_of_a_front_end_is_caught() {
+    let mut parent = front_stage("scripted");
+    for check in frontend::catalogue() {
+        let outcome = frontend::run(check, &mut parent);
+        assert!(outcome.result.is_ok(), "without fault: {}", report::line(&outcome));
+    }
+    for fault in FrontFault::ALL {
+        let broken = frontend::run(front_check(fault.caught_by()), &mut front_stage(fault.name()));
+        assert!(report::is_bad(&broken), "{}: not caught: {}", fault.name(), report::line(&broken));
+        eprintln!("{:<20} {}", fault.name(), report::line(&broken));
+    }
+}
+
+/// volt-vmm with a guest that echoes fails no check. It needs protocol features, and says so.
+#[test]
+fn volt_vmm_passes() {
+    if let Err(error) = std::fs::File::options().read(true).write(true).open("/dev/kvm") {
+        eprintln!("SKIP volt_vmm_passes: /dev/kvm: {error}");
+        return;
+    }
+    let vmm = program("volt-vmm");
+    let command =
+        format!("{} --kernel {{guest}} --mem 16M --serial none --net-socket {{socket}}", vmm.display());
+    let mut stage = Stage::new(&command, false).expect("a directory");
+    let outcomes: Vec<_> =
+        frontend::catalogue().into_iter().map(|check| frontend::run(check, &mut stage)).collect();
+    let bad = |outcome: &&Outcome| {
+        let known = outcome.check.name == "traffic/without-protocol"
+            && matches!(outcome.result, Err(Finding::NotOffered(_)));
+        outcome.result.is_err() && !known
+    };
+    let bad: Vec<_> = outcomes.iter().filter(bad).map(report::line).collect();
+    assert!(bad.is_empty(), "{}", bad.join("\n"));
 }
 
 /// volt-netd fails no check and leaves none out for want of an offer.
@@ -60,7 +109,8 @@ fn a_dead_back_end_is_a_result() {
 /// bytes and quotes.
 #[test]
 fn catalogue_and_reports() {
-    let mut names: Vec<_> = catalogue().iter().map(|check| check.name).collect();
+    let mut names: Vec<_> =
+        catalogue().iter().chain(&frontend::catalogue()).map(|check| check.name).collect();
     let count = names.len();
     names.sort_unstable();
     names.dedup();
