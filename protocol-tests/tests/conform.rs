@@ -3,7 +3,8 @@
 
 use protocol_tests::backend::fault::Fault;
 use protocol_tests::conform::frontend::{self, Stage};
-use protocol_tests::conform::run::{Outcome, Target, Wire, run};
+use protocol_tests::conform::random::session;
+use protocol_tests::conform::run::{Outcome, Target, Wire, run, with};
 use protocol_tests::conform::{Check, Finding, catalogue, report};
 use protocol_tests::daemon::program;
 use protocol_tests::front_peer::FrontFault;
@@ -89,6 +90,22 @@ fn volt_netd_passes() {
     let outcomes: Vec<_> = catalogue().into_iter().map(|check| run(check, &target, &wire)).collect();
     let bad: Vec<_> = outcomes.iter().filter(|outcome| outcome.result.is_err()).map(report::line).collect();
     assert!(bad.is_empty(), "{}", bad.join("\n"));
+}
+
+/// A hundred random sessions go as their model says; the model is no rubber stamp.
+#[test]
+fn random_sessions() {
+    let play = |target: &Target, wire: &Wire| {
+        with(target, wire, |bench| (1..=100).try_for_each(|seed| session(bench, seed)))
+    };
+    assert_eq!(play(&peer("scripted"), &Wire::Echo), Ok(()));
+    for fault in ["base-off-by-one", "repeats", "believes-base", "stops-at-wrap", "double-completion"] {
+        assert!(play(&peer(fault), &Wire::Echo).is_err(), "{fault} is not noticed");
+    }
+    if namespace("random_sessions").is_some() {
+        let command = format!("{} --tap tap0 --socket {{socket}}", program("volt-netd").display());
+        assert_eq!(play(&Target::Command(command), &Wire::Tap("tap0".to_owned())), Ok(()));
+    }
 }
 
 /// A back-end that says nothing, and one that does not start, are results and not errors of the tool.

@@ -14,6 +14,7 @@ mod hostile;
 mod memory;
 mod messages;
 mod orders;
+pub mod random;
 pub mod report;
 mod rings;
 pub mod run;
