@@ -11,12 +11,14 @@
 //! | [`front_peer`], [`echo_guest`] | front-ends to calibrate with, also broken ones; a guest that echoes frames |
 //! | [`succession`] | one volt-netd after the other under one front-end |
 //! | [`netns`], [`daemon`], [`rig`] | a network namespace with a TAP; volt-netd as a process; both together |
+//! | [`bench`] | the measurements of the tool `volt-bench` |
 //! | [`conform`] | the checks of the tool `volt-conform`, for any back-end |
 //! | [`lab`] | real guests, here and in an emulated machine with KVM |
 //!
 //! The peers encode the wire themselves, by the specifications, and share no code with the programs they test.
 
 pub mod backend;
+pub mod bench;
 pub mod conform;
 pub mod daemon;
 pub mod device;

@@ -88,6 +88,7 @@ impl Region {
     }
 
     /// The pointer for `guest` and the bytes from there to the region's end.
+    #[inline]
     fn tail(&self, guest: u64) -> Option<(*mut u8, u64)> {
         let offset = guest.checked_sub(self.guest).filter(|offset| *offset < self.size)?;
         // SAFETY: offset < size, and the region is inside the mapping (checked by `new`). It fits usize
@@ -142,13 +143,21 @@ impl GuestMemory {
     /// crosses into adjoining regions. `false` when part of the range is no guest memory; `each` may have
     /// been called by then.
     #[inline]
-    pub(crate) fn parts(
-        &self,
-        mut guest: u64,
-        len: u32,
-        hint: &mut usize,
-        mut each: impl FnMut(IoPart),
-    ) -> bool {
+    pub(crate) fn parts(&self, guest: u64, len: u32, hint: &mut usize, mut each: impl FnMut(IoPart)) -> bool {
+        if let Some((base, room)) = self.regions.get(*hint).and_then(|region| region.tail(guest))
+            && u64::from(len) <= room
+        {
+            if len > 0 {
+                each(IoPart::new(base, len as usize));
+            }
+            return true;
+        }
+        self.search_parts(guest, len, hint, &mut each)
+    }
+
+    /// The same for a range that is not all in the region of `hint`.
+    #[inline(never)]
+    fn search_parts(&self, mut guest: u64, len: u32, hint: &mut usize, each: &mut dyn FnMut(IoPart)) -> bool {
         let mut left = u64::from(len);
         while left > 0 {
             let Some((base, room)) = self.tail(guest, hint) else { return false };
@@ -160,6 +169,13 @@ impl GuestMemory {
             guest += now;
         }
         true
+    }
+
+    /// The pointer to `len` bytes at `guest` as pairs of words, when they lie in one region and are aligned for that.
+    pub(crate) fn contiguous(&self, guest: u64, len: u32, hint: &mut usize) -> Option<*const [u64; 2]> {
+        let (base, room) = self.tail(guest, hint)?;
+        let pairs = base.cast::<[u64; 2]>();
+        (u64::from(len) <= room && pairs.is_aligned()).then_some(pairs.cast_const())
     }
 
     /// The memory of `len` bytes at `guest` for a ring, whose fields have `align` bytes.

@@ -234,9 +234,16 @@ impl Ring {
         mut take: impl FnMut(IoPart, bool),
     ) -> Result<(), ChainError> {
         chains.enter(table)?;
+        // Looked up once; a table that crosses a border is looked up entry by entry.
+        let whole = self.memory.contiguous(table.addr, table.len, &mut self.hint);
         let mut next = Some(0);
         while let Some(number) = next {
-            let descriptor = self.table_entry(table.addr, number)?;
+            let descriptor = match whole {
+                // SAFETY: number < the table's entries (checked by `Chains::next`), all of which are behind the pointer,
+                // which is aligned; `memory` keeps them mapped.
+                Some(entries) => unsafe { read_descriptor(entries.add(usize::from(number))) },
+                None => self.table_entry(table.addr, number)?,
+            };
             chains.follow(number, descriptor)?;
             next = chains.next(descriptor)?;
             self.buffer(descriptor, &mut take)?;
@@ -256,7 +263,8 @@ impl Ring {
         if mapped { Ok(()) } else { Err(ChainError::Unmapped { addr, len }) }
     }
 
-    /// Copies entry `number` of the indirect table at guest address `table`: once, as a whole.
+    /// Copies entry `number` of the indirect table at guest address `table`, whose bytes may be anywhere: once, as a whole.
+    #[cold]
     fn table_entry(&mut self, table: u64, number: u16) -> Result<Descriptor, ChainError> {
         let offset = u64::from(number) * DESCRIPTOR as u64;
         let unmapped = ChainError::Table { addr: table };
@@ -276,7 +284,8 @@ impl Ring {
         for part in parts.iter().flatten() {
             done += crate::virtio::memory::read_parts(&[*part], &mut bytes[done..]);
         }
-        Ok(Descriptor::from_bytes(bytes))
+        let (addr, rest) = bytes.split_at(8);
+        Ok(Descriptor::from_words([addr, rest].map(|word| word.try_into().map_or(0, u64::from_ne_bytes))))
     }
 
     /// Writes the next used element: chain `head`, of which `written` bytes were written.
@@ -315,6 +324,13 @@ impl Ring {
         }
     }
 
+    /// Whether half the ring is pushed and not published: the driver can refill that half while the device goes on with
+    /// the other.
+    #[inline]
+    pub fn is_due(&self) -> bool {
+        (self.next_used - self.published).0 >= self.size.div_ceil(2)
+    }
+
     /// Asks the driver for a kick when it makes the next chain available. Returns whether one is available
     /// already, which may have come without a kick.
     ///
@@ -342,10 +358,10 @@ impl Ring {
     #[inline]
     fn descriptor(&self, number: u16) -> Descriptor {
         debug_assert!(number < self.size);
-        let pointer = self.desc.at::<[u8; DESCRIPTOR]>(usize::from(number) * DESCRIPTOR);
+        let pointer = self.desc.at::<[u64; 2]>(usize::from(number) * DESCRIPTOR);
         // SAFETY: number < size (checked by `pop` and by `Chains::next`), so it is inside the table, which `area`
-        // checked whole. Copied once, as the driver may change it at any time.
-        Descriptor::from_bytes(unsafe { pointer.read_volatile() })
+        // checked whole and aligned.
+        unsafe { read_descriptor(pointer) }
     }
 
     #[inline]
@@ -373,6 +389,17 @@ impl Ring {
         // of its fields; `memory` keeps it mapped. Everybody accesses it atomically.
         Le16(unsafe { AtomicU16::from_ptr(area.at(offset)) })
     }
+}
+
+/// Copies a descriptor once, as the driver may change it at any time.
+///
+/// # Safety
+///
+/// 16 bytes of mapped memory, aligned to 8.
+#[inline(always)]
+unsafe fn read_descriptor(pointer: *const [u64; 2]) -> Descriptor {
+    // SAFETY: the caller's promise.
+    Descriptor::from_words(unsafe { pointer.read_volatile() })
 }
 
 /// A little-endian 16-bit field in shared memory.

@@ -4,7 +4,7 @@
 //! computed by neither of the programs under test.
 
 use std::io::{Read, Seek, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
@@ -23,12 +23,15 @@ const MIB: usize = 32;
 const SINK: u16 = 7001;
 const SOURCE: u16 = 7002;
 const GREETER: u16 = 7003;
+const ECHO: u16 = 7004;
 
 /// The services, in the namespace of the thread that makes them, until dropped.
 pub struct Traffic {
     listeners: Vec<Arc<TcpListener>>,
+    _echo: Arc<()>,
     received: Mutex<Receiver<(u64, String)>>,
     sent: String,
+    mib: usize,
 }
 
 impl Traffic {
@@ -37,7 +40,15 @@ impl Traffic {
     /// # Panics
     /// When a port cannot be had.
     pub fn new() -> Self {
-        let mut data = vec![0; MIB << 20];
+        Self::of(MIB)
+    }
+
+    /// The same, with `mib` MiB each way.
+    ///
+    /// # Panics
+    /// When a port cannot be had.
+    pub fn of(mib: usize) -> Self {
+        let mut data = vec![0; mib << 20];
         let random = std::fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut data));
         random.expect("random data");
         let (_, sent) = digest(&mut data.as_slice());
@@ -45,17 +56,42 @@ impl Traffic {
         let sink = serve(SINK, move |mut stream| drop(digests.send(digest(&mut stream))));
         let source = serve(SOURCE, move |mut stream| drop(stream.write_all(&data)));
         let greeter = serve(GREETER, |mut stream| drop(stream.write_all(b"ok\n")));
-        Self { listeners: vec![sink, source, greeter], received: Mutex::new(received), sent }
+        let listeners = vec![sink, source, greeter];
+        Self { listeners, _echo: echo(ECHO), received: Mutex::new(received), sent, mib }
     }
 
     /// For `volt.run`: ping, then checksummed TCP both ways.
     pub fn both_ways(&self) -> String {
-        format!("step ping ping -c 3 -i 0.2 -W 2 {HOST}; tcp_out {HOST} {SINK} {MIB}; tcp_in {HOST} {SOURCE}")
+        format!(
+            "step ping ping -c 3 -i 0.2 -W 2 {HOST}; tcp_out {HOST} {SINK} {}; tcp_in {HOST} {SOURCE}",
+            self.mib
+        )
+    }
+
+    /// For `volt.run`: an address for `interface`, then ping and checksummed TCP and UDP with `subnet`'s host; `name` is
+    /// for [`Traffic::judge_network`].
+    pub fn try_network(&self, name: &str, interface: &str, subnet: &str) -> String {
+        format!("try_network {name} {interface} {subnet} {}", self.mib)
+    }
+
+    /// Judges [`Traffic::try_network`]; to be called in the order of the networks.
+    ///
+    /// # Panics
+    /// When something is missing or differs.
+    #[track_caller]
+    pub fn judge_network(&self, reports: &[String], name: &str) {
+        let begin = format!("network {name}");
+        let from = reports.iter().position(|line| *line == begin);
+        let from = from.unwrap_or_else(|| panic!("the guest did not come to network {name}: {reports:?}"));
+        let own = &reports[from + 1..];
+        let end = own.iter().position(|line| line.starts_with("network ")).unwrap_or(own.len());
+        self.judge(&own[..end]);
+        assert_eq!(value(&own[..end], "udp"), "whole", "network {name}: {own:?}");
     }
 
     /// For `volt.run`: checksummed TCP both ways at once.
     pub fn both_ways_at_once(&self) -> String {
-        format!("tcp_out {HOST} {SINK} {MIB} & out=$!; tcp_in {HOST} {SOURCE}; wait $out")
+        format!("tcp_out {HOST} {SINK} {} & out=$!; tcp_in {HOST} {SOURCE}; wait $out", self.mib)
     }
 
     /// For `volt.run`: what the host sends, for as long as the guest lives.
@@ -89,7 +125,7 @@ impl Traffic {
         let Some((length, received)) = received.ok().and_then(Result::ok) else {
             panic!("the guest's connection to the host did not come to its end: {reports:?}");
         };
-        assert_eq!(length, (MIB << 20) as u64, "the guest sent another amount than it was told to");
+        assert_eq!(length, (self.mib << 20) as u64, "the guest sent another amount than it was told to");
         assert_eq!(received, out, "what the guest sent is not what the host received");
         assert_eq!(
             value(reports, "tcp_in sha256"),
@@ -183,6 +219,25 @@ fn serve(port: u16, service: impl Fn(TcpStream) + Send + Sync + 'static) -> Arc<
         }
     });
     listener
+}
+
+/// Sends each datagram that comes to `port` back, for as long as the answer exists.
+fn echo(port: u16) -> Arc<()> {
+    let socket =
+        UdpSocket::bind(("0.0.0.0", port)).unwrap_or_else(|error| panic!("UDP port {port}: {error}"));
+    socket.set_read_timeout(Some(Duration::from_millis(200))).expect("a time-out");
+    let wanted = Arc::new(());
+    let still = Arc::downgrade(&wanted);
+    thread::spawn(move || {
+        let mut data = vec![0; 1 << 16];
+        while still.strong_count() > 0 {
+            if let Ok((len, from)) = socket.recv_from(&mut data) {
+                // A peer that has gone is not this one's concern.
+                let _ = socket.send_to(&data[..len], from);
+            }
+        }
+    });
+    wanted
 }
 
 /// The length and the SHA-256, in hexadecimal, of whatever `input` gives until its end.

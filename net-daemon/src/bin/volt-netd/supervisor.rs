@@ -21,7 +21,7 @@ use nix::unistd::{ForkResult, Pid, fork};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::value::RawValue;
 use volt_net::error_chain;
-use volt_net::net::journal::{Journal, REQUESTS};
+use volt_net::net::journal::Journal;
 use volt_net::state::{FdId, frame};
 use volt_net::vhost_user::channel::{self, Piece};
 
@@ -30,18 +30,15 @@ use crate::handover::{Successor, send_go};
 use crate::holder::{Answer, Bytes, Commit, Holder, Order, Report};
 use crate::launch::{self, AnyError, Gate, Inheritance, Origin, Supervision};
 use crate::server::End;
+use crate::supervisor::deaths::Deaths;
 use crate::systemd::Store;
 
-/// A worker that lived at least so long, or has ended a request, has not died at once.
-const SETTLED: Duration = Duration::from_millis(200);
+mod deaths;
+
 /// Most bytes read at once; a message is shorter.
 const MAX_READ: usize = 1 << 16;
 /// How long a worker may take for a report that it has begun.
 const PATIENCE: Duration = Duration::from_secs(10);
-const SHORTEST: Duration = Duration::from_millis(10);
-const LONGEST: Duration = Duration::from_secs(1);
-/// A note of the same index counts as the same chain only for a worker that has served fewer than the largest ring holds.
-const SAME: u32 = 32768;
 
 /// How a worker's time is over.
 #[derive(Debug)]
@@ -69,7 +66,7 @@ pub(crate) fn run(cli: &Cli, origin: Origin) -> Result<ExitCode, AnyError> {
         journal: Journal::new()?,
         store: Store::from_environment()?,
         held: Held::default(),
-        history: History::default(),
+        deaths: Deaths::default(),
         told: false,
         predecessor: None,
     };
@@ -87,20 +84,6 @@ struct Held {
     read: Vec<Piece>,
 }
 
-/// What is known of deaths.
-#[derive(Debug, Default)]
-struct History {
-    restarts: u64,
-    backoff: Duration,
-    /// Indexes that were being served when the last worker died, by vring.
-    suspects: BTreeMap<usize, u16>,
-    /// Indexes that were being served when two workers died.
-    killers: BTreeMap<usize, u16>,
-    bad_request: bool,
-    /// The worker has ended a request.
-    worked: bool,
-}
-
 struct Supervisor<'a> {
     cli: &'a Cli,
     signals: SigSet,
@@ -108,7 +91,7 @@ struct Supervisor<'a> {
     journal: Journal,
     store: Option<Store>,
     held: Held,
-    history: History,
+    deaths: Deaths,
     /// Told to end.
     told: bool,
     /// The daemon whose place the worker takes, until that has stopped.
@@ -180,9 +163,9 @@ impl Supervisor<'_> {
         // A worker that stops in the middle of a report is ended.
         line.set_read_timeout(Some(PATIENCE))?;
         let known = self.held.fds.keys().copied().collect();
-        let killers = self.history.killers.clone();
-        self.history.worked = false;
-        let restarts = self.history.restarts;
+        let killers = self.deaths.killers.clone();
+        self.deaths.worked = false;
+        let restarts = self.deaths.restarts;
         // SAFETY: this process has one thread, so that the child finds no lock taken.
         match unsafe { fork() }? {
             ForkResult::Parent { child } => {
@@ -313,8 +296,8 @@ impl Supervisor<'_> {
         held.unsent = commit.unsent;
         held.state = Some(commit.state);
         // Every worker commits when it starts: it knows what to leave out.
-        self.history.killers.clear();
-        self.history.bad_request = false;
+        self.deaths.killers.clear();
+        self.deaths.bad_request = false;
         if let Some(answer) = &commit.answer {
             held.unsent.extend_from_slice(&answer.reply);
         }
@@ -322,7 +305,7 @@ impl Supervisor<'_> {
             store.keep(&self.held.fds, self.held.state.as_deref(), &self.held.unsent);
         }
         if let Some(answer) = &commit.answer {
-            self.history.worked = true;
+            self.deaths.worked = true;
             self.answer(answer);
         }
         self.held.unsent.len()
@@ -357,42 +340,17 @@ impl Supervisor<'_> {
 
     /// After a death: what the next worker has to know, and when it comes.
     fn mourn(&mut self, worker: &Worker, how: &str) -> Origin {
-        let history = &mut self.history;
-        history.restarts += 1;
-        let notes = self.journal.take();
-        for (vring, index, served) in &notes {
-            let again = history.suspects.get(vring) == Some(index);
-            if *vring == REQUESTS {
-                // The first one of a worker is the one that the last worker died of.
-                history.bad_request = again && *served == 0;
-            } else if again && *served < SAME {
-                history.killers.insert(*vring, *index);
-            }
-        }
-        history.suspects = notes.into_iter().map(|(vring, index, _)| (vring, index)).collect();
         let lived = worker.started.elapsed();
-        history.backoff = match history.backoff {
-            _ if lived >= SETTLED || history.worked => Duration::ZERO,
-            Duration::ZERO if history.restarts == 1 => Duration::ZERO,
-            last => (2 * last).clamp(SHORTEST, LONGEST),
+        self.deaths.add(self.journal.take(), lived);
+        let soon = match self.deaths.backoff.as_millis() {
+            0 => String::new(),
+            wait => format!(" in {wait} ms"),
         };
         warn!(
-            "the worker {how} after {:.1} s: another one goes on with its state{}",
-            lived.as_secs_f32(),
-            if history.backoff.is_zero() {
-                String::new()
-            } else {
-                format!(" in {} ms", history.backoff.as_millis())
-            }
+            "the worker {how} after {:.1} s: another one goes on with its state{soon}",
+            lived.as_secs_f32()
         );
-        for (vring, index) in &history.killers {
-            warn!(
-                "vring {vring}: the chain at index {index} ended two workers: it will be returned unserved"
-            );
-        }
-        if history.bad_request {
-            warn!("a request of the front-end ended two workers: its connection is closed");
-        }
+        self.deaths.tell();
         self.pause();
         let fds = self.held.fds.iter().filter_map(|(id, fd)| Some((*id, fd.try_clone().ok()?)));
         Origin::Dead(Inheritance {
@@ -400,13 +358,13 @@ impl Supervisor<'_> {
             fds: fds.collect(),
             unsent: Some(self.held.unsent.clone()),
             read: self.held.read.iter().filter_map(copy).collect(),
-            drop_connection: self.history.bad_request,
+            drop_connection: self.deaths.bad_request,
         })
     }
 
     /// Waits before the next worker, which is then told to end if this process is.
     fn pause(&mut self) {
-        let end = Instant::now() + self.history.backoff;
+        let end = Instant::now() + self.deaths.backoff;
         while !self.told {
             let left = end.saturating_duration_since(Instant::now());
             let limit = Timespec::try_from(left).ok();

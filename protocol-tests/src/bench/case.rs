@@ -1,0 +1,208 @@
+//! What one measurement sends: direction, size, and the shape of ring and chains.
+
+use crate::frame::{ETHERTYPE, NET_HEADER_LEN, NetHeader, checksum, gso};
+use crate::wire::feature;
+
+/// Which way frames go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// Guest to wire.
+    Tx,
+    /// Wire to guest.
+    Rx,
+}
+
+/// One point of the matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Case {
+    /// Which way.
+    pub direction: Direction,
+    /// Bytes of a frame without virtio-net header. Above [`MTU`] it is a TCP segment for the other side to cut.
+    pub size: usize,
+    /// Queue pairs that carry frames.
+    pub pairs: usize,
+    /// Entries of each ring.
+    pub ring: u16,
+    /// EVENT_IDX is negotiated.
+    pub event_idx: bool,
+    /// MRG_RXBUF is negotiated.
+    pub mergeable: bool,
+    /// The driver asks to be notified of every batch.
+    pub calls: bool,
+    /// Header and frame are in descriptors of their own (transmit), as from drivers without headroom.
+    pub split: bool,
+}
+
+/// Longest frame that is not cut into segments.
+pub const MTU: usize = 9014;
+/// The largest frame: a TCP segment of nearly 64 KiB.
+pub const TSO: usize = 65_000;
+/// All sizes.
+pub const SIZES: [usize; 5] = [64, 256, 1500, 9000, TSO];
+/// Flows that frames are spread over, so that an interface with several queues uses them.
+pub const FLOWS: usize = 64;
+
+const BASE: Case = Case {
+    direction: Direction::Tx,
+    size: 64,
+    pairs: 1,
+    ring: 256,
+    event_idx: true,
+    mergeable: true,
+    calls: false,
+    split: false,
+};
+
+/// Every size both ways, and every other choice by itself at 64 and 1500 bytes.
+pub fn plan() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for direction in [Direction::Tx, Direction::Rx] {
+        cases.extend(SIZES.map(|size| Case { direction, size, ..BASE }));
+        for size in [64, 1500] {
+            let base = Case { direction, size, ..BASE };
+            cases.push(Case { ring: 1024, ..base });
+            cases.push(Case { event_idx: false, ..base });
+            cases.push(Case { calls: true, ..base });
+            cases.push(Case { pairs: 2, ..base });
+            cases.push(match direction {
+                Direction::Tx => Case { split: true, ..base },
+                Direction::Rx => Case { mergeable: false, ..base },
+            });
+        }
+    }
+    cases
+}
+
+impl Case {
+    /// Short name: direction, size, and what differs from the plain case.
+    pub fn name(&self) -> String {
+        let mut name = match self.direction {
+            Direction::Tx => format!("tx-{}", self.size),
+            Direction::Rx => format!("rx-{}", self.size),
+        };
+        for (differs, text) in [
+            (self.ring != BASE.ring, "-ring1024"),
+            (!self.event_idx, "-noeventidx"),
+            (!self.mergeable, "-nomrg"),
+            (self.calls, "-calls"),
+            (self.split, "-split"),
+            (self.pairs > 1, "-2pairs"),
+        ] {
+            name.push_str(if differs { text } else { "" });
+        }
+        name
+    }
+
+    /// Feature bits to acknowledge.
+    pub fn features(&self) -> u64 {
+        let mut features = feature::VERSION_1
+            | feature::PROTOCOL_FEATURES
+            | feature::INDIRECT_DESC
+            | feature::CSUM
+            | feature::GUEST_CSUM
+            | feature::HOST_TSO4
+            | feature::GUEST_TSO4;
+        for (set, bit) in [
+            (self.event_idx, feature::EVENT_IDX),
+            (self.mergeable, feature::MRG_RXBUF),
+            (self.pairs > 1, feature::MQ),
+        ] {
+            features |= if set { bit } else { 0 };
+        }
+        features
+    }
+
+    /// Lengths of a chain's buffers, header included. A transmit chain is laid out as Linux does it: what has no page
+    /// fragments is one buffer with headroom for the header, otherwise protocol headers and fragments of 32 KiB at
+    /// most. Receive buffers are those of Linux too: about the size of the frames, a page at most; or a chain of pages.
+    pub fn parts(&self) -> Vec<usize> {
+        let whole = NET_HEADER_LEN + self.size;
+        match self.direction {
+            Direction::Tx if self.split => vec![NET_HEADER_LEN, self.size],
+            Direction::Tx if self.size <= 1500 => vec![whole],
+            Direction::Tx => {
+                let head = NET_HEADER_LEN + 54;
+                let mut parts = vec![head];
+                parts.extend((0..whole - head).step_by(32768).map(|at| (whole - head - at).min(32768)));
+                parts
+            }
+            Direction::Rx if self.mergeable => vec![whole.clamp(1536, 4096)],
+            Direction::Rx if whole <= 1536 => vec![1536],
+            Direction::Rx => vec![4096; whole.div_ceil(4096)],
+        }
+    }
+
+    /// Chains that one frame takes.
+    pub fn chains_per_frame(&self) -> usize {
+        match self.direction {
+            Direction::Tx => 1,
+            Direction::Rx => (NET_HEADER_LEN + self.size).div_ceil(self.parts().iter().sum()),
+        }
+    }
+
+    /// The virtio-net header of its frames.
+    pub fn header(&self) -> NetHeader {
+        if self.size <= MTU {
+            return NetHeader::default();
+        }
+        NetHeader {
+            flags: gso::NEEDS_CSUM,
+            gso_type: gso::TCPV4,
+            hdr_len: 54,
+            gso_size: 1448,
+            csum_start: 34,
+            csum_offset: 16,
+            num_buffers: 0,
+        }
+    }
+
+    /// A frame of flow `flow`: TCP over IPv4 from one address that nobody has to another. From the guest it has an
+    /// Ethertype that nobody knows where it can, so that the kernel drops it at once and the floor is low.
+    pub fn frame(&self, flow: usize) -> Vec<u8> {
+        let mut frame = self.tcp(flow);
+        if self.direction == Direction::Tx && self.size <= MTU {
+            frame[12..14].copy_from_slice(&ETHERTYPE.to_be_bytes());
+        }
+        frame
+    }
+
+    fn tcp(&self, flow: usize) -> Vec<u8> {
+        let mut frame = vec![0x02, 0, 0, 0, 0, 0x11, 0x02, 0, 0, 0, 0, 0x12, 0x08, 0x00];
+        let mut ip = vec![0x45, 0];
+        ip.extend_from_slice(&((self.size - 14) as u16).to_be_bytes());
+        ip.extend_from_slice(&[0, 0, 0x40, 0, 64, 6, 0, 0, 10, 9, 0, 1, 10, 9, 0, 2]);
+        let sum = checksum(&ip, 0);
+        ip[10..12].copy_from_slice(&sum.to_be_bytes());
+        let pseudo = !checksum(&ip[12..20], 6 + (self.size - 34) as u32);
+        frame.extend_from_slice(&ip);
+        frame.extend_from_slice(&(20_000 + flow as u16).to_be_bytes());
+        frame.extend_from_slice(&9u16.to_be_bytes());
+        frame.extend_from_slice(&[0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 0xff, 0xff]);
+        frame.extend_from_slice(&pseudo.to_be_bytes());
+        frame.resize(self.size, 0x5a);
+        frame
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_case_has_a_name_of_its_own() {
+        let mut names: Vec<String> = plan().iter().map(Case::name).collect();
+        names.sort();
+        let count = names.len();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+
+    #[test]
+    fn chains_hold_the_frames() {
+        for case in plan() {
+            let room = case.parts().iter().sum::<usize>() * case.chains_per_frame();
+            assert!(room >= case.size + NET_HEADER_LEN, "{case:?}");
+            assert_eq!(case.frame(3).len(), case.size);
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! `volt-bench`: what a frame costs in a vhost-user-net back-end, beside the floor of the same run.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use protocol_tests::bench::case::{Case, plan};
+use protocol_tests::bench::suite::{Options, Target, measure};
+use protocol_tests::bench::{BenchError, continuity, plot, report};
+
+#[derive(Parser)]
+#[command(
+    version,
+    about = "Measures a vhost-user-net back-end beside the bare system calls that it cannot avoid"
+)]
+struct Cli {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Processor time per frame, rates, latency, memory
+    Frames(Frames),
+    /// The gap that replacing volt-netd leaves, as a polling front-end sees it
+    Continuity(continuity::Options),
+}
+
+#[derive(Args)]
+struct Frames {
+    /// Shell command of the back-end; {socket}, {tap} and {queues} are replaced. Default: the volt-netd beside this program
+    #[arg(long)]
+    command: Option<String>,
+    /// A back-end that listens here, whose TAP is in this network namespace
+    #[arg(long, value_name = "PATH", conflicts_with = "command", requires = "pid", requires = "tap")]
+    socket: Option<PathBuf>,
+    /// Its process
+    #[arg(long)]
+    pid: Option<u32>,
+    /// Its TAP
+    #[arg(long)]
+    tap: Option<String>,
+    /// Repetitions of everything
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    rounds: u16,
+    /// Only cases whose name contains this; may be repeated
+    #[arg(long, value_name = "PATTERN")]
+    only: Vec<String>,
+    /// List the cases
+    #[arg(long)]
+    list: bool,
+    /// Probes each way in a round, for latency; 0 leaves latency out
+    #[arg(long, default_value_t = 2000)]
+    probes: usize,
+    /// Processor of front-end and wire
+    #[arg(long, default_value_t = 0)]
+    front_cpu: usize,
+    /// Processor of the back-end and the floor's loops
+    #[arg(long, default_value_t = 1)]
+    back_cpu: usize,
+    /// Write the results to a file as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write a plot to a file
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().what {
+        What::Frames(frames) => run(&frames),
+        What::Continuity(options) => continuity::run(&options).map(|table| print!("{table}")),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("volt-bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(frames: &Frames) -> Result<(), BenchError> {
+    let fits = |case: &Case| {
+        let single = frames.socket.is_none() || case.pairs == 1;
+        single
+            && (frames.only.is_empty() || frames.only.iter().any(|part| case.name().contains(part.as_str())))
+    };
+    let cases: Vec<Case> = plan().into_iter().filter(fits).collect();
+    if frames.list {
+        cases.iter().for_each(|case| println!("{}", case.name()));
+        return Ok(());
+    }
+    let target = match (&frames.socket, frames.pid, &frames.tap, &frames.command) {
+        (Some(socket), Some(pid), Some(tap), _) => {
+            Target::Running { socket: socket.clone(), pid, tap: tap.clone() }
+        }
+        (.., Some(command)) if command.contains("{socket}") => Target::Command(command.clone()),
+        (.., Some(_)) => return Err(BenchError::Wrong("--command names no {socket}".to_owned())),
+        _ => Target::Own,
+    };
+    let options = Options {
+        target,
+        cases,
+        rounds: frames.rounds.into(),
+        front_cpu: frames.front_cpu,
+        back_cpu: frames.back_cpu,
+        probes: frames.probes,
+    };
+    let results = measure(&options, |text| eprintln!("{text}"))?;
+    print!("{}", report::table(&results));
+    let write = |path: &Option<PathBuf>, text: String| {
+        path.as_deref().map_or(Ok(()), |path: &Path| std::fs::write(path, text))
+    };
+    write(&frames.json, format!("{:#}\n", report::json(&results)))?;
+    write(&frames.svg, plot::svg(&results))?;
+    Ok(())
+}

@@ -1,0 +1,217 @@
+//! volt-vmm's network devices of every kind, with a stock Debian guest: TAP and macvtap in the process, the kernel's
+//! vhost-net on both, and volt-netd behind a socket. One guest has many interfaces, each with a network of its own, because
+//! a boot costs more than what is done over them.
+
+use std::path::Path;
+use std::time::Duration;
+
+use protocol_tests::lab::guest::{Flavour, Image, Spec};
+use protocol_tests::lab::in_lab;
+use protocol_tests::lab::netd::{Netd, ip};
+use protocol_tests::lab::process::Process;
+use protocol_tests::lab::traffic::{HOST, Traffic, iperf3, value};
+
+const RUN: Duration = Duration::from_secs(120);
+
+fn quick(run: &str) -> Spec {
+    Spec { flavour: Flavour::Cloud, image: Image::Vmlinux, ..Spec::new(run) }
+}
+
+fn finish(mut guest: Process) -> Vec<String> {
+    guest.wait_for("VOLT exit", RUN);
+    let status = guest.wait_exit(Duration::from_secs(20));
+    assert_eq!(status.code(), Some(0), "a power-off ends volt-vmm with 0");
+    guest.reports()
+}
+
+fn run(spec: &Spec, nets: &[&str]) -> Vec<String> {
+    finish(Process::start("volt-vmm", &mut spec.vmm_net(nets)))
+}
+
+/// A persistent TAP that several queues may open, with `subnet`'s host address.
+fn tap(name: &str, subnet: &str) {
+    ip(&["tuntap", "add", "dev", name, "mode", "tap", "multi_queue"]);
+    up(name, subnet);
+}
+
+/// A macvtap interface on one end of a wire, whose other end has `subnet`'s host address.
+fn macvtap(name: &str, subnet: &str) {
+    let (near, far) = (format!("{name}-a"), format!("{name}-b"));
+    ip(&["link", "add", &near, "type", "veth", "peer", "name", &far]);
+    ip(&["link", "add", "link", &far, "name", name, "type", "macvtap", "mode", "bridge"]);
+    ip(&["link", "set", &far, "up"]);
+    ip(&["link", "set", name, "up"]);
+    up(&near, subnet);
+}
+
+fn up(interface: &str, subnet: &str) {
+    ip(&["addr", "add", &format!("{subnet}.1/24"), "dev", interface]);
+    ip(&["link", "set", interface, "up"]);
+}
+
+/// Whether the kernel has vhost-net; the lab's has.
+fn vhost_net(test: &str) -> bool {
+    let there = Path::new("/dev/vhost-net").exists();
+    if !there {
+        eprintln!("SKIP {test}: there is no /dev/vhost-net: modprobe vhost_net");
+    }
+    there
+}
+
+/// Ping, and checksummed TCP and UDP, both ways over each kind of device in one guest.
+fn every_kind(name: &str, pairs: u16) {
+    in_lab(name, || {
+        if !vhost_net(name) {
+            return;
+        }
+        let directory = tempfile::tempdir().expect("a directory");
+        let netd = Netd::start(directory.path(), &["--queues", &pairs.to_string()]);
+        tap("k1", "10.77.1");
+        tap("k2", "10.77.2");
+        macvtap("mv3", "10.77.3");
+        macvtap("mv4", "10.77.4");
+        let socket = format!("socket={}", netd.socket.display());
+        let kinds = [
+            ("socket", socket.as_str()),
+            ("tap", "tap=k1"),
+            ("tap-kernel", "tap=k2,vhost-net=require"),
+            ("macvtap", "macvtap=mv3"),
+            ("macvtap-kernel", "macvtap=mv4,vhost-net=require"),
+        ];
+        let traffic = Traffic::of(4);
+        let mut script = Vec::new();
+        for (n, (kind, _)) in kinds.iter().enumerate() {
+            let interface = format!("eth{n}");
+            script.push(traffic.try_network(kind, &interface, &format!("10.77.{n}")));
+            script.push(format!("report pairs $(ethtool -l {interface} | grep -c 'Combined:.{pairs}$')"));
+        }
+        let nets: Vec<_> = kinds.iter().map(|(_, net)| format!("{net},queues={pairs}")).collect();
+        let nets: Vec<_> = nets.iter().map(String::as_str).collect();
+        let reports = run(&quick(&script.join("; ")), &nets);
+        for (kind, _) in kinds {
+            traffic.judge_network(&reports, kind);
+        }
+        // As many as possible, and as many in use.
+        let pairs_used: Vec<_> = reports.iter().filter_map(|line| line.strip_prefix("pairs ")).collect();
+        assert_eq!(pairs_used, ["2"; 5], "{reports:?}");
+    });
+}
+
+#[test]
+fn every_kind_with_one_pair() {
+    every_kind("every_kind_with_one_pair", 1);
+}
+
+#[test]
+fn every_kind_with_two_pairs() {
+    every_kind("every_kind_with_two_pairs", 2);
+}
+
+/// The driver is taken off and given back fifty times; every offload goes off and on; pairs change; the device works after
+/// each.
+#[test]
+fn the_driver_comes_and_goes_and_changes_its_mind() {
+    let name = "the_driver_comes_and_goes_and_changes_its_mind";
+    in_lab(name, || {
+        if !vhost_net(name) {
+            return;
+        }
+        tap("k0", "10.77.0");
+        tap("k1", "10.77.1");
+        let traffic = Traffic::of(2);
+        let mut script = Vec::new();
+        for n in 0..2 {
+            let try_again = |what: &str| {
+                traffic.try_network(&format!("{what}{n}"), &format!("eth{n}"), &format!("10.77.{n}"))
+            };
+            script.push(format!("step rebind{n} rebind eth{n} 50"));
+            script.push(try_again("rebound"));
+            script.push(format!("offloads eth{n}"));
+            script.push(format!("step one{n} ethtool -L eth{n} combined 1"));
+            script.push(try_again("one"));
+            script.push(format!("step two{n} ethtool -L eth{n} combined 2"));
+            script.push(try_again("two"));
+            script.push(format!("step counters{n} ethtool -S eth{n}"));
+        }
+        let reports =
+            run(&quick(&script.join("; ")), &["tap=k0,queues=2", "tap=k1,queues=2,vhost-net=require"]);
+        for n in 0..2 {
+            for network in ["rebound", "one", "two"] {
+                traffic.judge_network(&reports, &format!("{network}{n}"));
+            }
+            for step in ["rebind", "one", "two", "counters"] {
+                assert_eq!(value(&reports, &format!("{step}{n}")), "ok");
+            }
+        }
+        assert!(!reports.iter().any(|line| line.starts_with("offload ")), "{reports:?}");
+        assert_eq!(reports.iter().filter(|line| line.starts_with("offloads done")).count(), 2);
+    });
+}
+
+/// Jumbo frames, IPv6 and a VLAN, on a TAP in the process and on a macvtap.
+#[test]
+fn large_frames_ipv6_and_a_vlan() {
+    in_lab("large_frames_ipv6_and_a_vlan", || {
+        tap("k0", "10.77.0");
+        macvtap("mv1", "10.77.1");
+        for (n, host) in ["k0", "mv1-a"].into_iter().enumerate() {
+            for interface in if n == 0 { vec![host] } else { vec![host, "mv1-b", "mv1"] } {
+                ip(&["link", "set", interface, "mtu", "9000"]);
+            }
+            ip(&["-6", "addr", "add", &format!("fd00:{n}::1/64"), "dev", host, "nodad"]);
+            let vlan = format!("{host}.7");
+            ip(&["link", "add", "link", host, "name", &vlan, "type", "vlan", "id", "7"]);
+            up(&vlan, &format!("10.78.{n}"));
+        }
+        let _server = iperf3();
+        let mut script = vec!["modprobe 8021q".to_owned()];
+        for n in 0..2 {
+            script.push(format!(
+                "ip link set eth{n} up; report mtu{n} $(cat /sys/class/net/eth{n}/mtu); \
+                 ip addr add 10.77.{n}.2/24 dev eth{n}; step large{n} ping -c 3 -i 0.2 -M do -s 8972 10.77.{n}.1; \
+                 ip -6 addr add fd00:{n}::2/64 dev eth{n} nodad; step v6ping{n} ping -c 3 -i 0.2 -s 8000 -p a5 fd00:{n}::1; \
+                 step v6out{n} speed v6 -6 -n 4M -c fd00:{n}::1; step v6in{n} speed v6 -6 -R -n 4M -c fd00:{n}::1; \
+                 ip link add link eth{n} name vlan{n} type vlan id 7; ip link set vlan{n} up; ip addr add 10.78.{n}.2/24 dev vlan{n}; \
+                 step vlan{n} ping -c 3 -i 0.2 -s 4000 10.78.{n}.1; step vlanout{n} speed vlan -n 4M -c 10.78.{n}.1"
+            ));
+        }
+        let reports = run(&quick(&script.join("; ")), &["tap=k0", "macvtap=mv1"]);
+        for n in 0..2 {
+            assert_eq!(value(&reports, &format!("mtu{n}")), "9000");
+            for step in ["large", "v6ping", "v6out", "v6in", "vlan", "vlanout"] {
+                assert_eq!(value(&reports, &format!("{step}{n}")), "ok", "{reports:?}");
+            }
+        }
+    });
+}
+
+/// Two machines on one bridge, one served in its process and one by volt-netd, talk to each other.
+#[test]
+fn two_guests_on_a_bridge() {
+    in_lab("two_guests_on_a_bridge", || {
+        let directory = tempfile::tempdir().expect("a directory");
+        let netd = Netd::start(directory.path(), &[]);
+        ip(&["link", "add", "br0", "type", "bridge"]);
+        ip(&["tuntap", "add", "dev", "k0", "mode", "tap"]);
+        ip(&["addr", "flush", "dev", "volt0"]);
+        for port in ["k0", "volt0"] {
+            ip(&["link", "set", port, "master", "br0"]);
+            ip(&["link", "set", port, "up"]);
+        }
+        ip(&["addr", "add", &format!("{HOST}/24"), "dev", "br0"]);
+        ip(&["link", "set", "br0", "up"]);
+        let server = quick(
+            "ip addr flush dev eth0; ip addr add 10.77.0.3/24 dev eth0; iperf3 -s -D; report serving; sleep 40",
+        );
+        let socket = format!("socket={}", netd.socket.display());
+        let mut server = Process::start("volt-vmm", &mut server.vmm_net(&[&socket]));
+        server.wait_for("VOLT serving", RUN);
+        let script = "step ping ping -c 3 -i 0.2 -W 2 10.77.0.3; step out speed tcp_out -c 10.77.0.3 -n 8M; \
+                      step in speed tcp_in -R -c 10.77.0.3 -n 8M";
+        let reports = run(&quick(script), &["tap=k0"]);
+        for step in ["ping", "out", "in"] {
+            assert_eq!(value(&reports, step), "ok", "{reports:?}");
+        }
+        server.terminate();
+    });
+}
