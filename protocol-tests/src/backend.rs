@@ -60,6 +60,7 @@ impl Default for Script {
                 | feature::INDIRECT_DESC
                 | feature::MRG_RXBUF
                 | feature::MAC
+                | feature::GUEST_CSUM
                 | feature::STATUS,
             protocol: protocol::MQ
                 | protocol::REPLY_ACK

@@ -102,6 +102,11 @@ impl DeviceRing {
         }
     }
 
+    /// The driver's `used_event`, with EVENT_IDX.
+    pub fn used_event(&self) -> Option<u16> {
+        self.event_idx.then(|| self.mem.load(self.layout.avail + 4 + 2 * u64::from(self.layout.size)))
+    }
+
     /// The next available index to be taken.
     pub fn next_avail(&self) -> u16 {
         self.next_avail

@@ -2,9 +2,12 @@
 //! check that names its fault, which its unbroken parent passes.
 
 use protocol_tests::backend::fault::Fault;
-use protocol_tests::conform::run::{Target, Wire, run};
-use protocol_tests::conform::{Check, catalogue, report};
+use protocol_tests::conform::frontend::{self, Stage};
+use protocol_tests::conform::random::session;
+use protocol_tests::conform::run::{Outcome, Target, Wire, run, with};
+use protocol_tests::conform::{Check, Finding, catalogue, report};
 use protocol_tests::daemon::program;
+use protocol_tests::front_peer::FrontFault;
 use protocol_tests::rig::namespace;
 
 fn check(name: &str) -> &'static Check {
@@ -29,6 +32,53 @@ fn every_fault_is_caught() {
     }
 }
 
+fn front_check(name: &str) -> &'static Check {
+    let found = frontend::catalogue().into_iter().find(|check| check.name == name);
+    found.unwrap_or_else(|| panic!("no check {name}"))
+}
+
+fn front_stage(kind: &str) -> Stage {
+    let command = format!("{} frontend {{socket}} {kind}", program("conform-peer").display());
+    Stage::new(&command, true).expect("a directory")
+}
+
+/// Every fault of a front-end is caught by its check, and the front-end without it passes all checks.
+#[test]
+fn every_fault_of_a_front_end_is_caught() {
+    let mut parent = front_stage("scripted");
+    for check in frontend::catalogue() {
+        let outcome = frontend::run(check, &mut parent);
+        assert!(outcome.result.is_ok(), "without fault: {}", report::line(&outcome));
+    }
+    for fault in FrontFault::ALL {
+        let broken = frontend::run(front_check(fault.caught_by()), &mut front_stage(fault.name()));
+        assert!(report::is_bad(&broken), "{}: not caught: {}", fault.name(), report::line(&broken));
+        eprintln!("{:<20} {}", fault.name(), report::line(&broken));
+    }
+}
+
+/// volt-vmm with a guest that echoes fails no check. It needs protocol features, and says so.
+#[test]
+fn volt_vmm_passes() {
+    if let Err(error) = std::fs::File::options().read(true).write(true).open("/dev/kvm") {
+        eprintln!("SKIP volt_vmm_passes: /dev/kvm: {error}");
+        return;
+    }
+    let vmm = program("volt-vmm");
+    let command =
+        format!("{} --kernel {{guest}} --mem 16M --serial none --net-socket {{socket}}", vmm.display());
+    let mut stage = Stage::new(&command, false).expect("a directory");
+    let outcomes: Vec<_> =
+        frontend::catalogue().into_iter().map(|check| frontend::run(check, &mut stage)).collect();
+    let bad = |outcome: &&Outcome| {
+        let known = outcome.check.name == "traffic/without-protocol"
+            && matches!(outcome.result, Err(Finding::NotOffered(_)));
+        outcome.result.is_err() && !known
+    };
+    let bad: Vec<_> = outcomes.iter().filter(bad).map(report::line).collect();
+    assert!(bad.is_empty(), "{}", bad.join("\n"));
+}
+
 /// volt-netd fails no check and leaves none out for want of an offer.
 #[test]
 fn volt_netd_passes() {
@@ -40,6 +90,22 @@ fn volt_netd_passes() {
     let outcomes: Vec<_> = catalogue().into_iter().map(|check| run(check, &target, &wire)).collect();
     let bad: Vec<_> = outcomes.iter().filter(|outcome| outcome.result.is_err()).map(report::line).collect();
     assert!(bad.is_empty(), "{}", bad.join("\n"));
+}
+
+/// A hundred random sessions go as their model says; the model is no rubber stamp.
+#[test]
+fn random_sessions() {
+    let play = |target: &Target, wire: &Wire| {
+        with(target, wire, |bench| (1..=100).try_for_each(|seed| session(bench, seed)))
+    };
+    assert_eq!(play(&peer("scripted"), &Wire::Echo), Ok(()));
+    for fault in ["base-off-by-one", "repeats", "believes-base", "stops-at-wrap", "double-completion"] {
+        assert!(play(&peer(fault), &Wire::Echo).is_err(), "{fault} is not noticed");
+    }
+    if namespace("random_sessions").is_some() {
+        let command = format!("{} --tap tap0 --socket {{socket}}", program("volt-netd").display());
+        assert_eq!(play(&Target::Command(command), &Wire::Tap("tap0".to_owned())), Ok(()));
+    }
 }
 
 /// A back-end that says nothing, and one that does not start, are results and not errors of the tool.
@@ -60,7 +126,8 @@ fn a_dead_back_end_is_a_result() {
 /// bytes and quotes.
 #[test]
 fn catalogue_and_reports() {
-    let mut names: Vec<_> = catalogue().iter().map(|check| check.name).collect();
+    let mut names: Vec<_> =
+        catalogue().iter().chain(&frontend::catalogue()).map(|check| check.name).collect();
     let count = names.len();
     names.sort_unstable();
     names.dedup();

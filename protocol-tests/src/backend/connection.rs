@@ -29,6 +29,8 @@ pub(super) struct Connection {
     pub(super) channel: Channel,
     script: Script,
     acked: u64,
+    /// What any driver of this connection has acknowledged.
+    ever_acked: u64,
     regions: Vec<(RegionSpec, OwnedFd)>,
     memory: Option<GuestMemory>,
     vrings: BTreeMap<u32, Vring>,
@@ -41,6 +43,7 @@ impl Connection {
             channel: Channel::new(socket),
             script,
             acked: 0,
+            ever_acked: 0,
             regions: Vec::new(),
             memory: None,
             vrings,
@@ -142,7 +145,10 @@ impl Connection {
             request::GET_CONFIG => return self.get_config(&message),
             request::GET_VRING_BASE => return self.get_vring_base(&message),
             request::SET_FEATURES if self.has(Fault::StaleFeatures) && self.acked != 0 => {}
-            request::SET_FEATURES => self.acked = message.u64()?,
+            request::SET_FEATURES => {
+                self.acked = message.u64()?;
+                self.ever_acked |= self.acked;
+            }
             request::SET_MEM_TABLE => self.set_mem_table(&mut message)?,
             request::ADD_MEM_REG if self.has(Fault::AddIgnored) => {}
             request::ADD_MEM_REG => self.add_mem_reg(&mut message)?,
@@ -177,7 +183,9 @@ impl Connection {
             }
             request::SET_VRING_ENABLE => {
                 let [index, enable] = message.words()?;
-                let enable = enable == 1 || (self.has(Fault::NeverDisables) && self.vring(index).enabled);
+                let forgotten = self.has(Fault::ForgetsEarlyEnable) && self.vring(index).kick.is_none();
+                let enable = enable == 1 && !forgotten
+                    || (self.has(Fault::NeverDisables) && self.vring(index).enabled);
                 self.vring(index).enabled = enable;
             }
             request::SET_VRING_BASE => {
@@ -292,7 +300,11 @@ impl Connection {
             for (header, bytes) in frames {
                 let pair = index as usize / 2;
                 if self.script.echo {
-                    locked(&shared.inbox).push_back((pair, NetHeader::default(), bytes.clone()));
+                    let mut back = NetHeader::default();
+                    if self.has(Fault::StaleOffloads) && self.ever_acked & feature::GUEST_CSUM != 0 {
+                        back.flags = crate::frame::gso::DATA_VALID;
+                    }
+                    locked(&shared.inbox).push_back((pair, back, bytes.clone()));
                 }
                 let _ = sender.send((pair, header, bytes));
             }

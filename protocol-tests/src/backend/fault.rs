@@ -51,6 +51,9 @@ faults! {
     FirstKick, "first-kick", "states/kick-replaced", "Only the first kick descriptor counts.";
     TransmitLength, "transmit-length", "rings/transmit-length-zero", "Transmit chains come back with length 1.";
     ReceiveLength, "receive-length", "rings/receive-length", "Receive chains come back one byte too long.";
+    ForgetsEarlyEnable, "forgets-early-enable", "orders/qemu", "Enables before SET_FEATURES are forgotten.";
+    EventNoWrap, "event-no-wrap", "rings/event-windows", "used_event is compared as if indices did not wrap.";
+    StaleOffloads, "stale-offloads", "rings/headers-not-stale", "Frames carry marks that only an earlier driver understood.";
     LostCall, "lost-call", "rings/called", "The driver is never called.";
     CallsAlways, "calls-always", "rings/no-interrupt", "The driver is called whatever it says.";
     NoAvailEvent, "no-avail-event", "rings/kicked-again", "avail_event is set too far ahead.";

@@ -63,6 +63,9 @@ impl Vring {
         let wanted = ring.publish();
         let call = match fault {
             Some(Fault::LostCall) => false,
+            Some(Fault::EventNoWrap) => {
+                ring.used_event().is_none_or(|event| (before..ring.used_idx()).contains(&event))
+            }
             Some(Fault::CallsAlways) => ring.used_idx() != before,
             _ => wanted,
         };

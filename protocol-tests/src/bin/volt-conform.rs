@@ -7,7 +7,8 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use protocol_tests::conform::frontend::{self as front, Stage};
-use protocol_tests::conform::run::{Outcome, Target, Wire, run};
+use protocol_tests::conform::random::session;
+use protocol_tests::conform::run::{Outcome, Target, Wire, run, with};
 use protocol_tests::conform::{Check, catalogue, report};
 
 #[derive(Parser)]
@@ -21,6 +22,8 @@ struct Cli {
 enum Role {
     /// Play a front-end against a back-end. Exit status: 0 nothing failed, 1 something did, 2 wrong usage.
     Backend(Backend),
+    /// Play random sessions against a back-end: a seed tells what happens, and what must come of it. Exit status as above
+    Random(Random),
     /// Play back-ends against a front-end. Exit status as above.
     Frontend(Frontend),
 }
@@ -58,7 +61,28 @@ struct Common {
 }
 
 #[derive(Args)]
+struct Random {
+    #[command(flatten)]
+    place: Place,
+    /// The first session's seed
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Sessions, each with the next seed
+    #[arg(long, default_value_t = 100)]
+    count: u64,
+}
+
+#[derive(Args)]
 struct Backend {
+    #[command(flatten)]
+    place: Place,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Where the back-end and its far side are.
+#[derive(Args)]
+struct Place {
     /// Where the back-end listens; it must take one connection after another
     #[arg(long, value_name = "PATH", conflicts_with = "command")]
     socket: Option<PathBuf>,
@@ -74,13 +98,12 @@ struct Backend {
     /// Make a network namespace with a TAP of this name and run the command in it
     #[arg(long, value_name = "NAME", requires = "command")]
     tap: Option<String>,
-    #[command(flatten)]
-    common: Common,
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().role {
         Role::Backend(options) => backend(&options),
+        Role::Random(options) => random(&options),
         Role::Frontend(options) => frontend(&options),
     };
     match result {
@@ -115,9 +138,8 @@ fn chosen(catalogue: Vec<&'static Check>, common: &Common) -> Result<Option<Vec<
     Ok(Some(checks))
 }
 
-/// `Ok(true)` when nothing failed.
-fn backend(options: &Backend) -> Result<bool, String> {
-    let Some(checks) = chosen(catalogue(), &options.common)? else { return Ok(true) };
+/// The back-end and its far side.
+fn place(options: &Place) -> Result<(Target, Wire), String> {
     let target = match (&options.socket, &options.command) {
         (Some(path), _) => Target::Socket(path.clone()),
         (None, Some(command)) if command.contains("{socket}") => Target::Command(command.clone()),
@@ -130,7 +152,26 @@ fn backend(options: &Backend) -> Result<bool, String> {
         (_, _, Some(tap)) => Wire::Tap(tap.clone()),
         _ => Wire::Unseen,
     };
+    Ok((target, wire))
+}
+
+/// `Ok(true)` when nothing failed.
+fn backend(options: &Backend) -> Result<bool, String> {
+    let Some(checks) = chosen(catalogue(), &options.common)? else { return Ok(true) };
+    let (target, wire) = place(&options.place)?;
     finish(checks, &options.common, |check| run(check, &target, &wire))
+}
+
+/// Random sessions on one back-end, up to the first that goes wrong.
+fn random(options: &Random) -> Result<bool, String> {
+    let (target, wire) = place(&options.place)?;
+    let seeds = options.seed..options.seed.saturating_add(options.count);
+    let result = with(&target, &wire, |bench| seeds.clone().try_for_each(|seed| session(bench, seed)));
+    match &result {
+        Ok(()) => say(format_args!("{} sessions passed, from seed {}", options.count, options.seed)),
+        Err(finding) => say(format_args!("{finding:?}")),
+    }
+    Ok(result.is_ok())
 }
 
 /// The same for a front-end.

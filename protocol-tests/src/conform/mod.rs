@@ -13,6 +13,8 @@ pub mod frontend;
 mod hostile;
 mod memory;
 mod messages;
+mod orders;
+pub mod random;
 pub mod report;
 mod rings;
 pub mod run;
@@ -155,6 +157,7 @@ use {checks, ensure};
 
 /// All checks, group by group.
 pub fn catalogue() -> Vec<&'static Check> {
-    let groups = [messages::CHECKS, memory::CHECKS, states::CHECKS, rings::CHECKS, hostile::CHECKS];
+    let groups =
+        [messages::CHECKS, memory::CHECKS, states::CHECKS, orders::CHECKS, rings::CHECKS, hostile::CHECKS];
     groups.into_iter().flatten().collect()
 }

@@ -52,6 +52,22 @@ fn attempt(check: &'static Check, target: &Target, wire: &Wire) -> Result<(), Fi
     if check.needs == Needs::Frames && matches!(wire, Wire::Unseen) {
         return Err(Finding::NoAccess("name its far side by --echo, --wire or --tap".to_owned()));
     }
+    let Script::Frontend(script) = check.run else {
+        return Err(Finding::NoAccess("it is about front-ends".to_owned()));
+    };
+    with(target, wire, script)
+}
+
+/// Starts the back-end if it is a command, and lets `script` work with it.
+///
+/// # Errors
+///
+/// What `script` found, or how the back-end ended.
+pub fn with(
+    target: &Target,
+    wire: &Wire,
+    script: impl FnOnce(&mut Bench) -> Result<(), Finding>,
+) -> Result<(), Finding> {
     let netns = match wire {
         Wire::Interface(_) => Some(Netns::here()?),
         Wire::Tap(_) => Some(Netns::new()?),
@@ -75,9 +91,6 @@ fn attempt(check: &'static Check, target: &Target, wire: &Wire) -> Result<(), Fi
         }
         (_, Wire::Echo) => Far::Echo,
         _ => Far::Unseen,
-    };
-    let Script::Frontend(script) = check.run else {
-        return Err(Finding::NoAccess("it is about front-ends".to_owned()));
     };
     let result = script(&mut Bench::new(socket, far));
     match daemon.as_mut().and_then(|daemon| daemon.wait(Duration::ZERO)) {

@@ -32,6 +32,40 @@ fn needs_event_is_whether_the_index_passed_the_event() {
     }
 }
 
+/// virtio 1.2, 2.7.7.2: the device is to notify when the index moved past the event. Only differences count, so all of
+/// u16 is covered by every batch length at every border of its window, moved to every place.
+#[test]
+fn needs_event_depends_on_differences_alone_and_is_right_at_every_border() {
+    for len in 1..=u16::MAX {
+        for event in [0, len / 2, len - 1, len, len.wrapping_add(1), u16::MAX] {
+            let told = needs_event(Wrapping(event), Wrapping(len), Wrapping(0));
+            assert_eq!(told, event < len, "event {event} of {len}");
+        }
+    }
+    for place in 0..=u16::MAX {
+        for (event, len) in [(0u16, 1u16), (1, 1), (255, 256), (256, 256), (32767, 32768), (65535, 32768)] {
+            let [event, new] = [event, len].map(|at| Wrapping(at) + Wrapping(place));
+            let there = needs_event(event, new, Wrapping(place));
+            let here = needs_event(event - Wrapping(place), Wrapping(len), Wrapping(0));
+            assert_eq!(there, here, "at {place}");
+        }
+    }
+}
+
+/// virtio 1.2, 2.7.6 and 2.7.8: entry N of a ring is at N modulo its size, for every size and every index, as masking has
+/// it; which holds because sizes are powers of two and divide 65,536.
+#[test]
+fn every_index_has_its_slot_in_every_size() {
+    for size in (0..16).map(|log| 1u16 << log) {
+        let mut expected = 0;
+        for index in 0..=u16::MAX {
+            assert_eq!(index & (size - 1), expected, "{index} of {size}");
+            expected = if expected + 1 == size { 0 } else { expected + 1 };
+        }
+        assert_eq!(expected, 0, "index 65,536 is index 0");
+    }
+}
+
 #[test]
 fn wraps_past_65536_chains() {
     let mut driver = Driver::new(4, Features::EVENT_IDX);

@@ -13,7 +13,7 @@ use crate::wire::{feature, flags, request, request_name};
 type Checked = Result<(), Finding>;
 
 /// How long a front-end may wait for an answer that does not come. A virtual machine must not wait for ever.
-const HANG: Duration = Duration::from_secs(20);
+const HANG: Duration = Duration::from_secs(10);
 
 front_checks! {
     "losses/left", Robust, Control, "vhost-user: Communication (reconnection)",
@@ -39,7 +39,7 @@ front_checks! {
     "losses/at-enable", Robust, Control, "vhost-user: Communication (reconnection)",
     "A back-end that dies at SET_VRING_ENABLE is looked for again.", |stage| dies(stage, request::SET_VRING_ENABLE);
     "losses/silence", Robust, Control, "vhost-user: Communication",
-    "A back-end that never answers GET_FEATURES is given up within 20 seconds, and the next one served.",
+    "A back-end that never answers GET_FEATURES is given up within 10 seconds, and the next one served.",
     |stage| lies(stage, Tamper::Silence(request::GET_FEATURES));
     "replies/late", Must, Control, "vhost-user: Communication",
     "Answers may come late.", |stage| odd(stage, Tamper::Late(Duration::from_millis(150)));

@@ -79,8 +79,9 @@ impl Stage {
             return Ok(());
         }
         let act = self.play(Script::default())?;
-        act.running()?;
+        let result = act.running();
         self.conversation = Some(act.last());
+        result?;
         self.echo(&act, 1)
     }
 
@@ -94,7 +95,12 @@ impl Stage {
     /// What the front-end says to a back-end that does nothing wrong.
     pub(super) fn conversation(&mut self) -> Result<Vec<Recorded>, Finding> {
         if self.conversation.is_none() {
-            self.bereft()?;
+            let result = self.bereft();
+            // A front-end that said something has its words judged, whatever came of them.
+            if self.conversation.as_ref().is_none_or(Vec::is_empty) {
+                self.conversation = None;
+                result?;
+            }
         }
         Ok(self.conversation.clone().unwrap_or_default())
     }
