@@ -53,7 +53,7 @@ fn netd_killed_ten_times_under_traffic() {
         let traffic = Traffic::new();
         // Not by the shell's function of that name: the signal is for the program.
         let run = format!(
-            "dmesg -c >/dev/null; /usr/bin/ping -q -i 0.2 {HOST} >/tmp/ping & ping=$!; \
+            "dmesg -c >/dev/null; /usr/bin/ping -U -q -i 0.2 {HOST} >/tmp/ping & ping=$!; \
              until ping -q -c 1 -w 1 {ENOUGH} >/dev/null; do report round; {}; done; \
              kill -INT $ping; wait $ping; \
              report pings $(sed -n 's/ packets transmitted, \\([0-9]*\\) received.*/ \\1/p' /tmp/ping); {COMPLAINTS}",
