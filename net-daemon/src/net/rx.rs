@@ -5,7 +5,6 @@
 //! whatever its length: one that outgrows the gathered buffers is completed by a copy, once, and from then on
 //! more buffers are gathered.
 
-use std::collections::VecDeque;
 use std::io;
 
 use log::debug;
@@ -52,11 +51,13 @@ pub struct Rx {
     pub vring: Vring,
     mergeable: bool,
     checksums: bool,
-    buffers: VecDeque<Buffer>,
-    /// Parts of all `buffers`, from `first` on.
+    /// Gathered buffers, from `next` on; those before it are used up.
+    buffers: Vec<Buffer>,
+    next: usize,
+    /// Parts of the gathered buffers, from `first` on.
     parts: Vec<IoPart>,
     first: usize,
-    /// Bytes of all `buffers`.
+    /// Bytes of the gathered buffers.
     capacity: usize,
     /// What a frame like the recent ones takes.
     wanted: usize,
@@ -73,7 +74,8 @@ impl Rx {
             vring,
             mergeable: features.has(Features::MRG_RXBUF),
             checksums: features.has(Features::GUEST_CSUM),
-            buffers: VecDeque::new(),
+            buffers: Vec::with_capacity(MAX_PARTS),
+            next: 0,
             parts: Vec::with_capacity(MAX_PARTS),
             first: 0,
             capacity: 0,
@@ -83,7 +85,7 @@ impl Rx {
         }
     }
 
-    /// Receives up to [`BATCH`] frames and publishes them.
+    /// Receives up to [`BATCH`] frames, or as many as fill half the ring, and publishes them.
     ///
     /// # Errors
     ///
@@ -104,6 +106,12 @@ impl Rx {
         }
     }
 
+    /// The gathered buffers.
+    #[inline(always)]
+    fn gathered(&self) -> &[Buffer] {
+        &self.buffers[self.next..]
+    }
+
     fn batch(
         &mut self,
         port: &dyn PortQueue,
@@ -113,6 +121,9 @@ impl Rx {
         self.vring.ring.disable_kicks();
         let mut end = Turn::Idle;
         for _ in 0..BATCH {
+            if self.vring.ring.is_due() {
+                return Ok(Turn::More);
+            }
             if let Some(len) = self.stashed {
                 if let Some(turn) = self.unstash(len, counters)? {
                     return Ok(turn);
@@ -121,7 +132,7 @@ impl Rx {
                 continue;
             }
             let gathered = self.gather(self.wanted, counters)?;
-            if self.buffers.is_empty() {
+            if self.gathered().is_empty() {
                 return Ok(if gathered == Gathered::Pause { Turn::More } else { Turn::NoBuffers });
             }
             match self.receive(port) {
@@ -155,19 +166,19 @@ impl Rx {
     #[inline]
     fn gather(&mut self, wanted: usize, counters: &Counters) -> Result<Gathered, RingError> {
         let mut bad_chains = 0;
-        while self.capacity < wanted && (self.mergeable || self.buffers.is_empty()) {
+        while self.capacity < wanted && (self.mergeable || self.gathered().is_empty()) {
             let index = self.vring.ring.next_index();
             let Some(head) = self.vring.ring.pop()? else { return Ok(Gathered::Empty) };
             let start = self.parts.len();
             match self.vring.approach(index).and_then(|()| self.collect(head)) {
                 Ok(len) => {
                     self.capacity += len;
-                    self.buffers.push_back(Buffer { head, parts: self.parts.len() - start, len });
+                    self.buffers.push(Buffer { head, parts: self.parts.len() - start, len });
                 }
                 Err(error) => {
                     self.parts.truncate(start);
                     // Completion is in order, so it must wait for the buffers before it.
-                    if !self.buffers.is_empty() {
+                    if !self.gathered().is_empty() {
                         self.vring.ring.unpop();
                         return Ok(Gathered::BadChain);
                     }
@@ -259,7 +270,7 @@ impl Rx {
             write_parts(&self.parts[self.first..], 0, &self.spill[..len]);
             self.complete(len, counters);
         } else {
-            let full = self.buffers.len() == usize::from(self.vring.ring.size());
+            let full = self.gathered().len() == usize::from(self.vring.ring.size());
             match gathered {
                 Gathered::Pause => return Ok(Some(Turn::More)),
                 Gathered::Empty if !full => return Ok(Some(Turn::NoBuffers)),
@@ -297,13 +308,14 @@ impl Rx {
             // Flags are about checksums that this driver knows nothing of (virtio 1.2, 5.1.6.4.1).
             write_parts(parts, 0, &[0]);
         }
-        for buffer in self.buffers.drain(..count) {
+        for buffer in &self.buffers[self.next..self.next + count] {
             let written = left.min(buffer.len);
             self.vring.ring.push_used(buffer.head, written as u32);
             left -= written;
             self.capacity -= buffer.len;
             self.first += buffer.parts;
         }
+        self.next += count;
         self.compact();
         counters.rx_frames.add(1);
         counters.rx_bytes.add(len as u64);
@@ -313,25 +325,24 @@ impl Rx {
     #[inline]
     fn count(&self, len: usize) -> usize {
         let mut room = 0;
-        1 + self
-            .buffers
-            .iter()
-            .take_while(|buffer| {
-                room += buffer.len;
-                room < len
-            })
-            .count()
+        let fills = |buffer: &&Buffer| {
+            room += buffer.len;
+            room < len
+        };
+        1 + self.gathered().iter().take_while(fills).count()
     }
 
-    /// Keeps `parts` from growing: free when nothing is gathered, otherwise once in many frames.
+    /// Keeps the vectors from growing: free when nothing is gathered, otherwise once in many frames.
     #[inline]
     fn compact(&mut self) {
-        if self.buffers.is_empty() {
+        if self.gathered().is_empty() {
+            self.buffers.clear();
             self.parts.clear();
-            self.first = 0;
+            (self.next, self.first) = (0, 0);
         } else if self.first >= MAX_PARTS / 2 {
+            self.buffers.drain(..self.next);
             self.parts.drain(..self.first);
-            self.first = 0;
+            (self.next, self.first) = (0, 0);
         }
     }
 }

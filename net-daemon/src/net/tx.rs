@@ -31,7 +31,7 @@ impl Tx {
         Tx { vring, discard, parts: Vec::with_capacity(MAX_PARTS), bounce: Vec::new() }
     }
 
-    /// Sends up to [`BATCH`] frames and publishes them.
+    /// Sends up to [`BATCH`] frames, or as many as fill half the ring, and publishes them.
     ///
     /// # Errors
     ///
@@ -59,6 +59,9 @@ impl Tx {
         counters: &Counters,
     ) -> Result<Turn, RingError> {
         for _ in 0..BATCH {
+            if self.vring.ring.is_due() {
+                break;
+            }
             let index = self.vring.ring.next_index();
             let Some(head) = self.vring.ring.pop()? else { return Ok(Turn::Idle) };
             match self.vring.approach(index).and_then(|()| self.collect(head)) {

@@ -78,16 +78,18 @@ pub struct Descriptor {
 }
 
 impl Descriptor {
-    /// Decodes the little-endian bytes.
+    /// Decodes the 16 little-endian bytes, given as two words as they stand in memory: two loads, where single bytes
+    /// would be sixteen.
     #[inline]
-    pub fn from_bytes(bytes: [u8; 16]) -> Descriptor {
-        let [a0, a1, a2, a3, a4, a5, a6, a7, l0, l1, l2, l3, f0, f1, n0, n1] = bytes;
-        Descriptor {
-            addr: u64::from_le_bytes([a0, a1, a2, a3, a4, a5, a6, a7]),
-            len: u32::from_le_bytes([l0, l1, l2, l3]),
-            flags: u16::from_le_bytes([f0, f1]),
-            next: u16::from_le_bytes([n0, n1]),
-        }
+    pub fn from_words(words: [u64; 2]) -> Descriptor {
+        let [addr, rest] = words.map(u64::from_le);
+        Descriptor { addr, len: rest as u32, flags: (rest >> 32) as u16, next: (rest >> 48) as u16 }
+    }
+
+    /// Whether it is a chain by itself: one buffer and nothing behind it.
+    #[inline]
+    pub fn is_whole_chain(self) -> bool {
+        self.flags & (F_NEXT | F_INDIRECT) == 0
     }
 
     /// Whether the device writes the buffer.

@@ -88,6 +88,7 @@ impl Region {
     }
 
     /// The pointer for `guest` and the bytes from there to the region's end.
+    #[inline]
     fn tail(&self, guest: u64) -> Option<(*mut u8, u64)> {
         let offset = guest.checked_sub(self.guest).filter(|offset| *offset < self.size)?;
         // SAFETY: offset < size, and the region is inside the mapping (checked by `new`). It fits usize
@@ -142,13 +143,21 @@ impl GuestMemory {
     /// crosses into adjoining regions. `false` when part of the range is no guest memory; `each` may have
     /// been called by then.
     #[inline]
-    pub(crate) fn parts(
-        &self,
-        mut guest: u64,
-        len: u32,
-        hint: &mut usize,
-        mut each: impl FnMut(IoPart),
-    ) -> bool {
+    pub(crate) fn parts(&self, guest: u64, len: u32, hint: &mut usize, mut each: impl FnMut(IoPart)) -> bool {
+        if let Some((base, room)) = self.regions.get(*hint).and_then(|region| region.tail(guest))
+            && u64::from(len) <= room
+        {
+            if len > 0 {
+                each(IoPart::new(base, len as usize));
+            }
+            return true;
+        }
+        self.search_parts(guest, len, hint, &mut each)
+    }
+
+    /// The same for a range that is not all in the region of `hint`.
+    #[inline(never)]
+    fn search_parts(&self, mut guest: u64, len: u32, hint: &mut usize, each: &mut dyn FnMut(IoPart)) -> bool {
         let mut left = u64::from(len);
         while left > 0 {
             let Some((base, room)) = self.tail(guest, hint) else { return false };
@@ -160,6 +169,13 @@ impl GuestMemory {
             guest += now;
         }
         true
+    }
+
+    /// The pointer to `len` bytes at `guest` as pairs of words, when they lie in one region and are aligned for that.
+    pub(crate) fn contiguous(&self, guest: u64, len: u32, hint: &mut usize) -> Option<*const [u64; 2]> {
+        let (base, room) = self.tail(guest, hint)?;
+        let pairs = base.cast::<[u64; 2]>();
+        (u64::from(len) <= room && pairs.is_aligned()).then_some(pairs.cast_const())
     }
 
     /// The memory of `len` bytes at `guest` for a ring, whose fields have `align` bytes.
@@ -347,80 +363,4 @@ pub fn exclude_from_core_dump(mapping: &MmapRegion) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn region(guest: u64, user: u64, size: u64) -> Region {
-        let mapping = Arc::new(MmapRegion::new(0x2000).unwrap());
-        Region::new(mapping, 0, guest, user, size).unwrap()
-    }
-
-    fn lens(memory: &GuestMemory, guest: u64, len: u32) -> Option<Vec<usize>> {
-        let mut parts = Vec::new();
-        memory.parts(guest, len, &mut 0, |part| parts.push(part.len())).then_some(parts)
-    }
-
-    #[test]
-    fn a_region_must_be_inside_its_mapping_and_the_address_spaces() {
-        let mapping = Arc::new(MmapRegion::new(0x2000).unwrap());
-        let new =
-            |offset, guest, user, size| Region::new(mapping.clone(), offset, guest, user, size).is_some();
-        assert!(new(0x1000, 0, 0, 0x1000));
-        assert!(!new(0x1001, 0, 0, 0x1000));
-        assert!(!new(usize::MAX, 0, 0, 0x1000));
-        assert!(!new(0, u64::MAX - 0xfff, 0, 0x1001));
-        assert!(!new(0, 0, u64::MAX - 0xfff, 0x1001));
-        assert!(!new(0, 0, 0, 0));
-        assert!(!new(0, 0, 0, u64::MAX));
-    }
-
-    #[test]
-    fn overlaps_are_refused_and_order_does_not_matter() {
-        assert!(GuestMemory::new(vec![region(0x2000, 0x9000, 0x2000), region(0, 0x5000, 0x2000)]).is_ok());
-        let guest = GuestMemory::new(vec![region(0, 0x5000, 0x2000), region(0x1fff, 0x9000, 0x1000)]);
-        assert!(matches!(guest, Err(MemoryError::GuestOverlap(0x1fff))));
-    }
-
-    #[test]
-    fn ranges_are_checked_whole_and_across_regions() {
-        let memory =
-            GuestMemory::new(vec![region(0x1000, 0x10000, 0x2000), region(0x3000, 0x80000, 0x1000)]).unwrap();
-        assert_eq!(lens(&memory, 0x1000, 0x2000), Some(vec![0x2000]));
-        assert_eq!(lens(&memory, 0x2ff0, 0x20), Some(vec![0x10, 0x10]));
-        assert_eq!(lens(&memory, 0x2ff0, 0x1011), None);
-        assert_eq!(lens(&memory, 0xfff, 1), None);
-        assert_eq!(lens(&memory, u64::MAX, 1), None);
-        assert_eq!(lens(&memory, 0x4000, 1), None);
-        assert_eq!(memory.user_to_guest(0x80fff), Some(0x3fff));
-        assert_eq!(memory.user_to_guest(0x81000), None);
-    }
-
-    #[test]
-    fn areas_may_cross_one_border() {
-        let memory = GuestMemory::new(vec![
-            region(0, 0x10000, 0x1000),
-            region(0x1000, 0x80000, 0x10),
-            region(0x1010, 0x90000, 0x1000),
-        ])
-        .unwrap();
-        let area = memory.area(0xff0, 0x20, 16).unwrap();
-        assert_ne!(area.at::<u8>(0xf).wrapping_add(1), area.at::<u8>(0x10));
-        let error = |guest, len| memory.area(guest, len, 16).unwrap_err();
-        assert_eq!(error(0xff0, 0x30), AreaError::Regions { guest: 0xff0, len: 0x30, regions: 3 });
-        assert_eq!(error(0xff8, 8), AreaError::Alignment { guest: 0xff8, align: 16 });
-        assert_eq!(error(0x2000, 0x20), AreaError::Unmapped { guest: 0x2000, len: 0x20 });
-    }
-
-    #[test]
-    fn copies_across_parts() {
-        let (mut a, mut b) = ([0u8; 3], [0u8; 4]);
-        let parts = [IoPart::from_slice(&mut a), IoPart::from_slice(&mut b)];
-        write_parts(&parts, 2, &[1, 2, 3]);
-        let mut all = [9; 8];
-        assert_eq!(read_parts(&parts, &mut all), 7);
-        assert_eq!(all, [0, 0, 1, 2, 3, 0, 0, 9]);
-        write_parts(&parts, 6, &[7, 8]);
-        assert_eq!(read_parts(&parts, &mut all), 7);
-        assert_eq!(all, [0, 0, 1, 2, 3, 0, 7, 9]);
-    }
-}
+mod tests;

@@ -16,9 +16,8 @@ use std::sync::atomic::{AtomicU16, Ordering, fence};
 
 use thiserror::Error;
 
-use crate::virtio::chain::{ChainError, Chains, Descriptor};
 use crate::virtio::features::Features;
-use crate::virtio::memory::{Area, AreaError, GuestMemory, IoPart};
+use crate::virtio::memory::{Area, AreaError, GuestMemory};
 
 /// Largest ring (virtio 1.2, 2.7).
 pub const MAX_RING_SIZE: u16 = 32768;
@@ -206,79 +205,6 @@ impl Ring {
         Ok(now != self.next_avail)
     }
 
-    /// Hands the parts of chain `head` to `take`, with whether they are device-writable, in the chain's order.
-    ///
-    /// # Errors
-    ///
-    /// When the chain is malformed. Some parts may have been taken by then; the head must still be pushed.
-    #[inline]
-    pub fn walk(&mut self, head: u16, mut take: impl FnMut(IoPart, bool)) -> Result<(), ChainError> {
-        let mut chains = Chains::new(self.size, self.indirect);
-        let mut next = Some(head);
-        while let Some(number) = next {
-            let descriptor = self.descriptor(number);
-            match chains.follow(number, descriptor)? {
-                Some(table) => return self.walk_table(table, chains, take),
-                None => next = chains.next(descriptor)?,
-            }
-            self.buffer(descriptor, &mut take)?;
-        }
-        Ok(())
-    }
-
-    /// The same for the table that an indirect descriptor points to.
-    fn walk_table(
-        &mut self,
-        table: Descriptor,
-        mut chains: Chains,
-        mut take: impl FnMut(IoPart, bool),
-    ) -> Result<(), ChainError> {
-        chains.enter(table)?;
-        let mut next = Some(0);
-        while let Some(number) = next {
-            let descriptor = self.table_entry(table.addr, number)?;
-            chains.follow(number, descriptor)?;
-            next = chains.next(descriptor)?;
-            self.buffer(descriptor, &mut take)?;
-        }
-        Ok(())
-    }
-
-    #[inline]
-    fn buffer(
-        &mut self,
-        descriptor: Descriptor,
-        take: &mut impl FnMut(IoPart, bool),
-    ) -> Result<(), ChainError> {
-        let Descriptor { addr, len, .. } = descriptor;
-        let writable = descriptor.is_writable();
-        let mapped = self.memory.parts(addr, len, &mut self.hint, |part| take(part, writable));
-        if mapped { Ok(()) } else { Err(ChainError::Unmapped { addr, len }) }
-    }
-
-    /// Copies entry `number` of the indirect table at guest address `table`: once, as a whole.
-    fn table_entry(&mut self, table: u64, number: u16) -> Result<Descriptor, ChainError> {
-        let offset = u64::from(number) * DESCRIPTOR as u64;
-        let unmapped = ChainError::Table { addr: table };
-        let addr = table.checked_add(offset).ok_or(unmapped)?;
-        let mut parts = [None; DESCRIPTOR];
-        let mut count = 0;
-        let mapped = self.memory.parts(addr, DESCRIPTOR as u32, &mut self.hint, |part| {
-            // At least a byte each, so 16 bytes are at most 16 parts.
-            parts[count] = Some(part);
-            count += 1;
-        });
-        if !mapped {
-            return Err(unmapped);
-        }
-        let mut bytes = [0; DESCRIPTOR];
-        let mut done = 0;
-        for part in parts.iter().flatten() {
-            done += crate::virtio::memory::read_parts(&[*part], &mut bytes[done..]);
-        }
-        Ok(Descriptor::from_bytes(bytes))
-    }
-
     /// Writes the next used element: chain `head`, of which `written` bytes were written.
     /// The driver sees it after the next [`Ring::publish`].
     #[inline]
@@ -315,6 +241,13 @@ impl Ring {
         }
     }
 
+    /// Whether half the ring is pushed and not published: the driver can refill that half while the device goes on with
+    /// the other.
+    #[inline]
+    pub fn is_due(&self) -> bool {
+        (self.next_used - self.published).0 >= self.size.div_ceil(2)
+    }
+
     /// Asks the driver for a kick when it makes the next chain available. Returns whether one is available
     /// already, which may have come without a kick.
     ///
@@ -337,15 +270,6 @@ impl Ring {
         if !self.event_idx {
             self.field(&self.used, 0).store(USED_F_NO_NOTIFY, Ordering::Relaxed);
         }
-    }
-
-    #[inline]
-    fn descriptor(&self, number: u16) -> Descriptor {
-        debug_assert!(number < self.size);
-        let pointer = self.desc.at::<[u8; DESCRIPTOR]>(usize::from(number) * DESCRIPTOR);
-        // SAFETY: number < size (checked by `pop` and by `Chains::next`), so it is inside the table, which `area`
-        // checked whole. Copied once, as the driver may change it at any time.
-        Descriptor::from_bytes(unsafe { pointer.read_volatile() })
     }
 
     #[inline]
@@ -395,6 +319,8 @@ impl Le16<'_> {
 fn needs_event(event: Wrapping<u16>, new: Wrapping<u16>, old: Wrapping<u16>) -> bool {
     new - event - Wrapping(1) < new - old
 }
+
+mod walk;
 
 #[cfg(test)]
 mod crash_tests;

@@ -81,6 +81,8 @@ fn a_frame_waits_for_buffers_and_is_given_up_only_for_a_full_ring() {
     for i in 2..6 {
         driver.add(&[(BUFFERS + i * 0x1000, 100, true)]);
     }
+    // More than half the ring: published at once.
+    assert_eq!(rig.rx(&mut rx), Ok(Turn::More));
     assert_eq!(rig.rx(&mut rx), Ok(Turn::NoBuffers));
     let used = driver.take_used();
     assert_eq!(used.len(), 6);
@@ -92,6 +94,21 @@ fn a_frame_waits_for_buffers_and_is_given_up_only_for_a_full_ring() {
     assert_eq!(rig.rx(&mut rx), Ok(Turn::Idle));
     assert_eq!(rig.counters.rx_too_long.get(), 1);
     assert_eq!(driver.take_used(), [(6, 72)]);
+}
+
+#[test]
+fn half_a_ring_is_published_before_the_rest_is_filled() {
+    let mut driver = Driver::new(8, MERGE);
+    let (mut rig, wire) = Rig::new();
+    let mut rx = rx(&driver);
+    post(&mut driver, 8, 2000);
+    for seed in 0..6 {
+        wire.send(&frame(60, seed));
+    }
+    assert_eq!(rig.rx(&mut rx), Ok(Turn::More));
+    assert_eq!(driver.take_used().len(), 4);
+    assert_eq!(rig.rx(&mut rx), Ok(Turn::Idle));
+    assert_eq!(driver.take_used().len(), 2);
 }
 
 #[test]
