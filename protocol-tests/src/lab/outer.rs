@@ -9,13 +9,16 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use super::process::Process;
 use super::{guest_file, isolated, repository};
 
-/// How long one test program may take in the lab.
-const LIMIT: Duration = Duration::from_secs(540);
+/// How long one body may take in the lab: longer than its own time-outs together.
+const BODY_LIMIT: Duration = Duration::from_secs(500);
+/// How long a whole test program may take in the lab: one that is stopped then is a lab that hangs.
+const LIMIT: Duration = Duration::from_secs(1200);
 /// How often a body that the lab's emulation has ended gets another lab.
 const MORE_LABS: usize = 5;
 const BEGIN: &str = "LAB begin ";
@@ -45,7 +48,9 @@ pub fn in_lab(name: &str, body: impl FnOnce() + Send) {
     if super::inside_the_lab() {
         eprintln!("{BEGIN}{name}");
         let start = Instant::now();
+        let over = end_unless_done(name);
         isolated(name, body);
+        drop(over);
         eprintln!("{END}{name} {:.1} s", start.elapsed().as_secs_f32());
         return;
     }
@@ -82,6 +87,20 @@ pub fn in_lab(name: &str, body: impl FnOnce() + Send) {
     assert!(case.passed, "{name} failed in the lab");
 }
 
+/// Ends the test program when the body `name` takes too long, unless what it returns is dropped before: the body hangs, and
+/// not the lab.
+fn end_unless_done(name: &str) -> Sender<()> {
+    let (over, done) = channel::<()>();
+    let name = name.to_owned();
+    std::thread::spawn(move || {
+        if done.recv_timeout(BODY_LIMIT) == Err(RecvTimeoutError::Timeout) {
+            eprintln!("{name} did not come to its end within {BODY_LIMIT:?}");
+            std::process::exit(1);
+        }
+    });
+    over
+}
+
 /// As in `scripts/lib.sh`: a KVM without VMX or SVM below it emulates guest kernel mode and lacks instructions.
 fn kvm_is_usable() -> bool {
     let processor = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -104,7 +123,9 @@ fn run(filters: impl Iterator<Item = String>) -> Run {
     let mut lab = Process::start("the lab", &mut command);
     let _ = lab.wait_exit(LIMIT + Duration::from_secs(30));
     let console = lab.output();
-    let died = console.iter().any(|line| line.contains("the lab ended without the command's status"));
+    let says = |text: &str| console.iter().any(|line| line.contains(text));
+    let died = says("the lab ended without the command's status")
+        || says(&format!("stopped after {} s", LIMIT.as_secs()));
     Run { cases: sort(&console), died }
 }
 
