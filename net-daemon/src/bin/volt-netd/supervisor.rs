@@ -7,17 +7,17 @@
 #![expect(unsafe_code, reason = "fork")]
 
 use std::collections::BTreeMap;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
-use std::{io, thread};
 
 use log::{error, info, warn};
-use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{ForkResult, Pid, fork};
+use nix::unistd::{ForkResult, fork};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::value::RawValue;
 use volt_net::error_chain;
@@ -32,9 +32,11 @@ use crate::launch::{self, AnyError, Gate, Inheritance, Origin, Supervision, Unus
 use crate::server::End;
 use crate::state::Last;
 use crate::supervisor::deaths::Deaths;
+use crate::supervisor::worker::Worker;
 use crate::systemd::Store;
 
 mod deaths;
+mod worker;
 
 /// Most bytes read at once; a message is shorter.
 const MAX_READ: usize = 1 << 16;
@@ -108,12 +110,6 @@ struct Supervisor<'a> {
     last: Option<Last>,
 }
 
-struct Worker {
-    pid: Pid,
-    line: UnixStream,
-    started: Instant,
-}
-
 impl Supervisor<'_> {
     fn run(&mut self, mut origin: Origin) -> Result<ExitCode, AnyError> {
         loop {
@@ -183,16 +179,17 @@ impl Supervisor<'_> {
             ForkResult::Parent { child } => {
                 // The worker's own from here on.
                 drop(origin);
+                let worker = Worker { pid: child, line, started: Instant::now() };
                 if self.told {
-                    tell_to_end(child);
+                    worker.tell_to_end();
                 }
-                Ok(Worker { pid: child, line, started: Instant::now() })
+                Ok(worker)
             }
             ForkResult::Child => {
                 drop(line);
                 let leave = self.store.is_some();
                 if leave {
-                    die_with_parent();
+                    worker::die_with_parent();
                 }
                 // Copies that would keep open what the supervisor closes.
                 (self.held, self.predecessor, self.store) = (Held::default(), None, None);
@@ -256,20 +253,20 @@ impl Supervisor<'_> {
                         Ok(None)
                     }
                     Err(error) => {
-                        reap(worker);
+                        worker.reap();
                         Err(error.into())
                     }
                 }
             }
             Ok((Report::HandOver, fds)) => Ok(self.hand_over(worker, fds)),
             // Its end is at hand: the line closes with the process.
-            Err(_) => Ok(Some(self.over(reap(worker)))),
+            Err(_) => Ok(Some(self.over(worker.reap()))),
         }
     }
 
     fn signalled(&mut self, worker: &Worker) -> Result<Option<Outcome>, AnyError> {
         if self.take_signals() {
-            tell_to_end(worker.pid);
+            worker.tell_to_end();
         }
         match waitpid(worker.pid, Some(WaitPidFlag::WNOHANG)) {
             Ok(WaitStatus::StillAlive) | Err(_) => Ok(None),
@@ -391,7 +388,7 @@ impl Supervisor<'_> {
         self.store.iter_mut().for_each(Store::clear);
         let successor = fds.first().map(AsFd::as_fd);
         if successor.is_some_and(|socket| send_go(&socket).is_ok()) {
-            end(worker);
+            worker.end();
             return Some(Outcome::GivenAway);
         }
         self.store();
@@ -433,38 +430,4 @@ impl Supervisor<'_> {
 fn copy(piece: &Piece) -> Option<Piece> {
     let fds = piece.fds.iter().map(OwnedFd::try_clone).collect::<io::Result<_>>().ok()?;
     Some(Piece { bytes: piece.bytes.clone(), fds, too_many: piece.too_many })
-}
-
-/// Ends the worker as this process was told to end. Fails only for a worker that is dead.
-fn tell_to_end(worker: Pid) {
-    for signal in launch::END {
-        let _ = kill(worker, signal);
-    }
-}
-
-/// A worker that outlives a supervisor with a store would serve beside the one that the store starts.
-fn die_with_parent() {
-    let parent = nix::unistd::getppid();
-    if nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).is_err() || nix::unistd::getppid() != parent {
-        std::process::exit(1);
-    }
-}
-
-/// Ends a worker for certain.
-fn reap(worker: &Worker) -> WaitStatus {
-    // It may be about to exit by itself, with a status.
-    for _ in 0..50 {
-        match waitpid(worker.pid, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::StillAlive) => thread::sleep(Duration::from_millis(1)),
-            Ok(status) => return status,
-            Err(_) => break,
-        }
-    }
-    end(worker)
-}
-
-/// Ends a worker at once.
-fn end(worker: &Worker) -> WaitStatus {
-    let _ = kill(worker.pid, Signal::SIGKILL);
-    waitpid(worker.pid, None).unwrap_or(WaitStatus::Signaled(worker.pid, Signal::SIGKILL, false))
 }
