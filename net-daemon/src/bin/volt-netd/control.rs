@@ -4,6 +4,7 @@
 //! request a connection. The main thread answers at once; a client that stops in the middle of a request costs it
 //! [`PATIENCE`].
 
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -82,13 +83,22 @@ pub(crate) fn answer(client: &UnixStream, reply: &Reply) {
     let _ = frame::send(client, reply, &[]);
 }
 
+/// Sends a request, and takes the daemon's reply with the descriptors that come with it.
+pub(crate) fn ask(daemon: &UnixStream, request: &Request) -> io::Result<(Reply, Vec<OwnedFd>)> {
+    let sent = frame::send(daemon, request, &[]);
+    // A daemon that refuses whoever asks does not read what it is asked, but it says so.
+    match (frame::receive(daemon), sent) {
+        (Err(_), Err(unsent)) => Err(unsent),
+        (reply, _) => reply,
+    }
+}
+
 /// `volt-netd ctl status`: what the daemon that is controlled at `path` says of itself.
 pub(crate) fn status(path: &Path) -> Result<Value, ControlError> {
     let connect = |error| ControlError::Connect(path.to_owned(), error);
     let socket = UnixStream::connect(path).map_err(connect)?;
     socket.set_read_timeout(Some(LIMIT)).map_err(connect)?;
-    frame::send(&socket, &Request::Status, &[]).map_err(connect)?;
-    match frame::receive(&socket).map_err(connect)?.0 {
+    match ask(&socket, &Request::Status).map_err(connect)?.0 {
         Reply::Status(status) => Ok(status),
         Reply::Refused(why) => Err(ControlError::Refused(why)),
         Reply::Offer(_) => Err(ControlError::Answer),

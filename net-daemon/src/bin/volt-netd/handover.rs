@@ -31,7 +31,7 @@ use serde_json::value::RawValue;
 use thiserror::Error;
 use volt_net::state::{FORMAT, FdId, frame};
 
-use crate::control::{Reply, Request};
+use crate::control::{self, Reply, Request};
 use crate::state::{Last, program};
 
 /// How long each side waits for the other. Nothing of the guest's waits meanwhile but its front-end's messages.
@@ -92,8 +92,8 @@ impl Successor {
         let socket = UnixStream::connect(path).map_err(connect)?;
         socket.set_read_timeout(Some(PATIENCE))?;
         socket.set_write_timeout(Some(PATIENCE))?;
-        frame::send(&socket, &Request::TakeOver { formats: vec![FORMAT], program: program() }, &[])?;
-        match frame::receive(&socket)? {
+        let request = Request::TakeOver { formats: vec![FORMAT], program: program() };
+        match control::ask(&socket, &request)? {
             (Reply::Offer(offer), fds) if offer.fds.len() == fds.len() => {
                 let process = process(offer.pid);
                 let successor = Successor { socket, pid: offer.pid, supervised: offer.supervised, process };
