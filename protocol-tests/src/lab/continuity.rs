@@ -24,10 +24,6 @@ const ENOUGH: &str = "10.77.0.9";
 const BATCH: usize = 64;
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// For `volt.run`: whatever the kernel has said since its log was cleared, but for what is no complaint.
-const COMPLAINTS: &str = "dmesg | grep -v -e random: -e 'link becomes ready' >/tmp/log; sed 's/^/VOLT complaint /' /tmp/log; \
-                          report complaints $(wc -l </tmp/log)";
-
 /// How often a daemon is replaced in each way: `VOLT_ROUNDS`, otherwise `default`.
 ///
 /// # Panics
@@ -114,7 +110,7 @@ pub fn run(rounds: usize, guest: impl FnOnce(&Path, &Spec) -> Process) {
     let mut succession = Succession::start(directory.path());
     let traffic = Traffic::of(8);
     let script = format!(
-        "dmesg -c >/dev/null; until ping -q -c 1 -w 1 {ENOUGH} >/dev/null; do report round; {}; done; {COMPLAINTS}",
+        "dmesg -c >/dev/null; until ping -q -c 1 -w 1 {ENOUGH} >/dev/null; do report round; {}; done; complaints",
         traffic.both_ways_at_once()
     );
     let spec = Spec { flavour: Flavour::Cloud, image: Image::Vmlinux, ..Spec::new(&script) };
