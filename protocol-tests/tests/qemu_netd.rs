@@ -185,3 +185,30 @@ fn guest_reboots_inside_one_qemu() {
         }
     });
 }
+
+/// A suspended guest's driver gives the device up, and starts it afresh when the guest wakes up.
+#[test]
+fn guest_suspends_and_wakes_up() {
+    here("guest_suspends_and_wakes_up", || {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut netd = Netd::start(directory.path(), &[]);
+        let traffic = Traffic::new();
+        // The drivers' part of it; after it, the kernel wakes itself up. The cloud flavour has no such test.
+        let suspend = "echo devices >/sys/power/pm_test; echo 1 >/sys/module/suspend/parameters/pm_test_delay; \
+                       step suspend eval 'echo freeze >/sys/power/state'";
+        let run = format!(
+            "{}; {suspend}; {}; {suspend}; {}",
+            traffic.both_ways(),
+            traffic.both_ways(),
+            traffic.both_ways()
+        );
+        let reports = finish(start(&netd, 1, "", &Spec { flavour: Flavour::Generic, ..spec(&run) }));
+        let between: Vec<_> = reports.split(|report| report == "suspend ok").collect();
+        assert_eq!(between.len(), 3, "{reports:?}");
+        for reports in between {
+            traffic.judge(reports);
+        }
+        let starts = netd.process.output().iter().filter(|line| line.contains("features acknowledged")).count();
+        assert_eq!(starts, 3, "{}", netd.process);
+    });
+}
