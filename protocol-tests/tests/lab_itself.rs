@@ -15,7 +15,10 @@ fn qemu_alone(accel: Accel, flavour: Flavour) {
     address("tap0");
     let traffic = Traffic::new();
     let spec = Spec { flavour, ..Spec::new(&traffic.both_ways()) };
-    let mut guest = Process::start("qemu", &mut spec.qemu(accel, &QemuNet::Tap { name: "tap0".into() }));
+    let mut guest = Process::start(
+        "qemu",
+        &mut spec.qemu(accel, &QemuNet::Tap { name: "tap0".into(), properties: String::new() }),
+    );
     guest.wait_for("VOLT exit 0", Duration::from_secs(120));
     assert!(guest.wait_exit(Duration::from_secs(20)).success());
     traffic.judge(&guest.reports());

@@ -208,7 +208,8 @@ fn guest_suspends_and_wakes_up() {
         for reports in between {
             traffic.judge(reports);
         }
-        let starts = netd.process.output().iter().filter(|line| line.contains("features acknowledged")).count();
+        let starts =
+            netd.process.output().iter().filter(|line| line.contains("features acknowledged")).count();
         assert_eq!(starts, 3, "{}", netd.process);
     });
 }

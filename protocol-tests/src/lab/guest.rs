@@ -141,6 +141,8 @@ pub enum QemuNet {
     Tap {
         /// The interface.
         name: String,
+        /// Properties of the device, `name=value` with commas between.
+        properties: String,
     },
 }
 
@@ -158,11 +160,11 @@ impl QemuNet {
                     format!("virtio-net-pci,netdev=n0{multi_queue},romfile=,{properties}"),
                 ]
             }
-            Self::Tap { name } => vec![
+            Self::Tap { name, properties } => vec![
                 "-netdev".into(),
                 format!("tap,id=n0,ifname={name},script=no,downscript=no"),
                 "-device".into(),
-                "virtio-net-pci,netdev=n0,romfile=".into(),
+                format!("virtio-net-pci,netdev=n0,romfile=,{properties}"),
             ],
         }
     }

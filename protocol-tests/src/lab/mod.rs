@@ -25,6 +25,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 pub use outer::in_lab;
+pub(crate) use outer::kvm_is_usable;
 
 /// The top of the repository.
 pub fn repository() -> PathBuf {
@@ -60,11 +61,11 @@ pub fn here(name: &str, body: impl FnOnce() + Send) {
 }
 
 /// Whether this is the machine that `scripts/lab` boots.
-fn inside_the_lab() -> bool {
+pub(crate) fn inside_the_lab() -> bool {
     std::env::var_os("VOLT_LAB").is_some()
 }
 
-fn isolated(name: &str, body: impl FnOnce() + Send) {
+pub(crate) fn isolated(name: &str, body: impl FnOnce() + Send) {
     if let Some(reason) = missing() {
         eprintln!("SKIP {name}: {reason}");
         return;

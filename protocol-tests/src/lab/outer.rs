@@ -102,7 +102,7 @@ fn end_unless_done(name: &str) -> Sender<()> {
 }
 
 /// As in `scripts/lib.sh`: a KVM without VMX or SVM below it emulates guest kernel mode and lacks instructions.
-fn kvm_is_usable() -> bool {
+pub(crate) fn kvm_is_usable() -> bool {
     let processor = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     processor.split_whitespace().any(|word| word == "vmx" || word == "svm") && Path::new("/dev/kvm").exists()
 }

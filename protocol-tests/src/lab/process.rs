@@ -38,11 +38,6 @@ impl Process {
         Self { name: name.into(), child, lines, seen: Vec::new() }
     }
 
-    /// The process's id.
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     /// Waits for a line that contains `text` and was not waited for before.
     ///
     /// # Panics

@@ -1,0 +1,203 @@
+//! What a guest's programs see of its network: TCP each way, echo requests one after the other, and what a frame costs in
+//! exits of the guest.
+//!
+//! Every way to the wire gets a guest of its own in each round, on an equal TAP. QEMU guests are software-emulated where
+//! there is no KVM; volt-vmm's run in the lab then, which is itself emulated. So figures of one VMM compare with each
+//! other, and those of two do not.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use crate::bench::BenchError;
+use crate::lab::guest::{Accel, Flavour, Image, QemuNet, Spec};
+use crate::lab::netd::{TAP, address, ip};
+use crate::lab::process::Process;
+use crate::lab::traffic::{HOST, iperf3};
+use crate::lab::{inside_the_lab, isolated, kvm_is_usable, program, repository};
+
+/// How long a guest may take.
+const LIMIT: Duration = Duration::from_secs(180);
+/// KVM's count of exits of all guests; the one under test is the only one.
+const EXITS: &str = "/sys/kernel/debug/kvm/exits";
+
+/// What to measure.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Options {
+    /// Guests of each kind
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
+    rounds: u16,
+    /// Seconds of TCP each way
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=60))]
+    seconds: u16,
+    /// Echo requests
+    #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    requests: u32,
+}
+
+/// A VMM and a way to the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    QemuTap,
+    QemuSocket,
+    VmmSocket,
+    VmmTap,
+    VmmVhostNet,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::QemuTap => "QEMU, its own TAP device",
+            Self::QemuSocket => "QEMU, volt-netd",
+            Self::VmmSocket => "volt-vmm, volt-netd",
+            Self::VmmTap => "volt-vmm, TAP in its process",
+            Self::VmmVhostNet => "volt-vmm, vhost-net on the TAP",
+        }
+    }
+}
+
+/// One guest's figures.
+#[derive(Clone, Copy, Debug, Default)]
+struct Figures {
+    out: f64,
+    into: f64,
+    requests: f64,
+    exits_out: Option<f64>,
+    exits_in: Option<f64>,
+}
+
+/// Measures and prints a table.
+///
+/// # Errors
+/// When the lab cannot be started.
+///
+/// # Panics
+/// When a guest does not come up or does not reach the host.
+pub fn run(options: &Options) -> Result<(), BenchError> {
+    if inside_the_lab() {
+        measure(options, &[Kind::VmmSocket, Kind::VmmTap, Kind::VmmVhostNet], Accel::Kvm);
+        return Ok(());
+    }
+    if kvm_is_usable() {
+        let all = [Kind::QemuTap, Kind::QemuSocket, Kind::VmmSocket, Kind::VmmTap, Kind::VmmVhostNet];
+        measure(options, &all, Accel::Kvm);
+        return Ok(());
+    }
+    measure(options, &[Kind::QemuTap, Kind::QemuSocket], Accel::Tcg);
+    let Options { rounds, seconds, requests } = options;
+    let mut lab = Command::new(repository().join("scripts/lab"));
+    lab.arg(std::env::current_exe()?).args(["guests", "--rounds", &rounds.to_string()]);
+    lab.args(["--seconds", &seconds.to_string(), "--requests", &requests.to_string()]);
+    match lab.status()?.success() {
+        true => Ok(()),
+        false => Err(BenchError::Wrong("the lab ended without figures: see above".to_owned())),
+    }
+}
+
+fn measure(options: &Options, kinds: &[Kind], accel: Accel) {
+    let mut all: BTreeMap<Kind, Vec<Figures>> = BTreeMap::new();
+    for round in 1..=options.rounds {
+        for kind in kinds {
+            eprintln!("round {round} of {}: {}", options.rounds, kind.name());
+            isolated("guests", || all.entry(*kind).or_default().push(one(*kind, options, accel)));
+        }
+    }
+    print!("{}", table(&all));
+}
+
+/// Boots a guest and takes its figures.
+fn one(kind: Kind, options: &Options, accel: Accel) -> Figures {
+    let Options { seconds, requests, .. } = options;
+    let directory = tempfile::tempdir().expect("a directory");
+    ip(&["tuntap", "add", TAP, "mode", "tap"]);
+    address(TAP);
+    let _server = iperf3();
+    let run = format!(
+        "speed out -c {HOST} -t {seconds}; speed in -R -c {HOST} -t {seconds}; requests {HOST} {requests}"
+    );
+    let spec = Spec { flavour: Flavour::Cloud, image: Image::Vmlinux, ..Spec::new(&run) };
+    let (_netd, mut guest) = start(kind, &spec, directory.path(), accel);
+    let (out, exits_out) = phase(&mut guest, "out");
+    let (into, exits_in) = phase(&mut guest, "in");
+    let (milliseconds, _) = phase(&mut guest, "requests");
+    guest.wait_for("VOLT exit 0", LIMIT);
+    guest.wait_exit(LIMIT);
+    Figures { out, into, requests: f64::from(*requests) * 1000.0 / milliseconds, exits_out, exits_in }
+}
+
+fn start(kind: Kind, spec: &Spec, directory: &Path, accel: Accel) -> (Option<Process>, Process) {
+    let socket = directory.join("net.sock");
+    let netd = matches!(kind, Kind::QemuSocket | Kind::VmmSocket).then(|| {
+        let mut command = Command::new(program("volt-netd"));
+        let mut netd = Process::start("volt-netd", command.args(["--tap", TAP, "--socket"]).arg(&socket));
+        netd.wait_for("listening on", LIMIT);
+        netd
+    });
+    // Emulated QEMU 7.2 does not survive MSI-X with vhost-user; its own device has no more, for a fair comparison.
+    let properties = if accel == Accel::Tcg { "vectors=0" } else { "vectors=3" }.to_owned();
+    let mut command = match kind {
+        Kind::QemuTap => spec.qemu(accel, &QemuNet::Tap { name: TAP.into(), properties }),
+        Kind::QemuSocket => spec.qemu(accel, &QemuNet::VhostUser { socket, pairs: 1, properties }),
+        Kind::VmmSocket => spec.vmm(&socket, 1),
+        Kind::VmmTap => spec.vmm_net(&[&format!("tap={TAP}")]),
+        Kind::VmmVhostNet => spec.vmm_net(&[&format!("tap={TAP},vhost-net=require")]),
+    };
+    (netd, Process::start("the guest", &mut command))
+}
+
+/// One figure of the guest, and the exits for each frame of the TAP meanwhile.
+fn phase(guest: &mut Process, name: &str) -> (f64, Option<f64>) {
+    guest.wait_for(&format!("VOLT {name} begin"), LIMIT);
+    let before = (exits(), frames());
+    let line = guest.wait_for(&format!("VOLT {name} "), LIMIT);
+    let after = (exits(), frames());
+    let words = line.split_whitespace().skip_while(|word| *word != name);
+    let figure = words.skip(1).find_map(|word| word.parse().ok());
+    let figure = figure.unwrap_or_else(|| panic!("'{line}' has no figure: {guest}"));
+    let exits = before.0.zip(after.0).map(|(before, after)| after - before);
+    (figure, exits.map(|exits| exits / (after.1 - before.1)))
+}
+
+fn exits() -> Option<f64> {
+    std::fs::read_to_string(EXITS).ok()?.trim().parse().ok()
+}
+
+/// Frames of the TAP, both ways.
+fn frames() -> f64 {
+    let output = Command::new("ip").args(["-s", "-j", "link", "show", "dev", TAP]).output().expect("ip");
+    let links: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let count = |way: &str| links[0]["stats64"][way]["packets"].as_f64().expect("the interface's counters");
+    count("rx") + count("tx")
+}
+
+fn table(all: &BTreeMap<Kind, Vec<Figures>>) -> String {
+    let mut text = String::from(
+        "| guest | TCP out, Mbit/s | TCP in, Mbit/s | echo requests/s | exits a frame, out | in |\n|---|---:|---:|---:|---:|---:|\n",
+    );
+    for (kind, figures) in all {
+        let column = |of: &dyn Fn(&Figures) -> Option<f64>, digits: usize| {
+            let mut values: Vec<f64> = figures.iter().filter_map(of).collect();
+            values.sort_by(f64::total_cmp);
+            match (values.first(), values.get(values.len() / 2), values.last()) {
+                (Some(least), Some(median), Some(most)) => {
+                    format!("{median:.digits$} ({least:.digits$}-{most:.digits$})")
+                }
+                _ => "-".to_owned(),
+            }
+        };
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} | {} | {} | {} |",
+            kind.name(),
+            column(&|one| Some(one.out), 0),
+            column(&|one| Some(one.into), 0),
+            column(&|one| Some(one.requests), 0),
+            column(&|one| one.exits_out, 2),
+            column(&|one| one.exits_in, 2),
+        );
+    }
+    text
+}
