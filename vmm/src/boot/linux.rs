@@ -40,10 +40,10 @@ fn zero_page(
     // Both lie below 4 GiB: see the layout and Loaded::initramfs_max.
     params.hdr.cmd_line_ptr = CMDLINE as u32;
     params.hdr.cmdline_size = cmdline_len as u32;
-    if let Some(initramfs) = initramfs {
-        params.hdr.ramdisk_image = initramfs.address as u32;
-        params.hdr.ramdisk_size = initramfs.size as u32;
-    }
+    // Whatever the file has there, which is for the loader to write.
+    let ramdisk = initramfs.map(|initramfs| (initramfs.address as u32, initramfs.size as u32));
+    (params.hdr.ramdisk_image, params.hdr.ramdisk_size) = ramdisk.unwrap_or_default();
+    params.hdr.setup_data = 0;
     for (entry, (addr, size, kind)) in params.e820_table.iter_mut().zip(map_for_guest(memory)) {
         let r#type = match kind {
             RangeKind::Ram => E820_RAM,
@@ -69,6 +69,9 @@ mod tests {
         assert_eq!({ params.acpi_rsdp_addr }, RSDP);
         assert_eq!({ params.hdr.version }, 0x20f);
         assert_eq!(({ params.hdr.ramdisk_image }, { params.hdr.ramdisk_size }), (0xbfff_0000, 0x1234));
+        let stray = setup_header { ramdisk_image: 1, ramdisk_size: 2, setup_data: 3, ..Default::default() };
+        let hdr = zero_page(&memory, stray, None, 7).hdr;
+        assert_eq!(({ hdr.ramdisk_image }, { hdr.ramdisk_size }, { hdr.setup_data }), (0, 0, 0));
         assert_eq!(params.e820_entries, 4);
         let last = params.e820_table[3];
         assert_eq!(({ last.addr }, { last.size }, { last.r#type }), (4 << 30, 1 << 30, E820_RAM));
