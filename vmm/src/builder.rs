@@ -21,12 +21,15 @@ use crate::bus::{Bus, RangeError};
 use crate::config::{SerialConfig, VmConfig};
 use crate::console::Console;
 use crate::exit::ExitEvent;
+use crate::gate::Gate;
 use crate::layout::{
-    COM1, COM1_GSI, COM1_SIZE, KEYBOARD_COMMAND, KVM_IDENTITY_MAP, KVM_TSS, RESET_REG, mmio_slot,
+    COM1, COM1_GSI, COM1_SIZE, KEYBOARD_COMMAND, KVM_IDENTITY_MAP, KVM_TSS, POWER_BUTTON_GSI, RESET_REG,
+    mmio_slot,
 };
 use crate::machine::Machine;
 use crate::memory::{self, MemoryError};
-use crate::power::{KeyboardReset, PowerRegisters};
+use crate::pause::Pause;
+use crate::power::{KeyboardReset, PowerButton, PowerRegisters};
 use crate::serial::{Output, Room, Uart};
 use crate::vcpu::{self, Buses, Vcpu};
 use crate::virtio::VirtioDevice;
@@ -114,18 +117,23 @@ pub fn build(config: &VmConfig, exit: Arc<ExitEvent>) -> Result<Machine, BuildEr
     let mut buses = Buses::default();
     connect_power(&mut buses.pio, &exit)?;
     let console = connect_serial(&config.serial, &mut buses.pio, &vm, &exit)?;
-    let devices = virtio_devices(config)?;
-    let statuses = devices.iter().map(|device| device.status()).collect();
+    let power_button = connect_power_button(&vm)?;
+    let gate = Arc::<Gate>::default();
+    let devices = virtio_devices(config, &gate)?;
+    let shown: Vec<_> = devices.iter().map(|device| api::Device::of(&**device)).collect();
     let virtio_mmio = connect_virtio(devices, &mut buses.mmio, &vm, &memory)?;
     let serial = config.serial != SerialConfig::None;
     acpi::write(&memory, &Hardware { cpus: config.cpus, serial, virtio_mmio })?;
 
     let buses = Arc::new(buses);
-    let vcpus = create_vcpus(&kvm, &vm, config.cpus, &buses, &exit, &memory, entry)?;
+    let vcpus = create_vcpus(&kvm, &vm, config.cpus, &buses, &exit, &gate, &memory, entry)?;
     vcpu::register_kick_signal().map_err(BuildError::Signal)?;
     let api = config.api_socket.as_deref().map(|path| {
         let (cpus, memory, exit) = (config.cpus, config.memory, Arc::clone(&exit));
-        Api::start(path, api::Machine { cpus, memory, started: Instant::now(), devices: statuses, exit })
+        let paths = shown.iter().filter_map(|device| device.data.clone()).collect();
+        let pause = Pause::new(Arc::clone(&gate), paths);
+        let started = Instant::now();
+        Api::start(path, api::Machine { cpus, memory, started, devices: shown, exit, pause, power_button })
     });
     let api = api.transpose()?;
     info!(
@@ -134,7 +142,7 @@ pub fn build(config: &VmConfig, exit: Arc<ExitEvent>) -> Result<Machine, BuildEr
         config.memory >> 20,
         config.kernel.display()
     );
-    Ok(Machine { vcpus, console, exit, api, buses, vm, memory })
+    Ok(Machine { vcpus, console, exit, gate, api, buses, vm, memory })
 }
 
 fn open_kernel(path: &Path) -> Result<Image, BootError> {
@@ -200,6 +208,13 @@ fn connect_power(pio: &mut Bus, exit: &Arc<ExitEvent>) -> Result<(), RangeError>
     pio.insert(KEYBOARD_COMMAND.into(), 1, Arc::new(Mutex::new(KeyboardReset::new(Arc::clone(exit)))))
 }
 
+fn connect_power_button(vm: &VmFd) -> Result<PowerButton, BuildError> {
+    let irqfd = EventFd::new(EFD_NONBLOCK).map_err(BuildError::Files)?;
+    let connected = vm.register_irqfd(&irqfd, POWER_BUTTON_GSI);
+    connected.map_err(|error| BuildError::Create("power button's interrupt", error))?;
+    Ok(PowerButton::new(irqfd))
+}
+
 /// Puts COM1 on the bus; the console is what feeds it, if something does.
 fn connect_serial(
     config: &SerialConfig,
@@ -230,18 +245,18 @@ fn connect_serial(
 }
 
 /// Opens disks and connects to back-ends, in the order in which the guest will find the devices.
-fn virtio_devices(config: &VmConfig) -> Result<Vec<Box<dyn VirtioDevice>>, BuildError> {
+fn virtio_devices(config: &VmConfig, gate: &Arc<Gate>) -> Result<Vec<Box<dyn VirtioDevice>>, BuildError> {
     let count = config.disks.len() + config.nets.len() + 1;
     if mmio_slot(count - 1).is_none() {
         return Err(BuildError::Devices(count));
     }
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     for disk in &config.disks {
-        devices.push(Box::new(Block::open(disk)?));
+        devices.push(Box::new(Block::open(disk, gate)?));
     }
-    devices.push(Box::new(Rng::new()));
+    devices.push(Box::new(Rng::new(gate)));
     for config in &config.nets {
-        devices.push(net::open(config)?);
+        devices.push(net::open(config, gate)?);
     }
     Ok(devices)
 }
@@ -271,6 +286,7 @@ fn create_vcpus(
     cpus: u8,
     buses: &Arc<Buses>,
     exit: &Arc<ExitEvent>,
+    gate: &Arc<Gate>,
     memory: &GuestMemoryMmap,
     entry: Entry,
 ) -> Result<Vec<Vcpu>, BuildError> {
@@ -285,7 +301,7 @@ fn create_vcpus(
         if id == 0 {
             regs::setup_boot_vcpu(&fd, memory, entry).map_err(regs)?;
         }
-        vcpus.push(Vcpu::new(id, fd, Arc::clone(buses), Arc::clone(exit)));
+        vcpus.push(Vcpu::new(id, fd, Arc::clone(buses), Arc::clone(exit), Arc::clone(gate)));
     }
     Ok(vcpus)
 }

@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::{ArgGroup, Parser, Subcommand};
 use log::LevelFilter;
+use serde_json::{Map, Value};
 use thiserror::Error;
 use volt_net::net::config::Mac;
+use volt_net::net::limiter::Rate;
 
 use crate::cli::net::NetOption;
 use crate::config::{DiskConfig, NetDeviceConfig, SerialConfig, VhostNet, VmConfig};
@@ -127,12 +129,53 @@ pub struct Ctl {
 }
 
 /// What a running machine is asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Subcommand)]
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
 pub enum Request {
     /// Print how the machine and its devices are, as JSON
     Status,
+    /// Stop the guest where it is, until 'resume'; its connections wait as long as their far ends do
+    Pause,
+    /// Go on after 'pause'
+    Resume,
+    /// Change what a network device may receive and send; what is not given stays as it is
+    #[command(group = ArgGroup::new("change").args(["rx_rate", "tx_rate"]).required(true).multiple(true))]
+    Limits {
+        /// The device: its interface, or its number among the network devices, from 0
+        net: String,
+        /// What the guest receives: like 100Mbit, 1Gbit:256K, 20kpps or 100Mbit+20kpps; or none
+        #[arg(long, value_name = "RATE")]
+        rx_rate: Option<Rate>,
+        /// What the guest sends
+        #[arg(long, value_name = "RATE")]
+        tx_rate: Option<Rate>,
+    },
+    /// Press the power button: what the guest makes of it is its affair
+    PowerButton,
     /// End the machine at once, without asking the guest
     Shutdown,
+}
+
+impl Request {
+    /// Where the API is asked for it.
+    pub fn path(&self) -> String {
+        let path = match self {
+            Request::Status => "status",
+            Request::Pause => "pause",
+            Request::Resume => "resume",
+            Request::Limits { net, .. } => return format!("/v1/net/{net}/limits"),
+            Request::PowerButton => "power-button",
+            Request::Shutdown => "shutdown",
+        };
+        format!("/v1/{path}")
+    }
+
+    /// What goes with it.
+    pub fn body(&self) -> Option<Value> {
+        let Request::Limits { rx_rate, tx_rate, .. } = self else { return None };
+        let rates = [("rx-rate", rx_rate), ("tx-rate", tx_rate)].into_iter();
+        let given = rates.filter_map(|(name, rate)| Some((name.to_owned(), (*rate)?.to_string().into())));
+        Some(Value::Object(given.collect::<Map<_, _>>()))
+    }
 }
 
 /// What the command line asks for.

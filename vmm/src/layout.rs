@@ -62,6 +62,8 @@ pub const COM1: u16 = 0x3f8;
 pub const COM1_SIZE: u16 = 8;
 /// COM1's interrupt.
 pub const COM1_GSI: u32 = 4;
+/// The power button's interrupt: that of COM2, which is not there.
+pub const POWER_BUTTON_GSI: u32 = 3;
 /// Command port of a keyboard controller: writing 0xfe pulses the processor's reset line.
 pub const KEYBOARD_COMMAND: u16 = 0x64;
 /// The reset register that the FADT names; writing [`RESET_VALUE`] resets.

@@ -16,6 +16,7 @@ use vm_memory::GuestMemoryMmap;
 use crate::api::Api;
 use crate::console::{Command, Console, Wants};
 use crate::exit::{ExitEvent, ExitReason};
+use crate::gate::Gate;
 use crate::terminal::RawMode;
 use crate::vcpu::{Buses, Vcpu, VcpuThread};
 use crate::virtio::faults::chain;
@@ -36,6 +37,8 @@ pub struct Machine {
     pub console: Option<Console>,
     /// The end.
     pub exit: Arc<ExitEvent>,
+    /// Closed while the machine is paused.
+    pub gate: Arc<Gate>,
     /// Shows the machine to others.
     pub api: Option<Api>,
     /// The devices.
@@ -53,7 +56,7 @@ impl Machine {
     ///
     /// When the terminal cannot be used. Whatever ends the machine later is logged and becomes a status.
     pub fn run(self) -> Result<u8, StartError> {
-        let Machine { vcpus, mut console, exit, api, buses, vm, memory } = self;
+        let Machine { vcpus, mut console, exit, gate, api, buses, vm, memory } = self;
         let raw_mode = match console {
             Some(_) => RawMode::enter().map_err(StartError::Terminal)?,
             None => None,
@@ -66,6 +69,8 @@ impl Machine {
         if let Err(error) = wait_for_exit(&exit, console.as_mut()) {
             exit.request(ExitReason::Console(error));
         }
+        // Those of a paused machine wait there.
+        gate.wake();
         stop(threads);
         drop(raw_mode);
         // In this order: devices stop before what they stand on goes.

@@ -30,11 +30,11 @@ fn main() -> ExitCode {
 }
 
 fn ask(ctl: &Ctl) -> ExitCode {
-    let (method, path) = match ctl.request {
-        Request::Status => (Method::GET, "/v1/status"),
-        Request::Shutdown => (Method::PUT, "/v1/shutdown"),
+    let answer = match &ctl.request {
+        Request::Status => client::ask(&ctl.api_socket, Method::GET, "/v1/status", None),
+        request => client::ask(&ctl.api_socket, Method::PUT, &request.path(), request.body().as_ref()),
     };
-    match client::ask(&ctl.api_socket, method, path) {
+    match answer {
         Ok(answer) => {
             // A reader that has seen enough is no error.
             let _ = writeln!(std::io::stdout(), "{answer:#}");

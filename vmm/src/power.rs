@@ -1,6 +1,8 @@
-//! The registers by which a guest resets or powers off the machine.
+//! The registers by which a guest resets or powers off the machine, and the button by which it is asked to.
 
 use std::sync::Arc;
+
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::BusDevice;
 use crate::exit::{ExitEvent, ExitReason};
@@ -39,6 +41,24 @@ impl BusDevice for PowerRegisters {
         {
             self.exit.request(ExitReason::PowerOff);
         }
+    }
+}
+
+/// The power button. What comes of it is the guest's affair: its `button` driver makes a key press of it.
+pub struct PowerButton {
+    irqfd: EventFd,
+}
+
+impl PowerButton {
+    /// A button behind `irqfd`, the interrupt of the DSDT's event device (ACPI 6.5, 5.6.9).
+    pub fn new(irqfd: EventFd) -> PowerButton {
+        PowerButton { irqfd }
+    }
+
+    /// Presses it.
+    pub fn press(&self) {
+        // Fails only when the counter is full, and then it is pressed already.
+        let _ = self.irqfd.write(1);
     }
 }
 

@@ -1,8 +1,7 @@
 //! A virtual processor: one thread that runs the guest and serves its port and memory-mapped I/O.
 //!
-//! Life cycle: the builder makes a [`Vcpu`], the machine turns it into a thread with [`Vcpu::start`], and
-//! [`VcpuThread::kick`] brings that thread out of the guest to look at what is wanted of it. Today that is
-//! only to end; a pause would be one more state to look at, in the same place.
+//! Life cycle: the builder makes a [`Vcpu`], the machine turns it into a thread with [`Vcpu::start`]. A signal brings that
+//! thread out of the guest to look at what is wanted of it: [`VcpuThread::kick`] to end, the [`Gate`] to wait.
 #![expect(unsafe_code, reason = "the signal handler that kicks a vCPU, and fields of kvm_run's union")]
 
 use std::cell::Cell;
@@ -14,11 +13,13 @@ use std::time::Duration;
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use libc::{c_int, c_void, siginfo_t};
+use log::debug;
 use thiserror::Error;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::bus::Bus;
 use crate::exit::{ExitEvent, ExitReason};
+use crate::gate::{Gate, Member};
 
 /// Why a vCPU stopped without the guest's asking.
 #[derive(Debug, Error)]
@@ -118,12 +119,13 @@ pub struct Vcpu {
     fd: VcpuFd,
     buses: Arc<Buses>,
     exit: Arc<ExitEvent>,
+    gate: Arc<Gate>,
 }
 
 impl Vcpu {
     /// Processor `id`, whose state is set.
-    pub fn new(id: u8, fd: VcpuFd, buses: Arc<Buses>, exit: Arc<ExitEvent>) -> Vcpu {
-        Vcpu { id, fd, buses, exit }
+    pub fn new(id: u8, fd: VcpuFd, buses: Arc<Buses>, exit: Arc<ExitEvent>, gate: Arc<Gate>) -> Vcpu {
+        Vcpu { id, fd, buses, exit, gate }
     }
 
     /// Starts the thread that runs the guest until the machine's end is asked for.
@@ -138,12 +140,40 @@ impl Vcpu {
 
     fn run(mut self) {
         IMMEDIATE_EXIT.set(&raw mut self.fd.get_kvm_run().immediate_exit);
+        let member = self.join();
         while !self.exit.is_requested() {
+            if member.pass(|| self.exit.is_requested()) {
+                self.tell_of_pause();
+                continue;
+            }
             if let Some(reason) = self.step() {
                 self.exit.request(reason);
             }
         }
+        drop(member);
         IMMEDIATE_EXIT.set(ptr::null_mut());
+    }
+
+    /// Makes this thread stop for pauses.
+    fn join(&self) -> Member {
+        // SAFETY: has no preconditions.
+        let thread = unsafe { libc::pthread_self() };
+        self.gate.join(&format!("vcpu{}", self.id), move || {
+            // SAFETY: a member is there only while its thread, this one, runs, and the signal has a handler.
+            unsafe { libc::pthread_kill(thread, SIGRTMIN()) };
+        })
+    }
+
+    /// Tells the guest's watchdogs that it was not running (`KVM_KVMCLOCK_CTRL`), so that they take the time for no lock-up.
+    /// Its clocks go on during a pause, as for a process that was stopped: connections and timers see the time that everybody
+    /// else sees.
+    fn tell_of_pause(&self) {
+        if let Err(error) = self.fd.kvmclock_ctrl() {
+            debug!(
+                "vcpu{}: the guest does not use KVM's clock, and is not told of the pause: {error}",
+                self.id
+            );
+        }
     }
 
     /// Runs the guest up to its next exit and serves that.

@@ -253,6 +253,11 @@ impl NetDevice {
         &self.counters[pair]
     }
 
+    /// The rate limits in force.
+    pub fn limits(&self) -> RateLimits {
+        self.limits
+    }
+
     /// Name of the port.
     pub fn port_name(&self) -> &str {
         self.port.name()

@@ -116,6 +116,7 @@ pub trait Lifecycle {
 pub struct VirtioNet {
     device: NetDevice,
     active: Option<Active>,
+    paused: bool,
 }
 
 #[derive(Debug)]
@@ -128,7 +129,7 @@ struct Active {
 impl VirtioNet {
     /// A device that is not active.
     pub fn new(device: NetDevice) -> VirtioNet {
-        VirtioNet { device, active: None }
+        VirtioNet { device, active: None, paused: false }
     }
 
     /// The device inside, for its name and counters.
@@ -145,6 +146,24 @@ impl VirtioNet {
     pub fn set_limits(&mut self, limits: RateLimits) {
         self.device.set_limits(limits);
         self.restart();
+    }
+
+    /// Touches neither rings nor guest memory until [`VirtioNet::resume`], active or not. Frames wait where they are: those to
+    /// the guest in the port's queue, which drops what is too much, those from the guest in its rings.
+    ///
+    /// # Errors
+    ///
+    /// When a worker does not come back; the pairs that did are stopped then.
+    pub fn pause(&mut self) -> Result<(), DeviceError> {
+        self.paused = true;
+        self.stop_pairs()
+    }
+
+    /// Goes on after [`VirtioNet::pause`], with the rings where they were. A queue that cannot says so by its `err`.
+    pub fn resume(&mut self) {
+        if std::mem::take(&mut self.paused) {
+            self.restart();
+        }
     }
 
     /// Opens a port that was found gone again (see [`NetDevice::port_gone`]), and moves the running pairs there.
@@ -171,7 +190,11 @@ impl VirtioNet {
         self.active = Some(active);
     }
 
+    /// Runs the queues, or leaves that to [`VirtioNet::resume`].
     fn run(&mut self, active: &Active) -> Result<(), ActivateError> {
+        if self.paused {
+            return Ok(());
+        }
         let Activation { memory, features, queues } = &active.setup;
         let pairs = self.device.pairs();
         let mut vrings: Vec<PairVrings> = (0..pairs).map(|_| PairVrings::default()).collect();

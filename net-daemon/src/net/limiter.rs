@@ -8,7 +8,7 @@
 //! A frame passes as long as there is one byte, or one frame, in the bucket, and what it takes beyond that is a debt. So a frame may be
 //! longer than the burst, and the rate holds over time.
 
-use std::fmt::Debug;
+use std::fmt::{self, Debug};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::str::FromStr;
@@ -47,7 +47,7 @@ impl Limit {
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error(
     "'{0}' is no rate: a number with bit or pps, like 100Mbit or 20kpps, with a burst in bytes or frames behind a \
-     colon, like 100Mbit:256K, or both kinds, like 100Mbit+20kpps"
+     colon, like 100Mbit:256K, or both kinds, like 100Mbit+20kpps; or none"
 )]
 pub struct RateError(String);
 
@@ -74,6 +74,9 @@ impl FromStr for Rate {
     fn from_str(text: &str) -> Result<Rate, RateError> {
         let wrong = || RateError(text.to_owned());
         let mut rate = Rate::default();
+        if text == "none" {
+            return Ok(rate);
+        }
         for term in text.split('+') {
             let (amount, burst) = match term.split_once(':') {
                 Some((amount, burst)) => (amount, Some(number(burst, 1024).ok_or_else(wrong)?)),
@@ -89,6 +92,26 @@ impl FromStr for Rate {
             }
         }
         Ok(rate)
+    }
+}
+
+impl fmt::Display for Rate {
+    /// As it is parsed, with all bursts: `12500kbit:78125+20kpps:1000`, or `none`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes = self.bytes.map(|limit| (u128::from(limit.per_second) * 8, "bit", limit.burst));
+        let frames = self.frames.map(|limit| (limit.per_second.into(), "pps", limit.burst));
+        let mut plus = "";
+        for (per_second, unit, burst) in bytes.into_iter().chain(frames) {
+            let (number, power) = match per_second {
+                n if n % 1_000_000_000 == 0 => (n / 1_000_000_000, "G"),
+                n if n % 1_000_000 == 0 => (n / 1_000_000, "M"),
+                n if n % 1000 == 0 => (n / 1000, "k"),
+                n => (n, ""),
+            };
+            write!(f, "{plus}{number}{power}{unit}:{burst}")?;
+            plus = "+";
+        }
+        if plus.is_empty() { f.write_str("none") } else { Ok(()) }
     }
 }
 
@@ -114,6 +137,23 @@ pub struct RateLimits {
     pub rx: Rate,
     /// Guest to wire.
     pub tx: Rate,
+}
+
+/// What to change about [`RateLimits`] at run time. A direction that is not named stays as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitsChange {
+    /// Wire to guest.
+    pub rx: Option<Rate>,
+    /// Guest to wire.
+    pub tx: Option<Rate>,
+}
+
+impl RateLimits {
+    /// These limits with `change` made.
+    #[must_use]
+    pub fn changed(self, change: LimitsChange) -> RateLimits {
+        RateLimits { rx: change.rx.unwrap_or(self.rx), tx: change.tx.unwrap_or(self.tx) }
+    }
 }
 
 #[derive(Debug)]

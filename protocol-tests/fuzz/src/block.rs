@@ -170,7 +170,7 @@ impl Peer {
         };
         let vring = Vring { index: 0, queue, kick: Arc::new(eventfd()) };
         let ring = Ring::new(vring, &activation);
-        let requests = Requests::new("fuzzed", Arc::new(image), features);
+        let requests = Requests::new("fuzzed", Arc::new(image), features, Arc::default());
         Some(Peer { memory, file, ring, requests, read_only: input.read_only, disk, avail: 0, seen: 0 })
     }
 

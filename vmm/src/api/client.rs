@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
@@ -31,6 +31,9 @@ pub enum CtlError {
     /// What came is no JSON.
     #[error("the machine's answer makes no sense")]
     Json(#[from] serde_json::Error),
+    /// What was named cannot be part of a path.
+    #[error("'{0}' cannot be asked for: name a device by its interface or its number")]
+    Path(String),
     /// It refuses.
     #[error("the machine refuses: {0}")]
     Refused(String),
@@ -39,28 +42,31 @@ pub enum CtlError {
     System(#[source] io::Error),
 }
 
-/// Sends one request to the API at `socket`, and returns its answer.
+/// Sends one request to the API at `socket`, with `body` if there is one, and returns its answer.
 ///
 /// # Errors
 ///
 /// See [`CtlError`].
-pub fn ask(socket: &Path, method: Method, path: &str) -> Result<Value, CtlError> {
+pub fn ask(socket: &Path, method: Method, path: &str, body: Option<&Value>) -> Result<Value, CtlError> {
+    let request = request(method, path, body)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(CtlError::System)?;
     runtime.block_on(async {
-        tokio::time::timeout(LIMIT, exchange(socket, method, path)).await.map_err(|_| CtlError::Late)?
+        tokio::time::timeout(LIMIT, exchange(socket, request)).await.map_err(|_| CtlError::Late)?
     })
 }
 
-async fn exchange(socket: &Path, method: Method, path: &str) -> Result<Value, CtlError> {
+fn request(method: Method, path: &str, body: Option<&Value>) -> Result<Request<Full<Bytes>>, CtlError> {
+    let body = body.map(Value::to_string).unwrap_or_default();
+    let request = Request::builder().method(method).uri(path).header(hyper::header::HOST, "localhost");
+    request.body(Full::new(Bytes::from(body))).map_err(|_| CtlError::Path(path.to_owned()))
+}
+
+async fn exchange(socket: &Path, request: Request<Full<Bytes>>) -> Result<Value, CtlError> {
     let connect = |error| CtlError::Connect(socket.to_owned(), error);
     let stream = tokio::net::UnixStream::connect(socket).await.map_err(connect)?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
-    let mut request = Request::new(Empty::<Bytes>::new());
-    *request.method_mut() = method;
-    *request.uri_mut() = path.parse().unwrap_or_default();
-    request.headers_mut().insert(hyper::header::HOST, hyper::header::HeaderValue::from_static("localhost"));
     let response = sender.send_request(request).await?;
     let good = response.status().is_success();
     let body = response.into_body().collect().await?.to_bytes();

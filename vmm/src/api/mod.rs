@@ -1,7 +1,8 @@
 //! The API socket: HTTP and JSON over a Unix socket, for the process's own user and root.
 //!
 //! [`Api::start`] listens and serves on a thread of its own until it is dropped; nothing in the machine waits for it. What it
-//! shows comes from [`Status`] sources that devices hand out when they are built. `docs/api.md` is the schema.
+//! shows and changes comes from a [`Device`] for each device, which hands it out when it is built. `docs/api.md` is the
+//! schema.
 
 use std::convert::Infallible;
 use std::io;
@@ -24,7 +25,7 @@ use volt_net::unix::{Access, BindError, SocketFile, bind};
 pub mod client;
 mod routes;
 
-pub use routes::{Machine, Status};
+pub use routes::{Device, Machine, Status};
 
 /// Most clients at a time; others wait.
 const CLIENTS: usize = 16;

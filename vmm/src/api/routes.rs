@@ -4,13 +4,23 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Instant;
 
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
-use hyper::{Method, Request, Response, StatusCode};
-use serde_json::{Value, json};
+use hyper::{Request, Response, StatusCode};
+use serde_json::{Map, Value, json};
+use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
+use volt_net::net::limiter::{LimitsChange, Rate};
 
 use crate::exit::{ExitEvent, ExitReason};
+use crate::pause::Pause;
+use crate::power::PowerButton;
+use crate::virtio::VirtioDevice;
+use crate::virtio::faults::chain;
+use crate::virtio::net::{DataControl, limits_json};
+
+/// Most bytes of a request's body.
+const BODY_MAX: usize = 4096;
 
 /// Says how a device is, at any time and from any thread.
 pub type Status = Box<dyn Fn() -> Value + Send + Sync>;
@@ -24,19 +34,58 @@ pub struct Machine {
     /// When the machine was built.
     pub started: Instant,
     /// The devices, in the order in which the guest finds them.
-    pub devices: Vec<Status>,
+    pub devices: Vec<Device>,
     /// The end.
     pub exit: Arc<ExitEvent>,
+    /// Stops everything for a while.
+    pub pause: Pause,
+    /// Asks the guest to end.
+    pub power_button: PowerButton,
+}
+
+/// What the API knows of a device.
+pub struct Device {
+    /// Interface or socket of a network device; `None` for others.
+    pub net: Option<String>,
+    /// How it is.
+    pub status: Status,
+    /// Whoever moves its frames, if that is not a back-end.
+    pub data: Option<DataControl>,
+}
+
+impl Device {
+    /// What `device` shows of itself, before a transport takes it.
+    pub fn of(device: &dyn VirtioDevice) -> Device {
+        let name = || device.label().strip_prefix("net ").unwrap_or(device.label()).to_owned();
+        let net = (device.device_id() == VIRTIO_ID_NET).then(name);
+        Device { net, status: device.status(), data: device.data_control() }
+    }
 }
 
 type Answer = (StatusCode, Value);
 
-/// Answers a request.
+/// Answers a request. What it asks for is done on another thread, as a pause takes its time and others do not wait for it.
 pub(super) async fn answer(
     request: Request<Incoming>,
-    machine: &Machine,
+    machine: &Arc<Machine>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
-    let (allowed, (code, body)) = route(request.method(), request.uri().path(), machine);
+    let (parts, body) = request.into_parts();
+    let path = parts.uri.path().to_owned();
+    let allowed = allowed(&path);
+    let (code, body) = if allowed.is_empty() {
+        error(StatusCode::NOT_FOUND, format!("there is no {path}: see docs/api.md"))
+    } else if !allowed.split(", ").any(|method| method == parts.method.as_str()) {
+        let text = format!("{path} is asked by {allowed}, not {}", parts.method);
+        error(StatusCode::METHOD_NOT_ALLOWED, text)
+    } else {
+        match Limited::new(body, BODY_MAX).collect().await {
+            Ok(body) => carry_out(machine, path, body.to_bytes()).await,
+            Err(broken) if broken.is::<LengthLimitError>() => {
+                error(StatusCode::PAYLOAD_TOO_LARGE, format!("a body has at most {BODY_MAX} bytes"))
+            }
+            Err(broken) => error(StatusCode::BAD_REQUEST, format!("the body cannot be read: {broken}")),
+        }
+    };
     let mut response = Response::new(Full::new(Bytes::from(format!("{body:#}\n"))));
     *response.status_mut() = code;
     let headers = response.headers_mut();
@@ -47,33 +96,63 @@ pub(super) async fn answer(
     Ok(response)
 }
 
-/// The method that a path allows, and the answer.
-fn route(method: &Method, path: &str, machine: &Machine) -> (&'static str, Answer) {
-    let (allowed, carry_out): (&str, fn(&Machine) -> Answer) = match path {
-        "/v1/status" => ("GET", status),
-        "/v1/shutdown" => ("PUT", shutdown),
-        _ => return ("", error(StatusCode::NOT_FOUND, format!("there is no {path}: see docs/api.md"))),
-    };
-    if method.as_str() == allowed {
-        (allowed, carry_out(machine))
-    } else {
-        (
-            allowed,
-            error(StatusCode::METHOD_NOT_ALLOWED, format!("{path} is asked by {allowed}, not {method}")),
-        )
+fn segments(path: &str) -> Vec<&str> {
+    path.strip_prefix('/').unwrap_or_default().split('/').collect()
+}
+
+/// The methods by which a path is asked; none for one that does not exist.
+fn allowed(path: &str) -> &'static str {
+    match segments(path)[..] {
+        ["v1", "status"] => "GET",
+        ["v1", "pause" | "resume" | "power-button" | "shutdown"] | ["v1", "net", _, "limits"] => "PUT",
+        ["v1", "net" | "disk", _] => "PUT, DELETE",
+        _ => "",
     }
+}
+
+async fn carry_out(machine: &Arc<Machine>, path: String, body: Bytes) -> Answer {
+    let machine = machine.clone();
+    let done = tokio::task::spawn_blocking(move || {
+        match segments(&path)[..] {
+        ["v1", "status"] => status(&machine),
+        ["v1", "pause"] => pause(&machine),
+        ["v1", "resume"] => {
+            machine.pause.resume();
+            (StatusCode::OK, state(&machine))
+        }
+        ["v1", "power-button"] => {
+            machine.power_button.press();
+            (StatusCode::OK, json!({}))
+        }
+        ["v1", "shutdown"] => shutdown(&machine),
+        ["v1", "net", net, "limits"] => limits(&machine, net, &body),
+        _ => error(
+            StatusCode::NOT_IMPLEMENTED,
+            "the virtio-mmio transport cannot add or remove devices while the guest runs: give them to volt-vmm \
+             by --net and --disk at its start"
+                .to_owned(),
+        ),
+    }
+    });
+    // A panic has ended the process by now.
+    done.await.unwrap_or_else(|panic| error(StatusCode::INTERNAL_SERVER_ERROR, panic.to_string()))
 }
 
 fn error(code: StatusCode, text: String) -> Answer {
     (code, json!({ "error": text }))
 }
 
+fn state(machine: &Machine) -> Value {
+    json!({ "state": if machine.pause.is_paused() { "paused" } else { "running" } })
+}
+
 fn status(machine: &Machine) -> Answer {
-    let devices: Vec<Value> = machine.devices.iter().map(|device| device()).collect();
+    let devices: Vec<Value> = machine.devices.iter().map(|device| (device.status)()).collect();
     let status = json!({
         "program": concat!("volt-vmm ", env!("CARGO_PKG_VERSION")),
         "pid": std::process::id(),
         "uptime_seconds": machine.started.elapsed().as_secs(),
+        "state": state(machine)["state"],
         "cpus": machine.cpus,
         "memory_bytes": machine.memory,
         "devices": devices,
@@ -81,8 +160,63 @@ fn status(machine: &Machine) -> Answer {
     (StatusCode::OK, status)
 }
 
+fn pause(machine: &Machine) -> Answer {
+    match machine.pause.pause() {
+        Ok(()) => (StatusCode::OK, state(machine)),
+        Err(why) => {
+            let text = format!("the machine runs on, try again: {}", chain(&why));
+            error(StatusCode::SERVICE_UNAVAILABLE, text)
+        }
+    }
+}
+
 /// Ends the machine as a signal would: at once, without asking the guest.
 fn shutdown(machine: &Machine) -> Answer {
     machine.exit.request(ExitReason::Api);
     (StatusCode::OK, json!({}))
+}
+
+fn limits(machine: &Machine, net: &str, body: &[u8]) -> Answer {
+    let Some(device) = find_net(machine, net) else {
+        let names: Vec<&str> = machine.devices.iter().filter_map(|device| device.net.as_deref()).collect();
+        let text = format!("there is no network device {net}: they are {names:?}, or 0, 1, 2 in this order");
+        return error(StatusCode::NOT_FOUND, text);
+    };
+    let change = match parse_limits(body) {
+        Ok(change) => change,
+        Err(text) => return error(StatusCode::BAD_REQUEST, text),
+    };
+    let Some(data) = &device.data else {
+        let text = "a vhost-user back-end moves this device's frames: ask that ('volt-netd ctl limits')";
+        return error(StatusCode::CONFLICT, text.to_owned());
+    };
+    match data.change_limits(change) {
+        Ok(limits) => (StatusCode::OK, limits_json(limits)),
+        Err(why) => error(StatusCode::CONFLICT, why.to_string()),
+    }
+}
+
+/// By name, or by number among the network devices.
+fn find_net<'a>(machine: &'a Machine, net: &str) -> Option<&'a Device> {
+    let mut nets = machine.devices.iter().filter(|device| device.net.is_some());
+    let named = nets.clone().find(|device| device.net.as_deref() == Some(net));
+    named.or_else(|| nets.nth(net.parse().ok()?))
+}
+
+/// `{"rx-rate": "100Mbit", "tx-rate": "none"}`, one of them at least.
+fn parse_limits(body: &[u8]) -> Result<LimitsChange, String> {
+    const EXPECTED: &str = r#"expected an object like {"rx-rate": "100Mbit", "tx-rate": "none"}"#;
+    let object: Map<String, Value> =
+        serde_json::from_slice(body).map_err(|error| format!("{EXPECTED}: {error}"))?;
+    let mut change = LimitsChange::default();
+    for (name, value) in &object {
+        let text = value.as_str().ok_or_else(|| format!("{name} is no text: {EXPECTED}"))?;
+        let rate: Rate = text.parse().map_err(|error| format!("{name}: {error}"))?;
+        match name.as_str() {
+            "rx-rate" => change.rx = Some(rate),
+            "tx-rate" => change.tx = Some(rate),
+            _ => return Err(format!("unknown limit '{name}': {EXPECTED}")),
+        }
+    }
+    if object.is_empty() { Err(EXPECTED.to_owned()) } else { Ok(change) }
 }

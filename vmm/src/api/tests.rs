@@ -7,29 +7,65 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use hyper::Method;
-use serde_json::json;
+use serde_json::{Value, json};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::client::{CtlError, ask};
 use super::*;
 use crate::exit::ExitEvent;
+use crate::gate::Gate;
+use crate::pause::Pause;
+use crate::power::PowerButton;
+use crate::virtio::net::tests::socket_net;
 
 struct Rig {
     api: Option<Api>,
     exit: Arc<ExitEvent>,
+    gate: Arc<Gate>,
+    button: EventFd,
     socket: PathBuf,
     _dir: tempfile::TempDir,
+}
+
+impl Rig {
+    fn put(&self, path: &str, body: Option<&Value>) -> Result<Value, CtlError> {
+        ask(&self.socket, Method::PUT, path, body)
+    }
+
+    fn refusal(&self, method: Method, path: &str, body: Option<&Value>) -> String {
+        match ask(&self.socket, method, path, body) {
+            Err(CtlError::Refused(why)) => why,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn state(&self) -> Value {
+        ask(&self.socket, Method::GET, "/v1/status", None).unwrap()["state"].clone()
+    }
+}
+
+/// A machine of one disk and two network devices: the first over an interface, the second a back-end's.
+fn machine(exit: &Arc<ExitEvent>, gate: &Arc<Gate>, button: &EventFd) -> Machine {
+    let (net, _) = socket_net(gate);
+    let named = |name: &'static str, net| Device {
+        net,
+        status: Box::new(move || json!({ "device": name })),
+        data: None,
+    };
+    let devices = vec![named("disk", None), Device::of(&net), named("b", Some("b".to_owned()))];
+    let pause = Pause::new(gate.clone(), devices.iter().filter_map(|device| device.data.clone()).collect());
+    let power_button = PowerButton::new(button.try_clone().unwrap());
+    let started = Instant::now();
+    Machine { cpus: 2, memory: 1 << 29, started, devices, exit: exit.clone(), pause, power_button }
 }
 
 fn rig() -> Rig {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("api");
-    let exit = Arc::new(ExitEvent::new().unwrap());
-    let devices: Vec<Status> =
-        vec![Box::new(|| json!({ "device": "a" })), Box::new(|| json!({ "device": "b" }))];
-    let started = Instant::now();
-    let machine = Machine { cpus: 2, memory: 1 << 29, started, devices, exit: exit.clone() };
-    let api = Some(Api::start(&socket, machine).unwrap());
-    Rig { api, exit, socket, _dir: dir }
+    let (exit, gate) = (Arc::new(ExitEvent::new().unwrap()), Arc::default());
+    let button = EventFd::new(EFD_NONBLOCK).unwrap();
+    let api = Some(Api::start(&socket, machine(&exit, &gate, &button)).unwrap());
+    Rig { api, exit, gate, button, socket, _dir: dir }
 }
 
 #[test]
@@ -37,35 +73,106 @@ fn status_and_shutdown() {
     let mut rig = rig();
     let mode = std::fs::metadata(&rig.socket).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
-    let status = ask(&rig.socket, Method::GET, "/v1/status").unwrap();
+    let status = ask(&rig.socket, Method::GET, "/v1/status", None).unwrap();
     assert_eq!((&status["cpus"], &status["memory_bytes"]), (&json!(2), &json!(1 << 29)));
-    assert_eq!(status["devices"], json!([{ "device": "a" }, { "device": "b" }]));
+    let devices: Vec<_> = (0..3).map(|at| status["devices"][at]["device"].clone()).collect();
+    assert_eq!(devices, ["disk", "net test", "b"]);
     assert!(!rig.exit.is_requested());
-    ask(&rig.socket, Method::PUT, "/v1/shutdown").unwrap();
+    ask(&rig.socket, Method::PUT, "/v1/shutdown", None).unwrap();
     assert!(rig.exit.is_requested());
     drop(rig.api.take());
     assert!(!rig.socket.exists());
-    assert!(matches!(ask(&rig.socket, Method::GET, "/v1/status"), Err(CtlError::Connect(..))));
+    assert!(matches!(ask(&rig.socket, Method::GET, "/v1/status", None), Err(CtlError::Connect(..))));
 }
 
 #[test]
 fn what_cannot_be_asked_is_refused_by_name() {
     let rig = rig();
-    let refusal = |method, path| match ask(&rig.socket, method, path) {
-        Err(CtlError::Refused(why)) => why,
-        other => panic!("{other:?}"),
-    };
+    let refusal = |method, path| rig.refusal(method, path, None);
     assert!(refusal(Method::GET, "/v1/nothing").contains("/v1/nothing"));
     assert!(refusal(Method::GET, "/v1/shutdown").contains("PUT"));
+    for path in ["/v1/net/tap7", "/v1/disk/0"] {
+        assert!(refusal(Method::PUT, path).contains("virtio-mmio"));
+        assert!(refusal(Method::DELETE, path).contains("virtio-mmio"));
+    }
     assert!(!rig.exit.is_requested());
+}
+
+/// Both ways any number of times; a thread of the machine waits meanwhile, and a press of the button is kept.
+#[test]
+fn pause_and_resume() {
+    let rig = rig();
+    assert_eq!(rig.state(), "running");
+    rig.put("/v1/resume", None).unwrap();
+    for _ in 0..2 {
+        assert_eq!(rig.put("/v1/pause", None).unwrap(), json!({ "state": "paused" }));
+        assert_eq!(rig.state(), "paused");
+    }
+    let member = rig.gate.join("thread", || {});
+    let worker = thread::spawn(move || member.pass(|| false));
+    rig.put("/v1/power-button", None).unwrap();
+    assert_eq!(rig.button.read().unwrap(), 1);
+    assert!(!worker.is_finished());
+    assert_eq!(rig.put("/v1/resume", None).unwrap(), json!({ "state": "running" }));
+    assert!(worker.join().unwrap());
+    assert_eq!(rig.state(), "running");
+}
+
+/// While one client waits for a pause that cannot be, others are answered, and then it is named what held it up.
+#[test]
+fn a_pause_that_cannot_be_is_none() {
+    let rig = rig();
+    let _busy = rig.gate.join("vcpu0", || {});
+    let socket = rig.socket.clone();
+    let client = thread::spawn(move || ask(&socket, Method::PUT, "/v1/pause", None));
+    let start = Instant::now();
+    while !client.is_finished() {
+        let asked = Instant::now();
+        assert_eq!(rig.state(), "running");
+        assert!(client.is_finished() || asked.elapsed() < Duration::from_secs(2));
+        thread::sleep(Duration::from_millis(50));
+    }
+    assert!(start.elapsed() < LIMIT);
+    match client.join().unwrap() {
+        Err(CtlError::Refused(why)) => assert!(why.contains("vcpu0"), "{why}"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(rig.state(), "running");
+}
+
+#[test]
+fn limits_of_a_device_by_name_or_number() {
+    let rig = rig();
+    let change = |net: &str, body| rig.put(&format!("/v1/net/{net}/limits"), Some(&body));
+    let limits = |rx, tx| json!({ "rx-rate": rx, "tx-rate": tx });
+    let answer = change("test", json!({ "rx-rate": "80Mbit:64K" })).unwrap();
+    assert_eq!(answer, limits("80Mbit:65536", "none"));
+    let answer = change("0", json!({ "tx-rate": "20kpps" })).unwrap();
+    assert_eq!(answer, limits("80Mbit:65536", "20kpps:1000"));
+    let status = ask(&rig.socket, Method::GET, "/v1/status", None).unwrap();
+    assert_eq!(status["devices"][1]["limits"], answer);
+    assert_eq!(change("test", limits("none", "none")).unwrap(), limits("none", "none"));
+
+    let refusal = |net: &str, body| rig.refusal(Method::PUT, &format!("/v1/net/{net}/limits"), Some(&body));
+    for net in ["2", "disk", "-1"] {
+        assert!(refusal(net, json!({ "rx-rate": "1Mbit" })).contains(r#"["test", "b"]"#));
+    }
+    for net in ["1", "b"] {
+        assert!(refusal(net, json!({ "rx-rate": "1Mbit" })).contains("vhost-user"));
+    }
+    for body in
+        [json!({}), json!([]), json!({ "rx-rate": 5 }), json!({ "rx-rate": "5" }), json!({ "rate": "5pps" })]
+    {
+        assert!(refusal("test", body.clone()).contains("100Mbit"), "{body}");
+    }
+    let long = json!({ "rx-rate": "1".repeat(5000) });
+    assert!(refusal("test", long).contains("4096"));
 }
 
 #[test]
 fn a_second_machine_is_told_that_the_socket_is_in_use() {
     let rig = rig();
-    let exit = rig.exit.clone();
-    let machine = Machine { cpus: 1, memory: 1, started: Instant::now(), devices: Vec::new(), exit };
-    let second = Api::start(&rig.socket, machine);
+    let second = Api::start(&rig.socket, machine(&rig.exit, &rig.gate, &rig.button));
     assert!(matches!(second, Err(ApiError::Bind(BindError::InUse(_)))));
 }
 
@@ -80,7 +187,7 @@ fn clients_that_stop_in_the_middle_hold_up_nobody() {
         })
         .collect();
     let start = Instant::now();
-    ask(&rig.socket, Method::GET, "/v1/status").unwrap();
+    ask(&rig.socket, Method::GET, "/v1/status", None).unwrap();
     assert!(start.elapsed() < LIMIT + Duration::from_secs(4));
     let mut rest = Vec::new();
     slow[0].read_to_end(&mut rest).unwrap();
@@ -91,5 +198,5 @@ fn clients_that_stop_in_the_middle_hold_up_nobody() {
         let _ = client.read_to_end(&mut rest);
         assert!(rest.starts_with(b"HTTP/1.1 4"), "{rest:?}");
     }
-    ask(&rig.socket, Method::GET, "/v1/status").unwrap();
+    ask(&rig.socket, Method::GET, "/v1/status", None).unwrap();
 }

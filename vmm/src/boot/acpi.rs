@@ -1,10 +1,11 @@
 //! ACPI tables: the only way in which a stock kernel learns of this machine's processors and devices.
 //!
 //! A "hardware-reduced" platform (ACPI 6.5, 3.11.1): RSDP, XSDT, FADT, MADT and DSDT, without an ACPI
-//! timer, power button or embedded controller.
+//! timer or embedded controller. Its power button is a device of the DSDT, told of by an interrupt.
 
 use acpi_tables::aml::{
-    Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate, Scope,
+    Device, EISAName, IO, Interrupt, Memory32Fixed, Method, Name, Notify, Package, Path, ResourceTemplate,
+    Scope,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags, PmProfile};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
@@ -17,8 +18,8 @@ use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 use crate::layout::{
-    ACPI_END, COM1, COM1_GSI, COM1_SIZE, IOAPIC, LOCAL_APIC, RESET_REG, RESET_VALUE, RSDP, SLEEP_CONTROL,
-    SLEEP_STATUS, SLEEP_TYPE_S5,
+    ACPI_END, COM1, COM1_GSI, COM1_SIZE, IOAPIC, LOCAL_APIC, POWER_BUTTON_GSI, RESET_REG, RESET_VALUE, RSDP,
+    SLEEP_CONTROL, SLEEP_STATUS, SLEEP_TYPE_S5,
 };
 use crate::virtio::mmio::{MmioSlot, SLOT_SIZE};
 
@@ -169,6 +170,7 @@ impl Aml for Devices<'_> {
         if self.0.serial {
             com1(sink);
         }
+        power_button(sink);
         for (index, &slot) in (0u8..).zip(&self.0.virtio_mmio) {
             virtio_mmio(index, slot, sink);
         }
@@ -194,6 +196,31 @@ fn com1(sink: &mut dyn AmlSink) {
             &Name::new(Path::new("_HID"), &EISAName::new("PNP0501")),
             &Name::new(Path::new("_UID"), &0u8),
             &Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&ports, &interrupt])),
+        ],
+    )
+    .to_aml_bytes(sink);
+}
+
+/// The control method power button (ACPI 6.5, 4.8.2.2.1.2), and the generic event device (5.6.9) whose one interrupt means
+/// that it was pressed: hardware-reduced platforms have no event registers for it.
+fn power_button(sink: &mut dyn AmlSink) {
+    /// "Power button pressed" (5.6.6).
+    const PRESSED: u8 = 0x80;
+    let button = Path::new("PWRB");
+    let (hid, uid) = (EISAName::new("PNP0C0C"), 0u8);
+    Device::new(
+        Path::new("PWRB"),
+        vec![&Name::new(Path::new("_HID"), &hid), &Name::new(Path::new("_UID"), &uid)],
+    )
+    .to_aml_bytes(sink);
+    let interrupt = Interrupt::new(true, true, false, false, POWER_BUTTON_GSI);
+    Device::new(
+        Path::new("GED0"),
+        vec![
+            &Name::new(Path::new("_HID"), &"ACPI0013"),
+            &Name::new(Path::new("_UID"), &uid),
+            &Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&interrupt])),
+            &Method::new(Path::new("_EVT"), 1, true, vec![&Notify::new(&button, &PRESSED)]),
         ],
     )
     .to_aml_bytes(sink);

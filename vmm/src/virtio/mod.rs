@@ -76,8 +76,8 @@ pub trait VirtioDevice: Send {
     /// Waits for the request in hand, for a bounded time. Without an activation it does nothing.
     fn reset(&mut self);
 
-    /// What changes the device's rate limits while the guest runs, for a device that has any.
-    fn rate_control(&self) -> Option<net::RateControl> {
+    /// What changes limits and stops frames while the guest runs, for a network device over an interface.
+    fn data_control(&self) -> Option<net::DataControl> {
         None
     }
 }

@@ -1,4 +1,5 @@
-//! The thread that serves one ring: sleeps until a kick, serves chains until there are none.
+//! The thread that serves one ring: sleeps until a kick, serves chains until there are none. While the machine is paused it
+//! waits at the [`Gate`].
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -10,6 +11,7 @@ use log::error;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use crate::gate::{Gate, Member};
 use crate::virtio::chain::{Chain, ChainError};
 use crate::virtio::faults;
 use crate::virtio::ring::Ring;
@@ -17,17 +19,18 @@ use crate::virtio::ring::Ring;
 /// A running thread; dropping it ends the thread behind the request in hand, and waits for that.
 pub struct Worker {
     stop: Arc<Stop>,
+    gate: Arc<Gate>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// How a worker is told to end: the flag is read between requests, the eventfd ends its sleep.
+/// How a worker is told to end, or to come to the gate: the flag is read between requests, the eventfd ends its sleep.
 struct Stop {
     asked: AtomicBool,
     wake: EventFd,
 }
 
 impl Worker {
-    /// Starts a thread that serves `ring` by `request` (see [`Ring::serve`]). `label` names the device in
+    /// Starts a thread that serves `ring` by `request` (see [`Ring::serve`]) while `gate` is open. `label` names the device in
     /// the log, `thread` the thread in process listings.
     ///
     /// # Errors
@@ -36,6 +39,7 @@ impl Worker {
     pub fn spawn(
         label: &str,
         thread: &str,
+        gate: &Arc<Gate>,
         ring: Ring,
         request: impl FnMut(Result<&Chain<'_>, ChainError>) -> u32 + Send + 'static,
     ) -> io::Result<Worker> {
@@ -44,11 +48,14 @@ impl Worker {
         for fd in [ring.kick().as_raw_fd(), stop.wake.as_raw_fd()] {
             epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, 0))?;
         }
-        let (label, its_stop) = (label.to_owned(), stop.clone());
+        let (label, its_stop, to_fetch) = (label.to_owned(), stop.clone(), stop.clone());
+        let member = gate.join(&label, move || {
+            let _ = to_fetch.wake.write(1);
+        });
         let thread = thread::Builder::new().name(thread.to_owned()).spawn(move || {
-            run(&label, &epoll, ring, request, &its_stop);
+            run(&label, &epoll, ring, request, &its_stop, &member);
         })?;
-        Ok(Worker { stop, thread: Some(thread) })
+        Ok(Worker { stop, gate: gate.clone(), thread: Some(thread) })
     }
 }
 
@@ -56,6 +63,7 @@ impl Drop for Worker {
     fn drop(&mut self) {
         self.stop.asked.store(true, Ordering::Release);
         let _ = self.stop.wake.write(1);
+        self.gate.wake();
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
             error!("a device's thread ended in a panic");
         }
@@ -68,7 +76,9 @@ fn run(
     mut ring: Ring,
     mut request: impl FnMut(Result<&Chain<'_>, ChainError>) -> u32,
     stop: &Stop,
+    member: &Member,
 ) {
+    let asked = || stop.asked.load(Ordering::Acquire);
     loop {
         match epoll.wait(-1, &mut [EpollEvent::default(); 2]) {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => {
@@ -76,11 +86,12 @@ fn run(
             }
             _ => {}
         }
-        // Empty when the other eventfd woke us.
-        let _ = ring.kick().read();
+        // Empty where the other eventfd woke us.
+        let _ = (ring.kick().read(), stop.wake.read());
         loop {
             // Between two requests, as a guest could keep this loop busy for ever.
-            if stop.asked.load(Ordering::Acquire) {
+            member.pass(asked);
+            if asked() {
                 return;
             }
             match ring.serve(&mut request) {

@@ -48,7 +48,7 @@ fn partial_last_sector_is_left_out() {
 #[test]
 fn unusable_images_are_refused_by_name() {
     let (dir, path) = image();
-    let open = |path: &Path, read_only| match Block::open(&config(path, read_only)) {
+    let open = |path: &Path, read_only| match Block::open(&config(path, read_only), &Arc::default()) {
         Ok(_) => panic!("{} was opened", path.display()),
         Err(error) => error.to_string(),
     };
@@ -60,14 +60,14 @@ fn unusable_images_are_refused_by_name() {
     fs::write(&small, [0; 511]).unwrap();
     assert!(open(&small, false).contains("511 bytes"));
 
-    let writer = Block::open(&config(&path, false)).unwrap();
+    let writer = Block::open(&config(&path, false), &Arc::default()).unwrap();
     assert!(open(&path, false).contains("in use by another process"));
     assert!(open(&path, true).contains("in use by another process"));
     drop(writer);
-    let readers = [(); 2].map(|()| Block::open(&config(&path, true)).unwrap());
+    let readers = [(); 2].map(|()| Block::open(&config(&path, true), &Arc::default()).unwrap());
     assert!(open(&path, false).contains("in use by another process"));
     drop(readers);
-    Block::open(&config(&path, false)).unwrap();
+    Block::open(&config(&path, false), &Arc::default()).unwrap();
 }
 
 mod full {

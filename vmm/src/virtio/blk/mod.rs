@@ -6,14 +6,17 @@
 use std::sync::Arc;
 
 use log::warn;
+use serde_json::json;
 use thiserror::Error;
 use virtio_bindings::virtio_blk::*;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use volt_net::virtio::features::Features;
 
+use crate::api::Status;
 use crate::config::DiskConfig;
+use crate::gate::Gate;
 use crate::virtio::blk::image::{Image, ImageError};
-use crate::virtio::blk::queue::Requests;
+use crate::virtio::blk::queue::{Counts, Requests};
 use crate::virtio::ring::Ring;
 use crate::virtio::worker::Worker;
 use crate::virtio::{ActivateError, Activation, VirtioDevice, copy_config};
@@ -50,6 +53,8 @@ pub struct Block {
     image: Arc<Image>,
     features: Features,
     config: Vec<u8>,
+    gate: Arc<Gate>,
+    counts: Arc<Counts>,
     worker: Option<Worker>,
 }
 
@@ -59,7 +64,7 @@ impl Block {
     /// # Errors
     ///
     /// No such image, no permission, in use by another process, or too small to hold a sector.
-    pub fn open(config: &DiskConfig) -> Result<Block, BlockError> {
+    pub fn open(config: &DiskConfig, gate: &Arc<Gate>) -> Result<Block, BlockError> {
         let image = Image::open(config)?;
         let label = format!("disk {}", config.path.display());
         if image.surplus() != 0 {
@@ -73,6 +78,8 @@ impl Block {
             features: features(config.read_only),
             config: config_space(image.sectors()),
             image: Arc::new(image),
+            gate: gate.clone(),
+            counts: Arc::default(),
             worker: None,
         })
     }
@@ -118,6 +125,15 @@ impl VirtioDevice for Block {
         &self.label
     }
 
+    fn status(&self) -> Status {
+        let (label, counts) = (self.label.clone(), self.counts.clone());
+        Box::new(move || {
+            let (requests, failed) = counts.get();
+            let vring = json!({ "vring": 0, "kind": "requests", "requests": requests, "failed": failed });
+            json!({ "device": label, "kind": "disk", "vrings": [vring] })
+        })
+    }
+
     fn features(&self) -> Features {
         self.features
     }
@@ -132,9 +148,10 @@ impl VirtioDevice for Block {
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
         let vring = activation.take_vring(0)?;
-        let mut requests = Requests::new(&self.label, self.image.clone(), activation.features);
+        let mut requests =
+            Requests::new(&self.label, self.image.clone(), activation.features, self.counts.clone());
         let ring = Ring::new(vring, &activation);
-        let worker = Worker::spawn(&self.label, "disk", ring, move |chain| requests.serve(chain));
+        let worker = Worker::spawn(&self.label, "disk", &self.gate, ring, move |chain| requests.serve(chain));
         self.worker = Some(worker.map_err(ActivateError::Thread)?);
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use thiserror::Error;
 use virtio_bindings::virtio_blk::*;
@@ -45,9 +46,24 @@ impl RequestError {
     }
 }
 
+/// How many requests there were since the device was made.
+#[derive(Default)]
+pub struct Counts {
+    all: AtomicU64,
+    failed: AtomicU64,
+}
+
+impl Counts {
+    /// All, and those among them that were answered with another status than OK.
+    pub fn get(&self) -> (u64, u64) {
+        (self.all.load(Relaxed), self.failed.load(Relaxed))
+    }
+}
+
 /// Serves requests on an image, for one activation.
 pub struct Requests {
     image: Arc<Image>,
+    counts: Arc<Counts>,
     /// Without FLUSH the driver takes a completed write for a stable one (5.2.6.2).
     write_through: bool,
     /// What the guest did wrong.
@@ -58,17 +74,19 @@ pub struct Requests {
 
 impl Requests {
     /// A server for a driver that acknowledged `features`; `label` begins its log lines.
-    pub fn new(label: &str, image: Arc<Image>, features: Features) -> Requests {
+    pub fn new(label: &str, image: Arc<Image>, features: Features, counts: Arc<Counts>) -> Requests {
         let write_through = !features.has(Features(1 << VIRTIO_BLK_F_FLUSH));
-        Requests { image, write_through, guest: Faults::new(label), host: Faults::new(label) }
+        Requests { image, counts, write_through, guest: Faults::new(label), host: Faults::new(label) }
     }
 
     /// Serves one chain; answers the bytes written from the start of its writable half.
     pub fn serve(&mut self, chain: Result<&Chain<'_>, ChainError>) -> u32 {
+        self.counts.all.fetch_add(1, Relaxed);
         match chain.map_err(RequestError::from).and_then(Request::split) {
             Ok(request) => self.answer(&request),
             // Nowhere to put a status.
             Err(error) => {
+                self.counts.failed.fetch_add(1, Relaxed);
                 self.guest.report(&error);
                 0
             }
@@ -83,6 +101,7 @@ impl Requests {
             Err(error) => (error.status(), if request.data_in.is_empty() { 1 } else { 0 }),
         };
         request.status.copy_from(&[status]);
+        self.counts.failed.fetch_add(result.is_err().into(), Relaxed);
         match &result {
             Ok(()) => {}
             Err(error @ RequestError::Image(..)) => self.host.report(error),

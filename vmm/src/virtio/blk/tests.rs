@@ -30,7 +30,7 @@ pub(super) fn image() -> (TempDir, PathBuf) {
 }
 
 pub(super) fn start(path: &Path, read_only: bool, features: Features) -> Driver {
-    let mut driver = Driver::new(Block::open(&config(path, read_only)).unwrap());
+    let mut driver = Driver::new(Block::open(&config(path, read_only), &Arc::default()).unwrap());
     driver.run(Features::VERSION_1.with(features), &[0]);
     driver
 }
@@ -62,7 +62,7 @@ pub(super) fn range(sector: u64, sectors: u32, flags: u32) -> Vec<u8> {
 #[test]
 fn capacity_and_limits_are_in_the_configuration() {
     let (_dir, path) = image();
-    let mut driver = Driver::new(Block::open(&config(&path, false)).unwrap());
+    let mut driver = Driver::new(Block::open(&config(&path, false), &Arc::default()).unwrap());
     let bytes = driver.config(60);
     assert_eq!(bytes[..8], 64u64.to_le_bytes());
     assert_eq!(bytes[8..12], SIZE_MAX.to_le_bytes());

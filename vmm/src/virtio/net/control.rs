@@ -10,6 +10,7 @@ use volt_net::net::config::NetConfig;
 use volt_net::net::ctrl::{self, ACK_ERR, ACK_OK, Command, CommandError, Limits, MAX_COMMAND_LEN};
 use volt_net::virtio::features::Features;
 
+use crate::gate::Gate;
 use crate::virtio::chain::{Chain, ChainError};
 use crate::virtio::faults::Faults;
 use crate::virtio::ring::Ring;
@@ -57,19 +58,30 @@ pub enum Change {
     Offloads(Features),
 }
 
-/// Takes the control vring out of `activation` and serves it until the thread is dropped, for a device of `pairs` queue
-/// pairs; `apply` is called on that thread, before the driver has its answer. `None` when the driver uses none.
+/// The device whose control vring is served.
+pub struct Served<'a> {
+    /// Begins its log lines.
+    pub label: &'a str,
+    /// Queue pairs.
+    pub pairs: u16,
+    /// Its configuration, where the driver sets the MAC.
+    pub config: &'a Arc<Mutex<NetConfig>>,
+    /// No command is served while this is closed.
+    pub gate: &'a Arc<Gate>,
+}
+
+/// Takes the control vring out of `activation` and serves it until the thread is dropped; `apply` is called on that thread,
+/// before the driver has its answer. `None` when the driver uses none.
 ///
 /// # Errors
 ///
 /// When there can be no thread.
 pub fn serve(
-    label: &str,
+    served: &Served<'_>,
     activation: &mut Activation,
-    pairs: u16,
-    config: &Arc<Mutex<NetConfig>>,
     mut apply: impl FnMut(Change) + Send + 'static,
 ) -> Result<Option<Worker>, ActivateError> {
+    let Served { label, pairs, config, gate } = *served;
     let acked = activation.features;
     let Ok(vring) = activation.take_vring(control_index(acked, pairs)) else { return Ok(None) };
     if !acked.has(Features::CTRL_VQ) {
@@ -78,7 +90,8 @@ pub fn serve(
     let ring = Ring::new(vring, activation);
     let limits = Limits { acked, max_pairs: usable_pairs(acked, pairs) };
     let mut requests = Requests { limits, config: config.clone(), faults: Faults::new(label) };
-    let worker = Worker::spawn(label, "net-control", ring, move |chain| requests.serve(chain, &mut apply));
+    let worker =
+        Worker::spawn(label, "net-control", gate, ring, move |chain| requests.serve(chain, &mut apply));
     worker.map(Some).map_err(ActivateError::Thread)
 }
 

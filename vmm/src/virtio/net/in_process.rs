@@ -9,19 +9,22 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use log::{error, info, warn};
+use serde_json::{Value, json};
 use virtio_queue::QueueT;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use volt_net::event::notify::Notifier;
 use volt_net::event::poller::{EventFlags, Poller};
 use volt_net::net::config::{NetConfig, STATUS_LINK_UP};
+use volt_net::net::counters::{Counter, Counters};
+use volt_net::net::device::DeviceError;
 use volt_net::net::lifecycle::{Activation, Lifecycle, QueueSetup, VirtioNet};
-use volt_net::net::limiter::RateLimits;
+use volt_net::net::limiter::{LimitsChange, RateLimits};
 use volt_net::virtio::features::Features;
 use volt_net::virtio::ring::RingLayout;
 
 use crate::irq::Interrupt;
 use crate::virtio::faults;
-use crate::virtio::net::{DataPath, DataSetup, StartError, glue};
+use crate::virtio::net::{DataPath, DataSetup, StartError, Traffic, glue};
 
 /// Until a port that is gone is tried again.
 const RETRY: Duration = Duration::from_millis(500);
@@ -124,10 +127,47 @@ impl DataPath for InProcess {
         self.shared.device().set_guest_offloads(offloads);
     }
 
-    fn set_limits(&self, limits: RateLimits) -> bool {
-        self.shared.device().set_limits(limits);
-        true
+    fn change_limits(&self, change: LimitsChange) -> Option<RateLimits> {
+        let mut device = self.shared.device();
+        let limits = device.device().limits().changed(change);
+        device.set_limits(limits);
+        Some(limits)
     }
+
+    fn pause(&self) -> Result<(), DeviceError> {
+        self.shared.device().pause()
+    }
+
+    fn resume(&self) {
+        self.shared.device().resume();
+    }
+
+    fn traffic(&self) -> Option<Traffic> {
+        let device = self.shared.device();
+        let device = device.device();
+        let vrings = (0..device.pairs()).flat_map(|pair| vrings(pair, device.counters(pair))).collect();
+        Some(Traffic { limits: device.limits(), vrings })
+    }
+}
+
+/// The counters of a pair's two vrings, as the API shows them.
+fn vrings(pair: usize, counters: &Counters) -> [Value; 2] {
+    let rx_drops = [&counters.rx_bad_chain, &counters.rx_too_long, &counters.rx_failed];
+    let tx_drops = [
+        &counters.tx_bad_chain,
+        &counters.tx_refused,
+        &counters.tx_no_port,
+        &counters.tx_disabled,
+        &counters.killers,
+    ];
+    let of = |vring, kind, frames: &Counter, bytes: &Counter, drops: &[&Counter]| {
+        let drops: u64 = drops.iter().map(|drops| drops.get()).sum();
+        json!({ "vring": vring, "kind": kind, "frames": frames.get(), "bytes": bytes.get(), "drops": drops })
+    };
+    [
+        of(2 * pair, "rx", &counters.rx_frames, &counters.rx_bytes, &rx_drops),
+        of(2 * pair + 1, "tx", &counters.tx_frames, &counters.tx_bytes, &tx_drops),
+    ]
 }
 
 impl Drop for InProcess {

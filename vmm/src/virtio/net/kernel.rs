@@ -19,12 +19,12 @@ use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use virtio_queue::QueueT;
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap};
 use volt_net::net::ctrl::GUEST_OFFLOADS;
-use volt_net::net::device::NetDevice;
-use volt_net::net::limiter::RateLimits;
+use volt_net::net::device::{DeviceError, NetDevice};
+use volt_net::net::limiter::{LimitsChange, RateLimits};
 use volt_net::virtio::features::Features;
 
 use crate::virtio::Vring;
-use crate::virtio::net::{DataPath, DataSetup, StartError};
+use crate::virtio::net::{DataPath, DataSetup, StartError, Traffic};
 
 /// Where the kernel has it.
 const NODE: &str = "/dev/vhost-net";
@@ -156,8 +156,19 @@ impl DataPath for Kernel {
         state.device.set_offloads(in_force);
     }
 
-    fn set_limits(&self, _limits: RateLimits) -> bool {
-        false
+    fn change_limits(&self, _change: LimitsChange) -> Option<RateLimits> {
+        None
+    }
+
+    /// The kernel goes on: it sends what the guest has left in its rings, and receives until the guest's buffers are full.
+    fn pause(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn resume(&self) {}
+
+    fn traffic(&self) -> Option<Traffic> {
+        None
     }
 }
 

@@ -16,25 +16,26 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use log::{info, warn};
-use serde_json::json;
+use serde_json::{Value, json};
 use thiserror::Error;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use volt_net::event::notify::Notifier;
 use volt_net::net::builder::{BuildError, VirtioNetBuilder};
-use volt_net::net::config::{Mac, NetConfig};
-use volt_net::net::device::NetDevice;
+use volt_net::net::config::{Mac, NetConfig, STATUS_LINK_UP};
+use volt_net::net::device::{DeviceError, NetDevice};
 use volt_net::net::lifecycle::{self, Lifecycle, VirtioNet};
-use volt_net::net::limiter::RateLimits;
+use volt_net::net::limiter::{LimitsChange, RateLimits};
 use volt_net::port::macvtap::{Macvtap, MacvtapError};
 use volt_net::virtio::features::Features;
 
 use crate::api::Status;
 use crate::config::{self, NetDeviceConfig, NetPortConfig, PortKind};
+use crate::gate::Gate;
 use crate::irq::Interrupt;
 use crate::virtio::faults;
-use crate::virtio::net::control::{Change, OWN};
+use crate::virtio::net::control::{Change, OWN, Served};
 use crate::virtio::net::in_process::InProcess;
 use crate::virtio::net::kernel::Kernel;
 pub use crate::virtio::net::kernel::KernelError;
@@ -90,17 +91,17 @@ enum StartError {
     Host(#[from] io::Error),
 }
 
-/// Makes the network device that `config` describes.
+/// Makes the network device that `config` describes, for a machine that is paused by `gate`.
 ///
 /// Waits for the back-end behind a socket.
 ///
 /// # Errors
 ///
 /// See [`NetError`].
-pub fn open(config: &NetDeviceConfig) -> Result<Box<dyn VirtioDevice>, NetError> {
+pub fn open(config: &NetDeviceConfig, gate: &Arc<Gate>) -> Result<Box<dyn VirtioDevice>, NetError> {
     Ok(match config {
-        NetDeviceConfig::Socket(config) => Box::new(VhostUserNet::connect(config)?),
-        NetDeviceConfig::Port(config) => Box::new(Net::open(config)?),
+        NetDeviceConfig::Socket(config) => Box::new(VhostUserNet::connect(config, gate)?),
+        NetDeviceConfig::Port(config) => Box::new(Net::open(config, gate)?),
     })
 }
 
@@ -128,22 +129,53 @@ trait DataPath: Send + Sync {
     /// Puts these receive offloads in force.
     fn set_offloads(&self, offloads: Features);
 
-    /// Puts these rate limits in force; `false` where frames pass elsewhere.
-    fn set_limits(&self, limits: RateLimits) -> bool;
+    /// Changes the rate limits and answers all that are in force then; `None` where frames pass elsewhere.
+    fn change_limits(&self, change: LimitsChange) -> Option<RateLimits>;
+
+    /// Touches nothing of the guest's until [`DataPath::resume`], as far as this process moves the frames.
+    fn pause(&self) -> Result<(), DeviceError>;
+
+    /// Goes on after [`DataPath::pause`].
+    fn resume(&self);
+
+    /// Limits and counters as the API shows them (`docs/api.md`); `None` where frames pass elsewhere.
+    fn traffic(&self) -> Option<Traffic>;
 }
 
-/// Changes a network device's rate limits, from any thread and for as long as one likes.
-#[derive(Clone)]
-pub struct RateControl(Arc<dyn DataPath>);
+/// What this process knows of the frames that it moves.
+struct Traffic {
+    limits: RateLimits,
+    /// By vring.
+    vrings: Vec<Value>,
+}
 
-impl RateControl {
-    /// Puts `limits` in force, at once.
+/// Controls whoever moves a network device's frames, from any thread and for as long as one likes.
+#[derive(Clone)]
+pub struct DataControl(Arc<dyn DataPath>);
+
+impl DataControl {
+    /// Changes the rate limits, at once, and answers all that are in force then.
     ///
     /// # Errors
     ///
-    /// Where another process or the kernel moves the frames.
-    pub fn set(&self, limits: RateLimits) -> Result<(), RateControlError> {
-        if self.0.set_limits(limits) { Ok(()) } else { Err(RateControlError) }
+    /// Where the kernel moves the frames.
+    pub fn change_limits(&self, change: LimitsChange) -> Result<RateLimits, RateControlError> {
+        self.0.change_limits(change).ok_or(RateControlError)
+    }
+
+    /// Touches nothing of the guest's until [`DataControl::resume`], as far as this process moves the frames. What the kernel
+    /// moves goes on as far as the guest has left it buffers.
+    ///
+    /// # Errors
+    ///
+    /// When a worker does not stop.
+    pub fn pause(&self) -> Result<(), DeviceError> {
+        self.0.pause()
+    }
+
+    /// Goes on after [`DataControl::pause`]; otherwise it does nothing.
+    pub fn resume(&self) {
+        self.0.resume();
     }
 }
 
@@ -161,6 +193,7 @@ pub struct Net {
     /// The address after a reset; the driver may set another by the control vring.
     mac: Mac,
     config: Arc<Mutex<NetConfig>>,
+    gate: Arc<Gate>,
     /// Serves the control vring, from activation to reset.
     control: Option<Worker>,
     path: Arc<dyn DataPath>,
@@ -172,7 +205,7 @@ impl Net {
     /// # Errors
     ///
     /// See [`NetError`].
-    pub fn open(config: &NetPortConfig) -> Result<Net, NetError> {
+    pub fn open(config: &NetPortConfig, gate: &Arc<Gate>) -> Result<Net, NetError> {
         let gone = glue::notifier(&EventFd::new(EFD_NONBLOCK)?)?;
         let builder = match config.kind {
             PortKind::Tap => VirtioNetBuilder::new(&config.name),
@@ -186,25 +219,30 @@ impl Net {
             builder.build().map_err(|source| NetError::Port { name: config.name.clone(), source })?;
         let label = format!("net {}", config.name);
         match kernel_features(&label, config.vhost_net)? {
-            Some(features) => Ok(Net::in_kernel(label, device.into_device(), features)),
-            None => Net::in_process(label, device, gone),
+            Some(features) => Ok(Net::in_kernel(label, device.into_device(), features, gate)),
+            None => Net::in_process(label, device, gone, gate),
         }
     }
 
     /// A device whose frames the kernel moves, with `kernel`'s features.
-    fn in_kernel(label: String, device: NetDevice, kernel: Features) -> Net {
+    fn in_kernel(label: String, device: NetDevice, kernel: Features, gate: &Arc<Gate>) -> Net {
         let (offered, net_config) = (Kernel::offer(kernel, device.offered()), device.config());
         let config = Arc::new(Mutex::new(net_config));
         let path = Arc::new(Kernel::new(&label, device, kernel));
-        Net::new(label, offered, net_config, config, path)
+        Net::new(label, offered, net_config, config, path, gate)
     }
 
     /// A device whose frames this process moves; `device` notifies `gone`.
-    fn in_process(label: String, device: VirtioNet, gone: Arc<Notifier>) -> Result<Net, NetError> {
+    fn in_process(
+        label: String,
+        device: VirtioNet,
+        gone: Arc<Notifier>,
+        gate: &Arc<Gate>,
+    ) -> Result<Net, NetError> {
         let (offered, net_config) = (device.offered(), device.config());
         let config = Arc::new(Mutex::new(net_config));
         let path = Arc::new(InProcess::new(&label, device, gone, config.clone())?);
-        Ok(Net::new(label, offered, net_config, config, path))
+        Ok(Net::new(label, offered, net_config, config, path, gate))
     }
 
     /// The data path first, so that no command can come before it.
@@ -215,17 +253,12 @@ impl Net {
         let setup = DataSetup { memory, acked: *features, vrings: &vrings[..data], interrupt };
         self.path.start(setup).map_err(|error| ActivateError::DataPath(Box::new(error)))?;
         let path = self.path.clone();
-        self.control =
-            control::serve(&self.label, activation, self.pairs, &self.config, move |change| match change {
-                Change::Pairs(pairs) => path.set_active_pairs(pairs),
-                Change::Offloads(offloads) => path.set_offloads(offloads),
-            })?;
+        let served = Served { label: &self.label, pairs: self.pairs, config: &self.config, gate: &self.gate };
+        self.control = control::serve(&served, activation, move |change| match change {
+            Change::Pairs(pairs) => path.set_active_pairs(pairs),
+            Change::Offloads(offloads) => path.set_offloads(offloads),
+        })?;
         Ok(())
-    }
-
-    /// What changes the rate limits while the guest runs.
-    pub fn rate_control(&self) -> RateControl {
-        RateControl(self.path.clone())
     }
 
     /// A device that offers `offered` and what the control vring makes possible.
@@ -235,13 +268,20 @@ impl Net {
         net_config: NetConfig,
         config: Arc<Mutex<NetConfig>>,
         path: Arc<dyn DataPath>,
+        gate: &Arc<Gate>,
     ) -> Net {
         let pairs = net_config.max_pairs;
         let features = offered.with(OWN).with(Features::CTRL_GUEST_OFFLOADS);
         info!("{label}: MAC {}, {pairs} queue pairs, offering {features}", net_config.mac);
         let vring_sizes = control::vring_sizes(pairs);
-        Net { label, features, pairs, vring_sizes, mac: net_config.mac, config, control: None, path }
+        let (mac, gate) = (net_config.mac, gate.clone());
+        Net { label, features, pairs, vring_sizes, mac, config, gate, control: None, path }
     }
+}
+
+/// Limits as the API shows them, and as it takes them.
+pub fn limits_json(limits: RateLimits) -> Value {
+    json!({ "rx-rate": limits.rx.to_string(), "tx-rate": limits.tx.to_string() })
 }
 
 /// The features of the kernel's vhost-net, when it is to move the frames and can.
@@ -270,14 +310,21 @@ impl VirtioDevice for Net {
 
     fn status(&self) -> Status {
         let (label, config, pairs) = (self.label.clone(), self.config.clone(), self.pairs);
+        let path = self.path.clone();
         Box::new(move || {
             let config = *config.lock().unwrap_or_else(PoisonError::into_inner);
-            json!({
+            let mut status = json!({
                 "device": label,
                 "kind": "net",
                 "mac": config.mac.to_string(),
+                "link_up": config.status & STATUS_LINK_UP != 0,
                 "queue_pairs": pairs,
-            })
+            });
+            if let Some(Traffic { limits, vrings }) = path.traffic() {
+                status["limits"] = limits_json(limits);
+                status["vrings"] = vrings.into();
+            }
+            status
         })
     }
 
@@ -294,8 +341,8 @@ impl VirtioDevice for Net {
         copy_config(&config.to_bytes(), offset, data);
     }
 
-    fn rate_control(&self) -> Option<RateControl> {
-        Some(Net::rate_control(self))
+    fn data_control(&self) -> Option<DataControl> {
+        Some(DataControl(self.path.clone()))
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
@@ -319,4 +366,4 @@ impl VirtioDevice for Net {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

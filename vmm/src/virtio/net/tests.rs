@@ -86,8 +86,18 @@ fn rig(pairs: u16) -> Rig {
     let port = TestPort { sockets, told: Arc::clone(&told), next: Arc::clone(&next) };
     let gone = glue::notifier(&EventFd::new(EFD_NONBLOCK).unwrap()).unwrap();
     let builder = VirtioNetBuilder::over(port).mac(MAC).queues(pairs).wake(gone.clone());
-    let net = Net::in_process("net test".to_owned(), builder.build().unwrap(), gone).unwrap();
+    let net =
+        Net::in_process("net test".to_owned(), builder.build().unwrap(), gone, &Arc::default()).unwrap();
     Rig { driver: Driver::new(net), wires, told, next }
+}
+
+/// A device called "test" in front of a socket, and the other end of that.
+pub(crate) fn socket_net(gate: &Arc<Gate>) -> (Net, UnixDatagram) {
+    let (sockets, mut wires) = wires(1);
+    let gone = glue::notifier(&EventFd::new(EFD_NONBLOCK).unwrap()).unwrap();
+    let builder = VirtioNetBuilder::over(SocketPort::new(sockets).unwrap()).wake(gone.clone());
+    let net = Net::in_process("net test".to_owned(), builder.build().unwrap(), gone, gate).unwrap();
+    (net, wires.remove(0))
 }
 
 /// A frame of `fill` each way on `pair`.
@@ -237,13 +247,9 @@ fn a_driver_without_data_vrings_is_told() {
 /// Limits change under a running guest, by whoever has the handle: no frame is lost, and they hold at once.
 #[test]
 fn rate_limits_change_at_run_time() {
-    let (sockets, mut wires) = wires(1);
-    let gone = glue::notifier(&EventFd::new(EFD_NONBLOCK).unwrap()).unwrap();
-    let builder = VirtioNetBuilder::over(SocketPort::new(sockets).unwrap()).wake(gone.clone());
-    let net = Net::in_process("net test".to_owned(), builder.build().unwrap(), gone).unwrap();
-    let control = VirtioDevice::rate_control(&net).unwrap();
+    let (net, wire) = socket_net(&Arc::default());
+    let control = net.data_control().unwrap();
     let mut driver = Driver::new(net);
-    let wire = wires.remove(0);
     let seconds_for = |driver: &mut Driver, frames: usize| {
         let start = std::time::Instant::now();
         for _ in 0..frames {
@@ -254,10 +260,43 @@ fn rate_limits_change_at_run_time() {
     };
     driver.run(Features::VERSION_1, &[0, 1]);
     driver.put(TX, &[0; 100]);
-    control.set(RateLimits { tx: "100pps:1".parse().unwrap(), ..RateLimits::default() }).unwrap();
+    control.change_limits(LimitsChange { rx: None, tx: Some("100pps:1".parse().unwrap()) }).unwrap();
     let limited = seconds_for(&mut driver, 50);
     assert!((0.48..0.55).contains(&limited), "{limited} s for 50 frames at 100 a second");
-    control.set(RateLimits::default()).unwrap();
+    control.change_limits(LimitsChange { rx: None, tx: Some("none".parse().unwrap()) }).unwrap();
     let free = seconds_for(&mut driver, 50);
     assert!(free < 0.3, "{free} s for 50 frames without limit");
+}
+
+/// A pause stops frames both ways where they are; nothing is lost of what was on the way, and it counts what passes. What
+/// changes meanwhile waits too.
+#[test]
+fn frames_wait_while_the_device_is_paused() {
+    let (net, wire) = socket_net(&Arc::default());
+    let (control, status) = (net.data_control().unwrap(), net.status());
+    let mut driver = Driver::new(net);
+    driver.run(Features::VERSION_1, &[0, 1]);
+    for round in 0..3u64 {
+        control.pause().unwrap();
+        driver.put(TX, &[0; 112]);
+        driver.put(RX, &[0xee; 256]);
+        driver.offer(1, &[(TX, 112, false)]);
+        driver.kick(1);
+        driver.offer(0, &[(RX, 256, true)]);
+        driver.kick(0);
+        wire.send(&[1; 112]).unwrap();
+        control.change_limits(LimitsChange { rx: Some("1Gbit".parse().unwrap()), tx: None }).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        assert_eq!((driver.used(0), driver.used(1), driver.get(RX, 256)), (None, None, [0xee; 256].to_vec()));
+        control.resume();
+        eventually("a frame to the guest", || driver.used(0).is_some());
+        eventually("a frame from the guest", || driver.used(1).is_some());
+        assert_eq!(wire.recv(&mut [0; 256]).unwrap(), 112);
+        let status = status();
+        let count = |vring: usize| status["vrings"][vring]["frames"].as_u64().unwrap();
+        assert_eq!(
+            (count(0), count(1), status["vrings"][0]["drops"].as_u64()),
+            (round + 1, round + 1, Some(0))
+        );
+    }
 }

@@ -1,8 +1,11 @@
 //! The entropy device (virtio 1.2, section 5.4): one vring, whose buffers are filled with random bytes.
 
+use std::sync::Arc;
+
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use volt_net::virtio::features::Features;
 
+use crate::gate::Gate;
 use crate::virtio::ring::Ring;
 use crate::virtio::worker::Worker;
 use crate::virtio::{ActivateError, Activation, VirtioDevice};
@@ -13,15 +16,15 @@ const LABEL: &str = "rng";
 const VRING_SIZE: u16 = 64;
 
 /// An entropy device on the host's random numbers.
-#[derive(Default)]
 pub struct Rng {
+    gate: Arc<Gate>,
     worker: Option<Worker>,
 }
 
 impl Rng {
     /// A device that runs once it is activated.
-    pub fn new() -> Rng {
-        Rng::default()
+    pub fn new(gate: &Arc<Gate>) -> Rng {
+        Rng { gate: gate.clone(), worker: None }
     }
 }
 
@@ -50,7 +53,7 @@ impl VirtioDevice for Rng {
         let vring = activation.take_vring(0)?;
         let ring = Ring::new(vring, &activation);
         let mut requests = queue::Requests::new(LABEL);
-        let worker = Worker::spawn(LABEL, LABEL, ring, move |chain| requests.serve(chain));
+        let worker = Worker::spawn(LABEL, LABEL, &self.gate, ring, move |chain| requests.serve(chain));
         self.worker = Some(worker.map_err(ActivateError::Thread)?);
         Ok(())
     }

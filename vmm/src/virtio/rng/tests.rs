@@ -3,7 +3,7 @@ use crate::virtio::testing::{BUFFERS, Driver};
 
 #[test]
 fn buffers_are_filled_and_what_is_odd_comes_back_empty() {
-    let mut driver = Driver::new(Rng::new());
+    let mut driver = Driver::new(Rng::new(&Arc::default()));
     for round in 0..2 {
         driver.run(Features::VERSION_1, &[0]);
         assert_eq!(driver.request(0, &[(BUFFERS, 100, true), (BUFFERS + 200, 28, true)]), 128, "{round}");

@@ -57,7 +57,7 @@ impl Daemon {
 
     fn try_connect(&self, queues: u16) -> Result<VhostUserNet, NetError> {
         let socket = self.dir.path().join("net.sock");
-        VhostUserNet::connect(&super::tests::config(&socket, queues))
+        VhostUserNet::connect(&super::tests::config(&socket, queues), &Arc::default())
     }
 
     fn connect(&self, queues: u16) -> VhostUserNet {

@@ -27,6 +27,12 @@
 //!   before it reads of that, nobody can prevent from here. Who starts another one in its place ends the
 //!   first before.
 //!
+//! # While the machine is paused
+//!
+//! The back-end's rings run on: it sends what the guest has left in them, and receives until the guest's buffers are full,
+//! where it stops by itself. Stopping them would take a conversation with a process that may be away or hang, once at the
+//! pause and once at its end.
+//!
 //! | module | holds |
 //! |---|---|
 //! | [`connection`] | finding the back-end's socket; an end to what blocks on it |
@@ -48,7 +54,8 @@ use volt_net::virtio::features::Features;
 
 use crate::api::Status;
 use crate::config::NetSocketConfig;
-use crate::virtio::net::control::{self, Change, OWN, control_index};
+use crate::gate::Gate;
+use crate::virtio::net::control::{self, Change, OWN, Served, control_index};
 use crate::virtio::vhost_user_net::connection::ConnectError;
 use crate::virtio::vhost_user_net::link::{Link, Monitor, Terms};
 use crate::virtio::vhost_user_net::session::{Session, SessionError};
@@ -108,6 +115,7 @@ pub struct VhostUserNet {
     /// The address after a reset; the driver may set another by the control vring.
     mac: Mac,
     config: Arc<Mutex<NetConfig>>,
+    gate: Arc<Gate>,
     /// Serves the control vring, from activation to reset.
     control: Option<Worker>,
     link: Link,
@@ -121,7 +129,7 @@ impl VhostUserNet {
     /// # Errors
     ///
     /// No back-end in time, or one that lacks what is needed. See [`NetError`].
-    pub fn connect(config: &NetSocketConfig) -> Result<VhostUserNet, NetError> {
+    pub fn connect(config: &NetSocketConfig, gate: &Arc<Gate>) -> Result<VhostUserNet, NetError> {
         let pairs = config.queues;
         if !(1..=MAX_PAIRS).contains(&pairs) {
             return Err(NetError::Pairs(pairs));
@@ -144,7 +152,19 @@ impl VhostUserNet {
         let config = Arc::new(Mutex::new(net_config));
         let link = Link::spawn(label.clone(), session, terms, config.clone()).map_err(NetError::Thread)?;
         let vring_sizes = control::vring_sizes(pairs);
-        Ok(VhostUserNet { label, socket, features, pairs, vring_sizes, mac, config, control: None, link })
+        let gate = gate.clone();
+        Ok(VhostUserNet {
+            label,
+            socket,
+            features,
+            pairs,
+            vring_sizes,
+            mac,
+            config,
+            gate,
+            control: None,
+            link,
+        })
     }
 
     /// Shows whether the back-end is there, how often it has gone and how long it was away.
@@ -239,14 +259,14 @@ impl VirtioDevice for VhostUserNet {
         let acked = activation.features;
         let wishes = Arc::new(Wishes::new(acked));
         let (wanted, waker) = (wishes.clone(), self.link.waker());
-        let control =
-            control::serve(&self.label, &mut activation, self.pairs, &self.config, move |change| {
-                match change {
-                    Change::Pairs(pairs) => wanted.set_pairs(pairs),
-                    Change::Offloads(offloads) => wanted.set_offloads(offloads),
-                }
-                waker.wake();
-            })?;
+        let served = Served { label: &self.label, pairs: self.pairs, config: &self.config, gate: &self.gate };
+        let control = control::serve(&served, &mut activation, move |change| {
+            match change {
+                Change::Pairs(pairs) => wanted.set_pairs(pairs),
+                Change::Offloads(offloads) => wanted.set_offloads(offloads),
+            }
+            waker.wake();
+        })?;
         let mut vrings = vec![activation.take_vring(0)?, activation.take_vring(1)?];
         let end = control_index(acked, self.pairs);
         vrings.extend(activation.vrings.into_iter().filter(|vring| vring.index < end));

@@ -68,7 +68,7 @@ fn killed_while_idle() {
     let (_dir, path) = socket();
     assert_eq!(logged(&path, ""), 0);
     let peer = Peer::start(&path, Options::default());
-    let device = VhostUserNet::connect(&config(&path, 1)).unwrap();
+    let device = VhostUserNet::connect(&config(&path, 1), &Arc::default()).unwrap();
     let (monitor, status) = (device.monitor(), device.status());
     let mut driver = Driver::new(device);
     driver.run(Features::VERSION_1, &[0, 1]);
@@ -108,7 +108,7 @@ fn away_for_seconds() {
     assert_eq!(logged(&path, ""), 0);
     let two = || Options { pairs: 2, ..Options::default() };
     let peer = Peer::start(&path, two());
-    let device = VhostUserNet::connect(&config(&path, 2)).unwrap();
+    let device = VhostUserNet::connect(&config(&path, 2), &Arc::default()).unwrap();
     let monitor = device.monitor();
     let mut driver = Driver::new(device);
     driver.run(Features::VERSION_1.with(MQ), &[0, 1, 2, 3, 4]);
@@ -155,7 +155,7 @@ fn killed_in_the_middle_of_set_up() {
         }
         serve(&listener, 4, End::Theirs)
     });
-    let device = VhostUserNet::connect(&config(&path, 2)).unwrap();
+    let device = VhostUserNet::connect(&config(&path, 2), &Arc::default()).unwrap();
     let monitor = device.monitor();
     let mut driver = Driver::new(device);
     driver.negotiate(Features::VERSION_1.with(MQ));
@@ -194,7 +194,7 @@ fn a_back_end_with_less_is_refused_by_name() {
         Options { features, ..full() }
     };
     let peer = Peer::start(&path, full());
-    let device = VhostUserNet::connect(&config(&path, 2)).unwrap();
+    let device = VhostUserNet::connect(&config(&path, 2), &Arc::default()).unwrap();
     let monitor = device.monitor();
     let mut driver = Driver::new(device);
 
@@ -236,7 +236,7 @@ fn configuration_is_that_of_the_first_connection() {
         Options { config: Some(config), ..Options::default() }
     };
     let peer = Peer::start(&path, with(1, 1400));
-    let device = VhostUserNet::connect(&config(&path, 1)).unwrap();
+    let device = VhostUserNet::connect(&config(&path, 1), &Arc::default()).unwrap();
     let monitor = device.monitor();
     let mut driver = Driver::new(device);
     let before = driver.config(17);
@@ -258,7 +258,7 @@ fn a_hang_is_noticed_and_ended() {
         serve(&listener, 2, End::Theirs);
         probed
     });
-    let device = VhostUserNet::connect(&config(&path, 1)).unwrap();
+    let device = VhostUserNet::connect(&config(&path, 1), &Arc::default()).unwrap();
     let monitor = device.monitor();
     wait_back(&monitor, 1);
     assert_eq!(logged(&path, "has gone (it gave no answer to GET_FEATURES within 5 s)"), 1);
@@ -272,7 +272,7 @@ fn a_hang_is_noticed_and_ended() {
 fn a_hang_in_the_handshake_holds_nobody_up() {
     let (_dir, path) = socket();
     let peer = Peer::start(&path, Options::default());
-    let device = VhostUserNet::connect(&config(&path, 1)).unwrap();
+    let device = VhostUserNet::connect(&config(&path, 1), &Arc::default()).unwrap();
     let monitor = device.monitor();
     let mut driver = Driver::new(device);
     let features = Features::VERSION_1.with(Features::CTRL_VQ).with(Features::CTRL_RX);
@@ -305,7 +305,9 @@ fn link_down_after() {
     for link_down_after in [None, Some(Duration::from_millis(500))] {
         let (_dir, path) = socket();
         let peer = Peer::start(&path, Options::default());
-        let device = VhostUserNet::connect(&NetSocketConfig { link_down_after, ..config(&path, 1) }).unwrap();
+        let device =
+            VhostUserNet::connect(&NetSocketConfig { link_down_after, ..config(&path, 1) }, &Arc::default())
+                .unwrap();
         let monitor = device.monitor();
         let mut driver = Driver::new(device);
         driver.run(Features::VERSION_1.with(Features::STATUS), &[0, 1]);

@@ -35,7 +35,7 @@ pub(super) fn config(path: &std::path::Path, queues: u16) -> NetSocketConfig {
 fn connect(options: Options, queues: u16) -> (TempDir, Peer, VhostUserNet) {
     let (dir, path) = socket();
     let peer = Peer::start(&path, options);
-    let device = VhostUserNet::connect(&config(&path, queues)).unwrap();
+    let device = VhostUserNet::connect(&config(&path, queues), &Arc::default()).unwrap();
     (dir, peer, device)
 }
 
@@ -43,7 +43,7 @@ fn connect(options: Options, queues: u16) -> (TempDir, Peer, VhostUserNet) {
 fn refusal(options: Options, queues: u16) -> String {
     let (_dir, path) = socket();
     let _peer = Peer::start(&path, options);
-    match VhostUserNet::connect(&config(&path, queues)) {
+    match VhostUserNet::connect(&config(&path, queues), &Arc::default()) {
         Ok(_) => panic!("connected"),
         Err(error) => crate::virtio::faults::chain(&error),
     }
@@ -109,7 +109,7 @@ fn mac_and_mtu_come_from_command_line_then_back_end() {
     let _peer = Peer::start(&path, options());
     let mac = Mac([2, 1, 1, 1, 1, 1]);
     let own = NetSocketConfig { mac: Some(mac), mtu: Some(1400), ..config(&path, 1) };
-    assert_eq!(read(&VhostUserNet::connect(&own).unwrap()), (mac, 1400));
+    assert_eq!(read(&VhostUserNet::connect(&own, &Arc::default()).unwrap()), (mac, 1400));
 }
 
 #[test]
@@ -237,7 +237,7 @@ fn queue_numbers_may_count_pairs_or_vrings() {
     for queue_num in [2, 3, 4, 100] {
         let (_dir, path) = socket();
         let peer = scripted(&path, queue_num);
-        let mut driver = Driver::new(VhostUserNet::connect(&config(&path, 2)).unwrap());
+        let mut driver = Driver::new(VhostUserNet::connect(&config(&path, 2), &Arc::default()).unwrap());
         for _ in 0..2 {
             driver.run(Features::VERSION_1.with(MQ), &[0, 1, 2, 3, 4]);
             assert_eq!(control(&mut driver, 4, &[4, 0, 2, 0]), 0);
@@ -256,7 +256,7 @@ fn queue_numbers_may_count_pairs_or_vrings() {
     }
     let (_dir, path) = socket();
     let peer = scripted(&path, 1);
-    let error = VhostUserNet::connect(&config(&path, 2)).err().unwrap();
+    let error = VhostUserNet::connect(&config(&path, 2), &Arc::default()).err().unwrap();
     let text = crate::virtio::faults::chain(&error);
     assert!(text.contains("1 queue pairs and 2 are asked for"), "{text}");
     peer.join().unwrap();
@@ -267,7 +267,7 @@ fn queue_numbers_may_count_pairs_or_vrings() {
 fn vrings_start_at_their_used_index() {
     let (_dir, path) = socket();
     let peer = scripted(&path, 2);
-    let mut driver = Driver::new(VhostUserNet::connect(&config(&path, 1)).unwrap());
+    let mut driver = Driver::new(VhostUserNet::connect(&config(&path, 1), &Arc::default()).unwrap());
     driver.negotiate(Features::VERSION_1);
     for index in [0, 1] {
         driver.add_ring(index, 16);
@@ -286,12 +286,15 @@ fn vrings_start_at_their_used_index() {
 fn bad_numbers_are_refused_before_anything_is_connected() {
     let path = PathBuf::from("/nonexistent/net.sock");
     for queues in [0, MAX_PAIRS + 1] {
-        assert!(matches!(VhostUserNet::connect(&config(&path, queues)), Err(NetError::Pairs(_))));
+        assert!(matches!(
+            VhostUserNet::connect(&config(&path, queues), &Arc::default()),
+            Err(NetError::Pairs(_))
+        ));
     }
     let (_dir, path) = socket();
     let _peer = Peer::start(&path, Options::default());
     let small = NetSocketConfig { mtu: Some(67), ..config(&path, 1) };
-    assert!(matches!(VhostUserNet::connect(&small), Err(NetError::Mtu(67))));
+    assert!(matches!(VhostUserNet::connect(&small, &Arc::default()), Err(NetError::Mtu(67))));
 }
 
 #[test]
@@ -299,12 +302,15 @@ fn an_absent_back_end_is_waited_for_as_long_as_allowed() {
     let (_dir, path) = socket();
     let started = Instant::now();
     let short = NetSocketConfig { timeout: Some(Duration::from_millis(300)), ..config(&path, 1) };
-    let error = VhostUserNet::connect(&short).err().unwrap().to_string();
+    let error = VhostUserNet::connect(&short, &Arc::default()).err().unwrap().to_string();
     assert!(started.elapsed() >= Duration::from_millis(300));
     assert!(error.contains(path.to_str().unwrap()) && error.contains("volt-netd"), "{error}");
     // A socket that a dead daemon left behind is as none.
     drop(UnixListener::bind(&path).unwrap());
-    assert!(matches!(VhostUserNet::connect(&short), Err(NetError::Connect(ConnectError::Absent { .. }))));
+    assert!(matches!(
+        VhostUserNet::connect(&short, &Arc::default()),
+        Err(NetError::Connect(ConnectError::Absent { .. }))
+    ));
 }
 
 #[test]
@@ -315,7 +321,7 @@ fn a_late_back_end_is_found() {
         thread::sleep(Duration::from_millis(300));
         Peer::start(&late, Options::default())
     });
-    let mut driver = Driver::new(VhostUserNet::connect(&config(&path, 1)).unwrap());
+    let mut driver = Driver::new(VhostUserNet::connect(&config(&path, 1), &Arc::default()).unwrap());
     let _peer = peer.join().unwrap();
     driver.run(Features::VERSION_1, &[0, 1]);
     echo(&mut driver, 0, 1);
@@ -326,7 +332,7 @@ fn a_back_end_that_hangs_in_the_handshake_is_given_up() {
     let (_dir, path) = socket();
     let _listener = UnixListener::bind(&path).unwrap();
     let started = Instant::now();
-    let text = match VhostUserNet::connect(&config(&path, 1)) {
+    let text = match VhostUserNet::connect(&config(&path, 1), &Arc::default()) {
         Ok(_) => panic!("connected"),
         Err(error) => crate::virtio::faults::chain(&error),
     };
@@ -339,7 +345,7 @@ fn a_back_end_that_dies_in_the_handshake_is_an_error() {
     let (_dir, path) = socket();
     let listener = UnixListener::bind(&path).unwrap();
     let peer = thread::spawn(move || drop(listener.accept()));
-    let text = match VhostUserNet::connect(&config(&path, 1)) {
+    let text = match VhostUserNet::connect(&config(&path, 1), &Arc::default()) {
         Ok(_) => panic!("connected"),
         Err(error) => crate::virtio::faults::chain(&error),
     };
@@ -393,7 +399,7 @@ fn a_back_end_that_dies_leaves_the_guest_alone() {
 fn a_hung_back_end_delays_a_reset_only() {
     let (_dir, path) = socket();
     let peer = Peer::start(&path, Options::default());
-    let mut driver = Driver::new(VhostUserNet::connect(&config(&path, 1)).unwrap());
+    let mut driver = Driver::new(VhostUserNet::connect(&config(&path, 1), &Arc::default()).unwrap());
     driver.run(Features::VERSION_1.with(Features::CTRL_VQ).with(Features::CTRL_RX), &[0, 1, 2]);
     echo(&mut driver, 0, 1);
     let hang = peer.hang();
