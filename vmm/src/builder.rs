@@ -31,7 +31,7 @@ use crate::memory::{self, MemoryError};
 use crate::pause::Pause;
 use crate::power::{KeyboardReset, PowerButton, PowerRegisters};
 use crate::serial::{Output, Room, Uart};
-use crate::vcpu::{self, Buses, Vcpu};
+use crate::vcpu::{self, Board, Buses, Vcpu};
 use crate::virtio::VirtioDevice;
 use crate::virtio::blk::{Block, BlockError};
 use crate::virtio::mmio::{MmioSlot, MmioTransport, SLOT_SIZE, TransportError};
@@ -125,13 +125,13 @@ pub fn build(config: &VmConfig, exit: Arc<ExitEvent>) -> Result<Machine, BuildEr
     let serial = config.serial != SerialConfig::None;
     acpi::write(&memory, &Hardware { cpus: config.cpus, serial, virtio_mmio })?;
 
-    let buses = Arc::new(buses);
-    let vcpus = create_vcpus(&kvm, &vm, config.cpus, &buses, &exit, &gate, &memory, entry)?;
+    let board = Board { buses: Arc::new(buses), exit: Arc::clone(&exit), gate };
+    let vcpus = create_vcpus(&kvm, &vm, config.cpus, &board, &memory, entry)?;
     vcpu::register_kick_signal().map_err(BuildError::Signal)?;
     let api = config.api_socket.as_deref().map(|path| {
         let (cpus, memory, exit) = (config.cpus, config.memory, Arc::clone(&exit));
         let paths = shown.iter().filter_map(|device| device.data.clone()).collect();
-        let pause = Pause::new(Arc::clone(&gate), paths);
+        let pause = Pause::new(Arc::clone(&board.gate), paths);
         let started = Instant::now();
         Api::start(path, api::Machine { cpus, memory, started, devices: shown, exit, pause, power_button })
     });
@@ -142,7 +142,7 @@ pub fn build(config: &VmConfig, exit: Arc<ExitEvent>) -> Result<Machine, BuildEr
         config.memory >> 20,
         config.kernel.display()
     );
-    Ok(Machine { vcpus, console, exit, gate, api, buses, vm, memory })
+    Ok(Machine { vcpus, console, board, api, vm, memory })
 }
 
 fn open_kernel(path: &Path) -> Result<Image, BootError> {
@@ -284,9 +284,7 @@ fn create_vcpus(
     kvm: &Kvm,
     vm: &VmFd,
     cpus: u8,
-    buses: &Arc<Buses>,
-    exit: &Arc<ExitEvent>,
-    gate: &Arc<Gate>,
+    board: &Board,
     memory: &GuestMemoryMmap,
     entry: Entry,
 ) -> Result<Vec<Vcpu>, BuildError> {
@@ -301,7 +299,7 @@ fn create_vcpus(
         if id == 0 {
             regs::setup_boot_vcpu(&fd, memory, entry).map_err(regs)?;
         }
-        vcpus.push(Vcpu::new(id, fd, Arc::clone(buses), Arc::clone(exit), Arc::clone(gate)));
+        vcpus.push(Vcpu::new(id, fd, board.clone()));
     }
     Ok(vcpus)
 }

@@ -5,7 +5,6 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::Arc;
 
 use kvm_ioctls::VmFd;
 use log::{info, warn};
@@ -16,9 +15,8 @@ use vm_memory::GuestMemoryMmap;
 use crate::api::Api;
 use crate::console::{Command, Console, Wants};
 use crate::exit::{ExitEvent, ExitReason};
-use crate::gate::Gate;
 use crate::terminal::RawMode;
-use crate::vcpu::{Buses, Vcpu, VcpuThread};
+use crate::vcpu::{Board, Vcpu, VcpuThread};
 use crate::virtio::faults::chain;
 
 /// Why a machine did not start.
@@ -35,14 +33,10 @@ pub struct Machine {
     pub vcpus: Vec<Vcpu>,
     /// Input for the serial port.
     pub console: Option<Console>,
-    /// The end.
-    pub exit: Arc<ExitEvent>,
-    /// Closed while the machine is paused.
-    pub gate: Arc<Gate>,
+    /// The devices, the end, the pause.
+    pub board: Board,
     /// Shows the machine to others.
     pub api: Option<Api>,
-    /// The devices.
-    pub buses: Arc<Buses>,
     /// Keeps eventfds and interrupts registered.
     pub vm: VmFd,
     /// What the VM's slots point to; dropped after the VM.
@@ -56,7 +50,8 @@ impl Machine {
     ///
     /// When the terminal cannot be used. Whatever ends the machine later is logged and becomes a status.
     pub fn run(self) -> Result<u8, StartError> {
-        let Machine { vcpus, mut console, exit, gate, api, buses, vm, memory } = self;
+        let Machine { vcpus, mut console, board, api, vm, memory } = self;
+        let exit = board.exit.clone();
         let raw_mode = match console {
             Some(_) => RawMode::enter().map_err(StartError::Terminal)?,
             None => None,
@@ -70,11 +65,11 @@ impl Machine {
             exit.request(ExitReason::Console(error));
         }
         // Those of a paused machine wait there.
-        gate.wake();
+        board.gate.wake();
         stop(threads);
         drop(raw_mode);
         // In this order: devices stop before what they stand on goes.
-        drop((api, console, buses, vm, memory));
+        drop((api, console, board, vm, memory));
         Ok(exit.reason().map_or(crate::exit::status::ERROR, report))
     }
 }

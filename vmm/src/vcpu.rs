@@ -113,19 +113,28 @@ pub struct Buses {
     pub mmio: Bus,
 }
 
+/// What all processors of a machine share.
+#[derive(Clone)]
+pub struct Board {
+    /// What their exits reach.
+    pub buses: Arc<Buses>,
+    /// The end.
+    pub exit: Arc<ExitEvent>,
+    /// Closed while the machine is paused.
+    pub gate: Arc<Gate>,
+}
+
 /// A processor that is ready to run.
 pub struct Vcpu {
     id: u8,
     fd: VcpuFd,
-    buses: Arc<Buses>,
-    exit: Arc<ExitEvent>,
-    gate: Arc<Gate>,
+    board: Board,
 }
 
 impl Vcpu {
     /// Processor `id`, whose state is set.
-    pub fn new(id: u8, fd: VcpuFd, buses: Arc<Buses>, exit: Arc<ExitEvent>, gate: Arc<Gate>) -> Vcpu {
-        Vcpu { id, fd, buses, exit, gate }
+    pub fn new(id: u8, fd: VcpuFd, board: Board) -> Vcpu {
+        Vcpu { id, fd, board }
     }
 
     /// Starts the thread that runs the guest until the machine's end is asked for.
@@ -141,13 +150,13 @@ impl Vcpu {
     fn run(mut self) {
         IMMEDIATE_EXIT.set(&raw mut self.fd.get_kvm_run().immediate_exit);
         let member = self.join();
-        while !self.exit.is_requested() {
-            if member.pass(|| self.exit.is_requested()) {
+        while !self.board.exit.is_requested() {
+            if member.pass(|| self.board.exit.is_requested()) {
                 self.tell_of_pause();
                 continue;
             }
             if let Some(reason) = self.step() {
-                self.exit.request(reason);
+                self.board.exit.request(reason);
             }
         }
         drop(member);
@@ -158,7 +167,7 @@ impl Vcpu {
     fn join(&self) -> Member {
         // SAFETY: has no preconditions.
         let thread = unsafe { libc::pthread_self() };
-        self.gate.join(&format!("vcpu{}", self.id), move || {
+        self.board.gate.join(&format!("vcpu{}", self.id), move || {
             // SAFETY: a member is there only while its thread, this one, runs, and the signal has a handler.
             unsafe { libc::pthread_kill(thread, SIGRTMIN()) };
         })
@@ -187,10 +196,10 @@ impl Vcpu {
             Err(source) => return Some(ExitReason::Vcpu(VcpuError::Run { id: self.id, source })),
         };
         match exit {
-            VcpuExit::IoIn(port, data) => self.buses.pio.read(port.into(), data),
-            VcpuExit::IoOut(port, data) => self.buses.pio.write(port.into(), data),
-            VcpuExit::MmioRead(address, data) => self.buses.mmio.read(address, data),
-            VcpuExit::MmioWrite(address, data) => self.buses.mmio.write(address, data),
+            VcpuExit::IoIn(port, data) => self.board.buses.pio.read(port.into(), data),
+            VcpuExit::IoOut(port, data) => self.board.buses.pio.write(port.into(), data),
+            VcpuExit::MmioRead(address, data) => self.board.buses.mmio.read(address, data),
+            VcpuExit::MmioWrite(address, data) => self.board.buses.mmio.write(address, data),
             VcpuExit::Shutdown => return Some(ExitReason::TripleFault),
             VcpuExit::SystemEvent(kind, _) => return Some(system_event(kind)),
             VcpuExit::Intr | VcpuExit::Hlt => {}

@@ -1,0 +1,161 @@
+//! A stock Debian guest under volt-vmm is controlled while it runs: paused and resumed under traffic, limited otherwise than
+//! it was started, asked by the power button. What does it is `volt-vmm ctl`, as an operator would.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use protocol_tests::lab::guest::{Flavour, Image, Spec};
+use protocol_tests::lab::netd::{address, ip};
+use protocol_tests::lab::process::Process;
+use protocol_tests::lab::traffic::{HOST, Traffic, iperf3, value};
+use protocol_tests::lab::{in_lab, program};
+use serde_json::Value;
+
+const TAP: &str = "k0";
+/// An address that the far side gets when the guest has moved its data often enough.
+const ENOUGH: &str = "10.77.0.9";
+
+/// A guest with an API socket.
+struct Machine {
+    guest: Process,
+    api: PathBuf,
+}
+
+impl Machine {
+    fn start(directory: &Path, run: &str, nets: &[&str]) -> Machine {
+        let spec = Spec { flavour: Flavour::Cloud, image: Image::Vmlinux, ..Spec::new(run) };
+        let api = directory.join("api");
+        let guest = Process::start("volt-vmm", spec.vmm_net(nets).arg("--api-socket").arg(&api));
+        Machine { guest, api }
+    }
+
+    /// What `volt-vmm ctl` prints, or what it says when it fails.
+    fn ctl(&self, arguments: &[&str]) -> Result<Value, String> {
+        let mut command = Command::new(program("volt-vmm"));
+        let output = command.args(["ctl", "--api-socket"]).arg(&self.api).args(arguments).output();
+        let output = output.expect("volt-vmm ctl");
+        match output.status.success() {
+            true => Ok(serde_json::from_slice(&output.stdout).expect("JSON")),
+            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        }
+    }
+
+    fn done(&self, arguments: &[&str]) -> Value {
+        self.ctl(arguments).unwrap_or_else(|why| panic!("{arguments:?}: {why}"))
+    }
+
+    /// The devices with all their counters.
+    fn devices(&self) -> Value {
+        self.done(&["status"])["devices"].clone()
+    }
+}
+
+fn tap() {
+    ip(&["tuntap", "add", "dev", TAP, "mode", "tap"]);
+    address(TAP);
+}
+
+/// Paused for longer than the guest's watchdogs bear, again and again, connections go on and every byte is right; nothing of
+/// the guest's moves meanwhile; and what is pressed or ended meanwhile is.
+#[test]
+fn paused_and_resumed_under_traffic() {
+    in_lab("paused_and_resumed_under_traffic", || {
+        let directory = tempfile::tempdir().expect("a directory");
+        tap();
+        let traffic = Traffic::of(8);
+        let run = format!(
+            "dmesg -c >/dev/null; echo 1 >/proc/sys/kernel/watchdog_thresh; modprobe button; modprobe evdev; \
+             until ping -q -c 1 -w 1 {ENOUGH} >/dev/null; do report round; {}; done; complaints; \
+             report waiting; report key $(dd if=/dev/input/event0 bs=24 count=1 2>/dev/null | hexdump -v -e '/2 \\\"%u \\\"'); \
+             report events $(grep -c 'ACPI:Ged' /proc/interrupts); report over; sleep 60",
+            traffic.both_ways_at_once()
+        );
+        let mut machine = Machine::start(directory.path(), &run, &["tap=k0"]);
+        machine.guest.wait_for("VOLT round", Duration::from_secs(60));
+        for round in 0..3 {
+            sleep(Duration::from_millis(700));
+            assert_eq!(machine.done(&["pause"])["state"], "paused");
+            assert_eq!(machine.done(&["pause"])["state"], "paused");
+            let before = machine.devices();
+            sleep(Duration::from_secs(if round == 0 { 5 } else { 2 }));
+            assert_eq!(machine.devices(), before, "a paused guest moves nothing");
+            assert_eq!(machine.done(&["resume"])["state"], "running");
+        }
+        ip(&["addr", "add", ENOUGH, "dev", TAP]);
+        machine.guest.wait_for("VOLT waiting", Duration::from_secs(60));
+        machine.done(&["pause"]);
+        machine.done(&["power-button"]);
+        sleep(Duration::from_millis(500));
+        assert!(!machine.guest.output().iter().any(|line| line.contains("VOLT key")));
+        machine.done(&["resume"]);
+        machine.guest.wait_for("VOLT over", Duration::from_secs(20));
+        machine.done(&["pause"]);
+        machine.done(&["shutdown"]);
+        assert_eq!(machine.guest.wait_exit(Duration::from_secs(20)).code(), Some(0));
+
+        let reports = machine.guest.reports();
+        let rounds: Vec<_> = reports.split(|report| report == "round").skip(1).collect();
+        for round in &rounds {
+            traffic.judge_tcp(round);
+        }
+        assert_eq!(value(&reports, "complaints"), "0", "{reports:?}");
+        // A key event after its time: EV_KEY, KEY_POWER, pressed.
+        let key: Vec<&str> = value(&reports, "key").split(' ').collect();
+        assert_eq!(key.get(8..11), Some(&["1", "116", "1"][..]), "{reports:?}");
+        assert_eq!(value(&reports, "events"), "1");
+    });
+}
+
+/// A limit that is changed while the guest sends holds within five per cent, and is no limit any more when it is taken away;
+/// devices whose frames pass elsewhere have none.
+#[test]
+fn a_rate_limit_changes_under_traffic() {
+    in_lab("a_rate_limit_changes_under_traffic", || {
+        let directory = tempfile::tempdir().expect("a directory");
+        tap();
+        let _server = iperf3();
+        let run = format!("report ready; speed out -u -l 1448 -b 8M -c {HOST} -t 40");
+        let mut machine =
+            Machine::start(directory.path(), &run, &["tap=k0,tx-rate=1Mbit", "tap=k1,vhost-net=on"]);
+        machine.guest.wait_for("VOLT out begin", Duration::from_secs(60));
+        sleep(Duration::from_secs(2));
+        for (megabits, burst) in [(2.0, "40K"), (5.0, "100K"), (3.0, "60K")] {
+            let rate = format!("{megabits}Mbit:{burst}");
+            let limits = machine.done(&["limits", TAP, "--tx-rate", &rate]);
+            assert_eq!(limits["rx-rate"], "none", "{limits}");
+            // The new bucket is full.
+            sleep(Duration::from_secs(1));
+            let part = measure(Duration::from_secs(4)) / megabits;
+            eprintln!("a_rate_limit_changes_under_traffic: {rate}: {part:.3} of the limit");
+            assert!((0.95..1.05).contains(&part), "{rate}: {part}");
+        }
+        machine.done(&["limits", "0", "--tx-rate", "none"]);
+        sleep(Duration::from_secs(1));
+        let free = measure(Duration::from_secs(2));
+        assert!(free > 6.0, "{free} Mbit/s without a limit");
+
+        if Path::new("/dev/vhost-net").exists() {
+            let why =
+                machine.ctl(&["limits", "1", "--tx-rate", "1Mbit"]).expect_err("the kernel has no limit");
+            assert!(why.contains("vhost-net") && why.contains("tc"), "{why}");
+        }
+        let why = machine.ctl(&["limits", "k7", "--tx-rate", "1Mbit"]).expect_err("no such device");
+        assert!(why.contains("k7") && why.contains("k0"), "{why}");
+        machine.done(&["shutdown"]);
+        assert_eq!(machine.guest.wait_exit(Duration::from_secs(20)).code(), Some(0));
+    });
+}
+
+/// What the guest sends by the TAP, in Mbit/s of frames.
+fn measure(time: Duration) -> f64 {
+    let path = format!("/sys/class/net/{TAP}/statistics/rx_bytes");
+    let bytes = || -> f64 {
+        let text = std::fs::read_to_string(&path).expect("the interface's counters");
+        text.trim().parse().expect("a number")
+    };
+    let (before, start) = (bytes(), Instant::now());
+    sleep(time);
+    (bytes() - before) * 8e-6 / start.elapsed().as_secs_f64()
+}
