@@ -322,3 +322,35 @@ fn a_worker_without_its_supervisor_goes_on() {
         drop(successor);
     }
 }
+
+/// Limits that are changed at run time hold at once, and are the next process's: after a crash and after a hand-over.
+#[test]
+fn changed_limits_survive_a_crash_and_a_hand_over() {
+    let name = "changed_limits_survive_a_crash_and_a_hand_over";
+    let Some(mut rig) = Rig::new(name, &SUPERVISED) else { return };
+    let mut session = rig.session(&Setup::default());
+    rig.both_ways(&mut session, 5);
+    let limits = |rate: [&str; 2]| {
+        let mut command = std::process::Command::new(program("volt-netd"));
+        let output = command.args(["ctl", "--control"]).arg(rig.control()).arg("limits").args(rate).output();
+        let output = output.expect("volt-netd ctl");
+        assert!(output.status.success(), "{output:?}");
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).expect("JSON")
+    };
+    limits(["--tx-rate", "100pps:1"]);
+    let expected = limits(["--rx-rate", "8Mbit:64K"]);
+    assert_eq!(expected, serde_json::json!({ "rx-rate": "8Mbit:65536", "tx-rate": "100pps:1" }));
+    for round in 0..3 {
+        assert_eq!(rig.status()["limits"], expected);
+        let start = Instant::now();
+        rig.both_ways(&mut session, 50);
+        let taken = start.elapsed().as_secs_f64();
+        assert!((0.45..0.8).contains(&taken), "round {round}: {taken} s for 50 frames at 100 a second");
+        match round {
+            0 => {
+                rig.kill_worker();
+            }
+            _ => rig.take_over(&["--supervise"]),
+        }
+    }
+}

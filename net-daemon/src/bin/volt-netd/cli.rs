@@ -23,6 +23,7 @@ Examples:
   volt-netd --macvtap mv0 --socket /run/volt/net0.sock
   volt-netd --tap tap0 --socket /run/volt/net0.sock --control /run/volt/net0.ctl --supervise
   volt-netd ctl --control /run/volt/net0.ctl status
+  volt-netd ctl --control /run/volt/net0.ctl limits --rx-rate 100Mbit --tx-rate none
   volt-netd --take-over /run/volt/net0.ctl --supervise
 
 The TAP interface: one that exists is used as it is; one that does not is created, set up, and goes when
@@ -137,6 +138,16 @@ pub(crate) enum Command {
 pub(crate) enum Ctl {
     /// Print what the daemon serves and has counted, as JSON
     Status,
+    /// Change the rate limits while the guest runs; what is not given stays as it is
+    #[command(group = ArgGroup::new("change").args(["rx_rate", "tx_rate"]).required(true).multiple(true))]
+    Limits {
+        /// What the guest receives, as for the daemon's own --rx-rate, or none
+        #[arg(long, value_name = "RATE")]
+        rx_rate: Option<Rate>,
+        /// What the guest sends
+        #[arg(long, value_name = "RATE")]
+        tx_rate: Option<Rate>,
+    },
 }
 
 impl Cli {

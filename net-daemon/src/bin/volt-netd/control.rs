@@ -15,6 +15,7 @@ use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use thiserror::Error;
+use volt_net::net::limiter::LimitsChange;
 use volt_net::state::frame;
 
 use crate::handover::Offer;
@@ -28,6 +29,8 @@ const LIMIT: Duration = Duration::from_secs(10);
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Request {
     Status,
+    /// Changes the rate limits, at once.
+    Limits(LimitsChange),
     /// Gives everything to the client, which reads states of these formats.
     TakeOver {
         formats: Vec<u32>,
@@ -39,6 +42,8 @@ pub(crate) enum Request {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Reply {
     Status(Value),
+    /// Those in force now.
+    Limits(Value),
     Refused(String),
     Offer(Offer),
 }
@@ -93,13 +98,13 @@ pub(crate) fn ask(daemon: &UnixStream, request: &Request) -> io::Result<(Reply, 
     }
 }
 
-/// `volt-netd ctl status`: what the daemon that is controlled at `path` says of itself.
-pub(crate) fn status(path: &Path) -> Result<Value, ControlError> {
+/// `volt-netd ctl`: what the daemon that is controlled at `path` answers.
+pub(crate) fn ctl(path: &Path, request: &Request) -> Result<Value, ControlError> {
     let connect = |error| ControlError::Connect(path.to_owned(), error);
     let socket = UnixStream::connect(path).map_err(connect)?;
     socket.set_read_timeout(Some(LIMIT)).map_err(connect)?;
-    match ask(&socket, &Request::Status).map_err(connect)?.0 {
-        Reply::Status(status) => Ok(status),
+    match ask(&socket, request).map_err(connect)?.0 {
+        Reply::Status(answer) | Reply::Limits(answer) => Ok(answer),
         Reply::Refused(why) => Err(ControlError::Refused(why)),
         Reply::Offer(_) => Err(ControlError::Answer),
     }

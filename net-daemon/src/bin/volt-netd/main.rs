@@ -10,8 +10,10 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, error::ErrorKind};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use volt_net::error_chain;
+use volt_net::net::limiter::LimitsChange;
 
 use crate::cli::{Cli, Command, Ctl, MAX_PAIRS};
+use crate::control::Request;
 use crate::handover::Successor;
 use crate::launch::{AnyError, Gate, Given, Inheritance, Origin};
 use crate::server::End;
@@ -41,7 +43,7 @@ fn main() -> ExitCode {
     }
     logging::init(cli.log_level.into());
     let result = match &cli.command {
-        Some(Command::Ctl { control, request: Ctl::Status }) => status(control),
+        Some(Command::Ctl { control, request }) => ctl(control, request),
         None => {
             check(&cli);
             end_on_panic();
@@ -54,9 +56,13 @@ fn main() -> ExitCode {
     })
 }
 
-fn status(control: &std::path::Path) -> Result<ExitCode, AnyError> {
+fn ctl(control: &std::path::Path, request: &Ctl) -> Result<ExitCode, AnyError> {
+    let request = match *request {
+        Ctl::Status => Request::Status,
+        Ctl::Limits { rx_rate, tx_rate } => Request::Limits(LimitsChange { rx: rx_rate, tx: tx_rate }),
+    };
     // A reader that has seen enough is no error.
-    let _ = writeln!(std::io::stdout(), "{:#}", control::status(control)?);
+    let _ = writeln!(std::io::stdout(), "{:#}", control::ctl(control, &request)?);
     Ok(ExitCode::SUCCESS)
 }
 

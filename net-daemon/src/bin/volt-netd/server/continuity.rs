@@ -8,6 +8,7 @@ use rustix::process::getpid;
 use serde_json::{Value, json};
 use volt_net::event::poller::EventFlags;
 use volt_net::net::device::Leftover;
+use volt_net::net::limiter::LimitsChange;
 use volt_net::state::{Exporter, FORMAT, FdId, Importer, StateError};
 use volt_net::vhost_user::channel::{ChannelError, Piece};
 
@@ -209,6 +210,10 @@ impl Server {
             self.poller.remove(&client)?;
             match read(&client) {
                 Ok(Request::Status) => answer(&client, &Reply::Status(self.status())),
+                Ok(Request::Limits(change)) => {
+                    self.change_limits(change)?;
+                    answer(&client, &Reply::Limits(self.limits()));
+                }
                 Ok(Request::TakeOver { formats, program }) => {
                     if self.hand_over(&client, &formats, &program)? {
                         return Ok(Some(End::GivenAway));
@@ -301,6 +306,25 @@ impl Server {
         Ok(())
     }
 
+    /// Puts other rate limits in force. They are the next process's too, before anybody is told that they are this one's.
+    fn change_limits(&mut self, change: LimitsChange) -> Result<(), ServerError> {
+        if let Some(connection) = &mut self.connection {
+            connection.session.pause(&mut self.device)?;
+        }
+        self.device.set_limits(self.device.limits().changed(change));
+        self.commit();
+        if let Some(connection) = &mut self.connection {
+            connection.session.resume(&mut self.device);
+        }
+        info!("{}: limits changed to {}", self.device.port_name(), self.limits());
+        Ok(())
+    }
+
+    fn limits(&self) -> Value {
+        let limits = self.device.limits();
+        json!({ "rx-rate": limits.rx.to_string(), "tx-rate": limits.tx.to_string() })
+    }
+
     fn status(&self) -> Value {
         let front_end = self.connection.as_ref().map(|connection| {
             let session = &connection.session;
@@ -325,6 +349,7 @@ impl Server {
             "endpoint": self.endpoint.describe(),
             "mac": config.mac.to_string(),
             "queue_pairs": self.device.pairs(),
+            "limits": self.limits(),
             "front_end": front_end,
             "counters": self.device.leftover().counters,
         })
