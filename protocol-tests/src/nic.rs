@@ -315,6 +315,21 @@ impl Queue {
         Ok(Frame { header, bytes, chains })
     }
 
+    /// Takes chains that were returned unserved, with nothing written, and makes them available again: how many.
+    pub fn take_unserved(&mut self) -> Result<usize, NicError> {
+        let mut count = 0;
+        while let Some(used) = self.try_used()? {
+            let bytes = self.take(used, true)?;
+            if !bytes.is_empty() {
+                let what = format!("{} bytes that nobody sent", bytes.len());
+                return Err(NicError::BadFrame { vring: self.vring, what });
+            }
+            count += 1;
+        }
+        self.kick()?;
+        Ok(count)
+    }
+
     /// The bytes that the device wrote to a chain.
     fn take(&mut self, used: Used, again: bool) -> Result<Vec<u8>, NicError> {
         let parts = self.parts(used);
