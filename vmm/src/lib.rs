@@ -21,6 +21,7 @@ pub mod irq;
 pub mod layout;
 pub mod machine;
 pub mod memory;
+pub mod pci;
 pub mod power;
 pub mod serial;
 pub mod signals;

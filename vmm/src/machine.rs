@@ -41,7 +41,7 @@ pub struct Machine {
     /// The devices.
     pub buses: Arc<Buses>,
     /// Keeps eventfds and interrupts registered.
-    pub vm: VmFd,
+    pub vm: Arc<VmFd>,
     /// What the VM's slots point to; dropped after the VM.
     pub memory: GuestMemoryMmap,
 }

@@ -1,8 +1,13 @@
 use std::sync::{Arc, Mutex};
 
+use virtio_queue::QueueT;
+use vm_memory::GuestAddress;
+use volt_net::virtio::features::Features;
+
 use super::*;
-use crate::virtio::copy_config;
+use crate::irq::Interrupt;
 use crate::virtio::testing::{Driver, HIGH, REGION};
+use crate::virtio::{ActivateError, Activation, copy_config};
 
 const EXTRA: Features = Features(1 << 40 | 1);
 
@@ -277,8 +282,8 @@ mod kvm {
             exit => panic!("{exit:?}"),
         }
         assert!(matches!(vcpu.run().unwrap(), VcpuExit::IoOut(0x80, _)));
-        assert_eq!(transport.kicks[1].read().unwrap(), 1);
-        assert!(transport.kicks[0].read().is_err());
+        assert_eq!(transport.registers.kicks[1].read().unwrap(), 1);
+        assert!(transport.registers.kicks[0].read().is_err());
     }
 
     /// What a device or a back-end writes to the call eventfd arrives at the interrupt controller.
@@ -296,7 +301,7 @@ mod kvm {
             unsafe { chip.chip.pic }.irr & 1 << SLOT.gsi != 0
         };
         assert!(!pending());
-        transport.interrupt.call(0).write(1).unwrap();
+        transport.registers.interrupt.call(0).write(1).unwrap();
         eventually("the interrupt", pending);
     }
 }
