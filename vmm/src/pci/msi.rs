@@ -145,10 +145,11 @@ impl MsiLine {
         };
         match result {
             Ok(()) => self.message = message,
-            Err(error) if faults::may_log() => {
-                warn!("KVM does not change an interrupt to {message:x?}: {error}")
+            Err(error) => {
+                if faults::may_log() {
+                    warn!("KVM does not change an interrupt to {message:x?}: {error}");
+                }
             }
-            Err(_) => {}
         }
     }
 

@@ -97,17 +97,17 @@ impl PciTransport {
     }
 
     fn write_32(&mut self, offset: u32, value: u32) {
-        match (offset, address(offset)) {
-            (DEVICE_FEATURE_SELECT, _) => self.registers.device_features_sel = value,
-            (DRIVER_FEATURE_SELECT, _) => self.registers.driver_features_sel = value,
-            (DRIVER_FEATURE, _) => self.registers.write_features(value),
-            (_, Some((part, true))) => {
-                self.change_vring(value, |vring| set_high(vring.address_mut(part), value))
-            }
-            (_, Some((part, false))) => {
-                self.change_vring(value, |vring| set_low(vring.address_mut(part), value))
-            }
-            _ => self.registers.refuse("a field of 32 bits", value.into()),
+        match offset {
+            DEVICE_FEATURE_SELECT => self.registers.device_features_sel = value,
+            DRIVER_FEATURE_SELECT => self.registers.driver_features_sel = value,
+            DRIVER_FEATURE => self.registers.write_features(value),
+            _ => match address(offset) {
+                Some((part, is_high)) => {
+                    let set = if is_high { set_high } else { set_low };
+                    self.change_vring(value, |vring| set(vring.address_mut(part), value));
+                }
+                None => self.registers.refuse("a field of 32 bits", value.into()),
+            },
         }
     }
 

@@ -12,11 +12,13 @@ use crate::virtio::{ActivateError, Activation, copy_config};
 const BASE: u32 = 0xe000_8000;
 const VRINGS: usize = 2;
 
+/// A vring's number, size and addresses.
+type VringNote = (u16, u16, [u64; 3]);
+
 /// What a device was told.
 #[derive(Default)]
 struct Log {
-    /// Features, and each vring's number, size and addresses.
-    activations: Vec<(Features, Vec<(u16, u16, [u64; 3])>)>,
+    activations: Vec<(Features, Vec<VringNote>)>,
     interrupt: Option<Arc<dyn Interrupt>>,
 }
 
