@@ -1,6 +1,9 @@
 //! The checks of volt-conform judge as they should: volt-netd fails none, and each broken back-end is caught by the
 //! check that names its fault, which its unbroken parent passes.
 
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use protocol_tests::backend::fault::Fault;
 use protocol_tests::conform::frontend::{self, Stage};
 use protocol_tests::conform::random::session;
@@ -19,17 +22,32 @@ fn peer(kind: &str) -> Target {
     Target::Command(format!("{} {{socket}} {kind}", program("conform-peer").display()))
 }
 
+/// Does `what` with each of `items`, several at a time: most of the time of a fault passes in waiting for what it keeps back.
+fn with_each<T: Sync>(items: &[T], what: impl Fn(&T) + Sync) {
+    const AT_A_TIME: usize = 6;
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..AT_A_TIME {
+            scope.spawn(|| {
+                while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    what(item);
+                }
+            });
+        }
+    });
+}
+
 /// Every fault is caught by its check, and the back-end without it passes that check.
 #[test]
 fn every_fault_is_caught() {
-    for fault in Fault::ALL {
+    with_each(Fault::ALL, |fault| {
         let check = check(fault.caught_by());
         let parent = run(check, &peer("scripted"), &Wire::Echo);
         assert!(parent.result.is_ok(), "{}: without fault: {}", fault.name(), report::line(&parent));
         let broken = run(check, &peer(fault.name()), &Wire::Echo);
         assert!(report::is_bad(&broken), "{}: not caught: {}", fault.name(), report::line(&broken));
         eprintln!("{:<20} {}", fault.name(), report::line(&broken));
-    }
+    });
 }
 
 fn front_check(name: &str) -> &'static Check {
@@ -45,16 +63,15 @@ fn front_stage(kind: &str) -> Stage {
 /// Every fault of a front-end is caught by its check, and the front-end without it passes all checks.
 #[test]
 fn every_fault_of_a_front_end_is_caught() {
-    let mut parent = front_stage("scripted");
-    for check in frontend::catalogue() {
-        let outcome = frontend::run(check, &mut parent);
+    with_each(&frontend::catalogue(), |check| {
+        let outcome = frontend::run(check, &mut front_stage("scripted"));
         assert!(outcome.result.is_ok(), "without fault: {}", report::line(&outcome));
-    }
-    for fault in FrontFault::ALL {
+    });
+    with_each(FrontFault::ALL, |fault| {
         let broken = frontend::run(front_check(fault.caught_by()), &mut front_stage(fault.name()));
         assert!(report::is_bad(&broken), "{}: not caught: {}", fault.name(), report::line(&broken));
         eprintln!("{:<20} {}", fault.name(), report::line(&broken));
-    }
+    });
 }
 
 /// volt-vmm with a guest that echoes fails no check. It needs protocol features, and says so.
@@ -67,9 +84,16 @@ fn volt_vmm_passes() {
     let vmm = program("volt-vmm");
     let command =
         format!("{} --kernel {{guest}} --mem 16M --serial none --net-socket {{socket}}", vmm.display());
-    let mut stage = Stage::new(&command, false).expect("a directory");
-    let outcomes: Vec<_> =
-        frontend::catalogue().into_iter().map(|check| frontend::run(check, &mut stage)).collect();
+    let outcomes = Mutex::new(Vec::new());
+    let checks = frontend::catalogue();
+    let parts: Vec<_> = checks.chunks(checks.len().div_ceil(3)).collect();
+    with_each(&parts, |checks| {
+        let mut stage = Stage::new(&command, false).expect("a directory");
+        let here: Vec<_> = checks.iter().map(|check| frontend::run(check, &mut stage)).collect();
+        outcomes.lock().expect("no panic").extend(here);
+    });
+    let outcomes = outcomes.into_inner().expect("no panic");
+    assert_eq!(outcomes.len(), checks.len());
     let bad = |outcome: &&Outcome| {
         let known = outcome.check.name == "traffic/without-protocol"
             && matches!(outcome.result, Err(Finding::NotOffered(_)));

@@ -4,10 +4,11 @@
 //! Descriptors come with the words, as many as one message of the system carries; more come with single zero bytes between
 //! the words and the document. Both ends are the same user's; lengths are bounded all the same.
 
-use std::io::{self, IoSlice, IoSliceMut, Read};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
@@ -20,6 +21,8 @@ use serde::de::DeserializeOwned;
 const MAX_LEN: usize = 32 << 20;
 /// Most descriptors: 127 pairs of queue, kicks, calls and errs, 128 memory regions, sockets.
 const MAX_FDS: usize = 4096;
+/// Most bytes that memory is made for at once.
+const MAX_READ: usize = 1 << 16;
 /// Most descriptors in one message of the system (`SCM_MAX_FD`).
 const MAX_FDS_AT_ONCE: usize = 253;
 
@@ -69,58 +72,92 @@ pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Option<(T, usize)> {
     Some((serde_json::from_slice(text).ok()?, 8 + len))
 }
 
-/// Receives a document with its descriptors. The socket's time-out bounds it.
+/// Receives a document with its descriptors. The socket's time-out bounds each part of it.
 ///
 /// # Errors
 ///
 /// `UnexpectedEof` when the other side is gone, `InvalidData` for what is no frame, otherwise the socket's.
 pub fn receive<T: DeserializeOwned>(socket: &UnixStream) -> io::Result<(T, Vec<OwnedFd>)> {
-    let mut fds = Vec::new();
-    let mut words = [[0; 4]; 2];
-    receive_with(socket, words.as_flattened_mut(), &mut fds)?;
-    let [len, count] = words.map(|word| u32::from_le_bytes(word) as usize);
-    if len > MAX_LEN || count > MAX_FDS {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "not a frame, or one of another program"));
-    }
-    while fds.len() < count {
-        receive_with(socket, &mut [0], &mut fds)?;
-    }
-    let mut text = Vec::new();
-    socket.take(len as u64).read_to_end(&mut text)?;
-    if text.len() < len {
-        return Err(io::ErrorKind::UnexpectedEof.into());
-    }
-    Ok((serde_json::from_slice(&text)?, fds))
+    Receiver { socket, deadline: None }.receive()
 }
 
-/// Fills `bytes`, and keeps the descriptors that come with them.
-fn receive_with(socket: &UnixStream, bytes: &mut [u8], fds: &mut Vec<OwnedFd>) -> io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS_AT_ONCE))];
-    let mut done = 0;
-    while done < bytes.len() {
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let into = &mut [IoSliceMut::new(&mut bytes[done..])];
-        let received = match recvmsg(socket, into, &mut control, RecvFlags::CMSG_CLOEXEC) {
-            Err(rustix::io::Errno::INTR) => continue,
-            result => result?,
-        };
-        for message in control.drain() {
-            if let RecvAncillaryMessage::ScmRights(more) = message {
-                fds.extend(more);
+/// The same from somebody who may send slowly, or never: all of it comes within `limit`, which replaces the socket's time-out.
+///
+/// # Errors
+///
+/// As above; `WouldBlock` or `TimedOut` when the time is up.
+pub fn receive_within<T: DeserializeOwned>(
+    socket: &UnixStream,
+    limit: Duration,
+) -> io::Result<(T, Vec<OwnedFd>)> {
+    Receiver { socket, deadline: Some(Instant::now() + limit) }.receive()
+}
+
+struct Receiver<'a> {
+    socket: &'a UnixStream,
+    deadline: Option<Instant>,
+}
+
+impl Receiver<'_> {
+    fn receive<T: DeserializeOwned>(&self) -> io::Result<(T, Vec<OwnedFd>)> {
+        let mut fds = Vec::new();
+        let mut words = [[0; 4]; 2];
+        self.fill(words.as_flattened_mut(), &mut fds)?;
+        let [len, count] = words.map(|word| u32::from_le_bytes(word) as usize);
+        if len > MAX_LEN || count > MAX_FDS {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "not a frame, or one of another program"));
+        }
+        while fds.len() < count {
+            let before = fds.len();
+            self.fill(&mut [0], &mut fds)?;
+            if fds.len() == before {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "fewer descriptors than it promises"));
             }
         }
-        if received.bytes == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+        // No more memory than what has come, whatever length is promised.
+        let mut text = Vec::new();
+        while text.len() < len {
+            let from = text.len();
+            text.resize(len.min(from + MAX_READ), 0);
+            self.fill(&mut text[from..], &mut fds)?;
         }
-        if received.flags.contains(ReturnFlags::CTRUNC) {
-            return Err(io::Error::other("descriptors are missing: is the limit of open files too low?"));
-        }
-        if fds.len() > MAX_FDS {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "too many descriptors"));
-        }
-        done += received.bytes;
+        Ok((serde_json::from_slice(&text)?, fds))
     }
-    Ok(())
+
+    /// Fills `bytes`, and keeps the descriptors that come with them.
+    fn fill(&self, bytes: &mut [u8], fds: &mut Vec<OwnedFd>) -> io::Result<()> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS_AT_ONCE))];
+        let mut done = 0;
+        while done < bytes.len() {
+            if let Some(deadline) = self.deadline {
+                let left = deadline.saturating_duration_since(Instant::now());
+                let left = Some(left).filter(|left| !left.is_zero()).ok_or(io::ErrorKind::TimedOut)?;
+                self.socket.set_read_timeout(Some(left))?;
+            }
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let into = &mut [IoSliceMut::new(&mut bytes[done..])];
+            let received = match recvmsg(self.socket, into, &mut control, RecvFlags::CMSG_CLOEXEC) {
+                Err(rustix::io::Errno::INTR) => continue,
+                result => result?,
+            };
+            for message in control.drain() {
+                if let RecvAncillaryMessage::ScmRights(more) = message {
+                    fds.extend(more);
+                }
+            }
+            if received.bytes == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            if received.flags.contains(ReturnFlags::CTRUNC) {
+                return Err(io::Error::other("descriptors are missing: is the limit of open files too low?"));
+            }
+            if fds.len() > MAX_FDS {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "too many descriptors"));
+            }
+            done += received.bytes;
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -167,5 +204,30 @@ mod tests {
         ours.write_all(&[9, 0, 0, 0, 0, 0, 0, 0, b'1']).unwrap();
         drop(ours);
         assert_eq!(receive::<u32>(&theirs).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn promised_descriptors_must_come() {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        ours.write_all(&[1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0]).unwrap();
+        assert_eq!(receive::<u32>(&theirs).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn a_sender_that_trickles_has_no_more_time_than_others() {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let sender = std::thread::spawn(move || {
+            ours.write_all(&[200, 0, 0, 0, 0, 0, 0, 0]).unwrap();
+            (0..200).try_for_each(|_| {
+                std::thread::sleep(Duration::from_millis(10));
+                ours.write_all(b" ")
+            })
+        });
+        let start = Instant::now();
+        let error = receive_within::<u32>(&theirs, Duration::from_millis(100)).unwrap_err();
+        assert!(matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock), "{error}");
+        assert!(start.elapsed() < Duration::from_secs(1));
+        drop(theirs);
+        assert!(sender.join().unwrap().is_err());
     }
 }

@@ -10,6 +10,7 @@
 mod block;
 mod chains;
 mod control;
+mod frames;
 mod guest;
 mod kernel;
 mod message;
@@ -25,10 +26,11 @@ use arbitrary::{Arbitrary, Unstructured};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets, by name.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     ("block", |bytes| run(bytes, block::run)),
     ("chains", |bytes| run(bytes, chains::run)),
     ("control", |bytes| run(bytes, control::run)),
+    ("frames", |bytes| run(bytes, frames::run)),
     ("kernel", |bytes| run(bytes, kernel::run)),
     ("mmio", |bytes| run(bytes, mmio::run)),
     ("rx", |bytes| run(bytes, rx::run)),

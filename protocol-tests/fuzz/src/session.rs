@@ -1,5 +1,6 @@
 //! A front-end's connection: bytes and descriptors through channel and session to a device of two pairs over a socket
-//! port. Each message is answered as the protocol has it, or ends the connection; no descriptor stays behind.
+//! port, which processes hand on to each other. Each message is answered as the protocol has it, or ends the connection; no
+//! descriptor stays behind.
 
 use std::io::{IoSlice, Read, Write};
 use std::mem::MaybeUninit;
@@ -14,7 +15,9 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 use volt_net::net::config::Mac;
 use volt_net::net::device::{DeviceOptions, NetDevice};
 use volt_net::port::socket::SocketPort;
-use volt_net::vhost_user::channel::Channel;
+use volt_net::state::{Exporter, Importer, frame};
+use volt_net::vhost_user::channel::{Channel, ChannelState};
+use volt_net::vhost_user::session::state::SessionState;
 use volt_net::vhost_user::session::{Session, SessionError};
 
 use super::STEPS;
@@ -42,6 +45,8 @@ enum Step {
     Frame(u8),
     Kick(u8),
     Control,
+    /// Another process goes on with the connection, by the state that this one writes.
+    HandOver,
 }
 
 /// A front-end with its connection.
@@ -75,7 +80,7 @@ pub(super) fn run(input: Input) {
     assert_eq!(open_files(), before, "file descriptors stay open");
 }
 
-fn open_files() -> usize {
+pub(super) fn open_files() -> usize {
     std::fs::read_dir("/proc/self/fd").expect("/proc is mounted").count()
 }
 
@@ -150,7 +155,30 @@ impl Peer {
                 }
                 true
             }
+            Step::HandOver => {
+                self.hand_over();
+                true
+            }
         }
+    }
+
+    /// What is written out is taken over, whatever has come before, and nobody notices.
+    fn hand_over(&mut self) {
+        self.session.pause(&mut self.device).expect("workers stop");
+        let mut out = Exporter::default();
+        let state = (self.channel.export(&mut out), self.session.export(&mut out));
+        let (ids, fds): (Vec<_>, Vec<_>) = out.into_fds().into_iter().unzip();
+        let (old, new) = UnixStream::pair().expect("a socket pair");
+        frame::send(&old, &state, &fds).expect("sent");
+        let ((channel, session), fds) =
+            frame::receive::<(ChannelState, SessionState)>(&new).expect("received");
+        let mut from = Importer::new(ids.into_iter().zip(fds).collect());
+        let channel = Channel::import(channel, &mut from).expect("the connection is taken");
+        let session = Session::import(&session, &mut from, &self.device, RING_SIZE_MAX);
+        let mut session = session.expect("the session is taken");
+        session.set_broken(&self.session.broken());
+        session.resume(&mut self.device);
+        (self.channel, self.session) = (channel, session);
     }
 
     /// Sends `message` and holds the answer to the model's.

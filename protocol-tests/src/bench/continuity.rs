@@ -112,7 +112,8 @@ impl Served<'_> {
         match self.kind {
             Kind::None => Ok(()),
             Kind::HandOver => {
-                let mut command = self.netns.command(&self.program);
+                // It opens nothing, so that it need not be in the namespace: the way there would cost the only processor.
+                let mut command = std::process::Command::new(&self.program);
                 command.arg("--take-over").arg(self.dir.join("control")).args(["--log-level", "warn"]);
                 let successor = Process::spawn(command, self.cpu)?;
                 let mut old = std::mem::replace(&mut self.process, successor);

@@ -20,6 +20,8 @@ pub const HOST: &str = "10.77.0.1";
 pub const GUEST: &str = "10.77.0.2";
 /// How much goes each way.
 const MIB: usize = 32;
+/// How long a connection may stand still: longer than the longest time for which a test takes the network away.
+const PATIENCE: Duration = Duration::from_secs(200);
 
 const SINK: u16 = 7001;
 const SOURCE: u16 = 7002;
@@ -213,8 +215,8 @@ fn serve(port: u16, service: impl Fn(TcpStream) + Send + Sync + 'static) -> Arc<
     thread::spawn(move || {
         while let Ok((stream, _)) = accepting.accept() {
             // A guest that died in the middle must not hold the service.
-            let _ = stream.set_read_timeout(Some(Duration::from_secs(60)));
-            let _ = stream.set_write_timeout(Some(Duration::from_secs(60)));
+            let _ = stream.set_read_timeout(Some(PATIENCE));
+            let _ = stream.set_write_timeout(Some(PATIENCE));
             let service = Arc::clone(&service);
             thread::spawn(move || service(stream));
         }

@@ -297,8 +297,15 @@ fn elf_extent(head: Head, file: &File) -> Result<Extent, KernelError> {
     file.read_exact_at(&mut table, offset).map_err(|_| KernelError::Headers)?;
     let mut extent = Extent { start: u64::MAX, end: 0 };
     for header in table.chunks_exact(HEADER).map(Head) {
-        let (address, size) = (header.u64(24)?, header.u64(40)?);
-        if header.u32(0)? == LOAD && size > 0 {
+        let (address, in_file, size) = (header.u64(24)?, header.u64(32)?, header.u64(40)?);
+        if header.u32(0)? != LOAD {
+            continue;
+        }
+        // The loader would put bytes where no room was looked for.
+        if in_file > size {
+            return Err(KernelError::Headers);
+        }
+        if size > 0 {
             extent.start = extent.start.min(address);
             extent.end = extent.end.max(address.checked_add(size).ok_or(KernelError::Headers)?);
         }

@@ -143,6 +143,7 @@ fn files_that_are_no_kernel_are_told_apart() {
     assert!(matches!(changed(vmlinux(true), 54, &[1]), KernelError::Headers));
     assert!(matches!(changed(vmlinux(true), 32, &[0xff; 8]), KernelError::Headers));
     assert!(matches!(changed(vmlinux(true), 64 + 40, &[0xff; 8]), KernelError::Headers));
+    assert!(matches!(changed(vmlinux(true), 64 + 40, &[1, 0, 0, 0, 0, 0, 0, 0]), KernelError::Headers));
 }
 
 #[test]

@@ -19,7 +19,7 @@ use volt_net::state::frame;
 
 use crate::handover::Offer;
 
-/// How long a client may take for the rest of its request.
+/// How long a client may take for its request, from its first byte on.
 const PATIENCE: Duration = Duration::from_millis(100);
 /// How long `volt-netd ctl` waits for an answer.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -73,9 +73,8 @@ pub(crate) fn check_user(client: &UnixStream) -> Result<(), Stranger> {
 /// Reads the request of a client that has begun to send one.
 pub(crate) fn read(client: &UnixStream) -> io::Result<Request> {
     client.set_nonblocking(false)?;
-    client.set_read_timeout(Some(PATIENCE))?;
     client.set_write_timeout(Some(PATIENCE))?;
-    Ok(frame::receive(client)?.0)
+    Ok(frame::receive_within(client, PATIENCE)?.0)
 }
 
 /// Answers a client; one that does not read has no answer.
