@@ -1,9 +1,11 @@
 //! With KVM: what the unit tests take for granted of its eventfds and routes.
+#![expect(unsafe_code, reason = "memory slots of a virtual machine")]
 
 use std::fs::File;
 
-use kvm_bindings::KVM_APIC_REG_SIZE;
-use kvm_ioctls::{Kvm, VcpuFd};
+use kvm_bindings::{KVM_APIC_REG_SIZE, kvm_userspace_memory_region};
+use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::*;
 use crate::virtio::testing::eventually;
@@ -69,4 +71,39 @@ fn interrupts_by_irqfd_and_route() {
     driver.set_vector(Some(1), NO_VECTOR);
     call.used(1);
     assert_eq!(driver.messages(), [None; 3]);
+}
+
+/// A guest's write to a vring's notification address reaches the vring's eventfd inside the kernel, without an exit, whatever
+/// it writes.
+#[test]
+fn notification_by_ioeventfd() {
+    const LOW_BASE: u32 = 0xd_0000;
+    let Some((vm, mut vcpu)) = machine("notification_by_ioeventfd") else { return };
+    let memory = memory();
+    let region = kvm_userspace_memory_region {
+        slot: 0,
+        flags: 0,
+        guest_phys_addr: 0,
+        memory_size: 0x1_0000,
+        userspace_addr: memory.get_host_address(GuestAddress(0)).unwrap() as u64,
+    };
+    // SAFETY: the memory stays mapped until `memory` is dropped, after the virtual machine.
+    unsafe { vm.set_user_memory_region(region).unwrap() };
+    let routes = Arc::new(MsiRoutes::new(Arc::clone(&vm)));
+    let device = Box::new(Recorder(Arc::default()));
+    let function = PciTransport::new(device, memory.clone(), &vm, &routes, LOW_BASE).unwrap();
+
+    // mov ax, 0xd300; mov ds, ax; mov word [4], 9; mov byte [4], 7; out 0x80, al
+    let code =
+        [0xb8, 0x00, 0xd3, 0x8e, 0xd8, 0xc7, 0x06, 0x04, 0x00, 9, 0, 0xc6, 0x06, 0x04, 0x00, 7, 0xe6, 0x80];
+    memory.write_slice(&code, GuestAddress(0x1000)).unwrap();
+    let mut sregs = vcpu.get_sregs().unwrap();
+    (sregs.cs.base, sregs.cs.selector) = (0, 0);
+    vcpu.set_sregs(&sregs).unwrap();
+    let mut regs = vcpu.get_regs().unwrap();
+    (regs.rip, regs.rflags) = (0x1000, 2);
+    vcpu.set_regs(&regs).unwrap();
+    assert!(matches!(vcpu.run().unwrap(), VcpuExit::IoOut(0x80, _)));
+    assert_eq!(function.registers.kicks[1].read().unwrap(), 2);
+    assert!(function.registers.kicks[0].read().is_err());
 }
