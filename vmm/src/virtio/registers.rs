@@ -48,8 +48,8 @@ pub enum TransportError {
         #[source]
         source: kvm_ioctls::Error,
     },
-    /// The devices have more vrings than KVM has interrupts.
-    #[error("the devices' vrings are more than KVM has interrupts for, {0}: use fewer queue pairs")]
+    /// KVM has as many interrupts as it has, each vring takes one, and PCI has vectors for [`MAX_VRINGS`](super::pci::MAX_VRINGS).
+    #[error("there are no interrupts left for a device of {0} vrings: use fewer queue pairs or devices")]
     Interrupts(usize),
 }
 

@@ -222,10 +222,10 @@ mod kvm {
 
     use kvm_bindings::{KVM_IRQCHIP_PIC_MASTER, kvm_irqchip, kvm_userspace_memory_region};
     use kvm_ioctls::{Kvm, VcpuExit};
-    use vm_memory::{Bytes, GuestMemoryBackend};
+    use vm_memory::GuestMemoryBackend;
 
     use super::*;
-    use crate::virtio::testing::{eventually, memory};
+    use crate::virtio::testing::{eventually, load_code, memory};
 
     const SLOT: MmioSlot = MmioSlot { base: 0xd_0000, gsi: 5 };
 
@@ -265,14 +265,8 @@ mod kvm {
             0xb8, 0x00, 0xd0, 0x8e, 0xd8, 0x66, 0xc7, 0x06, 0x50, 0x00, 1, 0, 0, 0, 0x66, 0xc7, 0x06, 0x50,
             0x00, 7, 0, 0, 0, 0xe6, 0x80,
         ];
-        memory.write_slice(&code, GuestAddress(0x1000)).unwrap();
         let mut vcpu = vm.create_vcpu(0).unwrap();
-        let mut sregs = vcpu.get_sregs().unwrap();
-        (sregs.cs.base, sregs.cs.selector) = (0, 0);
-        vcpu.set_sregs(&sregs).unwrap();
-        let mut regs = vcpu.get_regs().unwrap();
-        (regs.rip, regs.rflags) = (0x1000, 2);
-        vcpu.set_regs(&regs).unwrap();
+        load_code(&vcpu, &memory, &code);
 
         // The first write matches vring 1; no vring 7 exists, so that one comes out to the transport.
         match vcpu.run().unwrap() {

@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::BusDevice;
 use crate::pci::PciFunction;
@@ -100,7 +101,7 @@ impl PciTransport {
         device: Box<dyn VirtioDevice>,
         memory: GuestMemoryMmap,
         base: u32,
-        line: impl Fn(Arc<vmm_sys_util::eventfd::EventFd>) -> Result<MsiLine, TransportError>,
+        line: impl Fn(Arc<EventFd>) -> Result<MsiLine, TransportError>,
     ) -> Result<PciTransport, TransportError> {
         let vrings = device.vring_sizes().len();
         if vrings > MAX_VRINGS {

@@ -5,10 +5,10 @@ use std::fs::File;
 
 use kvm_bindings::{KVM_APIC_REG_SIZE, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use super::*;
-use crate::virtio::testing::eventually;
+use crate::virtio::testing::{eventually, load_code};
 
 /// Interrupt request register of a local APIC, and its spurious-vector register with the software enable.
 const IRR: usize = 0x200;
@@ -96,13 +96,7 @@ fn notification_by_ioeventfd() {
     // mov ax, 0xd300; mov ds, ax; mov word [4], 9; mov byte [4], 7; out 0x80, al
     let code =
         [0xb8, 0x00, 0xd3, 0x8e, 0xd8, 0xc7, 0x06, 0x04, 0x00, 9, 0, 0xc6, 0x06, 0x04, 0x00, 7, 0xe6, 0x80];
-    memory.write_slice(&code, GuestAddress(0x1000)).unwrap();
-    let mut sregs = vcpu.get_sregs().unwrap();
-    (sregs.cs.base, sregs.cs.selector) = (0, 0);
-    vcpu.set_sregs(&sregs).unwrap();
-    let mut regs = vcpu.get_regs().unwrap();
-    (regs.rip, regs.rflags) = (0x1000, 2);
-    vcpu.set_regs(&regs).unwrap();
+    load_code(&vcpu, &memory, &code);
     assert!(matches!(vcpu.run().unwrap(), VcpuExit::IoOut(0x80, _)));
     assert_eq!(function.registers.kicks[1].read().unwrap(), 2);
     assert!(function.registers.kicks[0].read().is_err());
