@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::time::Duration;
 
-use protocol_tests::lab::guest::{Flavour, Image, Spec};
+use protocol_tests::lab::guest::{Flavour, Image, Spec, Transport};
 use protocol_tests::lab::in_lab;
 use protocol_tests::lab::netd::Netd;
 use protocol_tests::lab::process::Process;
@@ -37,7 +37,7 @@ fn stands(name: &str, flavour: Flavour, image: Image, cpus: u32, memory: u32) {
             "report cpus $(nproc); report memory $(sed -n 's/MemTotal: *//p' /proc/meminfo); acpi_complaints; {}",
             traffic.both_ways()
         );
-        let spec = Spec { flavour, image, cpus, memory, run: script };
+        let spec = Spec { flavour, image, cpus, memory, ..Spec::new(&script) };
         let reports = run(&spec, &netd, 1, &[]);
         assert_eq!(value(&reports, "cpus"), cpus.to_string());
         let total: u32 = value(&reports, "memory").trim_end_matches(" kB").parse().expect("MemTotal");
@@ -111,6 +111,44 @@ fn a_root_file_system_on_a_disk() {
         let reports = run(&quick(run_words), &netd, 1, &["--rootfs", image.to_str().expect("a path")]);
         assert_eq!(value(&reports, "root"), "/dev/vda");
         assert_eq!(value(&reports, "ping"), "ok");
+    });
+}
+
+/// Both flavours, in both forms, find every kind of device behind PCI: the root file system's disk, the network and the source
+/// of random numbers, each vring with a vector of its own, and nothing in the tables or about PCI to complain of.
+#[test]
+fn both_flavours_by_pci_with_a_disk_as_root() {
+    in_lab("both_flavours_by_pci_with_a_disk_as_root", || {
+        let directory = tempfile::tempdir().expect("a directory");
+        let netd = Netd::start(directory.path(), &["--queues", "2"]);
+        let traffic = Traffic::of(4);
+        // What is looked for is not to be found in the command line, which the kernel prints.
+        let words = format!(
+            "report root $(sed -n 's/\\(.*\\) \\/ ext4 .*/\\1/p' /proc/mounts); acpi_complaints; \
+             report pci_complaints $(dmesg | grep -ciE 'pci.*(e[r]ror|f[a]il|can.t|c[o]nflict)'); \
+             report functions $(ls /sys/bus/pci/devices | wc -l); \
+             report msi $(grep -c 'MSI.*virtio' /proc/interrupts); report other $(grep virtio /proc/interrupts | grep -vc MSI); \
+             report rng $(cat /sys/class/misc/hw_random/rng_current); {}",
+            traffic.both_ways()
+        );
+        for (flavour, form) in [(Flavour::Generic, Image::BzImage), (Flavour::Cloud, Image::Vmlinux)] {
+            let image = directory.path().join("rootfs.img");
+            std::fs::copy(protocol_tests::lab::guest_file("rootfs.img"), &image)
+                .expect("a copy of the image");
+            let spec = Spec { flavour, image: form, transport: Transport::Pci, ..Spec::new(&words) };
+            let reports = run(&spec, &netd, 2, &["--rootfs", image.to_str().expect("a path")]);
+            assert_eq!(value(&reports, "root"), "/dev/vda");
+            for nothing in ["acpi_complaints", "pci_complaints", "other"] {
+                assert_eq!(value(&reports, nothing), "0", "{nothing}: {reports:?}");
+            }
+            assert_eq!(value(&reports, "functions"), "4", "the host bridge, and three devices");
+            // Configuration and one vring for each processor of the disk; configuration and four vrings of the network (the
+            // control queue is asked, not told); configuration and vring of the random numbers.
+            let vectors: usize = value(&reports, "msi").parse().expect("a number");
+            assert!(vectors >= 8, "{reports:?}");
+            assert!(value(&reports, "rng").starts_with("virtio_rng"), "{reports:?}");
+            traffic.judge(&reports);
+        }
     });
 }
 

@@ -18,24 +18,28 @@ use crate::boot::kernel::{Image, KernelError};
 use crate::boot::regs::{self, RegsError};
 use crate::boot::{self, BootError, Entry, cpuid};
 use crate::bus::{Bus, RangeError};
-use crate::config::{SerialConfig, VmConfig};
+use crate::config::{SerialConfig, Transport, VmConfig};
 use crate::console::Console;
 use crate::exit::ExitEvent;
 use crate::gate::Gate;
 use crate::layout::{
-    COM1, COM1_GSI, COM1_SIZE, KEYBOARD_COMMAND, KVM_IDENTITY_MAP, KVM_TSS, POWER_BUTTON_GSI, RESET_REG,
-    mmio_slot,
+    COM1, COM1_GSI, COM1_SIZE, CONFIG_PORTS, CONFIG_PORTS_SIZE, KEYBOARD_COMMAND, KVM_IDENTITY_MAP, KVM_TSS,
+    POWER_BUTTON_GSI, RESET_REG, mmio_slot, pci_bar,
 };
 use crate::machine::Machine;
 use crate::memory::{self, MemoryError};
 use crate::pause::Pause;
+use crate::pci::msi::MsiRoutes;
+use crate::pci::{PciBus, PciFunction};
 use crate::power::{KeyboardReset, PowerButton, PowerRegisters};
 use crate::serial::{Output, Room, Uart};
 use crate::vcpu::{self, Board, Buses, Vcpu};
 use crate::virtio::VirtioDevice;
 use crate::virtio::blk::{Block, BlockError};
-use crate::virtio::mmio::{MmioSlot, MmioTransport, SLOT_SIZE, TransportError};
+use crate::virtio::mmio::{MmioSlot, MmioTransport, SLOT_SIZE};
 use crate::virtio::net::{self, NetError};
+use crate::virtio::pci::{BAR_SIZE, PciTransport};
+use crate::virtio::registers::TransportError;
 use crate::virtio::rng::Rng;
 
 /// Why a machine cannot be built.
@@ -82,9 +86,10 @@ pub enum BuildError {
     #[error("no more files: raise the limit (ulimit -n)")]
     Files(#[source] io::Error),
     #[error(
-        "{0} virtio devices are more than the machine has interrupts for, 19: use fewer disks or networks"
+        "{count} virtio devices are more than the machine has places for with --transport {transport}: use fewer disks or \
+         networks{}", if *transport == "mmio" { ", or --transport pci" } else { "" }
     )]
-    Devices(usize),
+    Devices { count: usize, transport: &'static str },
     #[error(transparent)]
     Disk(#[from] BlockError),
     #[error(transparent)]
@@ -111,7 +116,7 @@ pub fn build(config: &VmConfig, exit: Arc<ExitEvent>) -> Result<Machine, BuildEr
     let kvm = open_kvm(config.cpus)?;
     let memory = memory::allocate(config.memory, config.hugepages)?;
     let entry = boot::load(&memory, image, config.initramfs.as_deref(), &config.cmdline)?;
-    let vm = create_vm(&kvm)?;
+    let vm = Arc::new(create_vm(&kvm)?);
     memory::register(&vm, &memory)?;
 
     let mut buses = Buses::default();
@@ -121,9 +126,15 @@ pub fn build(config: &VmConfig, exit: Arc<ExitEvent>) -> Result<Machine, BuildEr
     let gate = Arc::<Gate>::default();
     let devices = virtio_devices(config, &gate)?;
     let shown: Vec<_> = devices.iter().map(|device| api::Device::of(&**device)).collect();
-    let virtio_mmio = connect_virtio(devices, &mut buses.mmio, &vm, &memory)?;
+    let virtio_mmio = match config.transport {
+        Transport::Mmio => connect_mmio(devices, &mut buses.mmio, &vm, &memory)?,
+        Transport::Pci => connect_pci(devices, &mut buses, &vm, &memory).map(|()| Vec::new())?,
+    };
     let serial = config.serial != SerialConfig::None;
-    acpi::write(&memory, &Hardware { cpus: config.cpus, serial, virtio_mmio })?;
+    acpi::write(
+        &memory,
+        &Hardware { cpus: config.cpus, serial, virtio_mmio, pci: config.transport == Transport::Pci },
+    )?;
 
     let board = Board { buses: Arc::new(buses), exit: Arc::clone(&exit), gate };
     let vcpus = create_vcpus(&kvm, &vm, config.cpus, &board, &memory, entry)?;
@@ -247,8 +258,12 @@ fn connect_serial(
 /// Opens disks and connects to back-ends, in the order in which the guest will find the devices.
 fn virtio_devices(config: &VmConfig, gate: &Arc<Gate>) -> Result<Vec<Box<dyn VirtioDevice>>, BuildError> {
     let count = config.disks.len() + config.nets.len() + 1;
-    if mmio_slot(count - 1).is_none() {
-        return Err(BuildError::Devices(count));
+    let (there_is, transport) = match config.transport {
+        Transport::Mmio => (mmio_slot(count - 1).is_some(), "mmio"),
+        Transport::Pci => (pci_bar(count - 1).is_some(), "pci"),
+    };
+    if !there_is {
+        return Err(BuildError::Devices { count, transport });
     }
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     for disk in &config.disks {
@@ -261,22 +276,40 @@ fn virtio_devices(config: &VmConfig, gate: &Arc<Gate>) -> Result<Vec<Box<dyn Vir
     Ok(devices)
 }
 
-/// Puts each device behind a transport on the bus. A PCI transport would be another such function.
-fn connect_virtio(
+/// Puts each device behind a transport on the bus.
+fn connect_mmio(
     devices: Vec<Box<dyn VirtioDevice>>,
     mmio: &mut Bus,
     vm: &VmFd,
     memory: &GuestMemoryMmap,
 ) -> Result<Vec<MmioSlot>, BuildError> {
-    let count = devices.len();
     let mut slots = Vec::new();
-    for (index, device) in devices.into_iter().enumerate() {
-        let slot = mmio_slot(index).ok_or(BuildError::Devices(count))?;
+    // There are as many slots: see virtio_devices.
+    for (slot, device) in (0..).map_while(mmio_slot).zip(devices) {
         let transport = MmioTransport::new(device, memory.clone(), vm, slot)?;
         mmio.insert(slot.base, SLOT_SIZE, Arc::new(Mutex::new(transport)))?;
         slots.push(slot);
     }
     Ok(slots)
+}
+
+/// Makes each device a function of a PCI bus.
+fn connect_pci(
+    devices: Vec<Box<dyn VirtioDevice>>,
+    buses: &mut Buses,
+    vm: &Arc<VmFd>,
+    memory: &GuestMemoryMmap,
+) -> Result<(), BuildError> {
+    let routes = Arc::new(MsiRoutes::new(Arc::clone(vm)));
+    let mut pci = PciBus::default();
+    for (bar, device) in (0..).map_while(pci_bar).zip(devices) {
+        let transport = PciTransport::new(device, memory.clone(), vm, &routes, bar)?;
+        let transport = Arc::new(Mutex::new(transport));
+        buses.mmio.insert(bar.into(), BAR_SIZE.into(), Arc::clone(&transport) as _)?;
+        pci.add(transport as Arc<Mutex<dyn PciFunction>>);
+    }
+    buses.pio.insert(CONFIG_PORTS.into(), CONFIG_PORTS_SIZE.into(), Arc::new(Mutex::new(pci)))?;
+    Ok(())
 }
 
 /// Creates the processors; number 0 starts at `entry`, the others wait for its start-up interrupt (SIPI).

@@ -13,7 +13,7 @@ use volt_net::net::config::Mac;
 use volt_net::net::limiter::Rate;
 
 use crate::cli::net::NetOption;
-use crate::config::{DiskConfig, NetDeviceConfig, SerialConfig, VhostNet, VmConfig};
+use crate::config::{DiskConfig, NetDeviceConfig, SerialConfig, Transport, VhostNet, VmConfig};
 
 mod net;
 
@@ -66,6 +66,10 @@ pub struct Args {
     /// Number of vCPUs
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=254))]
     cpus: u8,
+
+    /// How the guest reaches its virtio devices: pci, with an interrupt for each queue, or mmio, with one for each device
+    #[arg(long, value_name = "pci|mmio", default_value = "mmio", value_parser = transport)]
+    transport: Transport,
 
     /// A network device; may be given several times. tap=NAME: frames go to this TAP interface, which is created when
     /// it is not there. macvtap=NAME: to this macvtap interface, whose address the guest gets. With vhost-net=on the
@@ -204,6 +208,7 @@ impl Args {
             memory: self.mem.0,
             hugepages: self.hugepages,
             cpus: self.cpus,
+            transport: self.transport,
             disks: self.rootfs.into_iter().chain(self.disk).map(|disk| disk.0).collect(),
             nets,
             serial: self.serial.0,
@@ -266,6 +271,8 @@ enum ValueError {
     NoPath(String),
     #[error("unknown option '{0}': a disk knows ro and rw (a path cannot contain a comma)")]
     DiskOption(String),
+    #[error("'{0}' is neither pci nor mmio")]
+    Transport(String),
     #[error("'{0}' is none of stdio, none and file=PATH")]
     Serial(String),
 }
@@ -300,6 +307,14 @@ impl FromStr for Size {
             return Err(ValueError::Pages(text.to_owned()));
         }
         Ok(Size(bytes))
+    }
+}
+
+fn transport(text: &str) -> Result<Transport, ValueError> {
+    match text {
+        "pci" => Ok(Transport::Pci),
+        "mmio" => Ok(Transport::Mmio),
+        _ => Err(ValueError::Transport(text.to_owned())),
     }
 }
 

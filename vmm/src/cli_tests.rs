@@ -167,3 +167,11 @@ fn wrong_values_are_named_with_what_would_be_right() {
         assert!(text.contains(expected), "{args:?}: {text}");
     }
 }
+
+#[test]
+fn transports_have_names() {
+    assert_eq!(config(&[]).transport, Transport::Mmio);
+    assert_eq!(config(&["--transport", "pci"]).transport, Transport::Pci);
+    assert_eq!(config(&["--transport", "mmio"]).transport, Transport::Mmio);
+    assert!(refused(&["--transport", "ccw"]).contains("'ccw' is neither pci nor mmio"));
+}

@@ -102,6 +102,16 @@ pub enum SerialConfig {
     File(PathBuf),
 }
 
+/// How the guest's drivers reach the virtio devices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Transport {
+    /// Registers that ACPI names, and one interrupt for each device.
+    #[default]
+    Mmio,
+    /// Functions of a PCI bus, with an interrupt for each vring.
+    Pci,
+}
+
 /// A whole virtual machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VmConfig {
@@ -117,6 +127,8 @@ pub struct VmConfig {
     pub hugepages: bool,
     /// Number of vCPUs.
     pub cpus: u8,
+    /// How the guest reaches disks, networks and what else is virtio.
+    pub transport: Transport,
     /// Disks in the order in which the guest names them.
     pub disks: Vec<DiskConfig>,
     /// Network devices in the order in which the guest names them.

@@ -1,7 +1,8 @@
 //! How a virtio device interrupts its driver.
 //!
 //! A device knows only [`Interrupt`]; which wires stand behind it is the transport's affair. With
-//! virtio-mmio that is one irqfd per device and a status register ([`MmioInterrupt`]).
+//! virtio-mmio that is one irqfd per device and a status register ([`MmioInterrupt`]), with virtio-pci an eventfd for each
+//! vring and one for the configuration ([`PciInterrupt`](crate::virtio::pci::PciInterrupt)).
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -26,6 +27,18 @@ pub trait Interrupt: Send + Sync {
 
     /// The eventfd that an external back-end writes to in place of [`Interrupt::used`].
     fn call(&self, index: u16) -> &EventFd;
+}
+
+/// What a transport's registers need of an interrupt.
+pub trait TransportInterrupt: Interrupt {
+    /// Whether the device asked to be reset.
+    fn is_lost(&self) -> bool;
+
+    /// `ConfigGeneration`: differs after each change of the configuration space.
+    fn generation(&self) -> u32;
+
+    /// Forgets everything pending; the device no longer uses it.
+    fn reset(&self);
 }
 
 /// Interrupts of a virtio-mmio device: one irqfd, whose reason the driver finds in `InterruptStatus`.
@@ -73,27 +86,26 @@ impl MmioInterrupt {
         self.status.fetch_and(!bits, Ordering::AcqRel);
     }
 
-    /// `ConfigGeneration`: differs after each change of the configuration space.
-    pub fn generation(&self) -> u32 {
-        self.generation.load(Ordering::Acquire)
-    }
-
-    /// Whether the device asked to be reset.
-    pub fn is_lost(&self) -> bool {
-        self.lost.load(Ordering::Acquire)
-    }
-
-    /// Forgets everything pending; the device no longer uses it.
-    pub fn reset(&self) {
-        self.external.store(false, Ordering::Release);
-        self.lost.store(false, Ordering::Release);
-        self.status.store(0, Ordering::Release);
-    }
-
     fn raise(&self, reason: u32) {
         self.status.fetch_or(reason, Ordering::AcqRel);
         // Fails only when the counter is full, and then the line is raised already.
         let _ = self.irqfd.write(1);
+    }
+}
+
+impl TransportInterrupt for MmioInterrupt {
+    fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Acquire)
+    }
+
+    fn generation(&self) -> u32 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    fn reset(&self) {
+        self.external.store(false, Ordering::Release);
+        self.lost.store(false, Ordering::Release);
+        self.status.store(0, Ordering::Release);
     }
 }
 

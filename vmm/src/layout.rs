@@ -4,11 +4,14 @@
 //!   0x0000_0000  boot data: GDT, PVH start info, zero page, page tables, command line
 //!   0x0009_fc00  reserved; ACPI tables from 0xe0000
 //!   0x0010_0000  RAM: kernel at the bottom, initramfs at the top
-//!   0xc000_0000  hole of 1 GiB: virtio-mmio from 0xd000_0000, IOAPIC, local APICs, KVM's own pages
+//!   0xc000_0000  hole of 1 GiB: virtio-mmio from 0xd000_0000, PCI from 0xe000_0000, IOAPIC, local APICs,
+//!                KVM's own pages
 //! 0x1_0000_0000  the rest of the RAM
 //! ```
 
+use crate::pci::SLOTS;
 use crate::virtio::mmio::{MmioSlot, SLOT_SIZE};
+use crate::virtio::pci::BAR_SIZE;
 
 /// The global descriptor table that the boot vCPU starts with.
 pub const GDT: u64 = 0x500;
@@ -42,6 +45,10 @@ pub const HOLE_END: u64 = 0x1_0000_0000;
 
 /// The first virtio-mmio device's registers; the others follow.
 pub const MMIO_BASE: u64 = 0xd000_0000;
+/// The window for the BARs of PCI functions: [`BAR_SIZE`] for each device number.
+pub const PCI_WINDOW: u32 = 0xe000_0000;
+/// Its size in bytes.
+pub const PCI_WINDOW_SIZE: u32 = SLOTS as u32 * BAR_SIZE;
 /// The IOAPIC of KVM's interrupt controllers.
 pub const IOAPIC: u32 = 0xfec0_0000;
 /// The local APICs of KVM's interrupt controllers.
@@ -64,6 +71,10 @@ pub const COM1_SIZE: u16 = 8;
 pub const COM1_GSI: u32 = 4;
 /// The power button's interrupt: that of COM2, which is not there.
 pub const POWER_BUTTON_GSI: u32 = 3;
+/// `CONFIG_ADDRESS` and `CONFIG_DATA`, which reach the PCI functions' configuration spaces.
+pub const CONFIG_PORTS: u16 = 0xcf8;
+/// Number of these ports.
+pub const CONFIG_PORTS_SIZE: u16 = 8;
 /// Command port of a keyboard controller: writing 0xfe pulses the processor's reset line.
 pub const KEYBOARD_COMMAND: u16 = 0x64;
 /// The reset register that the FADT names; writing [`RESET_VALUE`] resets.
@@ -84,6 +95,12 @@ pub fn mmio_slot(index: usize) -> Option<MmioSlot> {
     Some(MmioSlot { base: MMIO_BASE + u64::from(index) * SLOT_SIZE, gsi })
 }
 
+/// The BAR of the PCI function with number `index` behind the host bridge; `None` when the bus is full.
+pub fn pci_bar(index: usize) -> Option<u32> {
+    let slot = index.checked_add(1).filter(|slot| *slot < SLOTS)?;
+    Some(PCI_WINDOW + slot as u32 * BAR_SIZE)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -94,5 +111,13 @@ mod tests {
         assert_eq!(mmio_slot(18), Some(MmioSlot { base: 0xd001_2000, gsi: 23 }));
         assert_eq!(mmio_slot(19), None);
         assert_eq!(mmio_slot(usize::MAX), None);
+    }
+
+    #[test]
+    fn functions_end_with_the_bus() {
+        assert_eq!(pci_bar(0), Some(0xe000_8000));
+        assert_eq!(pci_bar(30), Some(PCI_WINDOW + PCI_WINDOW_SIZE - BAR_SIZE));
+        assert_eq!(pci_bar(31), None);
+        assert_eq!(pci_bar(usize::MAX), None);
     }
 }

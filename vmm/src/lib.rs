@@ -23,6 +23,7 @@ pub mod layout;
 pub mod machine;
 pub mod memory;
 pub mod pause;
+pub mod pci;
 pub mod power;
 pub mod serial;
 pub mod signals;

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
 
 use kvm_ioctls::VmFd;
 use log::{info, warn};
@@ -38,7 +39,7 @@ pub struct Machine {
     /// Shows the machine to others.
     pub api: Option<Api>,
     /// Keeps eventfds and interrupts registered.
-    pub vm: VmFd,
+    pub vm: Arc<VmFd>,
     /// What the VM's slots point to; dropped after the VM.
     pub memory: GuestMemoryMmap,
 }

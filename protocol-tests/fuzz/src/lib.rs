@@ -15,6 +15,7 @@ mod guest;
 mod kernel;
 mod message;
 mod mmio;
+mod pci;
 mod rig;
 mod rx;
 mod session;
@@ -26,13 +27,14 @@ use arbitrary::{Arbitrary, Unstructured};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets, by name.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     ("block", |bytes| run(bytes, block::run)),
     ("chains", |bytes| run(bytes, chains::run)),
     ("control", |bytes| run(bytes, control::run)),
     ("frames", |bytes| run(bytes, frames::run)),
     ("kernel", |bytes| run(bytes, kernel::run)),
     ("mmio", |bytes| run(bytes, mmio::run)),
+    ("pci", |bytes| run(bytes, pci::run)),
     ("rx", |bytes| run(bytes, rx::run)),
     ("session", |bytes| run(bytes, session::run)),
     ("tx", |bytes| run(bytes, tx::run)),

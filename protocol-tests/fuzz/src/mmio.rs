@@ -13,9 +13,9 @@ use volt_vmm::virtio::{ActivateError, Activation, VirtioDevice};
 
 use super::STEPS;
 
-const MEMORY: u64 = 0x10_0000;
+pub(super) const MEMORY: u64 = 0x10_0000;
 const SIZES: [u16; 3] = [8, 256, 64];
-const OFFERED: Features = Features(1 << 32 | 1 << 29 | 1 << 28 | 0xff);
+pub(super) const OFFERED: Features = Features(1 << 32 | 1 << 29 | 1 << 28 | 0xff);
 const ACKNOWLEDGE: u32 = 1;
 const DRIVER: u32 = 2;
 const DRIVER_OK: u32 = 4;
@@ -70,14 +70,15 @@ enum Value {
 
 /// What happened to the device.
 #[derive(Default)]
-struct Life {
-    active: bool,
-    broken: Option<String>,
+pub(super) struct Life {
+    pub(super) active: bool,
+    pub(super) broken: Option<String>,
 }
 
-struct Device {
-    life: Arc<Mutex<Life>>,
-    refuses: bool,
+/// The device behind this transport, and behind virtio-pci.
+pub(super) struct Device {
+    pub(super) life: Arc<Mutex<Life>>,
+    pub(super) refuses: bool,
 }
 
 impl VirtioDevice for Device {

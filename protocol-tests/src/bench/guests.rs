@@ -12,7 +12,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::bench::BenchError;
-use crate::lab::guest::{Accel, Flavour, Image, QemuNet, Spec};
+use crate::lab::guest::{Accel, Flavour, Image, QemuNet, Spec, Transport};
 use crate::lab::netd::{TAP, address, ip};
 use crate::lab::process::Process;
 use crate::lab::traffic::{HOST, iperf3};
@@ -20,8 +20,8 @@ use crate::lab::{inside_the_lab, isolated, kvm_is_usable, program, repository};
 
 /// How long a guest may take.
 const LIMIT: Duration = Duration::from_secs(180);
-/// KVM's count of exits of all guests; the one under test is the only one.
-const EXITS: &str = "/sys/kernel/debug/kvm/exits";
+/// KVM's counts for all guests; the one under test is the only one.
+const COUNTERS: &str = "/sys/kernel/debug/kvm";
 
 /// What to measure.
 #[derive(Clone, Debug, clap::Args)]
@@ -35,6 +35,9 @@ pub struct Options {
     /// Echo requests
     #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     requests: u32,
+    /// Queue pairs, and processors, of volt-vmm's guests
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=2))]
+    queues: u16,
 }
 
 /// A VMM and a way to the wire.
@@ -42,20 +45,28 @@ pub struct Options {
 enum Kind {
     QemuTap,
     QemuSocket,
-    VmmSocket,
-    VmmTap,
-    VmmVhostNet,
+    VmmSocket(Transport),
+    VmmTap(Transport),
+    VmmVhostNet(Transport),
 }
 
 impl Kind {
-    fn name(self) -> &'static str {
+    fn name(self) -> String {
+        let vmm = |way, transport: Transport| format!("volt-vmm, {way}, {}", transport.name());
         match self {
-            Self::QemuTap => "QEMU, its own TAP device",
-            Self::QemuSocket => "QEMU, volt-netd",
-            Self::VmmSocket => "volt-vmm, volt-netd",
-            Self::VmmTap => "volt-vmm, TAP in its process",
-            Self::VmmVhostNet => "volt-vmm, vhost-net on the TAP",
+            Self::QemuTap => "QEMU, its own TAP device".into(),
+            Self::QemuSocket => "QEMU, volt-netd".into(),
+            Self::VmmSocket(transport) => vmm("volt-netd", transport),
+            Self::VmmTap(transport) => vmm("TAP in its process", transport),
+            Self::VmmVhostNet(transport) => vmm("vhost-net on the TAP", transport),
         }
+    }
+
+    /// Those of volt-vmm.
+    fn vmm() -> impl Iterator<Item = Kind> {
+        [Self::VmmSocket, Self::VmmTap, Self::VmmVhostNet]
+            .into_iter()
+            .flat_map(|kind| [Transport::Mmio, Transport::Pci].map(kind))
     }
 }
 
@@ -65,8 +76,15 @@ struct Figures {
     out: f64,
     into: f64,
     requests: f64,
-    exits_out: Option<f64>,
-    exits_in: Option<f64>,
+    events_out: Option<Events>,
+    events_in: Option<Events>,
+}
+
+/// For each frame.
+#[derive(Clone, Copy, Debug)]
+struct Events {
+    exits: f64,
+    interrupts: f64,
 }
 
 /// Measures and prints a table.
@@ -78,19 +96,20 @@ struct Figures {
 /// When a guest does not come up or does not reach the host.
 pub fn run(options: &Options) -> Result<(), BenchError> {
     if inside_the_lab() {
-        measure(options, &[Kind::VmmSocket, Kind::VmmTap, Kind::VmmVhostNet], Accel::Kvm);
+        measure(options, &Kind::vmm().collect::<Vec<_>>(), Accel::Kvm);
         return Ok(());
     }
     if kvm_is_usable() {
-        let all = [Kind::QemuTap, Kind::QemuSocket, Kind::VmmSocket, Kind::VmmTap, Kind::VmmVhostNet];
+        let all: Vec<_> = [Kind::QemuTap, Kind::QemuSocket].into_iter().chain(Kind::vmm()).collect();
         measure(options, &all, Accel::Kvm);
         return Ok(());
     }
     measure(options, &[Kind::QemuTap, Kind::QemuSocket], Accel::Tcg);
-    let Options { rounds, seconds, requests } = options;
+    let Options { rounds, seconds, requests, queues } = options;
     let mut lab = Command::new(repository().join("scripts/lab"));
     lab.arg(std::env::current_exe()?).args(["guests", "--rounds", &rounds.to_string()]);
     lab.args(["--seconds", &seconds.to_string(), "--requests", &requests.to_string()]);
+    lab.args(["--queues", &queues.to_string()]);
     match lab.status()?.success() {
         true => Ok(()),
         false => Err(BenchError::Wrong("the lab ended without figures: see above".to_owned())),
@@ -110,29 +129,34 @@ fn measure(options: &Options, kinds: &[Kind], accel: Accel) {
 
 /// Boots a guest and takes its figures.
 fn one(kind: Kind, options: &Options, accel: Accel) -> Figures {
-    let Options { seconds, requests, .. } = options;
+    let Options { seconds, requests, queues, .. } = options;
     let directory = tempfile::tempdir().expect("a directory");
-    ip(&["tuntap", "add", TAP, "mode", "tap"]);
+    let several = (*queues > 1).then_some("multi_queue");
+    ip(&[&["tuntap", "add", TAP, "mode", "tap"][..], several.as_slice()].concat());
     address(TAP);
     let _server = iperf3();
     let run = format!(
-        "speed out -c {HOST} -t {seconds}; speed in -R -c {HOST} -t {seconds}; requests {HOST} {requests}"
+        "speed out -P {queues} -c {HOST} -t {seconds}; speed in -P {queues} -R -c {HOST} -t {seconds}; \
+         requests {HOST} {requests}"
     );
     let spec = Spec { flavour: Flavour::Cloud, image: Image::Vmlinux, ..Spec::new(&run) };
-    let (_netd, mut guest) = start(kind, &spec, directory.path(), accel);
-    let (out, exits_out) = phase(&mut guest, "out");
-    let (into, exits_in) = phase(&mut guest, "in");
+    let (_netd, mut guest) = start(kind, &spec, directory.path(), accel, *queues);
+    let (out, events_out) = phase(&mut guest, "out");
+    let (into, events_in) = phase(&mut guest, "in");
     let (milliseconds, _) = phase(&mut guest, "requests");
     guest.wait_for("VOLT exit 0", LIMIT);
     guest.wait_exit(LIMIT);
-    Figures { out, into, requests: f64::from(*requests) * 1000.0 / milliseconds, exits_out, exits_in }
+    Figures { out, into, requests: f64::from(*requests) * 1000.0 / milliseconds, events_out, events_in }
 }
 
-fn start(kind: Kind, spec: &Spec, directory: &Path, accel: Accel) -> (Option<Process>, Process) {
+fn start(kind: Kind, spec: &Spec, directory: &Path, accel: Accel, queues: u16) -> (Option<Process>, Process) {
     let socket = directory.join("net.sock");
-    let netd = matches!(kind, Kind::QemuSocket | Kind::VmmSocket).then(|| {
+    let netd = matches!(kind, Kind::QemuSocket | Kind::VmmSocket(_)).then(|| {
         let mut command = Command::new(program("volt-netd"));
-        let mut netd = Process::start("volt-netd", command.args(["--tap", TAP, "--socket"]).arg(&socket));
+        let mut netd = Process::start(
+            "volt-netd",
+            command.args(["--queues", &queues.to_string(), "--tap", TAP, "--socket"]).arg(&socket),
+        );
         netd.wait_for("listening on", LIMIT);
         netd
     });
@@ -141,28 +165,37 @@ fn start(kind: Kind, spec: &Spec, directory: &Path, accel: Accel) -> (Option<Pro
     let mut command = match kind {
         Kind::QemuTap => spec.qemu(accel, &QemuNet::Tap { name: TAP.into(), properties }),
         Kind::QemuSocket => spec.qemu(accel, &QemuNet::VhostUser { socket, pairs: 1, properties }),
-        Kind::VmmSocket => spec.vmm(&socket, 1),
-        Kind::VmmTap => spec.vmm_net(&[&format!("tap={TAP}")]),
-        Kind::VmmVhostNet => spec.vmm_net(&[&format!("tap={TAP},vhost-net=require")]),
+        Kind::VmmSocket(transport) => Spec { transport, ..spec.clone() }.vmm(&socket, queues),
+        Kind::VmmTap(transport) => {
+            Spec { transport, ..spec.clone() }.vmm_net(&[&format!("tap={TAP},queues={queues}")])
+        }
+        Kind::VmmVhostNet(transport) => Spec { transport, ..spec.clone() }
+            .vmm_net(&[&format!("tap={TAP},queues={queues},vhost-net=require")]),
     };
     (netd, Process::start("the guest", &mut command))
 }
 
-/// One figure of the guest, and the exits for each frame of the TAP meanwhile.
-fn phase(guest: &mut Process, name: &str) -> (f64, Option<f64>) {
+/// One figure of the guest, and what KVM counted for each frame of the TAP meanwhile.
+fn phase(guest: &mut Process, name: &str) -> (f64, Option<Events>) {
     guest.wait_for(&format!("VOLT {name} begin"), LIMIT);
-    let before = (exits(), frames());
+    let before = (counters(), frames());
     let line = guest.wait_for(&format!("VOLT {name} "), LIMIT);
-    let after = (exits(), frames());
+    let after = (counters(), frames());
     let words = line.split_whitespace().skip_while(|word| *word != name);
     let figure = words.skip(1).find_map(|word| word.parse().ok());
     let figure = figure.unwrap_or_else(|| panic!("'{line}' has no figure: {guest}"));
-    let exits = before.0.zip(after.0).map(|(before, after)| after - before);
-    (figure, exits.map(|exits| exits / (after.1 - before.1)))
+    let frames = after.1 - before.1;
+    let events = before.0.zip(after.0).map(|(before, after)| Events {
+        exits: (after.exits - before.exits) / frames,
+        interrupts: (after.interrupts - before.interrupts) / frames,
+    });
+    (figure, events)
 }
 
-fn exits() -> Option<f64> {
-    std::fs::read_to_string(EXITS).ok()?.trim().parse().ok()
+/// What KVM has counted so far, where it shows that.
+fn counters() -> Option<Events> {
+    let read = |name| std::fs::read_to_string(format!("{COUNTERS}/{name}")).ok()?.trim().parse().ok();
+    Some(Events { exits: read("exits")?, interrupts: read("irq_injections")? })
 }
 
 /// Frames of the TAP, both ways.
@@ -175,7 +208,8 @@ fn frames() -> f64 {
 
 fn table(all: &BTreeMap<Kind, Vec<Figures>>) -> String {
     let mut text = String::from(
-        "| guest | TCP out, Mbit/s | TCP in, Mbit/s | echo requests/s | exits a frame, out | in |\n|---|---:|---:|---:|---:|---:|\n",
+        "| guest | TCP out, Mbit/s | TCP in, Mbit/s | echo requests/s | exits a frame, out | in | \
+         interrupts a frame, out | in |\n|---|---:|---:|---:|---:|---:|---:|---:|\n",
     );
     for (kind, figures) in all {
         let column = |of: &dyn Fn(&Figures) -> Option<f64>, digits: usize| {
@@ -190,13 +224,15 @@ fn table(all: &BTreeMap<Kind, Vec<Figures>>) -> String {
         };
         let _ = writeln!(
             text,
-            "| {} | {} | {} | {} | {} | {} |",
+            "| {} | {} | {} | {} | {} | {} | {} | {} |",
             kind.name(),
             column(&|one| Some(one.out), 0),
             column(&|one| Some(one.into), 0),
             column(&|one| Some(one.requests), 0),
-            column(&|one| one.exits_out, 2),
-            column(&|one| one.exits_in, 2),
+            column(&|one| Some(one.events_out?.exits), 2),
+            column(&|one| Some(one.events_in?.exits), 2),
+            column(&|one| Some(one.events_out?.interrupts), 3),
+            column(&|one| Some(one.events_in?.interrupts), 3),
         );
     }
     text

@@ -33,6 +33,25 @@ pub enum Accel {
     Kvm,
 }
 
+/// How a guest of volt-vmm reaches its virtio devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Transport {
+    /// virtio-mmio.
+    Mmio,
+    /// virtio-pci.
+    Pci,
+}
+
+impl Transport {
+    /// As volt-vmm's `--transport` names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Mmio => "mmio",
+            Self::Pci => "pci",
+        }
+    }
+}
+
 /// One guest.
 #[derive(Clone, Debug)]
 pub struct Spec {
@@ -44,14 +63,23 @@ pub struct Spec {
     pub cpus: u32,
     /// Memory in MiB.
     pub memory: u32,
+    /// Under volt-vmm.
+    pub transport: Transport,
     /// Shell words for the guest's `volt.run` (`scripts/guest/init`); no double quotes.
     pub run: String,
 }
 
 impl Spec {
-    /// A generic kernel as packaged, two processors, 512 MiB.
+    /// A generic kernel as packaged, two processors, 512 MiB, virtio-mmio.
     pub fn new(run: &str) -> Self {
-        Self { flavour: Flavour::Generic, image: Image::BzImage, cpus: 2, memory: 512, run: run.into() }
+        Self {
+            flavour: Flavour::Generic,
+            image: Image::BzImage,
+            cpus: 2,
+            memory: 512,
+            transport: Transport::Mmio,
+            run: run.into(),
+        }
     }
 
     fn directory(&self) -> &'static str {
@@ -120,6 +148,7 @@ impl Spec {
             .arg(self.initramfs())
             .args(["--cmdline", &self.command_line()])
             .args(["--mem", &format!("{}M", self.memory), "--cpus", &self.cpus.to_string()])
+            .args(["--transport", self.transport.name()])
             .args(nets.iter().flat_map(|net| ["--net", net]));
         command
     }

@@ -4,11 +4,11 @@
 //! timer or embedded controller. Its power button is a device of the DSDT, told of by an interrupt.
 
 use acpi_tables::aml::{
-    Device, EISAName, IO, Interrupt, Memory32Fixed, Method, Name, Notify, Package, Path, ResourceTemplate,
-    Scope,
+    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Method, Name,
+    Notify, Package, Path, ResourceTemplate, Scope,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags, PmProfile};
-use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
+use acpi_tables::gas::{self, AccessSize, GAS};
 use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
@@ -18,8 +18,9 @@ use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 use crate::layout::{
-    ACPI_END, COM1, COM1_GSI, COM1_SIZE, IOAPIC, LOCAL_APIC, POWER_BUTTON_GSI, RESET_REG, RESET_VALUE, RSDP,
-    SLEEP_CONTROL, SLEEP_STATUS, SLEEP_TYPE_S5,
+    ACPI_END, COM1, COM1_GSI, COM1_SIZE, CONFIG_PORTS, CONFIG_PORTS_SIZE, IOAPIC, LOCAL_APIC, PCI_WINDOW,
+    PCI_WINDOW_SIZE, POWER_BUTTON_GSI, RESET_REG, RESET_VALUE, RSDP, SLEEP_CONTROL, SLEEP_STATUS,
+    SLEEP_TYPE_S5,
 };
 use crate::virtio::mmio::{MmioSlot, SLOT_SIZE};
 
@@ -58,6 +59,8 @@ pub struct Hardware {
     pub serial: bool,
     /// Each virtio-mmio device's registers and interrupt.
     pub virtio_mmio: Vec<MmioSlot>,
+    /// Whether there is a PCI bus.
+    pub pci: bool,
 }
 
 /// One table as bytes, and where the guest finds it.
@@ -134,7 +137,7 @@ fn fadt(dsdt: u64) -> impl Aml {
 
 /// An 8-bit register at an I/O port.
 fn port(port: u16) -> GAS {
-    GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, u64::from(port))
+    GAS::new(gas::AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, u64::from(port))
 }
 
 fn madt(cpus: u8) -> MADT {
@@ -173,6 +176,9 @@ impl Aml for Devices<'_> {
         power_button(sink);
         for (index, &slot) in (0u8..).zip(&self.0.virtio_mmio) {
             virtio_mmio(index, slot, sink);
+        }
+        if self.0.pci {
+            pci_host_bridge(sink);
         }
     }
 }
@@ -243,13 +249,39 @@ fn virtio_mmio(index: u8, slot: MmioSlot, sink: &mut dyn AmlSink) {
     .to_aml_bytes(sink);
 }
 
+/// The root of the PCI bus: bus 0 only, found by configuration mechanism #1, with a window for BARs. No `_PRT`: its
+/// functions have no interrupt pins.
+fn pci_host_bridge(sink: &mut dyn AmlSink) {
+    let bus = AddressSpace::new_bus_number(0u16, 0);
+    let ports = IO::new(CONFIG_PORTS, CONFIG_PORTS, 1, CONFIG_PORTS_SIZE as u8);
+    let memory = AddressSpace::new_memory(
+        AddressSpaceCacheable::NotCacheable,
+        true,
+        PCI_WINDOW,
+        PCI_WINDOW + (PCI_WINDOW_SIZE - 1),
+        None,
+    );
+    Device::new(
+        Path::new("PCI0"),
+        vec![
+            &Name::new(Path::new("_HID"), &EISAName::new("PNP0A03")),
+            &Name::new(Path::new("_UID"), &0u8),
+            &Name::new(Path::new("_CCA"), &1u8),
+            &Name::new(Path::new("_SEG"), &0u8),
+            &Name::new(Path::new("_BBN"), &0u8),
+            &Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&bus, &ports, &memory])),
+        ],
+    )
+    .to_aml_bytes(sink);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::layout::mmio_slot;
 
     fn hardware() -> Hardware {
-        Hardware { cpus: 4, serial: true, virtio_mmio: (0..4).filter_map(mmio_slot).collect() }
+        Hardware { cpus: 4, serial: true, virtio_mmio: (0..4).filter_map(mmio_slot).collect(), pci: true }
     }
 
     fn u64_at(bytes: &[u8], at: usize) -> u64 {
@@ -278,7 +310,7 @@ mod tests {
     fn as_many_devices_as_the_ioapic_has_pins_fit() {
         let virtio_mmio = (0..).map_while(mmio_slot).collect::<Vec<_>>();
         assert_eq!(virtio_mmio.len(), 19);
-        let all = tables(&Hardware { cpus: u8::MAX, serial: true, virtio_mmio }).unwrap();
+        let all = tables(&Hardware { cpus: u8::MAX, serial: true, virtio_mmio, pci: true }).unwrap();
         assert!(all.iter().all(|t| t.address + t.bytes.len() as u64 <= ACPI_END));
     }
 }

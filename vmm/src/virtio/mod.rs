@@ -1,7 +1,7 @@
 //! The virtual machine's virtio devices.
 //!
 //! Life cycle: the builder makes a device (`Block::open`, `Rng::new`, `net::open`) and puts
-//! it behind a transport ([`mmio::MmioTransport`]) on the bus. The driver's register writes reach the
+//! it behind a transport ([`mmio::MmioTransport`], [`pci::PciTransport`]) on the bus. The driver's register writes reach the
 //! transport on a vCPU's thread; at `DRIVER_OK` the transport calls [`VirtioDevice::activate`], from
 //! where the device serves its vrings on a thread of its own, and at a reset [`VirtioDevice::reset`],
 //! after which it touches neither vrings nor memory. Both may come any number of times, in turn.
@@ -9,7 +9,9 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`mmio`] | the virtio-mmio transport: registers, device status, ioeventfd and irqfd |
+//! | [`registers`] | what every transport has: device status, features and vrings |
+//! | [`mmio`] | the virtio-mmio transport: ioeventfd, one irqfd |
+//! | [`pci`] | the virtio-pci transport: capabilities, an ioeventfd and an irqfd for each vring |
 //! | [`ring`] | a vring that the VMM serves itself, one checked chain at a time |
 //! | [`chain`] | a descriptor chain as two lists of buffers |
 //! | [`worker`] | the thread that serves one ring |
@@ -33,6 +35,8 @@ pub mod chain;
 pub mod faults;
 pub mod mmio;
 pub mod net;
+pub mod pci;
+pub mod registers;
 pub mod ring;
 pub mod rng;
 pub mod vhost_user_net;

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use kvm_ioctls::VcpuFd;
 use rustix::fs::{MemfdFlags, memfd_create};
 use virtio_bindings::virtio_mmio::*;
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
@@ -34,6 +35,18 @@ pub(crate) fn memory() -> GuestMemoryMmap {
         (GuestAddress(HIGH), REGION as usize, at(REGION)),
     ])
     .unwrap()
+}
+
+/// Lets a processor as it is after a reset run `code`, in real mode with a code segment at 0.
+pub(crate) fn load_code(vcpu: &VcpuFd, memory: &GuestMemoryMmap, code: &[u8]) {
+    const START: u64 = 0x1000;
+    memory.write_slice(code, GuestAddress(START)).unwrap();
+    let mut sregs = vcpu.get_sregs().unwrap();
+    (sregs.cs.base, sregs.cs.selector) = (0, 0);
+    vcpu.set_sregs(&sregs).unwrap();
+    let mut regs = vcpu.get_regs().unwrap();
+    (regs.rip, regs.rflags) = (START, 2);
+    vcpu.set_regs(&regs).unwrap();
 }
 
 /// Waits until `condition` holds.

@@ -12,7 +12,8 @@ fn iasl_accepts_the_tables() {
         eprintln!("SKIP iasl_accepts_the_tables: iasl is not installed (Debian package acpica-tools)");
         return;
     }
-    let hardware = Hardware { cpus: 4, serial: true, virtio_mmio: (0..4).filter_map(mmio_slot).collect() };
+    let hardware =
+        Hardware { cpus: 4, serial: true, virtio_mmio: (0..4).filter_map(mmio_slot).collect(), pci: true };
     let dir = tempfile::tempdir().unwrap();
     let iasl = |args: &[&str]| {
         let output = Command::new("iasl").args(args).current_dir(&dir).output().unwrap();

@@ -1,8 +1,13 @@
 use std::sync::{Arc, Mutex};
 
+use virtio_queue::QueueT;
+use vm_memory::GuestAddress;
+use volt_net::virtio::features::Features;
+
 use super::*;
-use crate::virtio::copy_config;
+use crate::irq::Interrupt;
 use crate::virtio::testing::{Driver, HIGH, REGION};
+use crate::virtio::{ActivateError, Activation, copy_config};
 
 const EXTRA: Features = Features(1 << 40 | 1);
 
@@ -217,10 +222,10 @@ mod kvm {
 
     use kvm_bindings::{KVM_IRQCHIP_PIC_MASTER, kvm_irqchip, kvm_userspace_memory_region};
     use kvm_ioctls::{Kvm, VcpuExit};
-    use vm_memory::{Bytes, GuestMemoryBackend};
+    use vm_memory::GuestMemoryBackend;
 
     use super::*;
-    use crate::virtio::testing::{eventually, memory};
+    use crate::virtio::testing::{eventually, load_code, memory};
 
     const SLOT: MmioSlot = MmioSlot { base: 0xd_0000, gsi: 5 };
 
@@ -260,14 +265,8 @@ mod kvm {
             0xb8, 0x00, 0xd0, 0x8e, 0xd8, 0x66, 0xc7, 0x06, 0x50, 0x00, 1, 0, 0, 0, 0x66, 0xc7, 0x06, 0x50,
             0x00, 7, 0, 0, 0, 0xe6, 0x80,
         ];
-        memory.write_slice(&code, GuestAddress(0x1000)).unwrap();
         let mut vcpu = vm.create_vcpu(0).unwrap();
-        let mut sregs = vcpu.get_sregs().unwrap();
-        (sregs.cs.base, sregs.cs.selector) = (0, 0);
-        vcpu.set_sregs(&sregs).unwrap();
-        let mut regs = vcpu.get_regs().unwrap();
-        (regs.rip, regs.rflags) = (0x1000, 2);
-        vcpu.set_regs(&regs).unwrap();
+        load_code(&vcpu, &memory, &code);
 
         // The first write matches vring 1; no vring 7 exists, so that one comes out to the transport.
         match vcpu.run().unwrap() {
@@ -277,8 +276,8 @@ mod kvm {
             exit => panic!("{exit:?}"),
         }
         assert!(matches!(vcpu.run().unwrap(), VcpuExit::IoOut(0x80, _)));
-        assert_eq!(transport.kicks[1].read().unwrap(), 1);
-        assert!(transport.kicks[0].read().is_err());
+        assert_eq!(transport.registers.kicks[1].read().unwrap(), 1);
+        assert!(transport.registers.kicks[0].read().is_err());
     }
 
     /// What a device or a back-end writes to the call eventfd arrives at the interrupt controller.
@@ -296,7 +295,7 @@ mod kvm {
             unsafe { chip.chip.pic }.irr & 1 << SLOT.gsi != 0
         };
         assert!(!pending());
-        transport.interrupt.call(0).write(1).unwrap();
+        transport.registers.interrupt.call(0).write(1).unwrap();
         eventually("the interrupt", pending);
     }
 }

@@ -1,0 +1,210 @@
+//! The configuration space of a function: a type 0 header, one BAR of 32 bits, and a list of capabilities (PCI 3.0, 6.1 to
+//! 6.7). 256 bytes: there are no extended capabilities.
+
+use log::debug;
+
+/// Bytes of the space.
+pub const SIZE: usize = 256;
+
+const COMMAND: usize = 0x04;
+const STATUS: usize = 0x06;
+const BAR_0: usize = 0x10;
+const SUBSYSTEM: usize = 0x2c;
+const CAPABILITIES: usize = 0x34;
+const INTERRUPT_LINE: usize = 0x3c;
+const HEADER_END: usize = 0x40;
+
+/// `Command`: the BAR answers.
+const MEMORY_SPACE: u16 = 1 << 1;
+/// `Command`: bits that a driver may change. Those that are not `MEMORY_SPACE` only read back.
+const COMMAND_WRITABLE: u16 = MEMORY_SPACE | 1 << 2 | 1 << 6 | 1 << 8 | 1 << 10;
+/// `Status`: there are capabilities.
+const HAS_CAPABILITIES: u8 = 1 << 4;
+
+/// What a function is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Of the function.
+    pub vendor: u16,
+    /// Of the function.
+    pub device: u16,
+    /// Of the function.
+    pub revision: u8,
+    /// Base class, sub-class and programming interface, 24 bits.
+    pub class: u32,
+    /// Vendor and device of the subsystem.
+    pub subsystem: [u16; 2],
+}
+
+/// The registers, and which of their bits a driver may change.
+#[derive(Debug)]
+pub struct ConfigSpace {
+    bytes: [u8; SIZE],
+    writable: [u8; SIZE],
+    /// BAR 0's address and mask, when there is one.
+    bar: Option<(u32, u32)>,
+    /// Where the next capability goes, and the byte that will point to it.
+    next: usize,
+    link: usize,
+}
+
+impl ConfigSpace {
+    /// A function without BAR, capabilities and interrupt pin.
+    pub fn new(identity: Identity) -> ConfigSpace {
+        let mut space = ConfigSpace {
+            bytes: [0; SIZE],
+            writable: [0; SIZE],
+            bar: None,
+            next: HEADER_END,
+            link: CAPABILITIES,
+        };
+        let Identity { vendor, device, revision, class, subsystem: [subsystem_vendor, subsystem] } = identity;
+        space.put(0, &vendor.to_le_bytes());
+        space.put(2, &device.to_le_bytes());
+        space.put(8, &(class << 8 | u32::from(revision)).to_le_bytes());
+        space.put(SUBSYSTEM, &subsystem_vendor.to_le_bytes());
+        space.put(SUBSYSTEM + 2, &subsystem.to_le_bytes());
+        space.writable[COMMAND..COMMAND + 2].copy_from_slice(&COMMAND_WRITABLE.to_le_bytes());
+        space.writable[INTERRUPT_LINE] = 0xff;
+        space
+    }
+
+    /// Makes BAR 0 one of `size` bytes, a power of two from 16 on, of memory at `base`, a multiple of it.
+    ///
+    /// It stays there: a driver may ask for its size as the specification says (6.2.5.1), but not move it.
+    pub fn set_bar(&mut self, base: u32, size: u32) {
+        self.bar = Some((base, !(size - 1)));
+        self.put(BAR_0, &base.to_le_bytes());
+        self.writable[BAR_0..BAR_0 + 4].fill(0xff);
+    }
+
+    /// Appends a capability: its number, what follows the pointer to the next, and which bits of that a driver may change
+    /// (none behind the end of `writable`). Returns where it starts.
+    pub fn add_capability(&mut self, id: u8, body: &[u8], writable: &[u8]) -> u16 {
+        let at = self.next;
+        self.bytes[self.link] = at as u8;
+        self.bytes[STATUS] |= HAS_CAPABILITIES;
+        self.put(at, &[id, 0]);
+        self.put(at + 2, body);
+        self.writable[at + 2..][..writable.len()].copy_from_slice(writable);
+        self.link = at + 1;
+        self.next = (at + 2 + body.len()).next_multiple_of(4);
+        at as u16
+    }
+
+    /// Fills `data` from `offset` on, with zeroes behind the end.
+    pub fn read(&self, offset: u16, data: &mut [u8]) {
+        for (at, byte) in (usize::from(offset)..).zip(data) {
+            *byte = self.bytes.get(at).copied().unwrap_or(0);
+        }
+    }
+
+    /// Changes what a driver may change of the bytes from `offset` on.
+    pub fn write(&mut self, offset: u16, data: &[u8]) {
+        for (at, value) in (usize::from(offset)..).zip(data) {
+            if let (Some(byte), Some(mask)) = (self.bytes.get_mut(at), self.writable.get(at)) {
+                *byte = *byte & !mask | value & mask;
+            }
+        }
+        if usize::from(offset) < BAR_0 + 4
+            && usize::from(offset) + data.len() > BAR_0
+            && let Some((base, mask)) = self.bar
+        {
+            let asked = self.u32(BAR_0 as u16);
+            if asked & !0xf != base && asked != u32::MAX {
+                debug!("PCI: a guest would move the BAR at {base:#x} to {asked:#x}; it stays");
+            }
+            self.put(BAR_0, &if asked == u32::MAX { mask } else { base }.to_le_bytes());
+        }
+    }
+
+    /// Whether the BAR answers.
+    pub fn memory_enabled(&self) -> bool {
+        self.u32(COMMAND as u16) as u16 & MEMORY_SPACE != 0
+    }
+
+    /// The 32 bits at `offset`.
+    pub fn u32(&self, offset: u16) -> u32 {
+        let mut data = [0; 4];
+        self.read(offset, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    /// Writes `bytes` at `at`, whether a driver may or not. Both are ours and inside.
+    fn put(&mut self, at: usize, bytes: &[u8]) {
+        self.bytes[at..][..bytes.len()].copy_from_slice(bytes);
+    }
+
+    /// Leaves `data`, which a device found out, in the register at `offset` of a capability.
+    pub fn set(&mut self, offset: u16, data: [u8; 4]) {
+        self.put(offset.into(), &data);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn space() -> ConfigSpace {
+        let identity =
+            Identity { vendor: 0x1af4, device: 0x1042, revision: 1, class: 0x01_0000, subsystem: [3, 4] };
+        ConfigSpace::new(identity)
+    }
+
+    #[test]
+    fn the_header_tells_what_it_is_and_stays() {
+        let mut space = space();
+        space.write(0, &[0xff; SIZE]);
+        assert_eq!(space.u32(0), 0x1042_1af4);
+        assert_eq!(space.u32(8), 0x0100_0001);
+        assert_eq!(space.u32(0x2c), 0x0004_0003);
+        assert_eq!(space.u32(0x3c), 0xff, "interrupt line; no pin");
+        assert_eq!(space.u32(4), u32::from(COMMAND_WRITABLE));
+    }
+
+    #[test]
+    fn a_bar_tells_its_size_and_goes_back_to_where_it_is() {
+        let mut space = space();
+        space.set_bar(0xe000_8000, 0x8000);
+        assert!(!space.memory_enabled());
+        space.write(4, &[2, 0]);
+        assert!(space.memory_enabled());
+        space.write(0x10, &[0xff; 4]);
+        assert_eq!(space.u32(0x10), 0xffff_8000);
+        for elsewhere in [0xe000_8000u32, 0, 0xd000_0000, 0x7fff_ffff] {
+            space.write(0x10, &elsewhere.to_le_bytes());
+            assert_eq!(space.u32(0x10), 0xe000_8000);
+        }
+        space.write(0x12, &[0xff, 0xff]);
+        assert_eq!(space.u32(0x10), 0xe000_8000, "a part of it");
+        space.write(0x14, &[0xff; 4]);
+        assert_eq!(space.u32(0x14), 0, "there is no second BAR");
+    }
+
+    #[test]
+    fn capabilities_are_a_list() {
+        let mut space = space();
+        assert_eq!(space.u32(4) >> 16, 0);
+        let first = space.add_capability(9, &[7, 1, 2, 3, 4], &[0, 0, 0xf0]);
+        let second = space.add_capability(0x11, &[5], &[]);
+        assert_eq!((first, second), (0x40, 0x48));
+        assert_eq!(space.u32(4) >> 16, 0x10);
+        assert_eq!(space.u32(0x34), 0x40);
+        assert_eq!(space.u32(0x40), 0x0107_4809);
+        assert_eq!(space.u32(0x48), 0x0005_0011);
+        space.write(0x40, &[0xff; 8]);
+        assert_eq!((space.u32(0x40), space.u32(0x44)), (0x0107_4809, 0x0004_03f2));
+    }
+
+    #[test]
+    fn behind_the_end_there_is_nothing() {
+        let mut space = space();
+        space.write(254, &[0xff; 16]);
+        space.write(u16::MAX, &[0xff; 16]);
+        let mut data = [9; 8];
+        space.read(252, &mut data);
+        assert_eq!(data, [0; 8]);
+        space.read(u16::MAX, &mut data);
+        assert_eq!(data, [0; 8]);
+    }
+}

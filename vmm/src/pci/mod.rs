@@ -1,0 +1,113 @@
+//! The machine's PCI bus: one bus, its host bridge, and functions that a driver finds by configuration mechanism #1.
+//!
+//! The builder makes a [`PciBus`], adds the functions, and puts it at [`CONFIG_PORTS`](crate::layout::CONFIG_PORTS); from then
+//! on vCPUs reach the functions' configuration spaces there. What lies in a function's memory (its BAR) is a range of its
+//! own on the bus for memory-mapped I/O, so that two devices never wait for each other.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`config`] | a function's configuration space: header, BAR, capabilities |
+//! | [`msix`] | the MSI-X capability's table and pending bits |
+//! | [`msi`] | eventfds that become messages to a local APIC, by KVM's routes |
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::bus::BusDevice;
+use crate::pci::config::{ConfigSpace, Identity};
+
+pub mod config;
+pub mod msi;
+pub mod msix;
+
+/// Functions that fit on the bus, the host bridge among them: one in each device number.
+pub const SLOTS: usize = 32;
+
+/// Part of `CONFIG_ADDRESS`: configuration accesses are on.
+const ENABLE: u32 = 1 << 31;
+
+/// The host bridge: any vendor's would do, nothing drives it; this is the one of generic virtual machines.
+const HOST_BRIDGE: Identity =
+    Identity { vendor: 0x1b36, device: 0x0008, revision: 0, class: 0x06_0000, subsystem: [0x1af4, 0x1100] };
+
+/// A device's only function, by its configuration space. Any offset and length may come.
+pub trait PciFunction: Send {
+    /// Fills `data` from `offset` on; what lies behind the end of the space reads as zero.
+    fn read_config(&mut self, offset: u16, data: &mut [u8]);
+
+    /// Takes what the guest writes at `offset`.
+    fn write_config(&mut self, offset: u16, data: &[u8]);
+}
+
+impl PciFunction for ConfigSpace {
+    fn read_config(&mut self, offset: u16, data: &mut [u8]) {
+        self.read(offset, data);
+    }
+
+    fn write_config(&mut self, offset: u16, data: &[u8]) {
+        self.write(offset, data);
+    }
+}
+
+/// Bus 0 behind its two ports (PCI 3.0, 3.2.2.3.2): `CONFIG_ADDRESS`, and `CONFIG_DATA` at offset 4.
+pub struct PciBus {
+    address: u32,
+    /// By device number.
+    functions: Vec<Arc<Mutex<dyn PciFunction>>>,
+}
+
+impl Default for PciBus {
+    /// A bus with its host bridge.
+    fn default() -> PciBus {
+        PciBus { address: 0, functions: vec![Arc::new(Mutex::new(ConfigSpace::new(HOST_BRIDGE)))] }
+    }
+}
+
+impl PciBus {
+    /// Gives `function` the next device number.
+    pub fn add(&mut self, function: Arc<Mutex<dyn PciFunction>>) {
+        debug_assert!(self.functions.len() < SLOTS, "the builder counts them");
+        self.functions.push(function);
+    }
+
+    /// The function that `CONFIG_ADDRESS` selects, and the place in its configuration space.
+    fn selected(&self) -> Option<(&Mutex<dyn PciFunction>, u16)> {
+        let [register, device_function, bus, _] = self.address.to_le_bytes();
+        let (device, function) = (device_function >> 3, device_function & 7);
+        if self.address & ENABLE == 0 || bus != 0 || function != 0 {
+            return None;
+        }
+        Some((&**self.functions.get(usize::from(device))?, u16::from(register & !3)))
+    }
+}
+
+/// The byte of `CONFIG_DATA` that an access of `len` bytes at `offset` starts at, when it lies inside.
+fn data_byte(offset: u64, len: usize) -> Option<u16> {
+    let byte = u16::try_from(offset.checked_sub(4)?).ok()?;
+    matches!(len, 1 | 2 | 4).then_some(byte).filter(|byte| usize::from(*byte) + len <= 4)
+}
+
+impl BusDevice for PciBus {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        // What nobody answers reads as ones: so a driver sees that there is no device.
+        data.fill(0xff);
+        if let (0, Ok(data)) = (offset, <&mut [u8; 4]>::try_from(&mut *data)) {
+            *data = self.address.to_le_bytes();
+        }
+        if let (Some(byte), Some((function, register))) = (data_byte(offset, data.len()), self.selected()) {
+            function.lock().unwrap_or_else(PoisonError::into_inner).read_config(register + byte, data);
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        if let (0, Ok(data)) = (offset, <[u8; 4]>::try_from(data)) {
+            // Bits 0, 1 and 24 to 30 are reserved.
+            self.address = u32::from_le_bytes(data) & (ENABLE | 0x00ff_fffc);
+        }
+        if let (Some(byte), Some((function, register))) = (data_byte(offset, data.len()), self.selected()) {
+            function.lock().unwrap_or_else(PoisonError::into_inner).write_config(register + byte, data);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,123 @@
+//! What a virtio function's configuration space tells its driver: which device it is (virtio 1.2, 4.1.2), and where in the BAR
+//! each structure lies (4.1.4).
+
+use crate::pci::config::{ConfigSpace, Identity};
+use crate::pci::msix::{self, Msix};
+
+/// Bytes of the BAR.
+pub const BAR_SIZE: u32 = 0x8000;
+/// Vrings of a device at most: each has a vector, and the configuration one more.
+pub const MAX_VRINGS: usize = 255;
+
+/// The structures in the BAR, each on a page of its own.
+pub(super) const COMMON: u32 = 0x0000;
+pub(super) const ISR: u32 = 0x1000;
+pub(super) const DEVICE: u32 = 0x2000;
+pub(super) const NOTIFY: u32 = 0x3000;
+pub(super) const TABLE: u32 = 0x4000;
+pub(super) const PENDING: u32 = 0x5000;
+
+/// Bytes between the notification addresses of two vrings.
+pub(super) const NOTIFY_MULTIPLIER: u32 = 4;
+/// Bytes of the common configuration structure.
+pub(super) const COMMON_SIZE: u32 = 0x40;
+/// Bytes of the device's configuration space at most.
+const DEVICE_SIZE: u32 = 0x1000;
+
+const VENDOR: u16 = 0x1af4;
+/// The device number of virtio device 0 (4.1.2.1).
+const FIRST_DEVICE: u16 = 0x1040;
+const REVISION: u8 = 1;
+
+/// The capability that virtio's structures are told by: vendor-specific.
+const VENDOR_CAPABILITY: u8 = 9;
+const COMMON_CFG: u8 = 1;
+const NOTIFY_CFG: u8 = 2;
+const ISR_CFG: u8 = 3;
+const DEVICE_CFG: u8 = 4;
+const PCI_CFG: u8 = 5;
+
+/// Where `pci_cfg_data` stands in its capability, behind `bar`, `offset` and `length`.
+const PCI_CFG_DATA: u16 = 16;
+
+/// The function of virtio device number `device_id`; its class is what firmware and drivers that know no virtio go by.
+pub(super) fn identity(device_id: u32) -> Identity {
+    let class = match device_id {
+        1 => 0x02_0000, // Ethernet
+        2 => 0x01_8000, // mass storage
+        _ => 0xff_0000,
+    };
+    // Device numbers of virtio are below 64 (5).
+    let device = FIRST_DEVICE + device_id as u16;
+    Identity { vendor: VENDOR, device, revision: REVISION, class, subsystem: [VENDOR, device] }
+}
+
+/// Where the capabilities are that a driver writes to.
+pub(super) struct Capabilities {
+    pci_cfg: u16,
+    msix: u16,
+}
+
+/// An access to the BAR by way of the configuration space (4.1.4.9).
+pub(super) struct Window {
+    /// In the BAR; a multiple of `len`, inside.
+    pub(super) offset: u32,
+    /// 1, 2 or 4.
+    pub(super) len: usize,
+    /// `pci_cfg_data`.
+    pub(super) register: u16,
+}
+
+impl Capabilities {
+    /// Adds all of them, for a device of `vrings` vrings.
+    pub(super) fn add(config: &mut ConfigSpace, msix: &Msix, vrings: u32) -> Capabilities {
+        let mut structure = |kind, offset, len, more: &[u8], writable: &[u8]| {
+            config.add_capability(
+                VENDOR_CAPABILITY,
+                &[&body(kind, offset, len, more)[..], more].concat(),
+                writable,
+            )
+        };
+        structure(COMMON_CFG, COMMON, COMMON_SIZE, &[], &[]);
+        structure(ISR_CFG, ISR, 1, &[], &[]);
+        structure(DEVICE_CFG, DEVICE, DEVICE_SIZE, &[], &[]);
+        let multiplier = NOTIFY_MULTIPLIER.to_le_bytes();
+        structure(NOTIFY_CFG, NOTIFY, NOTIFY_MULTIPLIER * vrings, &multiplier, &[]);
+        // Behind the capability's length and kind: bar, padding, offset, length and data are the driver's.
+        let mut writable = [0xff; 18];
+        writable[..2].fill(0);
+        let pci_cfg = structure(PCI_CFG, 0, 0, &[0; 4], &writable);
+        let (body, writable) = msix.capability(TABLE, PENDING);
+        let msix = config.add_capability(msix::CAPABILITY, &body, &writable);
+        Capabilities { pci_cfg, msix }
+    }
+
+    /// What MSI-X's Message Control is.
+    pub(super) fn msix_control(&self, config: &ConfigSpace) -> u16 {
+        (config.u32(self.msix) >> 16) as u16
+    }
+
+    /// The access to the BAR that one of `len` bytes to the configuration space at `offset` is, when it is one.
+    pub(super) fn window(&self, config: &ConfigSpace, offset: u16, len: usize) -> Option<Window> {
+        let register = self.pci_cfg + PCI_CFG_DATA;
+        let (at, first) = (usize::from(offset), usize::from(register));
+        if at + len <= first || at >= first + 4 {
+            return None;
+        }
+        let [bar, ..] = config.u32(self.pci_cfg + 4).to_le_bytes();
+        let offset = config.u32(self.pci_cfg + 8);
+        let len = config.u32(self.pci_cfg + 12);
+        let aligned = matches!(len, 1 | 2 | 4) && offset.is_multiple_of(len);
+        (bar == 0 && aligned && offset < BAR_SIZE).then_some(Window { offset, len: len as usize, register })
+    }
+}
+
+/// `struct virtio_pci_cap` behind its pointer to the next, up to what `more` follows.
+fn body(kind: u8, offset: u32, len: u32, more: &[u8]) -> [u8; 14] {
+    const BAR: u8 = 0;
+    let mut body = [0; 14];
+    body[..3].copy_from_slice(&[16 + more.len() as u8, kind, BAR]);
+    body[6..10].copy_from_slice(&offset.to_le_bytes());
+    body[10..].copy_from_slice(&len.to_le_bytes());
+    body
+}
