@@ -37,11 +37,11 @@ checks! {
         "A next beyond the table does no harm.", |b| chain(b, |at| vec![desc(at, 40, NEXT, 65_535)]);
     "hostile/device-writable", Robust, Completion, "virtio 1.2, 5.1.6.2",
         "A transmit chain for writing is not written.", writable;
-    "hostile/table-odd", Robust, Completion, "virtio 1.2, 2.7.5.3.1",
+    "hostile/table-odd", Robust, Completion, "virtio 1.2, 2.7.5.3",
         "An indirect table of 17 bytes does no harm.", |b| chain(b, |at| vec![desc(at, 17, INDIRECT, 0)]);
-    "hostile/table-nowhere", Robust, Completion, "virtio 1.2, 2.7.5.3.1",
+    "hostile/table-nowhere", Robust, Completion, "virtio 1.2, 2.7.5.3",
         "An indirect table outside memory does no harm.", |b| chain(b, |_| vec![desc(NOWHERE, 32, INDIRECT, 0)]);
-    "hostile/table-4-gib", Robust, Completion, "virtio 1.2, 2.7.5.3.1",
+    "hostile/table-4-gib", Robust, Completion, "virtio 1.2, 2.7.5.3",
         "An indirect table of 4 GiB does no harm.", |b| chain(b, |at| vec![desc(at, 0xffff_fff0, INDIRECT, 0)]);
     "hostile/head-beyond", Robust, Completion, "virtio 1.2, 2.7.6",
         "A head beyond the table does no harm.", head_beyond;

@@ -12,7 +12,7 @@ use crate::wire::{protocol, request, request_name, words};
 type Result = std::result::Result<(), Finding>;
 
 checks! {
-    "memory/eight-regions", Must, Completion, "vhost-user, Memory regions description (up to 8)",
+    "memory/eight-regions", Must, Completion, "vhost-user, Multiple Memory regions description (up to 8)",
         "Eight regions that adjoin are one memory, with rings and buffers in all of them.",
         |b| regions(b, RegionSpec::adjoining(0x10_0000, &[(0x2_0000, 0); 8]));
     "memory/offset", Must, Completion, "vhost-user, Memory region description (mmap offset)",
@@ -23,16 +23,16 @@ checks! {
         |b| regions(b, vec![RegionSpec::linear(0x10_0000, 8 << 20, 0x1230)]);
     "memory/user-addresses", Must, Completion, "vhost-user, SET_VRING_ADDR (user addresses)",
         "Ring addresses are the front-end's own, descriptors' are the guest's.", user_addresses;
-    "memory/unsorted", Must, Completion, "vhost-user, Memory regions description",
+    "memory/unsorted", Must, Completion, "vhost-user, Multiple Memory regions description",
         "Regions need not come in order of their addresses.", |b| {
             let mut specs = RegionSpec::adjoining(0x10_0000, &[(4 << 20, 0), (4 << 20, 0x1000)]);
             specs.reverse();
             regions(b, specs)
         };
-    "memory/across-border", Must, Completion, "virtio 1.2, 2.7.4 (buffers are guest-physical ranges)",
+    "memory/across-border", Must, Completion, "virtio 1.2, 2.7.5 (buffers are guest-physical ranges)",
         "A ring and a frame may cross from one region into the next, another file.", |b| regions(b,
             RegionSpec::adjoining(0x10_0000, &[(0x1000, 0), (0x40_0000, 0x1000), (0x40_0000, 0)]));
-    "memory/receive-across-border", Must, Frames, "virtio 1.2, 2.7.4 (buffers are guest-physical ranges)",
+    "memory/receive-across-border", Must, Frames, "virtio 1.2, 2.7.5 (buffers are guest-physical ranges)",
         "A receive buffer may cross from one region into the next, another file.", receive_across;
     "memory/add-remove", Must, Completion, "vhost-user, ADD_MEM_REG and REM_MEM_REG",
         "A region that was added serves, and can be removed while the others go on.", add_remove;
@@ -49,13 +49,13 @@ checks! {
     "memory/address-wrap", Robust, Control, "vhost-user, Memory region description",
         "A region that wraps around the address space is refused.",
         |b| table(b, &[RegionSpec { guest: u64::MAX - 0xfff, size: 0x2000, user: 0, offset: 0 }], 1);
-    "memory/overlap", Robust, Control, "vhost-user, Memory regions description", "Regions that overlap are refused.",
+    "memory/overlap", Robust, Control, "vhost-user, Multiple Memory regions description", "Regions that overlap are refused.",
         |b| table(b, &[RegionSpec::linear(0, 0x2000, 0), RegionSpec::linear(0x1000, 0x1000, 0)], 2);
     "memory/fd-missing", Robust, Control, "vhost-user, SET_MEM_TABLE", "A table with too few descriptors is refused.",
         |b| table(b, &[RegionSpec::linear(0, 0x1000, 0), RegionSpec::linear(0x1000, 0x1000, 0)], 1);
     "memory/fd-surplus", Robust, Control, "vhost-user, SET_MEM_TABLE", "A table with too many descriptors is refused.",
         |b| table(b, &[RegionSpec::linear(0, 0x1000, 0)], 3);
-    "memory/count-far", Robust, Control, "vhost-user, Memory regions description",
+    "memory/count-far", Robust, Control, "vhost-user, Multiple Memory regions description",
         "A count of 4294967295 regions is refused.", |b| {
             let body = [words(&[u32::MAX, 0]), mem_table(&[RegionSpec::linear(0, 0x1000, 0)])[8..].to_vec()].concat();
             told(b, request::SET_MEM_TABLE, &body, 1)

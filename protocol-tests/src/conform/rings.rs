@@ -13,9 +13,9 @@ type Result = std::result::Result<(), Finding>;
 checks! {
     "rings/transmit-length-zero", Must, Completion, "virtio 1.2, 2.7.8 (used len: bytes written)",
         "The used length of a transmit chain is 0.", transmit_length;
-    "rings/each-chain-once", Must, Completion, "virtio 1.2, 2.7.8 and 2.7.13",
+    "rings/each-chain-once", Must, Completion, "virtio 1.2, 2.7.8.2 and 2.7.14",
         "Each chain comes back once, its entry written before the index shows it.", each_once;
-    "rings/called", Must, Completion, "virtio 1.2, 2.7.7",
+    "rings/called", Must, Completion, "virtio 1.2, 2.7.7.2",
         "Without EVENT_IDX the driver is called for used buffers.", |b| modes(b, feature::EVENT_IDX);
     "rings/called-event-idx", Must, Completion, "virtio 1.2, 2.7.7.2",
         "With EVENT_IDX the driver is called when the index passes used_event.", called_event;
@@ -23,7 +23,7 @@ checks! {
         "VIRTQ_AVAIL_F_NO_INTERRUPT is heeded.", no_interrupt;
     "rings/used-event-not-passed", Robust, Completion, "virtio 1.2, 2.7.7.2 (SHOULD NOT)",
         "The driver is not called before the index passes used_event.", event_not_passed;
-    "rings/kicked-again", Must, Completion, "virtio 1.2, 2.7.10 (avail_event)",
+    "rings/kicked-again", Must, Completion, "virtio 1.2, 2.7.10.2 (avail_event)",
         "A driver that kicks only when avail_event asks for it is always served.", |b| modes(b, 0);
     "rings/wrap", Must, Completion, "virtio 1.2, 2.7.6 and 2.7.8 (idx increases for ever)",
         "Indices run through 65,535, with EVENT_IDX and without.", wrap;
@@ -35,7 +35,7 @@ checks! {
         "Frames of 60 to 1514 bytes leave as they were, in order.", content;
     "rings/order", Must, Frames, "virtio 1.2, 5.1.6.2",
         "Frames offered together leave in their order, each once.", order;
-    "rings/shapes", Must, Frames, "virtio 1.2, 2.7.4 (no assumption about framing, 2.7.4.1)",
+    "rings/shapes", Must, Frames, "virtio 1.2, 2.7.4.1 (no assumption about framing)",
         "A frame may be cut anywhere: through its header, into single bytes.", shapes;
     "rings/chain-100", Must, Frames, "virtio 1.2, 2.7.4.1",
         "A frame may lie in a hundred parts.", |b| long_chain(b, 99);
