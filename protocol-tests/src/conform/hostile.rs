@@ -30,6 +30,8 @@ checks! {
         |b| chain(b, |_| vec![desc(u64::MAX - 10, 100, 0, 0)]);
     "hostile/length-4-gib", Robust, Completion, "virtio 1.2, 2.7.5",
         "A buffer of 4 GiB does no harm.", |b| chain(b, |at| vec![desc(at, u32::MAX, 0, 0)]);
+    "hostile/jumbo", Robust, Completion, "virtio 1.2, 5.1.6.2",
+        "A frame of 100,000 bytes, longer than any, does no harm.", |b| chain(b, |at| vec![desc(at, 100_000, 0, 0)]);
     "hostile/loop", Robust, Completion, "virtio 1.2, 2.7.5.2 (no loops)",
         "A chain that is a loop does no harm.",
         |b| chain(b, |at| vec![desc(at, 40, NEXT, LAST), desc(at, 40, NEXT, LAST - 1)]);

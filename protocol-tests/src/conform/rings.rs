@@ -38,7 +38,11 @@ checks! {
     "rings/shapes", Must, Frames, "virtio 1.2, 2.7.4.1 (no assumption about framing)",
         "A frame may be cut anywhere: through its header, into single bytes.", shapes;
     "rings/chain-100", Must, Frames, "virtio 1.2, 2.7.4.1",
-        "A frame may lie in a hundred parts.", |b| long_chain(b, 99);
+        "A frame may lie in a hundred parts.", |b| long_chain(b, 256, 99);
+    "rings/chain-1100", Must, Frames, "virtio 1.2, 2.7.4.1 and 2.7.5.2 (up to the queue size)",
+        "A frame may lie in more parts than one system call of the host takes.", |b| long_chain(b, 2048, 1099);
+    "rings/jumbo", Must, Frames, "virtio 1.2, 5.1.6.2",
+        "Frames of 9014 and of 60,000 bytes leave as they were.", jumbo;
     "rings/indirect", Must, Frames, "virtio 1.2, 2.7.5.3", "A frame may lie in an indirect table.", indirect;
     "rings/direct-then-indirect", Must, Frames, "virtio 1.2, 2.7.5.3.2",
         "Direct descriptors may be followed by an indirect table.", mixed;
@@ -197,16 +201,20 @@ fn wrap(bench: &mut Bench) -> Result {
     Ok(())
 }
 
-fn size(bench: &mut Bench, size: u16) -> Result {
-    let setup = Setup { size, ..Setup::default() };
-    let mut session = match Session::start(bench.connect()?, &setup) {
-        // How large a ring may be is the device's choice.
+/// A session with rings of this size: how large one may be is the device's choice.
+fn sized(bench: &Bench, size: u16) -> std::result::Result<Session, Finding> {
+    let mut session = match Session::start(bench.connect()?, &Setup { size, ..Setup::default() }) {
         Err(SessionError::Wire(WireError::Refused { request: "SET_VRING_NUM", .. })) => {
             return Err(Finding::NotOffered(format!("a ring of {size} descriptors")));
         }
         other => other?,
     };
     session.rx(0).fill(usize::from(size).min(32), &[2048])?;
+    Ok(session)
+}
+
+fn size(bench: &mut Bench, size: u16) -> Result {
+    let mut session = sized(bench, size)?;
     bench.both_ways(&mut session, 10)
 }
 
@@ -248,9 +256,21 @@ fn shapes(bench: &mut Bench) -> Result {
     Ok(())
 }
 
-fn long_chain(bench: &mut Bench, cuts: usize) -> Result {
-    let mut session = bench.session(&Setup::default())?;
-    cut(bench, &mut session, 1400, &vec![13; cuts])
+fn long_chain(bench: &mut Bench, size: u16, cuts: usize) -> Result {
+    let mut session = sized(bench, size)?;
+    cut(bench, &mut session, 1400, &vec![1412 / (cuts + 1); cuts])
+}
+
+/// In receive buffers that take the longest whole, where it is an echo that shows it.
+fn jumbo(bench: &mut Bench) -> Result {
+    let mut session = Session::start(bench.connect()?, &Setup::default())?;
+    session.rx(0).fill(8, &[65_562])?;
+    for len in [9014, 60_000] {
+        let frame = bench.frame(len);
+        session.tx(0).send(&frame, LIMIT)?;
+        bench.expect(&mut session, &frame)?;
+    }
+    Ok(())
 }
 
 fn indirect(bench: &mut Bench) -> Result {
