@@ -76,6 +76,26 @@ impl Default for Script {
     }
 }
 
+impl Script {
+    /// Two pairs, and offloads of every kind.
+    pub fn full() -> Script {
+        let one = Script::default();
+        let offloads = feature::CSUM
+            | feature::HOST_TSO4
+            | feature::HOST_TSO6
+            | feature::HOST_ECN
+            | feature::HOST_USO
+            | feature::GUEST_TSO4
+            | feature::GUEST_TSO6
+            | feature::GUEST_ECN
+            | feature::GUEST_USO4
+            | feature::GUEST_USO6;
+        let mut config = one.config.clone();
+        config[8] = 2;
+        Script { features: one.features | feature::MQ | offloads, queue_num: 4, config, ..one }
+    }
+}
+
 /// One message as the back-end saw it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recorded {

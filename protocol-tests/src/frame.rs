@@ -16,6 +16,7 @@ pub mod gso {
     pub const UDP: u8 = 3;
     pub const TCPV6: u8 = 4;
     pub const UDP_L4: u8 = 5;
+    pub const ECN: u8 = 0x80;
     pub const NEEDS_CSUM: u8 = 1;
     pub const DATA_VALID: u8 = 2;
 }
@@ -111,6 +112,42 @@ pub fn udp(from: (u8, u16), to: (u8, u16), payload: &[u8]) -> Vec<u8> {
     }
     frame.extend_from_slice(payload);
     frame
+}
+
+/// A TCP segment in a frame, over IPv4 or IPv6 and with the flag CWR or without, its TCP checksum left for an offload; and
+/// where its TCP header begins.
+pub fn tcp(v6: bool, cwr: bool, payload: &[u8]) -> (Vec<u8>, u16) {
+    let len = 20 + payload.len() as u16;
+    let mut frame = vec![0x02, 0, 0, 0, 0, 1, 0x02, 0, 0, 0, 0, 2];
+    let (mut ip, addresses) = if v6 {
+        frame.extend_from_slice(&[0x86, 0xdd]);
+        (vec![0x60, 0, 0, 0, (len >> 8) as u8, len as u8, 6, 64], 8)
+    } else {
+        frame.extend_from_slice(&[0x08, 0x00]);
+        let total = (20 + len).to_be_bytes();
+        (vec![0x45, 0, total[0], total[1], 0, 0, 0x40, 0, 64, 6, 0, 0], 12)
+    };
+    for last in [1, 2] {
+        let address = if v6 {
+            vec![0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]
+        } else {
+            vec![10, 0, 0, last]
+        };
+        ip.extend_from_slice(&address);
+    }
+    if !v6 {
+        let sum = checksum(&ip, 0);
+        ip[10..12].copy_from_slice(&sum.to_be_bytes());
+    }
+    let pseudo = !checksum(&ip[addresses..], 6 + u32::from(len));
+    frame.extend_from_slice(&ip);
+    let start = frame.len() as u16;
+    let flags = 0x10 | if cwr { 0x80 } else { 0 };
+    frame.extend_from_slice(&[0x04, 0x57, 0x08, 0xae, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, flags, 0xff, 0xff]);
+    frame.extend_from_slice(&pseudo.to_be_bytes());
+    frame.extend_from_slice(&[0, 0]);
+    frame.extend_from_slice(payload);
+    (frame, start)
 }
 
 /// The header of a [`udp`] frame whose payload shall be sent in segments of `size` bytes.

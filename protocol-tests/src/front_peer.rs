@@ -42,6 +42,11 @@ macro_rules! front_faults {
                 match self { $(FrontFault::$variant => $name),* }
             }
 
+            /// What is wrong.
+            pub fn what(self) -> &'static str {
+                match self { $(FrontFault::$variant => $what),* }
+            }
+
             /// The check that catches it.
             pub fn caught_by(self) -> &'static str {
                 match self { $(FrontFault::$variant => $check),* }

@@ -102,13 +102,16 @@ impl VhostUserBackendMut for Echo {
 
     fn handle_event(
         &mut self,
-        _event: u16,
+        event: u16,
         _set: EventSet,
         vrings: &[VringMutex],
         _thread: usize,
     ) -> io::Result<()> {
         if let [rx, tx] = vrings {
-            self.transmit(tx)?;
+            // The kick of the receive ring says nothing of the other, which may be disabled.
+            if event == 1 {
+                self.transmit(tx)?;
+            }
             self.receive(rx)?;
         }
         Ok(())

@@ -8,7 +8,8 @@ use protocol_tests::backend::fault::Fault;
 use protocol_tests::conform::frontend::{self, Stage};
 use protocol_tests::conform::random::session;
 use protocol_tests::conform::run::{Outcome, Target, Wire, run, with};
-use protocol_tests::conform::{Check, Finding, catalogue, report};
+use protocol_tests::conform::sections::titles;
+use protocol_tests::conform::{Check, Finding, Level, catalogue, report};
 use protocol_tests::daemon::program;
 use protocol_tests::front_peer::FrontFault;
 use protocol_tests::rig::namespace;
@@ -22,25 +23,52 @@ fn peer(kind: &str) -> Target {
     Target::Command(format!("{} {{socket}} {kind}", program("conform-peer").display()))
 }
 
-/// Does `what` with each of `items`, several at a time: most of the time of a fault passes in waiting for what it keeps back.
-fn with_each<T: Sync>(items: &[T], what: impl Fn(&T) + Sync) {
-    const AT_A_TIME: usize = 6;
+/// Most of the time of a fault passes in waiting for what it keeps back.
+const WAITING: usize = 16;
+/// Daemons and guests that work.
+const WORKING: usize = 4;
+
+/// Does `what` with each of `items`, so many at a time.
+fn with_each<T: Sync>(at_a_time: usize, items: &[T], what: impl Fn(&T) + Sync) {
+    with_each_on(at_a_time, items, || (), |(), item| what(item));
+}
+
+/// The same on places that are made once for each worker.
+fn with_each_on<T: Sync, P>(
+    at_a_time: usize,
+    items: &[T],
+    place: impl Fn() -> P + Sync,
+    what: impl Fn(&mut P, &T) + Sync,
+) {
     let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
-        for _ in 0..AT_A_TIME {
+        for _ in 0..at_a_time {
             scope.spawn(|| {
+                let mut place = place();
                 while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    what(item);
+                    what(&mut place, item);
                 }
             });
         }
     });
 }
 
+/// What came of all checks of a back-end, in their order.
+fn outcomes(target: &Target, wire: &Wire, checks: &[&'static Check]) -> Vec<Outcome> {
+    let outcomes = Mutex::new(Vec::new());
+    with_each(WORKING, checks, |check| {
+        let outcome = run(check, target, wire);
+        outcomes.lock().expect("no panic").push(outcome);
+    });
+    let mut outcomes = outcomes.into_inner().expect("no panic");
+    outcomes.sort_by_key(|outcome| checks.iter().position(|check| check.name == outcome.check.name));
+    outcomes
+}
+
 /// Every fault is caught by its check, and the back-end without it passes that check.
 #[test]
 fn every_fault_is_caught() {
-    with_each(Fault::ALL, |fault| {
+    with_each(WAITING, Fault::ALL, |fault| {
         let check = check(fault.caught_by());
         let parent = run(check, &peer("scripted"), &Wire::Echo);
         assert!(parent.result.is_ok(), "{}: without fault: {}", fault.name(), report::line(&parent));
@@ -63,11 +91,11 @@ fn front_stage(kind: &str) -> Stage {
 /// Every fault of a front-end is caught by its check, and the front-end without it passes all checks.
 #[test]
 fn every_fault_of_a_front_end_is_caught() {
-    with_each(&frontend::catalogue(), |check| {
+    with_each(WAITING, &frontend::catalogue(), |check| {
         let outcome = frontend::run(check, &mut front_stage("scripted"));
         assert!(outcome.result.is_ok(), "without fault: {}", report::line(&outcome));
     });
-    with_each(FrontFault::ALL, |fault| {
+    with_each(WAITING, FrontFault::ALL, |fault| {
         let broken = frontend::run(front_check(fault.caught_by()), &mut front_stage(fault.name()));
         assert!(report::is_bad(&broken), "{}: not caught: {}", fault.name(), report::line(&broken));
         eprintln!("{:<20} {}", fault.name(), report::line(&broken));
@@ -85,12 +113,12 @@ fn volt_vmm_passes() {
     let command =
         format!("{} --kernel {{guest}} --mem 16M --serial none --net-socket {{socket}}", vmm.display());
     let outcomes = Mutex::new(Vec::new());
-    let checks = frontend::catalogue();
-    let parts: Vec<_> = checks.chunks(checks.len().div_ceil(3)).collect();
-    with_each(&parts, |checks| {
-        let mut stage = Stage::new(&command, false).expect("a directory");
-        let here: Vec<_> = checks.iter().map(|check| frontend::run(check, &mut stage)).collect();
-        outcomes.lock().expect("no panic").extend(here);
+    // Those in which the front-end waits are the last ones and the longest.
+    let checks: Vec<_> = frontend::catalogue().into_iter().rev().collect();
+    let stage = || Stage::new(&command, false).expect("a directory");
+    with_each_on(WORKING, &checks, stage, |stage, check| {
+        let outcome = frontend::run(check, stage);
+        outcomes.lock().expect("no panic").push(outcome);
     });
     let outcomes = outcomes.into_inner().expect("no panic");
     assert_eq!(outcomes.len(), checks.len());
@@ -103,17 +131,104 @@ fn volt_vmm_passes() {
     assert!(bad.is_empty(), "{}", bad.join("\n"));
 }
 
-/// volt-netd fails no check and leaves none out for want of an offer.
+/// volt-netd fails no check and leaves none out for want of an offer: with one pair all but those of several pairs, and
+/// with two those.
 #[test]
 fn volt_netd_passes() {
     if namespace("volt_netd_passes").is_none() {
         return;
     }
     let command = format!("{} --tap tap0 --socket {{socket}}", program("volt-netd").display());
-    let (target, wire) = (Target::Command(command), Wire::Tap("tap0".to_owned()));
-    let outcomes: Vec<_> = catalogue().into_iter().map(|check| run(check, &target, &wire)).collect();
-    let bad: Vec<_> = outcomes.iter().filter(|outcome| outcome.result.is_err()).map(report::line).collect();
+    let (several, one): (Vec<_>, Vec<_>) =
+        catalogue().into_iter().partition(|check| check.name.starts_with("queues/"));
+    let mut all = outcomes(&Target::Command(command.clone()), &Wire::Tap("tap0".to_owned()), &one);
+    let two = Target::Command(format!("{command} --queues 2"));
+    all.extend(outcomes(&two, &Wire::MultiQueueTap("tap0".to_owned()), &several));
+    let bad: Vec<_> = all.iter().filter(|outcome| outcome.result.is_err()).map(report::line).collect();
     assert!(bad.is_empty(), "{}", bad.join("\n"));
+}
+
+/// README.md of this package.
+fn readme() -> String {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
+    std::fs::read_to_string(path).expect("README.md")
+}
+
+/// The tables of broken peers in README.md are those that the tests above go through: each row, and no other.
+#[test]
+fn readme_lists_the_broken_peers() {
+    let readme = readme();
+    let backs = Fault::ALL.iter().map(|fault| (fault.name(), fault.what(), fault.caught_by()));
+    let fronts = FrontFault::ALL.iter().map(|fault| (fault.name(), fault.what(), fault.caught_by()));
+    for (title, faults) in
+        [("## Broken back-ends", backs.collect::<Vec<_>>()), ("## Broken front-ends", fronts.collect())]
+    {
+        let section = readme.split(title).nth(1).expect(title).split("\n## ").next().unwrap_or_default();
+        let rows: Vec<_> = section.lines().filter(|line| line.starts_with("| ")).skip(1).collect();
+        let wanted: Vec<_> = faults
+            .iter()
+            .map(|(name, what, check)| {
+                let what = what.trim_end_matches('.');
+                let first = what.chars().take(1).flat_map(char::to_lowercase);
+                // A name in capitals keeps them.
+                let capitals =
+                    what.chars().nth(1).is_some_and(|second| !second.is_lowercase() && second != ' ');
+                let what =
+                    if capitals { what.to_owned() } else { first.chain(what.chars().skip(1)).collect() };
+                format!("| {name} | {what} | {check} |")
+            })
+            .collect();
+        assert_eq!(rows, wanted, "{title}: the rows should be\n{}\n", wanted.join("\n"));
+        let count = format!("**{0} of {0}", wanted.len());
+        assert!(section.contains(&count), "{title}: {count}");
+    }
+}
+
+/// The calibration table of README.md says what the two echoing back-ends pass, group by group.
+#[test]
+fn readme_has_the_calibration() {
+    let readme = readme();
+    let checks = catalogue();
+    let columns = ["crate", "scripted"].map(|kind| outcomes(&peer(kind), &Wire::Echo, &checks));
+    let mut groups: Vec<_> = checks.iter().filter_map(|check| check.name.split('/').next()).collect();
+    groups.sort_unstable();
+    groups.dedup();
+    let mut lacking = Vec::new();
+    for group in groups.into_iter().chain(["all"]) {
+        let counts = columns.each_ref().map(|outcomes| {
+            let mine =
+                |outcome: &&Outcome| group == "all" || outcome.check.name.split('/').next() == Some(group);
+            let count = |wanted: fn(&Outcome) -> bool| {
+                outcomes.iter().filter(mine).filter(|outcome| wanted(outcome)).count()
+            };
+            let [passed, bad] = [count(|outcome| outcome.result.is_ok()), count(report::is_bad)];
+            let total = outcomes.iter().filter(mine).count();
+            (total, format!("{passed} / {bad} / {}", total - passed - bad))
+        });
+        let [(total, crates), (_, scripted)] = counts;
+        let row = format!("| {group} | {total} | {total} / 0 / 0 | {crates} | {scripted} |");
+        if !readme.contains(&row) {
+            lacking.push(row);
+        }
+    }
+    let bad = columns.iter().flatten().filter(|outcome| report::is_bad(outcome)).map(report::line);
+    assert!(lacking.is_empty(), "should be:\n{}\n{}", lacking.join("\n"), bad.collect::<Vec<_>>().join("\n"));
+}
+
+/// Each check names where its promise is made: a section that exists, or, where no specification says it, who depends
+/// on it.
+#[test]
+fn each_check_names_its_section() {
+    for check in catalogue().into_iter().chain(frontend::catalogue()) {
+        let titles = titles(check.source);
+        let titles = titles.unwrap_or_else(|bad| panic!("{}: no such section: {bad}", check.name));
+        let elsewhere = check.source.starts_with("unix(7)") || check.level == Level::Robust;
+        assert!(!titles.is_empty() || elsewhere, "{}: {} is no section", check.name, check.source);
+        assert!(!check.source.is_empty() && !check.promise.is_empty(), "{}", check.name);
+    }
+    for wrong in ["virtio 1.2, 2.7.99", "vhost-user, Ring state", "virtio 1.1, 2.6", "vhost-user: Header"] {
+        assert!(titles(wrong).is_err(), "{wrong}");
+    }
 }
 
 /// A hundred random sessions go as their model says; the model is no rubber stamp.
@@ -123,9 +238,10 @@ fn random_sessions() {
         with(target, wire, |bench| (1..=100).try_for_each(|seed| session(bench, seed)))
     };
     assert_eq!(play(&peer("scripted"), &Wire::Echo), Ok(()));
-    for fault in ["base-off-by-one", "repeats", "believes-base", "stops-at-wrap", "double-completion"] {
+    let faults = ["base-off-by-one", "repeats", "believes-base", "stops-at-wrap", "double-completion"];
+    with_each(WAITING, &faults, |fault| {
         assert!(play(&peer(fault), &Wire::Echo).is_err(), "{fault} is not noticed");
-    }
+    });
     if namespace("random_sessions").is_some() {
         let command = format!("{} --tap tap0 --socket {{socket}}", program("volt-netd").display());
         assert_eq!(play(&Target::Command(command), &Wire::Tap("tap0".to_owned())), Ok(()));

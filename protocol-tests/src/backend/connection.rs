@@ -15,7 +15,7 @@ use super::fault::Fault;
 use super::tamper::Tamper;
 use super::vring::Vring;
 use super::{Script, Sent, Shared, locked};
-use crate::frame::NetHeader;
+use crate::frame::{NetHeader, gso};
 use crate::memory::{GuestMemory, RegionSpec};
 use crate::wire::{Channel, Message, WireError, feature, flags, longs, request, words};
 
@@ -186,6 +186,9 @@ impl Connection {
                 let forgotten = self.has(Fault::ForgetsEarlyEnable) && self.vring(index).kick.is_none();
                 let enable = enable == 1 && !forgotten
                     || (self.has(Fault::NeverDisables) && self.vring(index).enabled);
+                if self.has(Fault::DisablesAll) && !enable {
+                    self.vrings.values_mut().for_each(|vring| vring.enabled = false);
+                }
                 self.vring(index).enabled = enable;
             }
             request::SET_VRING_BASE => {
@@ -282,6 +285,24 @@ impl Connection {
         Ok(())
     }
 
+    /// The header with which an echo goes back: what the driver left to the other side is left to the driver again, if it
+    /// has acknowledged that.
+    fn handed_back(&self, header: &NetHeader) -> NetHeader {
+        if self.acked & feature::GUEST_CSUM == 0 || self.acked & feature::CSUM == 0 {
+            return NetHeader::default();
+        }
+        let mut back = *header;
+        match self.script.fault {
+            Some(Fault::ChecksumForgotten) => back.flags = 0,
+            Some(Fault::SegmentSizeLost) => back.gso_size = 0,
+            Some(Fault::EcnLost) => back.gso_type &= !gso::ECN,
+            Some(Fault::AllTcp4) if back.gso_type == gso::TCPV6 => back.gso_type = gso::TCPV4,
+            Some(Fault::UsoAsUfo) if back.gso_type == gso::UDP_L4 => back.gso_type = gso::UDP,
+            _ => {}
+        }
+        back
+    }
+
     /// Moves frames while there are some: guest to test, test to guest.
     pub(super) fn work(&mut self, shared: &Shared, sender: &Sender<Sent>) -> Result<(), String> {
         let Some(memory) = self.memory.clone() else { return Ok(()) };
@@ -297,14 +318,19 @@ impl Connection {
                 continue;
             }
             let frames = vring.transmit(&memory, fault)?;
+            if fault == Some(Fault::HeadersStop) && frames.iter().any(|(header, _)| header.gso_type == 77) {
+                self.vring(index).enabled = false;
+            }
             for (header, bytes) in frames {
                 let pair = index as usize / 2;
-                if self.script.echo {
-                    let mut back = NetHeader::default();
+                // No guest has room for what is longer than any frame.
+                if self.script.echo && bytes.len() <= 65_550 {
+                    let mut back = self.handed_back(&header);
                     if self.has(Fault::StaleOffloads) && self.ever_acked & feature::GUEST_CSUM != 0 {
-                        back.flags = crate::frame::gso::DATA_VALID;
+                        back.flags = gso::DATA_VALID;
                     }
-                    locked(&shared.inbox).push_back((pair, back, bytes.clone()));
+                    let to = if self.has(Fault::OnePair) { 0 } else { pair };
+                    locked(&shared.inbox).push_back((to, back, bytes.clone()));
                 }
                 let _ = sender.send((pair, header, bytes));
             }

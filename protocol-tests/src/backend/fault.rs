@@ -17,6 +17,11 @@ macro_rules! faults {
                 match self { $(Fault::$variant => $name),* }
             }
 
+            /// What is wrong.
+            pub fn what(self) -> &'static str {
+                match self { $(Fault::$variant => $what),* }
+            }
+
             /// The check that catches it.
             pub fn caught_by(self) -> &'static str {
                 match self { $(Fault::$variant => $check),* }
@@ -66,6 +71,14 @@ faults! {
     TwoParts, "two-parts", "rings/shapes", "Only the first two parts of a chain are read.";
     NoBuffers, "num-buffers-zero", "rings/num-buffers-one", "num_buffers is 0.";
     OneBuffer, "num-buffers-one", "rings/merged", "num_buffers is 1 for merged buffers too.";
+    ChecksumForgotten, "checksum-forgotten", "offloads/checksum", "The mark of a checksum that is left to do is lost.";
+    SegmentSizeLost, "segment-size-lost", "offloads/tso4", "The size of segments is lost.";
+    EcnLost, "ecn-lost", "offloads/tso4-ecn", "The mark of congestion notification is lost.";
+    AllTcp4, "all-tcp4", "offloads/tso6", "Segments of TCP over IPv6 are called those of IPv4.";
+    UsoAsUfo, "uso-as-ufo", "offloads/uso", "UDP segmentation is called UDP fragmentation.";
+    HeadersStop, "headers-stop", "offloads/senseless", "A header that makes no sense ends the work on the ring.";
+    OnePair, "one-pair", "queues/second-pair", "Echoes of all pairs come on the first.";
+    DisablesAll, "disables-all", "queues/one-disabled", "Disabling one vring disables all.";
     ShownOneByOne, "shown-one-by-one", "rings/merged", "Merged buffers are shown one after another.";
 }
 

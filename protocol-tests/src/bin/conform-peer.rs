@@ -56,7 +56,7 @@ fn frontend(socket: &Path, kind: &str) -> Result<(), String> {
 }
 
 fn scripted(socket: &str, fault: Option<Fault>) -> Result<(), String> {
-    let script = Script { echo: true, fault, ..Script::default() };
+    let script = Script { echo: true, fault, ..Script::full() };
     let _backend = Backend::listen(Path::new(socket), script).map_err(|error| error.to_string())?;
     loop {
         std::thread::park();

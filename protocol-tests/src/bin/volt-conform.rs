@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use protocol_tests::conform::frontend::{self as front, Stage};
 use protocol_tests::conform::random::session;
 use protocol_tests::conform::run::{Outcome, Target, Wire, run, with};
+use protocol_tests::conform::sections::titles;
 use protocol_tests::conform::{Check, catalogue, report};
 
 #[derive(Parser)]
@@ -98,6 +99,9 @@ struct Place {
     /// Make a network namespace with a TAP of this name and run the command in it
     #[arg(long, value_name = "NAME", requires = "command")]
     tap: Option<String>,
+    /// That TAP has several queues
+    #[arg(long, requires = "tap")]
+    multi_queue: bool,
 }
 
 fn main() -> ExitCode {
@@ -149,6 +153,7 @@ fn place(options: &Place) -> Result<(Target, Wire), String> {
     let wire = match (options.echo, &options.wire, &options.tap) {
         (true, ..) => Wire::Echo,
         (_, Some(interface), _) => Wire::Interface(interface.clone()),
+        (_, _, Some(tap)) if options.multi_queue => Wire::MultiQueueTap(tap.clone()),
         (_, _, Some(tap)) => Wire::Tap(tap.clone()),
         _ => Wire::Unseen,
     };
@@ -217,5 +222,8 @@ fn say(line: std::fmt::Arguments<'_>) {
 
 fn explain(check: &Check) {
     say(format_args!("{}\n  {}\n  source: {}", check.name, check.promise, check.source));
+    for title in titles(check.source).unwrap_or_default() {
+        say(format_args!("    section: {title}"));
+    }
     say(format_args!("  level: {}; needs: {}", check.level.text(), check.needs.text()));
 }

@@ -143,6 +143,51 @@ impl Bench {
         Ok(got)
     }
 
+    /// This frame, sent by a pair, is the next that leaves; an echo comes back on the same pair.
+    pub fn expect_on(&self, session: &mut Session, pair: usize, frame: &[u8]) -> Result<(), Finding> {
+        match &self.far {
+            Far::Tap(_) => self.expect(session, frame),
+            _ => same(frame, &session.rx(pair).recv(LIMIT)?.bytes, "came back"),
+        }
+    }
+
+    /// The header with which exactly this frame, which need not be a numbered one, leaves.
+    pub fn leaves_exactly(&self, session: &mut Session, frame: &[u8]) -> Result<NetHeader, Finding> {
+        let deadline = Instant::now() + LIMIT;
+        if let Far::Tap(wire) = &self.far {
+            while let Some((header, bytes)) = wire.recv(deadline.saturating_duration_since(Instant::now()))? {
+                if bytes == frame {
+                    return Ok(header);
+                }
+            }
+            return Err(Finding::Fail(format!("no frame of {} bytes left as it was", frame.len())));
+        }
+        self.gets_exactly(session, frame)
+    }
+
+    /// Makes a frame with offloads arrive and gives the header that the guest gets with it. `None`: an echo has
+    /// shown it already.
+    pub fn arrives_with(
+        &self,
+        session: &mut Session,
+        header: &NetHeader,
+        frame: &[u8],
+    ) -> Result<Option<NetHeader>, Finding> {
+        let Far::Tap(wire) = &self.far else { return Ok(None) };
+        wire.send_with(header, frame)?;
+        self.gets_exactly(session, frame).map(Some)
+    }
+
+    fn gets_exactly(&self, session: &mut Session, frame: &[u8]) -> Result<NetHeader, Finding> {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let got = session.rx(0).recv(deadline.saturating_duration_since(Instant::now()))?;
+            if got.bytes == frame {
+                return Ok(got.header);
+            }
+        }
+    }
+
     /// Sends one frame each way, compared byte by byte where the far side can be seen; else it must be used.
     pub fn both_ways(&mut self, session: &mut Session, count: usize) -> Result<(), Finding> {
         for at in 0..count {

@@ -2,17 +2,18 @@
 
 use std::os::fd::BorrowedFd;
 
-use super::bench::{Bench, LIMIT, PLAIN, refused};
+use super::bench::{Bench, LIMIT, PLAIN, QUIET, refused};
 use super::{Finding, checks, ensure};
 use crate::frontend::{mem_table, single_region};
 use crate::memory::{GuestMemory, RegionSpec};
+use crate::ring::Part;
 use crate::session::{Session, Setup};
 use crate::wire::{protocol, request, request_name, words};
 
 type Result = std::result::Result<(), Finding>;
 
 checks! {
-    "memory/eight-regions", Must, Completion, "vhost-user, Memory regions description (up to 8)",
+    "memory/eight-regions", Must, Completion, "vhost-user, Multiple Memory regions description (up to 8)",
         "Eight regions that adjoin are one memory, with rings and buffers in all of them.",
         |b| regions(b, RegionSpec::adjoining(0x10_0000, &[(0x2_0000, 0); 8]));
     "memory/offset", Must, Completion, "vhost-user, Memory region description (mmap offset)",
@@ -23,19 +24,25 @@ checks! {
         |b| regions(b, vec![RegionSpec::linear(0x10_0000, 8 << 20, 0x1230)]);
     "memory/user-addresses", Must, Completion, "vhost-user, SET_VRING_ADDR (user addresses)",
         "Ring addresses are the front-end's own, descriptors' are the guest's.", user_addresses;
-    "memory/unsorted", Must, Completion, "vhost-user, Memory regions description",
+    "memory/unsorted", Must, Completion, "vhost-user, Multiple Memory regions description",
         "Regions need not come in order of their addresses.", |b| {
             let mut specs = RegionSpec::adjoining(0x10_0000, &[(4 << 20, 0), (4 << 20, 0x1000)]);
             specs.reverse();
             regions(b, specs)
         };
-    "memory/across-border", Must, Completion, "virtio 1.2, 2.7.4 (buffers are guest-physical ranges)",
+    "memory/across-border", Must, Completion, "virtio 1.2, 2.7.5 (buffers are guest-physical ranges)",
         "A ring and a frame may cross from one region into the next, another file.", |b| regions(b,
             RegionSpec::adjoining(0x10_0000, &[(0x1000, 0), (0x40_0000, 0x1000), (0x40_0000, 0)]));
-    "memory/receive-across-border", Must, Frames, "virtio 1.2, 2.7.4 (buffers are guest-physical ranges)",
+    "memory/receive-across-border", Must, Frames, "virtio 1.2, 2.7.5 (buffers are guest-physical ranges)",
         "A receive buffer may cross from one region into the next, another file.", receive_across;
     "memory/add-remove", Must, Completion, "vhost-user, ADD_MEM_REG and REM_MEM_REG",
         "A region that was added serves, and can be removed while the others go on.", add_remove;
+    "memory/all-slots", Must, Completion, "vhost-user, GET_MAX_MEM_SLOTS and ADD_MEM_REG",
+        "As many regions as the back-end says fit, and all of them serve.", all_slots;
+    "memory/removed", Robust, Completion, "vhost-user, REM_MEM_REG",
+        "A frame in a region that was removed does no harm.", removed;
+    "memory/huge", Must, Completion, "vhost-user, Memory region description (64-bit size)",
+        "A region of a TiB, with rings at its beginning and a frame at its end.", huge;
     "memory/replaced", Robust, Completion, "vhost-user, SET_MEM_TABLE",
         "The same table again disturbs no running ring.", replaced;
     "memory/room-for-two", Robust, Completion, "UML up to 7.2 sends it",
@@ -49,13 +56,13 @@ checks! {
     "memory/address-wrap", Robust, Control, "vhost-user, Memory region description",
         "A region that wraps around the address space is refused.",
         |b| table(b, &[RegionSpec { guest: u64::MAX - 0xfff, size: 0x2000, user: 0, offset: 0 }], 1);
-    "memory/overlap", Robust, Control, "vhost-user, Memory regions description", "Regions that overlap are refused.",
+    "memory/overlap", Robust, Control, "vhost-user, Multiple Memory regions description", "Regions that overlap are refused.",
         |b| table(b, &[RegionSpec::linear(0, 0x2000, 0), RegionSpec::linear(0x1000, 0x1000, 0)], 2);
     "memory/fd-missing", Robust, Control, "vhost-user, SET_MEM_TABLE", "A table with too few descriptors is refused.",
         |b| table(b, &[RegionSpec::linear(0, 0x1000, 0), RegionSpec::linear(0x1000, 0x1000, 0)], 1);
     "memory/fd-surplus", Robust, Control, "vhost-user, SET_MEM_TABLE", "A table with too many descriptors is refused.",
         |b| table(b, &[RegionSpec::linear(0, 0x1000, 0)], 3);
-    "memory/count-far", Robust, Control, "vhost-user, Memory regions description",
+    "memory/count-far", Robust, Control, "vhost-user, Multiple Memory regions description",
         "A count of 4294967295 regions is refused.", |b| {
             let body = [words(&[u32::MAX, 0]), mem_table(&[RegionSpec::linear(0, 0x1000, 0)])[8..].to_vec()].concat();
             told(b, request::SET_MEM_TABLE, &body, 1)
@@ -108,27 +115,81 @@ fn user_addresses(bench: &mut Bench) -> Result {
     regions(bench, vec![far])
 }
 
-fn add_remove(bench: &mut Bench) -> Result {
+/// A session to which regions can be added.
+fn with_slots(bench: &Bench) -> std::result::Result<Session, Finding> {
     let want = Setup::default().protocol | protocol::CONFIGURE_MEM_SLOTS;
-    let mut session = bench.session(&Setup { protocol: want, ..Setup::default() })?;
-    if session.protocol & protocol::CONFIGURE_MEM_SLOTS == 0 {
-        return Err(Finding::NotOffered("VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS".to_owned()));
+    let session = bench.session(&Setup { protocol: want, ..Setup::default() })?;
+    match session.protocol & protocol::CONFIGURE_MEM_SLOTS {
+        0 => Err(Finding::NotOffered("VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS".to_owned())),
+        _ => Ok(session),
     }
+}
+
+/// Offers a frame that lies at `at` of `memory`.
+fn offer_at(session: &mut Session, memory: &GuestMemory, at: u64, frame: &[u8]) -> Result {
+    memory.write(at, &[PLAIN.encode().as_slice(), frame].concat());
+    session.tx(0).submit(&[Part::out(at, 12 + frame.len() as u32)])?;
+    Ok(session.tx(0).kick_always()?)
+}
+
+fn sends_from(bench: &mut Bench, session: &mut Session, memory: &GuestMemory, at: u64) -> Result {
+    let frame = bench.frame(200);
+    offer_at(session, memory, at, &frame)?;
+    session.tx(0).used(LIMIT)?;
+    if bench.sees_frames() {
+        bench.expect(session, &frame)?;
+    }
+    Ok(())
+}
+
+fn add_remove(bench: &mut Bench) -> Result {
+    let mut session = with_slots(bench)?;
     let more = GuestMemory::flat(0x4000_0000, 1 << 20)?;
     for _ in 0..3 {
         session.frontend.add_mem_reg(&more.specs()[0], more.fds()[0])?;
-        let frame = bench.frame(200);
-        more.write(0x4000_0100, &[PLAIN.encode().as_slice(), &frame].concat());
-        session.tx(0).submit(&[crate::ring::Part::out(0x4000_0100, 212)])?;
-        session.tx(0).kick()?;
-        session.tx(0).used(LIMIT)?;
-        if bench.sees_frames() {
-            bench.expect(&mut session, &frame)?;
-        }
+        sends_from(bench, &mut session, &more, 0x4000_0100)?;
         session.frontend.rem_mem_reg(&more.specs()[0])?;
         bench.both_ways(&mut session, 3)?;
     }
     Ok(())
+}
+
+/// At most 512: more would be a test of the host's limits.
+fn all_slots(bench: &mut Bench) -> Result {
+    let mut session = with_slots(bench)?;
+    let slots = session.frontend.get_max_mem_slots()?.min(512);
+    let regions: Vec<_> = (1..slots)
+        .map(|at| GuestMemory::flat(0x4000_0000 + at * 0x1_0000, 0x1000))
+        .collect::<std::io::Result<_>>()?;
+    for region in &regions {
+        session.frontend.add_mem_reg(&region.specs()[0], region.fds()[0])?;
+    }
+    for region in &regions {
+        sends_from(bench, &mut session, region, region.specs()[0].guest + 0x100)?;
+    }
+    bench.both_ways(&mut session, 3)
+}
+
+fn removed(bench: &mut Bench) -> Result {
+    let mut session = with_slots(bench)?;
+    let more = GuestMemory::flat(0x4000_0000, 1 << 20)?;
+    session.frontend.add_mem_reg(&more.specs()[0], more.fds()[0])?;
+    sends_from(bench, &mut session, &more, 0x4000_0100)?;
+    session.frontend.rem_mem_reg(&more.specs()[0])?;
+    let frame = bench.frame(200);
+    offer_at(&mut session, &more, 0x4000_0100, &frame)?;
+    std::thread::sleep(QUIET / 4);
+    drop(session);
+    bench.serves()
+}
+
+/// The file is sparse: next to nothing of it is ever there.
+fn huge(bench: &mut Bench) -> Result {
+    let region = RegionSpec::linear(0x10_0000, 1 << 40, 0);
+    let mut session = bench.session(&Setup { regions: vec![region], ..Setup::default() })?;
+    let memory = session.nic.mem.clone();
+    sends_from(bench, &mut session, &memory, region.guest + region.size - 212)?;
+    bench.both_ways(&mut session, 3)
 }
 
 fn replaced(bench: &mut Bench) -> Result {

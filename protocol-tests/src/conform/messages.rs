@@ -16,7 +16,7 @@ checks! {
         "GET_FEATURES offers VIRTIO_F_VERSION_1.", version_1;
     "messages/features-again", Must, Control, "vhost-user, GET_FEATURES",
         "GET_FEATURES answers the same twice, before and after SET_FEATURES.", features_again;
-    "messages/protocol-features-early", Must, Control, "vhost-user, Multiple queue support / GET_PROTOCOL_FEATURES",
+    "messages/protocol-features-early", Must, Control, "vhost-user, Multiple queue support",
         "Protocol features can be read and set before SET_FEATURES.", protocol_early;
     "messages/reply-header", Must, Control, "vhost-user, Header",
         "A reply has version 1, the reply flag, the request's number and the size of its body.", reply_header;
@@ -38,7 +38,7 @@ checks! {
         "SET_VRING_CALL and SET_VRING_ERR with the no-descriptor bit are taken.", no_fd_bit;
     "messages/fd-missing", Robust, Control, "vhost-user, SET_VRING_KICK",
         "SET_VRING_KICK without the no-descriptor bit and without a descriptor is refused.", fd_missing;
-    "messages/fd-surplus", Robust, Control, "vhost-user, Ancillary data",
+    "messages/fd-surplus", Robust, Control, "vhost-user, Communication",
         "Descriptors on requests that have none do no harm.", fd_surplus;
     "messages/split-bytes", Must, Control, "vhost-user, Header (a stream socket keeps no borders)",
         "A message that comes byte by byte is one message.", split_bytes;

@@ -13,11 +13,14 @@ pub mod frontend;
 mod hostile;
 mod memory;
 mod messages;
+mod offloads;
 mod orders;
+mod queues;
 pub mod random;
 pub mod report;
 mod rings;
 pub mod run;
+pub mod sections;
 mod states;
 
 /// What of the back-end a check must reach.
@@ -157,7 +160,15 @@ use {checks, ensure};
 
 /// All checks, group by group.
 pub fn catalogue() -> Vec<&'static Check> {
-    let groups =
-        [messages::CHECKS, memory::CHECKS, states::CHECKS, orders::CHECKS, rings::CHECKS, hostile::CHECKS];
+    let groups = [
+        messages::CHECKS,
+        memory::CHECKS,
+        states::CHECKS,
+        orders::CHECKS,
+        rings::CHECKS,
+        offloads::CHECKS,
+        queues::CHECKS,
+        hostile::CHECKS,
+    ];
     groups.into_iter().flatten().collect()
 }

@@ -28,6 +28,8 @@ pub enum Wire {
     Interface(String),
     /// A TAP of this name in a new namespace, in which the command is run.
     Tap(String),
+    /// The same with several queues.
+    MultiQueueTap(String),
 }
 
 /// What came of one check.
@@ -70,11 +72,11 @@ pub fn with(
 ) -> Result<(), Finding> {
     let netns = match wire {
         Wire::Interface(_) => Some(Netns::here()?),
-        Wire::Tap(_) => Some(Netns::new()?),
+        Wire::Tap(_) | Wire::MultiQueueTap(_) => Some(Netns::new()?),
         Wire::Unseen | Wire::Echo => None,
     };
-    if let (Some(netns), Wire::Tap(name)) = (&netns, wire) {
-        netns.add_tap(name, false)?;
+    if let (Some(netns), Wire::Tap(name) | Wire::MultiQueueTap(name)) = (&netns, wire) {
+        netns.add_tap(name, matches!(wire, Wire::MultiQueueTap(_)))?;
     }
     let dir = tempfile::tempdir()?;
     let (socket, mut daemon) = match target {
@@ -85,7 +87,7 @@ pub fn with(
         }
     };
     let far = match (&netns, wire) {
-        (Some(netns), Wire::Interface(name) | Wire::Tap(name)) => {
+        (Some(netns), Wire::Interface(name) | Wire::Tap(name) | Wire::MultiQueueTap(name)) => {
             netns.wait_until_up(name, LIMIT)?;
             Far::Tap(netns.wire(name)?)
         }

@@ -9,35 +9,35 @@ use crate::wire::{feature, flags, protocol, request, request_name};
 type Checked = Result<(), Finding>;
 
 front_checks! {
-    "conversation/headers", Must, Control, "vhost-user: Header",
+    "conversation/headers", Must, Control, "vhost-user, Header",
     "Every message is of version 1, no reply, and sets no flag that does not exist.", headers;
-    "conversation/body-lengths", Must, Control, "vhost-user: Message types",
+    "conversation/body-lengths", Must, Control, "vhost-user, Front-end message types",
     "Every body has the length of its request.", body_lengths;
-    "conversation/owner", Must, Control, "vhost-user: VHOST_USER_SET_OWNER",
+    "conversation/owner", Must, Control, "vhost-user, VHOST_USER_SET_OWNER",
     "SET_OWNER comes before anything is set up.", owner;
-    "conversation/features-offered", Must, Control, "virtio 1.2, 2.2.1; vhost-user: VHOST_USER_SET_FEATURES",
+    "conversation/features-offered", Must, Control, "virtio 1.2, 2.2.1; vhost-user, VHOST_USER_SET_FEATURES",
     "Only features are acknowledged that GET_FEATURES has offered, VERSION_1 among them.", features_offered;
-    "conversation/protocol-offered", Must, Control, "vhost-user: VHOST_USER_SET_PROTOCOL_FEATURES",
+    "conversation/protocol-offered", Must, Control, "vhost-user, VHOST_USER_SET_PROTOCOL_FEATURES",
     "Only protocol features are acknowledged that GET_PROTOCOL_FEATURES has offered.", protocol_offered;
-    "conversation/need-reply", Must, Control, "vhost-user: VHOST_USER_PROTOCOL_F_REPLY_ACK",
+    "conversation/need-reply", Must, Control, "vhost-user, VHOST_USER_PROTOCOL_F_REPLY_ACK",
     "NEED_REPLY is set only once REPLY_ACK was negotiated.", need_reply;
-    "conversation/requests-negotiated", Must, Control, "vhost-user: Protocol features",
+    "conversation/requests-negotiated", Must, Control, "vhost-user, Protocol features",
     "Requests that belong to a protocol feature come only when it was negotiated.", requests_negotiated;
-    "conversation/memory-descriptors", Must, Control, "vhost-user: VHOST_USER_SET_MEM_TABLE, VHOST_USER_ADD_MEM_REG",
+    "conversation/memory-descriptors", Must, Control, "vhost-user, VHOST_USER_SET_MEM_TABLE, VHOST_USER_ADD_MEM_REG",
     "Each memory region comes with its descriptor.", memory_descriptors;
-    "conversation/memory-files", Must, Control, "vhost-user: Memory region description",
+    "conversation/memory-files", Must, Control, "vhost-user, Memory region description",
     "Each memory region lies within its file, has a length, and overlaps no other.", memory_files;
-    "conversation/vring-complete", Must, Control, "vhost-user: Ring states",
+    "conversation/vring-complete", Must, Control, "vhost-user, Ring states",
     "A ring has its memory, size, base and addresses before its kick descriptor starts it.", vring_complete;
     "conversation/vring-size", Must, Control, "virtio 1.2, 2.7",
     "Ring sizes are powers of two from 1 to 32768.", vring_size;
-    "conversation/vring-addresses", Must, Control, "vhost-user: A vring address description; virtio 1.2, 2.7",
+    "conversation/vring-addresses", Must, Control, "vhost-user, A vring address description; virtio 1.2, 2.7",
     "The parts of a ring lie whole in the shared memory, aligned to 16, 2 and 4.", vring_addresses;
-    "conversation/vring-index", Must, Control, "vhost-user: VHOST_USER_GET_QUEUE_NUM",
+    "conversation/vring-index", Must, Control, "vhost-user, VHOST_USER_GET_QUEUE_NUM",
     "No vring is named that the back-end does not have.", vring_index;
-    "conversation/kick-descriptors", Must, Control, "vhost-user: VHOST_USER_SET_VRING_KICK, VHOST_USER_SET_VRING_CALL",
+    "conversation/kick-descriptors", Must, Control, "vhost-user, VHOST_USER_SET_VRING_KICK, VHOST_USER_SET_VRING_CALL",
     "Kick and call come with one descriptor that can be waited for, or with bit 8 and none.", kick_descriptors;
-    "conversation/enable", Must, Control, "vhost-user: Ring states",
+    "conversation/enable", Must, Control, "vhost-user, Ring states",
     "With VHOST_USER_F_PROTOCOL_FEATURES each started ring of the first pair is enabled by a message.", enable;
 }
 

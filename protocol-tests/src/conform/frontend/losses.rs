@@ -16,48 +16,48 @@ type Checked = Result<(), Finding>;
 const HANG: Duration = Duration::from_secs(10);
 
 front_checks! {
-    "losses/left", Robust, Control, "vhost-user: Communication (reconnection)",
+    "losses/left", Robust, Control, "vhost-user, Communication (reconnection)",
     "A back-end that goes is looked for; the next one is set up anew and serves on.", left;
-    "losses/base", Must, Frames, "vhost-user: VHOST_USER_SET_VRING_BASE",
+    "losses/base", Must, Frames, "vhost-user, VHOST_USER_SET_VRING_BASE",
     "A ring that is set up again is given a base from which nothing is lost and nothing repeated.", base;
-    "losses/at-get-features", Robust, Control, "vhost-user: Communication (reconnection)",
+    "losses/at-get-features", Robust, Control, "vhost-user, Communication (reconnection)",
     "A back-end that dies at GET_FEATURES is looked for again.", |stage| dies(stage, request::GET_FEATURES);
-    "losses/at-protocol-features", Robust, Control, "vhost-user: Communication (reconnection)",
+    "losses/at-protocol-features", Robust, Control, "vhost-user, Communication (reconnection)",
     "A back-end that dies at GET_PROTOCOL_FEATURES is looked for again.",
     |stage| dies(stage, request::GET_PROTOCOL_FEATURES);
-    "losses/at-set-features", Robust, Control, "vhost-user: Communication (reconnection)",
+    "losses/at-set-features", Robust, Control, "vhost-user, Communication (reconnection)",
     "A back-end that dies at SET_FEATURES is looked for again.", |stage| dies(stage, request::SET_FEATURES);
-    "losses/at-memory", Robust, Control, "vhost-user: Communication (reconnection)",
+    "losses/at-memory", Robust, Control, "vhost-user, Communication (reconnection)",
     "A back-end that dies at its memory table is looked for again.", |stage| {
         let memory = memory_request(stage)?;
         dies(stage, memory)
     };
-    "losses/at-vring-num", Robust, Control, "vhost-user: Communication (reconnection)",
+    "losses/at-vring-num", Robust, Control, "vhost-user, Communication (reconnection)",
     "A back-end that dies at SET_VRING_NUM is looked for again.", |stage| dies(stage, request::SET_VRING_NUM);
-    "losses/at-kick", Robust, Control, "vhost-user: Communication (reconnection)",
+    "losses/at-kick", Robust, Control, "vhost-user, Communication (reconnection)",
     "A back-end that dies at SET_VRING_KICK is looked for again.", |stage| dies(stage, request::SET_VRING_KICK);
-    "losses/at-enable", Robust, Control, "vhost-user: Communication (reconnection)",
+    "losses/at-enable", Robust, Control, "vhost-user, Communication (reconnection)",
     "A back-end that dies at SET_VRING_ENABLE is looked for again.", |stage| dies(stage, request::SET_VRING_ENABLE);
-    "losses/silence", Robust, Control, "vhost-user: Communication",
+    "losses/silence", Robust, Control, "vhost-user, Communication",
     "A back-end that never answers GET_FEATURES is given up within 10 seconds, and the next one served.",
     |stage| lies(stage, Tamper::Silence(request::GET_FEATURES));
-    "replies/late", Must, Control, "vhost-user: Communication",
+    "replies/late", Must, Control, "vhost-user, Communication",
     "Answers may come late.", |stage| odd(stage, Tamper::Late(Duration::from_millis(150)));
     "replies/split", Must, Control, "unix(7): a stream socket keeps no borders",
     "An answer may come in single bytes.", |stage| odd(stage, Tamper::Split);
-    "replies/other-request", Robust, Control, "vhost-user: Header",
+    "replies/other-request", Robust, Control, "vhost-user, Header",
     "An answer to another request is not believed.", |stage| lies(stage, Tamper::OtherRequest(request::GET_FEATURES));
-    "replies/no-flag", Robust, Control, "vhost-user: Header",
+    "replies/no-flag", Robust, Control, "vhost-user, Header",
     "An answer without the reply flag is not believed.", |stage| lies(stage, Tamper::NoReplyFlag(request::GET_FEATURES));
-    "replies/version-2", Robust, Control, "vhost-user: Header",
+    "replies/version-2", Robust, Control, "vhost-user, Header",
     "An answer of another protocol version is not believed.", |stage| lies(stage, Tamper::Version2(request::GET_FEATURES));
-    "replies/short", Robust, Control, "vhost-user: Message types",
+    "replies/short", Robust, Control, "vhost-user, Front-end message types",
     "An answer that is too short is not believed.", |stage| lies(stage, Tamper::Short(request::GET_FEATURES));
-    "replies/long", Robust, Control, "vhost-user: Message types",
+    "replies/long", Robust, Control, "vhost-user, Front-end message types",
     "An answer that is too long is not believed.", |stage| lies(stage, Tamper::Long(request::GET_FEATURES));
-    "replies/huge", Robust, Control, "vhost-user: Header",
+    "replies/huge", Robust, Control, "vhost-user, Header",
     "An answer that claims 4 GiB is given up.", |stage| lies(stage, Tamper::Huge(request::GET_FEATURES));
-    "replies/refused", Must, Control, "vhost-user: VHOST_USER_PROTOCOL_F_REPLY_ACK",
+    "replies/refused", Must, Control, "vhost-user, VHOST_USER_PROTOCOL_F_REPLY_ACK",
     "A back-end that refuses the memory is not started.", refused;
     "features/fewer", Robust, Control, "virtio 1.2, 2.2.1: features stay as negotiated until a reset",
     "A back-end that offers less than the driver has acknowledged is not started; a good one is taken later.", fewer;
