@@ -110,6 +110,8 @@ fn pause_and_resume() {
     }
     let member = rig.gate.join("thread", || {});
     let worker = thread::spawn(move || member.pass(|| false));
+    // Waits for it at the gate, which is closed already.
+    rig.gate.close(LIMIT).unwrap();
     rig.put("/v1/power-button", None).unwrap();
     assert_eq!(rig.button.read().unwrap(), 1);
     assert!(!worker.is_finished());
