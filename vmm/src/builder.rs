@@ -20,17 +20,17 @@ use crate::boot::{self, BootError, Entry, cpuid};
 use crate::bus::{Bus, RangeError};
 use crate::config::{SerialConfig, Transport, VmConfig};
 use crate::console::Console;
+use crate::devices::{Device, Devices, PlugError};
 use crate::exit::ExitEvent;
 use crate::gate::Gate;
 use crate::layout::{
-    COM1, COM1_GSI, COM1_SIZE, CONFIG_PORTS, CONFIG_PORTS_SIZE, KEYBOARD_COMMAND, KVM_IDENTITY_MAP, KVM_TSS,
-    POWER_BUTTON_GSI, RESET_REG, mmio_slot, pci_bar,
+    COM1, COM1_GSI, COM1_SIZE, CONFIG_PORTS, CONFIG_PORTS_SIZE, HOTPLUG_GSI, HOTPLUG_PORTS, KEYBOARD_COMMAND,
+    KVM_IDENTITY_MAP, KVM_TSS, POWER_BUTTON_GSI, RESET_REG, mmio_slot, pci_bar,
 };
 use crate::machine::Machine;
 use crate::memory::{self, MemoryError};
 use crate::pause::Pause;
-use crate::pci::msi::MsiRoutes;
-use crate::pci::{PciBus, PciFunction};
+use crate::pci::hotplug::{self, HotplugEvents, HotplugRegisters};
 use crate::power::{KeyboardReset, PowerButton, PowerRegisters};
 use crate::serial::{Output, Room, Uart};
 use crate::vcpu::{self, Board, Buses, Vcpu};
@@ -38,7 +38,7 @@ use crate::virtio::VirtioDevice;
 use crate::virtio::blk::{Block, BlockError};
 use crate::virtio::mmio::{MmioSlot, MmioTransport, SLOT_SIZE};
 use crate::virtio::net::{self, NetError};
-use crate::virtio::pci::{BAR_SIZE, PciTransport};
+use crate::virtio::pci::slots::PciSlots;
 use crate::virtio::registers::TransportError;
 use crate::virtio::rng::Rng;
 
@@ -96,6 +96,8 @@ pub enum BuildError {
     Net(#[from] NetError),
     #[error("a virtio device cannot be connected")]
     Transport(#[from] TransportError),
+    #[error(transparent)]
+    Slot(#[from] PlugError),
     #[error("two devices want the same addresses")]
     Range(#[from] RangeError),
     #[error(transparent)]
@@ -119,16 +121,15 @@ pub fn build(config: &VmConfig, exit: Arc<ExitEvent>) -> Result<Machine, BuildEr
     let vm = Arc::new(create_vm(&kvm)?);
     memory::register(&vm, &memory)?;
 
-    let mut buses = Buses::default();
-    connect_power(&mut buses.pio, &exit)?;
-    let console = connect_serial(&config.serial, &mut buses.pio, &vm, &exit)?;
+    let buses = Buses::default();
+    connect_power(&buses.pio, &exit)?;
+    let console = connect_serial(&config.serial, &buses.pio, &vm, &exit)?;
     let power_button = connect_power_button(&vm)?;
     let gate = Arc::<Gate>::default();
     let devices = virtio_devices(config, &gate)?;
-    let shown: Vec<_> = devices.iter().map(|device| api::Device::of(&**device)).collect();
-    let virtio_mmio = match config.transport {
-        Transport::Mmio => connect_mmio(devices, &mut buses.mmio, &vm, &memory)?,
-        Transport::Pci => connect_pci(devices, &mut buses, &vm, &memory).map(|()| Vec::new())?,
+    let (devices, virtio_mmio) = match config.transport {
+        Transport::Mmio => connect_mmio(devices, &buses.mmio, &vm, &memory)?,
+        Transport::Pci => (connect_pci(devices, &buses, &vm, &memory)?, Vec::new()),
     };
     let serial = config.serial != SerialConfig::None;
     acpi::write(
@@ -141,10 +142,10 @@ pub fn build(config: &VmConfig, exit: Arc<ExitEvent>) -> Result<Machine, BuildEr
     vcpu::register_kick_signal().map_err(BuildError::Signal)?;
     let api = config.api_socket.as_deref().map(|path| {
         let (cpus, memory, exit) = (config.cpus, config.memory, Arc::clone(&exit));
-        let paths = shown.iter().filter_map(|device| device.data.clone()).collect();
-        let pause = Pause::new(Arc::clone(&board.gate), paths);
+        let gate = Arc::clone(&board.gate);
+        let pause = Pause::new(gate.clone(), devices.clone());
         let started = Instant::now();
-        Api::start(path, api::Machine { cpus, memory, started, devices: shown, exit, pause, power_button })
+        Api::start(path, api::Machine { cpus, memory, started, devices, gate, exit, pause, power_button })
     });
     let api = api.transpose()?;
     info!(
@@ -213,23 +214,27 @@ fn create_vm(kvm: &Kvm) -> Result<VmFd, BuildError> {
     Ok(vm)
 }
 
-fn connect_power(pio: &mut Bus, exit: &Arc<ExitEvent>) -> Result<(), RangeError> {
+fn connect_power(pio: &Bus, exit: &Arc<ExitEvent>) -> Result<(), RangeError> {
     let power = PowerRegisters::new(Arc::clone(exit));
     pio.insert(RESET_REG.into(), PowerRegisters::SIZE.into(), Arc::new(Mutex::new(power)))?;
     pio.insert(KEYBOARD_COMMAND.into(), 1, Arc::new(Mutex::new(KeyboardReset::new(Arc::clone(exit)))))
 }
 
 fn connect_power_button(vm: &VmFd) -> Result<PowerButton, BuildError> {
+    Ok(PowerButton::new(irqfd(vm, POWER_BUTTON_GSI, "power button's interrupt")?))
+}
+
+/// An eventfd that raises a pin of the IOAPIC.
+fn irqfd(vm: &VmFd, gsi: u32, what: &'static str) -> Result<EventFd, BuildError> {
     let irqfd = EventFd::new(EFD_NONBLOCK).map_err(BuildError::Files)?;
-    let connected = vm.register_irqfd(&irqfd, POWER_BUTTON_GSI);
-    connected.map_err(|error| BuildError::Create("power button's interrupt", error))?;
-    Ok(PowerButton::new(irqfd))
+    vm.register_irqfd(&irqfd, gsi).map_err(|error| BuildError::Create(what, error))?;
+    Ok(irqfd)
 }
 
 /// Puts COM1 on the bus; the console is what feeds it, if something does.
 fn connect_serial(
     config: &SerialConfig,
-    pio: &mut Bus,
+    pio: &Bus,
     vm: &VmFd,
     exit: &Arc<ExitEvent>,
 ) -> Result<Option<Console>, BuildError> {
@@ -244,8 +249,7 @@ fn connect_serial(
             Output::file(path, Arc::clone(exit)).map_err(failed(&path.display().to_string()))?
         }
     };
-    let irqfd = EventFd::new(EFD_NONBLOCK).map_err(BuildError::Files)?;
-    vm.register_irqfd(&irqfd, COM1_GSI).map_err(|error| BuildError::Create("serial interrupt", error))?;
+    let irqfd = irqfd(vm, COM1_GSI, "serial interrupt")?;
     let room = Arc::new(Room::new().map_err(BuildError::Files)?);
     let uart = Arc::new(Mutex::new(Uart::new(irqfd, Arc::clone(&room), output)));
     pio.insert(COM1.into(), COM1_SIZE.into(), Arc::clone(&uart) as _)?;
@@ -260,7 +264,7 @@ fn virtio_devices(config: &VmConfig, gate: &Arc<Gate>) -> Result<Vec<Box<dyn Vir
     let count = config.disks.len() + config.nets.len() + 1;
     let (there_is, transport) = match config.transport {
         Transport::Mmio => (mmio_slot(count - 1).is_some(), "mmio"),
-        Transport::Pci => (pci_bar(count - 1).is_some(), "pci"),
+        Transport::Pci => (pci_bar(count).is_some(), "pci"),
     };
     if !there_is {
         return Err(BuildError::Devices { count, transport });
@@ -279,10 +283,11 @@ fn virtio_devices(config: &VmConfig, gate: &Arc<Gate>) -> Result<Vec<Box<dyn Vir
 /// Puts each device behind a transport on the bus.
 fn connect_mmio(
     devices: Vec<Box<dyn VirtioDevice>>,
-    mmio: &mut Bus,
+    mmio: &Bus,
     vm: &VmFd,
     memory: &GuestMemoryMmap,
-) -> Result<Vec<MmioSlot>, BuildError> {
+) -> Result<(Arc<Devices>, Vec<MmioSlot>), BuildError> {
+    let shown = devices.iter().map(|device| Device::of(&**device)).collect();
     let mut slots = Vec::new();
     // There are as many slots: see virtio_devices.
     for (slot, device) in (0..).map_while(mmio_slot).zip(devices) {
@@ -290,26 +295,27 @@ fn connect_mmio(
         mmio.insert(slot.base, SLOT_SIZE, Arc::new(Mutex::new(transport)))?;
         slots.push(slot);
     }
-    Ok(slots)
+    Ok((Arc::new(Devices::fixed(shown)), slots))
 }
 
-/// Makes each device a function of a PCI bus.
+/// Makes each device a function of a PCI bus whose slots the guest may be given and asked for while it runs.
 fn connect_pci(
     devices: Vec<Box<dyn VirtioDevice>>,
-    buses: &mut Buses,
+    buses: &Buses,
     vm: &Arc<VmFd>,
     memory: &GuestMemoryMmap,
-) -> Result<(), BuildError> {
-    let routes = Arc::new(MsiRoutes::new(Arc::clone(vm)));
-    let mut pci = PciBus::default();
-    for (bar, device) in (0..).map_while(pci_bar).zip(devices) {
-        let transport = PciTransport::new(device, memory.clone(), vm, &routes, bar)?;
-        let transport = Arc::new(Mutex::new(transport));
-        buses.mmio.insert(bar.into(), BAR_SIZE.into(), Arc::clone(&transport) as _)?;
-        pci.add(transport as Arc<Mutex<dyn PciFunction>>);
+) -> Result<Arc<Devices>, BuildError> {
+    let slots = PciSlots::new(vm.clone(), memory.clone(), buses.mmio.clone());
+    buses.pio.insert(CONFIG_PORTS.into(), CONFIG_PORTS_SIZE.into(), slots.bus())?;
+    let events = Arc::new(HotplugEvents::new(irqfd(vm, HOTPLUG_GSI, "hot-plug interrupt")?));
+    let list = Arc::new(Devices::on_pci(slots, events.clone()));
+    let ejecting = list.clone();
+    let registers = HotplugRegisters::new(events, Box::new(move |slot| ejecting.ejected(slot)));
+    buses.pio.insert(HOTPLUG_PORTS.into(), hotplug::SIZE.into(), Arc::new(Mutex::new(registers)))?;
+    for device in devices {
+        list.attach(device)?;
     }
-    buses.pio.insert(CONFIG_PORTS.into(), CONFIG_PORTS_SIZE.into(), Arc::new(Mutex::new(pci)))?;
-    Ok(())
+    Ok(list)
 }
 
 /// Creates the processors; number 0 starts at `entry`, the others wait for its start-up interrupt (SIPI).

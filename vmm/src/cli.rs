@@ -5,16 +5,16 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::{ArgGroup, Parser, Subcommand};
+use clap::Parser;
 use log::LevelFilter;
-use serde_json::{Map, Value};
 use thiserror::Error;
 use volt_net::net::config::Mac;
-use volt_net::net::limiter::Rate;
 
+pub use crate::cli::ctl::{Add, Ctl, DeviceKind, Request};
 use crate::cli::net::NetOption;
 use crate::config::{DiskConfig, NetDeviceConfig, SerialConfig, Transport, VhostNet, VmConfig};
 
+mod ctl;
 mod net;
 
 /// The smallest machine: room for boot data and the smallest kernels.
@@ -119,69 +119,6 @@ pub struct Args {
     log_level: LevelFilter,
 }
 
-/// `volt-vmm ctl`: talk to a machine that runs
-#[derive(Debug, Parser)]
-#[command(name = "volt-vmm ctl", version)]
-pub struct Ctl {
-    /// The machine's --api-socket
-    #[arg(long, global = true, value_name = "PATH", default_value = "/run/volt/vmm.api")]
-    pub api_socket: PathBuf,
-
-    /// What it is asked
-    #[command(subcommand)]
-    pub request: Request,
-}
-
-/// What a running machine is asked.
-#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
-pub enum Request {
-    /// Print how the machine and its devices are, as JSON
-    Status,
-    /// Stop the guest where it is, until 'resume'; its connections wait as long as their far ends do
-    Pause,
-    /// Go on after 'pause'
-    Resume,
-    /// Change what a network device may receive and send; what is not given stays as it is
-    #[command(group = ArgGroup::new("change").args(["rx_rate", "tx_rate"]).required(true).multiple(true))]
-    Limits {
-        /// The device: its interface, or its number among the network devices, from 0
-        net: String,
-        /// What the guest receives: like 100Mbit, 1Gbit:256K, 20kpps or 100Mbit+20kpps; or none
-        #[arg(long, value_name = "RATE")]
-        rx_rate: Option<Rate>,
-        /// What the guest sends
-        #[arg(long, value_name = "RATE")]
-        tx_rate: Option<Rate>,
-    },
-    /// Press the power button: what the guest makes of it is its affair
-    PowerButton,
-    /// End the machine at once, without asking the guest
-    Shutdown,
-}
-
-impl Request {
-    /// Where the API is asked for it.
-    pub fn path(&self) -> String {
-        let path = match self {
-            Request::Status => "status",
-            Request::Pause => "pause",
-            Request::Resume => "resume",
-            Request::Limits { net, .. } => return format!("/v1/net/{net}/limits"),
-            Request::PowerButton => "power-button",
-            Request::Shutdown => "shutdown",
-        };
-        format!("/v1/{path}")
-    }
-
-    /// What goes with it.
-    pub fn body(&self) -> Option<Value> {
-        let Request::Limits { rx_rate, tx_rate, .. } = self else { return None };
-        let rates = [("rx-rate", rx_rate), ("tx-rate", tx_rate)].into_iter();
-        let given = rates.filter_map(|(name, rate)| Some((name.to_owned(), (*rate)?.to_string().into())));
-        Some(Value::Object(given.collect::<Map<_, _>>()))
-    }
-}
-
 /// What the command line asks for.
 #[derive(Debug)]
 pub enum Invocation {
@@ -256,6 +193,24 @@ fn complete_cmdline(user: &str, serial: &SerialConfig, rootfs_read_only: Option<
     }
     words.extend(Some(user.trim()).filter(|user| !user.is_empty()));
     words.join(" ")
+}
+
+/// Reads a network device as `--net` has it.
+///
+/// # Errors
+///
+/// That of the option.
+pub fn net_device(text: &str) -> Result<NetDeviceConfig, impl std::error::Error + use<>> {
+    text.parse().map(|NetOption(net)| net)
+}
+
+/// Reads a disk as `--disk` has it.
+///
+/// # Errors
+///
+/// That of the option.
+pub fn disk(text: &str) -> Result<DiskConfig, impl std::error::Error + use<>> {
+    text.parse().map(|DiskOption(disk)| disk)
 }
 
 /// Why a value on the command line is wrong.

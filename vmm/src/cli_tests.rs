@@ -1,3 +1,5 @@
+use hyper::Method;
+
 use crate::config::{NetPortConfig, NetSocketConfig, PortKind};
 
 use super::*;
@@ -166,6 +168,29 @@ fn wrong_values_are_named_with_what_would_be_right() {
         let text = refused(&args);
         assert!(text.contains(expected), "{args:?}: {text}");
     }
+}
+
+/// What is added is described as on the machine's command line, and sent as it is; a path may be a name.
+#[test]
+fn devices_are_added_and_removed_by_ctl() {
+    let request = |args: &[&str]| {
+        let args = ["volt-vmm", "ctl"].iter().chain(args).map(OsString::from);
+        match parse(args) {
+            Ok(Invocation::Ctl(Ctl { request, .. })) => (request.method(), request.path(), request.body()),
+            other => panic!("{other:?}"),
+        }
+    };
+    let options = |options: &str| Some(serde_json::json!({ "options": options }));
+    let added = request(&["add", "net", "tap=tap1,mtu=9000"]);
+    assert_eq!(added, (Method::POST, "/v1/net".to_owned(), options("tap=tap1,mtu=9000")));
+    let added = request(&["add", "disk", "/srv/a.img,ro"]);
+    assert_eq!(added, (Method::POST, "/v1/disk".to_owned(), options("/srv/a.img,ro")));
+    assert_eq!(request(&["remove", "net", "tap1"]), (Method::DELETE, "/v1/net/tap1".to_owned(), None));
+    let removed = request(&["remove", "disk", "/srv/a.img"]);
+    assert_eq!(removed, (Method::DELETE, "/v1/disk//srv/a.img".to_owned(), None));
+    assert_eq!(net_device("tap=tap1").unwrap().name(), "tap1");
+    assert_eq!(net_device("socket=/run/s,mtu=9000").unwrap().name(), "/run/s");
+    assert!(disk("a.img,ro").unwrap().read_only);
 }
 
 #[test]

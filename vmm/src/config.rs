@@ -24,6 +24,16 @@ pub enum NetDeviceConfig {
     Socket(NetSocketConfig),
 }
 
+impl NetDeviceConfig {
+    /// Its interface, or the path of its socket.
+    pub fn name(&self) -> String {
+        match self {
+            NetDeviceConfig::Port(port) => port.name.clone(),
+            NetDeviceConfig::Socket(socket) => socket.socket.display().to_string(),
+        }
+    }
+}
+
 /// A kind of interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PortKind {

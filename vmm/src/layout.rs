@@ -71,6 +71,10 @@ pub const COM1_SIZE: u16 = 8;
 pub const COM1_GSI: u32 = 4;
 /// The power button's interrupt: that of COM2, which is not there.
 pub const POWER_BUTTON_GSI: u32 = 3;
+/// The interrupt of PCI hot-plug. Where there is a PCI bus, there are no virtio-mmio devices to have it.
+pub const HOTPLUG_GSI: u32 = FIRST_DEVICE_GSI;
+/// The hot-plug controller's registers ([`HotplugRegisters`](crate::pci::hotplug::HotplugRegisters)).
+pub const HOTPLUG_PORTS: u16 = 0x610;
 /// `CONFIG_ADDRESS` and `CONFIG_DATA`, which reach the PCI functions' configuration spaces.
 pub const CONFIG_PORTS: u16 = 0xcf8;
 /// Number of these ports.
@@ -95,10 +99,9 @@ pub fn mmio_slot(index: usize) -> Option<MmioSlot> {
     Some(MmioSlot { base: MMIO_BASE + u64::from(index) * SLOT_SIZE, gsi })
 }
 
-/// The BAR of the PCI function with number `index` behind the host bridge; `None` when the bus is full.
-pub fn pci_bar(index: usize) -> Option<u32> {
-    let slot = index.checked_add(1).filter(|slot| *slot < SLOTS)?;
-    Some(PCI_WINDOW + slot as u32 * BAR_SIZE)
+/// The BAR of the PCI function with device number `slot`; `None` for the host bridge and behind the last one.
+pub fn pci_bar(slot: usize) -> Option<u32> {
+    (1..SLOTS).contains(&slot).then(|| PCI_WINDOW + slot as u32 * BAR_SIZE)
 }
 
 #[cfg(test)]
@@ -115,9 +118,10 @@ mod tests {
 
     #[test]
     fn functions_end_with_the_bus() {
-        assert_eq!(pci_bar(0), Some(0xe000_8000));
-        assert_eq!(pci_bar(30), Some(PCI_WINDOW + PCI_WINDOW_SIZE - BAR_SIZE));
-        assert_eq!(pci_bar(31), None);
+        assert_eq!(pci_bar(0), None);
+        assert_eq!(pci_bar(1), Some(0xe000_8000));
+        assert_eq!(pci_bar(31), Some(PCI_WINDOW + PCI_WINDOW_SIZE - BAR_SIZE));
+        assert_eq!(pci_bar(32), None);
         assert_eq!(pci_bar(usize::MAX), None);
     }
 }

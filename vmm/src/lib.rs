@@ -16,6 +16,7 @@ pub mod bus;
 pub mod cli;
 pub mod config;
 pub mod console;
+pub mod devices;
 pub mod exit;
 pub mod gate;
 pub mod irq;

@@ -4,10 +4,9 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use hyper::Method;
 use log::error;
 use volt_vmm::api::client;
-use volt_vmm::cli::{Ctl, Invocation, Request};
+use volt_vmm::cli::{Ctl, Invocation};
 use volt_vmm::exit::{ExitEvent, status};
 use volt_vmm::virtio::faults::chain;
 use volt_vmm::{builder, cli, signals, terminal};
@@ -30,11 +29,8 @@ fn main() -> ExitCode {
 }
 
 fn ask(ctl: &Ctl) -> ExitCode {
-    let answer = match &ctl.request {
-        Request::Status => client::ask(&ctl.api_socket, Method::GET, "/v1/status", None),
-        request => client::ask(&ctl.api_socket, Method::PUT, &request.path(), request.body().as_ref()),
-    };
-    match answer {
+    let Ctl { api_socket, request } = ctl;
+    match client::ask(api_socket, request.method(), &request.path(), request.body().as_ref()) {
         Ok(answer) => {
             // A reader that has seen enough is no error.
             let _ = writeln!(std::io::stdout(), "{answer:#}");

@@ -13,8 +13,8 @@ use log::info;
 use thiserror::Error;
 use volt_net::net::device::DeviceError;
 
+use crate::devices::Devices;
 use crate::gate::{Gate, Late};
-use crate::virtio::net::DataControl;
 
 /// How long vCPUs and workers may take: a disk's request in hand is what takes longest.
 const LIMIT: Duration = Duration::from_secs(3);
@@ -33,16 +33,17 @@ pub enum PauseError {
 /// What stops and goes on.
 pub struct Pause {
     gate: Arc<Gate>,
-    paths: Vec<DataControl>,
+    devices: Arc<Devices>,
     /// One change at a time.
     turn: Mutex<()>,
     paused: AtomicBool,
 }
 
 impl Pause {
-    /// A machine whose threads pass `gate`, and whose frames move by `paths`.
-    pub fn new(gate: Arc<Gate>, paths: Vec<DataControl>) -> Pause {
-        Pause { gate, paths, turn: Mutex::default(), paused: AtomicBool::new(false) }
+    /// A machine whose threads pass `gate`, and whose frames move by `devices`. Those that come while it is paused have none
+    /// before the guest goes on.
+    pub fn new(gate: Arc<Gate>, devices: Arc<Devices>) -> Pause {
+        Pause { gate, devices, turn: Mutex::default(), paused: AtomicBool::new(false) }
     }
 
     /// Whether the machine is paused.
@@ -61,7 +62,7 @@ impl Pause {
             return Ok(());
         }
         self.gate.close(LIMIT)?;
-        if let Err(error) = self.paths.iter().try_for_each(DataControl::pause) {
+        if let Err(error) = self.devices.pause() {
             self.go_on();
             return Err(PauseError::Device(error));
         }
@@ -81,7 +82,7 @@ impl Pause {
     }
 
     fn go_on(&self) {
-        self.paths.iter().for_each(DataControl::resume);
+        self.devices.resume();
         self.gate.open();
     }
 }

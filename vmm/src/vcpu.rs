@@ -110,7 +110,7 @@ pub struct Buses {
     /// Port I/O.
     pub pio: Bus,
     /// Memory-mapped I/O.
-    pub mmio: Bus,
+    pub mmio: Arc<Bus>,
 }
 
 /// What all processors of a machine share.

@@ -12,7 +12,7 @@ use serde_json::Value;
 use thiserror::Error;
 
 /// How long an answer may take.
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(20);
 
 /// Why there is no answer.
 #[derive(Debug, Error)]

@@ -1,8 +1,7 @@
 //! The API socket: HTTP and JSON over a Unix socket, for the process's own user and root.
 //!
 //! [`Api::start`] listens and serves on a thread of its own until it is dropped; nothing in the machine waits for it. What it
-//! shows and changes comes from a [`Device`] for each device, which hands it out when it is built. `docs/api.md` is the
-//! schema.
+//! shows and changes are the machine's [`Devices`](crate::devices::Devices), its pause and its end. `docs/api.md` is the schema.
 
 use std::convert::Infallible;
 use std::io;
@@ -23,14 +22,17 @@ use tokio::sync::{Semaphore, oneshot};
 use volt_net::unix::{Access, BindError, SocketFile, bind};
 
 pub mod client;
+mod plug;
 mod routes;
 
-pub use routes::{Device, Machine, Status};
+pub use routes::{Machine, Status};
 
 /// Most clients at a time; others wait.
 const CLIENTS: usize = 16;
-/// How long a client may take for a request, its answer included.
+/// How long a client may take for the head of its request.
 const LIMIT: Duration = Duration::from_secs(5);
+/// How long it all may take: what takes longest is a device, whose back-end or whose guest is waited for.
+const ANSWER_LIMIT: Duration = Duration::from_secs(15);
 
 /// Why there is no API socket.
 #[derive(Debug, Error)]
@@ -116,10 +118,10 @@ async fn serve(listener: UnixListener, machine: Arc<Machine>) -> io::Result<()> 
                 .keep_alive(false)
                 .max_buf_size(16 << 10)
                 .serve_connection(TokioIo::new(stream), service);
-            match tokio::time::timeout(LIMIT, connection).await {
+            match tokio::time::timeout(ANSWER_LIMIT, connection).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => debug!("a client of the API: {error}"),
-                Err(_) => debug!("a client of the API took more than {} s", LIMIT.as_secs()),
+                Err(_) => debug!("a client of the API took more than {} s", ANSWER_LIMIT.as_secs()),
             }
             drop(permit);
         });

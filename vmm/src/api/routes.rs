@@ -7,17 +7,18 @@ use std::time::Instant;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
-use hyper::{Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode};
 use serde_json::{Map, Value, json};
-use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use volt_net::net::limiter::{LimitsChange, Rate};
 
+use crate::api::plug;
+use crate::devices::{Devices, Kind};
 use crate::exit::{ExitEvent, ExitReason};
+use crate::gate::Gate;
 use crate::pause::Pause;
 use crate::power::PowerButton;
-use crate::virtio::VirtioDevice;
 use crate::virtio::faults::chain;
-use crate::virtio::net::{DataControl, limits_json};
+use crate::virtio::net::limits_json;
 
 /// Most bytes of a request's body.
 const BODY_MAX: usize = 4096;
@@ -33,8 +34,10 @@ pub struct Machine {
     pub memory: u64,
     /// When the machine was built.
     pub started: Instant,
-    /// The devices, in the order in which the guest finds them.
-    pub devices: Vec<Device>,
+    /// The devices.
+    pub devices: Arc<Devices>,
+    /// What the threads of those to come pass.
+    pub gate: Arc<Gate>,
     /// The end.
     pub exit: Arc<ExitEvent>,
     /// Stops everything for a while.
@@ -43,26 +46,7 @@ pub struct Machine {
     pub power_button: PowerButton,
 }
 
-/// What the API knows of a device.
-pub struct Device {
-    /// Interface or socket of a network device; `None` for others.
-    pub net: Option<String>,
-    /// How it is.
-    pub status: Status,
-    /// Whoever moves its frames, if that is not a back-end.
-    pub data: Option<DataControl>,
-}
-
-impl Device {
-    /// What `device` shows of itself, before a transport takes it.
-    pub fn of(device: &dyn VirtioDevice) -> Device {
-        let name = || device.label().strip_prefix("net ").unwrap_or(device.label()).to_owned();
-        let net = (device.device_id() == VIRTIO_ID_NET).then(name);
-        Device { net, status: device.status(), data: device.data_control() }
-    }
-}
-
-type Answer = (StatusCode, Value);
+pub(super) type Answer = (StatusCode, Value);
 
 /// Answers a request. What it asks for is done on another thread, as a pause takes its time and others do not wait for it.
 pub(super) async fn answer(
@@ -79,7 +63,7 @@ pub(super) async fn answer(
         error(StatusCode::METHOD_NOT_ALLOWED, text)
     } else {
         match Limited::new(body, BODY_MAX).collect().await {
-            Ok(body) => carry_out(machine, path, body.to_bytes()).await,
+            Ok(body) => carry_out(machine, parts.method, path, body.to_bytes()).await,
             Err(broken) if broken.is::<LengthLimitError>() => {
                 error(StatusCode::PAYLOAD_TOO_LARGE, format!("a body has at most {BODY_MAX} bytes"))
             }
@@ -105,15 +89,16 @@ fn allowed(path: &str) -> &'static str {
     match segments(path)[..] {
         ["v1", "status"] => "GET",
         ["v1", "pause" | "resume" | "power-button" | "shutdown"] | ["v1", "net", _, "limits"] => "PUT",
-        ["v1", "net" | "disk", _] => "PUT, DELETE",
+        ["v1", "net" | "disk"] => "POST",
+        // A path has slashes.
+        ["v1", "net" | "disk", _, ..] => "DELETE",
         _ => "",
     }
 }
 
-async fn carry_out(machine: &Arc<Machine>, path: String, body: Bytes) -> Answer {
+async fn carry_out(machine: &Arc<Machine>, method: Method, path: String, body: Bytes) -> Answer {
     let machine = machine.clone();
-    let done = tokio::task::spawn_blocking(move || {
-        match segments(&path)[..] {
+    let done = tokio::task::spawn_blocking(move || match segments(&path)[..] {
         ["v1", "status"] => status(&machine),
         ["v1", "pause"] => pause(&machine),
         ["v1", "resume"] => {
@@ -125,20 +110,19 @@ async fn carry_out(machine: &Arc<Machine>, path: String, body: Bytes) -> Answer 
             (StatusCode::OK, json!({}))
         }
         ["v1", "shutdown"] => shutdown(&machine),
-        ["v1", "net", net, "limits"] => limits(&machine, net, &body),
-        _ => error(
-            StatusCode::NOT_IMPLEMENTED,
-            "the virtio-mmio transport cannot add or remove devices while the guest runs: give them to volt-vmm \
-             by --net and --disk at its start"
-                .to_owned(),
-        ),
-    }
+        ["v1", "net", net, "limits"] if method == Method::PUT => limits(&machine, net, &body),
+        ["v1", "net"] => plug::add(&machine, Kind::Net, &body),
+        ["v1", "disk"] => plug::add(&machine, Kind::Disk, &body),
+        ["v1", "net", ref name @ ..] => plug::remove(&machine, Kind::Net, &name.join("/")),
+        ["v1", "disk", ref name @ ..] => plug::remove(&machine, Kind::Disk, &name.join("/")),
+        // What is not allowed does not come here.
+        _ => error(StatusCode::NOT_FOUND, path.clone()),
     });
     // A panic has ended the process by now.
     done.await.unwrap_or_else(|panic| error(StatusCode::INTERNAL_SERVER_ERROR, panic.to_string()))
 }
 
-fn error(code: StatusCode, text: String) -> Answer {
+pub(super) fn error(code: StatusCode, text: String) -> Answer {
     (code, json!({ "error": text }))
 }
 
@@ -147,7 +131,6 @@ fn state(machine: &Machine) -> Value {
 }
 
 fn status(machine: &Machine) -> Answer {
-    let devices: Vec<Value> = machine.devices.iter().map(|device| (device.status)()).collect();
     let status = json!({
         "program": concat!("volt-vmm ", env!("CARGO_PKG_VERSION")),
         "pid": std::process::id(),
@@ -155,7 +138,7 @@ fn status(machine: &Machine) -> Answer {
         "state": state(machine)["state"],
         "cpus": machine.cpus,
         "memory_bytes": machine.memory,
-        "devices": devices,
+        "devices": machine.devices.status(),
     });
     (StatusCode::OK, status)
 }
@@ -177,16 +160,16 @@ fn shutdown(machine: &Machine) -> Answer {
 }
 
 fn limits(machine: &Machine, net: &str, body: &[u8]) -> Answer {
-    let Some(device) = find_net(machine, net) else {
-        let names: Vec<&str> = machine.devices.iter().filter_map(|device| device.net.as_deref()).collect();
-        let text = format!("there is no network device {net}: they are {names:?}, or 0, 1, 2 in this order");
-        return error(StatusCode::NOT_FOUND, text);
+    let change = parse_limits(body);
+    let data = match machine.devices.with(Kind::Net, net, |device| device.data.clone()) {
+        Ok(data) => data,
+        Err(why) => return error(StatusCode::NOT_FOUND, why.to_string()),
     };
-    let change = match parse_limits(body) {
+    let change = match change {
         Ok(change) => change,
         Err(text) => return error(StatusCode::BAD_REQUEST, text),
     };
-    let Some(data) = &device.data else {
+    let Some(data) = data else {
         let text = "a vhost-user back-end moves this device's frames: ask that ('volt-netd ctl limits')";
         return error(StatusCode::CONFLICT, text.to_owned());
     };
@@ -194,13 +177,6 @@ fn limits(machine: &Machine, net: &str, body: &[u8]) -> Answer {
         Ok(limits) => (StatusCode::OK, limits_json(limits)),
         Err(why) => error(StatusCode::CONFLICT, why.to_string()),
     }
-}
-
-/// By name, or by number among the network devices.
-fn find_net<'a>(machine: &'a Machine, net: &str) -> Option<&'a Device> {
-    let mut nets = machine.devices.iter().filter(|device| device.net.is_some());
-    let named = nets.clone().find(|device| device.net.as_deref() == Some(net));
-    named.or_else(|| nets.nth(net.parse().ok()?))
 }
 
 /// `{"rx-rate": "100Mbit", "tx-rate": "none"}`, one of them at least.

@@ -12,6 +12,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::client::{CtlError, ask};
 use super::*;
+use crate::devices::{Device, Devices, Kind};
 use crate::exit::ExitEvent;
 use crate::gate::Gate;
 use crate::pause::Pause;
@@ -47,16 +48,18 @@ impl Rig {
 /// A machine of one disk and two network devices: the first over an interface, the second a back-end's.
 fn machine(exit: &Arc<ExitEvent>, gate: &Arc<Gate>, button: &EventFd) -> Machine {
     let (net, _) = socket_net(gate);
-    let named = |name: &'static str, net| Device {
-        net,
+    let named = |name: &'static str, kind| Device {
+        kind,
+        name: name.to_owned(),
         status: Box::new(move || json!({ "device": name })),
         data: None,
     };
-    let devices = vec![named("disk", None), Device::of(&net), named("b", Some("b".to_owned()))];
-    let pause = Pause::new(gate.clone(), devices.iter().filter_map(|device| device.data.clone()).collect());
+    let devices = vec![named("disk", Kind::Disk), Device::of(&net), named("b", Kind::Net)];
+    let devices = Arc::new(Devices::fixed(devices));
+    let pause = Pause::new(gate.clone(), devices.clone());
     let power_button = PowerButton::new(button.try_clone().unwrap());
-    let started = Instant::now();
-    Machine { cpus: 2, memory: 1 << 29, started, devices, exit: exit.clone(), pause, power_button }
+    let (started, exit, gate) = (Instant::now(), exit.clone(), gate.clone());
+    Machine { cpus: 2, memory: 1 << 29, started, devices, gate, exit, pause, power_button }
 }
 
 fn rig() -> Rig {
@@ -91,11 +94,32 @@ fn what_cannot_be_asked_is_refused_by_name() {
     let refusal = |method, path| rig.refusal(method, path, None);
     assert!(refusal(Method::GET, "/v1/nothing").contains("/v1/nothing"));
     assert!(refusal(Method::GET, "/v1/shutdown").contains("PUT"));
-    for path in ["/v1/net/tap7", "/v1/disk/0"] {
-        assert!(refusal(Method::PUT, path).contains("virtio-mmio"));
-        assert!(refusal(Method::DELETE, path).contains("virtio-mmio"));
-    }
+    assert!(refusal(Method::PUT, "/v1/net/tap7").contains("DELETE"));
+    assert!(refusal(Method::DELETE, "/v1/disk").contains("POST"));
+    assert!(refusal(Method::POST, "/v1/net/tap7/limits").contains("PUT"));
     assert!(!rig.exit.is_requested());
+}
+
+/// Nothing is opened for a machine that cannot take it, and what is wrong is named by the command line's own words.
+#[test]
+fn devices_that_cannot_come_or_go() {
+    let rig = rig();
+    let add = |kind, options| {
+        let body = json!({ "options": options });
+        rig.refusal(Method::POST, &format!("/v1/{kind}"), Some(&body))
+    };
+    for (kind, options) in [("net", "tap=tap7"), ("net", "socket=/nowhere"), ("disk", "/nowhere,ro")] {
+        assert!(add(kind, options).contains("--transport pci"), "{options}");
+    }
+    assert!(add("net", "tap7").contains("begin with tap=NAME"));
+    assert!(add("net", "tap=tap7,mtu=5").contains("mtu=5"));
+    assert!(add("disk", "/nowhere,readonly").contains("unknown option 'readonly'"));
+    for body in [json!({}), json!([]), json!({ "options": 5 }), json!({ "options": "tap=t", "more": 1 })] {
+        assert!(rig.refusal(Method::POST, "/v1/net", Some(&body)).contains("--net"), "{body}");
+    }
+    for path in ["/v1/net/test", "/v1/disk/0", "/v1/disk//srv/disk.img", "/v1/net/nothing"] {
+        assert!(rig.refusal(Method::DELETE, path, None).contains("--transport pci"), "{path}");
+    }
 }
 
 /// Both ways any number of times; a thread of the machine waits meanwhile, and a press of the button is kept.

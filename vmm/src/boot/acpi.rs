@@ -1,11 +1,12 @@
 //! ACPI tables: the only way in which a stock kernel learns of this machine's processors and devices.
 //!
 //! A "hardware-reduced" platform (ACPI 6.5, 3.11.1): RSDP, XSDT, FADT, MADT and DSDT, without an ACPI
-//! timer or embedded controller. Its power button is a device of the DSDT, told of by an interrupt.
+//! timer or embedded controller. Its power button is a device of the DSDT, told of by an interrupt, and so is what comes and goes
+//! on the PCI bus.
 
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Method, Name,
-    Notify, Package, Path, ResourceTemplate, Scope,
+    Device, EISAName, IO, Interrupt, Memory32Fixed, Method, Name, Notify, Package, Path, ResourceTemplate,
+    Scope,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags, PmProfile};
 use acpi_tables::gas::{self, AccessSize, GAS};
@@ -18,11 +19,12 @@ use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 use crate::layout::{
-    ACPI_END, COM1, COM1_GSI, COM1_SIZE, CONFIG_PORTS, CONFIG_PORTS_SIZE, IOAPIC, LOCAL_APIC, PCI_WINDOW,
-    PCI_WINDOW_SIZE, POWER_BUTTON_GSI, RESET_REG, RESET_VALUE, RSDP, SLEEP_CONTROL, SLEEP_STATUS,
-    SLEEP_TYPE_S5,
+    ACPI_END, COM1, COM1_GSI, COM1_SIZE, IOAPIC, LOCAL_APIC, POWER_BUTTON_GSI, RESET_REG, RESET_VALUE, RSDP,
+    SLEEP_CONTROL, SLEEP_STATUS, SLEEP_TYPE_S5,
 };
 use crate::virtio::mmio::{MmioSlot, SLOT_SIZE};
+
+mod pci;
 
 const OEM_ID: [u8; 6] = *b"VOLT  ";
 const OEM_TABLE_ID: [u8; 8] = *b"VOLTVMM ";
@@ -178,7 +180,8 @@ impl Aml for Devices<'_> {
             virtio_mmio(index, slot, sink);
         }
         if self.0.pci {
-            pci_host_bridge(sink);
+            pci::host_bridge(sink);
+            pci::hotplug(sink);
         }
     }
 }
@@ -244,32 +247,6 @@ fn virtio_mmio(index: u8, slot: MmioSlot, sink: &mut dyn AmlSink) {
             &Name::new(Path::new("_UID"), &index),
             &Name::new(Path::new("_CCA"), &1u8),
             &Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&registers, &interrupt])),
-        ],
-    )
-    .to_aml_bytes(sink);
-}
-
-/// The root of the PCI bus: bus 0 only, found by configuration mechanism #1, with a window for BARs. No `_PRT`: its
-/// functions have no interrupt pins.
-fn pci_host_bridge(sink: &mut dyn AmlSink) {
-    let bus = AddressSpace::new_bus_number(0u16, 0);
-    let ports = IO::new(CONFIG_PORTS, CONFIG_PORTS, 1, CONFIG_PORTS_SIZE as u8);
-    let memory = AddressSpace::new_memory(
-        AddressSpaceCacheable::NotCacheable,
-        true,
-        PCI_WINDOW,
-        PCI_WINDOW + (PCI_WINDOW_SIZE - 1),
-        None,
-    );
-    Device::new(
-        Path::new("PCI0"),
-        vec![
-            &Name::new(Path::new("_HID"), &EISAName::new("PNP0A03")),
-            &Name::new(Path::new("_UID"), &0u8),
-            &Name::new(Path::new("_CCA"), &1u8),
-            &Name::new(Path::new("_SEG"), &0u8),
-            &Name::new(Path::new("_BBN"), &0u8),
-            &Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&bus, &ports, &memory])),
         ],
     )
     .to_aml_bytes(sink);

@@ -14,6 +14,9 @@ const CAPABILITIES: usize = 0x34;
 const INTERRUPT_LINE: usize = 0x3c;
 const HEADER_END: usize = 0x40;
 
+/// The capability of functions whose resources do not move.
+const ENHANCED_ALLOCATION: u8 = 0x14;
+
 /// `Command`: the BAR answers.
 const MEMORY_SPACE: u16 = 1 << 1;
 /// `Command`: bits that a driver may change. Those that are not `MEMORY_SPACE` only read back.
@@ -76,6 +79,20 @@ impl ConfigSpace {
         self.bar = Some((base, !(size - 1)));
         self.put(BAR_0, &base.to_le_bytes());
         self.writable[BAR_0..BAR_0 + 4].fill(0xff);
+    }
+
+    /// Appends the capability that says that the BAR is where it is for good (Enhanced Allocation, PCI Express 6.0, 7.8.5, which
+    /// is for every function): without it, Linux finds a place of its own for the BAR of a function that is plugged.
+    pub fn add_fixed_bar(&mut self) {
+        /// One entry, of two words behind the first: 32 bits each of base and length.
+        const ENTRIES: [u8; 2] = [1, 0];
+        const WORDS: u32 = 2;
+        /// BAR 0 (bits 4 to 7), memory without prefetching (bits 8 to 15), no second property, enabled.
+        const PROPERTIES: u32 = 0xff << 16 | 1 << 31;
+        let Some((base, mask)) = self.bar else { return };
+        // The lowest two bits count as set in the offset of the last byte.
+        let words = [WORDS | PROPERTIES, base, !mask & !3].map(u32::to_le_bytes);
+        self.add_capability(ENHANCED_ALLOCATION, &[&ENTRIES[..], words.as_flattened()].concat(), &[]);
     }
 
     /// Appends a capability: its number, what follows the pointer to the next, and which bits of that a driver may change
@@ -179,6 +196,17 @@ mod tests {
         assert_eq!(space.u32(0x10), 0xe000_8000, "a part of it");
         space.write(0x14, &[0xff; 4]);
         assert_eq!(space.u32(0x14), 0, "there is no second BAR");
+    }
+
+    #[test]
+    fn a_fixed_bar_says_where_it_is() {
+        let mut space = space();
+        space.set_bar(0xe000_8000, 0x8000);
+        space.add_fixed_bar();
+        assert_eq!(
+            [0x40, 0x44, 0x48, 0x4c].map(|at| space.u32(at)),
+            [0x0001_0014, 0x80ff_0002, 0xe000_8000, 0x7ffc]
+        );
     }
 
     #[test]

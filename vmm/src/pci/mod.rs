@@ -1,14 +1,16 @@
 //! The machine's PCI bus: one bus, its host bridge, and functions that a driver finds by configuration mechanism #1.
 //!
-//! The builder makes a [`PciBus`], adds the functions, and puts it at [`CONFIG_PORTS`](crate::layout::CONFIG_PORTS); from then
-//! on vCPUs reach the functions' configuration spaces there. What lies in a function's memory (its BAR) is a range of its
-//! own on the bus for memory-mapped I/O, so that two devices never wait for each other.
+//! The builder makes a [`PciBus`] and puts it at [`CONFIG_PORTS`](crate::layout::CONFIG_PORTS), where vCPUs reach the
+//! functions' configuration spaces. Functions come and go by [`PciSlots`](crate::virtio::pci::slots::PciSlots), before the
+//! guest starts and while it runs. What lies in a function's memory (its BAR) is a range of its own on the bus for
+//! memory-mapped I/O, so that two devices never wait for each other.
 //!
 //! | module | holds |
 //! |---|---|
 //! | [`config`] | a function's configuration space: header, BAR, capabilities |
 //! | [`msix`] | the MSI-X capability's table and pending bits |
 //! | [`msi`] | eventfds that become messages to a local APIC, by KVM's routes |
+//! | [`hotplug`] | the registers by which the guest learns of slots that are filled, and empties them |
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -16,6 +18,7 @@ use crate::bus::BusDevice;
 use crate::pci::config::{ConfigSpace, Identity};
 
 pub mod config;
+pub mod hotplug;
 pub mod msi;
 pub mod msix;
 
@@ -52,21 +55,32 @@ impl PciFunction for ConfigSpace {
 pub struct PciBus {
     address: u32,
     /// By device number.
-    functions: Vec<Arc<Mutex<dyn PciFunction>>>,
+    functions: [Option<Arc<Mutex<dyn PciFunction>>>; SLOTS],
 }
 
 impl Default for PciBus {
     /// A bus with its host bridge.
     fn default() -> PciBus {
-        PciBus { address: 0, functions: vec![Arc::new(Mutex::new(ConfigSpace::new(HOST_BRIDGE)))] }
+        let mut bus = PciBus { address: 0, functions: [const { None }; SLOTS] };
+        bus.insert(0, Arc::new(Mutex::new(ConfigSpace::new(HOST_BRIDGE))));
+        bus
     }
 }
 
 impl PciBus {
-    /// Gives `function` the next device number.
-    pub fn add(&mut self, function: Arc<Mutex<dyn PciFunction>>) {
-        debug_assert!(self.functions.len() < SLOTS, "the builder counts them");
-        self.functions.push(function);
+    /// The lowest device number that nothing has; `None` when the bus is full.
+    pub fn free_slot(&self) -> Option<usize> {
+        self.functions.iter().position(Option::is_none)
+    }
+
+    /// Gives `function` the device number `slot`, below [`SLOTS`].
+    pub fn insert(&mut self, slot: usize, function: Arc<Mutex<dyn PciFunction>>) {
+        self.functions[slot] = Some(function);
+    }
+
+    /// Empties a slot: from now on nobody answers there.
+    pub fn remove(&mut self, slot: usize) -> Option<Arc<Mutex<dyn PciFunction>>> {
+        self.functions.get_mut(slot)?.take()
     }
 
     /// The function that `CONFIG_ADDRESS` selects, and the place in its configuration space.
@@ -76,7 +90,7 @@ impl PciBus {
         if self.address & ENABLE == 0 || bus != 0 || function != 0 {
             return None;
         }
-        Some((&**self.functions.get(usize::from(device))?, u16::from(register & !3)))
+        Some((&**self.functions.get(usize::from(device))?.as_ref()?, u16::from(register & !3)))
     }
 }
 

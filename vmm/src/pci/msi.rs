@@ -1,6 +1,6 @@
 //! Eventfds that become messages to a local APIC, by KVM's routes (Linux, virt/kvm/api.rst, `KVM_SET_GSI_ROUTING`).
 //!
-//! Each source of interrupts has a [`MsiLine`]: an eventfd, and a GSI of its own for as long as the machine lives. To connect a
+//! Each source of interrupts has a [`MsiLine`]: an eventfd, and a GSI of its own for as long as the line lives. To connect a
 //! line is to give its GSI the route to a message and its eventfd to KVM. While a line is not connected, which is what a
 //! masked vector comes to, its eventfd counts, and what it counted is sent when it is connected again: the pending bit of
 //! MSI-X, which so needs nobody to look at each interrupt.
@@ -36,7 +36,9 @@ pub struct MsiRoutes {
 
 #[derive(Default)]
 struct State {
+    /// How many were ever needed at a time, and those among them that were given back.
     lines: u32,
+    free: Vec<u32>,
     messages: BTreeMap<u32, Message>,
 }
 
@@ -49,9 +51,19 @@ impl MsiRoutes {
     /// A GSI that nobody else has; `None` when there are no more.
     fn take_gsi(&self) -> Option<u32> {
         let mut state = self.state();
+        if let Some(gsi) = state.free.pop() {
+            return Some(gsi);
+        }
         let gsi = (state.lines < LINES).then_some(IOAPIC_PINS + state.lines)?;
         state.lines += 1;
         Some(gsi)
+    }
+
+    /// Takes a GSI back that nothing leads to any more. Its route stays with KVM, where it does nothing, until the next change.
+    fn give_back(&self, gsi: u32) {
+        let mut state = self.state();
+        state.messages.remove(&gsi);
+        state.free.push(gsi);
     }
 
     /// Sends `message` for `gsi` from now on.
@@ -172,5 +184,14 @@ impl MsiLine {
     /// Forgets what waits to be sent; answers whether there was something.
     pub fn take_pending(&self) -> bool {
         self.eventfd.read().is_ok()
+    }
+}
+
+impl Drop for MsiLine {
+    fn drop(&mut self) {
+        self.connect(None);
+        if let Some((routes, gsi)) = &self.wire {
+            routes.give_back(*gsi);
+        }
     }
 }

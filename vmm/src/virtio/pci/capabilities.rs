@@ -89,6 +89,7 @@ impl Capabilities {
         let pci_cfg = structure(PCI_CFG, 0, 0, &[0; 4], &writable);
         let (body, writable) = msix.capability(TABLE, PENDING);
         let msix = config.add_capability(msix::CAPABILITY, &body, &writable);
+        config.add_fixed_bar();
         Capabilities { pci_cfg, msix }
     }
 

@@ -1,21 +1,24 @@
 //! virtio over PCI (virtio 1.2, section 4.1): a modern device, with MSI-X only.
 //!
-//! The builder makes one [`PciTransport`] per device, adds it to the [`PciBus`](crate::pci::PciBus) for its configuration space
-//! and to the bus for memory-mapped I/O for its BAR. Neither notifications nor interrupts come by here: each vring has an
+//! [`PciSlots`](slots::PciSlots) makes one [`PciTransport`] per device, adds it to the [`PciBus`](crate::pci::PciBus) for its
+//! configuration space and to the bus for memory-mapped I/O for its BAR, and takes it from both again. Neither notifications nor interrupts come by here: each vring has an
 //! address of its own at which KVM turns the driver's write into an eventfd write (ioeventfd), and an eventfd of its own
 //! that KVM turns into the message of the vring's MSI-X vector (irqfd).
 //!
-//! The BAR stays where it is: the notifications' addresses are KVM's from the start.
+//! The BAR stays where it is: the notifications' addresses are KVM's from the start. Dropping a transport resets its device and
+//! gives everything back.
 //!
 //! | module | holds |
 //! |---|---|
 //! | [`capabilities`] | what the configuration space tells of the device and of the BAR |
 //! | [`common`] | the common configuration structure |
 //! | [`interrupt`] | the eventfds of a device's interrupts |
+//! | [`notification`] | the ioeventfd of a vring |
+//! | [`slots`] | the transports of a machine, each in its slot |
 
 use std::sync::Arc;
 
-use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
+use kvm_ioctls::VmFd;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -30,10 +33,13 @@ use crate::virtio::registers::{Registers, TransportError};
 mod capabilities;
 mod common;
 mod interrupt;
+mod notification;
+pub mod slots;
 
 pub use capabilities::{BAR_SIZE, MAX_VRINGS};
 use capabilities::{COMMON, Capabilities, DEVICE, ISR, NOTIFY, NOTIFY_MULTIPLIER, PENDING, TABLE, Window};
 pub use interrupt::PciInterrupt;
+use notification::Notification;
 
 /// The vector of what must not interrupt (4.1.5.1.2).
 const NO_VECTOR: u16 = 0xffff;
@@ -55,6 +61,8 @@ pub struct PciTransport {
     msix: Msix,
     /// Of the vrings, then of the configuration.
     sources: Vec<Source>,
+    /// Of the vrings; none in tests of what does not need KVM.
+    notifications: Vec<Notification>,
 }
 
 impl PciTransport {
@@ -67,18 +75,18 @@ impl PciTransport {
     pub fn new(
         device: Box<dyn VirtioDevice>,
         memory: GuestMemoryMmap,
-        vm: &VmFd,
+        vm: &Arc<VmFd>,
         routes: &Arc<MsiRoutes>,
         base: u32,
     ) -> Result<PciTransport, TransportError> {
         let vrings = device.vring_sizes().len();
         let line = |eventfd| MsiLine::new(eventfd, routes).ok_or(TransportError::Interrupts(vrings));
-        let transport = PciTransport::with_lines(device, memory, base, line)?;
+        let mut transport = PciTransport::with_lines(device, memory, base, line)?;
         for (index, kick) in transport.registers.kicks.iter().enumerate() {
             let address = u64::from(base + NOTIFY + NOTIFY_MULTIPLIER * index as u32);
-            // Whatever is written, and however wide: the address alone says which vring, and KVM need not decode the write.
-            vm.register_ioevent(kick, &IoEventAddress::Mmio(address), NoDatamatch)
+            let notification = Notification::new(vm, kick, address)
                 .map_err(|source| TransportError::IoEventFd { index, address, source })?;
+            transport.notifications.push(notification);
         }
         Ok(transport)
     }
@@ -115,7 +123,7 @@ impl PciTransport {
         config.set_bar(base, BAR_SIZE);
         let capabilities = Capabilities::add(&mut config, &msix, vrings as u32);
         let registers = Registers::new(device, memory, interrupt)?;
-        Ok(PciTransport { registers, config, capabilities, msix, sources })
+        Ok(PciTransport { registers, config, capabilities, msix, sources, notifications: Vec::new() })
     }
 
     /// Connects each source of interrupts to the message of its vector, as all of them are now.
@@ -191,6 +199,13 @@ impl PciTransport {
             // No device here has configuration that a driver may write.
             _ => {}
         }
+    }
+}
+
+impl Drop for PciTransport {
+    fn drop(&mut self) {
+        // Before its interrupts and notifications go.
+        self.registers.device.reset();
     }
 }
 

@@ -1,0 +1,143 @@
+//! The PCI bus in the DSDT: its host bridge, and its slots, whose devices come and go while the guest runs.
+
+use acpi_tables::aml::{
+    AddressSpace, AddressSpaceCacheable, And, Device, EISAName, Field, FieldAccessType, FieldEntry,
+    FieldLockRule, FieldUpdateRule, IO, If, Interrupt, Local, Method, Name, Notify, OpRegion, OpRegionSpace,
+    Path, ResourceTemplate, Store, ZERO,
+};
+use acpi_tables::{Aml, AmlSink};
+
+use crate::layout::{
+    CONFIG_PORTS, CONFIG_PORTS_SIZE, HOTPLUG_GSI, HOTPLUG_PORTS, PCI_WINDOW, PCI_WINDOW_SIZE,
+};
+use crate::pci::{SLOTS, hotplug};
+
+/// The hot-plug controller's registers ([`hotplug`]), as fields of this device.
+const PLUGGED: &str = "\\_SB_.HPC0.PLUG";
+const WANTED: &str = "\\_SB_.HPC0.WANT";
+const EJECTED: &str = "\\_SB_.HPC0.EJCT";
+
+/// Notifications of a device (ACPI 6.5, 5.6.6).
+const DEVICE_CHECK: u8 = 1;
+const EJECT_REQUEST: u8 = 3;
+
+/// The root of the PCI bus: bus 0 only, found by configuration mechanism #1, with a window for BARs. No `_PRT`: its
+/// functions have no interrupt pins.
+pub(super) fn host_bridge(sink: &mut dyn AmlSink) {
+    let bus = AddressSpace::new_bus_number(0u16, 0);
+    let ports = IO::new(CONFIG_PORTS, CONFIG_PORTS, 1, CONFIG_PORTS_SIZE as u8);
+    let memory = AddressSpace::new_memory(
+        AddressSpaceCacheable::NotCacheable,
+        true,
+        PCI_WINDOW,
+        PCI_WINDOW + (PCI_WINDOW_SIZE - 1),
+        None,
+    );
+    Device::new(
+        Path::new("PCI0"),
+        vec![
+            &Name::new(Path::new("_HID"), &EISAName::new("PNP0A03")),
+            &Name::new(Path::new("_UID"), &0u8),
+            &Name::new(Path::new("_CCA"), &1u8),
+            &Name::new(Path::new("_SEG"), &0u8),
+            &Name::new(Path::new("_BBN"), &0u8),
+            &Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&bus, &ports, &memory])),
+            &Slots,
+        ],
+    )
+    .to_aml_bytes(sink);
+}
+
+/// The slots that are not the host bridge's.
+fn slots() -> impl Iterator<Item = u32> {
+    1..SLOTS as u32
+}
+
+fn slot_path(slot: u32) -> String {
+    format!("S{slot:03}")
+}
+
+/// Each slot as a device that can be ejected, whether or not there is something in it: a driver finds that out by the
+/// function's configuration space, so there is no `_STA`.
+struct Slots;
+
+impl Aml for Slots {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        for slot in slots() {
+            // Its functions, from 0 on (6.1.1).
+            let address = slot << 16;
+            let eject = Path::new(EJECTED);
+            Device::new(
+                Path::new(&slot_path(slot)),
+                vec![
+                    &Name::new(Path::new("_ADR"), &address),
+                    &Name::new(Path::new("_SUN"), &slot),
+                    &Method::new(Path::new("_EJ0"), 1, true, vec![&Store::new(&eject, &(1u32 << slot))]),
+                ],
+            )
+            .to_aml_bytes(sink);
+        }
+    }
+}
+
+/// The hot-plug controller, and the generic event device (5.6.9) whose one interrupt means that it has something to tell.
+pub(super) fn hotplug(sink: &mut dyn AmlSink) {
+    let (length, base) = (hotplug::SIZE as u8, HOTPLUG_PORTS);
+    let ports = IO::new(base, base, 1, length);
+    let register = |name: &[u8; 4]| FieldEntry::Named(*name, 32);
+    Device::new(
+        Path::new("HPC0"),
+        vec![
+            // The ports are the motherboard's: nobody else may have them.
+            &Name::new(Path::new("_HID"), &EISAName::new("PNP0C02")),
+            &Name::new(Path::new("_UID"), &0u8),
+            &Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&ports])),
+            &OpRegion::new(Path::new("PORT"), OpRegionSpace::SystemIO, &base, &length),
+            &Field::new(
+                Path::new("PORT"),
+                FieldAccessType::DWord,
+                FieldLockRule::NoLock,
+                FieldUpdateRule::WriteAsZeroes,
+                vec![register(b"PLUG"), register(b"WANT"), register(b"EJCT")],
+            ),
+        ],
+    )
+    .to_aml_bytes(sink);
+    let interrupt = Interrupt::new(true, true, false, false, HOTPLUG_GSI);
+    Device::new(
+        Path::new("GED1"),
+        vec![
+            &Name::new(Path::new("_HID"), &"ACPI0013"),
+            &Name::new(Path::new("_UID"), &1u8),
+            &Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&interrupt])),
+            &Method::new(
+                Path::new("_EVT"),
+                1,
+                true,
+                vec![
+                    // Reading them is what makes the controller forget.
+                    &Store::new(&Local(0), &Path::new(PLUGGED)),
+                    &Store::new(&Local(1), &Path::new(WANTED)),
+                    &Notifications,
+                ],
+            ),
+        ],
+    )
+    .to_aml_bytes(sink);
+}
+
+/// Notifies each slot whose bit is set in the locals 0 (filled) and 1 (wanted back).
+struct Notifications;
+
+impl Aml for Notifications {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        for slot in slots() {
+            let device = Path::new(&format!("\\_SB_.PCI0.{}", slot_path(slot)));
+            for (local, event) in [(0, DEVICE_CHECK), (1, EJECT_REQUEST)] {
+                let (local, bit) = (Local(local), 1u32 << slot);
+                If::new(&And::new(&ZERO, &local, &bit), vec![&Notify::new(&device, &event)])
+                    .to_aml_bytes(sink);
+            }
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! `volt-vmm ctl`: what a running machine is asked, and how the API is asked for it.
+
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
+use hyper::Method;
+use serde_json::{Map, Value, json};
+use volt_net::net::limiter::Rate;
+
+/// `volt-vmm ctl`: talk to a machine that runs
+#[derive(Debug, Parser)]
+#[command(name = "volt-vmm ctl", version)]
+pub struct Ctl {
+    /// The machine's --api-socket
+    #[arg(long, global = true, value_name = "PATH", default_value = "/run/volt/vmm.api")]
+    pub api_socket: PathBuf,
+
+    /// What it is asked
+    #[command(subcommand)]
+    pub request: Request,
+}
+
+/// What a running machine is asked.
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
+pub enum Request {
+    /// Print how the machine and its devices are, as JSON
+    Status,
+    /// Stop the guest where it is, until 'resume'; its connections wait as long as their far ends do
+    Pause,
+    /// Go on after 'pause'
+    Resume,
+    /// Change what a network device may receive and send; what is not given stays as it is
+    #[command(group = ArgGroup::new("change").args(["rx_rate", "tx_rate"]).required(true).multiple(true))]
+    Limits {
+        /// The device: its interface, or its number among the network devices, from 0
+        net: String,
+        /// What the guest receives: like 100Mbit, 1Gbit:256K, 20kpps or 100Mbit+20kpps; or none
+        #[arg(long, value_name = "RATE")]
+        rx_rate: Option<Rate>,
+        /// What the guest sends
+        #[arg(long, value_name = "RATE")]
+        tx_rate: Option<Rate>,
+    },
+    /// Add a device while the guest runs, which takes '--transport pci'
+    Add {
+        /// What is added
+        #[command(subcommand)]
+        what: Add,
+    },
+    /// Ask the guest for a device, and take it away when the guest has given it back
+    Remove {
+        /// What is removed
+        #[arg(value_name = "net|disk")]
+        kind: DeviceKind,
+        /// The device: its interface, socket or image, or its number among those of its kind, from 0
+        name: String,
+    },
+    /// Press the power button: what the guest makes of it is its affair
+    PowerButton,
+    /// End the machine at once, without asking the guest
+    Shutdown,
+}
+
+/// A device to be added. Paths are those that the machine's process sees from where it was started.
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
+pub enum Add {
+    /// A network device
+    Net {
+        /// As with --net
+        #[arg(value_name = "KIND=WHERE[,mac=MAC][,mtu=N][,queues=N][,...]")]
+        options: String,
+    },
+    /// A disk
+    Disk {
+        /// As with --disk
+        #[arg(value_name = "FILE[,ro]")]
+        options: String,
+    },
+}
+
+/// Kinds of devices that can be removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DeviceKind {
+    /// A network device
+    Net,
+    /// A disk
+    Disk,
+}
+
+impl Request {
+    /// How the API is asked for it.
+    pub fn method(&self) -> Method {
+        match self {
+            Request::Status => Method::GET,
+            Request::Add { .. } => Method::POST,
+            Request::Remove { .. } => Method::DELETE,
+            _ => Method::PUT,
+        }
+    }
+
+    /// Where the API is asked for it.
+    pub fn path(&self) -> String {
+        let path = match self {
+            Request::Add { what: Add::Net { .. } } => "net",
+            Request::Add { what: Add::Disk { .. } } => "disk",
+            Request::Remove { kind: DeviceKind::Net, name } => return format!("/v1/net/{name}"),
+            Request::Remove { kind: DeviceKind::Disk, name } => return format!("/v1/disk/{name}"),
+            Request::Status => "status",
+            Request::Pause => "pause",
+            Request::Resume => "resume",
+            Request::Limits { net, .. } => return format!("/v1/net/{net}/limits"),
+            Request::PowerButton => "power-button",
+            Request::Shutdown => "shutdown",
+        };
+        format!("/v1/{path}")
+    }
+
+    /// What goes with it.
+    pub fn body(&self) -> Option<Value> {
+        match self {
+            Request::Limits { rx_rate, tx_rate, .. } => {
+                let rates = [("rx-rate", rx_rate), ("tx-rate", tx_rate)].into_iter();
+                let given =
+                    rates.filter_map(|(name, rate)| Some((name.to_owned(), (*rate)?.to_string().into())));
+                Some(Value::Object(given.collect::<Map<_, _>>()))
+            }
+            Request::Add { what: Add::Net { options } | Add::Disk { options } } => {
+                Some(json!({ "options": options }))
+            }
+            _ => None,
+        }
+    }
+}

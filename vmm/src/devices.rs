@@ -1,0 +1,312 @@
+//! The machine's virtio devices by name: what the API shows and changes, what a pause stops, and what comes and goes.
+//!
+//! The builder makes one [`Devices`] for each machine and fills it. With virtio-mmio it stays as it is; on a PCI bus
+//! [`Devices::plug`] adds a device while the guest runs, and [`Devices::remove`] asks the guest for one, whose answer, like one
+//! that nobody asked for, comes to [`Devices::ejected`].
+//!
+//! One lock holds the list together with the slots: whoever plugs or empties a slot has it to the end, so that a slot that
+//! looks free is. It is taken before the locks of the buses, and never in an access to a device.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use log::info;
+use serde_json::Value;
+use thiserror::Error;
+use virtio_bindings::virtio_ids::{VIRTIO_ID_BLOCK, VIRTIO_ID_NET};
+use volt_net::net::device::DeviceError;
+
+use crate::api::Status;
+use crate::pci::hotplug::HotplugEvents;
+use crate::virtio::VirtioDevice;
+use crate::virtio::net::DataControl;
+use crate::virtio::pci::slots::{PciSlots, SlotError};
+
+/// Why a device does not come or go.
+#[derive(Debug, Error)]
+pub enum PlugError {
+    /// The transport.
+    #[error(
+        "the virtio-mmio transport cannot add or remove devices while the guest runs: start volt-vmm with --transport pci"
+    )]
+    Mmio,
+    /// Two of a name.
+    #[error("there is a {} {name} already", kind.name())]
+    Taken {
+        /// What it is.
+        kind: Kind,
+        /// Its name.
+        name: String,
+    },
+    /// No such device.
+    #[error("there is no {} {name}: they are {names:?}, or 0, 1, 2 in this order", kind.name())]
+    Absent {
+        /// What was asked for.
+        kind: Kind,
+        /// By which name or number.
+        name: String,
+        /// What there is.
+        names: Vec<String>,
+    },
+    /// The bus does not take it.
+    #[error(transparent)]
+    Slot(#[from] SlotError),
+    /// The guest did not eject it.
+    #[error(
+        "the guest has not given {} {name} back within {} s; it may still do so, and can be asked again",
+        kind.name(), waited.as_secs()
+    )]
+    Late {
+        /// What it is.
+        kind: Kind,
+        /// Its name.
+        name: String,
+        /// The time it had.
+        waited: Duration,
+    },
+}
+
+/// What a device is for whoever names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Named by its interface or socket.
+    Net,
+    /// Named by its image.
+    Disk,
+    /// Not to be named.
+    Other,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Net => "network device",
+            Kind::Disk => "disk",
+            Kind::Other => "device",
+        }
+    }
+}
+
+/// What is known of a device beside its transport.
+pub struct Device {
+    /// What it is.
+    pub kind: Kind,
+    /// Its name.
+    pub name: String,
+    /// How it is.
+    pub status: Status,
+    /// Whoever moves its frames, if that is not a back-end.
+    pub data: Option<DataControl>,
+}
+
+impl Device {
+    /// What `device` shows of itself, before a transport takes it.
+    pub fn of(device: &dyn VirtioDevice) -> Device {
+        let label = device.label();
+        let (kind, name) = match device.device_id() {
+            VIRTIO_ID_NET => (Kind::Net, label.strip_prefix("net ")),
+            VIRTIO_ID_BLOCK => (Kind::Disk, label.strip_prefix("disk ")),
+            _ => (Kind::Other, None),
+        };
+        let name = name.unwrap_or(label).to_owned();
+        Device { kind, name, status: device.status(), data: device.data_control() }
+    }
+}
+
+struct Entry {
+    device: Device,
+    /// On the PCI bus.
+    slot: Option<usize>,
+    /// The guest was asked for it.
+    removing: bool,
+    /// Differs from that of a later device in the same slot.
+    id: u64,
+}
+
+/// A PCI bus whose slots may be filled and emptied while the guest runs.
+struct Plug {
+    slots: PciSlots,
+    events: Arc<HotplugEvents>,
+}
+
+/// The devices in the order in which they came.
+pub struct Devices {
+    list: Mutex<List>,
+    gone: Condvar,
+    plug: Option<Plug>,
+}
+
+#[derive(Default)]
+struct List {
+    entries: Vec<Entry>,
+    next_id: u64,
+}
+
+impl List {
+    fn push(&mut self, device: Device, slot: Option<usize>) {
+        let id = self.next_id;
+        self.next_id += 1;
+        self.entries.push(Entry { device, slot, removing: false, id });
+    }
+
+    /// By name, or by number among those of its kind.
+    fn find(&mut self, kind: Kind, name: &str) -> Result<&mut Entry, PlugError> {
+        let same: Vec<_> =
+            (0..self.entries.len()).filter(|at| self.entries[*at].device.kind == kind).collect();
+        let named = same.iter().find(|at| self.entries[**at].device.name == name);
+        let numbered = || same.get(name.parse::<usize>().ok()?);
+        match named.or_else(numbered) {
+            Some(at) => Ok(&mut self.entries[*at]),
+            None => {
+                let names = same.iter().map(|at| self.entries[*at].device.name.clone()).collect();
+                Err(PlugError::Absent { kind, name: name.to_owned(), names })
+            }
+        }
+    }
+}
+
+impl Devices {
+    /// Devices that stay.
+    pub fn fixed(devices: Vec<Device>) -> Devices {
+        let mut list = List::default();
+        devices.into_iter().for_each(|device| list.push(device, None));
+        Devices { list: Mutex::new(list), gone: Condvar::new(), plug: None }
+    }
+
+    /// None yet; they go into `slots`, and the guest is told by `events`.
+    pub fn on_pci(slots: PciSlots, events: Arc<HotplugEvents>) -> Devices {
+        Devices { plug: Some(Plug { slots, events }), ..Devices::fixed(Vec::new()) }
+    }
+
+    /// How each device is.
+    pub fn status(&self) -> Vec<Value> {
+        let show = |entry: &Entry| {
+            let mut status = (entry.device.status)();
+            if let Some(slot) = entry.slot {
+                status["slot"] = slot.into();
+                status["removing"] = entry.removing.into();
+            }
+            status
+        };
+        self.list().entries.iter().map(show).collect()
+    }
+
+    /// Does something with a device, by its name or its number among those of its kind.
+    ///
+    /// # Errors
+    ///
+    /// [`PlugError::Absent`].
+    pub fn with<T>(&self, kind: Kind, name: &str, act: impl FnOnce(&Device) -> T) -> Result<T, PlugError> {
+        self.list().find(kind, name).map(|entry| act(&entry.device))
+    }
+
+    /// Stops all frames that this process moves; some may have stopped when that fails.
+    ///
+    /// # Errors
+    ///
+    /// When a worker does not stop.
+    pub fn pause(&self) -> Result<(), DeviceError> {
+        let list = self.list();
+        list.entries.iter().filter_map(|entry| entry.device.data.as_ref()).try_for_each(DataControl::pause)
+    }
+
+    /// Goes on after [`Devices::pause`].
+    pub fn resume(&self) {
+        let list = self.list();
+        list.entries.iter().filter_map(|entry| entry.device.data.as_ref()).for_each(DataControl::resume);
+    }
+
+    /// Whether [`Devices::plug`] would take a device of this name now: to be asked before it is opened.
+    ///
+    /// # Errors
+    ///
+    /// What is in its way.
+    pub fn room_for(&self, kind: Kind, name: &str) -> Result<(), PlugError> {
+        self.check(&self.list(), kind, name).map(|_| ())
+    }
+
+    fn check(&self, list: &List, kind: Kind, name: &str) -> Result<&Plug, PlugError> {
+        let plug = self.plug.as_ref().ok_or(PlugError::Mmio)?;
+        if list.entries.iter().any(|entry| entry.device.kind == kind && entry.device.name == name) {
+            return Err(PlugError::Taken { kind, name: name.to_owned() });
+        }
+        plug.slots.room()?;
+        Ok(plug)
+    }
+
+    /// Adds a device that is there when the guest starts.
+    ///
+    /// # Errors
+    ///
+    /// Without a PCI bus, or when that does not take it.
+    pub fn attach(&self, device: Box<dyn VirtioDevice>) -> Result<usize, PlugError> {
+        let plug = self.plug.as_ref().ok_or(PlugError::Mmio)?;
+        self.put(&mut self.list(), plug, device)
+    }
+
+    /// Adds a device while the guest runs, and tells it. The slot is where the guest finds it.
+    ///
+    /// # Errors
+    ///
+    /// See [`PlugError`]; the device is closed again then.
+    pub fn plug(&self, device: Box<dyn VirtioDevice>) -> Result<usize, PlugError> {
+        let Device { kind, name, .. } = Device::of(&*device);
+        let mut list = self.list();
+        let plug = self.check(&list, kind, &name)?;
+        let slot = self.put(&mut list, plug, device)?;
+        drop(list);
+        plug.events.plugged(slot);
+        info!("{} {name}: added in slot {slot}", kind.name());
+        Ok(slot)
+    }
+
+    fn put(&self, list: &mut List, plug: &Plug, device: Box<dyn VirtioDevice>) -> Result<usize, PlugError> {
+        let shown = Device::of(&*device);
+        let slot = plug.slots.put(device)?;
+        list.push(shown, Some(slot));
+        Ok(slot)
+    }
+
+    /// Asks the guest for a device, and waits until it has given it back.
+    ///
+    /// # Errors
+    ///
+    /// With virtio-mmio, without such a device, and when the guest takes longer than `limit`: then the request stands.
+    pub fn remove(&self, kind: Kind, name: &str, limit: Duration) -> Result<(), PlugError> {
+        let plug = self.plug.as_ref().ok_or(PlugError::Mmio)?;
+        let end = Instant::now() + limit;
+        let mut list = self.list();
+        let entry = list.find(kind, name)?;
+        entry.removing = true;
+        let (id, name) = (entry.id, entry.device.name.clone());
+        info!("{} {name}: the guest is asked to give it back", kind.name());
+        if let Some(slot) = entry.slot {
+            plug.events.eject(slot);
+        }
+        while list.entries.iter().any(|entry| entry.id == id) {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(PlugError::Late { kind, name, waited: limit });
+            }
+            list = self.gone.wait_timeout(list, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Ok(())
+    }
+
+    /// The guest gives `slot` back: what is in it ends here. Called on a vCPU's thread, with no device in its hands.
+    pub fn ejected(&self, slot: usize) {
+        let Some(plug) = &self.plug else { return };
+        let mut list = self.list();
+        let Some(at) = list.entries.iter().position(|entry| entry.slot == Some(slot)) else { return };
+        let Entry { device: Device { kind, name, .. }, removing, .. } = list.entries.remove(at);
+        plug.slots.take(slot);
+        drop(list);
+        self.gone.notify_all();
+        let why = if removing { "" } else { ", which nobody asked for" };
+        info!("{} {name}: given back by the guest{why}; it is removed", kind.name());
+    }
+
+    fn list(&self) -> MutexGuard<'_, List> {
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

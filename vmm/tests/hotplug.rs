@@ -1,0 +1,248 @@
+//! Devices come and go on a machine's PCI bus, with KVM and without a guest: its part is played by reads and writes of the
+//! hot-plug controller's registers and of the configuration space.
+//!
+//! One test in a process of its own, as it counts the process's files.
+
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use kvm_ioctls::{Kvm, VmFd};
+use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use volt_vmm::bus::{Bus, BusDevice};
+use volt_vmm::config::DiskConfig;
+use volt_vmm::devices::{Devices, Kind, PlugError};
+use volt_vmm::gate::Gate;
+use volt_vmm::pci::hotplug::{HotplugEvents, HotplugRegisters};
+use volt_vmm::pci::{PciBus, SLOTS};
+use volt_vmm::virtio::blk::{Block, BlockError};
+use volt_vmm::virtio::pci::slots::{PciSlots, SlotError};
+use volt_vmm::virtio::rng::Rng;
+
+const LIMIT: Duration = Duration::from_secs(10);
+/// Without a guest there is nothing to wait for.
+const AT_ONCE: Duration = Duration::from_millis(10);
+
+fn vm() -> Result<VmFd, io::Error> {
+    let vm = Kvm::new()?.create_vm()?;
+    vm.create_irq_chip()?;
+    Ok(vm)
+}
+
+/// A machine as the builder connects it.
+struct Machine {
+    devices: Arc<Devices>,
+    pci: Arc<Mutex<PciBus>>,
+    registers: HotplugRegisters,
+    irqfd: EventFd,
+    gate: Arc<Gate>,
+    mmio: Arc<Bus>,
+}
+
+impl Machine {
+    fn new(vm: VmFd) -> Machine {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
+        let mmio = Arc::new(Bus::new());
+        let slots = PciSlots::new(Arc::new(vm), memory, mmio.clone());
+        let irqfd = EventFd::new(EFD_NONBLOCK).unwrap();
+        let events = Arc::new(HotplugEvents::new(irqfd.try_clone().unwrap()));
+        let pci = slots.bus();
+        let devices = Arc::new(Devices::on_pci(slots, events.clone()));
+        let ejecting = devices.clone();
+        let registers = HotplugRegisters::new(events, Box::new(move |slot| ejecting.ejected(slot)));
+        Machine { devices, pci, registers, irqfd, gate: Arc::default(), mmio }
+    }
+
+    fn plug_disk(&self, path: &Path) -> Result<usize, PlugError> {
+        self.devices.plug(Box::new(self.open_disk(path).unwrap()))
+    }
+
+    fn open_disk(&self, path: &Path) -> Result<Block, BlockError> {
+        Block::open(&DiskConfig { path: path.to_owned(), read_only: false }, &self.gate)
+    }
+
+    fn plug_rng(&self) -> Result<usize, PlugError> {
+        self.devices.plug(Box::new(Rng::new(&self.gate)))
+    }
+
+    /// What the controller tells: the slots filled, and those wanted back.
+    fn events(&mut self) -> (u32, u32) {
+        let mut words = [[0; 4]; 2];
+        for (offset, word) in [0, 4].into_iter().zip(&mut words) {
+            self.registers.read(offset, word);
+        }
+        let [plugged, wanted] = words.map(u32::from_le_bytes);
+        (plugged, wanted)
+    }
+
+    fn eject(&mut self, slots: u32) {
+        self.registers.write(8, &slots.to_le_bytes());
+    }
+
+    /// What the first word of a slot's configuration space is.
+    fn identity(&self, slot: usize) -> u32 {
+        let mut pci = self.pci.lock().unwrap();
+        let mut data = [0; 4];
+        pci.write(0, &(1 << 31 | (slot as u32) << 11).to_le_bytes());
+        pci.read(4, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    /// A driver that has its vectors, as far as the notification address and the interrupts of a device are in use.
+    fn connect(&self, slot: usize) {
+        let mut pci = self.pci.lock().unwrap();
+        let address = |register: u32| (1 << 31 | (slot as u32) << 11 | register).to_le_bytes();
+        pci.write(0, &address(4));
+        pci.write(4, &[2, 0]);
+        let mut at = [0x34];
+        loop {
+            pci.write(0, &address(at[0].into()));
+            let mut word = [0; 4];
+            pci.read(4, &mut word);
+            match word {
+                [0x11, ..] => break pci.write(6, &0x8000u16.to_le_bytes()),
+                [next, ..] if at == [0x34] => at = [next],
+                [_, next, ..] => at = [next],
+            }
+        }
+        drop(pci);
+        let bar = 0xe000_0000 + 0x8000 * slot as u64;
+        for (offset, word) in [(0x4000, 0xfee0_0000u32), (0x4004, 0), (0x4008, 0x41), (0x400c, 0)] {
+            self.mmio.write(bar + offset, &word.to_le_bytes());
+        }
+        // Vring 0 and the configuration by vector 0.
+        self.mmio.write(bar + 0x1a, &[0, 0]);
+        self.mmio.write(bar + 0x10, &[0, 0]);
+        let mut vector = [9; 2];
+        self.mmio.read(bar + 0x1a, &mut vector);
+        assert_eq!(vector, [0, 0]);
+    }
+}
+
+fn files() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+#[test]
+fn devices_come_and_go_without_a_trace() {
+    let vm = match vm() {
+        Ok(vm) => vm,
+        Err(error) => return eprintln!("SKIP devices_come_and_go_without_a_trace: /dev/kvm: {error}"),
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let image = directory.path().join("disk.img");
+    std::fs::write(&image, [0; 4096]).unwrap();
+    let name = image.display().to_string();
+    let mut machine = Machine::new(vm);
+    assert_eq!(machine.devices.attach(Box::new(Rng::new(&machine.gate))).unwrap(), 1);
+    assert_eq!(machine.events(), (0, 0), "what is there from the start is no news");
+
+    rounds(&mut machine, &image, &name);
+    refusals(&mut machine, &image, &name);
+    a_slow_guest(&mut machine, &image, &name);
+    a_hostile_guest(&mut machine, &image);
+}
+
+/// Fifty times: the guest is told, finds the disk, uses its vectors, is asked for it and gives it back. The image is locked
+/// meanwhile and no longer, every time the slot and its interrupts are the same, and no file stays open.
+fn rounds(machine: &mut Machine, image: &Path, name: &str) {
+    let before = files();
+    for _ in 0..50 {
+        assert_eq!(machine.plug_disk(image).unwrap(), 2);
+        assert_eq!(machine.irqfd.read().unwrap(), 1);
+        assert_eq!(machine.events(), (1 << 2, 0));
+        assert_eq!(machine.identity(2), 0x1042_1af4);
+        machine.connect(2);
+        assert!(machine.open_disk(image).is_err());
+        let devices = machine.devices.clone();
+        let owned = name.to_owned();
+        let client = thread::spawn(move || devices.remove(Kind::Disk, &owned, LIMIT));
+        while machine.irqfd.read().is_err() {
+            thread::yield_now();
+        }
+        assert_eq!(machine.events(), (0, 1 << 2));
+        assert_eq!(machine.devices.status()[1]["removing"], true);
+        machine.eject(1 << 2);
+        client.join().unwrap().unwrap();
+        assert_eq!(machine.identity(2), u32::MAX);
+        let mut data = [0; 4];
+        machine.mmio.read(0xe001_0000, &mut data);
+        assert_eq!(data, [0xff; 4]);
+        drop(machine.open_disk(image).unwrap());
+    }
+    assert_eq!(files(), before);
+}
+
+/// Two of a name, no slot left, nothing of that name: each is said, and nothing of it stays.
+fn refusals(machine: &mut Machine, image: &Path, name: &str) {
+    let before = files();
+    machine.plug_disk(image).unwrap();
+    let taken = machine.devices.room_for(Kind::Disk, name);
+    assert!(matches!(taken, Err(PlugError::Taken { .. })));
+    assert!(machine.devices.room_for(Kind::Net, name).is_ok());
+    let absent = machine.devices.remove(Kind::Disk, "1", AT_ONCE).unwrap_err();
+    assert!(absent.to_string().contains(name), "{absent}");
+    for slot in 3..SLOTS {
+        let other = image.with_file_name(format!("disk{slot}"));
+        std::fs::write(&other, [0; 512]).unwrap();
+        assert_eq!(machine.plug_disk(&other).unwrap(), slot);
+    }
+    let other = image.with_file_name("one-too-many");
+    std::fs::write(&other, [0; 512]).unwrap();
+    let full = machine.plug_disk(&other);
+    assert!(matches!(full, Err(PlugError::Slot(SlotError::Full))));
+    drop(machine.open_disk(&other).unwrap());
+    assert_eq!(machine.events().0, !3);
+    machine.eject(!2);
+    assert_eq!(machine.devices.status().len(), 1);
+    assert_eq!(files(), before);
+}
+
+/// A guest that does not answer keeps the device; it is asked again, and may answer later.
+fn a_slow_guest(machine: &mut Machine, image: &Path, name: &str) {
+    machine.plug_disk(image).unwrap();
+    assert_eq!(machine.devices.status()[1]["removing"], false);
+    for _ in 0..3 {
+        let late = machine.devices.remove(Kind::Disk, name, AT_ONCE);
+        assert!(matches!(late, Err(PlugError::Late { .. })));
+        assert_eq!(machine.events().1, 1 << 2);
+        assert_eq!(machine.devices.status()[1]["removing"], true);
+    }
+    machine.eject(1 << 2);
+    assert_eq!(machine.devices.status().len(), 1);
+    // What comes into the slot next was asked for by nobody.
+    machine.plug_disk(image).unwrap();
+    assert_eq!(machine.devices.status()[1]["removing"], false);
+    assert_eq!(machine.events(), (1 << 2, 0));
+    machine.eject(1 << 2);
+}
+
+/// Ejections of everything at any time, while devices come: the host bridge stays, and nothing is lost or left.
+fn a_hostile_guest(machine: &mut Machine, image: &Path) {
+    machine.eject(u32::MAX);
+    assert!(machine.devices.status().is_empty());
+    assert_eq!(machine.identity(0), 0x0008_1b36);
+    let before = files();
+    let devices = machine.devices.clone();
+    let gate = machine.gate.clone();
+    let operator = thread::spawn(move || {
+        for _ in 0..200 {
+            // Refused while the one before is there.
+            while devices.plug(Box::new(Rng::new(&gate))).is_err() {}
+        }
+    });
+    while !operator.is_finished() {
+        machine.eject(u32::MAX);
+        machine.events();
+    }
+    operator.join().unwrap();
+    machine.eject(u32::MAX);
+    assert!(machine.devices.status().is_empty());
+    assert_eq!((1..SLOTS).map(|slot| machine.identity(slot)).find(|word| *word != u32::MAX), None);
+    assert_eq!(files(), before);
+    assert_eq!(machine.plug_rng().unwrap(), 1);
+    assert_eq!(machine.plug_disk(image).unwrap(), 2);
+}
