@@ -12,7 +12,7 @@ use rustix::process::{Signal, kill_process};
 
 use super::echo::{Account, Echo, INTERVAL};
 use super::guest::{Flavour, Image, Spec};
-use super::netd::{TAP, address, ip};
+use super::netd::{TAP, address, counter, ip};
 use super::process::Process;
 use super::program;
 use super::traffic::{GUEST, HOST, Traffic, value};
@@ -89,9 +89,7 @@ impl Succession {
 
 /// Frames that the interface could not keep for its reader.
 fn dropped() -> u64 {
-    let output = Command::new("ip").args(["-s", "-j", "link", "show", "dev", TAP]).output().expect("ip");
-    let links: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    links[0]["stats64"]["tx"]["dropped"].as_u64().expect("the interface's counters")
+    counter(TAP, "tx", "dropped")
 }
 
 /// A time that differs from round to round, from 40 to 400 ms.

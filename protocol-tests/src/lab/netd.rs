@@ -63,3 +63,14 @@ pub fn ip(arguments: &[&str]) {
     let output = Command::new("ip").args(arguments).output().expect("ip");
     assert!(output.status.success(), "ip {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
+
+/// What an interface of this namespace has counted: `rx` or `tx`, and `bytes`, `packets`, `dropped`.
+///
+/// # Panics
+/// When there is no such interface or counter.
+pub fn counter(interface: &str, direction: &str, what: &str) -> u64 {
+    let output =
+        Command::new("ip").args(["-s", "-j", "link", "show", "dev", interface]).output().expect("ip");
+    let links: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    links[0]["stats64"][direction][what].as_u64().expect("a counter")
+}

@@ -31,12 +31,14 @@ struct Case {
 }
 
 impl Case {
-    /// Whether a QEMU guest was reset in the middle, without a word of its kernel but for the emulation's own fault. Any
-    /// other panic is the body's.
+    /// Whether a guest was reset in the middle, without a word of its kernel but for the emulation's own fault. Any other
+    /// panic is the body's.
     fn guest_was_reset(&self) -> bool {
         let says = |text: &str| self.output.iter().any(|line| line.contains(text));
         let fault = says("RIP: 0010:entry_SYSCALL_64+0x0/") || !says("Kernel panic");
-        says("qemu ended before it said 'VOLT exit'") && fault
+        let reset = says("qemu ended before it said 'VOLT exit'")
+            || says("volt-vmm ended before it said 'VOLT exit'") && says("shut down by a triple fault");
+        reset && fault
     }
 }
 
