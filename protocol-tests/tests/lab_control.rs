@@ -1,55 +1,23 @@
 //! A stock Debian guest under volt-vmm is controlled while it runs: paused and resumed under traffic, limited otherwise than
 //! it was started, asked by the power button. What does it is `volt-vmm ctl`, as an operator would.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use protocol_tests::lab::guest::{Flavour, Image, Spec};
+use protocol_tests::lab::in_lab;
+use protocol_tests::lab::machine::Machine;
 use protocol_tests::lab::netd::{address, counter, ip};
-use protocol_tests::lab::process::Process;
 use protocol_tests::lab::traffic::{HOST, Traffic, iperf3, value};
-use protocol_tests::lab::{in_lab, program};
-use serde_json::Value;
 
 const TAP: &str = "k0";
 /// An address that the far side gets when the guest has moved its data often enough.
 const ENOUGH: &str = "10.77.0.9";
 
-/// A guest with an API socket.
-struct Machine {
-    guest: Process,
-    api: PathBuf,
-}
-
-impl Machine {
-    fn start(directory: &Path, run: &str, nets: &[&str]) -> Machine {
-        let spec = Spec { flavour: Flavour::Cloud, image: Image::Vmlinux, ..Spec::new(run) };
-        let api = directory.join("api");
-        let guest = Process::start("volt-vmm", spec.vmm_net(nets).arg("--api-socket").arg(&api));
-        Machine { guest, api }
-    }
-
-    /// What `volt-vmm ctl` prints, or what it says when it fails.
-    fn ctl(&self, arguments: &[&str]) -> Result<Value, String> {
-        let mut command = Command::new(program("volt-vmm"));
-        let output = command.args(["ctl", "--api-socket"]).arg(&self.api).args(arguments).output();
-        let output = output.expect("volt-vmm ctl");
-        match output.status.success() {
-            true => Ok(serde_json::from_slice(&output.stdout).expect("JSON")),
-            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
-        }
-    }
-
-    fn done(&self, arguments: &[&str]) -> Value {
-        self.ctl(arguments).unwrap_or_else(|why| panic!("{arguments:?}: {why}"))
-    }
-
-    /// The devices with all their counters.
-    fn devices(&self) -> Value {
-        self.done(&["status"])["devices"].clone()
-    }
+fn start(directory: &Path, run: &str, nets: &[&str]) -> Machine {
+    let spec = Spec { flavour: Flavour::Cloud, image: Image::Vmlinux, ..Spec::new(run) };
+    Machine::start(directory, &spec, nets)
 }
 
 fn tap() {
@@ -72,7 +40,7 @@ fn paused_and_resumed_under_traffic() {
              report events $(grep ACPI:Ged /proc/interrupts); report over; sleep 60",
             traffic.both_ways_at_once()
         );
-        let mut machine = Machine::start(directory.path(), &run, &["tap=k0"]);
+        let mut machine = start(directory.path(), &run, &["tap=k0"]);
         machine.guest.wait_for("VOLT round", Duration::from_secs(60));
         for round in 0..3 {
             sleep(Duration::from_millis(700));
@@ -120,8 +88,7 @@ fn a_rate_limit_changes_under_traffic() {
         tap();
         let _server = iperf3();
         let run = format!("report ready; speed out -u -l 1448 -b 8M -c {HOST} -t 40");
-        let mut machine =
-            Machine::start(directory.path(), &run, &["tap=k0,tx-rate=1Mbit", "tap=k1,vhost-net=on"]);
+        let mut machine = start(directory.path(), &run, &["tap=k0,tx-rate=1Mbit", "tap=k1,vhost-net=on"]);
         machine.guest.wait_for("VOLT out begin", Duration::from_secs(60));
         sleep(Duration::from_secs(2));
         for (megabits, burst) in [(2.0, "40K"), (5.0, "100K"), (3.0, "60K")] {

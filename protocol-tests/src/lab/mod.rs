@@ -11,6 +11,7 @@
 pub mod continuity;
 pub mod echo;
 pub mod guest;
+pub mod machine;
 pub mod netd;
 mod outer;
 pub mod process;

@@ -73,7 +73,12 @@ impl Api {
                 _ = stopped => {}
             }
         };
-        let thread = thread::Builder::new().name("api".to_owned()).spawn(move || runtime.block_on(serve));
+        let serve = move || {
+            runtime.block_on(serve);
+            // Requests in hand may wait for a guest or a back-end, and the machine's end for none of them.
+            runtime.shutdown_background();
+        };
+        let thread = thread::Builder::new().name("api".to_owned()).spawn(serve);
         let thread = thread.map_err(ApiError::Start)?;
         info!("API at {}", path.display());
         Ok(Api { file, stop: Some(stop), thread: Some(thread) })

@@ -126,11 +126,12 @@ impl Keeper {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => false,
                 Err(error) => return error!("{}: stopped, as waiting failed: {error}", self.label),
             };
-            if ended {
-                self.lose("it closed the connection");
-            }
+            // Before the end of a connection, which at the end of the device is our doing.
             if self.take_commands() {
                 return;
+            }
+            if ended {
+                self.lose("it closed the connection");
             }
             self.follow();
             self.keep_time();

@@ -1,0 +1,75 @@
+//! A guest under volt-vmm that is asked and changed while it runs.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+use super::guest::Spec;
+use super::process::Process;
+use super::program;
+
+/// A guest with an API socket. What it is asked by is `volt-vmm ctl`, as an operator would.
+pub struct Machine {
+    /// The guest.
+    pub guest: Process,
+    api: PathBuf,
+}
+
+impl Machine {
+    /// Starts it with its API socket in `directory` and a `--net` for each of `nets`.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[track_caller]
+    pub fn start(directory: &Path, spec: &Spec, nets: &[&str]) -> Self {
+        let api = directory.join("api");
+        let guest = Process::start("volt-vmm", spec.vmm_net(nets).arg("--api-socket").arg(&api));
+        Self { guest, api }
+    }
+
+    /// What `volt-vmm ctl` prints.
+    ///
+    /// # Errors
+    /// What it says when it fails.
+    ///
+    /// # Panics
+    /// When it cannot be run, or prints no JSON.
+    pub fn ctl(&self, arguments: &[&str]) -> Result<Value, String> {
+        let mut command = Command::new(program("volt-vmm"));
+        let output = command.args(["ctl", "--api-socket"]).arg(&self.api).args(arguments).output();
+        let output = output.expect("volt-vmm ctl");
+        match output.status.success() {
+            true => Ok(serde_json::from_slice(&output.stdout).expect("JSON")),
+            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        }
+    }
+
+    /// The same, where it may not fail.
+    ///
+    /// # Panics
+    /// When it does.
+    #[track_caller]
+    pub fn done(&self, arguments: &[&str]) -> Value {
+        self.ctl(arguments).unwrap_or_else(|why| panic!("{arguments:?}: {why}"))
+    }
+
+    /// The devices with all their counters.
+    ///
+    /// # Panics
+    /// When the machine does not answer.
+    #[track_caller]
+    pub fn devices(&self) -> Value {
+        self.done(&["status"])["devices"].clone()
+    }
+
+    /// How many files the process has open.
+    ///
+    /// # Panics
+    /// When it has ended.
+    #[track_caller]
+    pub fn files(&self) -> usize {
+        let directory = format!("/proc/{}/fd", self.guest.id());
+        std::fs::read_dir(directory).expect("the files of volt-vmm").count()
+    }
+}

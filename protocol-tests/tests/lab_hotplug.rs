@@ -1,0 +1,223 @@
+//! Network devices and disks come and go on the PCI bus of a stock Debian guest while it runs, by `volt-vmm ctl` and the
+//! guest's own hot-plug driver.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::process::Command;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use protocol_tests::lab::guest::{Flavour, Image, Spec, Transport};
+use protocol_tests::lab::in_lab;
+use protocol_tests::lab::machine::Machine;
+use protocol_tests::lab::netd::{Netd, address, ip};
+use protocol_tests::lab::traffic::{HOST, Traffic, value};
+
+const TAP: &str = "k0";
+const BOOT: Duration = Duration::from_secs(90);
+const STEP: Duration = Duration::from_secs(60);
+
+/// For `volt.run`: waits until the file is there, or not there any more.
+fn until(there: bool, file: &str) -> String {
+    format!("until [ {} -e {file} ]; do sleep 0.1; done", if there { "" } else { "!" })
+}
+
+/// The same for an interface.
+fn interface(there: bool) -> String {
+    until(there, "/sys/class/net/eth0")
+}
+
+fn start(directory: &Path, flavour: Flavour, transport: Transport, run: &str) -> Machine {
+    let spec = Spec { flavour, image: Image::Vmlinux, transport, ..Spec::new(run) };
+    Machine::start(directory, &spec, &[])
+}
+
+fn names(machine: &Machine) -> Vec<String> {
+    let devices = machine.devices();
+    let devices = devices.as_array().expect("a list").iter();
+    devices.map(|device| device["device"].as_str().expect("a label").to_owned()).collect()
+}
+
+/// Judges the guest's `complaints`: a device that is found is no complaint.
+#[track_caller]
+fn only_news(reports: &[String]) {
+    const NEWS: [&str; 4] = [": [1af4:10", ": BAR 0 [mem ", ": enabling device (", "virtio_blk virtio"];
+    // It came to look.
+    value(reports, "complaints");
+    let complaints = reports.iter().filter(|line| line.starts_with("complaint "));
+    let complaints: Vec<_> = complaints.filter(|line| !NEWS.iter().any(|news| line.contains(news))).collect();
+    assert!(complaints.is_empty(), "{complaints:?}");
+}
+
+/// Ten times a network device is added, carries checksummed traffic both ways and is removed: the guest has its interface as
+/// long as the device is there, and the process no file more at the end. One of them comes while the machine is paused, one
+/// is asked for meanwhile.
+#[test]
+fn a_network_device_comes_and_goes_ten_times() {
+    const ROUNDS: usize = 10;
+    in_lab("a_network_device_comes_and_goes_ten_times", || {
+        let directory = tempfile::tempdir().expect("a directory");
+        ip(&["tuntap", "add", "dev", TAP, "mode", "tap"]);
+        address(TAP);
+        let traffic = Traffic::of(1);
+        let mut script = vec!["dmesg -c >/dev/null; report waiting".to_owned()];
+        for round in 0..ROUNDS {
+            let name = format!("round{round}");
+            let network = traffic.try_network(&name, "eth0", "10.77.0");
+            script.push(format!("{}; {network}; report done {round}", interface(true)));
+            script.push(format!("{}; report gone {round}", interface(false)));
+        }
+        script.push("complaints".to_owned());
+        let mut machine = start(directory.path(), Flavour::Cloud, Transport::Pci, &script.join("; "));
+        machine.guest.wait_for("VOLT waiting", BOOT);
+        let files = machine.files();
+        for round in 0..ROUNDS {
+            let paused = round == 3;
+            if paused {
+                machine.done(&["pause"]);
+            }
+            let added = machine.done(&["add", "net", "tap=k0,mac=52:54:00:77:00:02"]);
+            assert_eq!(added["slot"], 2, "the same slot each time");
+            assert_eq!(names(&machine), ["rng", "net k0"]);
+            let taken = machine.ctl(&["add", "net", "tap=k0"]).expect_err("there is one already");
+            assert!(taken.contains("k0 already"), "{taken}");
+            if paused {
+                machine.done(&["resume"]);
+            }
+            machine.guest.wait_for(&format!("VOLT done {round}"), STEP);
+            let limits = machine.done(&["limits", "k0", "--tx-rate", "1Gbit"]);
+            assert!(limits["tx-rate"].as_str().is_some_and(|rate| rate.starts_with("1Gbit")), "{limits}");
+            if round == 5 {
+                machine.done(&["pause"]);
+                let late = machine.ctl(&["remove", "net", "k0"]).expect_err("the guest is paused");
+                assert!(late.contains("not given network device k0 back"), "{late}");
+                assert_eq!(machine.devices()[1]["removing"], true);
+                machine.done(&["resume"]);
+            } else {
+                machine.done(&["remove", "net", if round % 2 == 0 { "k0" } else { "0" }]);
+                assert_eq!(names(&machine), ["rng"]);
+            }
+            machine.guest.wait_for(&format!("VOLT gone {round}"), STEP);
+        }
+        assert_eq!(machine.files(), files);
+        machine.guest.wait_for("VOLT exit", STEP);
+        let reports = machine.guest.reports();
+        for round in 0..ROUNDS {
+            traffic.judge_network(&reports, &format!("round{round}"));
+        }
+        only_news(&reports);
+    });
+}
+
+/// Whatever kind a device is: a disk whose data is right and whose image is free afterwards, a back-end behind a socket, an
+/// interface that is taken away in the middle of traffic, and one that the guest ejects without being asked.
+#[test]
+fn every_kind_comes_and_goes() {
+    in_lab("every_kind_comes_and_goes", || {
+        let directory = tempfile::tempdir().expect("a directory");
+        let netd = Netd::start(directory.path(), &[]);
+        let image = directory.path().join("disk.img");
+        let image = image.to_str().expect("a path of letters");
+        let mut data = vec![0; 4 << 20];
+        File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut data)).expect("random data");
+        std::fs::write(image, data).expect("an image");
+        let digest = Command::new("sha256sum").arg(image).output().expect("sha256sum");
+        let digest = String::from_utf8_lossy(&digest.stdout)[..64].to_owned();
+        let traffic = Traffic::of(1);
+        let script = [
+            "dmesg -c >/dev/null; report waiting".to_owned(),
+            until(true, "/dev/vda"),
+            "report disk $(sha256sum </dev/vda | cut -c 1-64); report read".to_owned(),
+            until(false, "/dev/vda"),
+            interface(true),
+            traffic.try_network("socket", "eth0", "10.77.0"),
+            "report back-end".to_owned(),
+            interface(false),
+            interface(true),
+            traffic.try_network("again", "eth0", "10.77.0"),
+            // What the removal cuts off ends by itself.
+            format!(
+                "report network cut; tcp_limit=3; /usr/bin/ping -U -q -f -w 60 {HOST} >/dev/null 2>&1 & pinger=$!; report moving; \
+                 while [ -e /sys/class/net/eth0 ]; do tcp_in {HOST} 7002; done; kill $pinger; report cut"
+            ),
+            interface(true),
+            "report ejecting; echo 0 >/sys/bus/pci/slots/2/power".to_owned(),
+            interface(false),
+            "report ejected; complaints".to_owned(),
+        ];
+        let mut machine = start(directory.path(), Flavour::Generic, Transport::Pci, &script.join("; "));
+        machine.guest.wait_for("VOLT waiting", BOOT);
+        let files = machine.files();
+        machine.done(&["add", "disk", image]);
+        machine.guest.wait_for("VOLT read", STEP);
+        machine.done(&["remove", "disk", image]);
+        let socket = format!("socket={}", netd.socket.display());
+        machine.done(&["add", "net", &socket]);
+        machine.guest.wait_for("VOLT back-end", STEP);
+        machine.done(&["remove", "net", netd.socket.to_str().expect("a path of letters")]);
+        machine.done(&["add", "net", &socket]);
+        machine.guest.wait_for("VOLT moving", STEP);
+        sleep(Duration::from_millis(500));
+        machine.done(&["remove", "net", "0"]);
+        machine.guest.wait_for("VOLT cut", STEP);
+        machine.done(&["add", "net", &socket]);
+        machine.guest.wait_for("VOLT ejected", STEP);
+        let end = Instant::now() + STEP;
+        while names(&machine) != ["rng"] {
+            assert!(Instant::now() < end, "{:?}", names(&machine));
+        }
+        assert_eq!(machine.files(), files);
+        // Its lock went with the device.
+        let free = Command::new("flock").args(["--nonblock", image, "true"]).status().expect("flock");
+        assert!(free.success());
+        machine.guest.wait_for("VOLT exit", STEP);
+        let reports = machine.guest.reports();
+        assert_eq!(value(&reports, "disk"), digest);
+        traffic.judge_network(&reports, "socket");
+        traffic.judge_network(&reports, "again");
+        assert!(machine.guest.output().iter().any(|line| line.contains("which nobody asked for")));
+        only_news(&reports);
+    });
+}
+
+/// A machine that cannot take it says so and what would; an interface or image that is not there, or in use, leaves nothing.
+#[test]
+fn what_cannot_be_added_is_refused() {
+    in_lab("what_cannot_be_added_is_refused", || {
+        ip(&["tuntap", "add", "dev", TAP, "mode", "tap"]);
+        for transport in [Transport::Mmio, Transport::Pci] {
+            let directory = tempfile::tempdir().expect("a directory");
+            let mut machine = start(directory.path(), Flavour::Cloud, transport, "report waiting; sleep 60");
+            // A machine that refuses everything need not have booted.
+            let ready = if transport == Transport::Pci { "VOLT waiting" } else { "API at" };
+            machine.guest.wait_for(ready, BOOT);
+            if transport == Transport::Mmio {
+                for arguments in
+                    [["add", "net", "tap=k0"], ["remove", "net", "k0"], ["add", "disk", "/dev/null"]]
+                {
+                    let why = machine.ctl(&arguments).expect_err("virtio-mmio has no hot plug");
+                    assert!(why.contains("--transport pci"), "{arguments:?}: {why}");
+                }
+            } else {
+                let files = machine.files();
+                for (arguments, expected) in [
+                    (["add", "net", "tap=k0,queues=0"], "queues=0"),
+                    (["add", "net", "macvtap=nothing"], "nothing"),
+                    (["add", "net", "tap=k0,queues=2"], "k0"),
+                    (["add", "net", "socket=/nowhere"], "no network back-end at /nowhere"),
+                    (["add", "disk", "/nowhere"], "cannot open disk image /nowhere"),
+                    (["add", "disk", "/dev/null"], "neither a file nor a block device"),
+                    (["remove", "disk", "0"], "no disk 0"),
+                ] {
+                    let why = machine.ctl(&arguments).expect_err("this is wrong");
+                    assert!(why.contains(expected), "{arguments:?}: {why}");
+                }
+                assert_eq!(machine.files(), files);
+            }
+            assert_eq!(names(&machine), ["rng"]);
+            machine.done(&["shutdown"]);
+            assert_eq!(machine.guest.wait_exit(Duration::from_secs(20)).code(), Some(0));
+        }
+    });
+}
