@@ -1,13 +1,16 @@
 //! The virtio-pci function: whatever a driver reads and writes in the configuration space and in the BAR, of whatever width, the
 //! device is activated only with features and vrings that are checked, and never twice; the function stays what it is, and
-//! its BAR where it is.
+//! its BAR where it is. The hot-plug controller tells each event once and whole, and ejects exactly the slots that are written
+//! to its one register for that.
 
 use std::sync::{Arc, Mutex};
 
 use arbitrary::Arbitrary;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use volt_vmm::bus::BusDevice;
-use volt_vmm::pci::PciFunction;
+use volt_vmm::pci::hotplug::{HotplugEvents, HotplugRegisters};
+use volt_vmm::pci::{PciFunction, SLOTS};
 use volt_vmm::virtio::pci::{BAR_SIZE, PciTransport};
 
 use super::STEPS;
@@ -67,11 +70,67 @@ enum Step {
         bits: u64,
         vrings: u8,
     },
+    /// The machine fills a slot.
+    Plugged(u8),
+    /// The machine wants one back.
+    Wanted(u8),
+    ReadHotplug {
+        offset: u8,
+        len: u8,
+    },
+    WriteHotplug {
+        offset: u8,
+        data: Vec<u8>,
+    },
 }
 
 struct Peer {
     function: PciTransport,
     life: Arc<Mutex<Life>>,
+    hotplug: Hotplug,
+}
+
+/// The controller, and what it has to tell.
+struct Hotplug {
+    registers: HotplugRegisters,
+    events: Arc<HotplugEvents>,
+    ejected: Arc<Mutex<u32>>,
+    plugged: u32,
+    wanted: u32,
+}
+
+impl Hotplug {
+    fn new() -> Hotplug {
+        let events = Arc::new(HotplugEvents::new(EventFd::new(EFD_NONBLOCK).expect("an eventfd")));
+        let ejected = Arc::new(Mutex::new(0));
+        let mask = ejected.clone();
+        let eject = Box::new(move |slot: usize| *mask.lock().expect("no panic") |= 1 << slot);
+        let registers = HotplugRegisters::new(events.clone(), eject);
+        Hotplug { registers, events, ejected, plugged: 0, wanted: 0 }
+    }
+
+    fn read(&mut self, offset: u8, len: u8) {
+        let mut data = vec![0xee; usize::from(len % 9)];
+        self.registers.read(offset.into(), &mut data);
+        let expected = match (offset, data.len()) {
+            (0, 4) => std::mem::take(&mut self.plugged),
+            (4, 4) => std::mem::take(&mut self.wanted),
+            _ => 0,
+        };
+        let expected = expected.to_le_bytes().into_iter().chain([0; 4]);
+        assert!(data.iter().copied().eq(expected.take(data.len())), "an event is told once and whole");
+    }
+
+    fn write(&mut self, offset: u8, data: &[u8]) {
+        self.registers.write(offset.into(), data);
+        let slots = match (offset, <[u8; 4]>::try_from(data)) {
+            (8, Ok(data)) => u32::from_le_bytes(data),
+            _ => 0,
+        };
+        assert_eq!(std::mem::take(&mut *self.ejected.lock().expect("no panic")), slots);
+        self.plugged &= !slots;
+        self.wanted &= !slots;
+    }
 }
 
 pub(super) fn run(input: Input) {
@@ -79,7 +138,7 @@ pub(super) fn run(input: Input) {
     let device = Device { life: life.clone(), refuses: input.refuses };
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY as usize)]).expect("guest memory");
     let function = PciTransport::unconnected(Box::new(device), memory, BASE).expect("eventfds");
-    let mut peer = Peer { function, life };
+    let mut peer = Peer { function, life, hotplug: Hotplug::new() };
     peer.function.write_config(4, &[2, 0]);
     for step in input.steps.iter().take(STEPS) {
         peer.step(step);
@@ -130,6 +189,18 @@ impl Peer {
                 self.function.write_config(u16::from(at) + 2, &control.to_le_bytes());
             }
             Step::Vring { index, log, page } => self.vring(*index, *log, *page),
+            Step::Plugged(slot) => {
+                let slot = usize::from(*slot) % SLOTS;
+                self.hotplug.events.plugged(slot);
+                self.hotplug.plugged |= 1 << slot;
+            }
+            Step::Wanted(slot) => {
+                let slot = usize::from(*slot) % SLOTS;
+                self.hotplug.events.eject(slot);
+                self.hotplug.wanted |= 1 << slot;
+            }
+            Step::ReadHotplug { offset, len } => self.hotplug.read(*offset, *len),
+            Step::WriteHotplug { offset, data } => self.hotplug.write(*offset, &data[..data.len().min(9)]),
             Step::Start { bits, vrings } => {
                 [0, 1, 3].into_iter().for_each(|status| self.write(STATUS, &[status]));
                 let features = bits & OFFERED.0 | 1 << 32;
