@@ -14,6 +14,8 @@ use protocol_tests::lab::traffic::{HOST, Traffic, iperf3, value};
 const TAP: &str = "k0";
 /// An address that the far side gets when the guest has moved its data often enough.
 const ENOUGH: &str = "10.77.0.9";
+/// How often a rate is measured until it is reached.
+const WINDOWS: usize = 4;
 
 fn start(directory: &Path, run: &str, nets: &[&str]) -> Machine {
     let spec = Spec { flavour: Flavour::Cloud, image: Image::Vmlinux, ..Spec::new(run) };
@@ -87,7 +89,7 @@ fn a_rate_limit_changes_under_traffic() {
         let directory = tempfile::tempdir().expect("a directory");
         tap();
         let _server = iperf3();
-        let run = format!("report ready; speed out -u -l 1448 -b 8M -c {HOST} -t 40");
+        let run = format!("report ready; speed out -u -l 1448 -b 8M -c {HOST} -t 80");
         let mut machine = start(directory.path(), &run, &["tap=k0,tx-rate=1Mbit", "tap=k1,vhost-net=on"]);
         machine.guest.wait_for("VOLT out begin", Duration::from_secs(60));
         sleep(Duration::from_secs(2));
@@ -97,9 +99,14 @@ fn a_rate_limit_changes_under_traffic() {
             assert_eq!(limits["rx-rate"], "none", "{limits}");
             // The new bucket is full.
             sleep(Duration::from_secs(1));
-            let part = measure(Duration::from_secs(4)) / megabits;
-            eprintln!("a_rate_limit_changes_under_traffic: {rate}: {part:.3} of the limit");
-            assert!((0.95..1.05).contains(&part), "{rate}: {part}");
+            // A guest that gets too little of the processor sends less, but none may ever send more.
+            let reached = (0..WINDOWS).any(|_| {
+                let part = measure(Duration::from_secs(3)) / megabits;
+                eprintln!("a_rate_limit_changes_under_traffic: {rate}: {part:.3} of the limit");
+                assert!(part < 1.05, "{rate}: {part}");
+                part > 0.95
+            });
+            assert!(reached, "{rate}: less in each of {WINDOWS} windows");
         }
         machine.done(&["limits", "0", "--tx-rate", "none"]);
         sleep(Duration::from_secs(1));

@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::mpsc;
 use std::time::Instant;
 
 use hyper::Method;
@@ -164,6 +165,23 @@ fn a_pause_that_cannot_be_is_none() {
         other => panic!("{other:?}"),
     }
     assert_eq!(rig.state(), "running");
+}
+
+/// A request that waits for the guest or for somebody else does not hold up the machine's end.
+#[test]
+fn the_end_waits_for_no_request() {
+    let mut rig = rig();
+    let (fetched, is_fetched) = mpsc::channel();
+    let _busy = rig.gate.join("vcpu0", move || {
+        let _ = fetched.send(());
+    });
+    let socket = rig.socket.clone();
+    let client = thread::spawn(move || ask(&socket, Method::PUT, "/v1/pause", None));
+    is_fetched.recv_timeout(LIMIT).unwrap();
+    let start = Instant::now();
+    drop(rig.api.take());
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    assert!(client.join().unwrap().is_err());
 }
 
 #[test]
