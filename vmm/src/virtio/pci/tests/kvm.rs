@@ -101,3 +101,31 @@ fn notification_by_ioeventfd() {
     assert_eq!(function.registers.kicks[1].read().unwrap(), 2);
     assert!(function.registers.kicks[0].read().is_err());
 }
+
+/// Functions come and go more often than KVM has interrupts; each is whole, at the same addresses.
+#[test]
+fn what_a_function_had_is_the_nexts() {
+    let Some((vm, vcpu)) = machine("what_a_function_had_is_the_nexts") else { return };
+    let routes = Arc::new(MsiRoutes::new(Arc::clone(&vm)));
+    let eventfd = Arc::new(EventFd::new(0).unwrap());
+    for _ in 0..10_000 {
+        assert!(MsiLine::new(Arc::clone(&eventfd), &routes).is_some());
+    }
+    for vector in [0x41, 0x52, 0x63] {
+        let log = Arc::new(Mutex::new(Log::default()));
+        let device = Box::new(Recorder(Arc::clone(&log)));
+        let function = PciTransport::new(device, memory(), &vm, &routes, BASE).unwrap();
+        let mut driver = Driver { function, log };
+        driver.function.write_config(4, &[2, 0]);
+        driver.set_msix_control(ENABLE);
+        driver.set_message(0, message(vector), 0);
+        driver.set_vector(Some(1), 0);
+        let call = Arc::clone(&driver.function.registers.interrupt);
+        call.used(1);
+        eventually("the interrupt", || requested(&vcpu, vector as usize));
+        drop(driver);
+        // Nobody takes it any more.
+        call.used(1);
+        assert!(call.call(1).read().is_ok());
+    }
+}
