@@ -327,11 +327,13 @@ fn a_worker_without_its_supervisor_goes_on() {
     }
 }
 
-/// Limits that are changed at run time hold at once, and are the next process's: after a crash and after a hand-over.
+/// Limits that are changed at run time hold at once, and are the next process's: after a crash and after a hand-over. So is
+/// polling.
 #[test]
 fn changed_limits_survive_a_crash_and_a_hand_over() {
     let name = "changed_limits_survive_a_crash_and_a_hand_over";
-    let Some(mut rig) = Rig::new(name, &SUPERVISED) else { return };
+    let arguments = [&SUPERVISED[..], &["--busy-poll-us", "50"]].concat();
+    let Some(mut rig) = Rig::new(name, &arguments) else { return };
     let mut session = rig.session(&Setup::default());
     rig.both_ways(&mut session, 5);
     let limits = |rate: [&str; 2]| {
@@ -346,6 +348,7 @@ fn changed_limits_survive_a_crash_and_a_hand_over() {
     assert_eq!(expected, serde_json::json!({ "rx-rate": "8Mbit:65536", "tx-rate": "100pps:1" }));
     for round in 0..3 {
         assert_eq!(rig.status()["limits"], expected);
+        assert_eq!(rig.status()["busy_poll_us"], 50);
         let start = Instant::now();
         rig.both_ways(&mut session, 50);
         let taken = start.elapsed().as_secs_f64();

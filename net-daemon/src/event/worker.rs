@@ -1,4 +1,7 @@
 //! The thread of one queue pair: owns the pair by value while it runs, and gives it back when it is stopped.
+//!
+//! When there is nothing to do it sleeps until a kick or a frame wakes it; one that is to poll looks for them by itself for a
+//! while before, see [`Polling`].
 
 use std::io;
 use std::os::fd::AsFd;
@@ -58,12 +61,12 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts a thread called `name` that runs `pair`.
+    /// Starts a thread called `name` that runs `pair`, and polls for `polling` before it sleeps.
     ///
     /// # Errors
     ///
     /// Gives the pair back when it cannot run.
-    pub fn start(name: String, pair: Pair) -> Result<Worker, (WorkerError, Box<Pair>)> {
+    pub fn start(name: String, pair: Pair, polling: Duration) -> Result<Worker, (WorkerError, Box<Pair>)> {
         let ready = || -> Result<_, WorkerError> {
             let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(io::Error::from);
             let stop = stop
@@ -80,7 +83,7 @@ impl Worker {
         let (send, receive) = std::sync::mpsc::sync_channel::<Pair>(1);
         let spawned = thread::Builder::new().name(name).spawn(move || {
             let pair = receive.recv().expect("sent right after the thread has started");
-            Running { pair, poller }.run()
+            Running { pair, poller, polling: Polling::new(polling) }.run()
         });
         match spawned {
             Ok(thread) => {
@@ -165,9 +168,42 @@ struct Ready {
     tx_waits_for_port: bool,
 }
 
+/// How long a worker looks for work before it sleeps. All of what it was told, as long as that finds something, or would have
+/// found what woke it; half as long after each sleep that was longer, so that a guest that has become quiet costs nothing.
+/// Kicks are unwanted meanwhile.
+#[derive(Debug)]
+struct Polling {
+    most: Duration,
+    now: Duration,
+    began: Instant,
+}
+
+impl Polling {
+    fn new(most: Duration) -> Polling {
+        Polling { most, now: most, began: Instant::now() }
+    }
+
+    fn is_on(&self) -> bool {
+        !self.most.is_zero()
+    }
+
+    fn begin(&mut self) {
+        self.began = Instant::now();
+    }
+
+    fn is_over(&self) -> bool {
+        self.began.elapsed() >= self.now
+    }
+
+    fn woken(&mut self) {
+        self.now = if self.began.elapsed() < self.most { self.most } else { self.now / 2 };
+    }
+}
+
 struct Running {
     pair: Pair,
     poller: Poller<Token>,
+    polling: Polling,
 }
 
 impl Running {
@@ -178,7 +214,14 @@ impl Running {
         let mut ready =
             Ready { rx: true, tx: enabled_tx, rx_waits_for_kick: false, tx_waits_for_port: false };
         self.pair.call_all();
+        if let Some(tx) = &mut self.pair.tx {
+            tx.polled = self.polling.is_on() && !tx.discard;
+        }
         loop {
+            if self.polling.is_on() && !ready.tx && !ready.rx {
+                self.poll(&mut ready);
+            }
+            let sleeps = !ready.tx && !ready.rx;
             match self.wait(&mut ready) {
                 Ok(true) => {}
                 Ok(false) => {
@@ -190,16 +233,39 @@ impl Running {
                     return self.pair;
                 }
             }
+            if sleeps && self.polling.is_on() {
+                self.polling.woken();
+            }
             if ready.tx {
                 let turn = self.pair.run_tx();
                 ready.tx = turn == Turn::More;
                 ready.tx_waits_for_port = turn == Turn::PortFull;
             }
             if ready.rx {
-                let turn = self.pair.run_rx();
-                ready.rx = turn == Turn::More;
-                ready.rx_waits_for_kick = turn == Turn::NoBuffers;
+                self.receive(&mut ready);
             }
+        }
+    }
+
+    fn receive(&mut self, ready: &mut Ready) {
+        let turn = self.pair.run_rx();
+        ready.rx = turn == Turn::More;
+        ready.rx_waits_for_kick = turn == Turn::NoBuffers;
+    }
+
+    /// Looks at ring and port for a while. Returns with something to do, or with kicks asked for.
+    fn poll(&mut self, ready: &mut Ready) {
+        self.polling.begin();
+        while !ready.tx && !ready.rx && !self.polling.is_over() {
+            if !ready.rx_waits_for_kick {
+                self.receive(ready);
+            }
+            ready.tx = !ready.tx_waits_for_port && self.pair.wants_to_send();
+            std::hint::spin_loop();
+        }
+        // A port that is full tells when it is not, and kicks are of no use until then.
+        if !ready.tx && !ready.rx && !ready.tx_waits_for_port {
+            ready.tx = self.pair.expect_kicks();
         }
     }
 

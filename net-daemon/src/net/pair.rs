@@ -62,6 +62,21 @@ impl Pair {
         }
     }
 
+    /// Whether the guest has something to send, as far as can be seen without a kick.
+    #[inline]
+    pub fn wants_to_send(&self) -> bool {
+        self.tx.as_ref().is_some_and(|tx| tx.polled && tx.vring.ring.has_available())
+    }
+
+    /// Before nobody looks at a polled transmit ring any more: answers whether there is something to send already.
+    pub fn expect_kicks(&mut self) -> bool {
+        let Some(tx) = self.tx.as_mut().filter(|tx| tx.polled) else { return false };
+        tx.expect_kicks().unwrap_or_else(|error| {
+            self.broken.extend(self.tx.take().map(|tx| broken(&tx.vring, error)));
+            false
+        })
+    }
+
     /// One batch from the wire to the guest.
     #[inline]
     pub fn run_rx(&mut self) -> Turn {

@@ -20,6 +20,8 @@ pub struct Tx {
     pub vring: Vring,
     /// The front-end has disabled the ring after it was enabled: what the guest kicks for is dropped.
     pub discard: bool,
+    /// Whoever runs this half looks at the ring by itself: no kicks until [`Tx::expect_kicks`].
+    pub polled: bool,
     parts: Vec<IoPart>,
     /// For a frame in more parts than one call takes.
     bounce: Vec<u8>,
@@ -28,7 +30,7 @@ pub struct Tx {
 impl Tx {
     /// The transmit half over `vring`.
     pub fn new(vring: Vring, discard: bool) -> Tx {
-        Tx { vring, discard, parts: Vec::with_capacity(MAX_PARTS), bounce: Vec::new() }
+        Tx { vring, discard, polled: false, parts: Vec::with_capacity(MAX_PARTS), bounce: Vec::new() }
     }
 
     /// Sends up to [`BATCH`] frames, or as many as fill half the ring, and publishes them.
@@ -47,9 +49,18 @@ impl Tx {
         self.vring.note.idle();
         self.vring.publish(counters);
         match turn? {
-            Turn::Idle if self.vring.ring.enable_kicks()? => Ok(Turn::More),
+            Turn::Idle if !self.polled && self.expect_kicks()? => Ok(Turn::More),
             turn => Ok(turn),
         }
+    }
+
+    /// Asks the driver for kicks; answers whether there is something to send already.
+    ///
+    /// # Errors
+    ///
+    /// When the driver broke the ring.
+    pub fn expect_kicks(&mut self) -> Result<bool, RingError> {
+        self.vring.ring.enable_kicks()
     }
 
     fn batch(

@@ -264,6 +264,12 @@ impl Ring {
         self.refresh()
     }
 
+    /// Whether the driver seems to have made a chain available; [`Ring::pop`] finds out.
+    #[inline]
+    pub fn has_available(&self) -> bool {
+        self.index(&self.avail).load(Ordering::Relaxed) != self.next_avail.0
+    }
+
     /// Tells the driver that kicks are of no use at the moment.
     pub fn disable_kicks(&mut self) {
         // With EVENT_IDX the old avail_event is behind already, and says the same.

@@ -83,6 +83,10 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "Nbit[:BURST][+Npps[:BURST]]")]
     pub(crate) tx_rate: Option<Rate>,
 
+    /// Look for frames for so many microseconds before sleeping: shorter ways for more processor time; 0 is not at all
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=1000))]
+    pub(crate) busy_poll_us: u16,
+
     /// An interface that is created stays when volt-netd ends
     #[arg(long, conflicts_with_all = ["tap_fd", "macvtap"])]
     pub(crate) persist: bool,
@@ -103,7 +107,7 @@ pub(crate) struct Cli {
     /// Replace the daemon that is controlled at this socket: interface, sockets and guest are taken over while they run
     #[arg(long, value_name = "PATH", conflicts_with_all = [
         "port", "endpoint", "client", "queues", "queue_size", "mac", "mtu", "persist", "socket_mode", "socket_group",
-        "control",
+        "control", "rx_rate", "tx_rate", "busy_poll_us",
     ])]
     pub(crate) take_over: Option<PathBuf>,
 

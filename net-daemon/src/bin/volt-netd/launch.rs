@@ -187,6 +187,7 @@ fn fresh(cli: &Cli, given: Given, supervised: Supervised, signals: OwnedFd) -> R
     let limits = RateLimits { rx: cli.rx_rate.unwrap_or_default(), tx: cli.tx_rate.unwrap_or_default() };
     let mut server = build(port, options, endpoint, control, cli.queue_size, supervised, signals)?;
     server.set_limits(limits);
+    server.set_busy_poll(cli.busy_poll_us);
     info!("{} with {pairs} queue pairs, {described}", server.port_name());
     Ok(server)
 }
@@ -205,9 +206,10 @@ fn import(inheritance: Inheritance, supervised: Supervised, signals: OwnedFd) ->
     {
         connection.channel.unsent = unsent;
     }
-    let limits = device.limits;
+    let (limits, busy_poll_us) = (device.limits, device.busy_poll_us);
     let mut server = build(port, options, endpoint, control, state.max_ring_size, supervised, signals)?;
     server.set_limits(limits);
+    server.set_busy_poll(busy_poll_us);
     server.import(state.connection, inheritance.read, state.leftover, state.take_overs, &mut from)?;
     server.drop_connection_on_resume(inheritance.drop_connection);
     Ok(server)

@@ -185,6 +185,11 @@ impl Server {
         self.device.set_limits(limits);
     }
 
+    /// Lets the device's workers poll. Before it serves anybody.
+    pub(crate) fn set_busy_poll(&mut self, microseconds: u16) {
+        self.device.set_busy_poll(microseconds);
+    }
+
     /// Serves until a signal, until the only connection has ended, or until another process takes over.
     pub(crate) fn run(mut self) -> Result<End, ServerError> {
         if let Endpoint::Connected(stream) = &mut self.endpoint

@@ -52,7 +52,7 @@ fn serves_what_waits_at_the_start_and_what_is_kicked_for() {
     driver.write(BUFFERS, &frame(60, 1));
     driver.add(&[(BUFFERS, 72, false)]);
     let (pair, kick_fd, mut call, wire) = transmitter(&driver);
-    let worker = Worker::start("test".to_owned(), pair).unwrap();
+    let worker = Worker::start("test".to_owned(), pair, Duration::ZERO).unwrap();
     until("the frame that waited", || driver.used_idx() == 1);
     let mut count = [0; 8];
     until("a call", || call.read_exact(&mut count).is_ok());
@@ -76,7 +76,7 @@ fn a_call_descriptor_that_blocks_does_not_keep_a_worker() {
     // Full, and made blocking again behind the worker's back.
     call.write_all(&(u64::MAX - 1).to_ne_bytes()).unwrap();
     fcntl_setfl(&call, OFlags::RDWR).unwrap();
-    let worker = Worker::start("test".to_owned(), pair).unwrap();
+    let worker = Worker::start("test".to_owned(), pair, Duration::ZERO).unwrap();
     driver.add(&[(BUFFERS, 72, false)]);
     kick(&kick_fd);
     thread::sleep(Duration::from_millis(20));
@@ -96,7 +96,7 @@ fn a_ring_that_is_broken_ends_alone() {
     pair.rx = Some(Rx::new(Rig::vring(&receiver, 0), Features::NONE));
     let (rig, wire) = Rig::new();
     pair.queue = rig.queue;
-    let worker = Worker::start("test".to_owned(), pair).unwrap();
+    let worker = Worker::start("test".to_owned(), pair, Duration::ZERO).unwrap();
     driver.offer(500);
     kick(&kick_fd);
     wire.send(&frame(60, 1));
@@ -110,8 +110,39 @@ fn a_ring_that_is_broken_ends_alone() {
     assert!(pair.tx.is_none() && pair.rx.is_some());
 }
 
+/// While it polls a worker finds what is not kicked for; then it asks for kicks, and sleeps until one comes.
+#[test]
+fn a_polling_worker_needs_kicks_only_when_it_sleeps() {
+    for features in [Features::NONE, Features::EVENT_IDX] {
+        let mut driver = Driver::new(16, features);
+        driver.write(BUFFERS, &frame(60, 1));
+        let (pair, kick_fd, _call, wire) = transmitter(&driver);
+        let worker = Worker::start("test".to_owned(), pair, Duration::from_millis(150)).unwrap();
+        for count in 1..=20 {
+            driver.add(&[(BUFFERS, 72, false)]);
+            until("a frame that was not kicked for", || driver.used_idx() == count);
+            assert_eq!(wire.receive(), Some(frame(60, 1)));
+        }
+        // Longer than twice that: what it hears of the wire makes it look once more.
+        thread::sleep(Duration::from_millis(600));
+        driver.add(&[(BUFFERS, 72, false)]);
+        thread::sleep(Duration::from_millis(50));
+        assert_eq!(driver.used_idx(), 20, "it sleeps");
+        kick(&kick_fd);
+        until("a frame that was kicked for", || driver.used_idx() == 21);
+        let pair = worker.stop().unwrap();
+        assert_eq!(pair.tx.unwrap().vring.ring.base(), 21);
+        assert_eq!(pair.counters.kicks.get(), 1);
+    }
+}
+
 #[test]
 fn nothing_that_nobody_drains_makes_a_worker_spin() {
+    does_not_spin("spin-test", Duration::ZERO);
+    does_not_spin("poll-test", Duration::from_micros(200));
+}
+
+fn does_not_spin(name: &str, polling: Duration) {
     let mut driver = Driver::new(16, Features::NONE);
     let (mut pair, kick_fd, _call, _wire) = transmitter(&driver);
     let receiver = Driver::new(16, Features::NONE);
@@ -124,7 +155,7 @@ fn nothing_that_nobody_drains_makes_a_worker_spin() {
     let (end, other) = std::os::unix::net::UnixStream::pair().unwrap();
     drop(other);
     pair.rx.as_mut().unwrap().vring.kick = Arc::new(Notifier::new(end.into()).unwrap());
-    let worker = Worker::start("spin-test".to_owned(), pair).unwrap();
+    let worker = Worker::start(name.to_owned(), pair, polling).unwrap();
     kick(&kick_fd);
     driver.add(&[(BUFFERS, 72, false)]);
     thread::sleep(Duration::from_millis(50));
@@ -133,7 +164,7 @@ fn nothing_that_nobody_drains_makes_a_worker_spin() {
     until("the worker's thread", || {
         let paths = std::fs::read_dir("/proc/self/task").unwrap().flatten().map(|task| task.path());
         let is_ours = |path: &std::path::PathBuf| {
-            std::fs::read_to_string(path.join("comm")).is_ok_and(|name| name.trim() == "spin-test")
+            std::fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim() == name)
         };
         task = paths.into_iter().find(is_ours);
         task.is_some()

@@ -124,7 +124,7 @@ fn a_limited_worker_keeps_the_rate_and_sleeps() {
         stash: None,
     };
     let start = Instant::now();
-    let worker = Worker::start("limited".to_owned(), pair).unwrap();
+    let worker = Worker::start("limited".to_owned(), pair, Duration::ZERO).unwrap();
     let (mut sent, mut received) = (0, 0);
     loop {
         // A socket pair holds only so many.

@@ -350,6 +350,7 @@ impl Server {
             "mac": config.mac.to_string(),
             "queue_pairs": self.device.pairs(),
             "limits": self.limits(),
+            "busy_poll_us": self.device.busy_poll(),
             "front_end": front_end,
             "counters": self.device.leftover().counters,
         })
