@@ -85,6 +85,19 @@ impl Succession {
         let (supervisor, worker): ((usize, u64), _) = (one(self.daemon.id()), one(worker as u32));
         (supervisor.0 + worker.0, supervisor.1 + worker.1)
     }
+
+    /// The same of a worker that has started: it answers, and has what it needs.
+    fn steady_usage(&self) -> (usize, u64) {
+        self.status();
+        let mut last = [0; 3];
+        let steady = || {
+            sleep(Duration::from_millis(100));
+            let usage = self.usage();
+            last = [last[1], last[2], usage.0];
+            (last == [usage.0; 3]).then_some(usage)
+        };
+        poll_until(LIMIT, steady).expect("descriptors that stay the same")
+    }
 }
 
 /// Frames that the interface could not keep for its reader.
@@ -132,7 +145,7 @@ pub fn run(rounds: usize, guest: impl FnOnce(&Path, &Spec) -> Process) {
     assert_eq!(succession.status()["take_overs"], rounds);
 
     succession.kill_worker();
-    let (fds, memory) = succession.usage();
+    let (fds, memory) = succession.steady_usage();
     let echo = Echo::start();
     for round in 1..rounds {
         sleep(moment(round) + Duration::from_millis(200));
@@ -143,9 +156,8 @@ pub fn run(rounds: usize, guest: impl FnOnce(&Path, &Spec) -> Process) {
     let most = BATCH * rounds;
     assert!(account.sent > 0 && account.lost <= most && account.repeated <= most, "{account:?}");
     assert_eq!(succession.status()["restarts"], rounds);
-    // The last one may still be starting.
-    let settled = || (succession.usage().0 <= fds).then(|| succession.usage().1);
-    let memory_now = poll_until(LIMIT, settled).unwrap_or_else(|| panic!("{fds} descriptors became more"));
+    let (fds_now, memory_now) = succession.steady_usage();
+    assert!(fds_now <= fds, "{fds} descriptors became {fds_now}");
     assert!(memory_now <= memory + 1024, "{memory} KiB became {memory_now} KiB");
 
     ip(&["addr", "add", ENOUGH, "dev", TAP]);
