@@ -110,8 +110,10 @@ fn volt_vmm_passes() {
         return;
     }
     let vmm = program("volt-vmm");
-    let command =
-        format!("{} --kernel {{guest}} --mem 16M --serial none --net-socket {{socket}}", vmm.display());
+    let command = format!(
+        "{} --kernel {{guest}} --transport mmio --mem 16M --serial none --net-socket {{socket}}",
+        vmm.display()
+    );
     let outcomes = Mutex::new(Vec::new());
     // Those in which the front-end waits are the last ones and the longest.
     let checks: Vec<_> = frontend::catalogue().into_iter().rev().collect();

@@ -68,7 +68,7 @@ pub struct Args {
     cpus: u8,
 
     /// How the guest reaches its virtio devices: pci, with an interrupt for each queue, or mmio, with one for each device
-    #[arg(long, value_name = "pci|mmio", default_value = "mmio", value_parser = transport)]
+    #[arg(long, value_name = "pci|mmio", default_value = "pci", value_parser = transport)]
     transport: Transport,
 
     /// A network device; may be given several times. tap=NAME: frames go to this TAP interface, which is created when

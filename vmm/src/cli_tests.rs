@@ -195,7 +195,7 @@ fn devices_are_added_and_removed_by_ctl() {
 
 #[test]
 fn transports_have_names() {
-    assert_eq!(config(&[]).transport, Transport::Mmio);
+    assert_eq!(config(&[]).transport, Transport::Pci);
     assert_eq!(config(&["--transport", "pci"]).transport, Transport::Pci);
     assert_eq!(config(&["--transport", "mmio"]).transport, Transport::Mmio);
     assert!(refused(&["--transport", "ccw"]).contains("'ccw' is neither pci nor mmio"));
