@@ -42,6 +42,9 @@ impl Case {
     }
 }
 
+/// Lines that are shown of a body that the lab ended.
+const DEATH: usize = 30;
+
 /// Runs `body` where KVM works: here, or in the lab. `name` is the test function's.
 ///
 /// # Panics
@@ -77,7 +80,11 @@ pub fn in_lab(name: &str, body: impl FnOnce() + Send) {
         if !ended_by_the_lab || case.is_some_and(|case| case.passed) {
             break;
         }
-        eprintln!("the lab's emulation ended {name}: once more");
+        eprintln!("the lab's emulation ended {name}: once more, after");
+        let output = case.map_or(&[][..], |case| &case.output);
+        for line in &output[output.len().saturating_sub(DEATH)..] {
+            eprintln!("    {line}");
+        }
         again = Some(run(["--exact".to_owned(), name.to_owned()].into_iter()));
     }
     let case = again.as_ref().unwrap_or(first).cases.get(name);

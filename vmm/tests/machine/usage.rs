@@ -50,8 +50,11 @@ fn files_of_the_machine_are_checked() {
         1,
         &["does not fit", "raise --mem"],
     );
-    let disks: Vec<_> = ["--disk", "/dev/null"].repeat(19);
-    fails(machine().args(&disks), 1, &["20 virtio devices"]);
+    // With the source of entropy, one more than there are places.
+    let disks = |count| ["--disk", "/dev/null"].repeat(count);
+    fails(machine().args(&disks(31)), 1, &["32 virtio devices", "--transport pci"]);
+    let mmio = machine().args(&["--transport", "mmio"]);
+    fails(mmio.args(&disks(19)), 1, &["20 virtio devices", "--transport mmio", "or --transport pci"]);
 }
 
 /// Standard input that cannot be read is a warning, not the end of the machine.
