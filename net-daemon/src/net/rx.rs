@@ -197,6 +197,17 @@ impl Rx {
     /// Appends the chain's parts; returns their bytes, at most those of the longest frame.
     #[inline]
     fn collect(&mut self, head: u16) -> Result<usize, ChainError> {
+        match self.vring.ring.plain(head) {
+            Some((part, true)) if part.len() >= HEADER_LEN => {
+                self.parts.push(part);
+                Ok(part.len())
+            }
+            _ => self.collect_chain(head),
+        }
+    }
+
+    #[inline(never)]
+    fn collect_chain(&mut self, head: u16) -> Result<usize, ChainError> {
         let start = self.parts.len();
         let parts = &mut self.parts;
         let (mut len, mut readable) = (0, false);
@@ -300,36 +311,29 @@ impl Rx {
     /// Finishes the header of a frame that lies in the buffers and pushes the buffers that it fills.
     #[inline]
     fn complete(&mut self, len: usize, counters: &Counters) {
-        let mut left = len;
-        let count = if self.mergeable { self.count(len) } else { 1 };
-        let parts = &self.parts[self.first..];
+        let (mut left, mut count, start) = (len, 0, self.first);
+        for buffer in &self.buffers[self.next..] {
+            let written = left.min(buffer.len);
+            self.vring.ring.push_used(buffer.head, written as u32);
+            count += 1;
+            left -= written;
+            self.capacity -= buffer.len;
+            self.first += buffer.parts;
+            if left == 0 {
+                break;
+            }
+        }
+        self.next += count;
+        let parts = &self.parts[start..];
+        // One where frames are not merged: no more are gathered there.
         write_parts(parts, NUM_BUFFERS, &(count as u16).to_le_bytes());
         if !self.checksums {
             // Flags are about checksums that this driver knows nothing of (virtio 1.2, 5.1.6.4.1).
             write_parts(parts, 0, &[0]);
         }
-        for buffer in &self.buffers[self.next..self.next + count] {
-            let written = left.min(buffer.len);
-            self.vring.ring.push_used(buffer.head, written as u32);
-            left -= written;
-            self.capacity -= buffer.len;
-            self.first += buffer.parts;
-        }
-        self.next += count;
         self.compact();
         counters.rx_frames.add(1);
         counters.rx_bytes.add(len as u64);
-    }
-
-    /// How many of the gathered buffers a frame of `len` bytes fills.
-    #[inline]
-    fn count(&self, len: usize) -> usize {
-        let mut room = 0;
-        let fills = |buffer: &&Buffer| {
-            room += buffer.len;
-            room < len
-        };
-        1 + self.gathered().iter().take_while(fills).count()
     }
 
     /// Keeps the vectors from growing: free when nothing is gathered, otherwise once in many frames.

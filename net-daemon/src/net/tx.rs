@@ -97,8 +97,19 @@ impl Tx {
     /// Gathers the chain's parts; returns the frame's bytes, header included.
     #[inline]
     fn collect(&mut self, head: u16) -> Result<usize, ChainError> {
+        self.parts.clear();
+        match self.vring.ring.plain(head) {
+            Some((part, false)) if (HEADER_LEN + ETHERNET_LEN..=MAX_FRAME_LEN).contains(&part.len()) => {
+                self.parts.push(part);
+                Ok(part.len())
+            }
+            _ => self.collect_chain(head),
+        }
+    }
+
+    #[inline(never)]
+    fn collect_chain(&mut self, head: u16) -> Result<usize, ChainError> {
         let parts = &mut self.parts;
-        parts.clear();
         let (mut len, mut writable) = (0usize, false);
         self.vring.ring.walk(head, |part, write| {
             writable |= write;

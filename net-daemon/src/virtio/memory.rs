@@ -30,9 +30,16 @@ pub struct Region {
     size: u64,
     /// Where the region begins inside the mapping: mappings begin at a page, regions anywhere.
     offset: usize,
+    /// The same place, kept at hand for each buffer.
+    host: *mut u8,
     mapping: Arc<MmapRegion>,
     id: FdId,
 }
+
+// SAFETY: `host` points into `mapping`, which is shared and kept with it.
+unsafe impl Send for Region {}
+// SAFETY: as above; a region only computes pointers, and what they point to is changed by the guest at any time.
+unsafe impl Sync for Region {}
 
 impl Region {
     /// A region of `size` bytes at guest address `guest`, which begins `offset` bytes into `mapping`.
@@ -43,8 +50,12 @@ impl Region {
         let inside = usize::try_from(size).ok()?.checked_add(offset)? <= mapping.size();
         guest.checked_add(size)?;
         user.checked_add(size)?;
-        let id = FdId::fresh();
-        (inside && size > 0).then_some(Region { guest, user, size, offset, mapping, id })
+        if !inside || size == 0 {
+            return None;
+        }
+        // SAFETY: the region, and so its first byte, is inside the mapping.
+        let host = unsafe { mapping.as_ptr().add(offset) };
+        Some(Region { guest, user, size, offset, host, mapping, id: FdId::fresh() })
     }
 
     /// First guest address.
@@ -82,18 +93,17 @@ impl Region {
         self.mapping.file_offset().map(|offset| offset.file())
     }
 
-    fn host(&self) -> *mut u8 {
-        // SAFETY: `new` checked that the region, and so its first byte, is inside the mapping.
-        unsafe { self.mapping.as_ptr().add(self.offset) }
-    }
-
     /// The pointer for `guest` and the bytes from there to the region's end.
-    #[inline]
+    #[inline(always)]
     fn tail(&self, guest: u64) -> Option<(*mut u8, u64)> {
-        let offset = guest.checked_sub(self.guest).filter(|offset| *offset < self.size)?;
+        // One comparison for both ends: as guest + size does not wrap, the offset of an address below does, to beyond size.
+        let offset = guest.wrapping_sub(self.guest);
+        if offset >= self.size {
+            return None;
+        }
         // SAFETY: offset < size, and the region is inside the mapping (checked by `new`). It fits usize
         // because the mapping's size does.
-        Some((unsafe { self.host().add(offset as usize) }, self.size - offset))
+        Some((unsafe { self.host.add(offset as usize) }, self.size - offset))
     }
 }
 
@@ -139,16 +149,21 @@ impl GuestMemory {
         self.regions[*hint].tail(guest)
     }
 
+    /// The host memory behind `len` bytes at `guest`, if they are all in the region of number `hint`.
+    #[inline(always)]
+    pub(crate) fn part(&self, guest: u64, len: u32, hint: usize) -> Option<IoPart> {
+        let (base, room) = self.regions.get(hint)?.tail(guest)?;
+        (u64::from(len) <= room).then(|| IoPart::new(base, len as usize))
+    }
+
     /// Calls `each` with the parts of host memory behind `len` bytes at `guest`: one, or more where the range
     /// crosses into adjoining regions. `false` when part of the range is no guest memory; `each` may have
     /// been called by then.
     #[inline]
     pub(crate) fn parts(&self, guest: u64, len: u32, hint: &mut usize, mut each: impl FnMut(IoPart)) -> bool {
-        if let Some((base, room)) = self.regions.get(*hint).and_then(|region| region.tail(guest))
-            && u64::from(len) <= room
-        {
+        if let Some(part) = self.part(guest, len, *hint) {
             if len > 0 {
-                each(IoPart::new(base, len as usize));
+                each(part);
             }
             return true;
         }
@@ -192,7 +207,9 @@ impl GuestMemory {
         let area = match parts[..] {
             _ if !whole => return Err(AreaError::Unmapped { guest, len }),
             [one] => Area { base: one.base(), split: usize::MAX & !0xf, rest: one.base(), len },
-            [one, two] => Area { base: one.base(), split: one.len(), rest: two.base(), len },
+            [one, two] => {
+                Area { base: one.base(), split: one.len(), rest: two.base().wrapping_sub(one.len()), len }
+            }
             _ => return Err(AreaError::Regions { guest, len, regions: parts.len() }),
         };
         let aligned = |p: *mut u8| (p as usize).is_multiple_of(align);
@@ -247,8 +264,10 @@ pub enum AreaError {
 /// Holds pointers without owning: valid while the [`GuestMemory`] that made it lives.
 #[derive(Debug)]
 pub(crate) struct Area {
+    /// Where offsets below `split` count from.
     base: *mut u8,
     split: usize,
+    /// Where the others count from: `split` bytes before the second piece.
     rest: *mut u8,
     len: usize,
 }
@@ -259,12 +278,10 @@ impl Area {
     pub(crate) fn at<T>(&self, offset: usize) -> *mut T {
         let end = offset + size_of::<T>();
         debug_assert!(end <= self.len && (offset >= self.split || end <= self.split), "{offset} of {self:?}");
-        // SAFETY: callers stay inside `len` (the ring computes offsets from indices it has masked); each of the
-        // two pieces is inside one mapping, and `area` refused a border inside an aligned field.
-        unsafe {
-            if offset < self.split { self.base.add(offset) } else { self.rest.add(offset - self.split) }
-                .cast()
-        }
+        // Callers stay inside `len` (the ring computes offsets from indices it has masked); each of the two pieces is
+        // inside one mapping, and `area` refused a border inside an aligned field.
+        let origin = if offset < self.split { self.base } else { self.rest };
+        origin.wrapping_add(offset).cast()
     }
 }
 

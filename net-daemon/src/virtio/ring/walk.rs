@@ -6,6 +6,18 @@ use crate::virtio::memory::{IoPart, read_parts};
 use crate::virtio::ring::{DESCRIPTOR, Ring};
 
 impl Ring {
+    /// The buffer of chain `head` and whether it is device-writable, in the plain case: a single descriptor, not empty,
+    /// in the region where the last buffer was. Otherwise it takes a [`Ring::walk`].
+    #[inline(always)]
+    pub fn plain(&self, head: u16) -> Option<(IoPart, bool)> {
+        let descriptor = self.descriptor(head);
+        let Descriptor { addr, len, .. } = descriptor;
+        if !descriptor.is_whole_chain() || len == 0 {
+            return None;
+        }
+        self.memory.part(addr, len, self.hint).map(|part| (part, descriptor.is_writable()))
+    }
+
     /// Hands the parts of chain `head` to `take`, with whether they are device-writable, in the chain's order.
     ///
     /// # Errors
@@ -14,9 +26,6 @@ impl Ring {
     #[inline]
     pub fn walk(&mut self, head: u16, mut take: impl FnMut(IoPart, bool)) -> Result<(), ChainError> {
         let (mut number, mut descriptor) = (head, self.descriptor(head));
-        if descriptor.is_whole_chain() {
-            return self.buffer(descriptor, &mut take);
-        }
         let mut chains = Chains::new(self.size, self.indirect);
         loop {
             if let Some(table) = chains.follow(number, descriptor)? {
