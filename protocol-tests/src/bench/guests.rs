@@ -1,5 +1,5 @@
 //! What a guest's programs see of its network: TCP each way, echo requests one after the other, and what a frame costs in
-//! exits of the guest.
+//! exits of the guest. And what a VMM takes to get there: time and memory.
 //!
 //! Every way to the wire gets a guest of its own in each round, on an equal TAP. QEMU guests are software-emulated where
 //! there is no KVM; volt-vmm's run in the lab then, which is itself emulated. So figures of one VMM compare with each
@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::bench::BenchError;
 use crate::lab::guest::{Accel, Flavour, Image, QemuNet, Spec, Transport};
@@ -71,13 +71,23 @@ impl Kind {
 }
 
 /// One guest's figures.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct Figures {
+    start: Start,
     out: f64,
     into: f64,
     requests: f64,
     events_out: Option<Events>,
     events_in: Option<Events>,
+}
+
+/// From the start of the VMM's process.
+#[derive(Clone, Copy, Debug)]
+struct Start {
+    first_line: Duration,
+    init: Duration,
+    /// KiB that the process has resident beside its guest's memory, when init starts.
+    own_memory: u64,
 }
 
 /// For each frame.
@@ -95,11 +105,7 @@ struct Events {
 /// # Panics
 /// When a guest does not come up or does not reach the host.
 pub fn run(options: &Options) -> Result<(), BenchError> {
-    if inside_the_lab() {
-        measure(options, &Kind::vmm().collect::<Vec<_>>(), Accel::Kvm);
-        return Ok(());
-    }
-    if kvm_is_usable() {
+    if inside_the_lab() || kvm_is_usable() {
         let all: Vec<_> = [Kind::QemuTap, Kind::QemuSocket].into_iter().chain(Kind::vmm()).collect();
         measure(options, &all, Accel::Kvm);
         return Ok(());
@@ -139,14 +145,24 @@ fn one(kind: Kind, options: &Options, accel: Accel) -> Figures {
         "speed out -P {queues} -c {HOST} -t {seconds}; speed in -P {queues} -R -c {HOST} -t {seconds}; \
          requests {HOST} {requests}"
     );
-    let spec = Spec { flavour: Flavour::Cloud, image: Image::Vmlinux, ..Spec::new(&run) };
+    // Says its first line as early as it can.
+    let kernel_options = "earlycon=uart8250,io,0x3f8";
+    let spec = Spec { flavour: Flavour::Cloud, image: Image::Vmlinux, kernel_options, ..Spec::new(&run) };
     let (_netd, mut guest) = start(kind, &spec, directory.path(), accel, *queues);
+    let start = started(&mut guest);
     let (out, events_out) = phase(&mut guest, "out");
     let (into, events_in) = phase(&mut guest, "in");
     let (milliseconds, _) = phase(&mut guest, "requests");
     guest.wait_for("VOLT exit 0", LIMIT);
     guest.wait_exit(LIMIT);
-    Figures { out, into, requests: f64::from(*requests) * 1000.0 / milliseconds, events_out, events_in }
+    Figures {
+        start,
+        out,
+        into,
+        requests: f64::from(*requests) * 1000.0 / milliseconds,
+        events_out,
+        events_in,
+    }
 }
 
 fn start(kind: Kind, spec: &Spec, directory: &Path, accel: Accel, queues: u16) -> (Option<Process>, Process) {
@@ -173,6 +189,22 @@ fn start(kind: Kind, spec: &Spec, directory: &Path, accel: Accel, queues: u16) -
             .vmm_net(&[&format!("tap={TAP},queues={queues},vhost-net=require")]),
     };
     (netd, Process::start("the guest", &mut command))
+}
+
+/// Waits until the guest has its init.
+fn started(guest: &mut Process) -> Start {
+    let begin = Instant::now();
+    guest.wait_for("Linux version", LIMIT);
+    let first_line = begin.elapsed();
+    guest.wait_for("Run /init", LIMIT);
+    let init = begin.elapsed();
+    let status = std::fs::read_to_string(format!("/proc/{}/status", guest.id())).expect("a VMM that runs");
+    // The guest's memory is a memfd's, which the kernel counts apart.
+    let own = ["RssAnon:", "RssFile:"].map(|name| {
+        let kib = status.lines().find_map(|line| line.strip_prefix(name)?.trim().strip_suffix(" kB"));
+        kib.and_then(|kib| kib.parse::<u64>().ok()).expect("resident memory")
+    });
+    Start { first_line, init, own_memory: own.iter().sum() }
 }
 
 /// One figure of the guest, and what KVM counted for each frame of the TAP meanwhile.
@@ -206,22 +238,26 @@ fn frames() -> f64 {
     count("rx") + count("tx")
 }
 
+/// Median, least and most.
+fn spread(values: impl Iterator<Item = f64>, digits: usize) -> String {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    match (values.first(), values.get(values.len() / 2), values.last()) {
+        (Some(least), Some(median), Some(most)) => {
+            format!("{median:.digits$} ({least:.digits$}-{most:.digits$})")
+        }
+        _ => "-".to_owned(),
+    }
+}
+
 fn table(all: &BTreeMap<Kind, Vec<Figures>>) -> String {
     let mut text = String::from(
         "| guest | TCP out, Mbit/s | TCP in, Mbit/s | echo requests/s | exits a frame, out | in | \
          interrupts a frame, out | in |\n|---|---:|---:|---:|---:|---:|---:|---:|\n",
     );
     for (kind, figures) in all {
-        let column = |of: &dyn Fn(&Figures) -> Option<f64>, digits: usize| {
-            let mut values: Vec<f64> = figures.iter().filter_map(of).collect();
-            values.sort_by(f64::total_cmp);
-            match (values.first(), values.get(values.len() / 2), values.last()) {
-                (Some(least), Some(median), Some(most)) => {
-                    format!("{median:.digits$} ({least:.digits$}-{most:.digits$})")
-                }
-                _ => "-".to_owned(),
-            }
-        };
+        let column =
+            |of: &dyn Fn(&Figures) -> Option<f64>, digits| spread(figures.iter().filter_map(of), digits);
         let _ = writeln!(
             text,
             "| {} | {} | {} | {} | {} | {} | {} | {} |",
@@ -233,6 +269,20 @@ fn table(all: &BTreeMap<Kind, Vec<Figures>>) -> String {
             column(&|one| Some(one.events_in?.exits), 2),
             column(&|one| Some(one.events_out?.interrupts), 3),
             column(&|one| Some(one.events_in?.interrupts), 3),
+        );
+    }
+    text.push_str(
+        "\n| guest | to the first line, ms | to init, ms | memory beside the guest's, KiB |\n|---|---:|---:|---:|\n",
+    );
+    for (kind, figures) in all {
+        let column = |of: &dyn Fn(&Start) -> f64| spread(figures.iter().map(|one| of(&one.start)), 0);
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} | {} |",
+            kind.name(),
+            column(&|start| start.first_line.as_secs_f64() * 1000.0),
+            column(&|start| start.init.as_secs_f64() * 1000.0),
+            column(&|start| start.own_memory as f64),
         );
     }
     text

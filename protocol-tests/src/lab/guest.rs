@@ -65,6 +65,8 @@ pub struct Spec {
     pub memory: u32,
     /// Under volt-vmm.
     pub transport: Transport,
+    /// Options of the kernel beside those that every guest has: how much it says.
+    pub kernel_options: &'static str,
     /// Shell words for the guest's `volt.run` (`scripts/guest/init`); no double quotes.
     pub run: String,
 }
@@ -78,6 +80,7 @@ impl Spec {
             cpus: 2,
             memory: 512,
             transport: Transport::Mmio,
+            kernel_options: "quiet",
             run: run.into(),
         }
     }
@@ -102,9 +105,10 @@ impl Spec {
     }
 
     fn command_line(&self) -> String {
-        let Self { run, .. } = self;
+        let Self { run, kernel_options, .. } = self;
         format!(
-            "console=ttyS0 quiet panic=-1 mitigations=off ip={GUEST}::{HOST}:255.255.255.0:volt:eth0:off volt.run=\"{run}\""
+            "console=ttyS0 {kernel_options} panic=-1 mitigations=off ip={GUEST}::{HOST}:255.255.255.0:volt:eth0:off \
+             volt.run=\"{run}\""
         )
     }
 
