@@ -161,6 +161,13 @@ fn a_unit_that_is_killed_or_restarted_goes_on() {
     wait_until_ready(&shared, &rig.daemon);
     let mut session = rig.session(&Setup::default());
     rig.both_ways(&mut session, 5);
+    // What can be other without being another daemon stays, and is named.
+    assert!(rig.daemon.stop(LIMIT).expect("it ends").success());
+    let slower = [&arguments[..], &["--rx-rate", "1Mbit", "--busy-poll-us", "50"]].concat();
+    rig.daemon = start(&rig.netns, &shared, &notify, &slower);
+    wait_until_ready(&shared, &rig.daemon);
+    rig.logged(&["--rx-rate, --busy-poll-us stay as they were"]);
+    rig.both_ways(&mut session, 5);
     // With other options the state is none of this unit's.
     assert!(rig.daemon.stop(LIMIT).expect("it ends").success());
     rig.netns.add_tap("tap1", false).expect("another TAP");

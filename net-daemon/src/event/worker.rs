@@ -230,12 +230,15 @@ impl Running {
                 }
                 Err(error) => {
                     error!("a queue pair stops: waiting for events failed: {error}");
+                    self.pair.leave();
                     return self.pair;
                 }
             }
             if sleeps && self.polling.is_on() {
                 self.polling.woken();
             }
+            // Nobody kicks a polled ring, however busy the other direction is.
+            ready.tx |= !ready.tx_waits_for_port && self.pair.wants_to_send();
             if ready.tx {
                 let turn = self.pair.run_tx();
                 ready.tx = turn == Turn::More;

@@ -287,16 +287,16 @@ impl NetDevice {
     /// When there can be no worker; the pair is stopped then.
     pub fn start(&mut self, pair: usize, vrings: PairVrings, features: Features) -> Result<(), DeviceError> {
         assert!(self.workers[pair].is_none(), "pair {pair} runs already");
+        let mut queue = self.port.queue(pair);
+        if let Some(limiter) = &self.limiter {
+            let limited = limiter.limit(queue);
+            queue = limited.map_err(|error| DeviceError { pair, source: WorkerError::Start(error) })?;
+        }
         let mut rx = vrings.rx.map(|vring| Rx::new(vring, features));
         if let Some(rx) = &mut rx
             && let Some(frame) = self.stashes[pair].take()
         {
             rx.put_stash(&frame);
-        }
-        let mut queue = self.port.queue(pair);
-        if let Some(limiter) = &self.limiter {
-            let limited = limiter.limit(queue);
-            queue = limited.map_err(|error| DeviceError { pair, source: WorkerError::Start(error) })?;
         }
         let running = Pair {
             rx,
@@ -319,8 +319,13 @@ impl NetDevice {
             );
         }
         let polling = Duration::from_micros(self.busy_poll_us.into());
-        let worker = Worker::start(format!("pair{pair}"), running, polling);
-        self.workers[pair] = Some(worker.map_err(|(source, _)| DeviceError { pair, source })?);
+        match Worker::start(format!("pair{pair}"), running, polling) {
+            Ok(worker) => self.workers[pair] = Some(worker),
+            Err((source, mut back)) => {
+                self.stashes[pair] = back.rx.as_mut().and_then(Rx::take_stash);
+                return Err(DeviceError { pair, source });
+            }
+        }
         Ok(())
     }
 

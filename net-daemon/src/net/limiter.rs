@@ -12,6 +12,7 @@ use std::fmt::{self, Debug};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::str::FromStr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -236,7 +237,9 @@ impl Limiter {
             let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
             rustix::time::timerfd_create(TimerfdClockId::Monotonic, flags)
         };
-        Ok(Arc::new(LimitedQueue { queue, limiter: self.clone(), timers: [timer()?, timer()?] }))
+        let timers = [timer()?, timer()?];
+        let (began, armed) = (Instant::now(), Default::default());
+        Ok(Arc::new(LimitedQueue { queue, limiter: self.clone(), timers, began, armed }))
     }
 }
 
@@ -247,17 +250,21 @@ struct LimitedQueue {
     limiter: Limiter,
     /// One for each direction: rx, tx.
     timers: [OwnedFd; 2],
+    began: Instant,
+    /// Until when, in nanoseconds after `began`, each timer is set. A worker that polls asks again and again.
+    armed: [AtomicU64; 2],
 }
 
 impl LimitedQueue {
     fn pass(
         &self,
         direction: &Direction,
-        timer: &OwnedFd,
+        timer: usize,
         frame: impl FnOnce() -> io::Result<usize>,
     ) -> io::Result<usize> {
-        if let Some(wait) = direction.wait(Instant::now()) {
-            arm(timer, wait.max(SHORTEST_WAIT))?;
+        let now = Instant::now();
+        if let Some(wait) = direction.wait(now) {
+            self.arm(timer, now, wait.max(SHORTEST_WAIT))?;
             // Not io::ErrorKind::WouldBlock: what the kernel says of a port that is not ready.
             return Err(io::Error::from_raw_os_error(libc::EAGAIN));
         }
@@ -265,15 +272,20 @@ impl LimitedQueue {
         direction.charge(len);
         Ok(len)
     }
-}
 
-/// Makes `timer` readable after `wait`.
-fn arm(timer: &OwnedFd, wait: Duration) -> io::Result<()> {
-    let never = Timespec { tv_sec: 0, tv_nsec: 0 };
-    let once = Timespec::try_from(wait).map_err(io::Error::other)?;
-    let setting = Itimerspec { it_interval: never, it_value: once };
-    rustix::time::timerfd_settime(timer, TimerfdTimerFlags::empty(), &setting)?;
-    Ok(())
+    /// Makes timer number `timer` readable `wait` after `now`, unless it will be earlier.
+    fn arm(&self, timer: usize, now: Instant, wait: Duration) -> io::Result<()> {
+        let now = now.duration_since(self.began);
+        if u128::from(self.armed[timer].load(Ordering::Relaxed)) > now.as_nanos() {
+            return Ok(());
+        }
+        let never = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let once = Timespec::try_from(wait).map_err(io::Error::other)?;
+        let setting = Itimerspec { it_interval: never, it_value: once };
+        rustix::time::timerfd_settime(&self.timers[timer], TimerfdTimerFlags::empty(), &setting)?;
+        self.armed[timer].store((now + wait).as_nanos() as u64, Ordering::Relaxed);
+        Ok(())
+    }
 }
 
 impl AsFd for LimitedQueue {
@@ -284,11 +296,11 @@ impl AsFd for LimitedQueue {
 
 impl PortQueue for LimitedQueue {
     fn send(&self, parts: &[IoPart]) -> io::Result<usize> {
-        self.pass(&self.limiter.tx, &self.timers[1], || self.queue.send(parts))
+        self.pass(&self.limiter.tx, 1, || self.queue.send(parts))
     }
 
     fn recv(&self, parts: &[IoPart]) -> io::Result<usize> {
-        self.pass(&self.limiter.rx, &self.timers[0], || self.queue.recv(parts))
+        self.pass(&self.limiter.rx, 0, || self.queue.recv(parts))
     }
 
     fn timers(&self) -> &[OwnedFd] {

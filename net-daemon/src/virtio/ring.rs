@@ -197,8 +197,8 @@ impl Ring {
     fn refresh(&mut self) -> Result<bool, RingError> {
         // Acquire: the ring entries and descriptors behind the index are read after it.
         let now = Wrapping(self.index(&self.avail).load(Ordering::Acquire));
-        // The driver cannot have more than `size` chains outstanding, popped ones included.
-        if (now - self.next_used).0 > self.size {
+        // The driver cannot have more than `size` chains outstanding, popped ones included, nor take one of those back.
+        if (now - self.next_avail).0 > self.size - self.outstanding() {
             return Err(RingError::AvailIndex { from: self.next_avail.0, to: now.0, size: self.size });
         }
         self.avail_idx = now;

@@ -192,6 +192,15 @@ impl Server {
 
     /// Serves until a signal, until the only connection has ended, or until another process takes over.
     pub(crate) fn run(mut self) -> Result<End, ServerError> {
+        let end = self.attend();
+        // What this process had is the next worker's after an error, the sockets' files too.
+        if matches!(end, Ok(End::GivenAway)) || (end.is_err() && self.holder.is_some()) {
+            self.abandon();
+        }
+        end
+    }
+
+    fn attend(&mut self) -> Result<End, ServerError> {
         if let Endpoint::Connected(stream) = &mut self.endpoint
             && let Some(stream) = stream.take()
         {
@@ -220,7 +229,6 @@ impl Server {
                 self.accept_client()?;
             }
             if std::mem::take(&mut self.pending.requests) && self.serve_clients()? == Some(End::GivenAway) {
-                self.abandon();
                 return Ok(End::GivenAway);
             }
             self.watch_control()?;
@@ -229,14 +237,13 @@ impl Server {
         Ok(End::Over)
     }
 
-    fn end(mut self) -> Result<End, ServerError> {
+    fn end(&mut self) -> Result<End, ServerError> {
         info!("told to end");
         if self.leave {
             if let Some(connection) = &mut self.connection {
                 connection.session.pause(&mut self.device)?;
             }
             self.commit();
-            self.abandon();
             return Ok(End::GivenAway);
         }
         self.disconnect("this daemon ends")?;

@@ -1,6 +1,7 @@
 //! The whole daemon as data: what one process writes and the next one reads.
 
 use serde::{Deserialize, Serialize};
+use volt_net::net::config::Mac;
 use volt_net::net::device::{DeviceState, Leftover};
 use volt_net::port::PortState;
 use volt_net::state::{FORMAT, StateError};
@@ -55,6 +56,24 @@ impl DaemonState {
         };
         let pairs = cli.queues.is_none_or(|pairs| pairs == self.device.pairs);
         interface && pairs && self.endpoint.is_at(cli.socket.as_deref())
+    }
+
+    /// Options whose values on this command line are not those that the daemon goes on with.
+    pub(crate) fn kept_options(&self, cli: &Cli) -> Vec<&'static str> {
+        fn other<T: PartialEq>(given: Option<T>, kept: T) -> bool {
+            given.is_some_and(|given| given != kept)
+        }
+        let DeviceState { mac, mtu, limits, busy_poll_us, .. } = self.device;
+        let options = [
+            ("--mac", other(cli.mac, Mac(mac))),
+            ("--mtu", other(cli.mtu.map(Some), mtu)),
+            ("--queue-size", cli.queue_size != self.max_ring_size),
+            ("--rx-rate", other(cli.rx_rate, limits.rx)),
+            ("--tx-rate", other(cli.tx_rate, limits.tx)),
+            ("--busy-poll-us", cli.busy_poll_us != busy_poll_us),
+            ("--control", cli.control.is_some() != self.control.is_some()),
+        ];
+        options.into_iter().filter(|(_, other)| *other).map(|(name, _)| name).collect()
     }
 
     /// Reads a state, if it is of a format that this program knows.

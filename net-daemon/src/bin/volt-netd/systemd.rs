@@ -95,7 +95,12 @@ impl Store {
             return self.forget(named.keys());
         };
         match DaemonState::parse(state.get()) {
-            Ok(parsed) if parsed.is_for(cli) => {}
+            Ok(parsed) if parsed.is_for(cli) => {
+                let kept = parsed.kept_options(cli);
+                if !kept.is_empty() {
+                    warn!("{} stay as they were: systemctl stop and start takes new values", kept.join(", "));
+                }
+            }
             Ok(_) => {
                 warn!("what systemd kept is of a daemon with other options: starting afresh");
                 return self.forget(named.keys());

@@ -1,15 +1,22 @@
 //! Workers that run, and workers that somebody tries to hold.
 
+use std::fmt;
 use std::fs::File;
 use std::io::{Read, Write};
+use std::os::fd::BorrowedFd;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::fs::{OFlags, fcntl_setfl};
 
 use super::*;
+use crate::net::BATCH;
 use crate::net::rx::Rx;
 use crate::net::testing::{Rig, Wire, frame};
 use crate::net::tx::Tx;
+use crate::port::PortQueue;
 use crate::virtio::features::Features;
+use crate::virtio::memory::IoPart;
 use crate::virtio::testing::{BUFFERS, Driver};
 
 /// A transmit queue with its driver's ends: kick, call, wire.
@@ -134,6 +141,64 @@ fn a_polling_worker_needs_kicks_only_when_it_sleeps() {
         assert_eq!(pair.tx.unwrap().vring.ring.base(), 21);
         assert_eq!(pair.counters.kicks.get(), 1);
     }
+}
+
+/// A wire that always has a frame. With the hundredth, the driver makes a chain of its other ring available.
+struct Busy {
+    queue: Arc<dyn PortQueue>,
+    driver: Mutex<Driver>,
+    received: AtomicUsize,
+    sent_after: AtomicUsize,
+}
+
+const HUNDREDTH: usize = 100;
+
+impl fmt::Debug for Busy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} of {:?}", self.sent_after, self.received)
+    }
+}
+
+impl AsFd for Busy {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.queue.as_fd()
+    }
+}
+
+impl PortQueue for Busy {
+    fn send(&self, parts: &[IoPart]) -> io::Result<usize> {
+        self.sent_after.store(self.received.load(Ordering::SeqCst), Ordering::SeqCst);
+        self.queue.send(parts)
+    }
+
+    fn recv(&self, _: &[IoPart]) -> io::Result<usize> {
+        if self.received.fetch_add(1, Ordering::SeqCst) + 1 == HUNDREDTH {
+            self.driver.lock().unwrap().add(&[(BUFFERS, 72, false)]);
+        }
+        Ok(72)
+    }
+}
+
+/// Nobody kicks for a ring that is polled, so the worker looks at it between batches of the other one too.
+#[test]
+fn a_polling_worker_that_always_receives_sends_too() {
+    const RING: u16 = 1024;
+    let driver = Driver::new(16, Features::NONE);
+    driver.write(BUFFERS, &frame(60, 1));
+    let (mut pair, _kick, _call, wire) = transmitter(&driver);
+    let mut receiver = Driver::new(RING, Features::NONE);
+    for number in 0..RING {
+        receiver.add(&[(BUFFERS + u64::from(number) * 128, 128, true)]);
+    }
+    pair.rx = Some(Rx::new(Rig::vring(&receiver, 0), Features::NONE));
+    let (queue, driver) = (pair.queue.clone(), Mutex::new(driver));
+    let busy = Arc::new(Busy { queue, driver, received: Default::default(), sent_after: Default::default() });
+    pair.queue = busy.clone();
+    let worker = Worker::start("test".to_owned(), pair, Duration::from_micros(200)).unwrap();
+    until("the frame of the other ring", || wire.receive() == Some(frame(60, 1)));
+    worker.stop().unwrap();
+    let after = busy.sent_after.load(Ordering::SeqCst);
+    assert!((HUNDREDTH..=HUNDREDTH + BATCH).contains(&after), "sent after {after} frames");
 }
 
 #[test]

@@ -156,6 +156,19 @@ fn popped_chains_count_as_outstanding() {
     assert_eq!(ring.pop(), Err(RingError::AvailIndex { from: 8, to: 9, size: 8 }));
 }
 
+/// Chains that the device holds cannot be taken back.
+#[test]
+fn an_index_that_goes_back_breaks_the_ring() {
+    let driver = Driver::new(8, Features::NONE);
+    let mut ring = driver.ring();
+    driver.set_u16(driver.layout.avail + 2, 4);
+    for _ in 0..4 {
+        assert_eq!(ring.pop(), Ok(Some(0)));
+    }
+    driver.set_u16(driver.layout.avail + 2, 2);
+    assert_eq!(ring.pop(), Err(RingError::AvailIndex { from: 4, to: 2, size: 8 }));
+}
+
 #[test]
 fn a_head_outside_the_table_breaks_the_ring() {
     let mut driver = Driver::new(8, Features::NONE);

@@ -312,10 +312,11 @@ impl Server {
             connection.session.pause(&mut self.device)?;
         }
         self.device.set_limits(self.device.limits().changed(change));
-        self.commit();
         if let Some(connection) = &mut self.connection {
             connection.session.resume(&mut self.device);
         }
+        // Not before: a frame that waited has gone to the guest now, and must not be the next process's too.
+        self.commit();
         info!("{}: limits changed to {}", self.device.port_name(), self.limits());
         Ok(())
     }
