@@ -100,17 +100,16 @@ struct Events {
 /// Measures and prints a table.
 ///
 /// # Errors
-/// When the lab cannot be started.
+/// When the lab cannot be started, or something is missing that the guests need.
 ///
 /// # Panics
 /// When a guest does not come up or does not reach the host.
 pub fn run(options: &Options) -> Result<(), BenchError> {
     if inside_the_lab() || kvm_is_usable() {
         let all: Vec<_> = [Kind::QemuTap, Kind::QemuSocket].into_iter().chain(Kind::vmm()).collect();
-        measure(options, &all, Accel::Kvm);
-        return Ok(());
+        return measure(options, &all, Accel::Kvm);
     }
-    measure(options, &[Kind::QemuTap, Kind::QemuSocket], Accel::Tcg);
+    measure(options, &[Kind::QemuTap, Kind::QemuSocket], Accel::Tcg)?;
     let Options { rounds, seconds, requests, queues } = options;
     let mut lab = Command::new(repository().join("scripts/lab"));
     lab.arg(std::env::current_exe()?).args(["guests", "--rounds", &rounds.to_string()]);
@@ -122,7 +121,7 @@ pub fn run(options: &Options) -> Result<(), BenchError> {
     }
 }
 
-fn measure(options: &Options, kinds: &[Kind], accel: Accel) {
+fn measure(options: &Options, kinds: &[Kind], accel: Accel) -> Result<(), BenchError> {
     let mut all: BTreeMap<Kind, Vec<Figures>> = BTreeMap::new();
     for round in 1..=options.rounds {
         for kind in kinds {
@@ -130,7 +129,11 @@ fn measure(options: &Options, kinds: &[Kind], accel: Accel) {
             isolated("guests", || all.entry(*kind).or_default().push(one(*kind, options, accel)));
         }
     }
+    if all.is_empty() {
+        return Err(BenchError::Wrong("nothing was measured: see above".to_owned()));
+    }
     print!("{}", table(&all));
+    Ok(())
 }
 
 /// Boots a guest and takes its figures.
