@@ -37,7 +37,7 @@ impl Case {
         let says = |text: &str| self.output.iter().any(|line| line.contains(text));
         let fault = says("RIP: 0010:entry_SYSCALL_64+0x0/") || !says("Kernel panic");
         let reset = says("qemu ended before it said 'VOLT exit'")
-            || says("volt-vmm ended before it said 'VOLT exit'") && says("shut down by a triple fault");
+            || says("volt-vmm ended before it said '") && says("shut down by a triple fault");
         reset && fault
     }
 }
@@ -190,6 +190,11 @@ mod tests {
         assert!(reset(&[ended]));
         assert!(reset(&[ended, "RIP: 0010:entry_SYSCALL_64+0x0/0x29", "Kernel panic - not syncing"]));
         assert!(!reset(&[ended, "RIP: 0010:virtqueue_add+0x30/0x80", "Kernel panic - not syncing"]));
+        let (waited, fault) =
+            ("volt-vmm ended before it said 'the back-end is back'", "shut down by a triple fault");
+        assert!(reset(&[waited, fault]));
+        assert!(!reset(&[waited]));
+        assert!(!reset(&[waited, fault, "Kernel panic - not syncing"]));
         assert!(!reset(&["tcp_out: other bytes than were sent"]));
     }
 }
