@@ -65,6 +65,7 @@ impl Default for Script {
             protocol: protocol::MQ
                 | protocol::REPLY_ACK
                 | protocol::CONFIG
+                | protocol::BACKEND_REQ
                 | protocol::CONFIGURE_MEM_SLOTS
                 | protocol::RESET_DEVICE,
             queue_num: 2,

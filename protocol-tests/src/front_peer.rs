@@ -218,8 +218,9 @@ fn negotiate(frontend: &mut Frontend, acked: u64, fault: Option<FrontFault>) -> 
         let wanted = protocol::REPLY_ACK | protocol::CONFIGURE_MEM_SLOTS;
         both = frontend.get_protocol_features()? & wanted;
         let surplus = if fault == Some(FrontFault::ProtocolUnoffered) { protocol::RARP } else { 0 };
-        frontend.set_protocol_features(both | surplus)?;
+        // As User-mode Linux does, from the message on that negotiates it.
         frontend.want_replies(both & protocol::REPLY_ACK != 0);
+        frontend.set_protocol_features(both | surplus)?;
     }
     let surplus = if fault == Some(FrontFault::Unoffered) { feature::CSUM } else { 0 };
     frontend.set_features(acked | surplus)?;

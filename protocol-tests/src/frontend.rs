@@ -203,6 +203,11 @@ impl Frontend {
         }
     }
 
+    /// SET_BACKEND_REQ_FD, which has no body.
+    pub fn set_backend_req_fd(&self, channel: impl AsFd) -> Result<(), WireError> {
+        self.tell(request::SET_BACKEND_REQ_FD, &[], &[channel.as_fd()])
+    }
+
     /// GET_CONFIG: `size` bytes from `offset`.
     pub fn get_config(&self, offset: u32, size: u32) -> Result<Vec<u8>, WireError> {
         let body = [words(&[offset, size, 0]), vec![0; size as usize]].concat();

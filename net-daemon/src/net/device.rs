@@ -94,6 +94,7 @@ pub struct NetDevice {
     busy_poll_us: u16,
     journal: Journal,
     killers: BTreeMap<usize, u16>,
+    link_up: bool,
 }
 
 /// What a device knows that its port does not, in a state.
@@ -185,6 +186,7 @@ impl NetDevice {
             busy_poll_us: 0,
             journal,
             killers,
+            link_up: true,
         }
     }
 
@@ -253,6 +255,16 @@ impl NetDevice {
     /// The configuration space.
     pub fn config(&self) -> NetConfig {
         self.config
+    }
+
+    /// Whether the port's interface was set up when it was asked last. One that cannot be asked is up.
+    pub fn link_is_up(&self) -> bool {
+        self.link_up
+    }
+
+    /// Asks the port's interface whether it is set up.
+    pub fn look_at_link(&mut self) {
+        self.link_up = self.port.is_up().unwrap_or(true);
     }
 
     /// Queue pairs.

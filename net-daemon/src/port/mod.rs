@@ -21,6 +21,7 @@ pub mod macvtap;
 pub mod queue;
 pub mod socket;
 pub mod tap;
+pub mod watch;
 
 /// Length of `struct virtio_net_hdr_v1`, which stands before each frame on a port and in a ring (virtio 1.2, 5.1.6).
 pub const HEADER_LEN: usize = 12;
@@ -67,6 +68,11 @@ pub trait Port: Debug + Send {
 
     /// The address that a guest behind this interface must have, where it cannot have any.
     fn mac(&self) -> Option<Mac> {
+        None
+    }
+
+    /// Whether the interface is set up, where it can be asked.
+    fn is_up(&self) -> Option<bool> {
         None
     }
 

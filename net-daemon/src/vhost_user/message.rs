@@ -90,6 +90,15 @@ impl Header {
         words.iter().flat_map(|word| word.to_ne_bytes()).chain(body.iter().copied()).collect()
     }
 
+    /// The bytes of a back-end's own request without a body, which wants no reply.
+    pub fn request(request: u32) -> [u8; HEADER_LEN] {
+        let mut bytes = [0; HEADER_LEN];
+        for (to, word) in bytes.as_chunks_mut().0.iter_mut().zip([request, VERSION, 0]) {
+            *to = word.to_ne_bytes();
+        }
+        bytes
+    }
+
     /// Whether the front-end wants to know how the request went.
     pub fn needs_reply(self) -> bool {
         self.flags & NEED_REPLY != 0
@@ -129,6 +138,7 @@ pub fn policy(request: FrontendReq) -> Option<Policy> {
             policy(0..=8, 0, true)
         }
         R::SET_OWNER | R::RESET_OWNER | R::RESET_DEVICE => policy(0..=8, 0, false),
+        R::SET_BACKEND_REQ_FD => policy(0..=8, 1, false),
         R::SET_FEATURES | R::SET_PROTOCOL_FEATURES => policy(8..=8, 0, false),
         // Old UML sends room for two regions with one in it.
         R::SET_MEM_TABLE => policy(8..=8 + MAX_TABLE_REGIONS * 32, MAX_TABLE_REGIONS, false),

@@ -5,6 +5,7 @@
 //!
 //! The protocol is described in QEMU's `docs/interop/vhost-user.rst`; names are those used there.
 
+pub mod backend_channel;
 pub mod channel;
 pub mod memory;
 pub mod message;

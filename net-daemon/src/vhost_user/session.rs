@@ -15,6 +15,7 @@ use crate::event::worker::WorkerError;
 use crate::net::ctrl::{Command, Limits};
 use crate::net::ctrl_queue::ControlQueue;
 use crate::net::device::{DeviceError, NetDevice, PairVrings};
+use crate::vhost_user::backend_channel::{BackendChannel, NoSocket};
 use crate::vhost_user::memory::{self, MAX_SLOTS, RegionError};
 use crate::vhost_user::message::{
     ConfigRange, FrontendReq, Header, MemoryRegion, Message, MessageError, VringAddr, VringFd, VringState,
@@ -30,11 +31,13 @@ pub mod state;
 
 /// Protocol features that are served.
 ///
-/// Not INFLIGHT_SHMFD: the used index says all that it could, and Cloud Hypervisor replays rings less well where it
+/// BACKEND_REQ carries one thing, that the link is down or up; and User-mode Linux 6.1 has no interrupt for a device
+/// without it. Not INFLIGHT_SHMFD: the used index says all that it could, and Cloud Hypervisor replays rings less well where it
 /// is offered.
 const PROTOCOL: Protocol = Protocol::MQ
     .union(Protocol::REPLY_ACK)
     .union(Protocol::CONFIG)
+    .union(Protocol::BACKEND_REQ)
     .union(Protocol::CONFIGURE_MEM_SLOTS)
     .union(Protocol::RESET_DEVICE);
 
@@ -91,6 +94,9 @@ pub enum Fault {
     /// A kick, call or err descriptor.
     #[error(transparent)]
     Notify(#[from] NotifyError),
+    /// A descriptor for the back-end's own requests.
+    #[error(transparent)]
+    BackendChannel(#[from] NoSocket),
     /// Writes to the configuration space.
     #[error("the configuration space cannot be written")]
     ReadOnlyConfig,
@@ -147,6 +153,10 @@ pub struct Session {
     control: Option<ControlQueue>,
     /// Pairs that the driver uses, where the control queue is served here.
     control_pairs: u16,
+    /// For requests of the back-end.
+    backend: Option<BackendChannel>,
+    /// The front-end was told last that its link is down.
+    told_down: bool,
     /// Pairs that are served, as last logged.
     serving: Vec<bool>,
 }
@@ -164,6 +174,8 @@ impl Session {
             max_ring_size,
             control: None,
             control_pairs: 1,
+            backend: None,
+            told_down: false,
             serving: vec![false; device.pairs()],
         }
     }
@@ -183,12 +195,16 @@ impl Session {
         let name =
             request.map_or_else(|| format!("request {}", header.request), |known| format!("{known:?}"));
         debug!("{name}: {} bytes, {} descriptors", message.body.len(), message.fds.len());
-        let acknowledges = header.needs_reply() && self.protocol.contains(Protocol::REPLY_ACK);
+        let before = self.protocol;
         let waits = request.is_some_and(|r| policy(r).map_or(unserved_waits(r), |policy| policy.replies));
         let answered = match request {
             Some(request) => self.dispatch(request, message, device),
             None => Err(Fault::Unknown),
         };
+        // UML asks for an answer to the very message that negotiates REPLY_ACK, and waits for it. Who drops it with a
+        // message that asks for an answer does as well.
+        let reply_ack = (before | self.protocol).contains(Protocol::REPLY_ACK);
+        let acknowledges = header.needs_reply() && reply_ack;
         let code = |status: u64| Some(Header::reply(header.request, &status.to_ne_bytes()));
         match answered {
             Ok(Answer::Payload(body)) => Ok(Some(Header::reply(header.request, &body))),
@@ -241,6 +257,7 @@ impl Session {
             R::SET_VRING_CALL => self.set_vring_call(message, device),
             R::SET_VRING_ERR => self.set_vring_err(message, device),
             R::SET_VRING_ENABLE => self.set_vring_enable(&message.body, device),
+            R::SET_BACKEND_REQ_FD => self.set_backend_req_fd(message),
             R::GET_CONFIG => self.get_config(&message.body, device),
             R::SET_CONFIG => Err(Fault::ReadOnlyConfig),
             _ => Err(Fault::Unserved),

@@ -17,7 +17,7 @@ use super::vring::Vring;
 use super::{Script, Sent, Shared, locked};
 use crate::frame::{NetHeader, gso};
 use crate::memory::{GuestMemory, RegionSpec};
-use crate::wire::{Channel, Message, WireError, feature, flags, longs, request, words};
+use crate::wire::{Channel, Message, WireError, feature, flags, longs, protocol, request, words};
 
 /// Which of the descriptors can be read.
 pub(super) struct Ready {
@@ -27,8 +27,12 @@ pub(super) struct Ready {
 
 pub(super) struct Connection {
     pub(super) channel: Channel,
+    /// For requests of this back-end's own.
+    requests: Option<Channel>,
     script: Script,
     acked: u64,
+    /// Protocol features that were acknowledged.
+    protocol: u64,
     /// What any driver of this connection has acknowledged.
     ever_acked: u64,
     regions: Vec<(RegionSpec, OwnedFd)>,
@@ -41,8 +45,10 @@ impl Connection {
         let vrings = BTreeMap::new();
         Connection {
             channel: Channel::new(socket),
+            requests: None,
             script,
             acked: 0,
+            protocol: 0,
             ever_acked: 0,
             regions: Vec::new(),
             memory: None,
@@ -136,6 +142,7 @@ impl Connection {
             }
             return Err(message.unexpected(wanted));
         }
+        let before = self.protocol;
         let script = &self.script;
         match message.request {
             request::GET_FEATURES => return self.reply(&message, &longs(&[self.offered()])),
@@ -195,15 +202,18 @@ impl Connection {
                 let [index, base] = message.words()?;
                 self.vring(index).base = u16::try_from(base).map_err(|_| message.unexpected("a base"))?;
             }
-            request::SET_OWNER
-            | request::RESET_OWNER
-            | request::SET_PROTOCOL_FEATURES
-            | request::SET_VRING_ERR
-            | request::SET_CONFIG => {}
+            request::SET_OWNER | request::RESET_OWNER | request::SET_VRING_ERR | request::SET_CONFIG => {}
+            request::SET_PROTOCOL_FEATURES => self.protocol = message.u64()?,
+            request::SET_BACKEND_REQ_FD => {
+                let channel = message.fds.pop().ok_or_else(|| message.unexpected("a descriptor"))?;
+                self.requests = Some(Channel::new(channel.into()));
+            }
             request::RESET_DEVICE => self.vrings.clear(),
             _ => return Err(message.unexpected("a request that this back-end offers")),
         }
-        let asked = message.flags & flags::NEED_REPLY != 0 && !self.has(Fault::NoAck);
+        let acks = before | if self.has(Fault::LateAck) { 0 } else { self.protocol };
+        let acks = acks & protocol::REPLY_ACK != 0 && !self.has(Fault::NoAck);
+        let asked = message.flags & flags::NEED_REPLY != 0 && acks;
         if asked || self.has(Fault::ReplyUnasked) {
             return self.reply(&message, &longs(&[u64::from(self.has(Fault::NegativeAck))]));
         }

@@ -35,6 +35,7 @@ faults! {
     FeaturesChange, "features-change", "messages/features-again", "Offers only what was acknowledged last.";
     NoReplyFlag, "no-reply-flag", "messages/reply-header", "Replies lack the reply flag.";
     NoAck, "no-ack", "messages/need-reply", "NEED_REPLY is ignored.";
+    LateAck, "late-ack", "messages/need-reply-negotiating", "The message that negotiates REPLY_ACK is not answered.";
     NegativeAck, "negative-ack", "messages/need-reply", "Success is answered by status 1.";
     ReplyUnasked, "reply-unasked", "messages/no-reply-unasked", "Every request is answered.";
     RepliesTwice, "replies-twice", "messages/one-reply-each", "A reply of its own is followed by a status.";

@@ -9,6 +9,7 @@ use crate::session::SessionError;
 use crate::wire::WireError;
 
 pub mod bench;
+mod channels;
 pub mod frontend;
 mod hostile;
 mod memory;
@@ -162,6 +163,7 @@ use {checks, ensure};
 pub fn catalogue() -> Vec<&'static Check> {
     let groups = [
         messages::CHECKS,
+        channels::CHECKS,
         memory::CHECKS,
         states::CHECKS,
         orders::CHECKS,

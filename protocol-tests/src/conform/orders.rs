@@ -18,8 +18,9 @@ checks! {
         qemu;
     "orders/cloud-hypervisor", Robust, Completion, "Cloud Hypervisor's sources",
         "Kicks are written before ENABLE; a reconnect names the used index.", cloud_hypervisor;
-    "orders/uml", Robust, Completion, "User-mode Linux 7.2, measured",
-        "Calls go to a socket pair, the memory table has room for two regions, rings stop by ENABLE 0 alone.", uml;
+    "orders/uml", Robust, Completion, "User-mode Linux 6.1 and 7.2, measured",
+        "Every message without a reply asks for an answer, the one that acknowledges REPLY_ACK too; calls go to a socket pair, \
+         the memory table has room for two regions, rings stop by ENABLE 0 alone.", uml;
     "orders/dpdk", Robust, Completion, "DPDK virtio-user's sources",
         "ENABLE comes before SET_FEATURES, base 0 before the addresses, also for rings that have run.", dpdk;
     "rings/event-windows", Must, Completion, "virtio 1.2, 2.7.7.2",
@@ -45,12 +46,20 @@ fn running(
 fn qemu(bench: &mut Bench) -> Result {
     let mut frontend = bench.connect()?;
     let offered = frontend.get_features()?;
-    let both = frontend.get_protocol_features()? & (protocol::MQ | protocol::REPLY_ACK);
+    let offered_protocol = frontend.get_protocol_features()?;
+    let both = offered_protocol & (protocol::MQ | protocol::REPLY_ACK);
     if both & protocol::REPLY_ACK == 0 {
         return Err(Finding::NotOffered("REPLY_ACK".to_owned()));
     }
-    frontend.set_protocol_features(both)?;
+    let backend_req = offered_protocol & protocol::BACKEND_REQ;
+    frontend.set_protocol_features(both | backend_req)?;
     frontend.set_owner()?;
+    let (mine, theirs) = UnixStream::pair()?;
+    if backend_req != 0 {
+        frontend.want_replies(true);
+        frontend.set_backend_req_fd(theirs)?;
+        frontend.want_replies(false);
+    }
     let features = offered & Setup::default().features;
     let mut nic = Setup::default().nic(features)?;
     for queue in &nic.queues {
@@ -82,6 +91,7 @@ fn qemu(bench: &mut Bench) -> Result {
         }
         nic = Setup::default().nic(features)?;
     }
+    drop(mine);
     Ok(())
 }
 
@@ -118,7 +128,23 @@ fn cloud_hypervisor(bench: &mut Bench) -> Result {
 
 fn uml(bench: &mut Bench) -> Result {
     let mut frontend = bench.connect()?;
-    let (features, _) = negotiate(&mut frontend, Setup::default().features, protocol::REPLY_ACK)?;
+    frontend.set_owner()?;
+    let features = frontend.get_features()? & Setup::default().features;
+    let wanted = protocol::REPLY_ACK | protocol::BACKEND_REQ | protocol::CONFIG;
+    let both = frontend.get_protocol_features()? & wanted;
+    frontend.want_replies(both & protocol::REPLY_ACK != 0);
+    frontend.set_protocol_features(both)?;
+    let (_requests, theirs) = UnixStream::pair()?;
+    if both & protocol::BACKEND_REQ != 0 {
+        frontend.set_backend_req_fd(theirs)?;
+    }
+    if both & protocol::CONFIG != 0 {
+        // What lies before the byte that is wanted is read too.
+        for len in 1..=6 {
+            frontend.get_config(0, len)?;
+        }
+    }
+    frontend.set_features(features)?;
     let mut nic = Setup::default().nic(features)?;
     let mut body = mem_table(&nic.mem.specs());
     body.resize(8 + 2 * 32, 0);
@@ -141,10 +167,10 @@ fn uml(bench: &mut Bench) -> Result {
 fn dpdk(bench: &mut Bench) -> Result {
     let mut nic = None;
     for connection in 1..=3u16 {
-        let frontend = bench.connect()?;
+        let mut frontend = bench.connect()?;
         frontend.set_owner()?;
         let features = frontend.get_features()? & Setup::default().features;
-        let both = frontend.get_protocol_features()? & protocol::MQ;
+        let both = frontend.get_protocol_features()? & (protocol::MQ | protocol::REPLY_ACK);
         frontend.set_protocol_features(both)?;
         let fresh = nic.is_none();
         let card = match nic.take() {
@@ -158,7 +184,10 @@ fn dpdk(bench: &mut Bench) -> Result {
             frontend.set_vring_fd(request::SET_VRING_CALL, queue.vring, Some(&queue.call))?;
         }
         frontend.set_features(features)?;
+        // The only message that asks for an answer.
+        frontend.want_replies(both & protocol::REPLY_ACK != 0);
         frontend.set_mem_table(&card.mem)?;
+        frontend.want_replies(false);
         for queue in &card.queues {
             frontend.set_vring_num(queue.vring, queue.ring.layout().size.into())?;
             frontend.set_vring_base(queue.vring, 0)?;

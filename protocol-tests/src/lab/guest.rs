@@ -105,11 +105,33 @@ impl Spec {
     }
 
     fn command_line(&self) -> String {
+        format!("console=ttyS0 mitigations=off {}", self.parameters().join(" "))
+    }
+
+    /// Kernel parameters for every guest.
+    fn parameters(&self) -> [String; 4] {
         let Self { run, kernel_options, .. } = self;
-        format!(
-            "console=ttyS0 {kernel_options} panic=-1 mitigations=off ip={GUEST}::{HOST}:255.255.255.0:volt:eth0:off \
-             volt.run=\"{run}\""
-        )
+        [
+            (*kernel_options).to_owned(),
+            "panic=-1".to_owned(),
+            format!("ip={GUEST}::{HOST}:255.255.255.0:volt:eth0:off"),
+            format!("volt.run=\"{run}\""),
+        ]
+    }
+
+    /// User-mode Linux of one processor, its network device at a vhost-user socket. It is a process with children that it
+    /// traces: in a PID namespace of its own, so that they end with it however it ends.
+    pub fn uml(&self, socket: &Path) -> Command {
+        let mut command = Command::new("unshare");
+        command
+            .args(["--pid", "--fork", "--kill-child"])
+            .arg(guest_file("uml/linux.uml"))
+            .arg(format!("mem={}M", self.memory))
+            .arg(format!("initrd={}", guest_file("initramfs-uml").display()))
+            .args(["con=null", "con0=null,fd:1"])
+            .arg(format!("virtio_uml.device={}:1", socket.display()))
+            .args(self.parameters());
+        command
     }
 
     /// Under QEMU, with `network` for the two options of its network device.

@@ -86,6 +86,7 @@ fn missing() -> Option<String> {
         program("volt-netd"),
         program("volt-vmm"),
         guest_file("initramfs-generic"),
+        guest_file("initramfs-uml"),
         guest_file("rootfs.img"),
     ];
     if let Some(file) = files.iter().find(|file| !file.exists()) {

@@ -18,6 +18,7 @@ use volt_net::event::poller::{EventFlags, Poller};
 use volt_net::net::device::{DeviceError, NetDevice};
 use volt_net::net::journal::Note;
 use volt_net::net::limiter::RateLimits;
+use volt_net::port::watch::LinkWatch;
 
 use crate::connection::Connection;
 use crate::endpoint::{Endpoint, Listener};
@@ -47,6 +48,8 @@ enum Token {
     Connection,
     ControlKick,
     Device,
+    /// News of interfaces.
+    Links,
     /// The control socket, and its clients.
     Control,
     Client,
@@ -62,6 +65,8 @@ pub(crate) struct Server {
     poller: Poller<Token>,
     /// Notified by the device.
     wake: Arc<Notifier>,
+    /// Tells when to look whether the port's interface is up.
+    links: Option<LinkWatch>,
     connection: Option<Connection>,
     /// The control socket.
     control: Option<Listener>,
@@ -101,6 +106,7 @@ struct Pending {
     control: bool,
     client: bool,
     requests: bool,
+    links: bool,
     alone: bool,
 }
 
@@ -138,8 +144,12 @@ pub(crate) enum End {
 
 impl Server {
     /// A daemon that has no front-end yet.
-    pub(crate) fn new(parts: Parts) -> io::Result<Server> {
+    pub(crate) fn new(mut parts: Parts) -> io::Result<Server> {
         let mut poller = Poller::new()?;
+        let links = upkeep::watch_links(&mut poller);
+        if links.is_some() {
+            parts.device.look_at_link();
+        }
         poller.add(&parts.signals, EventFlags::IN, Token::Signal)?;
         poller.add(&*parts.wake, EventFlags::IN, Token::Device)?;
         if let Endpoint::Listen(listener) = &parts.endpoint {
@@ -158,6 +168,7 @@ impl Server {
             endpoint: parts.endpoint,
             poller,
             wake: parts.wake,
+            links,
             connection: None,
             control: parts.control,
             clients: VecDeque::new(),
@@ -233,6 +244,9 @@ impl Server {
             }
             self.watch_control()?;
             self.check_port()?;
+            if std::mem::take(&mut self.pending.links) {
+                self.check_link();
+            }
         }
         Ok(End::Over)
     }
@@ -270,6 +284,7 @@ impl Server {
             Token::ControlKick => pending.control = true,
             Token::Control => pending.client = true,
             Token::Client => pending.requests = true,
+            Token::Links => pending.links = true,
             Token::Holder => pending.alone = true,
             Token::Device => {
                 wake.clear();

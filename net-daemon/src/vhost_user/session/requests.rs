@@ -1,6 +1,7 @@
 //! One function for each request.
 
 use super::*;
+use crate::net::config::STATUS_LINK_UP;
 
 impl Session {
     pub(super) fn get_features(&self, device: &NetDevice) -> Answered {
@@ -39,6 +40,9 @@ impl Session {
             return Err(Fault::Protocol(surplus));
         }
         self.protocol = Protocol::from_bits_truncate(asked);
+        if !self.protocol.contains(Protocol::BACKEND_REQ) {
+            self.backend = None;
+        }
         Ok(Answer::Done)
     }
 
@@ -61,6 +65,8 @@ impl Session {
         let fresh = Session::new(device, self.max_ring_size);
         *self = Session {
             protocol: self.protocol,
+            backend: self.backend.take(),
+            told_down: self.told_down,
             memory: self.memory.take(),
             repeated: std::mem::take(&mut self.repeated),
             ..fresh
@@ -227,11 +233,23 @@ impl Session {
         self.change(index, device, |vring| vring.enabled = enabled)
     }
 
+    pub(super) fn set_backend_req_fd(&mut self, message: Message) -> Answered {
+        let got = message.fds.len();
+        let fd = message.fds.into_iter().next().ok_or(MessageError::Fds { got, expected: 1 })?;
+        self.backend = Some(BackendChannel::new(fd)?);
+        Ok(Answer::Done)
+    }
+
     /// A range outside the configuration space is answered by an empty body, as the protocol has it.
-    pub(super) fn get_config(&self, body: &[u8], device: &NetDevice) -> Answered {
+    pub(super) fn get_config(&mut self, body: &[u8], device: &NetDevice) -> Answered {
         let range = ConfigRange::decode(body)?;
         let mut space = [0; CONFIG_SPACE];
-        let config = device.config().to_bytes();
+        let mut config = device.config();
+        self.told_down = self.tells_of_link() && !device.link_is_up();
+        if self.told_down {
+            config.status &= !STATUS_LINK_UP;
+        }
+        let config = config.to_bytes();
         space[..config.len()].copy_from_slice(&config);
         let end = range.offset.checked_add(range.size);
         let bytes = end.and_then(|end| space.get(range.offset as usize..end as usize));

@@ -213,6 +213,29 @@ impl Session {
         }
     }
 
+    /// Whether the front-end can be told that the link goes down and comes up. One that cannot sees it up all the time: what it
+    /// reads once would stay for ever.
+    pub(super) fn tells_of_link(&self) -> bool {
+        self.protocol.contains(Protocol::CONFIG) && self.backend.is_some()
+    }
+
+    /// Tells the front-end of a link that is not as it was told last. Returns whether it has been told.
+    pub fn tell_link(&mut self, device: &NetDevice) -> bool {
+        let down = !device.link_is_up();
+        let Some(backend) = self.backend.as_ref().filter(|_| self.tells_of_link()) else { return false };
+        if down == self.told_down {
+            return false;
+        }
+        if let Err(error) = backend.config_changed() {
+            debug!("the front-end does not take news of its link: {error}");
+            return false;
+        }
+        self.told_down = down;
+        let how = if down { "down" } else { "up" };
+        info!("{} is {how}: the front-end is told that its link is", device.port_name());
+        true
+    }
+
     /// Moves all pairs to the port's new queues after it was opened again.
     ///
     /// # Errors

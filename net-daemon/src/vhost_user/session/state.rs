@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::*;
-use crate::state::{Exporter, Importer, StateError};
+use crate::state::{Exporter, FdId, Importer, StateError};
 use crate::vhost_user::memory::RegionState;
 use crate::vhost_user::vring::VringState;
 
@@ -22,6 +22,12 @@ pub struct SessionState {
     vrings: Vec<VringState>,
     /// Pairs that the driver uses, where the control queue is served here.
     control_pairs: u16,
+    /// The channel for requests of the back-end.
+    #[serde(default)]
+    backend: Option<FdId>,
+    /// The front-end was told last that its link is down.
+    #[serde(default)]
+    told_down: bool,
 }
 
 impl Session {
@@ -34,6 +40,8 @@ impl Session {
             repeated: self.repeated.clone(),
             vrings: self.vrings.iter().map(|vring| vring.export(out)).collect(),
             control_pairs: self.control_pairs,
+            backend: self.backend.as_ref().map(|backend| backend.export(out)),
+            told_down: self.told_down,
         }
     }
 
@@ -77,6 +85,8 @@ impl Session {
             repeated: state.repeated.clone(),
             vrings,
             control_pairs: state.control_pairs,
+            backend: state.backend.map(|id| BackendChannel::import(id, from)).transpose()?,
+            told_down: state.told_down,
             ..fresh
         })
     }
@@ -97,6 +107,7 @@ impl Session {
             device.set_offloads(acked);
         }
         self.run_all(device);
+        self.tell_link(device);
     }
 
     /// The vrings that their driver broke, as far as is known while they run.

@@ -123,6 +123,44 @@ fn what_cannot_be_answered_ends_the_connection_by_name() {
     assert!(crate::error_chain(&error).contains("there is no vring 7"));
 }
 
+/// UML's SET_PROTOCOL_FEATURES asks for the answer that it negotiates itself, and waits for it.
+#[test]
+fn an_answer_is_due_by_what_was_or_is_negotiated() {
+    let mut peer = Peer::new(1);
+    let set = |bits: Protocol| bits.bits().to_ne_bytes();
+    let request = FrontendReq::SET_PROTOCOL_FEATURES;
+    assert_eq!(peer.status(request, &set(Protocol::REPLY_ACK | Protocol::MQ), Vec::new()), 0);
+    assert_eq!(peer.status(request, &set(Protocol::MQ), Vec::new()), 0);
+    assert!(peer.send(FrontendReq::SET_OWNER, NEED_REPLY, &[], Vec::new()).unwrap().is_none());
+    // One that is refused negotiates nothing, and its front-end must not wait for ever.
+    let unoffered = set(Protocol::REPLY_ACK | Protocol::RARP);
+    let error = peer.send(request, NEED_REPLY, &unoffered, Vec::new()).unwrap_err();
+    assert!(crate::error_chain(&error).contains("not offered"), "{error:?}");
+}
+
+/// The descriptor for the back-end's requests is kept until another comes or BACKEND_REQ is given up.
+#[test]
+fn the_back_ends_channel_is_taken_and_given_up() {
+    let mut peer = Peer::new(1);
+    let negotiate = |peer: &mut Peer, bits: Protocol| {
+        peer.send(FrontendReq::SET_PROTOCOL_FEATURES, 0, &bits.bits().to_ne_bytes(), Vec::new()).unwrap();
+    };
+    negotiate(&mut peer, Protocol::REPLY_ACK | Protocol::BACKEND_REQ | Protocol::CONFIG);
+    let request = FrontendReq::SET_BACKEND_REQ_FD;
+    assert_eq!(peer.status(request, &[], Vec::new()), 1, "no descriptor");
+    assert_eq!(peer.status(request, &[], vec![memfd()]), 1, "no socket");
+    assert!(!peer.session.tells_of_link());
+    let (first, second) = (UnixDatagram::pair().unwrap(), UnixDatagram::pair().unwrap());
+    assert_eq!(peer.status(request, &[], vec![first.0.into()]), 0);
+    assert_eq!(peer.status(request, &[], vec![second.0.into()]), 0);
+    assert!(first.1.send(&[0]).is_err(), "the first one is closed");
+    assert!(second.1.send(&[0]).is_ok());
+    assert_eq!(peer.status(FrontendReq::RESET_DEVICE, &[], Vec::new()), 0);
+    assert!(peer.session.tells_of_link(), "a reset of the device is none of the connection");
+    negotiate(&mut peer, Protocol::REPLY_ACK | Protocol::CONFIG);
+    assert!(second.1.send(&[0]).is_err(), "closed");
+}
+
 #[test]
 fn what_changes_nothing_does_not_end_the_connection() {
     let mut peer = Peer::new(1);

@@ -20,7 +20,7 @@ front_checks! {
     "conversation/protocol-offered", Must, Control, "vhost-user, VHOST_USER_SET_PROTOCOL_FEATURES",
     "Only protocol features are acknowledged that GET_PROTOCOL_FEATURES has offered.", protocol_offered;
     "conversation/need-reply", Must, Control, "vhost-user, VHOST_USER_PROTOCOL_F_REPLY_ACK",
-    "NEED_REPLY is set only once REPLY_ACK was negotiated.", need_reply;
+    "NEED_REPLY is set only from the message on that negotiates REPLY_ACK.", need_reply;
     "conversation/requests-negotiated", Must, Control, "vhost-user, Protocol features",
     "Requests that belong to a protocol feature come only when it was negotiated.", requests_negotiated;
     "conversation/memory-descriptors", Must, Control, "vhost-user, VHOST_USER_SET_MEM_TABLE, VHOST_USER_ADD_MEM_REG",
@@ -67,6 +67,7 @@ fn body_lengths(stage: &mut Stage) -> Checked {
             | request::GET_QUEUE_NUM
             | request::GET_MAX_MEM_SLOTS
             | request::SET_OWNER
+            | request::SET_BACKEND_REQ_FD
             | request::RESET_OWNER
             | request::RESET_DEVICE => len == 0,
             request::SET_MEM_TABLE => len == 8 + 32 * message.fds,
@@ -127,7 +128,8 @@ fn need_reply(stage: &mut Stage) -> Checked {
     let talk = stage.conversation()?;
     for (at, message) in talk.iter().enumerate().filter(|(_, message)| message.flags & flags::NEED_REPLY != 0)
     {
-        let acked = negotiated(&talk[..at]) & protocol::REPLY_ACK != 0;
+        // User-mode Linux sets it on the very message that acknowledges REPLY_ACK.
+        let acked = (negotiated(&talk[..at]) | negotiated(&talk[..=at])) & protocol::REPLY_ACK != 0;
         ensure!(acked, "{} wants a reply before REPLY_ACK was negotiated", said(message));
     }
     Ok(())
@@ -141,6 +143,7 @@ fn requests_negotiated(stage: &mut Stage) -> Checked {
             request::GET_MAX_MEM_SLOTS | request::ADD_MEM_REG | request::REM_MEM_REG => {
                 protocol::CONFIGURE_MEM_SLOTS
             }
+            request::SET_BACKEND_REQ_FD => protocol::BACKEND_REQ,
             request::GET_QUEUE_NUM => protocol::MQ,
             request::RESET_DEVICE => protocol::RESET_DEVICE,
             number if request_name(number) == "?" => return Err(Finding::Fail(format!("request {number}"))),

@@ -6,9 +6,19 @@ use std::time::Instant;
 
 use log::warn;
 use volt_net::error_chain;
-use volt_net::event::poller::EventFlags;
+use volt_net::event::poller::{EventFlags, Poller};
+use volt_net::port::watch::LinkWatch;
 
 use super::{RETRY, Server, ServerError, Token};
+
+/// A daemon without news of interfaces serves as well: its guests see their link up all the time.
+pub(super) fn watch_links(poller: &mut Poller<Token>) -> Option<LinkWatch> {
+    let watch = LinkWatch::new().and_then(|watch| {
+        poller.add(&watch, EventFlags::IN, Token::Links)?;
+        Ok(watch)
+    });
+    watch.inspect_err(|error| warn!("no news of the interface going down or up: {error}")).ok()
+}
 
 impl Server {
     pub(super) fn serve_control(&mut self) {
@@ -39,6 +49,18 @@ impl Server {
             self.pending.control = true;
         }
         Ok(())
+    }
+
+    /// Looks whether the interface has gone down or come up, and tells the front-end.
+    pub(super) fn check_link(&mut self) {
+        let Some(links) = &self.links else { return };
+        links.clear();
+        self.device.look_at_link();
+        if let Some(connection) = &mut self.connection
+            && connection.session.tell_link(&self.device)
+        {
+            self.commit();
+        }
     }
 
     /// Opens an interface that is gone again, as soon as it can be.
