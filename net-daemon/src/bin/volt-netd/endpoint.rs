@@ -3,13 +3,13 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::{Path, PathBuf, absolute};
 
 use rustix::net::{AddressFamily, SocketType, getpeername, sockopt};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use volt_net::state::{Exporter, FdId, Importer, StateError};
-use volt_net::unix::{Access, BindError, SocketFile, bind};
+use volt_net::unix::{Access, BindError, PathTooLong, SocketFile, bind, check_path};
 
 /// Why there is no endpoint.
 #[derive(Debug, Error)]
@@ -18,6 +18,8 @@ pub(crate) enum EndpointError {
     Bind(#[from] BindError),
     #[error("descriptor {0} of --fd is not a Unix stream socket, listening or connected")]
     Fd(i32),
+    #[error(transparent)]
+    TooLong(#[from] PathTooLong),
     #[error("socket error")]
     System(#[from] io::Error),
 }
@@ -38,7 +40,7 @@ pub(crate) enum Endpoint {
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum EndpointState {
     Listen(ListenerState),
-    Client(PathBuf),
+    Client(#[serde(with = "volt_net::state::path")] PathBuf),
     Connected,
 }
 
@@ -118,10 +120,11 @@ impl EndpointState {
 
     /// Whether front-ends would be those of a daemon with this path or open socket.
     pub(crate) fn is_at(&self, path: Option<&Path>, socket: Option<&OwnedFd>) -> bool {
+        let is = |own: &Path| path.and_then(|path| absolute(path).ok()).is_some_and(|path| path == own);
         match self {
-            EndpointState::Listen(ListenerState { file: Some(file), .. }) => Some(file.path()) == path,
+            EndpointState::Listen(ListenerState { file: Some(file), .. }) => is(file.path()),
             EndpointState::Listen(_) => socket.is_some_and(|socket| listens(socket) == Some(true)),
-            EndpointState::Client(own) => Some(own.as_path()) == path,
+            EndpointState::Client(own) => is(own),
             EndpointState::Connected => socket.is_some_and(|socket| listens(socket) == Some(false)),
         }
     }
@@ -163,6 +166,14 @@ impl Endpoint {
             Endpoint::Client(path) => format!("connecting to {}", path.display()),
             Endpoint::Connected(_) => "on an open connection".to_owned(),
         }
+    }
+
+    /// Will connect to `path`.
+    pub(crate) fn client(path: &Path) -> Result<Endpoint, EndpointError> {
+        // Also from the directory of a process that takes over.
+        let path = absolute(path)?;
+        check_path(&path)?;
+        Ok(Endpoint::Client(path))
     }
 
     /// Takes an open socket.

@@ -9,6 +9,7 @@ use std::env;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
@@ -65,8 +66,7 @@ impl Store {
     /// The store, where systemd started this process and says how to reach it.
     pub(crate) fn from_environment() -> io::Result<Option<Store>> {
         let Some(path) = env::var_os("NOTIFY_SOCKET") else { return Ok(None) };
-        let path = path.into_string().map_err(|_| io::ErrorKind::InvalidInput)?;
-        let address = match path.strip_prefix('@') {
+        let address = match path.as_bytes().strip_prefix(b"@") {
             Some(name) => SocketAddr::from_abstract_name(name)?,
             None => SocketAddr::from_pathname(&path)?,
         };
