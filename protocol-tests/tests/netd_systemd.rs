@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::net::UnixDatagram;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,6 +28,8 @@ const HIGH: i32 = 500;
 #[derive(Debug, Default)]
 struct Unit {
     store: BTreeMap<String, OwnedFd>,
+    /// What its socket unit listens on.
+    socket: Option<UnixListener>,
     ready: bool,
 }
 
@@ -75,16 +77,19 @@ fn systemd(socket: UnixDatagram) -> Shared {
     shared
 }
 
-/// Starts the unit as systemd does, with what its store holds.
+/// Starts the unit as systemd does, with its socket and then what its store holds.
 fn start(netns: &Netns, shared: &Shared, notify: &Path, arguments: &[&str]) -> Daemon {
     let mut unit = unit(shared);
     unit.ready = false;
     let (mut script, mut names, mut copies) = (String::new(), Vec::new(), Vec::new());
-    for (name, fd) in &unit.store {
+    // systemd makes the sockets that it passes block, each time.
+    let _ = unit.socket.as_ref().map(|socket| socket.set_nonblocking(false).expect("a flag"));
+    let socket = unit.socket.iter().map(|socket| ("volt-netd.socket", socket.as_fd()));
+    for (name, fd) in socket.chain(unit.store.iter().map(|(name, fd)| (name.as_str(), fd.as_fd()))) {
         let copy = fcntl_dupfd_cloexec(fd, HIGH).expect("a copy");
         fcntl_setfd(&copy, FdFlags::empty()).expect("inherited");
         script += &format!("exec {}<&{1} {1}<&-; ", 3 + names.len(), copy.as_raw_fd());
-        names.push(name.clone());
+        names.push(name.to_owned());
         copies.push(copy);
     }
     if !names.is_empty() {
@@ -180,4 +185,51 @@ fn a_unit_that_is_killed_or_restarted_goes_on() {
     rig.netns.wait_until_up("tap1", LIMIT).expect("up");
     let mut session = rig.session(&Setup::default());
     rig.both_ways(&mut session, 5);
+}
+
+/// With socket activation: descriptor 3 is the unit's socket at each start, those that were stored come behind it. The unit
+/// goes on, and takes new front-ends; also when its socket was made anew meanwhile.
+#[test]
+fn a_unit_with_a_socket_goes_on_and_takes_new_front_ends() {
+    let Some(mut rig) = Rig::new("a_unit_with_a_socket_goes_on_and_takes_new_front_ends", &[]) else {
+        return;
+    };
+    assert!(rig.daemon.stop(LIMIT).expect("it ends").success());
+    let notify = rig.dir.path().join("notify");
+    let shared = systemd(UnixDatagram::bind(&notify).expect("a socket"));
+    let path = rig.socket();
+    let listen = || Some(UnixListener::bind(&path).expect("a socket"));
+    unit(&shared).socket = listen();
+    let control = rig.control();
+    let arguments = ["--tap", "tap0", "--fd", "3", "--control", control.to_str().expect("text")];
+    rig.daemon = start(&rig.netns, &shared, &notify, &arguments);
+    wait_until_ready(&shared, &rig.daemon);
+    let mut session = rig.session(&Setup::default());
+    for round in 0..4 {
+        rig.both_ways(&mut session, 3);
+        let worker = rig.worker();
+        if round % 2 == 0 {
+            kill_process(worker, Signal::STOP).expect("stopped");
+            rig.daemon.signal(Signal::KILL).expect("killed");
+            kill_process(worker, Signal::KILL).expect("killed");
+            rig.daemon.wait(LIMIT).expect("it ends");
+        } else {
+            assert!(rig.daemon.stop(LIMIT).expect("it ends").success(), "{}", rig.daemon.log());
+        }
+        assert!(poll_until(LIMIT, || test_kill_process(worker).is_err().then_some(())).is_some());
+        if round == 3 {
+            // systemctl restart of the socket unit.
+            unit(&shared).socket = None;
+            std::fs::remove_file(&path).expect("removed");
+            unit(&shared).socket = listen();
+        }
+        rig.daemon = start(&rig.netns, &shared, &notify, &arguments);
+        wait_until_ready(&shared, &rig.daemon);
+        rig.both_ways(&mut session, 3);
+        session.frontend.sync().expect("the connection is served");
+    }
+    drop(session);
+    let mut session = rig.session(&Setup::default());
+    rig.both_ways(&mut session, 3);
+    assert_eq!(session.rx(0).ring.outstanding(), 64, "no receive buffer is lost");
 }

@@ -145,3 +145,68 @@ pub mod hex {
         }
     }
 }
+
+/// Paths in a state: text, or for one that is no UTF-8 an object with its bytes.
+pub mod path {
+    use std::ffi::OsString;
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    use std::path::{Path, PathBuf};
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(untagged)]
+    enum Form {
+        Text(String),
+        Other {
+            #[serde(with = "super::hex")]
+            bytes: Vec<u8>,
+        },
+    }
+
+    /// Writes a path.
+    ///
+    /// # Errors
+    ///
+    /// The serializer's.
+    pub fn serialize<S: Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
+        let text = path.to_str().map(|text| Form::Text(text.to_owned()));
+        text.unwrap_or_else(|| Form::Other { bytes: path.as_os_str().as_bytes().to_vec() }).serialize(to)
+    }
+
+    /// Reads a path.
+    ///
+    /// # Errors
+    ///
+    /// For what is neither of the two.
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<PathBuf, D::Error> {
+        Ok(match Form::deserialize(from)? {
+            Form::Text(text) => text.into(),
+            Form::Other { bytes } => OsString::from_vec(bytes).into(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    use std::path::PathBuf;
+
+    use super::*;
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    struct At(#[serde(with = "path")] PathBuf);
+
+    #[test]
+    fn every_path_can_be_written_and_read() {
+        // As text it is what older programs write and read.
+        assert_eq!(serde_json::to_string(&At("/run/ä".into())).unwrap(), "\"/run/ä\"");
+        for name in [&b"/run/\xff\xfe"[..], b"/run/text", b""] {
+            let at = At(OsStr::from_bytes(name).into());
+            let text = serde_json::to_string(&at).unwrap();
+            assert_eq!(serde_json::from_str::<At>(&text).unwrap(), at, "{text}");
+        }
+        assert!(serde_json::from_str::<At>("7").is_err());
+    }
+}

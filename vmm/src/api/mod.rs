@@ -15,11 +15,9 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use log::{debug, info, warn};
-use rustix::net::sockopt::socket_peercred;
-use rustix::process::geteuid;
 use thiserror::Error;
 use tokio::sync::{Semaphore, oneshot};
-use volt_net::unix::{Access, BindError, SocketFile, bind};
+use volt_net::unix::{Access, BindError, SocketFile, bind, check_user};
 
 pub mod client;
 mod plug;
@@ -108,10 +106,8 @@ async fn serve(listener: UnixListener, machine: Arc<Machine>) -> io::Result<()> 
                 continue;
             }
         };
-        // Without credentials it is nobody.
-        let user = socket_peercred(&stream).map_or(u32::MAX, |peer| peer.uid.as_raw());
-        if user != 0 && user != geteuid().as_raw() {
-            warn!("user {user} may not use the API");
+        if let Err(stranger) = check_user(&stream) {
+            warn!("{stranger} may not use the API");
             continue;
         }
         let machine = machine.clone();

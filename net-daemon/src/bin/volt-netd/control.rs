@@ -4,19 +4,18 @@
 //! request a connection. The main thread answers at once; a client that stops in the middle of a request costs it
 //! [`PATIENCE`].
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use std::{fmt, io};
 
-use rustix::net::sockopt::socket_peercred;
-use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use thiserror::Error;
 use volt_net::net::limiter::LimitsChange;
 use volt_net::state::frame;
+use volt_net::unix::{ConnectError, connect_within};
 
 use crate::handover::Offer;
 
@@ -52,27 +51,18 @@ pub(crate) enum Reply {
 #[derive(Debug, Error)]
 pub(crate) enum ControlError {
     #[error("no daemon answers at {}: is that the --control socket of one that runs, and of this user?", .0.display())]
-    Connect(PathBuf, #[source] io::Error),
+    Connect(PathBuf, #[source] ConnectError),
+    #[error(
+        "who listens at {} closes the connection without an answer: is that the daemon's --socket, where front-ends \
+         connect, and not its --control?", .0.display()
+    )]
+    NoControl(PathBuf),
+    #[error("the daemon at {} does not answer", .0.display())]
+    Ask(PathBuf, #[source] io::Error),
     #[error("the daemon refuses: {0}")]
     Refused(String),
     #[error("the daemon's answer makes no sense")]
     Answer,
-}
-
-/// Who connected, if it is somebody else than this daemon's user or root.
-pub(crate) struct Stranger(u32);
-
-impl fmt::Display for Stranger {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "user {} may not control this daemon", self.0)
-    }
-}
-
-/// Whether the client is the daemon's own user or root.
-pub(crate) fn check_user(client: &UnixStream) -> Result<(), Stranger> {
-    // Without credentials it is nobody.
-    let user = socket_peercred(client).map_or(u32::MAX, |peer| peer.uid.as_raw());
-    if user == 0 || user == geteuid().as_raw() { Ok(()) } else { Err(Stranger(user)) }
 }
 
 /// Reads the request of a client that has begun to send one.
@@ -87,22 +77,35 @@ pub(crate) fn answer(client: &UnixStream, reply: &Reply) {
     let _ = frame::send(client, reply, &[]);
 }
 
-/// Sends a request, and takes the daemon's reply with the descriptors that come with it.
-pub(crate) fn ask(daemon: &UnixStream, request: &Request) -> io::Result<(Reply, Vec<OwnedFd>)> {
-    let sent = frame::send(daemon, request, &[]);
+/// Sends a request to the daemon that is controlled at `path`, which may take so long for each step, and takes its reply with
+/// the descriptors that come with it.
+pub(crate) fn ask(
+    path: &Path,
+    request: &Request,
+    limit: Duration,
+) -> Result<(UnixStream, Reply, Vec<OwnedFd>), ControlError> {
+    let daemon =
+        connect_within(path, limit).map_err(|error| ControlError::Connect(path.to_owned(), error))?;
+    let failed = |error: io::Error| match error.kind() {
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
+            ControlError::NoControl(path.to_owned())
+        }
+        _ => ControlError::Ask(path.to_owned(), error),
+    };
+    daemon.set_read_timeout(Some(limit)).map_err(failed)?;
+    let sent = frame::send(&daemon, request, &[]);
     // A daemon that refuses whoever asks does not read what it is asked, but it says so.
-    match (frame::receive(daemon), sent) {
+    let (reply, fds) = match (frame::receive(&daemon), sent) {
         (Err(_), Err(unsent)) => Err(unsent),
         (reply, _) => reply,
     }
+    .map_err(failed)?;
+    Ok((daemon, reply, fds))
 }
 
 /// `volt-netd ctl`: what the daemon that is controlled at `path` answers.
 pub(crate) fn ctl(path: &Path, request: &Request) -> Result<Value, ControlError> {
-    let connect = |error| ControlError::Connect(path.to_owned(), error);
-    let socket = UnixStream::connect(path).map_err(connect)?;
-    socket.set_read_timeout(Some(LIMIT)).map_err(connect)?;
-    match ask(&socket, request).map_err(connect)?.0 {
+    match ask(path, request, LIMIT)?.1 {
         Reply::Status(answer) | Reply::Limits(answer) => Ok(answer),
         Reply::Refused(why) => Err(ControlError::Refused(why)),
         Reply::Offer(_) => Err(ControlError::Answer),

@@ -3,13 +3,13 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::{Path, PathBuf, absolute};
 
-use rustix::net::{AddressFamily, SocketType, sockopt};
+use rustix::net::{AddressFamily, SocketType, getpeername, sockopt};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use volt_net::state::{Exporter, FdId, Importer, StateError};
-use volt_net::unix::{Access, BindError, SocketFile, bind};
+use volt_net::unix::{Access, BindError, PathTooLong, SocketFile, bind, check_path};
 
 /// Why there is no endpoint.
 #[derive(Debug, Error)]
@@ -18,6 +18,8 @@ pub(crate) enum EndpointError {
     Bind(#[from] BindError),
     #[error("descriptor {0} of --fd is not a Unix stream socket, listening or connected")]
     Fd(i32),
+    #[error(transparent)]
+    TooLong(#[from] PathTooLong),
     #[error("socket error")]
     System(#[from] io::Error),
 }
@@ -38,7 +40,7 @@ pub(crate) enum Endpoint {
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum EndpointState {
     Listen(ListenerState),
-    Client(PathBuf),
+    Client(#[serde(with = "volt_net::state::path")] PathBuf),
     Connected,
 }
 
@@ -93,7 +95,11 @@ impl Listener {
 
     /// Takes over the listener of a state. It may still be another process's.
     pub(crate) fn import(state: ListenerState, from: &mut Importer) -> Result<Listener, StateError> {
-        Ok(Listener { socket: from.take(state.fd)?.into(), id: state.fd, file: state.file, owned: false })
+        let socket = UnixListener::from(from.take(state.fd)?);
+        // Those that systemd has passed again block again.
+        let failed = |error| StateError::System("a listening socket cannot be made non-blocking", error);
+        socket.set_nonblocking(true).map_err(failed)?;
+        Ok(Listener { socket, id: state.fd, file: state.file, owned: false })
     }
 }
 
@@ -104,12 +110,22 @@ impl AsFd for Listener {
 }
 
 impl EndpointState {
-    /// Whether a front-end would look for this daemon at `path`.
-    pub(crate) fn is_at(&self, path: Option<&Path>) -> bool {
+    /// The socket to listen on, if it came open from whoever started the daemon.
+    pub(crate) fn given_listener(&self) -> Option<FdId> {
         match self {
-            EndpointState::Listen(state) => state.file.as_ref().map(SocketFile::path) == path,
-            EndpointState::Client(own) => Some(own.as_path()) == path,
-            EndpointState::Connected => path.is_none(),
+            EndpointState::Listen(ListenerState { fd, file: None }) => Some(*fd),
+            _ => None,
+        }
+    }
+
+    /// Whether front-ends would be those of a daemon with this path or open socket.
+    pub(crate) fn is_at(&self, path: Option<&Path>, socket: Option<&OwnedFd>) -> bool {
+        let is = |own: &Path| path.and_then(|path| absolute(path).ok()).is_some_and(|path| path == own);
+        match self {
+            EndpointState::Listen(ListenerState { file: Some(file), .. }) => is(file.path()),
+            EndpointState::Listen(_) => socket.is_some_and(|socket| listens(socket) == Some(true)),
+            EndpointState::Client(own) => is(own),
+            EndpointState::Connected => socket.is_some_and(|socket| listens(socket) == Some(false)),
         }
     }
 }
@@ -152,21 +168,30 @@ impl Endpoint {
         }
     }
 
+    /// Will connect to `path`.
+    pub(crate) fn client(path: &Path) -> Result<Endpoint, EndpointError> {
+        // Also from the directory of a process that takes over.
+        let path = absolute(path)?;
+        check_path(&path)?;
+        Ok(Endpoint::Client(path))
+    }
+
     /// Takes an open socket.
     pub(crate) fn from_fd(fd: OwnedFd) -> Result<Endpoint, EndpointError> {
-        let number = fd.as_raw_fd();
-        let unix = matches!(sockopt::socket_domain(&fd), Ok(AddressFamily::UNIX));
-        let stream = matches!(sockopt::socket_type(&fd), Ok(SocketType::STREAM));
-        if !unix || !stream {
-            return Err(EndpointError::Fd(number));
+        match listens(&fd) {
+            Some(true) => Ok(Endpoint::Listen(Listener::over(fd.into(), None)?)),
+            Some(false) => Ok(Endpoint::Connected(Some(fd.into()))),
+            None => Err(EndpointError::Fd(fd.as_raw_fd())),
         }
-        if sockopt::socket_acceptconn(&fd).map_err(io::Error::from)? {
-            return Ok(Endpoint::Listen(Listener::over(fd.into(), None)?));
-        }
-        let stream = UnixStream::from(fd);
-        stream.peer_addr().map_err(|_| EndpointError::Fd(number))?;
-        Ok(Endpoint::Connected(Some(stream)))
     }
+}
+
+/// Whether a Unix stream socket listens, or is connected; `None` for anything else.
+fn listens(socket: &OwnedFd) -> Option<bool> {
+    let unix = matches!(sockopt::socket_domain(socket), Ok(AddressFamily::UNIX));
+    let stream = matches!(sockopt::socket_type(socket), Ok(SocketType::STREAM));
+    let listens = sockopt::socket_acceptconn(socket).ok().filter(|_| unix && stream)?;
+    (listens || getpeername(socket).is_ok()).then_some(listens)
 }
 
 impl Drop for Listener {

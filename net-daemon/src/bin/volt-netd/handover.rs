@@ -19,7 +19,7 @@ use std::io::{self, Read};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use log::{info, warn};
@@ -31,7 +31,7 @@ use serde_json::value::RawValue;
 use thiserror::Error;
 use volt_net::state::{FORMAT, FdId, frame};
 
-use crate::control::{self, Reply, Request};
+use crate::control::{self, ControlError, Reply, Request};
 use crate::state::{Last, program};
 
 /// How long each side waits for the other. Nothing of the guest's waits meanwhile but its front-end's messages.
@@ -43,8 +43,8 @@ const GO: u8 = b'G';
 /// Why a hand-over failed. The daemon that ran goes on.
 #[derive(Debug, Error)]
 pub(crate) enum HandOverError {
-    #[error("no daemon answers at {}: is that the --control socket of one that runs?", .0.display())]
-    Connect(PathBuf, #[source] io::Error),
+    #[error(transparent)]
+    Control(#[from] ControlError),
     #[error("the running daemon refuses: {0}")]
     Refused(String),
     #[error("the running daemon's answer makes no sense")]
@@ -88,18 +88,14 @@ pub(crate) struct Successor {
 impl Successor {
     /// Asks the daemon that is controlled at `path` for its state.
     pub(crate) fn ask(path: &Path) -> Result<(Successor, Offer, Vec<OwnedFd>), HandOverError> {
-        let connect = |error| HandOverError::Connect(path.to_owned(), error);
-        let socket = UnixStream::connect(path).map_err(connect)?;
-        socket.set_read_timeout(Some(PATIENCE))?;
-        socket.set_write_timeout(Some(PATIENCE))?;
         let request = Request::TakeOver { formats: vec![FORMAT], program: program() };
-        match control::ask(&socket, &request)? {
-            (Reply::Offer(offer), fds) if offer.fds.len() == fds.len() => {
+        match control::ask(path, &request, PATIENCE)? {
+            (socket, Reply::Offer(offer), fds) if offer.fds.len() == fds.len() => {
                 let process = process(offer.pid);
                 let successor = Successor { socket, pid: offer.pid, supervised: offer.supervised, process };
                 Ok((successor, offer, fds))
             }
-            (Reply::Refused(why), _) => Err(HandOverError::Refused(why)),
+            (_, Reply::Refused(why), _) => Err(HandOverError::Refused(why)),
             _ => Err(HandOverError::Answer),
         }
     }

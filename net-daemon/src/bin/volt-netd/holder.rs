@@ -16,7 +16,7 @@ use serde_json::value::RawValue;
 use volt_net::state::{FdId, frame, hex};
 use volt_net::vhost_user::channel::Piece;
 
-use crate::state::{DaemonState, Last};
+use crate::state::Last;
 
 /// What a worker tells its supervisor.
 #[derive(Debug, Serialize, Deserialize)]
@@ -115,14 +115,14 @@ impl Holder {
     /// Leaves `state` with the supervisor. Returns how many bytes of replies the front-end has not taken.
     pub(crate) fn commit(
         &mut self,
-        state: &DaemonState,
+        state: Box<RawValue>,
         fds: &[(FdId, BorrowedFd<'_>)],
         unsent: &[u8],
         answer: Option<&Answer>,
     ) -> io::Result<usize> {
         let new: Vec<_> = fds.iter().filter(|(id, _)| !self.known.contains(id)).collect();
         let commit = Commit {
-            state: serde_json::value::to_raw_value(state)?,
+            state,
             all: fds.iter().map(|(id, _)| *id).collect(),
             new: new.iter().map(|(id, _)| *id).collect(),
             unsent: unsent.to_vec(),

@@ -261,7 +261,7 @@ fn open_port(cli: &Cli, fds: Vec<OwnedFd>) -> Result<Box<dyn Port>, AnyError> {
 fn open_endpoint(cli: &Cli, fd: Option<OwnedFd>) -> Result<Endpoint, AnyError> {
     let access = Access { mode: cli.socket_mode, group: cli.socket_group.clone() };
     Ok(match (&cli.socket, fd) {
-        (Some(path), _) if cli.client => Endpoint::Client(path.clone()),
+        (Some(path), _) if cli.client => Endpoint::client(path)?,
         (Some(path), _) => Endpoint::Listen(Listener::bind(path, &access)?),
         (None, Some(fd)) => Endpoint::from_fd(fd)?,
         (None, None) => unreachable!("checked before"),

@@ -94,6 +94,12 @@ fn check(cli: &Cli) {
             "where do front-ends come from? give --socket PATH or --fd N",
         );
     }
+    if let (Some(socket), Some(control)) = (&cli.socket, &cli.control)
+        && std::path::absolute(socket).ok() == std::path::absolute(control).ok()
+    {
+        let text = "--socket and --control are two sockets: one for front-ends, one for 'volt-netd ctl'";
+        wrong(ErrorKind::ArgumentConflict, text);
+    }
     if cli.tap_fd.len() > MAX_PAIRS {
         wrong(
             ErrorKind::TooManyValues,

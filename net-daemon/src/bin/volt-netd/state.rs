@@ -1,5 +1,7 @@
 //! The whole daemon as data: what one process writes and the next one reads.
 
+use std::os::fd::OwnedFd;
+
 use serde::{Deserialize, Serialize};
 use volt_net::net::config::Mac;
 use volt_net::net::device::{DeviceState, Leftover};
@@ -46,8 +48,9 @@ pub(crate) struct Last {
 }
 
 impl DaemonState {
-    /// Whether a daemon with this command line would serve the same interface to the same front-ends.
-    pub(crate) fn is_for(&self, cli: &Cli) -> bool {
+    /// Whether a daemon with this command line, and the socket that it names, would serve the same interface to the same
+    /// front-ends.
+    pub(crate) fn is_for(&self, cli: &Cli, socket: Option<&OwnedFd>) -> bool {
         let is = |wanted: &Option<String>, name: &str| wanted.as_ref().is_none_or(|wanted| wanted == name);
         let interface = match &self.port {
             PortState::Tap(tap) => is(&cli.tap, &tap.name) && cli.macvtap.is_none(),
@@ -55,7 +58,7 @@ impl DaemonState {
             PortState::Socket(_) => false,
         };
         let pairs = cli.queues.is_none_or(|pairs| pairs == self.device.pairs);
-        interface && pairs && self.endpoint.is_at(cli.socket.as_deref())
+        interface && pairs && self.endpoint.is_at(cli.socket.as_deref(), socket)
     }
 
     /// Options whose values on this command line are not those that the daemon goes on with.

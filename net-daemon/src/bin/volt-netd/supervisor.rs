@@ -138,8 +138,9 @@ impl Supervisor<'_> {
 
     /// Takes what is to be held of where the next worker comes from. Whether it came from systemd.
     fn adopt(&mut self, origin: &mut Origin) -> bool {
-        if matches!(origin, Origin::Fresh(_))
-            && let Some(inheritance) = self.store.as_mut().and_then(|store| store.take(self.cli))
+        if let Origin::Fresh(given) = origin
+            && let Some(store) = &mut self.store
+            && let Some(inheritance) = store.take(self.cli, &mut given.socket)
         {
             *origin = Origin::Dead(inheritance);
             self.hold(origin);

@@ -9,6 +9,7 @@ use std::env;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
@@ -65,8 +66,7 @@ impl Store {
     /// The store, where systemd started this process and says how to reach it.
     pub(crate) fn from_environment() -> io::Result<Option<Store>> {
         let Some(path) = env::var_os("NOTIFY_SOCKET") else { return Ok(None) };
-        let path = path.into_string().map_err(|_| io::ErrorKind::InvalidInput)?;
-        let address = match path.strip_prefix('@') {
+        let address = match path.as_bytes().strip_prefix(b"@") {
             Some(name) => SocketAddr::from_abstract_name(name)?,
             None => SocketAddr::from_pathname(&path)?,
         };
@@ -87,19 +87,24 @@ impl Store {
         }))
     }
 
-    /// What the last run of the unit has left, if it is for this command line. Otherwise nothing of it is kept.
-    pub(crate) fn take(&mut self, cli: &Cli) -> Option<Inheritance> {
-        let mut named = passed()?;
+    /// What the last run of the unit has left, if it is for this command line. Otherwise nothing of it is kept. Front-ends
+    /// are taken from `socket`, where the command line gives one: the unit's socket may have been made anew since.
+    pub(crate) fn take(&mut self, cli: &Cli, socket: &mut Option<OwnedFd>) -> Option<Inheritance> {
+        let mut named = passed();
+        if named.is_empty() {
+            return None;
+        }
         let left = named.remove(STATE).and_then(|memory| Some((read(memory.as_fd())?, memory)));
         let Some(((sequence, Stored { state, unsent }, in_request), memory)) = left else {
             return self.forget(named.keys());
         };
-        match DaemonState::parse(state.get()) {
-            Ok(parsed) if parsed.is_for(cli) => {
+        let listener = match DaemonState::parse(state.get()) {
+            Ok(parsed) if parsed.is_for(cli, socket.as_ref()) => {
                 let kept = parsed.kept_options(cli);
                 if !kept.is_empty() {
                     warn!("{} stay as they were: systemctl stop and start takes new values", kept.join(", "));
                 }
+                parsed.endpoint.given_listener()
             }
             Ok(_) => {
                 warn!("what systemd kept is of a daemon with other options: starting afresh");
@@ -109,22 +114,28 @@ impl Store {
                 warn!("what systemd kept cannot be used: {}", volt_net::error_chain(&error));
                 return self.forget(named.keys());
             }
-        }
+        };
         if in_request {
             warn!("the last run ended in the middle of a request: its front-end's connection is closed");
         }
-        let fds: BTreeMap<_, _> =
+        let mut fds: BTreeMap<_, _> =
             named.into_iter().filter_map(|(name, fd)| Some((FdId::from_name(&name)?, fd))).collect();
         (self.memory, self.sequence, self.holds_state) = (memory, sequence, true);
         self.stored = fds.keys().copied().collect();
+        if let Some(id) = listener
+            && let Some(socket) = socket.take()
+        {
+            self.notify(&format!("FDSTOREREMOVE=1\nFDNAME={}", id.name()), None);
+            self.stored.remove(&id);
+            fds.insert(id, socket);
+        }
         let (state, unsent) = (state.get().to_owned(), Some(unsent));
         Some(Inheritance { state, fds, unsent, read: Vec::new(), drop_connection: in_request, last: None })
     }
 
     /// Forgets what the last run of the unit has left.
     pub(crate) fn forget_all(&mut self) {
-        let named = passed().unwrap_or_default();
-        self.forget(named.keys());
+        self.forget(passed().keys());
     }
 
     fn forget<'a>(&mut self, names: impl Iterator<Item = &'a String>) -> Option<Inheritance> {
@@ -239,16 +250,17 @@ impl Store {
     }
 }
 
-/// The descriptors that systemd passes, by name.
-fn passed() -> Option<BTreeMap<String, OwnedFd>> {
+/// The descriptors that systemd passes from its store, by name. Those of a socket unit come before them, and are the command
+/// line's to name.
+fn passed() -> BTreeMap<String, OwnedFd> {
     let number = |name| env::var(name).ok()?.parse::<i32>().ok();
-    if number("LISTEN_PID")? != i32::try_from(std::process::id()).ok()? {
-        return None;
-    }
-    let numbers: Vec<i32> = (FIRST..FIRST.checked_add(number("LISTEN_FDS")?)?).collect();
-    let names = env::var("LISTEN_FDNAMES").ok()?;
-    let fds = fds::take(&numbers).ok()?;
-    Some(names.split(':').map(str::to_owned).zip(fds).collect())
+    let is_own =
+        number("LISTEN_PID").is_some() && number("LISTEN_PID") == i32::try_from(std::process::id()).ok();
+    let names = env::var("LISTEN_FDNAMES").ok().filter(|_| is_own).unwrap_or_default();
+    let numbers = FIRST..FIRST.saturating_add(number("LISTEN_FDS").unwrap_or(0));
+    let named =
+        names.split(':').zip(numbers).filter(|(name, _)| *name == STATE || FdId::from_name(name).is_some());
+    named.filter_map(|(name, number)| Some((name.to_owned(), fds::take(&[number]).ok()?.pop()?))).collect()
 }
 
 /// The newer half that is whole, with its number, and whether a request had begun after it.

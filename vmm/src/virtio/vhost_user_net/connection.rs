@@ -12,11 +12,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use log::info;
-use rustix::io::{Errno, ioctl_fionbio};
-use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect as connect_to, socket_with,
-};
 use thiserror::Error;
+use volt_net::unix;
 
 /// Between two attempts to connect.
 const RETRY: Duration = Duration::from_millis(100);
@@ -35,14 +32,14 @@ pub enum ConnectError {
         /// The limit that passed.
         waited: Duration,
     },
-    /// Waiting would not help: no permission, a path that is too long.
+    /// Waiting would not help: no permission, a path that is too long, a file that is no socket.
     #[error("cannot connect to the network back-end at {}", socket.display())]
     Refused {
         /// Path of the socket.
         socket: PathBuf,
-        /// The system's reason.
+        /// The reason.
         #[source]
-        source: io::Error,
+        source: unix::ConnectError,
     },
 }
 
@@ -57,10 +54,8 @@ pub fn connect(path: &Path, limit: Option<Duration>) -> Result<UnixStream, Conne
     loop {
         match try_connect(path) {
             Ok(stream) => return Ok(stream),
-            Err(errno) if is_absent(errno) => {}
-            Err(errno) => {
-                return Err(ConnectError::Refused { socket: path.to_owned(), source: errno.into() });
-            }
+            Err(error) if is_absent(&error) => {}
+            Err(source) => return Err(ConnectError::Refused { socket: path.to_owned(), source }),
         }
         if let Some(limit) = limit.filter(|limit| started.elapsed() >= *limit) {
             return Err(ConnectError::Absent { socket: path.to_owned(), waited: limit });
@@ -75,18 +70,17 @@ pub fn connect(path: &Path, limit: Option<Duration>) -> Result<UnixStream, Conne
 
 /// Whether that is how [`try_connect`] fails while no back-end is there: no socket yet, or a stale one, or
 /// a listener too busy to accept.
-pub(super) fn is_absent(errno: Errno) -> bool {
-    matches!(errno, Errno::NOENT | Errno::CONNREFUSED | Errno::AGAIN | Errno::INTR)
+pub(super) fn is_absent(error: &unix::ConnectError) -> bool {
+    use io::ErrorKind::{ConnectionRefused, Interrupted, NotFound, WouldBlock};
+    let unix::ConnectError::System(error) = error else { return false };
+    matches!(error.kind(), NotFound | ConnectionRefused | WouldBlock | Interrupted)
 }
 
 /// Connects to the socket at `path` without waiting for anything.
-pub(super) fn try_connect(path: &Path) -> Result<UnixStream, Errno> {
-    // Non-blocking, as connecting would wait for ever when the listener's backlog is full.
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    connect_to(&socket, &SocketAddrUnix::new(path)?)?;
-    ioctl_fionbio(&socket, false)?;
-    Ok(socket.into())
+pub(super) fn try_connect(path: &Path) -> Result<UnixStream, unix::ConnectError> {
+    let stream = unix::connect(path)?;
+    stream.set_nonblocking(false)?;
+    Ok(stream)
 }
 
 /// Lets one thread end what another waits for on a connection.

@@ -12,7 +12,6 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use log::{debug, error, info, warn};
-use rustix::io::Errno;
 use thiserror::Error;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use volt_net::net::config::{NetConfig, STATUS_LINK_UP};
@@ -34,7 +33,7 @@ const STEADY: Duration = Duration::from_millis(100);
 #[derive(Debug, Error)]
 enum RetryError {
     #[error("cannot connect")]
-    Connect(#[source] Errno),
+    Connect(#[source] volt_net::unix::ConnectError),
     #[error(transparent)]
     Session(#[from] SessionError),
     #[error("the guest resets its device")]
@@ -47,7 +46,7 @@ impl RetryError {
     /// Whether this is what an absent or dying back-end looks like, and so nothing to tell anybody.
     fn is_absence(&self) -> bool {
         match self {
-            RetryError::Connect(errno) => connection::is_absent(*errno),
+            RetryError::Connect(error) => connection::is_absent(error),
             RetryError::Session(error) => matches!(error, SessionError::Closed { .. }),
             RetryError::Cut => true,
             RetryError::Host(_) => false,

@@ -314,6 +314,22 @@ fn an_absent_back_end_is_waited_for_as_long_as_allowed() {
 }
 
 #[test]
+fn a_path_where_no_back_end_can_be_is_not_waited_for() {
+    let (dir, path) = socket();
+    let datagrams = dir.path().join("datagrams");
+    let _other = std::os::unix::net::UnixDatagram::bind(&datagrams).unwrap();
+    fs::write(&path, "precious").unwrap();
+    // The system itself takes this one, and no back-end can listen there.
+    let long = dir.path().join("x".repeat(107 - dir.path().as_os_str().len()));
+    for (path, why) in [(path, "no socket"), (datagrams, "datagrams"), (long, "108 bytes")] {
+        let error = VhostUserNet::connect(&config(&path, 1), &Arc::default()).err().unwrap();
+        assert!(matches!(error, NetError::Connect(ConnectError::Refused { .. })), "{error}");
+        let error = crate::virtio::faults::chain(&error);
+        assert!(error.contains(why), "{error}");
+    }
+}
+
+#[test]
 fn a_late_back_end_is_found() {
     let (_dir, path) = socket();
     let late = path.clone();

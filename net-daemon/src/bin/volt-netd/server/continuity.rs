@@ -5,16 +5,18 @@ use std::time::Duration;
 
 use log::{error, info, warn};
 use rustix::process::getpid;
+use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
 use volt_net::event::poller::EventFlags;
 use volt_net::net::device::Leftover;
 use volt_net::net::limiter::LimitsChange;
 use volt_net::state::{Exporter, FORMAT, FdId, Importer, StateError};
+use volt_net::unix::check_user;
 use volt_net::vhost_user::channel::{ChannelError, Piece};
 
 use super::{End, Server, ServerError, Token};
 use crate::connection::{Connection, Ended};
-use crate::control::{Reply, Request, answer, check_user, read};
+use crate::control::{Reply, Request, answer, read};
 use crate::handover::{self, Offer};
 use crate::holder::Answer;
 use crate::state::{ConnectionState, DaemonState, Last, program};
@@ -25,22 +27,23 @@ const CLIENTS: usize = 8;
 type Fds<'a> = Vec<(FdId, BorrowedFd<'a>)>;
 
 impl Server {
-    /// Writes the daemon out. `None` for a port that no other process can take.
-    fn export(&self) -> Option<(DaemonState, Fds<'_>)> {
+    /// Writes the daemon out. An error says why no other process can have it.
+    fn export(&self) -> Result<(Box<RawValue>, Fds<'_>), String> {
         let mut out = Exporter::default();
         let state = DaemonState {
             format: FORMAT,
             program: program(),
             take_overs: self.take_overs,
             device: self.device.export(),
-            port: self.device.port().export(&mut out)?,
+            port: self.device.port().export(&mut out).ok_or("its port cannot be handed over")?,
             max_ring_size: self.max_ring_size,
             endpoint: self.endpoint.export(&mut out),
             control: self.control.as_ref().map(|control| control.export(&mut out)),
             connection: self.connection.as_ref().map(|connection| connection.export(&mut out)),
             leftover: self.device.leftover(),
         };
-        Some((state, out.into_fds()))
+        let state = to_raw_value(&state).map_err(|error| format!("its state cannot be written: {error}"))?;
+        Ok((state, out.into_fds()))
     }
 
     /// Goes on with the connection of a state, stopped.
@@ -116,12 +119,16 @@ impl Server {
     fn commit_with(&mut self, answer: Option<&Answer>) -> Result<Option<usize>, ChannelError> {
         let is_answer = answer.is_some();
         let Some(mut holder) = self.holder.take() else { return Ok(None) };
-        let Some((state, fds)) = self.export() else {
-            self.holder = Some(holder);
-            return Ok(None);
+        let (state, fds) = match self.export() {
+            Ok(exported) => exported,
+            Err(why) => {
+                warn!("this daemon is not left with its supervisor: {why}");
+                self.holder = Some(holder);
+                return Ok(None);
+            }
         };
         let unsent = self.connection.as_ref().map_or(&[][..], |connection| connection.channel.unsent());
-        match holder.commit(&state, &fds, unsent, answer) {
+        match holder.commit(state, &fds, unsent, answer) {
             Ok(unsent) => {
                 self.holder = Some(holder);
                 Ok(Some(unsent))
@@ -184,8 +191,9 @@ impl Server {
             }
         };
         if let Err(stranger) = check_user(&client) {
-            warn!("{stranger}");
-            answer(&client, &Reply::Refused(stranger.to_string()));
+            let why = format!("{stranger} may not control this daemon");
+            warn!("{why}");
+            answer(&client, &Reply::Refused(why));
             return Ok(());
         }
         // The oldest has had its time.
@@ -244,14 +252,15 @@ impl Server {
             ));
         }
         let offered = {
-            let Some((state, fds)) = self.export() else {
-                return refuse("its port cannot be handed over".to_owned());
+            let (state, fds) = match self.export() {
+                Ok(exported) => exported,
+                Err(why) => return refuse(why),
             };
             let offer = Offer {
                 pid: getpid().as_raw_nonzero().get(),
                 supervised: self.holder.is_some(),
                 fds: fds.iter().map(|(id, _)| *id).collect(),
-                state: serde_json::value::to_raw_value(&state).map_err(std::io::Error::from)?,
+                state,
             };
             let fds: Vec<_> = fds.into_iter().map(|(_, fd)| fd).collect();
             handover::offer(client, offer, &fds, &self.signals)

@@ -71,7 +71,7 @@ impl Server {
             }
             Err(error) => {
                 if !self.waiting_logged {
-                    info!("waiting for a front-end at {}: {error}", path.display());
+                    info!("waiting for a front-end at {}: {}", path.display(), error_chain(&error));
                     self.waiting_logged = true;
                 }
                 Ok(())
