@@ -31,8 +31,8 @@ pub enum CtlError {
     /// What came is no JSON.
     #[error("the machine's answer makes no sense")]
     Json(#[from] serde_json::Error),
-    /// What was named cannot be part of a path.
-    #[error("'{0}' cannot be asked for: name a device by its interface or its number")]
+    /// Not encoded, or longer than any path.
+    #[error("'{0}' is no path of the API")]
     Path(String),
     /// It refuses.
     #[error("the machine refuses: {0}")]

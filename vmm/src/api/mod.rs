@@ -22,6 +22,7 @@ use tokio::sync::{Semaphore, oneshot};
 use volt_net::unix::{Access, BindError, SocketFile, bind};
 
 pub mod client;
+pub(crate) mod path;
 mod plug;
 mod routes;
 
@@ -133,5 +134,7 @@ async fn serve(listener: UnixListener, machine: Arc<Machine>) -> io::Result<()> 
     }
 }
 
+#[cfg(test)]
+mod plug_tests;
 #[cfg(test)]
 mod tests;

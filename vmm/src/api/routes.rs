@@ -7,10 +7,11 @@ use std::time::Instant;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode, Uri};
 use serde_json::{Map, Value, json};
 use volt_net::net::limiter::{LimitsChange, Rate};
 
+use crate::api::path::{self, Lost, Route};
 use crate::api::plug;
 use crate::devices::{Devices, Kind};
 use crate::exit::{ExitEvent, ExitReason};
@@ -54,69 +55,68 @@ pub(super) async fn answer(
     machine: &Arc<Machine>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let (parts, body) = request.into_parts();
-    let path = parts.uri.path().to_owned();
-    let allowed = allowed(&path);
-    let (code, body) = if allowed.is_empty() {
-        error(StatusCode::NOT_FOUND, format!("there is no {path}: see docs/api.md"))
-    } else if !allowed.split(", ").any(|method| method == parts.method.as_str()) {
-        let text = format!("{path} is asked by {allowed}, not {}", parts.method);
-        error(StatusCode::METHOD_NOT_ALLOWED, text)
-    } else {
-        match Limited::new(body, BODY_MAX).collect().await {
-            Ok(body) => carry_out(machine, parts.method, path, body.to_bytes()).await,
+    let (code, body) = match route(&parts.method, &parts.uri) {
+        Ok(route) => match Limited::new(body, BODY_MAX).collect().await {
+            Ok(body) => carry_out(machine, route, body.to_bytes()).await,
             Err(broken) if broken.is::<LengthLimitError>() => {
                 error(StatusCode::PAYLOAD_TOO_LARGE, format!("a body has at most {BODY_MAX} bytes"))
             }
             Err(broken) => error(StatusCode::BAD_REQUEST, format!("the body cannot be read: {broken}")),
-        }
+        },
+        Err(answer) => answer,
     };
     let mut response = Response::new(Full::new(Bytes::from(format!("{body:#}\n"))));
     *response.status_mut() = code;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    if code == StatusCode::METHOD_NOT_ALLOWED {
-        headers.insert(ALLOW, HeaderValue::from_static(allowed));
+    if code == StatusCode::METHOD_NOT_ALLOWED
+        && let Some(allowed) = allowed(parts.uri.path()).and_then(|allowed| allowed.try_into().ok())
+    {
+        headers.insert(ALLOW, allowed);
     }
     Ok(response)
 }
 
-fn segments(path: &str) -> Vec<&str> {
-    path.strip_prefix('/').unwrap_or_default().split('/').collect()
+/// The methods by which a path is asked.
+fn allowed(path: &str) -> Option<String> {
+    let methods: Vec<_> =
+        path::routes(path).ok()?.into_iter().map(|(method, _)| method.to_string()).collect();
+    Some(methods.join(", "))
 }
 
-/// The methods by which a path is asked; none for one that does not exist.
-fn allowed(path: &str) -> &'static str {
-    match segments(path)[..] {
-        ["v1", "status"] => "GET",
-        ["v1", "pause" | "resume" | "power-button" | "shutdown"] | ["v1", "net", _, "limits"] => "PUT",
-        ["v1", "net" | "disk"] => "POST",
-        // A path has slashes.
-        ["v1", "net" | "disk", _, ..] => "DELETE",
-        _ => "",
+fn route(method: &Method, uri: &Uri) -> Result<Route, Answer> {
+    let path = uri.path();
+    if uri.query().is_some() {
+        let text = format!("{path} is asked without a query: in a name, write ? as %3F and # as %23");
+        return Err(error(StatusCode::BAD_REQUEST, text));
     }
+    let routes = path::routes(path).map_err(|lost| match lost {
+        Lost::Unknown => error(StatusCode::NOT_FOUND, format!("there is no {path}: see docs/api.md")),
+        Lost::NotUtf8 => error(StatusCode::BAD_REQUEST, format!("the name in {path} is no UTF-8")),
+    })?;
+    routes.into_iter().find(|(by, _)| by == method).map(|(_, route)| route).ok_or_else(|| {
+        let allowed = allowed(path).unwrap_or_default();
+        error(StatusCode::METHOD_NOT_ALLOWED, format!("{path} is asked by {allowed}, not {method}"))
+    })
 }
 
-async fn carry_out(machine: &Arc<Machine>, method: Method, path: String, body: Bytes) -> Answer {
+async fn carry_out(machine: &Arc<Machine>, route: Route, body: Bytes) -> Answer {
     let machine = machine.clone();
-    let done = tokio::task::spawn_blocking(move || match segments(&path)[..] {
-        ["v1", "status"] => status(&machine),
-        ["v1", "pause"] => pause(&machine),
-        ["v1", "resume"] => {
+    let done = tokio::task::spawn_blocking(move || match route {
+        Route::Status => status(&machine),
+        Route::Pause => pause(&machine),
+        Route::Resume => {
             machine.pause.resume();
             (StatusCode::OK, state(&machine))
         }
-        ["v1", "power-button"] => {
+        Route::PowerButton => {
             machine.power_button.press();
             (StatusCode::OK, json!({}))
         }
-        ["v1", "shutdown"] => shutdown(&machine),
-        ["v1", "net", net, "limits"] if method == Method::PUT => limits(&machine, net, &body),
-        ["v1", "net"] => plug::add(&machine, Kind::Net, &body),
-        ["v1", "disk"] => plug::add(&machine, Kind::Disk, &body),
-        ["v1", "net", ref name @ ..] => plug::remove(&machine, Kind::Net, &name.join("/")),
-        ["v1", "disk", ref name @ ..] => plug::remove(&machine, Kind::Disk, &name.join("/")),
-        // What is not allowed does not come here.
-        _ => error(StatusCode::NOT_FOUND, path.clone()),
+        Route::Shutdown => shutdown(&machine),
+        Route::Limits(net) => limits(&machine, &net, &body),
+        Route::Add(kind) => plug::add(&machine, kind, &body),
+        Route::Remove(kind, name) => plug::remove(&machine, kind, &name),
     });
     // A panic has ended the process by now.
     done.await.unwrap_or_else(|panic| error(StatusCode::INTERNAL_SERVER_ERROR, panic.to_string()))

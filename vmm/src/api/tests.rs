@@ -13,6 +13,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::client::{CtlError, ask};
 use super::*;
+use crate::cli::Request;
 use crate::devices::{Device, Devices, Kind};
 use crate::exit::ExitEvent;
 use crate::gate::Gate;
@@ -99,6 +100,24 @@ fn what_cannot_be_asked_is_refused_by_name() {
     assert!(refusal(Method::DELETE, "/v1/disk").contains("POST"));
     assert!(refusal(Method::POST, "/v1/net/tap7/limits").contains("PUT"));
     assert!(!rig.exit.is_requested());
+}
+
+/// A name is looked for as it is, whatever is in it; what may have been cut off is not acted upon.
+#[test]
+fn names_with_any_character() {
+    let rig = rig();
+    for name in
+        ["/x/data#1", "/x/data?a=b", "..", "a b/%2F", "/r\u{e9}seau/\u{1f980}", "/run/a/limits", "100%"]
+    {
+        let limits = Request::Limits { net: name.to_owned(), rx_rate: None, tx_rate: None };
+        let refused = rig.refusal(Method::PUT, &limits.path(), Some(&json!({ "rx-rate": "1Mbit" })));
+        assert!(refused.contains(&format!("no network device {name}:")), "{refused}");
+    }
+    let refused = rig.refusal(Method::PUT, "/v1/net//run/a/limits", Some(&json!({ "rx-rate": "1Mbit" })));
+    assert!(refused.contains("no network device /run/a:"), "{refused}");
+    let cut = rig.refusal(Method::DELETE, "/v1/disk//x/data?1", None);
+    assert!(cut.contains("%3F"), "{cut}");
+    assert!(rig.refusal(Method::DELETE, "/v1/disk/%ff", None).contains("UTF-8"));
 }
 
 /// Nothing is opened for a machine that cannot take it, and what is wrong is named by the command line's own words.
