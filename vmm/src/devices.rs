@@ -78,7 +78,8 @@ pub enum Kind {
 }
 
 impl Kind {
-    fn name(self) -> &'static str {
+    /// In sentences.
+    pub fn name(self) -> &'static str {
         match self {
             Kind::Net => "network device",
             Kind::Disk => "disk",

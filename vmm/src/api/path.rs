@@ -3,6 +3,8 @@
 //! A name may have any character: who asks encodes it ([`encode`]), each of its bytes that is not a letter or a digit as `%`
 //! and two hexadecimal digits, and here it is decoded. A path of a file may also stand there as it is, slashes and all.
 
+use std::fmt;
+
 use hyper::Method;
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
@@ -20,6 +22,33 @@ pub(super) enum Route {
     /// Of the network device of this name.
     Limits(String),
     Remove(Kind, String),
+}
+
+impl Route {
+    /// What is, or will be, when it takes too long.
+    pub(super) fn when_late(&self) -> &'static str {
+        match self {
+            Route::Add(_) => "nothing is added",
+            Route::Pause => "the machine is not paused",
+            Route::Remove(..) => "the guest may still give it back; the status shows it",
+            _ => "it may still be done; the status shows it, and the log",
+        }
+    }
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Route::Status => write!(f, "the status"),
+            Route::Pause => write!(f, "the pause"),
+            Route::Resume => write!(f, "going on"),
+            Route::PowerButton => write!(f, "the power button"),
+            Route::Shutdown => write!(f, "the shutdown"),
+            Route::Add(kind) => write!(f, "adding a {}", kind.name()),
+            Route::Limits(name) => write!(f, "changing the limits of {name}"),
+            Route::Remove(kind, name) => write!(f, "removing the {} {name}", kind.name()),
+        }
+    }
 }
 
 /// Why a path leads nowhere.

@@ -1,5 +1,6 @@
 //! Devices that come and go by the API, on a PCI bus of a virtual machine without a guest: a thread gives back what is wanted.
 
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -21,6 +22,7 @@ use crate::pci::hotplug::{HotplugEvents, HotplugRegisters};
 use crate::power::PowerButton;
 use crate::virtio::pci::slots::PciSlots;
 use crate::virtio::testing::memory;
+use crate::virtio::vhost_user_net::scripted::{End, serve};
 
 struct Rig {
     devices: Arc<Devices>,
@@ -78,6 +80,10 @@ fn vm(test: &str) -> Option<Arc<VmFd>> {
 }
 
 fn rig(test: &str) -> Option<Rig> {
+    rig_with_limit(test, WORK_LIMIT)
+}
+
+fn rig_with_limit(test: &str, limit: Duration) -> Option<Rig> {
     let slots = PciSlots::new(vm(test)?, memory(), Arc::new(Bus::new()));
     let eventfd = || EventFd::new(EFD_NONBLOCK).unwrap();
     let events = Arc::new(HotplugEvents::new(eventfd()));
@@ -91,7 +97,7 @@ fn rig(test: &str) -> Option<Rig> {
         Machine { cpus: 1, memory: 1, started, devices: devices.clone(), gate, exit, pause, power_button };
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("api");
-    let api = Api::start(&socket, machine).unwrap();
+    let api = Api::with_limit(&socket, machine, limit).unwrap();
     Some(Rig { devices, _guest: guest, _api: api, socket, dir })
 }
 
@@ -124,4 +130,20 @@ fn the_device_of_a_name_goes_and_no_other() {
             .to_string()
             .contains("/nowhere#1")
     );
+}
+
+/// A back-end that answers when its client has been told that it takes too long: the device is closed again, and never seen.
+#[test]
+fn a_device_that_is_opened_too_late_is_not_added() {
+    const NAME: &str = "a_device_that_is_opened_too_late_is_not_added";
+    let Some(rig) = rig_with_limit(NAME, Duration::from_millis(100)) else { return };
+    let path = rig.dir.path().join("back-end");
+    let listener = UnixListener::bind(&path).unwrap();
+    let options = format!("socket={}", path.display());
+    let why = rig.ctl(&Request::Add { what: Add::Net { options } }).unwrap_err().to_string();
+    assert!(why.contains("adding a network device takes more than 0.1 s: nothing is added"), "{why}");
+    // Answers all that a device asks before it is there, and hears the end of the connection.
+    let told = serve(&listener, 1, End::Theirs);
+    assert!(told.len() > 1, "{told:?}");
+    assert!(rig.names().is_empty());
 }

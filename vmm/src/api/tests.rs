@@ -8,6 +8,7 @@ use std::sync::mpsc;
 use std::time::Instant;
 
 use hyper::Method;
+use rustix::event::{PollFd, PollFlags, poll};
 use serde_json::{Value, json};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -65,11 +66,15 @@ fn machine(exit: &Arc<ExitEvent>, gate: &Arc<Gate>, button: &EventFd) -> Machine
 }
 
 fn rig() -> Rig {
+    rig_with_limit(WORK_LIMIT)
+}
+
+fn rig_with_limit(limit: Duration) -> Rig {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("api");
     let (exit, gate) = (Arc::new(ExitEvent::new().unwrap()), Arc::default());
     let button = EventFd::new(EFD_NONBLOCK).unwrap();
-    let api = Some(Api::start(&socket, machine(&exit, &gate, &button)).unwrap());
+    let api = Some(Api::with_limit(&socket, machine(&exit, &gate, &button), limit).unwrap());
     Rig { api, exit, gate, button, socket, _dir: dir }
 }
 
@@ -200,7 +205,68 @@ fn the_end_waits_for_no_request() {
     let start = Instant::now();
     drop(rig.api.take());
     assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
-    assert!(client.join().unwrap().is_err());
+    let why = client.join().unwrap().unwrap_err().to_string();
+    assert!(why.contains("the machine ends"), "{why}");
+}
+
+/// A pause that comes when its client has been told that there is none is taken back.
+#[test]
+fn a_pause_that_is_late_is_none() {
+    let rig = rig_with_limit(Duration::from_millis(100));
+    let busy = rig.gate.join("vcpu0", || {});
+    let why = rig.refusal(Method::PUT, "/v1/pause", None);
+    assert!(why.contains("the machine is not paused"), "{why}");
+    // Comes to the gate, is paused, and would stay there.
+    assert!(busy.pass(|| false));
+    while rig.state() != "running" {
+        thread::yield_now();
+    }
+    rig.put("/v1/resume", None).unwrap();
+}
+
+/// Whoever may not use the API hears it, from the system or from the API, and not that there is none.
+#[test]
+fn another_user_is_told_why() {
+    const NOBODY: u32 = 65534;
+    if !geteuid().is_root() {
+        return eprintln!("SKIP another_user_is_told_why: only root becomes another user");
+    }
+    let rig = rig();
+    let as_nobody = || {
+        let socket = rig.socket.clone();
+        let asked = thread::spawn(move || {
+            // Of this thread alone.
+            let nobody = rustix::process::Uid::from_raw(NOBODY);
+            rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+            ask(&socket, Method::PUT, "/v1/shutdown", None)
+        });
+        asked.join().unwrap().unwrap_err().to_string()
+    };
+    let open = |path: &std::path::Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    open(rig.socket.parent().unwrap(), 0o755);
+    let why = as_nobody();
+    assert!(why.contains("is for its owner and root"), "{why}");
+    open(&rig.socket, 0o666);
+    let why = as_nobody();
+    assert!(why.contains("for user 0 and root, and you are user 65534"), "{why}");
+    assert!(!rig.exit.is_requested());
+}
+
+/// `shutdown` is answered, although the machine ends by it, and whoever else asks then hears that it does.
+#[test]
+fn the_request_that_ends_the_machine_is_answered() {
+    for _ in 0..200 {
+        let mut rig = rig();
+        let (api, exit) = (rig.api.take(), rig.exit.clone());
+        let main = thread::spawn(move || {
+            poll(&mut [PollFd::new(&*exit, PollFlags::IN)], None).unwrap();
+            drop(api);
+        });
+        assert_eq!(rig.put("/v1/shutdown", None).unwrap(), json!({}));
+        main.join().unwrap();
+    }
 }
 
 #[test]
