@@ -8,7 +8,6 @@ use std::time::Instant;
 use hyper::Method;
 use kvm_ioctls::{Kvm, VmFd};
 use serde_json::{Value, json};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::client::{CtlError, ask};
 use super::*;
@@ -17,6 +16,7 @@ use crate::cli::{Add, DeviceKind, Request};
 use crate::devices::Devices;
 use crate::exit::ExitEvent;
 use crate::gate::Gate;
+use crate::irq::LevelLine;
 use crate::pause::Pause;
 use crate::pci::hotplug::{HotplugEvents, HotplugRegisters};
 use crate::power::PowerButton;
@@ -85,14 +85,14 @@ fn rig(test: &str) -> Option<Rig> {
 
 fn rig_with_limit(test: &str, limit: Duration) -> Option<Rig> {
     let slots = PciSlots::new(vm(test)?, memory(), Arc::new(Bus::new()));
-    let eventfd = || EventFd::new(EFD_NONBLOCK).unwrap();
-    let events = Arc::new(HotplugEvents::new(eventfd()));
+    let line = || LevelLine::new(|_| {});
+    let events = Arc::new(HotplugEvents::new(line()));
     let devices = Arc::new(Devices::on_pci(slots, events.clone()));
     let ejecting = devices.clone();
     let guest = Guest::start(HotplugRegisters::new(events, Box::new(move |slot| ejecting.ejected(slot))));
     let (exit, gate) = (Arc::new(ExitEvent::new().unwrap()), Arc::<Gate>::default());
     let pause = Pause::new(gate.clone(), devices.clone());
-    let (started, power_button) = (Instant::now(), PowerButton::new(eventfd()));
+    let (started, power_button) = (Instant::now(), Arc::new(PowerButton::new(line())));
     let machine =
         Machine { cpus: 1, memory: 1, started, devices: devices.clone(), gate, exit, pause, power_button };
     let dir = tempfile::tempdir().unwrap();

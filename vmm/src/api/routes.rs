@@ -51,7 +51,7 @@ pub struct Machine {
     /// Stops everything for a while.
     pub pause: Pause,
     /// Asks the guest to end.
-    pub power_button: PowerButton,
+    pub power_button: Arc<PowerButton>,
 }
 
 pub(super) type Answer = (StatusCode, Value);

@@ -4,13 +4,13 @@ use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::Instant;
 
 use hyper::Method;
 use rustix::event::{PollFd, PollFlags, poll};
 use serde_json::{Value, json};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::client::{CtlError, ask};
 use super::*;
@@ -18,6 +18,7 @@ use crate::cli::Request;
 use crate::devices::{Device, Devices, Kind};
 use crate::exit::ExitEvent;
 use crate::gate::Gate;
+use crate::irq::LevelLine;
 use crate::pause::Pause;
 use crate::power::PowerButton;
 use crate::virtio::net::tests::socket_net;
@@ -26,7 +27,7 @@ struct Rig {
     api: Option<Api>,
     exit: Arc<ExitEvent>,
     gate: Arc<Gate>,
-    button: EventFd,
+    button: Arc<AtomicBool>,
     socket: PathBuf,
     _dir: tempfile::TempDir,
 }
@@ -49,7 +50,7 @@ impl Rig {
 }
 
 /// A machine of one disk and two network devices: the first over an interface, the second a back-end's.
-fn machine(exit: &Arc<ExitEvent>, gate: &Arc<Gate>, button: &EventFd) -> Machine {
+fn machine(exit: &Arc<ExitEvent>, gate: &Arc<Gate>, button: &Arc<AtomicBool>) -> Machine {
     let (net, _) = socket_net(gate);
     let named = |name: &'static str, kind| Device {
         kind,
@@ -60,7 +61,9 @@ fn machine(exit: &Arc<ExitEvent>, gate: &Arc<Gate>, button: &EventFd) -> Machine
     let devices = vec![named("disk", Kind::Disk), Device::of(&net), named("b", Kind::Net)];
     let devices = Arc::new(Devices::fixed(devices));
     let pause = Pause::new(gate.clone(), devices.clone());
-    let power_button = PowerButton::new(button.try_clone().unwrap());
+    let pin = button.clone();
+    let power_button =
+        Arc::new(PowerButton::new(LevelLine::new(move |high| pin.store(high, Ordering::SeqCst))));
     let (started, exit, gate) = (Instant::now(), exit.clone(), gate.clone());
     Machine { cpus: 2, memory: 1 << 29, started, devices, gate, exit, pause, power_button }
 }
@@ -73,7 +76,7 @@ fn rig_with_limit(limit: Duration) -> Rig {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("api");
     let (exit, gate) = (Arc::new(ExitEvent::new().unwrap()), Arc::default());
-    let button = EventFd::new(EFD_NONBLOCK).unwrap();
+    let button = Arc::default();
     let api = Some(Api::with_limit(&socket, machine(&exit, &gate, &button), limit).unwrap());
     Rig { api, exit, gate, button, socket, _dir: dir }
 }
@@ -162,7 +165,7 @@ fn pause_and_resume() {
     // Waits for it at the gate, which is closed already.
     rig.gate.close(LIMIT).unwrap();
     rig.put("/v1/power-button", None).unwrap();
-    assert_eq!(rig.button.read().unwrap(), 1);
+    assert!(rig.button.load(Ordering::SeqCst));
     assert!(!worker.is_finished());
     assert_eq!(rig.put("/v1/resume", None).unwrap(), json!({ "state": "running" }));
     assert!(worker.join().unwrap());
