@@ -23,6 +23,7 @@ use crate::console::Console;
 use crate::devices::{Device, Devices, PlugError};
 use crate::exit::ExitEvent;
 use crate::gate::Gate;
+use crate::irq::LevelLine;
 use crate::layout::{
     COM1, COM1_GSI, COM1_SIZE, CONFIG_PORTS, CONFIG_PORTS_SIZE, HOTPLUG_GSI, HOTPLUG_PORTS, KEYBOARD_COMMAND,
     KVM_IDENTITY_MAP, KVM_TSS, POWER_BUTTON_GSI, RESET_REG, mmio_slot, pci_bar,
@@ -122,9 +123,8 @@ pub fn build(config: &VmConfig, exit: Arc<ExitEvent>) -> Result<Machine, BuildEr
     memory::register(&vm, &memory)?;
 
     let buses = Buses::default();
-    connect_power(&buses.pio, &exit)?;
+    let power_button = connect_power(&buses.pio, &vm, &exit)?;
     let console = connect_serial(&config.serial, &buses.pio, &vm, &exit)?;
-    let power_button = connect_power_button(&vm)?;
     let gate = Arc::<Gate>::default();
     let devices = virtio_devices(config, &gate)?;
     let (devices, virtio_mmio) = match config.transport {
@@ -214,14 +214,12 @@ fn create_vm(kvm: &Kvm) -> Result<VmFd, BuildError> {
     Ok(vm)
 }
 
-fn connect_power(pio: &Bus, exit: &Arc<ExitEvent>) -> Result<(), RangeError> {
-    let power = PowerRegisters::new(Arc::clone(exit));
+fn connect_power(pio: &Bus, vm: &Arc<VmFd>, exit: &Arc<ExitEvent>) -> Result<Arc<PowerButton>, RangeError> {
+    let button = Arc::new(PowerButton::new(LevelLine::of(vm.clone(), POWER_BUTTON_GSI)));
+    let power = PowerRegisters::new(Arc::clone(exit), button.clone());
     pio.insert(RESET_REG.into(), PowerRegisters::SIZE.into(), Arc::new(Mutex::new(power)))?;
-    pio.insert(KEYBOARD_COMMAND.into(), 1, Arc::new(Mutex::new(KeyboardReset::new(Arc::clone(exit)))))
-}
-
-fn connect_power_button(vm: &VmFd) -> Result<PowerButton, BuildError> {
-    Ok(PowerButton::new(irqfd(vm, POWER_BUTTON_GSI, "power button's interrupt")?))
+    pio.insert(KEYBOARD_COMMAND.into(), 1, Arc::new(Mutex::new(KeyboardReset::new(Arc::clone(exit)))))?;
+    Ok(button)
 }
 
 /// An eventfd that raises a pin of the IOAPIC.
@@ -307,7 +305,7 @@ fn connect_pci(
 ) -> Result<Arc<Devices>, BuildError> {
     let slots = PciSlots::new(vm.clone(), memory.clone(), buses.mmio.clone());
     buses.pio.insert(CONFIG_PORTS.into(), CONFIG_PORTS_SIZE.into(), slots.bus())?;
-    let events = Arc::new(HotplugEvents::new(irqfd(vm, HOTPLUG_GSI, "hot-plug interrupt")?));
+    let events = Arc::new(HotplugEvents::new(LevelLine::of(vm.clone(), HOTPLUG_GSI)));
     let list = Arc::new(Devices::on_pci(slots, events.clone()));
     let ejecting = list.clone();
     let registers = HotplugRegisters::new(events, Box::new(move |slot| ejecting.ejected(slot)));

@@ -23,6 +23,17 @@ fn a_running_machine_can_be_asked() {
     assert_eq!(config(&["--api-socket", "s"]).api_socket, Some("s".into()));
 }
 
+/// A usage line is one that can be typed.
+#[test]
+fn usage_names_the_program() {
+    for args in
+        [&["ctl"][..], &["ctl", "frob"], &["ctl", "--help"], &["ctl", "add", "net"], &["--frob"], &["--help"]]
+    {
+        let error = parse(["volt-vmm"].iter().chain(args).map(OsString::from)).unwrap_err().to_string();
+        assert!(error.contains("Usage: volt-vmm "), "{error}");
+    }
+}
+
 fn refused(args: &[&str]) -> String {
     let args = ["volt-vmm", "--kernel", "k"].iter().chain(args).map(OsString::from);
     let error = parse(args).unwrap_err();
@@ -187,7 +198,9 @@ fn devices_are_added_and_removed_by_ctl() {
     assert_eq!(added, (Method::POST, "/v1/disk".to_owned(), options("/srv/a.img,ro")));
     assert_eq!(request(&["remove", "net", "tap1"]), (Method::DELETE, "/v1/net/tap1".to_owned(), None));
     let removed = request(&["remove", "disk", "/srv/a.img"]);
-    assert_eq!(removed, (Method::DELETE, "/v1/disk//srv/a.img".to_owned(), None));
+    assert_eq!(removed, (Method::DELETE, "/v1/disk/%2Fsrv%2Fa%2Eimg".to_owned(), None));
+    let limited = request(&["limits", "/run/a#1", "--rx-rate", "1Mbit"]).1;
+    assert_eq!(limited, "/v1/net/%2Frun%2Fa%231/limits");
     assert_eq!(net_device("tap=tap1").unwrap().name(), "tap1");
     assert_eq!(net_device("socket=/run/s,mtu=9000").unwrap().name(), "/run/s");
     assert!(disk("a.img,ro").unwrap().read_only);

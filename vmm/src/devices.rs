@@ -78,7 +78,8 @@ pub enum Kind {
 }
 
 impl Kind {
-    fn name(self) -> &'static str {
+    /// In sentences.
+    pub fn name(self) -> &'static str {
         match self {
             Kind::Net => "network device",
             Kind::Disk => "disk",
@@ -230,7 +231,7 @@ impl Devices {
         if list.entries.iter().any(|entry| entry.device.kind == kind && entry.device.name == name) {
             return Err(PlugError::Taken { kind, name: name.to_owned() });
         }
-        plug.slots.room()?;
+        plug.slots.room(|_| true)?;
         Ok(plug)
     }
 
@@ -254,15 +255,16 @@ impl Devices {
         let mut list = self.list();
         let plug = self.check(&list, kind, &name)?;
         let slot = self.put(&mut list, plug, device)?;
-        drop(list);
         plug.events.plugged(slot);
+        drop(list);
         info!("{} {name}: added in slot {slot}", kind.name());
         Ok(slot)
     }
 
     fn put(&self, list: &mut List, plug: &Plug, device: Box<dyn VirtioDevice>) -> Result<usize, PlugError> {
         let shown = Device::of(&*device);
-        let slot = plug.slots.put(device)?;
+        let slot = plug.slots.room(|slot| plug.events.is_settled(slot))?;
+        plug.slots.put(slot, device)?;
         list.push(shown, Some(slot));
         Ok(slot)
     }
@@ -300,6 +302,7 @@ impl Devices {
         let Some(at) = list.entries.iter().position(|entry| entry.slot == Some(slot)) else { return };
         let Entry { device: Device { kind, name, .. }, removing, .. } = list.entries.remove(at);
         plug.slots.take(slot);
+        plug.events.forget(slot);
         drop(list);
         self.gone.notify_all();
         let why = if removing { "" } else { ", which nobody asked for" };

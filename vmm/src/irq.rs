@@ -2,12 +2,42 @@
 //!
 //! A device knows only [`Interrupt`]; which wires stand behind it is the transport's affair. With
 //! virtio-mmio that is one irqfd per device and a status register ([`MmioInterrupt`]), with virtio-pci an eventfd for each
-//! vring and one for the configuration ([`PciInterrupt`](crate::virtio::pci::PciInterrupt)).
+//! vring and one for the configuration ([`PciInterrupt`](crate::virtio::pci::PciInterrupt)). What is not virtio and tells rarely, hot-plug
+//! and the power button, has a [`LevelLine`].
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use kvm_ioctls::VmFd;
+use log::error;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// A pin of KVM's interrupt controllers whose level says whether a device of the machine has something to tell. It stays until
+/// that was read: a guest that has the pin masked, as every one has that boots, finds it when it unmasks it, where an edge would
+/// be lost.
+pub struct LevelLine(Box<dyn Fn(bool) + Send + Sync>);
+
+impl LevelLine {
+    /// Pin `gsi` of `vm`, which has its interrupt controllers.
+    pub fn of(vm: Arc<VmFd>, gsi: u32) -> LevelLine {
+        LevelLine::new(move |high| {
+            if let Err(error) = vm.set_irq_line(gsi, high) {
+                error!("KVM does not change the level of interrupt {gsi}: {error}");
+            }
+        })
+    }
+
+    /// Tells every level to `set`. For tests of what does not need KVM.
+    pub fn new(set: impl Fn(bool) + Send + Sync + 'static) -> LevelLine {
+        LevelLine(Box::new(set))
+    }
+
+    /// High: there is something to tell.
+    pub fn set(&self, high: bool) {
+        (self.0)(high);
+    }
+}
 
 /// Bit 0 of `InterruptStatus`: buffers were used (virtio 1.2, 4.2.2).
 pub const INT_VRING: u32 = 1;

@@ -89,6 +89,8 @@ pub const RESET_VALUE: u8 = 1;
 pub const SLEEP_CONTROL: u16 = 0x601;
 /// The sleep status register that the FADT names.
 pub const SLEEP_STATUS: u16 = 0x602;
+/// The power button's status, which the DSDT's event device reads: 1 when it was pressed since the last read.
+pub const BUTTON_STATUS: u16 = 0x603;
 /// `SLP_TYP` of the soft-off state, also in the DSDT's `_S5`.
 pub const SLEEP_TYPE_S5: u8 = 5;
 

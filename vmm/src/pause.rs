@@ -51,15 +51,15 @@ impl Pause {
         self.paused.load(Ordering::SeqCst)
     }
 
-    /// Stops everything; a machine that is paused stays so. Waits for a bounded time.
+    /// Stops everything; a machine that is paused stays so. Waits for a bounded time. Answers whether it ran before.
     ///
     /// # Errors
     ///
     /// When something does not stop; the machine runs on then.
-    pub fn pause(&self) -> Result<(), PauseError> {
+    pub fn pause(&self) -> Result<bool, PauseError> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         if self.is_paused() {
-            return Ok(());
+            return Ok(false);
         }
         self.gate.close(LIMIT)?;
         if let Err(error) = self.devices.pause() {
@@ -68,7 +68,7 @@ impl Pause {
         }
         self.paused.store(true, Ordering::SeqCst);
         info!("paused");
-        Ok(())
+        Ok(true)
     }
 
     /// Goes on; a machine that runs stays so.

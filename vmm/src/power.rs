@@ -1,34 +1,38 @@
 //! The registers by which a guest resets or powers off the machine, and the button by which it is asked to.
 
-use std::sync::Arc;
-
-use vmm_sys_util::eventfd::EventFd;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::bus::BusDevice;
 use crate::exit::{ExitEvent, ExitReason};
-use crate::layout::{RESET_REG, RESET_VALUE, SLEEP_CONTROL, SLEEP_STATUS, SLEEP_TYPE_S5};
+use crate::irq::LevelLine;
+use crate::layout::{BUTTON_STATUS, RESET_REG, RESET_VALUE, SLEEP_CONTROL, SLEEP_TYPE_S5};
 
 /// `SLP_EN` of the sleep control register (ACPI 6.5, 4.8.3.7).
 const SLEEP_ENABLE: u8 = 1 << 5;
 
-/// Reset register, sleep control and sleep status register as the FADT places them.
+/// Reset register, sleep control and sleep status register as the FADT places them, and behind them the button's status, as the
+/// DSDT does.
 pub struct PowerRegisters {
     exit: Arc<ExitEvent>,
+    button: Arc<PowerButton>,
 }
 
 impl PowerRegisters {
     /// Number of ports, from [`RESET_REG`] on.
-    pub const SIZE: u16 = SLEEP_STATUS - RESET_REG + 1;
+    pub const SIZE: u16 = BUTTON_STATUS - RESET_REG + 1;
 
-    /// Registers that report to `exit`.
-    pub fn new(exit: Arc<ExitEvent>) -> PowerRegisters {
-        PowerRegisters { exit }
+    /// Registers that report to `exit`, and tell of `button`.
+    pub fn new(exit: Arc<ExitEvent>, button: Arc<PowerButton>) -> PowerRegisters {
+        PowerRegisters { exit, button }
     }
 }
 
 impl BusDevice for PowerRegisters {
-    fn read(&mut self, _offset: u64, data: &mut [u8]) {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
         data.fill(0);
+        if let (true, [status]) = (offset == u64::from(BUTTON_STATUS - RESET_REG), data) {
+            *status = self.button.take().into();
+        }
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
@@ -46,19 +50,33 @@ impl BusDevice for PowerRegisters {
 
 /// The power button. What comes of it is the guest's affair: its `button` driver makes a key press of it.
 pub struct PowerButton {
-    irqfd: EventFd,
+    pressed: Mutex<bool>,
+    line: LevelLine,
 }
 
 impl PowerButton {
-    /// A button behind `irqfd`, the interrupt of the DSDT's event device (ACPI 6.5, 5.6.9).
-    pub fn new(irqfd: EventFd) -> PowerButton {
-        PowerButton { irqfd }
+    /// A button behind `line`, the interrupt of the DSDT's event device (ACPI 6.5, 5.6.9).
+    pub fn new(line: LevelLine) -> PowerButton {
+        PowerButton { pressed: Mutex::new(false), line }
     }
 
-    /// Presses it.
+    /// Presses it. The guest finds that when it looks, however long it takes to boot.
     pub fn press(&self) {
-        // Fails only when the counter is full, and then it is pressed already.
-        let _ = self.irqfd.write(1);
+        self.set(true);
+    }
+
+    /// Whether it was pressed since this was last asked.
+    fn take(&self) -> bool {
+        self.set(false)
+    }
+
+    fn set(&self, pressed: bool) -> bool {
+        let mut state = self.pressed.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::replace(&mut *state, pressed);
+        if before != pressed {
+            self.line.set(pressed);
+        }
+        before
     }
 }
 
@@ -92,11 +110,14 @@ impl BusDevice for KeyboardReset {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use super::*;
 
     fn after(offset: u64, value: u8) -> Option<u8> {
         let exit = Arc::new(ExitEvent::new().unwrap());
-        PowerRegisters::new(Arc::clone(&exit)).write(offset, &[value]);
+        let button = Arc::new(PowerButton::new(LevelLine::new(|_| {})));
+        PowerRegisters::new(Arc::clone(&exit), button).write(offset, &[value]);
         exit.reason().map(ExitReason::status)
     }
 
@@ -108,6 +129,30 @@ mod tests {
         assert_eq!(after(1, SLEEP_TYPE_S5 << 2), None, "SLP_EN is clear");
         assert_eq!(after(1, 3 << 2 | SLEEP_ENABLE), None, "another state");
         assert_eq!(after(2, 0xff), None, "the status register");
+    }
+
+    /// The pin is high from the press to the read of the status, which tells it once.
+    #[test]
+    fn a_press_stays_until_it_is_read() {
+        let level = Arc::<AtomicBool>::default();
+        let pin = level.clone();
+        let line = LevelLine::new(move |high| pin.store(high, Ordering::SeqCst));
+        let button = Arc::new(PowerButton::new(line));
+        let mut registers = PowerRegisters::new(Arc::new(ExitEvent::new().unwrap()), button.clone());
+        let mut status = || {
+            let mut data = [0xee];
+            registers.read(3, &mut data);
+            data[0]
+        };
+        assert_eq!(status(), 0);
+        for _ in 0..3 {
+            button.press();
+            button.press();
+            assert!(level.load(Ordering::SeqCst));
+            assert_eq!(status(), 1);
+            assert!(!level.load(Ordering::SeqCst));
+            assert_eq!(status(), 0);
+        }
     }
 
     #[test]

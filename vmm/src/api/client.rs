@@ -17,22 +17,26 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// Why there is no answer.
 #[derive(Debug, Error)]
 pub enum CtlError {
-    /// Nobody listens, or not for this user.
-    #[error(
-        "no machine answers at {}: is that the --api-socket of one that runs, and of this user?", .0.display()
-    )]
+    /// Nobody listens.
+    #[error("no machine answers at {}: is that the --api-socket of one that runs?", .0.display())]
     Connect(PathBuf, #[source] io::Error),
+    /// Somebody may listen, but not to this user.
+    #[error("the API socket {} is for its owner and root: ask as that user", .0.display())]
+    Foreign(PathBuf, #[source] io::Error),
     /// It answers in time, or not at all.
     #[error("the machine does not answer within {} s", LIMIT.as_secs())]
     Late,
+    /// It has ended, or what listens is no API.
+    #[error("{} closes the connection without an answer: is that a machine's --api-socket?", .0.display())]
+    Closed(PathBuf, #[source] hyper::Error),
     /// What came is no answer.
-    #[error("the machine's answer makes no sense")]
-    Http(#[from] hyper::Error),
+    #[error("what comes from {} is no answer: is that a machine's --api-socket?", .0.display())]
+    Http(PathBuf, #[source] hyper::Error),
     /// What came is no JSON.
     #[error("the machine's answer makes no sense")]
     Json(#[from] serde_json::Error),
-    /// What was named cannot be part of a path.
-    #[error("'{0}' cannot be asked for: name a device by its interface or its number")]
+    /// Not encoded, or longer than any path.
+    #[error("'{0}' is no path of the API")]
     Path(String),
     /// It refuses.
     #[error("the machine refuses: {0}")]
@@ -63,13 +67,21 @@ fn request(method: Method, path: &str, body: Option<&Value>) -> Result<Request<F
 }
 
 async fn exchange(socket: &Path, request: Request<Full<Bytes>>) -> Result<Value, CtlError> {
-    let connect = |error| CtlError::Connect(socket.to_owned(), error);
-    let stream = tokio::net::UnixStream::connect(socket).await.map_err(connect)?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let path = || socket.to_owned();
+    let stream = tokio::net::UnixStream::connect(socket).await.map_err(|error| match error.kind() {
+        io::ErrorKind::PermissionDenied => CtlError::Foreign(path(), error),
+        _ => CtlError::Connect(path(), error),
+    })?;
+    let http = |error: hyper::Error| match error.is_closed() || error.is_incomplete_message() {
+        true => CtlError::Closed(path(), error),
+        false => CtlError::Http(path(), error),
+    };
+    let connected = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
+    let (mut sender, connection) = connected.map_err(http)?;
     tokio::spawn(connection);
-    let response = sender.send_request(request).await?;
+    let response = sender.send_request(request).await.map_err(http)?;
     let good = response.status().is_success();
-    let body = response.into_body().collect().await?.to_bytes();
+    let body = response.into_body().collect().await.map_err(http)?.to_bytes();
     let answer: Value = serde_json::from_slice(&body)?;
     match good {
         true => Ok(answer),

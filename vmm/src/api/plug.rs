@@ -6,6 +6,7 @@ use hyper::StatusCode;
 use serde_json::{Value, json};
 
 use crate::api::Machine;
+use crate::api::order::Order;
 use crate::api::routes::{Answer, error};
 use crate::cli;
 use crate::config::NetDeviceConfig;
@@ -20,14 +21,14 @@ const BACK_END_LIMIT: Duration = Duration::from_secs(2);
 const GUEST_LIMIT: Duration = Duration::from_secs(8);
 
 /// Opens the device that `body` describes and plugs it.
-pub(super) fn add(machine: &Machine, kind: Kind, body: &[u8]) -> Answer {
-    match try_add(machine, kind, body) {
+pub(super) fn add(machine: &Machine, kind: Kind, body: &[u8], order: &Order) -> Answer {
+    match try_add(machine, kind, body, order) {
         Ok(slot) => (StatusCode::CREATED, json!({ "slot": slot })),
         Err(answer) => answer,
     }
 }
 
-fn try_add(machine: &Machine, kind: Kind, body: &[u8]) -> Result<usize, Answer> {
+fn try_add(machine: &Machine, kind: Kind, body: &[u8], order: &Order) -> Result<usize, Answer> {
     let bad = |text: String| error(StatusCode::BAD_REQUEST, text);
     let cannot = |why: &dyn std::error::Error| error(StatusCode::CONFLICT, chain(why).to_string());
     let options = options(body).map_err(bad)?;
@@ -44,6 +45,11 @@ fn try_add(machine: &Machine, kind: Kind, body: &[u8]) -> Result<usize, Answer> 
         room_for(&config.name())?;
         net::open(&config, &machine.gate).map_err(|why| cannot(&why))?
     };
+    // From here on it does not take long.
+    if !order.finish() {
+        let text = format!("{}: opened too late, and closed again", device.label());
+        return Err(error(StatusCode::GATEWAY_TIMEOUT, text));
+    }
     machine.devices.plug(device).map_err(refusal)
 }
 

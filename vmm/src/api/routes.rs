@@ -2,15 +2,24 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode, Uri};
+use log::warn;
+use rustix::process::geteuid;
 use serde_json::{Map, Value, json};
+use tokio::sync::watch;
+use tokio::task::{JoinError, spawn_blocking};
+use tokio::time::{sleep, timeout};
 use volt_net::net::limiter::{LimitsChange, Rate};
+use volt_net::unix::Stranger;
 
+use crate::api::LIMIT;
+use crate::api::order::Order;
+use crate::api::path::{self, Lost, Route};
 use crate::api::plug;
 use crate::devices::{Devices, Kind};
 use crate::exit::{ExitEvent, ExitReason};
@@ -43,83 +52,133 @@ pub struct Machine {
     /// Stops everything for a while.
     pub pause: Pause,
     /// Asks the guest to end.
-    pub power_button: PowerButton,
+    pub power_button: Arc<PowerButton>,
 }
 
 pub(super) type Answer = (StatusCode, Value);
 
-/// Answers a request. What it asks for is done on another thread, as a pause takes its time and others do not wait for it.
+/// What every request meets.
+pub(super) struct Serving {
+    pub(super) machine: Arc<Machine>,
+    /// How long carrying out a request may take.
+    pub(super) limit: Duration,
+    /// Becomes true when the machine ends.
+    pub(super) ends: watch::Receiver<bool>,
+}
+
+/// Answers a request, of a `stranger` that it is none of his business.
 pub(super) async fn answer(
     request: Request<Incoming>,
-    machine: &Arc<Machine>,
+    serving: &Serving,
+    stranger: Option<&Stranger>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let (parts, body) = request.into_parts();
-    let path = parts.uri.path().to_owned();
-    let allowed = allowed(&path);
-    let (code, body) = if allowed.is_empty() {
-        error(StatusCode::NOT_FOUND, format!("there is no {path}: see docs/api.md"))
-    } else if !allowed.split(", ").any(|method| method == parts.method.as_str()) {
-        let text = format!("{path} is asked by {allowed}, not {}", parts.method);
-        error(StatusCode::METHOD_NOT_ALLOWED, text)
-    } else {
-        match Limited::new(body, BODY_MAX).collect().await {
-            Ok(body) => carry_out(machine, parts.method, path, body.to_bytes()).await,
-            Err(broken) if broken.is::<LengthLimitError>() => {
+    let route = match stranger {
+        Some(stranger) => {
+            let owner = geteuid().as_raw();
+            let text = format!("this API is for user {owner} and root, and you are {stranger}");
+            Err(error(StatusCode::FORBIDDEN, text))
+        }
+        None => route(&parts.method, &parts.uri),
+    };
+    let (code, body) = match route {
+        Ok(route) => match timeout(LIMIT, Limited::new(body, BODY_MAX).collect()).await {
+            Ok(Ok(body)) => carry_out(serving, route, body.to_bytes()).await,
+            Ok(Err(broken)) if broken.is::<LengthLimitError>() => {
                 error(StatusCode::PAYLOAD_TOO_LARGE, format!("a body has at most {BODY_MAX} bytes"))
             }
-            Err(broken) => error(StatusCode::BAD_REQUEST, format!("the body cannot be read: {broken}")),
-        }
+            Ok(Err(broken)) => error(StatusCode::BAD_REQUEST, format!("the body cannot be read: {broken}")),
+            Err(_) => error(StatusCode::REQUEST_TIMEOUT, "the body does not come".to_owned()),
+        },
+        Err(answer) => answer,
     };
     let mut response = Response::new(Full::new(Bytes::from(format!("{body:#}\n"))));
     *response.status_mut() = code;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    if code == StatusCode::METHOD_NOT_ALLOWED {
-        headers.insert(ALLOW, HeaderValue::from_static(allowed));
+    if code == StatusCode::METHOD_NOT_ALLOWED
+        && let Some(allowed) = allowed(parts.uri.path()).and_then(|allowed| allowed.try_into().ok())
+    {
+        headers.insert(ALLOW, allowed);
     }
     Ok(response)
 }
 
-fn segments(path: &str) -> Vec<&str> {
-    path.strip_prefix('/').unwrap_or_default().split('/').collect()
+/// The methods by which a path is asked.
+fn allowed(path: &str) -> Option<String> {
+    let methods: Vec<_> =
+        path::routes(path).ok()?.into_iter().map(|(method, _)| method.to_string()).collect();
+    Some(methods.join(", "))
 }
 
-/// The methods by which a path is asked; none for one that does not exist.
-fn allowed(path: &str) -> &'static str {
-    match segments(path)[..] {
-        ["v1", "status"] => "GET",
-        ["v1", "pause" | "resume" | "power-button" | "shutdown"] | ["v1", "net", _, "limits"] => "PUT",
-        ["v1", "net" | "disk"] => "POST",
-        // A path has slashes.
-        ["v1", "net" | "disk", _, ..] => "DELETE",
-        _ => "",
+fn route(method: &Method, uri: &Uri) -> Result<Route, Answer> {
+    let path = uri.path();
+    if uri.query().is_some() {
+        let text = format!("{path} is asked without a query: in a name, write ? as %3F and # as %23");
+        return Err(error(StatusCode::BAD_REQUEST, text));
     }
+    let routes = path::routes(path).map_err(|lost| match lost {
+        Lost::Unknown => error(StatusCode::NOT_FOUND, format!("there is no {path}: see docs/api.md")),
+        Lost::NotUtf8 => error(StatusCode::BAD_REQUEST, format!("the name in {path} is no UTF-8")),
+    })?;
+    routes.into_iter().find(|(by, _)| by == method).map(|(_, route)| route).ok_or_else(|| {
+        let allowed = allowed(path).unwrap_or_default();
+        error(StatusCode::METHOD_NOT_ALLOWED, format!("{path} is asked by {allowed}, not {method}"))
+    })
 }
 
-async fn carry_out(machine: &Arc<Machine>, method: Method, path: String, body: Bytes) -> Answer {
-    let machine = machine.clone();
-    let done = tokio::task::spawn_blocking(move || match segments(&path)[..] {
-        ["v1", "status"] => status(&machine),
-        ["v1", "pause"] => pause(&machine),
-        ["v1", "resume"] => {
-            machine.pause.resume();
-            (StatusCode::OK, state(&machine))
+/// Does what is asked for, on another thread, as it may take its time and others do not wait for it.
+async fn carry_out(serving: &Serving, route: Route, body: Bytes) -> Answer {
+    let Serving { machine, limit, ends } = serving;
+    if route == Route::Shutdown {
+        // Here, as the end that it brings about would come before its answer.
+        return shutdown(machine);
+    }
+    let (order, machine, mut ends) = (Arc::new(Order::default()), machine.clone(), ends.clone());
+    let (its, what) = (order.clone(), route.clone());
+    let mut done = spawn_blocking(move || {
+        let (code, body) = act(&machine, &route, &body, &its);
+        if !its.finish() {
+            warn!("{route}: its client was told that it takes too long, and this came of it: {code}, {body}");
         }
-        ["v1", "power-button"] => {
+        (code, body)
+    });
+    // A panic has ended the process by now.
+    let panicked = |panic: JoinError| error(StatusCode::INTERNAL_SERVER_ERROR, panic.to_string());
+    tokio::select! {
+        done = &mut done => return done.unwrap_or_else(panicked),
+        _ = ends.wait_for(|ends| *ends) => {
+            order.give_up();
+            return error(StatusCode::SERVICE_UNAVAILABLE, "the machine ends".to_owned());
+        }
+        () = sleep(*limit) => {}
+    }
+    if !order.give_up()
+        && let Ok(done) = timeout(LIMIT, done).await
+    {
+        return done.unwrap_or_else(panicked);
+    }
+    let text = format!("{what} takes more than {} s: {}", limit.as_secs_f32(), what.when_late());
+    error(StatusCode::GATEWAY_TIMEOUT, text)
+}
+
+fn act(machine: &Machine, route: &Route, body: &[u8], order: &Order) -> Answer {
+    match route {
+        Route::Status => status(machine),
+        Route::Pause => pause(machine, order),
+        Route::Resume => {
+            machine.pause.resume();
+            (StatusCode::OK, state(machine))
+        }
+        Route::PowerButton => {
             machine.power_button.press();
             (StatusCode::OK, json!({}))
         }
-        ["v1", "shutdown"] => shutdown(&machine),
-        ["v1", "net", net, "limits"] if method == Method::PUT => limits(&machine, net, &body),
-        ["v1", "net"] => plug::add(&machine, Kind::Net, &body),
-        ["v1", "disk"] => plug::add(&machine, Kind::Disk, &body),
-        ["v1", "net", ref name @ ..] => plug::remove(&machine, Kind::Net, &name.join("/")),
-        ["v1", "disk", ref name @ ..] => plug::remove(&machine, Kind::Disk, &name.join("/")),
-        // What is not allowed does not come here.
-        _ => error(StatusCode::NOT_FOUND, path.clone()),
-    });
-    // A panic has ended the process by now.
-    done.await.unwrap_or_else(|panic| error(StatusCode::INTERNAL_SERVER_ERROR, panic.to_string()))
+        Route::Shutdown => shutdown(machine),
+        Route::Limits(net) => limits(machine, net, body),
+        Route::Add(kind) => plug::add(machine, *kind, body, order),
+        Route::Remove(kind, name) => plug::remove(machine, *kind, name),
+    }
 }
 
 pub(super) fn error(code: StatusCode, text: String) -> Answer {
@@ -143,9 +202,14 @@ fn status(machine: &Machine) -> Answer {
     (StatusCode::OK, status)
 }
 
-fn pause(machine: &Machine) -> Answer {
+/// A pause that comes too late is none: whoever asked goes by that the guest runs.
+fn pause(machine: &Machine, order: &Order) -> Answer {
     match machine.pause.pause() {
-        Ok(()) => (StatusCode::OK, state(machine)),
+        Ok(true) if !order.finish() => {
+            machine.pause.resume();
+            error(StatusCode::GATEWAY_TIMEOUT, "the machine was paused too late, and runs on".to_owned())
+        }
+        Ok(_) => (StatusCode::OK, state(machine)),
         Err(why) => {
             let text = format!("the machine runs on, try again: {}", chain(&why));
             error(StatusCode::SERVICE_UNAVAILABLE, text)

@@ -4,18 +4,21 @@ use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::Instant;
 
 use hyper::Method;
+use rustix::event::{PollFd, PollFlags, poll};
 use serde_json::{Value, json};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::client::{CtlError, ask};
 use super::*;
+use crate::cli::Request;
 use crate::devices::{Device, Devices, Kind};
 use crate::exit::ExitEvent;
 use crate::gate::Gate;
+use crate::irq::LevelLine;
 use crate::pause::Pause;
 use crate::power::PowerButton;
 use crate::virtio::net::tests::socket_net;
@@ -24,7 +27,7 @@ struct Rig {
     api: Option<Api>,
     exit: Arc<ExitEvent>,
     gate: Arc<Gate>,
-    button: EventFd,
+    button: Arc<AtomicBool>,
     socket: PathBuf,
     _dir: tempfile::TempDir,
 }
@@ -47,7 +50,7 @@ impl Rig {
 }
 
 /// A machine of one disk and two network devices: the first over an interface, the second a back-end's.
-fn machine(exit: &Arc<ExitEvent>, gate: &Arc<Gate>, button: &EventFd) -> Machine {
+fn machine(exit: &Arc<ExitEvent>, gate: &Arc<Gate>, button: &Arc<AtomicBool>) -> Machine {
     let (net, _) = socket_net(gate);
     let named = |name: &'static str, kind| Device {
         kind,
@@ -58,17 +61,23 @@ fn machine(exit: &Arc<ExitEvent>, gate: &Arc<Gate>, button: &EventFd) -> Machine
     let devices = vec![named("disk", Kind::Disk), Device::of(&net), named("b", Kind::Net)];
     let devices = Arc::new(Devices::fixed(devices));
     let pause = Pause::new(gate.clone(), devices.clone());
-    let power_button = PowerButton::new(button.try_clone().unwrap());
+    let pin = button.clone();
+    let power_button =
+        Arc::new(PowerButton::new(LevelLine::new(move |high| pin.store(high, Ordering::SeqCst))));
     let (started, exit, gate) = (Instant::now(), exit.clone(), gate.clone());
     Machine { cpus: 2, memory: 1 << 29, started, devices, gate, exit, pause, power_button }
 }
 
 fn rig() -> Rig {
+    rig_with_limit(WORK_LIMIT)
+}
+
+fn rig_with_limit(limit: Duration) -> Rig {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("api");
     let (exit, gate) = (Arc::new(ExitEvent::new().unwrap()), Arc::default());
-    let button = EventFd::new(EFD_NONBLOCK).unwrap();
-    let api = Some(Api::start(&socket, machine(&exit, &gate, &button)).unwrap());
+    let button = Arc::default();
+    let api = Some(Api::with_limit(&socket, machine(&exit, &gate, &button), limit).unwrap());
     Rig { api, exit, gate, button, socket, _dir: dir }
 }
 
@@ -99,6 +108,24 @@ fn what_cannot_be_asked_is_refused_by_name() {
     assert!(refusal(Method::DELETE, "/v1/disk").contains("POST"));
     assert!(refusal(Method::POST, "/v1/net/tap7/limits").contains("PUT"));
     assert!(!rig.exit.is_requested());
+}
+
+/// A name is looked for as it is, whatever is in it; what may have been cut off is not acted upon.
+#[test]
+fn names_with_any_character() {
+    let rig = rig();
+    for name in
+        ["/x/data#1", "/x/data?a=b", "..", "a b/%2F", "/r\u{e9}seau/\u{1f980}", "/run/a/limits", "100%"]
+    {
+        let limits = Request::Limits { net: name.to_owned(), rx_rate: None, tx_rate: None };
+        let refused = rig.refusal(Method::PUT, &limits.path(), Some(&json!({ "rx-rate": "1Mbit" })));
+        assert!(refused.contains(&format!("no network device {name}:")), "{refused}");
+    }
+    let refused = rig.refusal(Method::PUT, "/v1/net//run/a/limits", Some(&json!({ "rx-rate": "1Mbit" })));
+    assert!(refused.contains("no network device /run/a:"), "{refused}");
+    let cut = rig.refusal(Method::DELETE, "/v1/disk//x/data?1", None);
+    assert!(cut.contains("%3F"), "{cut}");
+    assert!(rig.refusal(Method::DELETE, "/v1/disk/%ff", None).contains("UTF-8"));
 }
 
 /// Nothing is opened for a machine that cannot take it, and what is wrong is named by the command line's own words.
@@ -138,7 +165,7 @@ fn pause_and_resume() {
     // Waits for it at the gate, which is closed already.
     rig.gate.close(LIMIT).unwrap();
     rig.put("/v1/power-button", None).unwrap();
-    assert_eq!(rig.button.read().unwrap(), 1);
+    assert!(rig.button.load(Ordering::SeqCst));
     assert!(!worker.is_finished());
     assert_eq!(rig.put("/v1/resume", None).unwrap(), json!({ "state": "running" }));
     assert!(worker.join().unwrap());
@@ -181,7 +208,68 @@ fn the_end_waits_for_no_request() {
     let start = Instant::now();
     drop(rig.api.take());
     assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
-    assert!(client.join().unwrap().is_err());
+    let why = client.join().unwrap().unwrap_err().to_string();
+    assert!(why.contains("the machine ends"), "{why}");
+}
+
+/// A pause that comes when its client has been told that there is none is taken back.
+#[test]
+fn a_pause_that_is_late_is_none() {
+    let rig = rig_with_limit(Duration::from_millis(100));
+    let busy = rig.gate.join("vcpu0", || {});
+    let why = rig.refusal(Method::PUT, "/v1/pause", None);
+    assert!(why.contains("the machine is not paused"), "{why}");
+    // Comes to the gate, is paused, and would stay there.
+    assert!(busy.pass(|| false));
+    while rig.state() != "running" {
+        thread::yield_now();
+    }
+    rig.put("/v1/resume", None).unwrap();
+}
+
+/// Whoever may not use the API hears it, from the system or from the API, and not that there is none.
+#[test]
+fn another_user_is_told_why() {
+    const NOBODY: u32 = 65534;
+    if !rustix::process::geteuid().is_root() {
+        return eprintln!("SKIP another_user_is_told_why: only root becomes another user");
+    }
+    let rig = rig();
+    let as_nobody = || {
+        let socket = rig.socket.clone();
+        let asked = thread::spawn(move || {
+            // Of this thread alone.
+            let nobody = rustix::process::Uid::from_raw(NOBODY);
+            rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+            ask(&socket, Method::PUT, "/v1/shutdown", None)
+        });
+        asked.join().unwrap().unwrap_err().to_string()
+    };
+    let open = |path: &std::path::Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    open(rig.socket.parent().unwrap(), 0o755);
+    let why = as_nobody();
+    assert!(why.contains("is for its owner and root"), "{why}");
+    open(&rig.socket, 0o666);
+    let why = as_nobody();
+    assert!(why.contains("for user 0 and root, and you are user 65534"), "{why}");
+    assert!(!rig.exit.is_requested());
+}
+
+/// `shutdown` is answered, although the machine ends by it, and whoever else asks then hears that it does.
+#[test]
+fn the_request_that_ends_the_machine_is_answered() {
+    for _ in 0..200 {
+        let mut rig = rig();
+        let (api, exit) = (rig.api.take(), rig.exit.clone());
+        let main = thread::spawn(move || {
+            poll(&mut [PollFd::new(&*exit, PollFlags::IN)], None).unwrap();
+            drop(api);
+        });
+        assert_eq!(rig.put("/v1/shutdown", None).unwrap(), json!({}));
+        main.join().unwrap();
+    }
 }
 
 #[test]

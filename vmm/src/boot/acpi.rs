@@ -5,8 +5,9 @@
 //! on the PCI bus.
 
 use acpi_tables::aml::{
-    Device, EISAName, IO, Interrupt, Memory32Fixed, Method, Name, Notify, Package, Path, ResourceTemplate,
-    Scope,
+    And, Device, EISAName, Field, FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, IO, If,
+    Interrupt, Local, Memory32Fixed, Method, Name, Notify, ONE, OpRegion, OpRegionSpace, Package, Path,
+    ResourceTemplate, Scope, Store, ZERO,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags, PmProfile};
 use acpi_tables::gas::{self, AccessSize, GAS};
@@ -19,8 +20,8 @@ use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 use crate::layout::{
-    ACPI_END, COM1, COM1_GSI, COM1_SIZE, IOAPIC, LOCAL_APIC, POWER_BUTTON_GSI, RESET_REG, RESET_VALUE, RSDP,
-    SLEEP_CONTROL, SLEEP_STATUS, SLEEP_TYPE_S5,
+    ACPI_END, BUTTON_STATUS, COM1, COM1_GSI, COM1_SIZE, IOAPIC, LOCAL_APIC, POWER_BUTTON_GSI, RESET_REG,
+    RESET_VALUE, RSDP, SLEEP_CONTROL, SLEEP_STATUS, SLEEP_TYPE_S5,
 };
 use crate::virtio::mmio::{MmioSlot, SLOT_SIZE};
 
@@ -222,14 +223,34 @@ fn power_button(sink: &mut dyn AmlSink) {
         vec![&Name::new(Path::new("_HID"), &hid), &Name::new(Path::new("_UID"), &uid)],
     )
     .to_aml_bytes(sink);
-    let interrupt = Interrupt::new(true, true, false, false, POWER_BUTTON_GSI);
+    // A level, so that one that comes while the guest boots waits for its driver.
+    let interrupt = Interrupt::new(true, false, false, false, POWER_BUTTON_GSI);
+    let (at, length) = (BUTTON_STATUS, 1u8);
+    let (register, pressed) = (Path::new("PRSD"), Local(0));
     Device::new(
         Path::new("GED0"),
         vec![
             &Name::new(Path::new("_HID"), &"ACPI0013"),
             &Name::new(Path::new("_UID"), &uid),
             &Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&interrupt])),
-            &Method::new(Path::new("_EVT"), 1, true, vec![&Notify::new(&button, &PRESSED)]),
+            &OpRegion::new(Path::new("PORT"), OpRegionSpace::SystemIO, &at, &length),
+            &Field::new(
+                Path::new("PORT"),
+                FieldAccessType::Byte,
+                FieldLockRule::NoLock,
+                FieldUpdateRule::Preserve,
+                vec![FieldEntry::Named(*b"PRSD", 8)],
+            ),
+            &Method::new(
+                Path::new("_EVT"),
+                1,
+                true,
+                vec![
+                    // Reading it is what makes the button forget.
+                    &Store::new(&pressed, &register),
+                    &If::new(&And::new(&ZERO, &pressed, &ONE), vec![&Notify::new(&button, &PRESSED)]),
+                ],
+            ),
         ],
     )
     .to_aml_bytes(sink);

@@ -7,9 +7,11 @@ use hyper::Method;
 use serde_json::{Map, Value, json};
 use volt_net::net::limiter::Rate;
 
+use crate::api::path::encode;
+
 /// `volt-vmm ctl`: talk to a machine that runs
 #[derive(Debug, Parser)]
-#[command(name = "volt-vmm ctl", version)]
+#[command(name = "volt-vmm ctl", bin_name = "volt-vmm ctl", version)]
 pub struct Ctl {
     /// The machine's --api-socket
     #[arg(long, global = true, value_name = "PATH", default_value = "/run/volt/vmm.api")]
@@ -103,12 +105,12 @@ impl Request {
         let path = match self {
             Request::Add { what: Add::Net { .. } } => "net",
             Request::Add { what: Add::Disk { .. } } => "disk",
-            Request::Remove { kind: DeviceKind::Net, name } => return format!("/v1/net/{name}"),
-            Request::Remove { kind: DeviceKind::Disk, name } => return format!("/v1/disk/{name}"),
+            Request::Remove { kind: DeviceKind::Net, name } => return format!("/v1/net/{}", encode(name)),
+            Request::Remove { kind: DeviceKind::Disk, name } => return format!("/v1/disk/{}", encode(name)),
             Request::Status => "status",
             Request::Pause => "pause",
             Request::Resume => "resume",
-            Request::Limits { net, .. } => return format!("/v1/net/{net}/limits"),
+            Request::Limits { net, .. } => return format!("/v1/net/{}/limits", encode(net)),
             Request::PowerButton => "power-button",
             Request::Shutdown => "shutdown",
         };

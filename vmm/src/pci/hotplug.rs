@@ -12,13 +12,17 @@
 //! | 0 | read | slots filled since the last read |
 //! | 4 | read | slots wanted back since the last read |
 //! | 8 | write | slots that the guest gives back |
+//!
+//! The interrupt is a level: high as long as there is something to read.
+//!
+//! A guest that has read an eject request has it in a queue of its own, from which nobody takes it back, and there it may lie
+//! when the slot is empty and filled again. So requests are counted, those read against those answered, and a slot with
+//! some left is filled last ([`HotplugEvents::is_settled`]).
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
-
-use vmm_sys_util::eventfd::EventFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::bus::BusDevice;
+use crate::irq::LevelLine;
 use crate::pci::SLOTS;
 
 /// Number of the registers' ports.
@@ -31,40 +35,89 @@ const EJECTED: u64 = 8;
 // A bit for each slot.
 const _: () = assert!(SLOTS == u32::BITS as usize);
 
-/// What the guest has not yet been told.
+/// What the guest has not yet been told, or not yet answered.
 pub struct HotplugEvents {
-    plugged: AtomicU32,
-    wanted: AtomicU32,
-    irqfd: EventFd,
+    state: Mutex<State>,
+    line: LevelLine,
+}
+
+#[derive(Default)]
+struct State {
+    /// A bit for each slot.
+    plugged: u32,
+    wanted: u32,
+    /// By slot, the eject requests that the guest has read, less those that it has answered.
+    unanswered: [u32; SLOTS],
 }
 
 impl HotplugEvents {
-    /// Nothing to tell; `irqfd` is the interrupt of the event device.
-    pub fn new(irqfd: EventFd) -> HotplugEvents {
-        HotplugEvents { plugged: AtomicU32::new(0), wanted: AtomicU32::new(0), irqfd }
+    /// Nothing to tell; `line` is the interrupt of the event device.
+    pub fn new(line: LevelLine) -> HotplugEvents {
+        HotplugEvents { state: Mutex::default(), line }
     }
 
     /// Tells that `slot` was filled.
     pub fn plugged(&self, slot: usize) {
-        self.raise(&self.plugged, slot);
+        self.change(|state| state.plugged |= bit(slot));
     }
 
     /// Asks for `slot`, once more if that was done before.
     pub fn eject(&self, slot: usize) {
-        self.raise(&self.wanted, slot);
+        self.change(|state| state.wanted |= bit(slot));
     }
 
-    /// Forgets what was not yet told of `slot`: it is empty.
-    fn forget(&self, slot: usize) {
-        for events in [&self.plugged, &self.wanted] {
-            events.fetch_and(!bit(slot), Ordering::AcqRel);
+    /// Forgets what was not yet told of `slot`: it is empty. To be called before anybody can fill it.
+    pub fn forget(&self, slot: usize) {
+        self.change(|state| {
+            state.plugged &= !bit(slot);
+            state.wanted &= !bit(slot);
+        });
+    }
+
+    /// Whether the guest has answered each eject request of `slot` that it has read.
+    pub fn is_settled(&self, slot: usize) -> bool {
+        self.state().unanswered[slot % SLOTS] == 0
+    }
+
+    fn take_plugged(&self) -> u32 {
+        self.change(|state| std::mem::take(&mut state.plugged))
+    }
+
+    fn take_wanted(&self) -> u32 {
+        self.change(|state| {
+            let wanted = std::mem::take(&mut state.wanted);
+            for slot in (0..SLOTS).filter(|slot| wanted & bit(*slot) != 0) {
+                state.unanswered[slot] = state.unanswered[slot].saturating_add(1);
+            }
+            wanted
+        })
+    }
+
+    /// The guest gives `slot` back. It does that for each request, also of a slot that is empty.
+    fn answered(&self, slot: usize) {
+        let mut state = self.state();
+        state.unanswered[slot] = state.unanswered[slot].saturating_sub(1);
+    }
+
+    /// Changes what there is to tell, and the level with it.
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = self.state();
+        let before = state.has_news();
+        let result = change(&mut state);
+        if state.has_news() != before {
+            self.line.set(!before);
         }
+        result
     }
 
-    fn raise(&self, events: &AtomicU32, slot: usize) {
-        events.fetch_or(bit(slot), Ordering::AcqRel);
-        // Fails only when the counter is full, and then the interrupt is raised already.
-        let _ = self.irqfd.write(1);
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn has_news(&self) -> bool {
+        self.plugged | self.wanted != 0
     }
 }
 
@@ -95,8 +148,8 @@ impl BusDevice for HotplugRegisters {
         // By its whole width only, so that no part of an event is lost.
         if let Ok(data) = <&mut [u8; 4]>::try_from(data) {
             *data = match offset {
-                PLUGGED => self.events.plugged.swap(0, Ordering::AcqRel),
-                WANTED => self.events.wanted.swap(0, Ordering::AcqRel),
+                PLUGGED => self.events.take_plugged(),
+                WANTED => self.events.take_wanted(),
                 _ => 0,
             }
             .to_le_bytes();
@@ -107,7 +160,7 @@ impl BusDevice for HotplugRegisters {
         let (EJECTED, Ok(data)) = (offset, <[u8; 4]>::try_from(data)) else { return };
         let slots = u32::from_le_bytes(data);
         for slot in (0..SLOTS).filter(|slot| slots & bit(*slot) != 0) {
-            self.events.forget(slot);
+            self.events.answered(slot);
             (self.eject)(slot);
         }
     }
@@ -115,28 +168,28 @@ impl BusDevice for HotplugRegisters {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-
-    use vmm_sys_util::eventfd::EFD_NONBLOCK;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
 
     struct Rig {
         events: Arc<HotplugEvents>,
-        irqfd: EventFd,
+        level: Arc<AtomicBool>,
         registers: HotplugRegisters,
         ejected: Arc<Mutex<Vec<usize>>>,
     }
 
     impl Rig {
         fn new() -> Rig {
-            let irqfd = EventFd::new(EFD_NONBLOCK).unwrap();
-            let events = Arc::new(HotplugEvents::new(irqfd.try_clone().unwrap()));
+            let level = Arc::<AtomicBool>::default();
+            let pin = level.clone();
+            let line = LevelLine::new(move |high| pin.store(high, Ordering::SeqCst));
+            let events = Arc::new(HotplugEvents::new(line));
             let ejected = Arc::new(Mutex::new(Vec::new()));
             let list = ejected.clone();
             let eject = Box::new(move |slot| list.lock().unwrap().push(slot));
             let registers = HotplugRegisters::new(events.clone(), eject);
-            Rig { events, irqfd, registers, ejected }
+            Rig { events, level, registers, ejected }
         }
 
         fn read(&mut self, offset: u64) -> u32 {
@@ -145,35 +198,60 @@ mod tests {
             u32::from_le_bytes(data)
         }
 
+        fn is_high(&self) -> bool {
+            self.level.load(Ordering::SeqCst)
+        }
+
         fn ejected(&self) -> Vec<usize> {
             std::mem::take(&mut self.ejected.lock().unwrap())
         }
     }
 
+    /// The pin is high as long as there is something to read, and not longer.
     #[test]
     fn each_event_interrupts_and_is_read_once() {
         let mut rig = Rig::new();
         assert_eq!((rig.read(0), rig.read(4), rig.read(8)), (0, 0, 0));
+        assert!(!rig.is_high());
         rig.events.plugged(1);
         rig.events.plugged(31);
         rig.events.eject(3);
-        assert_eq!(rig.irqfd.read().unwrap(), 3);
-        assert_eq!((rig.read(0), rig.read(4)), (1 << 31 | 2, 8));
+        assert!(rig.is_high());
+        assert_eq!(rig.read(0), 1 << 31 | 2);
+        assert!(rig.is_high());
+        assert_eq!(rig.read(4), 8);
+        assert!(!rig.is_high());
         assert_eq!((rig.read(0), rig.read(4)), (0, 0));
         rig.events.eject(3);
-        assert_eq!(rig.irqfd.read().unwrap(), 1, "what is asked again is asked again");
-        assert_eq!(rig.read(4), 8);
+        assert!(rig.is_high());
+        assert_eq!(rig.read(4), 8, "what is asked again is asked again");
+        rig.events.plugged(4);
+        rig.events.eject(4);
+        rig.events.forget(4);
+        assert!(!rig.is_high());
+        assert_eq!((rig.read(0), rig.read(4)), (0, 0));
     }
 
+    /// What the guest has read it answers one by one, an empty slot's too; what it has not read it never does.
     #[test]
-    fn ejected_slots_are_given_back_and_nothing_more_is_told_of_them() {
+    fn a_slot_is_settled_when_all_requests_are_answered() {
         let mut rig = Rig::new();
-        rig.events.plugged(5);
-        rig.events.eject(5);
+        for _ in 0..3 {
+            rig.events.eject(5);
+            rig.events.eject(5);
+            assert_eq!(rig.read(4), 1 << 5);
+        }
         rig.events.eject(6);
-        rig.registers.write(8, &(1u32 << 5 | 1 << 31).to_le_bytes());
-        assert_eq!(rig.ejected(), [5, 31]);
-        assert_eq!((rig.read(0), rig.read(4)), (0, 1 << 6));
+        rig.events.forget(6);
+        rig.read(4);
+        for left in [true, true, false] {
+            assert!(rig.events.is_settled(6) && !rig.events.is_settled(5));
+            rig.registers.write(8, &(1u32 << 5 | 1 << 31).to_le_bytes());
+            assert_eq!(rig.ejected(), [5, 31]);
+            assert_eq!(rig.events.is_settled(5), !left);
+        }
+        rig.registers.write(8, &(1u32 << 5).to_le_bytes());
+        assert!(rig.events.is_settled(5) && rig.events.is_settled(31));
     }
 
     /// Whatever a guest reads and writes, of whatever width: no panic, no event is lost in part, and only a whole write to the

@@ -51,6 +51,22 @@ impl PciFunction for ConfigSpace {
     }
 }
 
+/// A function that has gone is one that nobody finds.
+impl<F: PciFunction> PciFunction for Option<F> {
+    fn read_config(&mut self, offset: u16, data: &mut [u8]) {
+        match self {
+            Some(function) => function.read_config(offset, data),
+            None => data.fill(0xff),
+        }
+    }
+
+    fn write_config(&mut self, offset: u16, data: &[u8]) {
+        if let Some(function) = self {
+            function.write_config(offset, data);
+        }
+    }
+}
+
 /// Bus 0 behind its two ports (PCI 3.0, 3.2.2.3.2): `CONFIG_ADDRESS`, and `CONFIG_DATA` at offset 4.
 pub struct PciBus {
     address: u32,
@@ -68,19 +84,16 @@ impl Default for PciBus {
 }
 
 impl PciBus {
-    /// The lowest device number that nothing has; `None` when the bus is full.
-    pub fn free_slot(&self) -> Option<usize> {
-        self.functions.iter().position(Option::is_none)
-    }
-
     /// Gives `function` the device number `slot`, below [`SLOTS`].
     pub fn insert(&mut self, slot: usize, function: Arc<Mutex<dyn PciFunction>>) {
         self.functions[slot] = Some(function);
     }
 
     /// Empties a slot: from now on nobody answers there.
-    pub fn remove(&mut self, slot: usize) -> Option<Arc<Mutex<dyn PciFunction>>> {
-        self.functions.get_mut(slot)?.take()
+    pub fn remove(&mut self, slot: usize) {
+        if let Some(function) = self.functions.get_mut(slot) {
+            *function = None;
+        }
     }
 
     /// The function that `CONFIG_ADDRESS` selects, and the place in its configuration space.

@@ -43,7 +43,7 @@ pub mod vhost_user_net;
 pub mod worker;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 /// What a transport needs from a device. All calls come from one vCPU's thread at a time.
 pub trait VirtioDevice: Send {

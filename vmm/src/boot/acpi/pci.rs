@@ -103,7 +103,8 @@ pub(super) fn hotplug(sink: &mut dyn AmlSink) {
         ],
     )
     .to_aml_bytes(sink);
-    let interrupt = Interrupt::new(true, true, false, false, HOTPLUG_GSI);
+    // A level, so that what comes while the guest boots waits for its driver.
+    let interrupt = Interrupt::new(true, false, false, false, HOTPLUG_GSI);
     Device::new(
         Path::new("GED1"),
         vec![

@@ -1,9 +1,9 @@
 //! The virtio devices of a machine's PCI bus, each in its slot.
 //!
 //! [`PciSlots::put`] connects a device and shows it to the guest's next look at the bus, [`PciSlots::take`] ends it with all that
-//! was connected. Both wait for accesses of vCPUs in progress, so neither is called in one to the devices' memory or to
-//! their configuration spaces.
+//! was connected. That waits for accesses of vCPUs to this device, so it is not called in one.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_ioctls::VmFd;
@@ -12,8 +12,8 @@ use vm_memory::GuestMemoryMmap;
 
 use crate::bus::{Bus, RangeError};
 use crate::layout::pci_bar;
-use crate::pci::PciBus;
 use crate::pci::msi::MsiRoutes;
+use crate::pci::{PciBus, SLOTS};
 use crate::virtio::VirtioDevice;
 use crate::virtio::pci::{BAR_SIZE, PciTransport};
 use crate::virtio::registers::TransportError;
@@ -39,6 +39,14 @@ pub struct PciSlots {
     routes: Arc<MsiRoutes>,
     bus: Arc<Mutex<PciBus>>,
     mmio: Arc<Bus>,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// The one that has been empty longest first; of those that never had a device, the lowest.
+    free: VecDeque<usize>,
+    /// `None` in one that is taken away, for who has found it just before.
+    taken: BTreeMap<usize, Arc<Mutex<Option<PciTransport>>>>,
 }
 
 impl PciSlots {
@@ -46,7 +54,8 @@ impl PciSlots {
     /// sets its routes.
     pub fn new(vm: Arc<VmFd>, memory: GuestMemoryMmap, mmio: Arc<Bus>) -> PciSlots {
         let routes = Arc::new(MsiRoutes::new(vm.clone()));
-        PciSlots { vm, memory, routes, bus: Arc::default(), mmio }
+        let state = State { free: (1..SLOTS).collect(), taken: BTreeMap::new() };
+        PciSlots { vm, memory, routes, bus: Arc::default(), mmio, state: Mutex::new(state) }
     }
 
     /// The bus, for the ports that lead to it.
@@ -54,42 +63,50 @@ impl PciSlots {
         self.bus.clone()
     }
 
-    /// Whether there is room.
+    /// A slot for a device: among those that are `good`, or among all if none is, the one that has been empty longest.
     ///
     /// # Errors
     ///
     /// [`SlotError::Full`].
-    pub fn room(&self) -> Result<usize, SlotError> {
-        self.lock().free_slot().ok_or(SlotError::Full)
+    pub fn room(&self, good: impl Fn(usize) -> bool) -> Result<usize, SlotError> {
+        let state = self.state();
+        let chosen = state.free.iter().find(|slot| good(**slot)).or(state.free.front());
+        chosen.copied().ok_or(SlotError::Full)
     }
 
-    /// Connects `device` and puts it into the first free slot, whose number this is. One call at a time.
+    /// Connects `device` and puts it into `slot`, which is empty. One call at a time.
     ///
     /// # Errors
     ///
     /// See [`SlotError`]; nothing is left of the device then.
-    pub fn put(&self, device: Box<dyn VirtioDevice>) -> Result<usize, SlotError> {
-        let slot = self.room()?;
+    pub fn put(&self, slot: usize, device: Box<dyn VirtioDevice>) -> Result<(), SlotError> {
         let base = pci_bar(slot).ok_or(SlotError::Full)?;
         let transport = PciTransport::new(device, self.memory.clone(), &self.vm, &self.routes, base)?;
-        let transport = Arc::new(Mutex::new(transport));
+        let transport = Arc::new(Mutex::new(Some(transport)));
         self.mmio.insert(base.into(), BAR_SIZE.into(), transport.clone())?;
-        self.lock().insert(slot, transport);
-        Ok(slot)
+        self.lock().insert(slot, transport.clone());
+        let mut state = self.state();
+        state.free.retain(|free| *free != slot);
+        state.taken.insert(slot, transport);
+        Ok(())
     }
 
     /// Empties `slot`: the device is reset and closed, and what it had of KVM's is free again. Otherwise it does nothing.
     pub fn take(&self, slot: usize) {
         let Some(base) = pci_bar(slot) else { return };
-        let function = self.lock().remove(slot);
-        if function.is_some() {
-            self.mmio.remove(base.into());
-        }
-        // The last one, as no access is in progress.
-        drop(function);
+        let Some(function) = self.state().taken.remove(&slot) else { return };
+        self.lock().remove(slot);
+        self.mmio.remove(base.into());
+        let transport = function.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(transport);
+        self.state().free.push_back(slot);
     }
 
     fn lock(&self) -> MutexGuard<'_, PciBus> {
         self.bus.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

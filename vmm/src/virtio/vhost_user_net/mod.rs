@@ -290,6 +290,6 @@ mod peer;
 #[cfg(test)]
 mod reconnect_tests;
 #[cfg(test)]
-mod scripted;
+pub(crate) mod scripted;
 #[cfg(test)]
 mod tests;

@@ -18,11 +18,11 @@ pub(super) const GET_QUEUE_NUM: u32 = 17;
 pub(super) const SET_VRING_ENABLE: u32 = 18;
 
 /// What a back-end was told: the message's number, and the second word of its body, or 0.
-pub(super) type Told = Vec<(u32, u32)>;
+pub(crate) type Told = Vec<(u32, u32)>;
 
 /// How a connection ends.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum End {
+pub(crate) enum End {
     /// When the front-end closes it.
     Theirs,
     /// By the back-end, after so many answered messages.
@@ -38,7 +38,7 @@ pub(super) fn scripted(path: &Path, queue_num: u64) -> thread::JoinHandle<Told> 
 }
 
 /// Serves the next connection.
-pub(super) fn serve(listener: &UnixListener, queue_num: u64, end: End) -> Told {
+pub(crate) fn serve(listener: &UnixListener, queue_num: u64, end: End) -> Told {
     let (mut stream, _) = listener.accept().unwrap();
     let mut told = Vec::new();
     loop {

@@ -1,0 +1,149 @@
+//! Devices that come and go by the API, on a PCI bus of a virtual machine without a guest: a thread gives back what is wanted.
+
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use hyper::Method;
+use kvm_ioctls::{Kvm, VmFd};
+use serde_json::{Value, json};
+
+use super::client::{CtlError, ask};
+use super::*;
+use crate::bus::{Bus, BusDevice};
+use crate::cli::{Add, DeviceKind, Request};
+use crate::devices::Devices;
+use crate::exit::ExitEvent;
+use crate::gate::Gate;
+use crate::irq::LevelLine;
+use crate::pause::Pause;
+use crate::pci::hotplug::{HotplugEvents, HotplugRegisters};
+use crate::power::PowerButton;
+use crate::virtio::pci::slots::PciSlots;
+use crate::virtio::testing::memory;
+use crate::virtio::vhost_user_net::scripted::{End, serve};
+
+struct Rig {
+    devices: Arc<Devices>,
+    _guest: Guest,
+    _api: Api,
+    socket: PathBuf,
+    dir: tempfile::TempDir,
+}
+
+impl Rig {
+    fn ctl(&self, request: &Request) -> Result<Value, CtlError> {
+        ask(&self.socket, request.method(), &request.path(), request.body().as_ref())
+    }
+
+    fn names(&self) -> Vec<String> {
+        let names =
+            self.devices.status().into_iter().map(|device| device["device"].as_str().unwrap().to_owned());
+        names.collect()
+    }
+}
+
+/// The guest's part in a removal, until this is dropped.
+struct Guest {
+    end: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Guest {
+    fn start(mut registers: HotplugRegisters) -> Guest {
+        let end = Arc::<AtomicBool>::default();
+        let ended = end.clone();
+        let thread = thread::spawn(move || {
+            while !ended.load(Ordering::SeqCst) {
+                let mut wanted = [0; 4];
+                registers.read(4, &mut wanted);
+                registers.write(8, &wanted);
+                thread::sleep(Duration::from_millis(1));
+            }
+        });
+        Guest { end, thread: Some(thread) }
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.end.store(true, Ordering::SeqCst);
+        self.thread.take().unwrap().join().unwrap();
+    }
+}
+
+fn vm(test: &str) -> Option<Arc<VmFd>> {
+    let vm = Kvm::new().and_then(|kvm| kvm.create_vm());
+    let vm = vm.and_then(|vm| vm.create_irq_chip().map(|()| vm));
+    vm.map_err(|error| eprintln!("SKIP {test}: /dev/kvm: {error}")).ok().map(Arc::new)
+}
+
+fn rig(test: &str) -> Option<Rig> {
+    rig_with_limit(test, WORK_LIMIT)
+}
+
+fn rig_with_limit(test: &str, limit: Duration) -> Option<Rig> {
+    let slots = PciSlots::new(vm(test)?, memory(), Arc::new(Bus::new()));
+    let line = || LevelLine::new(|_| {});
+    let events = Arc::new(HotplugEvents::new(line()));
+    let devices = Arc::new(Devices::on_pci(slots, events.clone()));
+    let ejecting = devices.clone();
+    let guest = Guest::start(HotplugRegisters::new(events, Box::new(move |slot| ejecting.ejected(slot))));
+    let (exit, gate) = (Arc::new(ExitEvent::new().unwrap()), Arc::<Gate>::default());
+    let pause = Pause::new(gate.clone(), devices.clone());
+    let (started, power_button) = (Instant::now(), Arc::new(PowerButton::new(line())));
+    let machine =
+        Machine { cpus: 1, memory: 1, started, devices: devices.clone(), gate, exit, pause, power_button };
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("api");
+    let api = Api::with_limit(&socket, machine, limit).unwrap();
+    Some(Rig { devices, _guest: guest, _api: api, socket, dir })
+}
+
+fn disk(path: &Path) -> String {
+    path.display().to_string()
+}
+
+/// What `ctl` names goes, and not what a part of the name would be; a path as it is does as well.
+#[test]
+fn the_device_of_a_name_goes_and_no_other() {
+    let Some(rig) = rig("the_device_of_a_name_goes_and_no_other") else { return };
+    let names = ["data", "data#1", "data?1", "data%31", "data 1", "d\u{e9}t\u{1f980}"];
+    let paths = names.map(|name| rig.dir.path().join(name));
+    for path in &paths {
+        std::fs::write(path, [0; 512]).unwrap();
+        rig.ctl(&Request::Add { what: Add::Disk { options: disk(path) } }).unwrap();
+    }
+    for (at, path) in paths.iter().enumerate().rev() {
+        match at {
+            0 => ask(&rig.socket, Method::DELETE, &format!("/v1/disk/{}", disk(path)), None).unwrap(),
+            _ => rig.ctl(&Request::Remove { kind: DeviceKind::Disk, name: disk(path) }).unwrap(),
+        };
+        let left: Vec<_> = paths[..at].iter().map(|path| format!("disk {}", disk(path))).collect();
+        assert_eq!(rig.names(), left);
+    }
+    let odd = json!({ "options": "/nowhere#1,ro" });
+    assert!(
+        ask(&rig.socket, Method::POST, "/v1/disk", Some(&odd))
+            .unwrap_err()
+            .to_string()
+            .contains("/nowhere#1")
+    );
+}
+
+/// A back-end that answers when its client has been told that it takes too long: the device is closed again, and never seen.
+#[test]
+fn a_device_that_is_opened_too_late_is_not_added() {
+    const NAME: &str = "a_device_that_is_opened_too_late_is_not_added";
+    let Some(rig) = rig_with_limit(NAME, Duration::from_millis(100)) else { return };
+    let path = rig.dir.path().join("back-end");
+    let listener = UnixListener::bind(&path).unwrap();
+    let options = format!("socket={}", path.display());
+    let why = rig.ctl(&Request::Add { what: Add::Net { options } }).unwrap_err().to_string();
+    assert!(why.contains("adding a network device takes more than 0.1 s: nothing is added"), "{why}");
+    // Answers all that a device asks before it is there, and hears the end of the connection.
+    let told = serve(&listener, 1, End::Theirs);
+    assert!(told.len() > 1, "{told:?}");
+    assert!(rig.names().is_empty());
+}
