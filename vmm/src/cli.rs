@@ -106,7 +106,8 @@ pub struct Args {
     #[arg(long)]
     hugepages: bool,
 
-    /// Where the guest's serial port leads: stdio, none, or file=PATH
+    /// Where the guest's serial port leads: stdio, none, or file=PATH, which may be a FIFO or a terminal too. When nobody has
+    /// read for a second, output is dropped and counted
     #[arg(long, value_name = "TARGET", default_value = "stdio")]
     serial: SerialOption,
 
