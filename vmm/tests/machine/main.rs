@@ -3,6 +3,7 @@
 
 mod acpi;
 mod console;
+mod disks;
 mod exits;
 mod guest;
 mod output;
