@@ -124,7 +124,7 @@ pub fn build(config: &VmConfig, exit: Arc<ExitEvent>) -> Result<Machine, BuildEr
 
     let buses = Buses::default();
     let power_button = connect_power(&buses.pio, &vm, &exit)?;
-    let console = connect_serial(&config.serial, &buses.pio, &vm, &exit)?;
+    let console = connect_serial(&config.serial, &buses.pio, &vm)?;
     let gate = Arc::<Gate>::default();
     let devices = virtio_devices(config, &gate)?;
     let (devices, virtio_mmio) = match config.transport {
@@ -229,32 +229,28 @@ fn irqfd(vm: &VmFd, gsi: u32, what: &'static str) -> Result<EventFd, BuildError>
     Ok(irqfd)
 }
 
-/// Puts COM1 on the bus; the console is what feeds it, if something does.
-fn connect_serial(
-    config: &SerialConfig,
-    pio: &Bus,
-    vm: &VmFd,
-    exit: &Arc<ExitEvent>,
-) -> Result<Option<Console>, BuildError> {
+/// Puts COM1 on the bus; the console is the host's side of it.
+fn connect_serial(config: &SerialConfig, pio: &Bus, vm: &VmFd) -> Result<Option<Console>, BuildError> {
     let failed = |target: &str| {
         let target = target.to_owned();
         move |source| BuildError::Serial { target, source }
     };
+    let room = Arc::new(Room::new().map_err(BuildError::Files)?);
     let output = match config {
         SerialConfig::None => return Ok(None),
-        SerialConfig::Stdio => Output::stdout(Arc::clone(exit)).map_err(failed("standard output"))?,
+        SerialConfig::Stdio => Output::stdout(room.clone()).map_err(failed("standard output"))?,
         SerialConfig::File(path) => {
-            Output::file(path, Arc::clone(exit)).map_err(failed(&path.display().to_string()))?
+            Output::file(path, room.clone()).map_err(failed(&path.display().to_string()))?
         }
     };
     let irqfd = irqfd(vm, COM1_GSI, "serial interrupt")?;
-    let room = Arc::new(Room::new().map_err(BuildError::Files)?);
-    let uart = Arc::new(Mutex::new(Uart::new(irqfd, Arc::clone(&room), output)));
+    let uart = Arc::new(Mutex::new(Uart::new(irqfd, Arc::clone(&room), output.clone())));
     pio.insert(COM1.into(), COM1_SIZE.into(), Arc::clone(&uart) as _)?;
-    match config {
-        SerialConfig::Stdio => Console::stdin(uart, room).map(Some).map_err(failed("standard input")),
-        _ => Ok(None),
-    }
+    let console = Console::new(uart, room, output);
+    Ok(Some(match config {
+        SerialConfig::Stdio => console.with_stdin().map_err(failed("standard input"))?,
+        _ => console,
+    }))
 }
 
 /// Opens disks and connects to back-ends, in the order in which the guest will find the devices.

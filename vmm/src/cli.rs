@@ -48,11 +48,12 @@ pub struct Args {
     initramfs: Option<PathBuf>,
 
     /// Root file system: a raw image that becomes the first disk; adds root=/dev/vda to the command line
-    #[arg(long, value_name = "FILE[,ro]")]
+    #[arg(long, value_name = "FILE[,ro][,format=raw]")]
     rootfs: Option<DiskOption>,
 
-    /// A disk: a raw image or a block device; may be given several times
-    #[arg(long, value_name = "FILE[,ro]")]
+    /// A disk: a raw image or a block device; may be given several times. An image that looks like another format is
+    /// refused without format=raw
+    #[arg(long, value_name = "FILE[,ro][,format=raw]")]
     disk: Vec<DiskOption>,
 
     /// Kernel command line; console=, reboot= and panic= get defaults when missing
@@ -106,7 +107,8 @@ pub struct Args {
     #[arg(long)]
     hugepages: bool,
 
-    /// Where the guest's serial port leads: stdio, none, or file=PATH
+    /// Where the guest's serial port leads: stdio, none, or file=PATH, which may be a FIFO or a terminal too. When nobody has
+    /// read for a second, output is dropped and counted
     #[arg(long, value_name = "TARGET", default_value = "stdio")]
     serial: SerialOption,
 
@@ -224,8 +226,10 @@ enum ValueError {
     Pages(String),
     #[error("no file is named before '{0}'")]
     NoPath(String),
-    #[error("unknown option '{0}': a disk knows ro and rw (a path cannot contain a comma)")]
+    #[error("unknown option '{0}': a disk knows ro, rw and format=raw (a path cannot contain a comma)")]
     DiskOption(String),
+    #[error("format={0}: disks here are raw; convert the image with 'qemu-img convert -O raw'")]
+    DiskFormat(String),
     #[error("'{0}' is neither pci nor mmio")]
     Transport(String),
     #[error("'{0}' is none of stdio, none and file=PATH")]
@@ -291,13 +295,17 @@ impl FromStr for DiskOption {
 
     fn from_str(text: &str) -> Result<DiskOption, ValueError> {
         let (path, options) = split_path(text)?;
-        let mut disk = DiskConfig { path, read_only: false };
+        let mut disk = DiskConfig { path, read_only: false, raw: false };
         for option in options {
-            disk.read_only = match option {
-                "ro" => true,
-                "rw" => false,
-                other => return Err(ValueError::DiskOption(other.to_owned())),
-            };
+            match option {
+                "ro" => disk.read_only = true,
+                "rw" => disk.read_only = false,
+                "format=raw" => disk.raw = true,
+                other => match other.strip_prefix("format=") {
+                    Some(format) => return Err(ValueError::DiskFormat(format.to_owned())),
+                    None => return Err(ValueError::DiskOption(other.to_owned())),
+                },
+            }
         }
         Ok(DiskOption(disk))
     }

@@ -74,6 +74,12 @@ fn the_root_file_system_is_the_first_disk() {
 }
 
 #[test]
+fn a_disk_may_be_said_to_be_raw() {
+    let raw = |option: &str| config(&["--disk", option]).disks[0].raw;
+    assert_eq!(["a", "a,ro", "a,format=raw,ro"].map(raw), [false, false, true]);
+}
+
+#[test]
 fn network_sockets_have_options() {
     let nets = config(&[
         "--net-socket",
@@ -155,6 +161,7 @@ fn wrong_values_are_named_with_what_would_be_right() {
         (["--cpus", "255"], "1..=254"),
         (["--disk", "a,readonly"], "unknown option 'readonly'"),
         (["--disk", ",ro"], "no file is named"),
+        (["--disk", "a,format=qcow2"], "disks here are raw"),
         (["--net-socket", "s,mac=1"], "'1' is not a MAC address"),
         (["--net-socket", "s,mac=01:00:00:00:00:00"], "multicast"),
         (["--net-socket", "s,mtu=67"], "mtu=67"),

@@ -13,6 +13,8 @@ pub struct DiskConfig {
     pub path: PathBuf,
     /// The guest may only read.
     pub read_only: bool,
+    /// The user says that it is raw, whatever its first bytes look like.
+    pub raw: bool,
 }
 
 /// One `--net`, `--tap` or `--net-socket`.

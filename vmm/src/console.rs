@@ -1,15 +1,17 @@
-//! The input side of the console: standard input to the UART, with Ctrl-A as the way out.
+//! The console: standard input to the UART, with Ctrl-A as the way out, and what the UART's output wants of somebody who can
+//! wait for it.
 //!
-//! The machine's main loop polls what [`Console::wants`] says and calls [`Console::serve`] after each poll.
+//! The machine's main loop polls what [`Console::wanted_input`] and [`Console::room`] say and calls [`Console::serve`] after each poll.
 
 use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use log::warn;
 use rustix::io::Errno;
 
-use crate::serial::{Room, Uart};
+use crate::serial::{Output, Room, Uart};
 
 /// What the user asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,82 +20,116 @@ pub enum Command {
     Quit,
 }
 
-/// What to wait for on behalf of the console.
+/// What is there for the console.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Wants {
+pub struct Ready {
     /// Input from the user.
     pub input: bool,
-    /// Room in the UART.
+    /// A word from the UART.
     pub room: bool,
 }
 
-/// Bytes on their way from standard input to the guest.
+/// The host's side of the serial port.
 pub struct Console {
-    input: OwnedFd,
     uart: Arc<Mutex<Uart>>,
     room: Arc<Room>,
+    output: Output,
+    /// When the output wants to be looked at without a word from the UART.
+    deadline: Option<Instant>,
+    input: Option<Input>,
+}
+
+/// Bytes on their way from standard input to the guest.
+struct Input {
+    fd: OwnedFd,
     /// Read, but not yet taken by the UART.
     pending: Vec<u8>,
     /// Set on a terminal only: everything else is fed as it is.
     escape: Option<Escape>,
-    end_of_input: bool,
+    ended: bool,
 }
 
 impl Console {
-    /// From a terminal we go on reading while the guest does not, so that Ctrl-A x always works.
-    const PENDING_TERMINAL: usize = 1 << 20;
-    /// From a file or pipe we read no more than we can hand on soon.
-    const PENDING_FILE: usize = 4096;
-
-    /// A console that reads `input` for `uart`; with `terminal`, Ctrl-A is the escape character.
-    pub fn new(input: OwnedFd, uart: Arc<Mutex<Uart>>, room: Arc<Room>, terminal: bool) -> Console {
-        let escape = terminal.then(Escape::default);
-        Console { input, uart, room, pending: Vec::new(), escape, end_of_input: false }
+    /// The console of `uart`, whose room and output these are; it has no input.
+    pub fn new(uart: Arc<Mutex<Uart>>, room: Arc<Room>, output: Output) -> Console {
+        Console { uart, room, output, deadline: None, input: None }
     }
 
-    /// The console on this process's standard input.
+    /// Reads `input` for the guest; with `terminal`, Ctrl-A is the escape character.
+    #[must_use]
+    pub fn with_input(mut self, input: OwnedFd, terminal: bool) -> Console {
+        let escape = terminal.then(Escape::default);
+        self.input = Some(Input { fd: input, pending: Vec::new(), escape, ended: false });
+        self
+    }
+
+    /// Reads this process's standard input.
     ///
     /// # Errors
     ///
     /// When the process may open no more files.
-    pub fn stdin(uart: Arc<Mutex<Uart>>, room: Arc<Room>) -> io::Result<Console> {
+    pub fn with_stdin(self) -> io::Result<Console> {
         let stdin = io::stdin();
         let input = stdin.as_fd().try_clone_to_owned()?;
-        Ok(Console::new(input, uart, room, stdin.is_terminal()))
+        Ok(self.with_input(input, stdin.is_terminal()))
     }
 
-    /// What [`Console::serve`] should be called after.
-    pub fn wants(&self) -> Wants {
-        let limit = if self.escape.is_some() { Self::PENDING_TERMINAL } else { Self::PENDING_FILE };
-        Wants { input: !self.end_of_input && self.pending.len() < limit, room: !self.pending.is_empty() }
+    /// The input to poll now, if there is one.
+    pub fn wanted_input(&self) -> Option<&impl AsFd> {
+        self.input.as_ref().filter(|input| input.wants_more()).map(|input| &input.fd)
     }
 
-    /// The input to poll.
-    pub fn input(&self) -> &impl AsFd {
-        &self.input
+    /// When to call [`Console::serve`] even if nothing is there.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline
     }
 
-    /// The source of "there is room".
+    /// Whether the user can type.
+    pub fn has_input(&self) -> bool {
+        self.input.is_some()
+    }
+
+    /// The source of a word from the UART, to poll always.
     pub fn room(&self) -> &Room {
         &self.room
     }
 
-    /// Reads what `ready` says is there and hands on what the UART takes.
-    pub fn serve(&mut self, ready: Wants) -> Option<Command> {
-        let command = if ready.input { self.read() } else { None };
+    /// Reads what `ready` says is there, hands on what the UART takes, and lets it send again.
+    pub fn serve(&mut self, ready: Ready) -> Option<Command> {
+        let command = self.input.as_mut().filter(|_| ready.input).and_then(Input::read);
         if ready.room {
             // Non-blocking; its count says nothing.
             let _ = self.room.event().read();
         }
         let mut uart = self.uart.lock().unwrap_or_else(PoisonError::into_inner);
-        let taken = uart.feed(&self.pending);
-        self.pending.drain(..taken);
+        if let Some(input) = &mut self.input {
+            let taken = uart.feed(&input.pending);
+            input.pending.drain(..taken);
+        }
+        self.deadline = uart.serve_output();
         command
+    }
+
+    /// Waits for whoever reads the output, for a bounded time, when the guest writes no more.
+    pub fn finish(&self) {
+        self.output.finish();
+    }
+}
+
+impl Input {
+    /// From a terminal we go on reading while the guest does not, so that Ctrl-A x always works.
+    const PENDING_TERMINAL: usize = 1 << 20;
+    /// From a file or pipe we read no more than we can hand on soon.
+    const PENDING_FILE: usize = 4096;
+
+    fn wants_more(&self) -> bool {
+        let limit = if self.escape.is_some() { Self::PENDING_TERMINAL } else { Self::PENDING_FILE };
+        !self.ended && self.pending.len() < limit
     }
 
     fn read(&mut self) -> Option<Command> {
         let mut buffer = [0; 4096];
-        let len = match rustix::io::read(&self.input, &mut buffer) {
+        let len = match rustix::io::read(&self.fd, &mut buffer) {
             Ok(len) => len,
             Err(Errno::INTR | Errno::AGAIN) => return None,
             // A terminal that is gone.
@@ -103,7 +139,7 @@ impl Console {
                 0
             }
         };
-        self.end_of_input = len == 0;
+        self.ended = len == 0;
         let bytes = buffer.get(..len).unwrap_or_default();
         let Some(escape) = &mut self.escape else {
             self.pending.extend(bytes);
@@ -147,21 +183,19 @@ impl Escape {
 mod tests {
     use super::*;
     use crate::bus::BusDevice;
-    use crate::exit::ExitEvent;
-    use crate::serial::Output;
     use std::io::Write;
     use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-    const BOTH: Wants = Wants { input: true, room: true };
+    const BOTH: Ready = Ready { input: true, room: true };
 
     fn console(terminal: bool) -> (Console, io::PipeWriter, Arc<Mutex<Uart>>) {
         let (reader, writer) = io::pipe().unwrap();
         let room = Arc::new(Room::new().unwrap());
-        let exit = Arc::new(ExitEvent::new().unwrap());
-        let sink = Output::file("/dev/null".as_ref(), exit).unwrap();
-        let uart = Uart::new(EventFd::new(EFD_NONBLOCK).unwrap(), Arc::clone(&room), sink);
+        let sink = Output::file("/dev/null".as_ref(), Arc::clone(&room)).unwrap();
+        let uart = Uart::new(EventFd::new(EFD_NONBLOCK).unwrap(), Arc::clone(&room), sink.clone());
         let uart = Arc::new(Mutex::new(uart));
-        (Console::new(reader.into(), Arc::clone(&uart), room, terminal), writer, uart)
+        let console = Console::new(Arc::clone(&uart), room, sink).with_input(reader.into(), terminal);
+        (console, writer, uart)
     }
 
     fn typed(bytes: &[u8]) -> (Vec<u8>, bool) {
@@ -191,7 +225,7 @@ mod tests {
         assert_eq!(&seen, b"a\x01x");
         drop(writer);
         console.serve(BOTH);
-        assert_eq!(console.wants(), Wants { input: false, room: false });
+        assert!(console.wanted_input().is_none());
     }
 
     #[test]
@@ -199,10 +233,10 @@ mod tests {
         let (mut console, mut writer, uart) = console(false);
         writer.write_all(&[b'x'; 5000]).unwrap();
         console.serve(BOTH);
-        assert_eq!(console.wants(), Wants { input: false, room: true });
+        assert!(console.wanted_input().is_none());
         uart.lock().unwrap().write(1, &[1]);
-        console.serve(Wants { input: false, room: true });
-        assert_eq!(console.wants(), Wants { input: true, room: true });
+        console.serve(Ready { input: false, room: true });
+        assert!(console.wanted_input().is_some());
     }
 
     #[test]
@@ -213,7 +247,7 @@ mod tests {
             console.serve(BOTH);
         }
         writer.write_all(b"\x01x").unwrap();
-        assert!(console.wants().input);
+        assert!(console.wanted_input().is_some());
         assert_eq!(console.serve(BOTH), Some(Command::Quit));
     }
 }

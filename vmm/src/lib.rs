@@ -18,6 +18,7 @@ pub mod config;
 pub mod console;
 pub mod devices;
 pub mod exit;
+pub mod files;
 pub mod gate;
 pub mod irq;
 pub mod layout;

@@ -1,20 +1,21 @@
 //! A machine that is built, and the loop that runs it to its end.
 //!
-//! The main thread stays in [`Machine::run`]: it feeds the console and waits for the exit event. The API has a thread of
+//! The main thread stays in [`Machine::run`]: it serves the console and waits for the exit event. The API has a thread of
 //! its own.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::Instant;
 
 use kvm_ioctls::VmFd;
 use log::{info, warn};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use thiserror::Error;
 use vm_memory::GuestMemoryMmap;
 
 use crate::api::Api;
-use crate::console::{Command, Console, Wants};
+use crate::console::{Command, Console, Ready};
 use crate::exit::{ExitEvent, ExitReason};
 use crate::terminal::RawMode;
 use crate::vcpu::{Board, Vcpu, VcpuThread};
@@ -32,7 +33,7 @@ pub enum StartError {
 pub struct Machine {
     /// The processors, ready to run.
     pub vcpus: Vec<Vcpu>,
-    /// Input for the serial port.
+    /// The host's side of the serial port.
     pub console: Option<Console>,
     /// The devices, the end, the pause.
     pub board: Board,
@@ -53,9 +54,9 @@ impl Machine {
     pub fn run(self) -> Result<u8, StartError> {
         let Machine { vcpus, mut console, board, api, vm, memory } = self;
         let exit = board.exit.clone();
-        let raw_mode = match console {
-            Some(_) => RawMode::enter().map_err(StartError::Terminal)?,
-            None => None,
+        let raw_mode = match &console {
+            Some(console) if console.has_input() => RawMode::enter().map_err(StartError::Terminal)?,
+            _ => None,
         };
         exit.watch();
         if raw_mode.is_some() {
@@ -68,6 +69,9 @@ impl Machine {
         // Those of a paused machine wait there.
         board.gate.wake();
         stop(threads);
+        if let Some(console) = &console {
+            console.finish();
+        }
         drop(raw_mode);
         // In this order: devices stop before what they stand on goes.
         drop((api, console, board, vm, memory));
@@ -110,11 +114,11 @@ fn report(reason: &ExitReason) -> u8 {
     reason.status()
 }
 
-/// Feeds the console until the exit event.
+/// Serves the console until the exit event.
 fn wait_for_exit(exit: &ExitEvent, mut console: Option<&mut Console>) -> io::Result<()> {
     while !exit.is_requested() {
         let Some(console) = console.as_deref_mut() else {
-            wait_readable(&mut [PollFd::new(exit, PollFlags::IN)])?;
+            wait_readable(&mut [PollFd::new(exit, PollFlags::IN)], None)?;
             continue;
         };
         let ready = wait_for_console(exit, console)?;
@@ -126,25 +130,24 @@ fn wait_for_exit(exit: &ExitEvent, mut console: Option<&mut Console>) -> io::Res
 }
 
 #[expect(unsafe_code, reason = "EventFd gives its descriptor only as a number")]
-fn wait_for_console(exit: &ExitEvent, console: &Console) -> io::Result<Wants> {
-    let wants = console.wants();
+fn wait_for_console(exit: &ExitEvent, console: &Console) -> io::Result<Ready> {
     // SAFETY: the console keeps its eventfd open, and outlives this function.
     let room = unsafe { BorrowedFd::borrow_raw(console.room().event().as_raw_fd()) };
-    let events = |wanted| if wanted { PollFlags::IN } else { PollFlags::empty() };
-    let mut fds = vec![PollFd::new(exit, PollFlags::IN), PollFd::from_borrowed_fd(room, events(wants.room))];
+    let mut fds = vec![PollFd::new(exit, PollFlags::IN), PollFd::from_borrowed_fd(room, PollFlags::IN)];
     // Not even listed when it is not wanted: a hang-up is reported always.
-    if wants.input {
-        fds.push(PollFd::new(console.input(), PollFlags::IN));
-    }
-    wait_readable(&mut fds)?;
+    fds.extend(console.wanted_input().map(|input| PollFd::new(input, PollFlags::IN)));
+    wait_readable(&mut fds, console.deadline())?;
     let is_ready = |at: usize| fds.get(at).is_some_and(|fd| !fd.revents().is_empty());
-    Ok(Wants { input: is_ready(2), room: is_ready(1) })
+    Ok(Ready { input: is_ready(2), room: is_ready(1) })
 }
 
-/// Waits until one of `fds` is ready. A signal (there is none for this thread but a debugger's) ends the wait
-/// with nothing ready.
-fn wait_readable(fds: &mut [PollFd<'_>]) -> io::Result<()> {
-    match poll(fds, None) {
+/// Waits until one of `fds` is ready, or until `deadline`. A signal (there is none for this thread but a debugger's) ends the
+/// wait with nothing ready.
+fn wait_readable(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> io::Result<()> {
+    let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+    // Only a time beyond all clocks is none.
+    let left = left.and_then(|left| Timespec::try_from(left).ok());
+    match poll(fds, left.as_ref()) {
         Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
         Err(error) => Err(error.into()),
     }

@@ -22,8 +22,8 @@ const LIMIT: Duration = Duration::from_secs(3);
 /// Why a machine runs on.
 #[derive(Debug, Error)]
 pub enum PauseError {
-    /// A thread is held up: by the host's disk, or by whoever does not read the serial port's output.
-    #[error("a thread is held up by the host's disk, or by who does not read the serial port's output: {0}")]
+    /// A thread is held up by the host's disk.
+    #[error("a thread is held up by the host's disk: {0}")]
     Late(#[from] Late),
     /// A network device's worker is stuck.
     #[error("a network device does not stop")]

@@ -1,42 +1,58 @@
 //! COM1: a 16550 (vm-superio) between the guest and this process's console.
 //!
-//! Output leaves on the vCPU's thread, byte by byte as the guest writes it. Input comes from the
-//! [console](crate::console) by [`Uart::feed`], which takes no more than the FIFO holds; when there is room
-//! again, the UART says so by an eventfd.
+//! Output goes byte by byte to a bounded buffer, the [`Output`], which a thread of its own empties: no vCPU waits for a
+//! reader. While the buffer is full the guest sees a busy transmitter, as long as somebody reads. Input comes from the
+//! [console](crate::console) by [`Uart::feed`], which takes no more than the FIFO holds. When there is room again in either
+//! direction, the console is told by an eventfd.
 
 use std::convert::Infallible;
-use std::fs::File;
-use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
-use log::warn;
-use rustix::event::{PollFd, PollFlags, poll};
 use vm_superio::serial::SerialEvents;
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::bus::BusDevice;
-use crate::exit::ExitEvent;
 
+mod output;
+
+pub use output::Output;
+
+/// Transmitter holding register.
+const THR: u8 = 0;
 /// Interrupt enable register.
 const IER: u8 = 1;
 /// Its "received data available" bit.
 const IER_RECEIVED: u8 = 1;
+/// Its "transmitter holding register empty" bit.
+const IER_THRE: u8 = 2;
+/// Line control register.
+const LCR: u8 = 3;
+/// Its divisor latch access bit: THR and IER are something else meanwhile.
+const LCR_DLAB: u8 = 1 << 7;
 /// Modem control register, which has the loop-back bit.
 const MCR: u8 = 4;
+/// Line status register.
+const LSR: u8 = 5;
+/// Its bits for an empty holding register and an idle transmitter.
+const LSR_EMPTY: u8 = 0x60;
 
 /// COM1 as the bus sees it.
 pub struct Uart {
     serial: Serial<Irq, Arc<Room>, Output>,
-    output_failed: bool,
+    /// The guest's interrupt enable register. The model's lacks the transmitter's bit while that is busy, because the model's
+    /// transmitter never is: switched on again, the interrupt comes.
+    ier: u8,
+    busy: bool,
 }
 
 impl Uart {
     /// A UART that writes to `output`, raises `irqfd`, and tells `room` when it takes input again.
     pub fn new(irqfd: EventFd, room: Arc<Room>, output: Output) -> Uart {
-        Uart { serial: Serial::with_events(Irq(irqfd), room, output), output_failed: false }
+        Uart { serial: Serial::with_events(Irq(irqfd), room, output), ier: 0, busy: false }
     }
 
     /// Gives the guest as much of `input` as it can take now, and returns how many bytes that were.
@@ -49,24 +65,65 @@ impl Uart {
         self.serial.events().wanted.store(taken < input.len(), Ordering::Relaxed);
         taken
     }
+
+    /// Lets the guest write again if there is room now, or if nobody reads. Otherwise returns when to call this again, if
+    /// [`Room::event`] is not written before.
+    pub fn serve_output(&mut self) -> Option<Instant> {
+        let busy_until = self.busy.then(|| self.serial.writer().busy_until()).flatten();
+        if self.busy && busy_until.is_none() {
+            self.set_busy(false);
+        }
+        busy_until
+    }
+
+    fn set_busy(&mut self, busy: bool) {
+        self.busy = busy;
+        let ier = if busy { self.ier & !IER_THRE } else { self.ier };
+        let lcr = self.serial.read(LCR);
+        for (register, value) in [(LCR, lcr & !LCR_DLAB), (IER, ier), (LCR, lcr)] {
+            self.write_register(register, value);
+        }
+    }
+
+    fn write_register(&mut self, register: u8, value: u8) {
+        // Neither the interrupt line nor the output has an error to tell.
+        let _ = self.serial.write(register, value);
+    }
+
+    fn is_divisor(&mut self) -> bool {
+        self.serial.read(LCR) & LCR_DLAB != 0
+    }
 }
 
 impl BusDevice for Uart {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         // Several bytes are a string instruction's, each a read of the same register.
-        data.fill_with(|| self.serial.read(register(offset)));
+        let register = register(offset);
+        data.fill_with(|| {
+            if register == LSR {
+                self.serve_output();
+            }
+            match self.serial.read(register) {
+                status if register == LSR && self.busy => status & !LSR_EMPTY,
+                _ if register == IER && !self.is_divisor() => self.ier,
+                value => value,
+            }
+        });
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
         let register = register(offset);
         for &byte in data {
-            // The guest goes on without its output, as it would with the cable pulled.
-            if let Err(error) = self.serial.write(register, byte)
-                && !self.output_failed
-            {
-                self.output_failed = true;
-                warn!("serial output is lost from now on: {error}");
+            let is_divisor = self.is_divisor();
+            if register == IER && !is_divisor {
+                self.ier = byte & 0xf;
+                self.set_busy(self.busy);
+                continue;
             }
+            if register == THR && !is_divisor && !self.busy && self.serial.writer().fills() {
+                self.set_busy(true);
+            }
+            self.write_register(register, byte);
         }
         if matches!(register, IER | MCR) {
             self.serial.events().in_buffer_empty();
@@ -92,9 +149,11 @@ impl Trigger for Irq {
     }
 }
 
-/// Tells the console that the guest takes input again.
+/// Tells the console that it is worth looking at the UART: the guest takes input again, or its transmitter has become busy or
+/// free.
 pub struct Room {
     event: EventFd,
+    /// Input waits.
     wanted: AtomicBool,
 }
 
@@ -108,9 +167,14 @@ impl Room {
         Ok(Room { event: EventFd::new(EFD_NONBLOCK)?, wanted: AtomicBool::new(false) })
     }
 
-    /// Readable when [`Uart::feed`] may be called again.
+    /// Readable when [`Uart::feed`] and [`Uart::serve_output`] may be called again.
     pub fn event(&self) -> &EventFd {
         &self.event
+    }
+
+    fn tell(&self) {
+        // Fails only when the counter is full, and then it is readable already.
+        let _ = self.event.write(1);
     }
 }
 
@@ -124,164 +188,10 @@ impl SerialEvents for Room {
     fn in_buffer_empty(&self) {
         // The UART's lock orders this with `feed`.
         if self.wanted.swap(false, Ordering::Relaxed) {
-            let _ = self.event.write(1);
+            self.tell();
         }
-    }
-}
-
-/// Where the guest's output goes.
-pub struct Output {
-    fd: OwnedFd,
-    exit: Arc<ExitEvent>,
-}
-
-impl Output {
-    /// Output to `file`, given up when `exit` is requested.
-    pub fn new(file: impl Into<OwnedFd>, exit: Arc<ExitEvent>) -> Output {
-        Output { fd: file.into(), exit }
-    }
-
-    /// Output to this process's standard output.
-    ///
-    /// # Errors
-    ///
-    /// When standard output is closed.
-    pub fn stdout(exit: Arc<ExitEvent>) -> io::Result<Output> {
-        Ok(Output::new(io::stdout().as_fd().try_clone_to_owned()?, exit))
-    }
-
-    /// Output to the file at `path`, which is created or emptied.
-    ///
-    /// # Errors
-    ///
-    /// When it cannot be opened for writing.
-    pub fn file(path: &std::path::Path, exit: Arc<ExitEvent>) -> io::Result<Output> {
-        Ok(Output::new(File::create(path)?, exit))
-    }
-}
-
-impl Write for Output {
-    /// Waits for a reader who is slow, as a terminal may be, but not beyond the machine's end: the kick of
-    /// the vCPU's thread interrupts the wait.
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        loop {
-            match rustix::io::write(&self.fd, bytes) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(written) => return Ok(written),
-                Err(rustix::io::Errno::INTR) if self.exit.is_requested() => {
-                    return Err(io::Error::other("the machine ends"));
-                }
-                Err(rustix::io::Errno::INTR) => {}
-                // Whoever shares this terminal or pipe made it non-blocking.
-                Err(rustix::io::Errno::AGAIN) => {
-                    let mut fds =
-                        [PollFd::new(&self.fd, PollFlags::OUT), PollFd::new(&self.exit, PollFlags::IN)];
-                    let _ = poll(&mut fds, None);
-                    if self.exit.is_requested() {
-                        return Err(io::Error::other("the machine ends"));
-                    }
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::io::Read;
-
-    struct Rig {
-        uart: Uart,
-        room: Arc<Room>,
-        reader: io::PipeReader,
-        irq: EventFd,
-    }
-
-    fn rig() -> Rig {
-        let (reader, writer) = io::pipe().unwrap();
-        let room = Arc::new(Room::new().unwrap());
-        let irq = EventFd::new(EFD_NONBLOCK).unwrap();
-        let exit = Arc::new(ExitEvent::new().unwrap());
-        let uart = Uart::new(irq.try_clone().unwrap(), Arc::clone(&room), Output::new(writer, exit));
-        Rig { uart, room, reader, irq }
-    }
-
-    fn guest_reads(uart: &mut Uart) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        let mut byte = [0];
-        loop {
-            uart.read(5, &mut byte);
-            if byte[0] & 1 == 0 {
-                return bytes;
-            }
-            uart.read(0, &mut byte);
-            bytes.push(byte[0]);
-        }
-    }
-
-    #[test]
-    fn output_leaves_at_once() {
-        let mut rig = rig();
-        rig.uart.write(0, b"v");
-        rig.uart.write(0, b"olt");
-        let mut seen = [0; 4];
-        rig.reader.read_exact(&mut seen).unwrap();
-        assert_eq!(&seen, b"volt");
-    }
-
-    #[test]
-    fn ten_kilobytes_of_input_arrive_whole() {
-        let mut rig = rig();
-        let input: Vec<u8> = (0..10_240u32).map(|n| (n % 251) as u8).collect();
-        let mut seen = Vec::new();
-        let mut rest = &input[..];
-        assert_eq!(rig.uart.feed(rest), 0, "the guest has not opened the port");
-        rig.uart.write(1, &[IER_RECEIVED]);
-        assert!(rig.room.event().read().is_ok(), "opening the port asks for input");
-        while !rest.is_empty() {
-            let taken = rig.uart.feed(rest);
-            assert!(taken > 0 && taken <= 64);
-            assert!(rig.irq.read().is_ok());
-            rest = &rest[taken..];
-            assert!(rig.room.event().read().is_err(), "no event before the guest has read");
-            seen.extend(guest_reads(&mut rig.uart));
-            assert_eq!(rig.room.event().read().is_ok(), !rest.is_empty());
-        }
-        assert_eq!(seen, input);
-    }
-
-    #[test]
-    fn a_full_fifo_takes_nothing_and_loses_nothing() {
-        let mut rig = rig();
-        rig.uart.write(1, &[IER_RECEIVED]);
-        assert_eq!(rig.uart.feed(&[7; 100]), 64);
-        assert_eq!(rig.uart.feed(&[8; 100]), 0);
-        assert_eq!(guest_reads(&mut rig.uart), [7; 64]);
-    }
-
-    #[test]
-    fn loop_back_mode_delays_input() {
-        let mut rig = rig();
-        rig.uart.write(1, &[IER_RECEIVED]);
-        rig.uart.write(4, &[0x10]);
-        assert_eq!(rig.uart.feed(b"x"), 0);
-        rig.uart.write(4, &[0]);
-        assert!(rig.room.event().read().is_ok());
-        assert_eq!(rig.uart.feed(b"x"), 1);
-    }
-
-    #[test]
-    fn output_that_nobody_reads_does_not_stop_the_guest() {
-        let Rig { mut uart, reader, .. } = rig();
-        drop(reader);
-        uart.write(0, b"x");
-        uart.write(0, b"y");
-        assert!(uart.output_failed);
-    }
-}
+mod tests;

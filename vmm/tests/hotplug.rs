@@ -64,7 +64,7 @@ impl Machine {
     }
 
     fn open_disk(&self, path: &Path) -> Result<Block, BlockError> {
-        Block::open(&DiskConfig { path: path.to_owned(), read_only: false }, &self.gate)
+        Block::open(&DiskConfig { path: path.to_owned(), read_only: false, raw: false }, &self.gate)
     }
 
     fn plug_rng(&self) -> Result<usize, PlugError> {

@@ -149,7 +149,8 @@ impl Peer {
         let disk: Vec<u8> = (0..SECTORS * 512).map(|n| (n / 512 + 1) as u8 ^ n as u8).collect();
         file.write_all_at(&disk, 0).expect("a memfd");
         let path = format!("/proc/self/fd/{}", file.as_raw_fd()).into();
-        let image = Image::open(&DiskConfig { path, read_only: input.read_only }).expect("an image");
+        let image =
+            Image::open(&DiskConfig { path, read_only: input.read_only, raw: true }).expect("an image");
         let mut features = Features::VERSION_1.with(Features::INDIRECT_DESC);
         if input.flush {
             features = features.with(Features(1 << 9));

@@ -11,6 +11,7 @@ use linux_loader::loader::{BzImage, Elf, KernelLoader};
 use thiserror::Error;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
+use crate::files::{self, OpenError};
 use crate::layout::HIGH_RAM;
 use crate::memory::low_end;
 
@@ -148,11 +149,10 @@ impl Image {
     ///
     /// When it is no 64-bit x86 kernel; see [`KernelError`].
     pub fn open(path: &Path) -> Result<Image, KernelError> {
-        // Opening a FIFO would wait for its other end.
-        if !std::fs::metadata(path).map_err(KernelError::Read)?.is_file() {
-            return Err(KernelError::NotAFile);
-        }
-        let file = File::open(path).map_err(KernelError::Read)?;
+        let file = files::open_regular(path).map_err(|error| match error {
+            OpenError::Kind => KernelError::NotAFile,
+            OpenError::System(error) => KernelError::Read(error),
+        })?;
         let kind = recognise(&file)?;
         Ok(Image { path: path.to_owned(), file, kind })
     }

@@ -152,6 +152,9 @@ fn paths_that_are_no_file_are_named() {
     assert!(matches!(Image::open(dir.path()), Err(KernelError::NotAFile)));
     assert!(matches!(Image::open(Path::new("/dev/zero")), Err(KernelError::NotAFile)));
     assert!(matches!(Image::open(&dir.path().join("absent")), Err(KernelError::Read(_))));
+    let fifo = dir.path().join("fifo");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    assert!(matches!(Image::open(&fifo), Err(KernelError::NotAFile)));
     let link = dir.path().join("link");
     symlink(&link, &link).unwrap();
     assert!(matches!(Image::open(&link), Err(KernelError::Read(_))));

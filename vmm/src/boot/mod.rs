@@ -13,7 +13,6 @@
 //! | [`cpuid`] | what the processor says about itself |
 //! | [`regs`] | registers, segments, page tables, local APIC |
 
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -21,6 +20,7 @@ use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 use crate::boot::kernel::{Image, KernelError, Loaded, Protocol};
+use crate::files::{self, OpenError};
 use crate::layout::{CMDLINE, CMDLINE_ROOM};
 use crate::memory::low_end;
 
@@ -148,12 +148,11 @@ pub fn load(
 fn load_initramfs(memory: &GuestMemoryMmap, path: &Path, kernel: &Loaded) -> Result<Initramfs, BootError> {
     const PAGE: u64 = 4096;
     let unreadable = |source| BootError::Initramfs { path: path.to_owned(), source };
-    let mut file = File::open(path).map_err(unreadable)?;
-    let metadata = file.metadata().map_err(unreadable)?;
-    if !metadata.is_file() {
-        return Err(unreadable(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file")));
-    }
-    let size = metadata.len();
+    let mut file = files::open_regular(path).map_err(|error| match error {
+        OpenError::Kind => unreadable(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file")),
+        OpenError::System(error) => unreadable(error),
+    })?;
+    let size = file.metadata().map_err(unreadable)?.len();
     if size == 0 {
         return Err(BootError::InitramfsEmpty(path.to_owned()));
     }

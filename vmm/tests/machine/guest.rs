@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
@@ -39,6 +40,20 @@ impl Code {
     /// Writes `text` to COM1.
     pub(crate) fn print(self, text: &str) -> Code {
         text.bytes().fold(self, |code, byte| code.out(0x3f8, byte))
+    }
+
+    /// Writes `count` bytes, the digits from 0 to 9 again and again, each when COM1's transmitter is free.
+    pub(crate) fn digits(self, count: u32) -> Code {
+        // mov ecx, count; digit: mov bl, '0'
+        self.raw(&[0xb9])
+            .raw(&count.to_le_bytes())
+            .raw(&[0xb3, b'0'])
+            // busy: mov dx, 0x3fd; in al, dx; test al, 0x20; jz busy
+            .raw(&[0x66, 0xba, 0xfd, 0x03, 0xec, 0xa8, 0x20, 0x74, 0xf7])
+            // mov dx, 0x3f8; mov al, bl; out dx, al
+            .raw(&[0x66, 0xba, 0xf8, 0x03, 0x88, 0xd8, 0xee])
+            // inc bl; cmp bl, '9' + 1; jne +2; mov bl, '0'; dec ecx; jnz busy
+            .raw(&[0xfe, 0xc3, 0x80, 0xfb, b'9' + 1, 0x75, 0x02, 0xb3, b'0', 0xff, 0xc9, 0x75, 0xe3])
     }
 
     /// Writes S5 and SLP_EN to the sleep control register.
@@ -167,17 +182,12 @@ pub(crate) struct Running {
 impl Running {
     /// Reads the guest's output up to `text`, for a bounded time.
     pub(crate) fn expect(&mut self, text: &str) {
-        let stdout = self.child.stdout.as_mut().unwrap();
-        let mut seen = Vec::new();
-        let timeout = Timespec::try_from(PATIENCE).unwrap();
-        while !seen.ends_with(text.as_bytes()) {
-            let ready = poll(&mut [PollFd::new(&*stdout, PollFlags::IN)], Some(&timeout)).unwrap();
-            assert!(ready == 1, "the guest is silent after {:?}", String::from_utf8_lossy(&seen));
-            let mut byte = [0];
-            let read = stdout.read(&mut byte).unwrap();
-            assert!(read == 1, "the guest ended after {:?}", String::from_utf8_lossy(&seen));
-            seen.push(byte[0]);
-        }
+        expect(self.child.stdout.as_mut().unwrap(), text);
+    }
+
+    /// Reads the log up to `text`, for a bounded time.
+    pub(crate) fn expect_log(&mut self, text: &str) {
+        expect(self.child.stderr.as_mut().unwrap(), text);
     }
 
     pub(crate) fn signal(&self, signal: rustix::process::Signal) {
@@ -188,15 +198,38 @@ impl Running {
     pub(crate) fn wait(mut self) -> End {
         let stdout = drain(self.child.stdout.take().unwrap());
         let stderr = drain(self.child.stderr.take().unwrap());
+        let status = self.status();
+        End { status, output: stdout.join().unwrap(), log: stderr.join().unwrap() }
+    }
+
+    /// Waits for the end, for a bounded time, and lets nobody read the output before.
+    pub(crate) fn wait_unread(mut self) -> End {
+        self.status();
+        self.wait()
+    }
+
+    fn status(&mut self) -> ExitStatus {
         let start = Instant::now();
-        let status = loop {
+        loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 break status;
             }
             assert!(start.elapsed() < PATIENCE, "the machine does not end");
             thread::sleep(Duration::from_millis(5));
-        };
-        End { status, output: stdout.join().unwrap(), log: stderr.join().unwrap() }
+        }
+    }
+}
+
+fn expect(pipe: &mut (impl Read + AsFd), text: &str) {
+    let mut seen = Vec::new();
+    let timeout = Timespec::try_from(PATIENCE).unwrap();
+    while !seen.ends_with(text.as_bytes()) {
+        let ready = poll(&mut [PollFd::new(&*pipe, PollFlags::IN)], Some(&timeout)).unwrap();
+        assert!(ready == 1, "there is only {:?}", String::from_utf8_lossy(&seen));
+        let mut byte = [0];
+        let read = pipe.read(&mut byte).unwrap();
+        assert!(read == 1, "it ended after {:?}", String::from_utf8_lossy(&seen));
+        seen.push(byte[0]);
     }
 }
 

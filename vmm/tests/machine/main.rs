@@ -3,7 +3,9 @@
 
 mod acpi;
 mod console;
+mod disks;
 mod exits;
 mod guest;
 mod interrupts;
+mod output;
 mod usage;

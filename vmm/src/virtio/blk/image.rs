@@ -1,20 +1,23 @@
 //! A raw disk image: a regular file or a block device.
 #![expect(unsafe_code, reason = "preadv and pwritev straight into guest memory")]
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, Metadata};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use log::warn;
-use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
+use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
+use rustix::ioctl::{Getter, ioctl, opcode};
 use thiserror::Error;
 use vm_memory::VolatileSlice;
 
 use crate::config::DiskConfig;
-use crate::virtio::blk::SECTOR_SIZE;
+use crate::files::{self, OpenError};
+use crate::virtio::blk::lock::{LockError, lock};
+use crate::virtio::blk::{SECTOR_SIZE, format};
 use crate::virtio::chain::Buffers;
 
 /// Length of a disk's identification (virtio 1.2, 5.2.6).
@@ -36,15 +39,40 @@ pub enum ImageError {
         #[source]
         source: io::Error,
     },
-    /// A directory, a socket, a character device.
+    /// A directory, a FIFO, a socket, a character device.
     #[error("{} is neither a file nor a block device", .0.display())]
     Kind(PathBuf),
+    /// A block device that takes no writes, as `blockdev --setro` makes it.
+    #[error("block device {} is read-only: append ',ro', or make it writable (blockdev --setrw)", .0.display())]
+    ReadOnlyDevice(PathBuf),
     /// Locked by another process.
     #[error(
         "disk image {} is in use by another process; two may share it only when both open it read-only (',ro')",
         .0.display()
     )]
     InUse(PathBuf),
+    /// Given to this machine before.
+    #[error(
+        "disk image {} is the same as {}, which this machine has already; it may have it twice only when both are \
+         read-only (',ro')", path.display(), other.display()
+    )]
+    Twice {
+        /// The image.
+        path: PathBuf,
+        /// The path under which it is open.
+        other: PathBuf,
+    },
+    /// The guest would see the format's own data.
+    #[error(
+        "disk image {0} is in the format {format}, and disks here are raw: convert it (qemu-img convert -O raw {0} \
+         NEW.img), or append ',format=raw' if the guest shall have it as it is", path.display()
+    )]
+    Format {
+        /// The image.
+        path: PathBuf,
+        /// As `qemu-img` names it.
+        format: &'static str,
+    },
     /// Not a sector in it.
     #[error("disk image {} has {len} bytes, less than a sector of 512", path.display())]
     Empty {
@@ -70,18 +98,32 @@ impl Image {
     ///
     /// See [`ImageError`].
     pub fn open(config: &DiskConfig) -> Result<Image, ImageError> {
-        let DiskConfig { path, read_only } = config.clone();
+        let DiskConfig { path, read_only, raw } = config.clone();
         let failed = |source| ImageError::Open { path: path.clone(), read_only, source };
-        let mut file = OpenOptions::new().read(true).write(!read_only).open(&path).map_err(failed)?;
+        let file = files::open(&path, !read_only, |kind| kind.is_file() || kind.is_block_device());
+        let mut file = file.map_err(|error| match error {
+            OpenError::Kind => ImageError::Kind(path.clone()),
+            OpenError::System(source) => failed(source),
+        })?;
         let metadata = file.metadata().map_err(failed)?;
-        if !metadata.is_file() && !metadata.file_type().is_block_device() {
-            return Err(ImageError::Kind(path));
+        if !read_only && metadata.file_type().is_block_device() && refuses_writes(&file) {
+            return Err(ImageError::ReadOnlyDevice(path));
         }
-        lock(&file, config)?;
+        match lock(&file, !read_only) {
+            Ok(()) => {}
+            Err(LockError::Taken) => return Err(taken(path, &file, &metadata)),
+            // Some network file systems have no locks; that is no reason to refuse the image.
+            Err(LockError::Unsupported(error)) => {
+                warn!("disk {}: cannot be locked against use by another process: {error}", path.display());
+            }
+        }
         // A block device's metadata has no length, its end has a position.
         let len = file.seek(SeekFrom::End(0)).map_err(failed)?;
         if len < SECTOR_SIZE {
             return Err(ImageError::Empty { path, len });
+        }
+        if let Some(format) = format::of(&file, len).map_err(failed)?.filter(|_| !raw) {
+            return Err(ImageError::Format { path, format });
         }
         // Differs between images and stays with one: device and inode number, NUL-padded.
         let text = format!("{:x}-{:x}", metadata.dev(), metadata.ino());
@@ -204,21 +246,26 @@ fn retry(call: impl Fn() -> Result<(), Errno>) -> Result<(), Errno> {
     }
 }
 
-/// Shared for readers, exclusive for a writer, released with the last descriptor.
-fn lock(file: &File, config: &DiskConfig) -> Result<(), ImageError> {
-    let operation = if config.read_only {
-        FlockOperation::NonBlockingLockShared
-    } else {
-        FlockOperation::NonBlockingLockExclusive
+/// Whether the kernel lets nobody write to a block device that it has opened for writing all the same.
+fn refuses_writes(device: &File) -> bool {
+    // `BLKROGET`, with no size in its number.
+    type ReadOnly = Getter<{ opcode::none(0x12, 94) }, libc::c_int>;
+    // SAFETY: it writes an int.
+    unsafe { ioctl(device, ReadOnly::new()) }.is_ok_and(|read_only| read_only != 0)
+}
+
+/// Finds out who has the image: this process, under another path or the same, or another one.
+fn taken(path: PathBuf, file: &File, metadata: &Metadata) -> ImageError {
+    let own = file.as_raw_fd().to_string();
+    let is_same = |fd: &Path| {
+        let of = fs::metadata(fd);
+        of.is_ok_and(|of| (of.dev(), of.ino()) == (metadata.dev(), metadata.ino()))
     };
-    match flock(file, operation) {
-        Ok(()) => Ok(()),
-        Err(Errno::WOULDBLOCK) => Err(ImageError::InUse(config.path.clone())),
-        Err(errno) => {
-            // Some network file systems have no locks; that is no reason to refuse the image.
-            warn!("disk {}: cannot be locked against use by another process: {errno}", config.path.display());
-            Ok(())
-        }
+    let descriptors = fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    let other = descriptors.filter(|fd| fd.file_name() != *own).map(|fd| fd.path()).find(|fd| is_same(fd));
+    match other.and_then(|fd| fs::read_link(fd).ok()) {
+        Some(other) => ImageError::Twice { path, other },
+        None => ImageError::InUse(path),
     }
 }
 

@@ -21,7 +21,9 @@ use crate::virtio::ring::Ring;
 use crate::virtio::worker::Worker;
 use crate::virtio::{ActivateError, Activation, VirtioDevice, copy_config};
 
+pub mod format;
 pub mod image;
+pub mod lock;
 pub mod queue;
 
 /// The unit of `capacity` and of all positions (5.2.4).
@@ -63,7 +65,7 @@ impl Block {
     ///
     /// # Errors
     ///
-    /// No such image, no permission, in use by another process, or too small to hold a sector.
+    /// See [`ImageError`].
     pub fn open(config: &DiskConfig, gate: &Arc<Gate>) -> Result<Block, BlockError> {
         let image = Image::open(config)?;
         let label = format!("disk {}", config.path.display());
@@ -162,6 +164,10 @@ impl VirtioDevice for Block {
 }
 
 #[cfg(test)]
+mod device_tests;
+#[cfg(test)]
 mod host_tests;
+#[cfg(test)]
+mod sharing_tests;
 #[cfg(test)]
 mod tests;

@@ -17,7 +17,7 @@ const UNSUPP: u8 = VIRTIO_BLK_S_UNSUPP as u8;
 pub(super) const FLUSH: Features = Features(1 << VIRTIO_BLK_F_FLUSH);
 
 pub(super) fn config(path: &Path, read_only: bool) -> DiskConfig {
-    DiskConfig { path: path.to_owned(), read_only }
+    DiskConfig { path: path.to_owned(), read_only, raw: false }
 }
 
 /// An image of 64 sectors, sector N filled with N.
@@ -27,6 +27,17 @@ pub(super) fn image() -> (TempDir, PathBuf) {
     let bytes: Vec<u8> = (0..64u8).flat_map(|sector| [sector; 512]).collect();
     fs::write(&path, bytes).unwrap();
     (dir, path)
+}
+
+/// Opens an image that was given back just now: a program that another test starts may have a copy of its descriptor, and so
+/// of its lock, for a moment.
+pub(super) fn reopen(path: &Path, read_only: bool) -> Block {
+    let mut disk = None;
+    eventually("the image is free", || {
+        disk = Block::open(&config(path, read_only), &Arc::default()).ok();
+        disk.is_some()
+    });
+    disk.unwrap()
 }
 
 pub(super) fn start(path: &Path, read_only: bool, features: Features) -> Driver {
