@@ -160,6 +160,13 @@ impl Backend {
         Ok(Backend { shared, sent, wake, stop, thread: Some(thread), path: path.to_owned() })
     }
 
+    /// Waits until it ends by itself, as only some faults make it do.
+    pub fn join(mut self) {
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+
     /// The next frame the guest sent.
     pub fn sent(&self, limit: Duration) -> Option<Sent> {
         self.sent.recv_timeout(limit).ok()
@@ -230,8 +237,18 @@ impl Server {
             let ended = self.serve(&mut connection);
             self.connections += 1;
             self.shared.ended.fetch_add(1, Ordering::Release);
+            match self.script.fault {
+                Some(Fault::OneConnection) => return,
+                Some(Fault::Deaf) => loop {
+                    std::thread::park();
+                },
+                _ => {}
+            }
             match ended {
                 Ok(()) => return,
+                Err(WireError::Closed("inside a message")) if self.script.fault == Some(Fault::Exits) => {
+                    std::process::exit(3)
+                }
                 Err(WireError::Closed(_)) => {}
                 Err(error) => locked(&self.shared.faults).push(error.to_string()),
             }
@@ -258,6 +275,9 @@ impl Server {
                 connection.answer(message)?;
             }
             if let Err(fault) = connection.work(&self.shared, &self.sender) {
+                if self.script.fault == Some(Fault::Segfaults) && fault.contains("no guest memory") {
+                    Fault::segfault();
+                }
                 locked(&self.shared.faults).push(fault);
             }
         }

@@ -1,13 +1,14 @@
 //! The checks of volt-conform judge as they should: volt-netd fails none, and each broken back-end is caught by the
 //! check that names its fault, which its unbroken parent passes.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock};
 
 use protocol_tests::backend::fault::Fault;
+use protocol_tests::backend::{Backend, Script};
 use protocol_tests::conform::frontend::{self, Stage};
 use protocol_tests::conform::random::session;
-use protocol_tests::conform::run::{Outcome, Target, Wire, run, with};
+use protocol_tests::conform::run::{Outcome, Subject, Target, Wire};
 use protocol_tests::conform::sections::titles;
 use protocol_tests::conform::{Check, Finding, Level, catalogue, report};
 use protocol_tests::daemon::program;
@@ -19,8 +20,10 @@ fn check(name: &str) -> &'static Check {
     found.unwrap_or_else(|| panic!("no check {name}"))
 }
 
-fn peer(kind: &str) -> Target {
-    Target::Command(format!("{} {{socket}} {kind}", program("conform-peer").display()))
+/// One of the echoing back-ends.
+fn peer(kind: &str) -> Subject {
+    let command = format!("{} {{socket}} {kind}", program("conform-peer").display());
+    Subject::new(Target::Command(command), Wire::Echo)
 }
 
 /// Most of the time of a fault passes in waiting for what it keeps back.
@@ -54,10 +57,10 @@ fn with_each_on<T: Sync, P>(
 }
 
 /// What came of all checks of a back-end, in their order.
-fn outcomes(target: &Target, wire: &Wire, checks: &[&'static Check]) -> Vec<Outcome> {
+fn outcomes(subject: &Subject, checks: &[&'static Check]) -> Vec<Outcome> {
     let outcomes = Mutex::new(Vec::new());
     with_each(WORKING, checks, |check| {
-        let outcome = run(check, target, wire);
+        let outcome = subject.run(check);
         outcomes.lock().expect("no panic").push(outcome);
     });
     let mut outcomes = outcomes.into_inner().expect("no panic");
@@ -68,11 +71,12 @@ fn outcomes(target: &Target, wire: &Wire, checks: &[&'static Check]) -> Vec<Outc
 /// Every fault is caught by its check, and the back-end without it passes that check.
 #[test]
 fn every_fault_is_caught() {
+    let parent = peer("scripted");
     with_each(WAITING, Fault::ALL, |fault| {
         let check = check(fault.caught_by());
-        let parent = run(check, &peer("scripted"), &Wire::Echo);
+        let parent = parent.run(check);
         assert!(parent.result.is_ok(), "{}: without fault: {}", fault.name(), report::line(&parent));
-        let broken = run(check, &peer(fault.name()), &Wire::Echo);
+        let broken = peer(fault.name()).run(check);
         assert!(report::is_bad(&broken), "{}: not caught: {}", fault.name(), report::line(&broken));
         eprintln!("{:<20} {}", fault.name(), report::line(&broken));
     });
@@ -143,9 +147,10 @@ fn volt_netd_passes() {
     let command = format!("{} --tap tap0 --socket {{socket}}", program("volt-netd").display());
     let (several, one): (Vec<_>, Vec<_>) =
         catalogue().into_iter().partition(|check| check.name.starts_with("queues/"));
-    let mut all = outcomes(&Target::Command(command.clone()), &Wire::Tap("tap0".to_owned()), &one);
+    let tap = Subject::new(Target::Command(command.clone()), Wire::Tap("tap0".to_owned()));
+    let mut all = outcomes(&tap, &one);
     let two = Target::Command(format!("{command} --queues 2"));
-    all.extend(outcomes(&two, &Wire::MultiQueueTap("tap0".to_owned()), &several));
+    all.extend(outcomes(&Subject::new(two, Wire::MultiQueueTap("tap0".to_owned())), &several));
     let bad: Vec<_> = all.iter().filter(|outcome| outcome.result.is_err()).map(report::line).collect();
     assert!(bad.is_empty(), "{}", bad.join("\n"));
 }
@@ -191,13 +196,13 @@ fn readme_lists_the_broken_peers() {
 fn readme_has_the_calibration() {
     let readme = readme();
     let checks = catalogue();
-    let columns = ["crate", "scripted"].map(|kind| outcomes(&peer(kind), &Wire::Echo, &checks));
+    let columns = [&*outcomes(&peer("crate"), &checks), scripted()];
     let mut groups: Vec<_> = checks.iter().filter_map(|check| check.name.split('/').next()).collect();
     groups.sort_unstable();
     groups.dedup();
     let mut lacking = Vec::new();
     for group in groups.into_iter().chain(["all"]) {
-        let counts = columns.each_ref().map(|outcomes| {
+        let counts = columns.map(|outcomes| {
             let mine =
                 |outcome: &&Outcome| group == "all" || outcome.check.name.split('/').next() == Some(group);
             let count = |wanted: fn(&Outcome) -> bool| {
@@ -213,7 +218,7 @@ fn readme_has_the_calibration() {
             lacking.push(row);
         }
     }
-    let bad = columns.iter().flatten().filter(|outcome| report::is_bad(outcome)).map(report::line);
+    let bad = columns.iter().copied().flatten().filter(|outcome| report::is_bad(outcome)).map(report::line);
     assert!(lacking.is_empty(), "should be:\n{}\n{}", lacking.join("\n"), bad.collect::<Vec<_>>().join("\n"));
 }
 
@@ -236,32 +241,99 @@ fn each_check_names_its_section() {
 /// A hundred random sessions go as their model says; the model is no rubber stamp.
 #[test]
 fn random_sessions() {
-    let play = |target: &Target, wire: &Wire| {
-        with(target, wire, |bench| (1..=100).try_for_each(|seed| session(bench, seed)))
-    };
-    assert_eq!(play(&peer("scripted"), &Wire::Echo), Ok(()));
+    let play = |subject: &Subject| subject.with(|bench| (1..=100).try_for_each(|seed| session(bench, seed)));
+    assert_eq!(play(&peer("scripted")), Ok(()));
     let faults = ["base-off-by-one", "repeats", "believes-base", "stops-at-wrap", "double-completion"];
     with_each(WAITING, &faults, |fault| {
-        assert!(play(&peer(fault), &Wire::Echo).is_err(), "{fault} is not noticed");
+        assert!(play(&peer(fault)).is_err(), "{fault} is not noticed");
     });
     if namespace("random_sessions").is_some() {
         let command = format!("{} --tap tap0 --socket {{socket}}", program("volt-netd").display());
-        assert_eq!(play(&Target::Command(command), &Wire::Tap("tap0".to_owned())), Ok(()));
+        let subject = Subject::new(Target::Command(command), Wire::Tap("tap0".to_owned()));
+        assert_eq!(play(&subject), Ok(()));
     }
 }
 
 /// A back-end that says nothing, and one that does not start, are results and not errors of the tool.
 #[test]
 fn a_dead_back_end_is_a_result() {
-    for command in ["false {socket}", "sleep 60; : {socket}"] {
-        let outcome = run(check("messages/version-1"), &Target::Command(command.to_owned()), &Wire::Unseen);
-        assert_eq!(report::words(&outcome).0, "BROKEN", "{}", report::line(&outcome));
-    }
+    let version_1 = |target| {
+        let outcome = Subject::new(target, Wire::Unseen).run(check("messages/version-1"));
+        (report::words(&outcome).0, report::line(&outcome))
+    };
+    let (word, line) = version_1(Target::Command("false {socket}".to_owned()));
+    assert!(word == "DIED" && line.contains("exit status: 1"), "{line}");
+    let (word, line) = version_1(Target::Command("sleep 60; : {socket}".to_owned()));
+    assert_eq!(word, "BROKEN", "{line}");
     let dir = tempfile::tempdir().expect("a directory");
     let silent = std::os::unix::net::UnixListener::bind(dir.path().join("s")).expect("a listener");
-    let outcome = run(check("messages/version-1"), &Target::Socket(dir.path().join("s")), &Wire::Unseen);
-    assert_eq!(report::words(&outcome).0, "BROKEN", "{}", report::line(&outcome));
+    let (word, line) = version_1(Target::Socket(dir.path().join("s")));
+    assert_eq!(word, "BROKEN", "{line}");
     drop(silent);
+}
+
+/// What came of all checks of the scripted back-end.
+fn scripted() -> &'static [Outcome] {
+    static ALL: OnceLock<Vec<Outcome>> = OnceLock::new();
+    ALL.get_or_init(|| outcomes(&peer("scripted"), &catalogue()))
+}
+
+/// The complaints about a back-end, without their times.
+fn complaints(outcomes: &[Outcome]) -> Vec<&'static str> {
+    outcomes.iter().filter(|outcome| report::is_bad(outcome)).map(|outcome| outcome.check.name).collect()
+}
+
+/// That a back-end serves one connection and ends is one complaint: of all others it has those of the same back-end that
+/// goes on. The same for one that stays and does not take a second connection.
+#[test]
+fn one_connection_is_one_complaint() {
+    const ITS_OWN: &str = "messages/second-connection";
+    let once = outcomes(&peer("one-connection"), &catalogue());
+    let others: Vec<_> = complaints(&once).into_iter().filter(|name| *name != ITS_OWN).collect();
+    let lines: Vec<_> = once.iter().filter(|outcome| report::is_bad(outcome)).map(report::line).collect();
+    assert_eq!(others, complaints(scripted()), "{}", lines.join("\n"));
+    assert_eq!(lines.len(), others.len() + 1, "{}", lines.join("\n"));
+    let own = once.iter().find(|outcome| outcome.check.name == ITS_OWN).map(report::line);
+    assert!(own.as_deref().is_some_and(|line| line.contains("exit status: 0")), "{own:?}");
+
+    let several = ["messages/half-and-gone", "states/resumed", "states/wrong-base", "hostile/loop", ITS_OWN];
+    let deaf = outcomes(&peer("deaf"), &several.map(check));
+    assert_eq!(complaints(&deaf), [ITS_OWN]);
+}
+
+/// Where a back-end listens already, it cannot be started anew: what then cannot be tested is no complaint.
+#[test]
+fn one_connection_of_a_socket_is_one_complaint() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let script = Script { echo: true, fault: Some(Fault::OneConnection), ..Script::full() };
+    let backend = Backend::listen(&dir.path().join("s"), script).expect("a listener");
+    let subject = Subject::new(Target::Socket(dir.path().join("s")), Wire::Echo);
+    let names = ["messages/version-1", "messages/second-connection", "states/resumed"];
+    let words = names.map(|name| report::words(&subject.run(check(name))).0);
+    assert_eq!(words, ["no access", "BROKEN", "no access"]);
+    drop(backend);
+}
+
+/// A back-end that dies says by which signal or with which status, in every form of the results.
+#[test]
+fn a_back_end_that_dies_says_how() {
+    let deaths = [
+        ("aborts", "signal: 6 (SIGABRT)"),
+        ("segfaults", "signal: 11 (SIGSEGV)"),
+        ("exits", "exit status: 3"),
+    ];
+    with_each(WAITING, &deaths, |(name, how)| {
+        let fault = Fault::named(name).expect("a fault");
+        let outcome = peer(name).run(check(fault.caught_by()));
+        let line = report::line(&outcome);
+        assert!(line.starts_with("DIED ") && line.contains(how), "{name}: {line}");
+        let json = report::json(std::slice::from_ref(&outcome));
+        assert!(json["checks"][0]["ended"].as_str().is_some_and(|ended| ended.starts_with(how)), "{json:#}");
+        assert_eq!(json["checks"][0]["result"], "died");
+        assert_eq!(json["summary"][0]["died"], 1);
+        let junit = report::junit(&[outcome]);
+        assert!(junit.contains("errors=\"1\"") && junit.contains(how), "{junit}");
+    });
 }
 
 /// Names are unique and have a group; each promise names its source; JUnit text is well-formed where reasons hold
@@ -282,5 +354,5 @@ fn catalogue_and_reports() {
         took: std::time::Duration::ZERO,
     };
     assert!(report::junit(std::slice::from_ref(&outcome)).contains("message=\"&quot;&lt;&amp;?\""));
-    assert_eq!(report::json(&[outcome])[0]["result"], "fail");
+    assert_eq!(report::json(&[outcome])["checks"][0]["result"], "fail");
 }

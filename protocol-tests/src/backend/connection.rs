@@ -123,6 +123,9 @@ impl Connection {
             request::SET_VRING_KICK | request::SET_VRING_CALL | request::SET_VRING_ERR => first & 0xff,
             _ => 0,
         };
+        if u64::from(index) >= self.script.queue_num && self.has(Fault::Aborts) {
+            std::process::abort();
+        }
         if u64::from(index) >= self.script.queue_num && !self.has(Fault::AnyVring) {
             return Err("a vring that is there");
         }

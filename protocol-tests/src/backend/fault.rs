@@ -81,9 +81,22 @@ faults! {
     OnePair, "one-pair", "queues/second-pair", "Echoes of all pairs come on the first.";
     DisablesAll, "disables-all", "queues/one-disabled", "Disabling one vring disables all.";
     ShownOneByOne, "shown-one-by-one", "rings/merged", "Merged buffers are shown one after another.";
+    OneConnection, "one-connection", "messages/second-connection", "It ends with its first connection.";
+    Deaf, "deaf", "messages/second-connection", "It stays, and takes no second connection.";
+    Aborts, "aborts", "messages/index-far", "A vring that is not there aborts it.";
+    Segfaults, "segfaults", "hostile/nowhere", "A buffer outside memory ends it by SIGSEGV.";
+    Exits, "exits", "messages/half-and-gone", "A message that is cut short ends it with status 3.";
 }
 
 impl Fault {
+    /// Ends the process by SIGSEGV, as a wild pointer does.
+    pub(super) fn segfault() -> ! {
+        loop {
+            // The first one may only take away a handler of the runtime's.
+            let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::SEGV);
+        }
+    }
+
     /// The fault of this name.
     pub fn named(name: &str) -> Option<Fault> {
         Fault::ALL.iter().copied().find(|fault| fault.name() == name)

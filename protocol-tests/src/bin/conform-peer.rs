@@ -1,4 +1,5 @@
-//! Back-ends and front-ends to calibrate `volt-conform` with; all echo frames, and serve until they are ended.
+//! Back-ends and front-ends to calibrate `volt-conform` with; all echo frames, and serve until they are ended (but
+//! for the faults that end).
 //!
 //! `conform-peer SOCKET crate` is the one on vhost-user-backend, `conform-peer SOCKET scripted` the scripted one,
 //! `conform-peer SOCKET FAULT` the scripted one with one fault; `conform-peer --faults` lists those. With `frontend` in
@@ -57,8 +58,6 @@ fn frontend(socket: &Path, kind: &str) -> Result<(), String> {
 
 fn scripted(socket: &str, fault: Option<Fault>) -> Result<(), String> {
     let script = Script { echo: true, fault, ..Script::full() };
-    let _backend = Backend::listen(Path::new(socket), script).map_err(|error| error.to_string())?;
-    loop {
-        std::thread::park();
-    }
+    Backend::listen(Path::new(socket), script).map_err(|error| error.to_string())?.join();
+    Ok(())
 }

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use protocol_tests::conform::frontend::{self as front, Stage};
 use protocol_tests::conform::random::session;
-use protocol_tests::conform::run::{Outcome, Target, Wire, run, with};
+use protocol_tests::conform::run::{Outcome, Subject, Target, Wire};
 use protocol_tests::conform::sections::titles;
 use protocol_tests::conform::{Check, catalogue, report};
 
@@ -84,10 +84,11 @@ struct Backend {
 /// Where the back-end and its far side are.
 #[derive(Args)]
 struct Place {
-    /// Where the back-end listens; it must take one connection after another
+    /// Where the back-end listens; one that serves one connection only cannot be tested so
     #[arg(long, value_name = "PATH", conflicts_with = "command")]
     socket: Option<PathBuf>,
-    /// Shell command that starts the back-end in the foreground, once for each check; {socket} is where it shall listen
+    /// Shell command that starts the back-end in the foreground, once for each check, and for each connection where it serves
+    /// one only; {socket} is where it shall listen
     #[arg(long)]
     command: Option<String>,
     /// The back-end returns each frame on the receive queue of its pair
@@ -143,7 +144,7 @@ fn chosen(catalogue: Vec<&'static Check>, common: &Common) -> Result<Option<Vec<
 }
 
 /// The back-end and its far side.
-fn place(options: &Place) -> Result<(Target, Wire), String> {
+fn place(options: &Place) -> Result<Subject, String> {
     let target = match (&options.socket, &options.command) {
         (Some(path), _) => Target::Socket(path.clone()),
         (None, Some(command)) if command.contains("{socket}") => Target::Command(command.clone()),
@@ -157,21 +158,21 @@ fn place(options: &Place) -> Result<(Target, Wire), String> {
         (_, _, Some(tap)) => Wire::Tap(tap.clone()),
         _ => Wire::Unseen,
     };
-    Ok((target, wire))
+    Ok(Subject::new(target, wire))
 }
 
 /// `Ok(true)` when nothing failed.
 fn backend(options: &Backend) -> Result<bool, String> {
     let Some(checks) = chosen(catalogue(), &options.common)? else { return Ok(true) };
-    let (target, wire) = place(&options.place)?;
-    finish(checks, &options.common, |check| run(check, &target, &wire))
+    let subject = place(&options.place)?;
+    finish(checks, &options.common, |check| subject.run(check))
 }
 
 /// Random sessions on one back-end, up to the first that goes wrong.
 fn random(options: &Random) -> Result<bool, String> {
-    let (target, wire) = place(&options.place)?;
+    let subject = place(&options.place)?;
     let seeds = options.seed..options.seed.saturating_add(options.count);
-    let result = with(&target, &wire, |bench| seeds.clone().try_for_each(|seed| session(bench, seed)));
+    let result = subject.with(|bench| seeds.clone().try_for_each(|seed| session(bench, seed)));
     match &result {
         Ok(()) => say(format_args!("{} sessions passed, from seed {}", options.count, options.seed)),
         Err(finding) => say(format_args!("{finding:?}")),
@@ -206,7 +207,7 @@ fn finish(
     }
     match common.json {
         true => say(format_args!("{:#}", report::json(&outcomes))),
-        false => say(format_args!("{}", report::summary(&outcomes))),
+        false => say(format_args!("{}", report::summary_text(&outcomes))),
     }
     if let Some(path) = &common.junit {
         std::fs::write(path, report::junit(&outcomes))

@@ -1,9 +1,9 @@
 //! What a check works with: fresh connections to the back-end, numbered frames, and its far side if there is one.
 
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use super::instance::{Instance, Next};
 use super::{Finding, ensure};
 use crate::frame::{ETHERTYPE, NetHeader, number_of, numbered};
 use crate::frontend::Frontend;
@@ -34,7 +34,7 @@ pub enum Far {
 /// One back-end under a check.
 #[derive(Debug)]
 pub struct Bench {
-    socket: PathBuf,
+    instance: Instance,
     far: Far,
     /// Frames up to this number are other checks', left over in a back-end that serves them all.
     first: u32,
@@ -42,10 +42,39 @@ pub struct Bench {
 }
 
 impl Bench {
-    /// A bench for the back-end that listens, or will, at `socket`.
-    pub fn new(socket: PathBuf, far: Far) -> Bench {
+    pub(super) fn new(instance: Instance, far: Far) -> Bench {
         let first = NEXT.fetch_add(100_000, Ordering::Relaxed);
-        Bench { socket, far, first, number: first }
+        Bench { instance, far, first, number: first }
+    }
+
+    /// What came of the check, with the back-end's end if there was one.
+    pub(super) fn verdict(self, result: Result<(), Finding>) -> Result<(), Finding> {
+        self.instance.verdict(result)
+    }
+
+    /// What the back-end does once its first connection has ended.
+    pub(super) fn next(&self) -> &Next {
+        &self.instance.next
+    }
+
+    /// Finds that out, by the usual session twice.
+    pub(super) fn try_next(&self) -> Next {
+        if let Err(finding) = self.session(&Setup::default()) {
+            return Next::Unknown(finding);
+        }
+        let Err(found) = self.session(&Setup::default()) else { return Next::Served };
+        let ended = self.instance.ended();
+        let seen = found.reason();
+        let finding = match ended {
+            Some(status) if !status.success() => {
+                Finding::Died { status, why: format!("after its first connection; {seen}") }
+            }
+            Some(status) => {
+                Finding::Broken(format!("after its first connection it ended with {status}; {seen}"))
+            }
+            None => Finding::Broken(format!("a second connection was not served: {seen}")),
+        };
+        Next::Lost { finding, ended }
     }
 
     /// Whether frames can be seen.
@@ -55,7 +84,7 @@ impl Bench {
 
     /// A fresh connection.
     pub fn connect(&self) -> Result<Frontend, Finding> {
-        let mut frontend = Frontend::connect(&self.socket, LIMIT)?;
+        let mut frontend = self.instance.connect()?;
         frontend.channel().set_patience(LIMIT);
         Ok(frontend)
     }

@@ -3,6 +3,7 @@
 use std::os::fd::AsFd;
 
 use super::bench::{Bench, refused};
+use super::instance::Next;
 use super::{Finding, checks, ensure};
 use crate::frontend::NO_FD;
 use crate::nic::eventfd;
@@ -46,6 +47,9 @@ checks! {
         "Three messages in one write are three messages.", coalesced;
     "messages/half-and-gone", Robust, Control, "robustness",
         "A front-end that leaves in the middle of a message keeps nobody out.", half_and_gone;
+    "messages/second-connection", Robust, Control, "QEMU and Cloud Hypervisor reconnect; Cloud Hypervisor's daemon and passt serve one and end",
+        "A back-end that has served one connection serves the next. (Where it does not, it is started anew for each.)",
+        second_connection;
     "messages/reconnect", Robust, Control, "front-ends reconnect",
         "Thirty front-ends are served one after another.", reconnect;
     "messages/unknown-request", Robust, Control, "vhost-user, Communication",
@@ -262,7 +266,17 @@ fn half_and_gone(bench: &mut Bench) -> Result {
     bench.serves()
 }
 
+fn second_connection(bench: &mut Bench) -> Result {
+    match bench.next() {
+        Next::Served => Ok(()),
+        Next::Lost { finding, .. } | Next::Unknown(finding) => Err(finding.clone()),
+    }
+}
+
 fn reconnect(bench: &mut Bench) -> Result {
+    if let Next::Lost { .. } = bench.next() {
+        return Err(Finding::NotOffered("a second connection".to_owned()));
+    }
     for _ in 0..30 {
         bench.connect()?.sync()?;
     }

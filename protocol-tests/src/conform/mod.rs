@@ -12,6 +12,7 @@ pub mod bench;
 mod channels;
 pub mod frontend;
 mod hostile;
+mod instance;
 mod memory;
 mod messages;
 mod offloads;
@@ -38,9 +39,10 @@ pub enum Needs {
 /// How binding a check's promise is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
-    /// A specification says so.
+    /// A specification demands it: by a MUST, or by what it says a message, a format or a ring is, so that nothing else
+    /// is left. What it only recommends (SHOULD), permits (MAY) or does not mention is no must.
     Must,
-    /// No specification says so, but a front-end in use depends on it, or a hostile one must not win.
+    /// A peer in use depends on it, a specification recommends it, or a hostile one must not win.
     Robust,
 }
 
@@ -82,6 +84,13 @@ pub struct Check {
     pub run: Script,
 }
 
+impl Check {
+    /// The group in its name.
+    pub fn group(&self) -> &'static str {
+        self.name.split('/').next().unwrap_or_default()
+    }
+}
+
 /// What plays the other side.
 #[derive(Clone, Copy, Debug)]
 pub enum Script {
@@ -98,10 +107,29 @@ pub enum Finding {
     Fail(String),
     /// The back-end does not offer what the check is about.
     NotOffered(String),
-    /// The back-end closed the connection, fell silent, or ended, where it should have answered.
+    /// The back-end closed the connection or fell silent where it should have answered.
     Broken(String),
+    /// The process under test ended.
+    Died {
+        /// By which signal, or with which exit status.
+        status: std::process::ExitStatus,
+        /// Its last words, and what the check had found.
+        why: String,
+    },
     /// The check needs a far side and the caller named none.
     NoAccess(String),
+}
+
+impl Finding {
+    /// The reason in words.
+    pub fn reason(&self) -> String {
+        match self {
+            Finding::Fail(why) | Finding::NotOffered(why) | Finding::Broken(why) | Finding::NoAccess(why) => {
+                why.clone()
+            }
+            Finding::Died { status, why } => format!("ended with {status}: {why}"),
+        }
+    }
 }
 
 impl From<WireError> for Finding {

@@ -2,23 +2,28 @@
 
 use serde_json::{Value, json};
 
-use super::Finding;
 use super::run::Outcome;
+use super::{Finding, Level};
+
+/// The words for results, as the table has them.
+const WORDS: [&str; 6] = ["pass", "FAIL", "BROKEN", "DIED", "not offered", "no access"];
 
 /// The word for a result and its reason.
-pub fn words(outcome: &Outcome) -> (&'static str, &str) {
-    match &outcome.result {
-        Ok(()) => ("pass", ""),
-        Err(Finding::Fail(why)) => ("FAIL", why),
-        Err(Finding::NotOffered(why)) => ("not offered", why),
-        Err(Finding::Broken(why)) => ("BROKEN", why),
-        Err(Finding::NoAccess(why)) => ("no access", why),
-    }
+pub fn words(outcome: &Outcome) -> (&'static str, String) {
+    let word = match &outcome.result {
+        Ok(()) => 0,
+        Err(Finding::Fail(_)) => 1,
+        Err(Finding::Broken(_)) => 2,
+        Err(Finding::Died { .. }) => 3,
+        Err(Finding::NotOffered(_)) => 4,
+        Err(Finding::NoAccess(_)) => 5,
+    };
+    (WORDS[word], outcome.result.as_ref().err().map(Finding::reason).unwrap_or_default())
 }
 
 /// Whether a result counts against the back-end.
 pub fn is_bad(outcome: &Outcome) -> bool {
-    matches!(outcome.result, Err(Finding::Fail(_) | Finding::Broken(_)))
+    matches!(outcome.result, Err(Finding::Fail(_) | Finding::Broken(_) | Finding::Died { .. }))
 }
 
 /// One line of the table.
@@ -28,30 +33,83 @@ pub fn line(outcome: &Outcome) -> String {
     format!("{word:<11} {level:<6} {took:>6.2} s  {name:<44} {why}").trim_end().to_owned()
 }
 
-/// How many of each result.
-pub fn summary(outcomes: &[Outcome]) -> String {
+/// The results of one group and level.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    /// The group, `all` for the sum.
+    pub group: &'static str,
+    /// The level.
+    pub level: Level,
+    /// How many of each result, in the order of [`WORDS`].
+    counts: [usize; WORDS.len()],
+}
+
+/// The results by group, in the order of the checks, and by level, with the sum of each level.
+pub fn summary(outcomes: &[Outcome]) -> Vec<Row> {
+    let mut groups = Vec::new();
+    for group in outcomes.iter().map(|outcome| outcome.check.group()) {
+        if !groups.contains(&group) {
+            groups.push(group);
+        }
+    }
+    let levels = |group| [Level::Must, Level::Robust].map(|level| (group, level));
+    let rows = groups.into_iter().chain(["all"]).flat_map(levels).map(|(group, level)| {
+        let mine = |outcome: &&Outcome| {
+            outcome.check.level == level && (group == "all" || outcome.check.group() == group)
+        };
+        let count = |word| outcomes.iter().filter(mine).filter(|outcome| words(outcome).0 == word).count();
+        Row { group, level, counts: WORDS.map(count) }
+    });
+    rows.filter(|row| row.counts.iter().sum::<usize>() > 0).collect()
+}
+
+/// The summary as a table, and one line of all.
+pub fn summary_text(outcomes: &[Outcome]) -> String {
+    let line = |group: &str, level: &str, cells: [String; WORDS.len()]| {
+        format!("{group:<13} {level:<7} {}\n", cells.map(|cell| format!("{cell:>11}")).join(" "))
+    };
+    let mut text = line("group", "level", WORDS.map(str::to_owned));
+    for row in summary(outcomes) {
+        text += &line(row.group, row.level.text(), row.counts.map(|count| count.to_string()));
+    }
     let count = |word: &str| outcomes.iter().filter(|outcome| words(outcome).0 == word).count();
-    format!(
-        "{} passed, {} failed, {} broken connections, {} not offered, {} without access",
+    text + &format!(
+        "{} passed, {} failed, {} broken connections, {} died, {} not offered, {} without access",
         count("pass"),
         count("FAIL"),
         count("BROKEN"),
+        count("DIED"),
         count("not offered"),
         count("no access")
     )
 }
 
-/// All results, as an array of objects.
+/// `checks`, an array of all results, and `summary`, an array by group and level.
 pub fn json(outcomes: &[Outcome]) -> Value {
     let object = |outcome: &Outcome| {
         let (word, why) = words(outcome);
         let check = outcome.check;
+        let ended = match &outcome.result {
+            Err(Finding::Died { status, .. }) => Some(status.to_string()),
+            _ => None,
+        };
         json!({
             "name": check.name, "result": word.to_lowercase(), "reason": why, "level": check.level.text(),
             "needs": check.needs.text(), "source": check.source, "seconds": outcome.took.as_secs_f64(),
+            "ended": ended,
         })
     };
-    outcomes.iter().map(object).collect()
+    let row = |row: Row| {
+        let mut object = json!({ "group": row.group, "level": row.level.text() });
+        for (word, count) in WORDS.iter().zip(row.counts) {
+            object[word.to_lowercase().replace(' ', "_")] = json!(count);
+        }
+        object
+    };
+    json!({
+        "checks": outcomes.iter().map(object).collect::<Value>(),
+        "summary": summary(outcomes).into_iter().map(row).collect::<Value>(),
+    })
 }
 
 /// All results as a JUnit file. What was not offered or not reachable is skipped; a broken connection is an error.
@@ -62,19 +120,19 @@ pub fn junit(outcomes: &[Outcome]) -> String {
         "<testsuite name=\"volt-conform\" tests=\"{}\" failures=\"{}\" errors=\"{}\" skipped=\"{}\">\n",
         outcomes.len(),
         count("FAIL"),
-        count("BROKEN"),
+        count("BROKEN") + count("DIED"),
         count("not offered") + count("no access")
     );
     for outcome in outcomes {
         let (word, why) = words(outcome);
         let element = match word {
             "FAIL" => "failure",
-            "BROKEN" => "error",
+            "BROKEN" | "DIED" => "error",
             _ => "skipped",
         };
         let inner = match outcome.result {
             Ok(()) => String::new(),
-            Err(_) => format!("<{element} message=\"{}\"/>", escaped(why)),
+            Err(_) => format!("<{element} message=\"{}\"/>", escaped(&why)),
         };
         let (name, took) = (outcome.check.name, outcome.took.as_secs_f64());
         text += &format!("  <testcase name=\"{name}\" time=\"{took:.3}\">{inner}</testcase>\n");

@@ -1,19 +1,21 @@
 //! Runs checks: a back-end for each, its far side, and what came of it.
 
 use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use super::bench::{Bench, Far, LIMIT};
+use super::bench::{Bench, Far};
+use super::instance::{Instance, Next};
 use super::{Check, Finding, Needs, Script};
-use crate::daemon::{Daemon, poll_until};
 use crate::netns::Netns;
 
 /// Where the back-end is.
 #[derive(Clone, Debug)]
 pub enum Target {
-    /// It listens already, and takes one connection after another.
+    /// It listens already.
     Socket(PathBuf),
-    /// A command to start for each check; `{socket}` stands for where it shall listen.
+    /// A command to start for each check, and for each connection of a check where it serves one only; `{socket}` stands
+    /// for where it shall listen.
     Command(String),
 }
 
@@ -32,6 +34,24 @@ pub enum Wire {
     MultiQueueTap(String),
 }
 
+impl Wire {
+    /// The interface at its end.
+    pub(super) fn interface(&self) -> Option<&str> {
+        match self {
+            Wire::Interface(name) | Wire::Tap(name) | Wire::MultiQueueTap(name) => Some(name),
+            Wire::Unseen | Wire::Echo => None,
+        }
+    }
+}
+
+/// The back-end under test, and what has been found out about it once for all checks.
+#[derive(Debug)]
+pub struct Subject {
+    target: Target,
+    wire: Wire,
+    next: OnceLock<Next>,
+}
+
 /// What came of one check.
 #[derive(Clone, Debug)]
 pub struct Outcome {
@@ -43,82 +63,81 @@ pub struct Outcome {
     pub took: Duration,
 }
 
-/// Runs one check against a back-end of its own, or the one that listens.
-pub fn run(check: &'static Check, target: &Target, wire: &Wire) -> Outcome {
-    let start = Instant::now();
-    let result = attempt(check, target, wire);
-    Outcome { check, result, took: start.elapsed() }
-}
+impl Subject {
+    /// The back-end `target`, whose frames go to `wire`.
+    pub fn new(target: Target, wire: Wire) -> Subject {
+        Subject { target, wire, next: OnceLock::new() }
+    }
 
-fn attempt(check: &'static Check, target: &Target, wire: &Wire) -> Result<(), Finding> {
-    if check.needs == Needs::Frames && matches!(wire, Wire::Unseen) {
-        return Err(Finding::NoAccess("name its far side by --echo, --wire or --tap".to_owned()));
+    /// Runs one check against a back-end of its own, or the one that listens.
+    pub fn run(&self, check: &'static Check) -> Outcome {
+        let start = Instant::now();
+        let result = self.attempt(check);
+        Outcome { check, result, took: start.elapsed() }
     }
-    let Script::Frontend(script) = check.run else {
-        return Err(Finding::NoAccess("it is about front-ends".to_owned()));
-    };
-    with(target, wire, script)
-}
 
-/// Starts the back-end if it is a command, and lets `script` work with it.
-///
-/// # Errors
-///
-/// What `script` found, or how the back-end ended.
-pub fn with(
-    target: &Target,
-    wire: &Wire,
-    script: impl FnOnce(&mut Bench) -> Result<(), Finding>,
-) -> Result<(), Finding> {
-    let netns = match wire {
-        Wire::Interface(_) => Some(Netns::here()?),
-        Wire::Tap(_) | Wire::MultiQueueTap(_) => Some(Netns::new()?),
-        Wire::Unseen | Wire::Echo => None,
-    };
-    if let (Some(netns), Wire::Tap(name) | Wire::MultiQueueTap(name)) = (&netns, wire) {
-        netns.add_tap(name, matches!(wire, Wire::MultiQueueTap(_)))?;
+    fn attempt(&self, check: &'static Check) -> Result<(), Finding> {
+        if check.needs == Needs::Frames && matches!(self.wire, Wire::Unseen) {
+            return Err(Finding::NoAccess("name its far side by --echo, --wire or --tap".to_owned()));
+        }
+        let Script::Frontend(script) = check.run else {
+            return Err(Finding::NoAccess("it is about front-ends".to_owned()));
+        };
+        self.with(script)
     }
-    let dir = tempfile::tempdir()?;
-    let (socket, mut daemon) = match target {
-        Target::Socket(path) => (path.clone(), None),
-        Target::Command(command) => {
-            let socket = dir.path().join("s");
-            (socket.clone(), Some(start(command, &socket, netns.as_ref())?))
-        }
-    };
-    let far = match (&netns, wire) {
-        (Some(netns), Wire::Interface(name) | Wire::Tap(name) | Wire::MultiQueueTap(name)) => {
-            netns.wait_until_up(name, LIMIT)?;
-            Far::Tap(netns.wire(name)?)
-        }
-        (_, Wire::Echo) => Far::Echo,
-        _ => Far::Unseen,
-    };
-    let result = script(&mut Bench::new(socket, far));
-    match daemon.as_mut().and_then(|daemon| daemon.wait(Duration::ZERO)) {
-        // Its last words say more than a closed connection.
-        Some(status) if !status.success() => {
-            let said = daemon.as_ref().map(Daemon::log).unwrap_or_default();
-            let last = said.lines().last().unwrap_or_default().to_owned();
-            Err(Finding::Broken(format!("the back-end ended with {status}: {last} ({result:?})")))
-        }
-        _ => result,
-    }
-}
 
-/// Starts the command by the shell and waits until its socket is there.
-fn start(command: &str, socket: &std::path::Path, netns: Option<&Netns>) -> Result<Daemon, Finding> {
-    // `exec`, so that the process that is watched and ended is the back-end itself.
-    let line = format!("exec {}", command.replace("{socket}", &socket.display().to_string()));
-    let mut shell = match netns {
-        Some(netns) => netns.command("sh"),
-        None => std::process::Command::new("sh"),
-    };
-    shell.args(["-c", &line]).stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
-    let mut daemon = Daemon::start(shell)?;
-    let there = poll_until(LIMIT, || (socket.exists() || daemon.has_exited()).then_some(()));
-    if there.is_none() || daemon.has_exited() {
-        return Err(Finding::Broken(format!("no socket; the back-end said: {}", daemon.log().trim())));
+    /// Starts the back-end if it is a command, and lets `script` work with it.
+    ///
+    /// # Errors
+    ///
+    /// What `script` found, or how the back-end ended.
+    pub fn with(&self, script: impl FnOnce(&mut Bench) -> Result<(), Finding>) -> Result<(), Finding> {
+        self.start(self.next().clone(), script)
     }
-    Ok(daemon)
+
+    /// What it does after its first connection, found out by a back-end that nobody else needs.
+    fn next(&self) -> &Next {
+        self.next.get_or_init(|| {
+            let mut next = None;
+            let started = self.start(Next::Served, |bench| {
+                next = Some(bench.try_next());
+                Ok(())
+            });
+            match (next, started) {
+                (Some(next), _) => next,
+                (None, Err(finding)) => Next::Unknown(finding),
+                (None, Ok(())) => Next::Served,
+            }
+        })
+    }
+
+    fn start(
+        &self,
+        next: Next,
+        script: impl FnOnce(&mut Bench) -> Result<(), Finding>,
+    ) -> Result<(), Finding> {
+        let netns = match &self.wire {
+            Wire::Interface(_) => Some(Netns::here()?),
+            Wire::Tap(name) | Wire::MultiQueueTap(name) => {
+                let netns = Netns::new()?;
+                netns.add_tap(name, matches!(self.wire, Wire::MultiQueueTap(_)))?;
+                Some(netns)
+            }
+            Wire::Unseen | Wire::Echo => None,
+        };
+        let dir = tempfile::tempdir()?;
+        let (socket, command) = match &self.target {
+            Target::Socket(path) => (path.clone(), None),
+            Target::Command(command) => (dir.path().join("s"), Some(command.as_str())),
+        };
+        let instance = Instance::new(socket, command, netns, &self.wire, next)?;
+        let far = match (instance.netns(), self.wire.interface()) {
+            (Some(netns), Some(interface)) => Far::Tap(netns.wire(interface)?),
+            _ if matches!(self.wire, Wire::Echo) => Far::Echo,
+            _ => Far::Unseen,
+        };
+        let mut bench = Bench::new(instance, far);
+        let result = script(&mut bench);
+        bench.verdict(result)
+    }
 }

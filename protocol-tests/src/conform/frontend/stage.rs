@@ -7,6 +7,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use crate::backend::{Backend, Recorded, Script};
+use crate::conform::instance::died;
 use crate::conform::{Finding, ensure};
 use crate::daemon::{Daemon, poll_until};
 use crate::frame::{NetHeader, numbered};
@@ -151,10 +152,10 @@ impl Stage {
     pub(super) fn verdict(&mut self, result: Result<(), Finding>) -> Result<(), Finding> {
         let Some(process) = &mut self.process else { return result };
         if let Some(status) = process.wait(Duration::ZERO) {
-            let said = process.log();
-            let last = said.lines().last().unwrap_or_default().to_owned();
+            let found = result.err().map(|finding| finding.reason());
+            let died = died(process, status, found.as_deref().unwrap_or("the check itself passed"));
             self.restart();
-            return Err(Finding::Broken(format!("the front-end ended with {status}: {last} ({result:?})")));
+            return Err(died);
         }
         if result.is_err() {
             // Whatever state that left must not be the next check's finding.
