@@ -174,6 +174,18 @@ impl Flow {
         }
     }
 
+    /// Runs until so many frames have been sent each way.
+    ///
+    /// # Panics
+    /// As [`Flow::pump`], or when they do not move.
+    pub fn run_to(&mut self, session: &mut Session, wire: &TapWire, out: u32, into: u32) {
+        let end = Instant::now() + LIMIT;
+        while self.offered < out || self.sent < into {
+            assert!(Instant::now() < end, "{} frames out and {} in, and no more", self.offered, self.sent);
+            self.run(session, wire, Duration::from_millis(5));
+        }
+    }
+
     /// Waits for what is under way, and tells what became of frames: from the guest, and to it.
     ///
     /// # Panics
@@ -182,7 +194,7 @@ impl Flow {
         let mut quiet = Instant::now() + QUIET;
         let end = Instant::now() + LIMIT;
         let mut seen = 0;
-        while Instant::now() < quiet.min(end) {
+        while (Instant::now() < quiet || self.used < self.offered) && Instant::now() < end {
             self.collect(session, wire);
             let now = self.out.len() + self.got.len() + self.used as usize;
             if now != seen {

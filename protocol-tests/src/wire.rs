@@ -27,7 +27,7 @@ const MAX_BODY: u32 = 64 * 1024;
 /// Most file descriptors taken with one message (the specification's eight, and room to see a surplus).
 const MAX_FDS: usize = 32;
 /// How long a message may take unless the caller says otherwise.
-pub const PATIENCE: Duration = Duration::from_secs(5);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Flags of the header ("Header", vhost-user specification).
 pub mod flags {

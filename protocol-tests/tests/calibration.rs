@@ -6,11 +6,10 @@ use protocol_tests::backend::{Backend, Script};
 use protocol_tests::frame::{NetHeader, number_of, numbered};
 use protocol_tests::frontend::Frontend;
 use protocol_tests::memory::RegionSpec;
+use protocol_tests::rig::LIMIT;
 use protocol_tests::ring::{DriverRing, Layout, Part, RingError, need_event};
 use protocol_tests::session::{Session, Setup};
 use protocol_tests::wire::{encode, feature, longs, request, words};
-
-const LIMIT: Duration = Duration::from_secs(2);
 
 /// A back-end in a directory of its own, and a front-end connected to it.
 fn pair(script: Script) -> (tempfile::TempDir, Backend, Frontend) {

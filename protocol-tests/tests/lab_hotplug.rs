@@ -8,6 +8,7 @@ use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use protocol_tests::daemon::poll_until;
 use protocol_tests::lab::guest::{Flavour, Image, Spec, Transport};
 use protocol_tests::lab::in_lab;
 use protocol_tests::lab::machine::Machine;
@@ -106,6 +107,9 @@ fn a_network_device_comes_and_goes_ten_times() {
                 assert_eq!(names(&machine), ["rng"]);
             }
             machine.guest.wait_for(&format!("VOLT gone {round}"), STEP);
+            // The guest lets its driver go, and ejects the device then.
+            let gone = poll_until(STEP, || (names(&machine) == ["rng"]).then_some(()));
+            assert!(gone.is_some(), "{:?}", names(&machine));
         }
         assert_eq!(machine.files(), files);
         machine.guest.wait_for("VOLT exit", STEP);

@@ -59,10 +59,9 @@ fn nothing_is_lost_or_repeated_under_traffic() {
         }
         rig.succeed(successor);
     }
-    flow.run(&mut session, &rig.wire, Duration::from_millis(50));
+    flow.run_to(&mut session, &rig.wire, 1000, 200);
     let (out, into) = flow.settle(&mut session, &rig.wire);
     assert!(out.is_perfect() && into.is_perfect(), "out: {out:?}, in: {into:?}");
-    assert!(out.frames > 1000 && into.frames > 200, "out: {out:?}, in: {into:?}");
     assert_eq!(session.rx(0).ring.outstanding(), 64, "no receive buffer is lost");
 }
 
@@ -257,7 +256,7 @@ fn a_stopped_daemon_loses_nothing_and_never_serves_beside_another() {
     rig.both_ways(&mut session, 3);
     rig.daemon.signal(Signal::STOP).expect("stopped");
     let mut successor = rig.successor(&[]);
-    let status = successor.wait(Duration::from_secs(15)).expect("it gives up");
+    let status = successor.wait(LIMIT).expect("it gives up");
     assert!(!status.success(), "{}", successor.log());
     rig.daemon.signal(Signal::CONT).expect("continued");
     rig.both_ways(&mut session, 10);
@@ -326,7 +325,7 @@ fn successors_do_not_grow() {
     rig.both_ways(&mut session, 2);
     let first = rig.usage();
     let mut count = 1;
-    while std::time::Instant::now() < end {
+    while std::time::Instant::now() < end || count <= 10 {
         if count % 5 == 0 {
             rig.take_over(&["--supervise"]);
             rig.both_ways(&mut session, 2);
@@ -340,7 +339,6 @@ fn successors_do_not_grow() {
         assert!(now.fds <= first.fds && now.threads <= first.threads, "{count}: {first:?}, {now:?}");
         assert!(now.resident <= first.resident + 1024, "{count}: {first:?}, {now:?}");
     }
-    assert!(count > 10, "{count}");
     println!("{count} hand-overs in {seconds} s");
     assert_eq!(session.rx(0).ring.outstanding(), 64, "no receive buffer is lost");
 }

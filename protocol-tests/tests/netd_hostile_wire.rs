@@ -275,7 +275,7 @@ fn half_a_message_and_silence() {
         frontend.channel().send_bytes(&message[..len], &[]).expect("sent");
         let ticks = rig.daemon.idle_ticks(QUIET).expect("/proc");
         assert!(ticks <= 3, "{ticks} ticks of waiting for the rest of {len} bytes");
-        let status = rig.daemon.stop(Duration::from_secs(3)).expect("SIGTERM works");
+        let status = rig.daemon.stop(LIMIT).expect("SIGTERM works");
         assert!(status.success(), "{status}");
         assert!(!rig.socket().exists(), "the socket is removed");
     }
@@ -291,7 +291,7 @@ fn replies_that_nobody_reads() {
     while frontend.channel().send_bytes(&many, &[]).is_ok() {}
     let ticks = rig.daemon.idle_ticks(QUIET).expect("/proc");
     assert!(ticks <= 3, "{ticks} ticks of waiting for a reader");
-    let status = rig.daemon.stop(Duration::from_secs(3)).expect("SIGTERM works");
+    let status = rig.daemon.stop(LIMIT).expect("SIGTERM works");
     assert!(status.success(), "{status}");
 }
 

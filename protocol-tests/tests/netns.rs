@@ -1,12 +1,8 @@
 //! The namespace of the tests: frames go through a TAP in it both ways, offloads too, and nothing outlives it.
 
-use std::time::Duration;
-
 use protocol_tests::frame::{numbered, udp, uso_header};
 use protocol_tests::netns::TAP_FLAGS;
-use protocol_tests::rig::namespace;
-
-const LIMIT: Duration = Duration::from_secs(2);
+use protocol_tests::rig::{LIMIT, namespace};
 
 /// What the TAP's user writes reaches the wire, and the other way round.
 #[test]

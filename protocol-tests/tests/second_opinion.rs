@@ -4,7 +4,6 @@
 #![expect(unsafe_code, reason = "vmm-sys-util takes descriptors by number only")]
 
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
-use std::time::Duration;
 
 use protocol_tests::backend::{Backend, Script};
 use protocol_tests::daemon::poll_until;
@@ -13,13 +12,12 @@ use protocol_tests::frontend::Frontend;
 use protocol_tests::memory::RegionSpec;
 use protocol_tests::nic::Nic;
 use protocol_tests::peer::CratePeer;
+use protocol_tests::rig::LIMIT;
 use protocol_tests::session::{Session, Setup};
 use protocol_tests::wire::feature;
 use vhost::vhost_user::{Frontend as CrateFrontend, VhostUserFrontend, VhostUserProtocolFeatures};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::EventFd;
-
-const LIMIT: Duration = Duration::from_secs(2);
 
 /// The scripted front-end drives a back-end on the crates, with chains of every shape and rings and buffers in two
 /// regions at offsets of their files: frames come back whole.

@@ -23,7 +23,7 @@ use volt_vmm::virtio::blk::{Block, BlockError};
 use volt_vmm::virtio::pci::slots::{PciSlots, SlotError};
 use volt_vmm::virtio::rng::Rng;
 
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(60);
 /// Without a guest there is nothing to wait for.
 const AT_ONCE: Duration = Duration::from_millis(10);
 

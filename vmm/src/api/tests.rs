@@ -320,7 +320,7 @@ fn clients_that_stop_in_the_middle_hold_up_nobody() {
         .collect();
     let start = Instant::now();
     ask(&rig.socket, Method::GET, "/v1/status", None).unwrap();
-    assert!(start.elapsed() < LIMIT + Duration::from_secs(4));
+    assert!(start.elapsed() < 12 * LIMIT);
     let mut rest = Vec::new();
     slow[0].read_to_end(&mut rest).unwrap();
     for bytes in [&b"nonsense\r\n\r\n"[..], &[0xff; 100_000]] {

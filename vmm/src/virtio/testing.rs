@@ -23,7 +23,8 @@ pub(crate) const HIGH: u64 = 2 * REGION;
 /// From here to the end of the first region no ring is.
 pub(crate) const BUFFERS: u64 = 4 << 20;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+/// For what takes milliseconds on a quiet machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Two regions of one shared memfd with a hole between them.
 pub(crate) fn memory() -> GuestMemoryMmap {

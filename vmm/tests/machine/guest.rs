@@ -12,7 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tempfile::TempDir;
 
 /// Longer than any guest here takes on a slow machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Where both kinds of image put the code.
 const LOAD: u64 = 2 << 20;
 
@@ -138,13 +138,18 @@ pub(crate) struct End {
 }
 
 impl Machine {
-    /// The program with `kernel`.
+    /// The program with `kernel`, with no signal ignored, whatever whoever started this test ignores.
     pub(crate) fn new(kernel: &[u8]) -> Machine {
+        Machine::behind(kernel, "--default-signal=HUP,INT,QUIT,TERM")
+    }
+
+    /// The same with an option of `env` for what signals do at the start.
+    pub(crate) fn behind(kernel: &[u8], signals: &str) -> Machine {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("kernel");
         std::fs::write(&path, kernel).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_volt-vmm"));
-        command.arg("--kernel").arg(path);
+        let mut command = Command::new("env");
+        command.args([signals, env!("CARGO_BIN_EXE_volt-vmm"), "--kernel"]).arg(path);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         Machine { directory, command }
     }
@@ -192,6 +197,21 @@ impl Running {
 
     pub(crate) fn signal(&self, signal: rustix::process::Signal) {
         rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Waits until the program takes `signal` itself: it blocks the signals that a thread of its own takes.
+    pub(crate) fn takes(&self, signal: rustix::process::Signal) {
+        let start = Instant::now();
+        let path = format!("/proc/{}/status", self.child.id());
+        loop {
+            let status = std::fs::read_to_string(&path).unwrap();
+            let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap();
+            if u64::from_str_radix(mask.trim(), 16).unwrap() & 1 << (signal.as_raw() - 1) != 0 {
+                return;
+            }
+            assert!(start.elapsed() < PATIENCE, "{signal:?} is not taken");
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Waits for the end, for a bounded time.

@@ -88,7 +88,7 @@ fn waiting_for_a_back_end_can_be_ended() {
     assert!(start.elapsed() >= Duration::from_secs(1));
 
     let machine = Machine::new(&image).args(&["--net-socket", "/nonexistent/s"]).spawn();
-    std::thread::sleep(Duration::from_millis(500));
+    machine.takes(Signal::TERM);
     machine.signal(Signal::TERM);
     let end = machine.wait();
     assert_eq!(end.status.code(), Some(143), "{end:?}");

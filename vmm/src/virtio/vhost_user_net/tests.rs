@@ -353,7 +353,7 @@ fn a_back_end_that_hangs_in_the_handshake_is_given_up() {
         Err(error) => crate::virtio::faults::chain(&error),
     };
     assert!(text.contains("no answer to GET_FEATURES"), "{text}");
-    assert!(started.elapsed() < 2 * ANSWER_LIMIT);
+    assert!((ANSWER_LIMIT..12 * ANSWER_LIMIT).contains(&started.elapsed()));
 }
 
 #[test]
@@ -424,7 +424,7 @@ fn a_hung_back_end_delays_a_reset_only() {
     assert!(started.elapsed() < STOP_LIMIT, "answered while the back-end hangs");
     driver.reset();
     let waited = started.elapsed();
-    assert!((STOP_LIMIT..3 * STOP_LIMIT).contains(&waited), "{waited:?}");
+    assert!((STOP_LIMIT..20 * STOP_LIMIT).contains(&waited), "{waited:?}");
     drop(hang);
     driver.run(Features::VERSION_1.with(Features::CTRL_VQ).with(Features::CTRL_RX), &[0, 1, 2]);
     assert_eq!(control(&mut driver, 2, &[0, 0, 1]), 0);
