@@ -119,6 +119,8 @@ struct Shared {
     record: Mutex<Vec<Recorded>>,
     inbox: Mutex<VecDeque<(usize, NetHeader, Vec<u8>)>>,
     faults: Mutex<Vec<String>>,
+    /// A configuration space in place of the script's.
+    config: Mutex<Option<Vec<u8>>>,
     /// Connections that have ended.
     ended: AtomicUsize,
 }
@@ -175,6 +177,12 @@ impl Backend {
     /// Gives the guest a frame on a pair, as soon as it has buffers.
     pub fn deliver(&self, pair: usize, header: NetHeader, frame: &[u8]) {
         locked(&self.shared.inbox).push_back((pair, header, frame.to_vec()));
+        let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
+    }
+
+    /// Puts another configuration space in place, and tells the front-end, if that has given a channel for it.
+    pub fn change_config(&self, config: Vec<u8>) {
+        *locked(&self.shared.config) = Some(config);
         let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
     }
 
@@ -274,6 +282,8 @@ impl Server {
                 });
                 connection.answer(message)?;
             }
+            let config = locked(&self.shared.config).take();
+            config.map_or(Ok(()), |config| connection.change_config(config))?;
             if let Err(fault) = connection.work(&self.shared, &self.sender) {
                 if self.script.fault == Some(Fault::Segfaults) && fault.contains("no guest memory") {
                     Fault::segfault();

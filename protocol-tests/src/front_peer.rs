@@ -19,7 +19,7 @@ use crate::frame::NetHeader;
 use crate::frontend::Frontend;
 use crate::nic::{Nic, Queue};
 use crate::session::{SessionError, Setup};
-use crate::wire::{WireError, feature, flags, longs, protocol, request, words};
+use crate::wire::{HEADER_LEN, WireError, feature, flags, longs, protocol, request, words};
 
 /// Between two tries to connect.
 const RETRY: Duration = Duration::from_millis(20);
@@ -70,6 +70,7 @@ front_faults! {
     VringFar, "vring-far", "conversation/vring-index", "Enables a vring that is not there.";
     KickFile, "kick-file", "conversation/kick-descriptors", "Sends a file to be kicked by.";
     NoEnable, "no-enable", "conversation/enable", "Never enables its rings.";
+    Deaf, "deaf", "requests/config-change", "Does not listen to what its back-end asks for.";
     Truncates, "truncates", "traffic/content", "The last byte of an echo is lost.";
     Repeats, "repeats", "traffic/content", "Frames are echoed twice.";
     Forgets, "forgets", "losses/left", "Does not share its memory again with the next back-end.";
@@ -138,9 +139,10 @@ impl Scripted {
                 peer.insert(Scripted { nic, acked })
             }
         };
-        let replies = negotiate(frontend, acked, fault)?;
+        let protocol = negotiate(frontend, acked, fault)?;
+        let requests = give_channel(frontend, protocol)?.filter(|_| !has(FrontFault::Deaf));
         if !has(FrontFault::Forgets) || first {
-            share(frontend, &peer.nic, replies, fault)?;
+            share(frontend, &peer.nic, protocol, fault)?;
         }
         for queue in &peer.nic.queues {
             offer(frontend, &peer.nic, queue, fault)?;
@@ -153,20 +155,34 @@ impl Scripted {
             frontend.tell(request::SET_VRING_ENABLE, &words(&[9, 1]), &[])?;
         }
         peer.nic.queues.iter_mut().try_for_each(Queue::kick_always)?;
-        peer.echo(frontend, fault)
+        peer.echo(frontend, requests.as_ref(), fault)
     }
 
-    /// Echoes until the back-end goes.
-    fn echo(&mut self, frontend: &mut Frontend, fault: Option<FrontFault>) -> Result<(), SessionError> {
+    /// Echoes until the back-end goes, and reads the configuration whenever that asks for something.
+    fn echo(
+        &mut self,
+        frontend: &mut Frontend,
+        mut requests: Option<&UnixStream>,
+        fault: Option<FrontFault>,
+    ) -> Result<(), SessionError> {
         loop {
             let call = self.nic.rx(0).call.try_clone().map_err(WireError::from)?;
-            let mut fds = [
+            let mut fds = vec![
                 PollFd::new(&call, PollFlags::IN),
                 PollFd::new(frontend.channel().socket(), PollFlags::IN | PollFlags::RDHUP),
             ];
+            fds.extend(requests.map(|requests| PollFd::new(requests, PollFlags::IN)));
             rustix::event::poll(&mut fds, None).map_err(WireError::from)?;
-            if !fds[1].revents().is_empty() {
+            let came = |at: usize| fds.get(at).is_some_and(|fd| !fd.revents().is_empty());
+            let (ended, asked) = (came(1), came(2));
+            if ended {
                 return Err(WireError::Closed("while it served").into());
+            }
+            if let Some(channel) = requests.filter(|_| asked) {
+                match rustix::io::read(channel, &mut [0; HEADER_LEN]).map_err(WireError::from)? {
+                    0 => requests = None,
+                    _ => drop(frontend.get_config(0, 12)?),
+                }
             }
             self.nic.rx(0).drain_call();
             while let Ok(frame) = self.nic.rx(0).recv(Duration::from_millis(1)) {
@@ -215,7 +231,10 @@ fn ask_features(frontend: &mut Frontend, fault: Option<FrontFault>) -> Result<u6
 fn negotiate(frontend: &mut Frontend, acked: u64, fault: Option<FrontFault>) -> Result<u64, WireError> {
     let mut both = 0;
     if acked & feature::PROTOCOL_FEATURES != 0 {
-        let wanted = protocol::REPLY_ACK | protocol::CONFIGURE_MEM_SLOTS;
+        let mut wanted = protocol::REPLY_ACK | protocol::CONFIGURE_MEM_SLOTS;
+        if fault != Some(FrontFault::ConfigUnasked) {
+            wanted |= protocol::CONFIG | protocol::BACKEND_REQ;
+        }
         both = frontend.get_protocol_features()? & wanted;
         let surplus = if fault == Some(FrontFault::ProtocolUnoffered) { protocol::RARP } else { 0 };
         // As User-mode Linux does, from the message on that negotiates it.
@@ -228,6 +247,16 @@ fn negotiate(frontend: &mut Frontend, acked: u64, fault: Option<FrontFault>) -> 
         frontend.get_config(0, 6)?;
     }
     Ok(both)
+}
+
+/// A channel for the back-end's own requests, where those were negotiated.
+fn give_channel(frontend: &Frontend, protocol: u64) -> Result<Option<UnixStream>, WireError> {
+    if protocol & protocol::BACKEND_REQ == 0 {
+        return Ok(None);
+    }
+    let (mine, theirs) = UnixStream::pair()?;
+    frontend.set_backend_req_fd(theirs)?;
+    Ok(Some(mine))
 }
 
 /// Shares the guest's memory, region by region where the back-end can.
@@ -374,7 +403,7 @@ fn meet_by_crate(
     }
     nic.queues.iter_mut().try_for_each(Queue::kick_always)?;
     let mut scripted = Scripted { nic: card.take().expect("set above").0, acked };
-    let result = scripted.echo(&mut Frontend::new(end.try_clone()?), None);
+    let result = scripted.echo(&mut Frontend::new(end.try_clone()?), None, None);
     *card = Some((scripted.nic, acked));
     Ok(result?)
 }

@@ -4,14 +4,14 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use protocol_tests::daemon::{Daemon, poll_until, program};
 use protocol_tests::frame::numbered;
 use protocol_tests::frontend::Frontend;
 use protocol_tests::rig::{LIMIT, QUIET, Rig, namespace};
 use protocol_tests::session::{Session, Setup};
-use protocol_tests::wire::WireError;
+use protocol_tests::wire::{WireError, request, words};
 
 /// One front-end at a time: a second is refused while the first lives, with a line in the log, and the first is not
 /// disturbed; when it has gone the next is taken at once.
@@ -253,4 +253,63 @@ fn command_lines() {
     assert_eq!(status, Some(0));
     let json: serde_json::Value = serde_json::from_slice(&capabilities).expect("JSON");
     assert_eq!(json["type"], "net");
+}
+
+/// A front-end that is refused comes back at once, for as long as it lives. One in a second is heard, the daemon does other
+/// things meanwhile, and whoever keeps to the rules waits for nothing.
+#[test]
+fn who_is_refused_is_heard_once_a_second() {
+    let arguments = ["--control", "{control}"];
+    let Some(mut rig) = Rig::new("who_is_refused_is_heard_once_a_second", &arguments) else { return };
+    let socket = rig.socket();
+    let connect = || Frontend::connect(&socket, LIMIT).expect("a place in the queue");
+    // Orderly ones come and go as they like.
+    let start = Instant::now();
+    for _ in 0..20 {
+        connect().sync().expect("served");
+    }
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?} for twenty", start.elapsed());
+    // Refused for what it says, for being a second one, and by itself, as it finds too few queues.
+    let refused: [(&str, fn(&Frontend)); 2] = [
+        ("a request is refused", |frontend| {
+            let _ = frontend.tell(request::SET_VRING_NUM, &words(&[0, 100]), &[]);
+        }),
+        ("--queues", |frontend| drop(frontend.get_queue_num())),
+    ];
+    for (word, say) in refused {
+        let from = rig.daemon.log().len();
+        let mut last = Instant::now();
+        for round in 0..4 {
+            let frontend = connect();
+            frontend.sync().expect("served, sooner or later");
+            let waited = last.elapsed();
+            assert!(round == 0 || waited > Duration::from_millis(900), "{word}: let in after {waited:?}");
+            last = Instant::now();
+            say(&frontend);
+            drop(frontend);
+            rig.status();
+        }
+        let said = rig.daemon.logged(from, &["WARN", word], LIMIT);
+        assert!(said.is_some(), "no '{word}' in:\n{}", &rig.daemon.log()[from..]);
+        connect().sync().expect("served");
+    }
+    let mut session = rig.session(&Setup::default());
+    let (mut tries, begin) = (0, Instant::now());
+    while begin.elapsed() < Duration::from_millis(2500) {
+        let mut second = connect();
+        second.channel().set_patience(Duration::from_secs(5));
+        assert!(second.sync().is_err(), "a second front-end is not served");
+        tries += 1;
+    }
+    assert!(tries <= 4, "{tries} were let in within 2.5 s");
+    rig.logged(&["a second front-end was refused"]);
+    rig.both_ways(&mut session, 5);
+    // The first one goes, and whoever waits has its turn at once.
+    let third = connect();
+    let left = Instant::now();
+    drop(session);
+    third.sync().expect("served");
+    assert!(left.elapsed() < Duration::from_millis(900), "{:?}", left.elapsed());
+    assert!(rig.daemon.stop(LIMIT).expect("it ends").success());
+    assert!(rig.daemon.log().contains("told to end"), "{}", rig.daemon.log());
 }

@@ -157,6 +157,8 @@ pub struct Session {
     backend: Option<BackendChannel>,
     /// The front-end was told last that its link is down.
     told_down: bool,
+    /// It has asked how many vrings there are, and has started none.
+    at_queues: bool,
     /// Pairs that are served, as last logged.
     serving: Vec<bool>,
 }
@@ -176,6 +178,7 @@ impl Session {
             control_pairs: 1,
             backend: None,
             told_down: false,
+            at_queues: false,
             serving: vec![false; device.pairs()],
         }
     }
@@ -241,7 +244,7 @@ impl Session {
             R::SET_FEATURES => self.set_features(&message.body, device),
             R::GET_PROTOCOL_FEATURES => Ok(number(PROTOCOL.bits())),
             R::SET_PROTOCOL_FEATURES => self.set_protocol_features(&message.body),
-            R::GET_QUEUE_NUM => Ok(number(self.vrings.len() as u64)),
+            R::GET_QUEUE_NUM => Ok(self.get_queue_num()),
             R::GET_MAX_MEM_SLOTS => Ok(number(MAX_SLOTS as u64)),
             R::SET_OWNER => Ok(Answer::Done),
             R::RESET_OWNER => self.reset_owner(device),

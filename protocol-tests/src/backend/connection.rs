@@ -20,6 +20,9 @@ use crate::memory::{GuestMemory, RegionSpec};
 use crate::wire::{Channel, Message, WireError, feature, flags, longs, protocol, request, words};
 
 /// Which of the descriptors can be read.
+/// A back-end's request: the configuration space is another.
+const CONFIG_CHANGE: u32 = 2;
+
 pub(super) struct Ready {
     pub(super) stop: bool,
     pub(super) message: bool,
@@ -229,6 +232,11 @@ impl Connection {
             Some(Fault::FeaturesChange) if self.acked != 0 => self.acked,
             _ => self.script.features,
         }
+    }
+
+    pub(super) fn change_config(&mut self, config: Vec<u8>) -> Result<(), WireError> {
+        self.script.config = config;
+        self.requests.as_ref().map_or(Ok(()), |requests| requests.send(CONFIG_CHANGE, 0, &[], &[]))
     }
 
     fn vring(&mut self, index: u32) -> &mut Vring {

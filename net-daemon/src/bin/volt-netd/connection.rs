@@ -1,6 +1,7 @@
 //! A front-end that is connected.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use volt_net::event::notify::Notifier;
 use volt_net::net::device::NetDevice;
@@ -16,11 +17,13 @@ pub(crate) struct Connection {
     pub(crate) session: Session,
     /// The control queue's kick, as it is watched.
     pub(crate) control: Option<Arc<Notifier>>,
+    /// When this process took it up.
+    pub(crate) since: Instant,
 }
 
 impl Connection {
     pub(crate) fn new(channel: Channel, session: Session) -> Connection {
-        Connection { channel, session, control: None }
+        Connection { channel, session, control: None, since: Instant::now() }
     }
 
     pub(crate) fn export<'a>(&'a self, out: &mut Exporter<'a>) -> ConnectionState {

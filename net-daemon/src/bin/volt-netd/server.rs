@@ -92,8 +92,11 @@ pub(crate) struct Server {
     /// When to look for a front-end that listens.
     next_connect: Instant,
     waiting_logged: bool,
+    /// After a refusal nobody is let in before this.
+    accept_after: Option<Instant>,
     refused: u64,
     refusal_logged: Option<Instant>,
+    queues_logged: Option<Instant>,
     /// What is to be done before the next wait.
     pending: Pending,
 }
@@ -185,8 +188,10 @@ impl Server {
             reopen_failure: String::new(),
             next_connect: Instant::now(),
             waiting_logged: false,
+            accept_after: None,
             refused: 0,
             refusal_logged: None,
+            queues_logged: None,
             pending: Pending::default(),
         })
     }
@@ -220,6 +225,7 @@ impl Server {
         self.commit();
         while !self.finished() {
             self.connect_as_client()?;
+            self.accept_again()?;
             self.wait()?;
             if self.pending.stop {
                 return self.end();
@@ -301,7 +307,8 @@ impl Server {
             return Some(Duration::ZERO);
         }
         let client = matches!(self.endpoint, Endpoint::Client(_)) && self.connection.is_none();
-        let next = self.reopen.into_iter().chain(client.then_some(self.next_connect)).min();
+        let due = [self.reopen, self.accept_after, client.then_some(self.next_connect)];
+        let next = due.into_iter().flatten().min();
         next.map(|when| when.saturating_duration_since(Instant::now()))
     }
 }

@@ -46,6 +46,11 @@ impl Session {
         Ok(Answer::Done)
     }
 
+    pub(super) fn get_queue_num(&mut self) -> Answer {
+        self.at_queues = true;
+        number(self.vrings.len() as u64)
+    }
+
     /// Obsolete, and by the specification the same as disabling all rings. QEMU sends it where RESET_DEVICE
     /// was not negotiated.
     pub(super) fn reset_owner(&mut self, device: &mut NetDevice) -> Answered {
@@ -186,6 +191,7 @@ impl Session {
     pub(super) fn set_vring_kick(&mut self, message: Message, device: &mut NetDevice) -> Answered {
         let (index, kick) = self.notifier(message, device)?;
         let kick = kick.ok_or(Fault::Polling)?;
+        self.at_queues = false;
         if self.memory.as_ref().is_none_or(|memory| memory.regions().is_empty()) {
             warn!(
                 "vring {index} is started, but no memory has been shared: with QEMU, use a memory backend with \

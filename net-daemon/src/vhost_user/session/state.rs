@@ -123,6 +123,11 @@ impl Session {
         }
     }
 
+    /// Whether the front-end has asked how many vrings there are, and has started none since.
+    pub fn left_at_queues(&self) -> bool {
+        self.at_queues
+    }
+
     /// The features that the driver acknowledged.
     pub fn acked(&self) -> Option<Features> {
         self.acked

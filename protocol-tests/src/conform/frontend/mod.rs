@@ -5,6 +5,7 @@
 
 mod conversation;
 mod losses;
+mod requests;
 mod stage;
 mod traffic;
 
@@ -31,7 +32,7 @@ use front_checks;
 
 /// All checks of front-ends, group by group.
 pub fn catalogue() -> Vec<&'static Check> {
-    [conversation::CHECKS, traffic::CHECKS, losses::CHECKS].into_iter().flatten().collect()
+    [conversation::CHECKS, traffic::CHECKS, requests::CHECKS, losses::CHECKS].into_iter().flatten().collect()
 }
 
 /// Runs one check on the front-end of `stage`.

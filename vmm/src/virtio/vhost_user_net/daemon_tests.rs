@@ -6,9 +6,11 @@ use std::thread::{self, JoinHandle};
 
 use rustix::event::{PollFd, PollFlags, Timespec, eventfd, poll};
 use tempfile::TempDir;
+use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INTERRUPT_ACK, VIRTIO_MMIO_INTERRUPT_STATUS};
 use volt_net::event::notify::Notifier;
 use volt_net::net::device::{DeviceOptions, NetDevice};
 use volt_net::port::socket::SocketPort;
+use volt_net::port::{Port, PortQueue};
 use volt_net::vhost_user::channel::Channel;
 use volt_net::vhost_user::session::Session as BackEnd;
 
@@ -24,6 +26,8 @@ struct Daemon {
     stop: Arc<AtomicBool>,
     /// Ends the connection of the moment.
     hang_up: Arc<AtomicBool>,
+    /// Whether the port's interface is up.
+    up: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
     /// The far end of each pair.
     wires: Vec<UnixDatagram>,
@@ -43,6 +47,8 @@ impl Daemon {
         let options = DeviceOptions { pairs, mac, mtu: Some(1400) };
         let stop = Arc::new(AtomicBool::new(false));
         let hang_up = Arc::new(AtomicBool::new(false));
+        let up = Arc::new(AtomicBool::new(true));
+        let port = Switched { port, up: up.clone() };
         let (its_stop, its_hang_up) = (stop.clone(), hang_up.clone());
         let thread = thread::spawn(move || {
             let mut device = NetDevice::new(Box::new(port), options, Arc::new(wake)).unwrap();
@@ -52,7 +58,7 @@ impl Daemon {
                 });
             }
         });
-        Daemon { stop, hang_up, thread: Some(thread), wires, dir }
+        Daemon { stop, hang_up, up, thread: Some(thread), wires, dir }
     }
 
     fn try_connect(&self, queues: u16) -> Result<VhostUserNet, NetError> {
@@ -69,6 +75,47 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
         let _ = self.thread.take().unwrap().join();
+    }
+}
+
+/// Sockets that can be set down, as an interface can.
+#[derive(Debug)]
+struct Switched {
+    port: SocketPort,
+    up: Arc<AtomicBool>,
+}
+
+impl Port for Switched {
+    fn name(&self) -> &str {
+        self.port.name()
+    }
+
+    fn queue(&self, pair: usize) -> Arc<dyn PortQueue> {
+        self.port.queue(pair)
+    }
+
+    fn extra_features(&self) -> Features {
+        self.port.extra_features()
+    }
+
+    fn mtu(&self) -> Option<u16> {
+        self.port.mtu()
+    }
+
+    fn is_up(&self) -> Option<bool> {
+        Some(self.up.load(Ordering::Acquire))
+    }
+
+    fn set_offloads(&mut self, acked: Features) -> std::io::Result<()> {
+        self.port.set_offloads(acked)
+    }
+
+    fn attach(&mut self, active: &[bool]) -> std::io::Result<()> {
+        self.port.attach(active)
+    }
+
+    fn reopen(&mut self) -> std::io::Result<()> {
+        self.port.reopen()
     }
 }
 
@@ -89,6 +136,8 @@ fn accept(listener: &UnixListener, stop: &AtomicBool) -> Option<Channel> {
 fn serve(mut channel: Channel, device: &mut NetDevice, is_over: impl Fn() -> bool) {
     let mut session = BackEnd::new(device, 1024);
     'connection: while !is_over() {
+        device.look_at_link();
+        session.tell_link(device);
         if !readable(&channel) {
             continue;
         }
@@ -285,4 +334,30 @@ fn every_descriptor_comes_back_once_over_twenty_losses() {
         rx.take(&driver);
         !rx.at_device.contains(&true)
     });
+}
+
+/// The interface behind the daemon goes down and comes up: the guest sees it by its configuration and an interrupt, and that of
+/// the next connection as it is by then.
+#[test]
+fn the_guest_sees_the_daemons_link() {
+    const CONFIG: u32 = 2;
+    let daemon = Daemon::start(1, Mac([2, 0, 0, 0, 0, 3]));
+    let device = daemon.connect(1);
+    let monitor = device.monitor();
+    let mut driver = Driver::new(device);
+    driver.run(Features::VERSION_1.with(Features::STATUS), &[0, 1]);
+    assert_eq!(driver.config(8)[6], 1);
+    for up in [false, true, false] {
+        daemon.up.store(up, Ordering::Release);
+        eventually("its interrupt", || driver.read(VIRTIO_MMIO_INTERRUPT_STATUS) & CONFIG != 0);
+        assert_eq!(driver.config(8)[6], u8::from(up));
+        driver.write(VIRTIO_MMIO_INTERRUPT_ACK, CONFIG);
+        exchange(&mut driver, &daemon, 0, 1);
+    }
+    // The next one has it up by the time it is there.
+    daemon.up.store(true, Ordering::Release);
+    daemon.hang_up.store(true, Ordering::Release);
+    eventually("the next connection", || monitor.state().losses == 1 && monitor.state().is_connected());
+    eventually("the link", || driver.config(8)[6] == 1);
+    exchange(&mut driver, &daemon, 0, 2);
 }

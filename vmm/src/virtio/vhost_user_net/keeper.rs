@@ -73,6 +73,7 @@ enum BackEnd {
 enum Token {
     Command,
     Peer,
+    Request,
 }
 
 /// The thread's own.
@@ -112,25 +113,29 @@ impl Keeper {
             budget: Budget::new(),
         };
         if let BackEnd::Here { session, .. } = &keeper.back_end {
-            keeper.watch_end(session)?;
+            keeper.watch_session(session)?;
         }
         Ok(keeper)
     }
 
     pub(super) fn run(mut self) {
-        let mut events = [EpollEvent::default(); 2];
+        let mut events = [EpollEvent::default(); 3];
         loop {
-            let ended = match self.epoll.wait(self.timeout(), &mut events) {
-                Ok(count) => events[..count].iter().any(|event| event.data() == Token::Peer as u64),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => false,
+            let count = match self.epoll.wait(self.timeout(), &mut events) {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
                 Err(error) => return error!("{}: stopped, as waiting failed: {error}", self.label),
             };
+            let came = |token| events[..count].iter().any(|event| event.data() == token as u64);
+            let (ended, asked) = (came(Token::Peer), came(Token::Request));
             // Before the end of a connection, which at the end of the device is our doing.
             if self.take_commands() {
                 return;
             }
             if ended {
                 self.lose("it closed the connection");
+            } else if asked {
+                self.take_requests();
             }
             self.follow();
             self.keep_time();
@@ -185,6 +190,18 @@ impl Keeper {
             && let Err(error) = session.stop(&setup)
         {
             self.lose_for(&error);
+        }
+    }
+
+    /// Takes what the back-end asks for by itself, and shows the guest what has come of it.
+    fn take_requests(&mut self) {
+        let BackEnd::Here { session, .. } = &mut self.back_end else { return };
+        match session.take_requests() {
+            Ok(()) => {
+                let up = session.link_up();
+                self.set_link(up);
+            }
+            Err(error) => self.lose_for(&error),
         }
     }
 
@@ -260,7 +277,7 @@ impl Keeper {
                 }
             }
         }
-        self.watch_end(&session)?;
+        self.watch_session(&session)?;
         Ok(session)
     }
 
@@ -279,9 +296,9 @@ impl Keeper {
 
     fn found(&mut self, session: Session) {
         let now = Instant::now();
-        let (theirs, before) = (session.mtu(), self.terms.mtu);
+        let (theirs, before, up) = (session.mtu(), self.terms.mtu, session.link_up());
         self.back_end = BackEnd::Here { session, since: now, probe_at: now + PROBE_EVERY };
-        self.set_link(true);
+        self.set_link(up);
         let (away, losses) = {
             let mut state = self.state();
             (state.found(now), state.losses)
@@ -318,7 +335,9 @@ impl Keeper {
         if let Some(setup) = &self.active {
             setup.interrupt.config_changed();
         }
-        debug!("{}: the guest sees its link {}", self.label, if up { "up" } else { "down" });
+        if self.budget.take() {
+            info!("{}: the guest sees its link {}", self.label, if up { "up" } else { "down" });
+        }
     }
 
     fn config(&self) -> MutexGuard<'_, NetConfig> {
@@ -329,8 +348,11 @@ impl Keeper {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Only for its end: a back-end that says something unasked is not listened to.
-    fn watch_end(&self, session: &Session) -> io::Result<()> {
+    /// The connection only for its end: a back-end that says something unasked has a channel for that, or is not listened to.
+    fn watch_session(&self, session: &Session) -> io::Result<()> {
+        if let Some(requests) = session.requests() {
+            watch(&self.epoll, requests.as_raw_fd(), EventSet::IN, Token::Request)?;
+        }
         watch(&self.epoll, session.as_raw_fd(), EventSet::READ_HANG_UP, Token::Peer)
     }
 }

@@ -21,6 +21,8 @@
 //! - **It has to be what the guest knows**: the features that the guest acknowledged (or was offered, as
 //!   long as it has not acknowledged any) and as many pairs. Otherwise one line names what is missing,
 //!   and it is tried again. MAC and MTU stay those of the first connection.
+//! - **Its link is the guest's**, for a back-end that can say when it goes down or comes up (BACKEND_REQ and CONFIG, as
+//!   volt-netd has them): by `status` and a configuration interrupt.
 //! - **The guest sees nothing of it**, unless `link-down-after=SECONDS` makes its link go down, by a
 //!   configuration interrupt, when the back-end stays away that long.
 //! - **A back-end that hangs is not dead**: it loses its connection, yet what it does to guest memory
@@ -37,6 +39,7 @@
 //! |---|---|
 //! | [`connection`] | finding the back-end's socket; an end to what blocks on it |
 //! | [`session`] | the vhost-user conversation: handshake, set-up, stop |
+//! | `requests` | what the back-end asks for by itself: that its configuration is read anew |
 //! | [`setup`] | what the back-end is told, and what the driver changes of it |
 //! | [`link`] | the device's end of the thread |
 //! | [`keeper`] | the thread: activation, reset, the back-end's coming and going |
@@ -67,6 +70,7 @@ pub mod absence;
 pub mod connection;
 pub mod keeper;
 pub mod link;
+mod requests;
 pub mod session;
 pub mod setup;
 
@@ -200,7 +204,7 @@ fn offer(config: &NetSocketConfig, session: &Session) -> Result<(Features, NetCo
     }
     let net_config = NetConfig {
         mac,
-        status: STATUS_LINK_UP,
+        status: if session.link_up() { STATUS_LINK_UP } else { 0 },
         max_pairs: config.queues,
         mtu: mtu.unwrap_or(0),
         speed: SPEED_UNKNOWN,

@@ -16,12 +16,13 @@ use vhost::vhost_user::{Error as Socket, Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use virtio_queue::QueueT;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryError};
-use volt_net::net::config::{CONFIG_LEN, MIN_MTU, NetConfig};
+use volt_net::net::config::{CONFIG_LEN, MIN_MTU, NetConfig, STATUS_LINK_UP};
 use volt_net::virtio::features::Features;
 
 use crate::virtio::Vring;
 use crate::virtio::vhost_user_net::ANSWER_LIMIT;
 use crate::virtio::vhost_user_net::connection::within;
+use crate::virtio::vhost_user_net::requests::Requests;
 use crate::virtio::vhost_user_net::setup::{PASSED, Setup};
 
 /// Length of the configuration space up to `mtu`: what every back-end with a configuration has.
@@ -118,6 +119,7 @@ pub struct Session {
     stream: UnixStream,
     features: Features,
     config: Option<NetConfig>,
+    requests: Option<Requests>,
     answers: bool,
     /// Pairs that are enabled.
     enabled: u16,
@@ -140,6 +142,7 @@ impl Session {
             stream: copy,
             features: none,
             config: None,
+            requests: None,
             answers: false,
             enabled: 0,
             told: none,
@@ -162,6 +165,40 @@ impl Session {
     pub fn mtu(&self) -> Option<u16> {
         let config = self.config.filter(|_| self.features.has(Features::MTU))?;
         Some(config.mtu).filter(|mtu| *mtu >= MIN_MTU)
+    }
+
+    /// Whether the back-end's link is up. One that cannot say when that changes is taken to be.
+    pub(super) fn link_up(&self) -> bool {
+        let says = self.requests.is_some() && self.features.has(Features::STATUS);
+        !says || self.config.is_none_or(|config| config.status & STATUS_LINK_UP != 0)
+    }
+
+    /// The channel for the back-end's own requests, where it has one.
+    pub(super) fn requests(&self) -> Option<&Requests> {
+        self.requests.as_ref()
+    }
+
+    /// Takes the back-end's own requests, and reads its configuration anew where one says that it is another.
+    ///
+    /// # Errors
+    ///
+    /// The back-end does not give its configuration, or not in time. A channel that has ended is no error.
+    pub(super) fn take_requests(&mut self) -> Result<(), SessionError> {
+        let Some(requests) = &mut self.requests else { return Ok(()) };
+        match requests.take() {
+            Ok(false) => Ok(()),
+            Ok(true) => self.limited(|session| {
+                session.ask_for_answers(false);
+                session.config = session.read_config()?;
+                Ok(())
+            }),
+            Err(error) => {
+                debug!("the channel for the back-end's own requests has ended: {error}");
+                // Closed, it is out of every poll set.
+                self.requests = None;
+                Ok(())
+            }
+        }
     }
 
     /// The connection.
@@ -192,11 +229,22 @@ impl Session {
         }
         let wanted = VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::BACKEND_REQ
             | VhostUserProtocolFeatures::CONFIG;
-        let protocol = told("GET_PROTOCOL_FEATURES", self.frontend.get_protocol_features())? & wanted;
+        let mut protocol = told("GET_PROTOCOL_FEATURES", self.frontend.get_protocol_features())? & wanted;
+        if !protocol.contains(VhostUserProtocolFeatures::CONFIG) {
+            // There is nothing that it could ask for.
+            protocol.remove(VhostUserProtocolFeatures::BACKEND_REQ);
+        }
         told("SET_PROTOCOL_FEATURES", self.frontend.set_protocol_features(protocol))?;
         self.answers = protocol.contains(VhostUserProtocolFeatures::REPLY_ACK);
 
+        if protocol.contains(VhostUserProtocolFeatures::BACKEND_REQ) {
+            // Before the configuration is read, so that no change falls between.
+            let (requests, theirs) = Requests::new().map_err(SessionError::Host)?;
+            told("SET_BACKEND_REQ_FD", self.frontend.set_backend_request_fd(&theirs))?;
+            self.requests = Some(requests);
+        }
         if protocol.contains(VhostUserProtocolFeatures::CONFIG) {
             self.config = self.read_config()?;
         }

@@ -15,6 +15,8 @@ use super::{RETRY, Server, ServerError, Token};
 use crate::connection::{Connection, Ended};
 use crate::endpoint::Endpoint;
 
+/// Between a refusal and the next front-end: one that is refused comes back at once, for as long as it lives.
+const HOLD_OFF: Duration = Duration::from_secs(1);
 /// At most one line in this time about refused connections.
 const REFUSALS: Duration = Duration::from_secs(10);
 /// Most messages served before the rest of the daemon gets its turn.
@@ -30,14 +32,13 @@ impl Server {
             Err(error) => {
                 warn!("accepting a connection failed: {error}");
                 // Out of descriptors, most likely: not again at once.
-                std::thread::sleep(Duration::from_millis(10));
-                return Ok(());
+                return Ok(self.hold_off()?);
             }
         };
         match &self.connection {
             Some(connection) if !connection.channel.is_hung_up() => {
                 self.refuse();
-                return Ok(());
+                return Ok(self.hold_off()?);
             }
             // The news of its end may be behind that of the new one.
             Some(_) => self.disconnect("closed by the front-end")?,
@@ -55,6 +56,25 @@ impl Server {
             );
             self.refusal_logged = Some(Instant::now());
         }
+    }
+
+    /// Lets nobody in for a while. Who comes waits in the listener's queue.
+    fn hold_off(&mut self) -> io::Result<()> {
+        let Endpoint::Listen(listener) = &self.endpoint else { return Ok(()) };
+        if self.accept_after.replace(Instant::now() + HOLD_OFF).is_none() {
+            self.poller.remove(listener)?;
+        }
+        Ok(())
+    }
+
+    /// Lets front-ends in again when it is time.
+    pub(super) fn accept_again(&mut self) -> io::Result<()> {
+        let Endpoint::Listen(listener) = &self.endpoint else { return Ok(()) };
+        if self.accept_after.is_some_and(|after| after <= Instant::now()) {
+            self.accept_after = None;
+            self.poller.add(listener, EventFlags::IN, Token::Listener)?;
+        }
+        Ok(())
     }
 
     pub(super) fn connect_as_client(&mut self) -> Result<(), ServerError> {
@@ -125,7 +145,12 @@ impl Server {
             };
             let why = match error {
                 Ended::Channel(error @ (ChannelError::Closed | ChannelError::ClosedInside)) => {
-                    error.to_string()
+                    return self.left(&error.to_string());
+                }
+                // It went away before it had read everything, say.
+                Ended::Channel(error @ ChannelError::System(_)) => {
+                    warn!("the connection is closed: {}", error_chain(&error));
+                    return self.left("socket error");
                 }
                 Ended::Channel(error) => {
                     warn!("the connection is closed: {}", error_chain(&error));
@@ -137,10 +162,37 @@ impl Server {
                     "request refused".to_owned()
                 }
             };
-            return self.disconnect(&why);
+            self.disconnect(&why)?;
+            return Ok(self.hold_off()?);
         }
         self.pending.messages = true;
         Ok(())
+    }
+
+    /// Ends a connection that the front-end has closed. One that asked for the number of queues and left at once has found too
+    /// few, most likely: it refuses this daemon, and comes back at once as well.
+    fn left(&mut self, why: &str) -> Result<(), ServerError> {
+        let Some(connection) = &self.connection else { return Ok(()) };
+        let too_few = connection.session.left_at_queues() && connection.since.elapsed() < HOLD_OFF;
+        self.disconnect(why)?;
+        if too_few {
+            self.complain_of_queues();
+            return Ok(self.hold_off()?);
+        }
+        // Whoever was kept waiting because there was another has its turn.
+        self.accept_after = self.accept_after.map(|_| Instant::now());
+        Ok(())
+    }
+
+    fn complain_of_queues(&mut self) {
+        if self.queues_logged.is_none_or(|when| when.elapsed() >= REFUSALS) {
+            warn!(
+                "the front-end asked for the number of queues and left: if it has more than {} queue pairs (queues= of QEMU's netdev), \
+                 give this daemon as many by --queues",
+                self.device.pairs()
+            );
+            self.queues_logged = Some(Instant::now());
+        }
     }
 
     /// One message; `false` when there is none, or the front-end has not read its last reply.
