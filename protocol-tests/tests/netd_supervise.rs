@@ -327,6 +327,45 @@ fn a_worker_without_its_supervisor_goes_on() {
     }
 }
 
+/// Ends a process whose parent may be gone, after a failure too.
+struct Ends(rustix::process::Pid);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        let _ = rustix::process::kill_process(self.0, rustix::process::Signal::KILL);
+    }
+}
+
+/// A supervisor that does not answer holds its worker up for a while only: it is ended, and the worker goes on alone. The
+/// connection whose request it may have taken is closed.
+#[test]
+fn a_supervisor_that_does_not_answer_is_done_without() {
+    let test = "a_supervisor_that_does_not_answer_is_done_without";
+    let Some(mut rig) = Rig::new(test, &SUPERVISED) else { return };
+    let mut session = rig.session(&Setup::default());
+    session.frontend.sync().expect("the connection is served");
+    let worker = Ends(rig.worker());
+    rig.daemon.signal(rustix::process::Signal::STOP).expect("stopped");
+    let ask = encode(request::GET_FEATURES, 0, &[]);
+    session.frontend.channel().send_bytes(&ask, &[]).expect("sent");
+    // Frames are not held up.
+    rig.both_ways(&mut session, 5);
+    // Ten seconds of the worker's.
+    let long = Duration::from_secs(100);
+    let socket = session.frontend.channel().socket();
+    assert!(protocol_tests::wire::readable(socket, long).expect("poll"), "{}", rig.daemon.log());
+    assert!(session.frontend.channel().recv_reply(request::GET_FEATURES).is_err(), "it is closed");
+    rig.logged(&["goes on without one", "did not answer"]);
+    assert!(rig.daemon.wait(LIMIT).is_some(), "the supervisor is ended");
+    drop(session);
+    let mut session = rig.session(&Setup::default());
+    rig.both_ways(&mut session, 5);
+    rustix::process::kill_process(worker.0, rustix::process::Signal::TERM).expect("signalled");
+    let ended = poll_until(LIMIT, || rustix::process::test_kill_process(worker.0).is_err().then_some(()));
+    assert!(ended.is_some(), "the worker ends");
+    assert!(!rig.socket().exists(), "the socket is removed");
+}
+
 /// Limits that are changed at run time hold at once, and are the next process's: after a crash and after a hand-over. So is
 /// polling.
 #[test]
