@@ -32,7 +32,7 @@ fn every_kind_takes_over_from_every_kind() {
         let status = rig.status();
         assert_eq!(status["take_overs"], round + 1, "{status:#}");
         assert_eq!(status["supervised"], arguments.len() == 1, "{status:#}");
-        assert_eq!(status["counters"][0]["tx frames"], 10 * (round + 2), "counters go on: {status:#}");
+        assert_eq!(status["counters"][0]["tx_frames"], 10 * (round + 2), "counters go on: {status:#}");
     }
     assert_eq!(session.rx(0).ring.outstanding(), 64, "no receive buffer is lost");
     drop(session);

@@ -265,7 +265,7 @@ fn a_chain_that_kills_twice_is_returned_unserved() {
     assert_eq!(seen, [0, 1, 2, 3, 4, 5]);
     let status = rig.status();
     assert_eq!(status["restarts"], 2, "{status:#}");
-    assert_eq!(status["counters"][0]["chains that killed this daemon"], 1, "{status:#}");
+    assert_eq!(status["counters"][0]["deadly_chains"], 1, "{status:#}");
     rig.logged(&["vring 1", "ended two workers"]);
     session.frontend.sync().expect("the connection is served");
 }
@@ -384,7 +384,7 @@ fn changed_limits_survive_a_crash_and_a_hand_over() {
     };
     limits(["--tx-rate", "100pps:1"]);
     let expected = limits(["--rx-rate", "8Mbit:64K"]);
-    assert_eq!(expected, serde_json::json!({ "rx-rate": "8Mbit:65536", "tx-rate": "100pps:1" }));
+    assert_eq!(expected, serde_json::json!({ "rx_rate": "8Mbit:65536", "tx_rate": "100pps:1" }));
     for round in 0..3 {
         assert_eq!(rig.status()["limits"], expected);
         assert_eq!(rig.status()["busy_poll_us"], 50);

@@ -81,6 +81,16 @@ pub(super) fn set_mtu(name: &str, mtu: u16) -> io::Result<()> {
     ioctl(&socket()?, libc::SIOCSIFMTU, &mut request)
 }
 
+/// Whether the interface is there and set up.
+pub(super) fn is_up(name: &str) -> bool {
+    let mut request = request(name);
+    match socket().and_then(|socket| ioctl(&socket, libc::SIOCGIFFLAGS, &mut request)) {
+        // SAFETY: SIOCGIFFLAGS fills this member.
+        Ok(()) => i32::from(unsafe { request.ifr_ifru.ifru_flags }) & libc::IFF_UP != 0,
+        Err(_) => false,
+    }
+}
+
 /// Sets the interface up.
 pub(super) fn set_up(name: &str) -> io::Result<()> {
     let (fd, mut request) = (socket()?, request(name));

@@ -181,6 +181,10 @@ impl Port for Macvtap {
         link::mtu(self.name()).ok().and_then(|mtu| u16::try_from(mtu).ok())
     }
 
+    fn is_up(&self) -> Option<bool> {
+        Some(link::is_up(self.name()))
+    }
+
     fn mac(&self) -> Option<Mac> {
         self.mac
     }

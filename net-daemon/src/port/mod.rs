@@ -70,6 +70,11 @@ pub trait Port: Debug + Send {
         None
     }
 
+    /// Whether the interface is set up, where it can be asked.
+    fn is_up(&self) -> Option<bool> {
+        None
+    }
+
     /// Lets the interface hand over frames as large and with as little done to them as the `GUEST_*` bits
     /// of `acked` allow.
     ///

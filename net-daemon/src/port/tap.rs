@@ -226,6 +226,11 @@ impl Port for Tap {
         link::mtu(&self.name).ok().and_then(|mtu| u16::try_from(mtu).ok())
     }
 
+    /// As for the MTU.
+    fn is_up(&self) -> Option<bool> {
+        self.options.as_ref().map(|_| link::is_up(&self.name))
+    }
+
     fn set_offloads(&mut self, acked: Features) -> io::Result<()> {
         ioctl::set_offload(&self.queues[0], ioctl::offloads(acked, self.uso))
     }

@@ -40,7 +40,7 @@ pub(crate) enum Report {
     /// The state as it is now; all that was read before is part of it.
     Commit(Commit),
     /// The state has gone to another daemon, whose connection comes with this; the worker has stopped.
-    HandOver,
+    HandOver { program: String },
 }
 
 /// A state, and what to do with the connection once it is held.
@@ -170,8 +170,9 @@ impl Holder {
 
     /// Lets the supervisor tell the daemon behind `successor` to go. Returns only if that daemon went away before;
     /// otherwise the supervisor ends this process. `BrokenPipe`: there is no supervisor any more, and nothing was told.
-    pub(crate) fn hand_over(&self, successor: &UnixStream) -> io::Result<()> {
-        match self.ask(&Report::HandOver, &[successor.as_fd()], LIMIT)?.0 {
+    pub(crate) fn hand_over(&self, successor: &UnixStream, program: &str) -> io::Result<()> {
+        let report = Report::HandOver { program: program.to_owned() };
+        match self.ask(&report, &[successor.as_fd()], LIMIT)?.0 {
             Order::GoOn => Ok(()),
             other => Err(unexpected(&other)),
         }

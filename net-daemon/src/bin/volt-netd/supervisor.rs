@@ -254,7 +254,7 @@ impl Supervisor<'_> {
                     }
                 }
             }
-            Ok((Report::HandOver, fds)) => Ok(self.hand_over(worker, fds)),
+            Ok((Report::HandOver { program }, fds)) => Ok(self.hand_over(worker, fds, &program)),
             // Its end is at hand: the line closes with the process.
             Err(_) => Ok(Some(self.over(worker.reap()))),
         }
@@ -379,12 +379,13 @@ impl Supervisor<'_> {
     }
 
     /// Lets another daemon go, if it is still there, and ends the worker, which has stopped.
-    fn hand_over(&mut self, worker: &Worker, fds: Vec<OwnedFd>) -> Option<Outcome> {
+    fn hand_over(&mut self, worker: &Worker, fds: Vec<OwnedFd>, program: &str) -> Option<Outcome> {
         // Before: nobody may find there what another daemon serves.
         self.store.iter_mut().for_each(Store::clear);
         let successor = fds.first().map(AsFd::as_fd);
         if successor.is_some_and(|socket| send_go(&socket).is_ok()) {
             worker.end();
+            info!("handed over to {program}");
             return Some(Outcome::GivenAway);
         }
         self.store();
