@@ -12,7 +12,7 @@
 //! | [`succession`] | one volt-netd after the other under one front-end |
 //! | [`netns`], [`daemon`], [`rig`] | a network namespace with a TAP; volt-netd as a process; both together |
 //! | [`systemd`] | a real systemd, as the first process of namespaces of its own |
-//! | [`bench`] | the measurements of the tool `volt-bench` |
+//! | [`mod@bench`] | the measurements of the tool `volt-bench` |
 //! | [`conform`] | the checks of the tool `volt-conform`, for any back-end |
 //! | [`lab`] | real guests, here and in an emulated machine with KVM |
 //!
