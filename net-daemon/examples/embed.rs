@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
-use vm_memory::{Bytes, MmapRegion, VolatileMemory};
 use volt_net::event::notify::Notifier;
 use volt_net::net::builder::VirtioNetBuilder;
 use volt_net::net::lifecycle::{Activation, Lifecycle, QueueSetup};
@@ -18,6 +17,7 @@ use volt_net::port::queue::FdQueue;
 use volt_net::virtio::features::Features;
 use volt_net::virtio::memory::{GuestMemory, Region};
 use volt_net::virtio::ring::RingLayout;
+use volt_net::vm_memory::{Bytes, MmapRegion, VolatileMemory};
 use volt_net::{BackendQueue, NetworkBackend};
 
 /// A backend: one queue, whose frames a thread of this program reads at the other end of a socket pair.

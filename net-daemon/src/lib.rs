@@ -7,7 +7,7 @@
 //! | [`port`] | the host's side: TAP interfaces, sockets |
 //! | [`event`] | waiting, being notified, a queue pair's worker |
 //! | [`vhost_user`] | a front-end's connection and session |
-//! | [`unix`] | Unix sockets that listen |
+//! | [`unix`] | Unix sockets with a path, and who is at their other end |
 //! | [`state`] | all of it as data, for another process to go on with |
 //!
 //! # In a program of your own
@@ -32,6 +32,9 @@ pub mod state;
 pub mod unix;
 pub mod vhost_user;
 pub mod virtio;
+
+/// The crate whose memory mappings [`virtio::memory::Region::new`] takes, in the version that this one uses.
+pub use vm_memory;
 
 /// What a device sends frames to and receives them from, by the name that other projects know it under.
 pub use port::Port as NetworkBackend;

@@ -11,7 +11,8 @@
 //! | [`front_peer`], [`echo_guest`] | front-ends to calibrate with, also broken ones; a guest that echoes frames |
 //! | [`succession`] | one volt-netd after the other under one front-end |
 //! | [`netns`], [`daemon`], [`rig`] | a network namespace with a TAP; volt-netd as a process; both together |
-//! | [`bench`] | the measurements of the tool `volt-bench` |
+//! | [`systemd`] | a real systemd, as the first process of namespaces of its own |
+//! | [`mod@bench`] | the measurements of the tool `volt-bench` |
 //! | [`conform`] | the checks of the tool `volt-conform`, for any back-end |
 //! | [`lab`] | real guests, here and in an emulated machine with KVM |
 //!
@@ -35,4 +36,5 @@ pub mod rig;
 pub mod ring;
 pub mod session;
 pub mod succession;
+pub mod systemd;
 pub mod wire;

@@ -51,6 +51,7 @@ impl Rig {
         );
         let status = self.daemon.wait(LIMIT).expect("the daemon ends");
         assert!(status.success(), "{status}:\n{}", self.daemon.log());
+        self.logged(&["handed over to volt-netd"]);
         self.daemon = successor;
     }
 

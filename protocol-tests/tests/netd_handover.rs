@@ -32,8 +32,11 @@ fn every_kind_takes_over_from_every_kind() {
         let status = rig.status();
         assert_eq!(status["take_overs"], round + 1, "{status:#}");
         assert_eq!(status["supervised"], arguments.len() == 1, "{status:#}");
-        assert_eq!(status["counters"][0]["tx frames"], 10 * (round + 2), "counters go on: {status:#}");
+        assert_eq!(status["counters"][0]["tx_frames"], 10 * (round + 2), "counters go on: {status:#}");
     }
+    let status = rig.status();
+    assert_eq!(status["counters"][0]["pair"], 0, "{status:#}");
+    keys_in_one_style(&status);
     assert_eq!(session.rx(0).ring.outstanding(), 64, "no receive buffer is lost");
     drop(session);
     let mut session = rig.session(&Setup::default());
@@ -42,6 +45,15 @@ fn every_kind_takes_over_from_every_kind() {
     let socket = rig.socket();
     assert!(rig.daemon.stop(LIMIT).expect("it ends").success());
     assert!(!socket.exists() && !rig.control().exists(), "the last one removes the sockets of the first");
+}
+
+/// Every key, however deep, is in snake_case.
+fn keys_in_one_style(value: &serde_json::Value) {
+    for (key, value) in value.as_object().into_iter().flatten() {
+        assert!(key.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_')), "{key}");
+        keys_in_one_style(value);
+    }
+    value.as_array().into_iter().flatten().for_each(keys_in_one_style);
 }
 
 /// With frames under way in both directions all the time: none is lost, repeated or reordered.

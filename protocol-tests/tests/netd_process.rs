@@ -1,6 +1,6 @@
 //! volt-netd as a program: where front-ends come from, one at a time, and that none leaves anything behind.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Stdio;
@@ -145,6 +145,59 @@ fn socket_group() {
     let mut daemon = Daemon::start(command).expect("volt-netd");
     assert_eq!(daemon.wait(LIMIT).expect("it ends").code(), Some(1));
     assert!(poll_until(LIMIT, || daemon.log().contains("no-such-group").then_some(())).is_some());
+}
+
+/// What is allowed and yet hardly meant is warned about, with the command that helps; what is well is not.
+#[test]
+fn what_is_hardly_meant_is_warned_about() {
+    let arguments = ["--mtu", "9000", "--socket-group", "nogroup", "--socket-mode", "0660"];
+    let Some(rig) = Rig::new("what_is_hardly_meant_is_warned_about", &arguments) else { return };
+    assert!(!rig.daemon.log().contains("WARN"), "{}", rig.daemon.log());
+    rig.netns.ip("tuntap add dev tap1 mode tap vnet_hdr").expect("a TAP that is down");
+    let mut command = rig.netns.command(program("volt-netd"));
+    command.args(["--tap", "tap1", "--mtu", "2000", "--socket-group", "nogroup", "--socket"]);
+    let daemon = Daemon::start({
+        command.arg(rig.dir.path().join("other"));
+        command
+    })
+    .expect("volt-netd");
+    for words in [
+        ["WARN", "tap1 is down", "ip link set tap1 up"],
+        ["WARN", "MTU of 2000", "ip link set tap1 mtu 2000"],
+        ["WARN", "--socket-group nogroup", "--socket-mode 0660"],
+    ] {
+        assert!(daemon.logged(0, &words, LIMIT).is_some(), "{words:?}: {}", daemon.log());
+    }
+}
+
+/// A daemon that may have no more descriptors says so when a message's are lost, and not that there were too many.
+#[test]
+fn lost_descriptors_are_told_from_surplus_ones() {
+    use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+    let Some(mut rig) = Rig::new("lost_descriptors_are_told_from_surplus_ones", &[]) else { return };
+    let before = rig.usage();
+    let mut frontend = rig.connect();
+    frontend.sync().expect("it is served");
+    let pid = Pid::from_raw(rig.daemon.pid() as i32);
+    let limit = |count| {
+        // The daemon has raised its limit to the maximum, which it has from here.
+        let limit = Rlimit { current: Some(count), maximum: getrlimit(Resource::Nofile).maximum };
+        prlimit(pid, Resource::Nofile, limit).expect("a limit");
+    };
+    let files: Vec<_> = (0..8).map(|_| tempfile::tempfile().expect("a file")).collect();
+    let fds: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+    limit(rig.usage().fds as u64);
+    let message = protocol_tests::wire::encode(5, 0, &[0; 8]);
+    frontend.channel().send_bytes(&message, &fds).expect("sent");
+    assert!(matches!(frontend.get_features(), Err(WireError::Closed(_))));
+    rig.logged(&["descriptors", "are lost", "LimitNOFILE"]);
+    limit(1024);
+    let mut frontend = rig.connect();
+    let more = [&fds[..], &fds[..1]].concat();
+    frontend.channel().send_bytes(&message, &more).expect("sent");
+    assert!(matches!(frontend.get_features(), Err(WireError::Closed(_))));
+    rig.logged(&["more than 8 file descriptors"]);
+    rig.well(&before);
 }
 
 /// A daemon on `tap0` in a fresh namespace whose endpoint is standard input.

@@ -283,7 +283,7 @@ fn a_chain_that_kills_twice_is_returned_unserved() {
     assert_eq!(seen, [0, 1, 2, 3, 4, 5]);
     let status = rig.status();
     assert_eq!(status["restarts"], 2, "{status:#}");
-    assert_eq!(status["counters"][0]["chains that killed this daemon"], 1, "{status:#}");
+    assert_eq!(status["counters"][0]["deadly_chains"], 1, "{status:#}");
     rig.logged(&["vring 1", "ended two workers"]);
     session.frontend.sync().expect("the connection is served");
 }
@@ -345,6 +345,45 @@ fn a_worker_without_its_supervisor_goes_on() {
     }
 }
 
+/// Ends a process whose parent may be gone, after a failure too.
+struct Ends(rustix::process::Pid);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        let _ = rustix::process::kill_process(self.0, rustix::process::Signal::KILL);
+    }
+}
+
+/// A supervisor that does not answer holds its worker up for a while only: it is ended, and the worker goes on alone. The
+/// connection whose request it may have taken is closed.
+#[test]
+fn a_supervisor_that_does_not_answer_is_done_without() {
+    let test = "a_supervisor_that_does_not_answer_is_done_without";
+    let Some(mut rig) = Rig::new(test, &SUPERVISED) else { return };
+    let mut session = rig.session(&Setup::default());
+    session.frontend.sync().expect("the connection is served");
+    let worker = Ends(rig.worker());
+    rig.daemon.signal(rustix::process::Signal::STOP).expect("stopped");
+    let ask = encode(request::GET_FEATURES, 0, &[]);
+    session.frontend.channel().send_bytes(&ask, &[]).expect("sent");
+    // Frames are not held up.
+    rig.both_ways(&mut session, 5);
+    // Ten seconds of the worker's.
+    let long = Duration::from_secs(100);
+    let socket = session.frontend.channel().socket();
+    assert!(protocol_tests::wire::readable(socket, long).expect("poll"), "{}", rig.daemon.log());
+    assert!(session.frontend.channel().recv_reply(request::GET_FEATURES).is_err(), "it is closed");
+    rig.logged(&["goes on without one", "did not answer"]);
+    assert!(rig.daemon.wait(LIMIT).is_some(), "the supervisor is ended");
+    drop(session);
+    let mut session = rig.session(&Setup::default());
+    rig.both_ways(&mut session, 5);
+    rustix::process::kill_process(worker.0, rustix::process::Signal::TERM).expect("signalled");
+    let ended = poll_until(LIMIT, || rustix::process::test_kill_process(worker.0).is_err().then_some(()));
+    assert!(ended.is_some(), "the worker ends");
+    assert!(!rig.socket().exists(), "the socket is removed");
+}
+
 /// Limits that are changed at run time hold at once, and are the next process's: after a crash and after a hand-over. So is
 /// polling.
 #[test]
@@ -363,7 +402,7 @@ fn changed_limits_survive_a_crash_and_a_hand_over() {
     };
     limits(["--tx-rate", "100pps:1"]);
     let expected = limits(["--rx-rate", "8Mbit:64K"]);
-    assert_eq!(expected, serde_json::json!({ "rx-rate": "8Mbit:65536", "tx-rate": "100pps:1" }));
+    assert_eq!(expected, serde_json::json!({ "rx_rate": "8Mbit:65536", "tx_rate": "100pps:1" }));
     for round in 0..3 {
         assert_eq!(rig.status()["limits"], expected);
         assert_eq!(rig.status()["busy_poll_us"], 50);

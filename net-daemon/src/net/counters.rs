@@ -35,6 +35,11 @@ macro_rules! counters {
                 [$(($text, self.$name.get()),)*].into_iter()
             }
 
+            /// The same, by what programs call them: the fields of this structure.
+            pub fn fields(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                [$((stringify!($name), self.$name.get()),)*].into_iter()
+            }
+
             /// Goes on from `counts`, by the names of [`Counters::all`]. Only while no worker counts.
             pub fn set(&self, counts: &BTreeMap<String, u64>) {
                 $(self.$name.0.store(counts.get($text).copied().unwrap_or(0), Relaxed);)*
@@ -67,7 +72,7 @@ counters! {
     /// Frames lost because receiving them failed, for instance into memory that the front-end has taken away.
     rx_failed: "rx failed";
     /// Chains that were returned unserved because this process died of them twice.
-    killers: "chains that killed this daemon";
+    deadly_chains: "chains that killed this daemon";
     /// Notifications to the driver.
     calls: "calls";
     /// Notifications from the driver.

@@ -68,7 +68,7 @@ impl Vring {
     pub fn bad_chain(&mut self, error: ChainError, counter: &Counter, counters: &Counters) {
         if error == ChainError::Killer {
             warn!("vring {}: a chain is returned unserved: {error}", self.index);
-            counters.killers.add(1);
+            counters.deadly_chains.add(1);
             self.killer = None;
             return;
         }

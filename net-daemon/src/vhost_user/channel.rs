@@ -42,6 +42,12 @@ pub enum ChannelError {
     /// More descriptors than any message has.
     #[error("more than {MAX_TABLE_REGIONS} file descriptors came with one message")]
     TooManyFds,
+    /// The system had no room for some.
+    #[error(
+        "file descriptors that came with a message are lost: this process has as many open as it may, raise its limit \
+         (ulimit -n, LimitNOFILE= in a systemd unit)"
+    )]
+    LostFds,
     /// The socket.
     #[error("socket error")]
     System(#[from] io::Error),
@@ -80,7 +86,7 @@ pub struct Piece {
     pub bytes: Vec<u8>,
     /// Descriptors that came with them.
     pub fds: Vec<OwnedFd>,
-    /// More descriptors came than there can be.
+    /// Some descriptors did not come: there were more than any message has, or more than this process may have.
     pub too_many: bool,
 }
 
@@ -174,14 +180,15 @@ impl Channel {
     ///
     /// # Errors
     ///
-    /// When that was the end, or too many descriptors.
+    /// When that was the end, or descriptors were too many or lost.
     pub fn add(&mut self, piece: Piece) -> Result<(), ChannelError> {
         match piece {
             Piece { bytes, .. } if bytes.is_empty() && self.bytes.is_empty() => Err(ChannelError::Closed),
             Piece { bytes, .. } if bytes.is_empty() => Err(ChannelError::ClosedInside),
-            Piece { too_many, fds, .. } if too_many || self.fds.len() + fds.len() > MAX_TABLE_REGIONS => {
+            Piece { fds, .. } if self.fds.len() + fds.len() > MAX_TABLE_REGIONS => {
                 Err(ChannelError::TooManyFds)
             }
+            Piece { too_many: true, .. } => Err(ChannelError::LostFds),
             Piece { bytes, fds, .. } => {
                 self.bytes.extend_from_slice(&bytes);
                 self.fds.extend(fds.into_iter().map(|fd| (FdId::fresh(), fd)));

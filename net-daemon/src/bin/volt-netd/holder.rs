@@ -3,20 +3,32 @@
 //! The supervisor reads the connection's socket for its worker, keeps what it has read until it is given the state that
 //! came of it, and sends the reply with taking that state. So whenever a worker dies, a request has either not happened,
 //! and the next worker gets it, or it has happened and is answered.
+//!
+//! A supervisor that does not answer is ended: it could start another worker, with what has become an old state, at any
+//! time later. Its worker goes on as after any other death of its supervisor.
 
 use std::collections::BTreeSet;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
+use rustix::process::{Pid, Signal, getppid, kill_process};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use volt_net::state::{FdId, frame, hex};
 use volt_net::vhost_user::channel::Piece;
 
 use crate::state::Last;
+
+/// How long each side may take in the middle of a message, and a supervisor for an answer. The latter twice, as time also
+/// passes while both processes are stopped; what takes longest is a systemd that is slow.
+const LIMIT: Duration = Duration::from_secs(5);
+/// The same where it waits for another daemon to stop.
+const START_LIMIT: Duration = Duration::from_secs(15);
 
 /// What a worker tells its supervisor.
 #[derive(Debug, Serialize, Deserialize)]
@@ -28,7 +40,7 @@ pub(crate) enum Report {
     /// The state as it is now; all that was read before is part of it.
     Commit(Commit),
     /// The state has gone to another daemon, whose connection comes with this; the worker has stopped.
-    HandOver,
+    HandOver { program: String },
 }
 
 /// A state, and what to do with the connection once it is held.
@@ -82,14 +94,25 @@ pub(crate) struct Bytes {
 #[derive(Debug)]
 pub(crate) struct Holder {
     socket: UnixStream,
+    supervisor: Option<Pid>,
     /// Descriptors that the supervisor has.
     known: BTreeSet<FdId>,
 }
 
 impl Holder {
-    /// Over a socket whose other end is the supervisor's, which has the descriptors `known`.
+    /// A line: the supervisor's end, and that of a worker that it will fork.
+    pub(crate) fn pair() -> io::Result<(UnixStream, UnixStream)> {
+        let (supervisor, worker) = UnixStream::pair()?;
+        for end in [&supervisor, &worker] {
+            end.set_read_timeout(Some(LIMIT))?;
+            end.set_write_timeout(Some(LIMIT))?;
+        }
+        Ok((supervisor, worker))
+    }
+
+    /// Over the worker's end, whose process is the supervisor's child; the supervisor has the descriptors `known`.
     pub(crate) fn new(socket: UnixStream, known: BTreeSet<FdId>) -> Holder {
-        Holder { socket, known }
+        Holder { socket, supervisor: getppid(), known }
     }
 
     /// Reads up to `count` bytes of the connection: see [`volt_net::vhost_user::channel::read`].
@@ -103,8 +126,7 @@ impl Holder {
         if let Err(Errno::AGAIN) = recv(socket, &mut [0], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
             return Ok(None);
         }
-        frame::send(&self.socket, &Report::Read { connection, count }, &[])?;
-        match frame::receive(&self.socket)? {
+        match self.ask(&Report::Read { connection, count }, &[], LIMIT)? {
             (Order::Piece(None), _) => Ok(None),
             (Order::Piece(Some(Bytes { bytes, too_many })), fds) => Ok(Some(Piece { bytes, fds, too_many })),
             (Order::Failed(code), _) => Err(io::Error::from_raw_os_error(code)),
@@ -130,9 +152,9 @@ impl Holder {
         };
         let all = commit.all.iter().copied().collect();
         let descriptors: Vec<_> = new.iter().map(|(_, fd)| *fd).collect();
-        frame::send(&self.socket, &Report::Commit(commit), &descriptors)?;
+        let answer = self.ask(&Report::Commit(commit), &descriptors, LIMIT);
         self.known = all;
-        match self.order()? {
+        match answer?.0 {
             Order::Held { unsent } => Ok(unsent),
             other => Err(unexpected(&other)),
         }
@@ -140,8 +162,7 @@ impl Holder {
 
     /// Says that this worker can start, and waits until it may.
     pub(crate) fn wait_for_start(&self) -> io::Result<Last> {
-        frame::send(&self.socket, &Report::Ready, &[])?;
-        match self.order()? {
+        match self.ask(&Report::Ready, &[], START_LIMIT)?.0 {
             Order::Start(last) => Ok(last),
             other => Err(unexpected(&other)),
         }
@@ -149,16 +170,40 @@ impl Holder {
 
     /// Lets the supervisor tell the daemon behind `successor` to go. Returns only if that daemon went away before;
     /// otherwise the supervisor ends this process. `BrokenPipe`: there is no supervisor any more, and nothing was told.
-    pub(crate) fn hand_over(&self, successor: &UnixStream) -> io::Result<()> {
-        frame::send(&self.socket, &Report::HandOver, &[successor.as_fd()])?;
-        match self.order()? {
+    pub(crate) fn hand_over(&self, successor: &UnixStream, program: &str) -> io::Result<()> {
+        let report = Report::HandOver { program: program.to_owned() };
+        match self.ask(&report, &[successor.as_fd()], LIMIT)?.0 {
             Order::GoOn => Ok(()),
             other => Err(unexpected(&other)),
         }
     }
 
-    fn order(&self) -> io::Result<Order> {
-        Ok(frame::receive(&self.socket)?.0)
+    /// Sends a report and takes what the supervisor says to it. `TimedOut`: it did not, and is ended.
+    fn ask(
+        &self,
+        report: &Report,
+        fds: &[BorrowedFd<'_>],
+        limit: Duration,
+    ) -> io::Result<(Order, Vec<OwnedFd>)> {
+        let answer = frame::send(&self.socket, report, fds).and_then(|()| {
+            let limit = Timespec::try_from(limit).ok();
+            let comes = || poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], limit.as_ref());
+            (0..2).find(|_| !matches!(comes(), Ok(0))).ok_or(io::ErrorKind::WouldBlock)?;
+            frame::receive(&self.socket)
+        });
+        answer.map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => {
+                self.end_supervisor();
+                io::Error::new(io::ErrorKind::TimedOut, "it did not answer, and was ended")
+            }
+            _ => error,
+        })
+    }
+
+    fn end_supervisor(&self) {
+        if let Some(supervisor) = self.supervisor.filter(|pid| getppid() == Some(*pid)) {
+            let _ = kill_process(supervisor, Signal::KILL);
+        }
     }
 }
 

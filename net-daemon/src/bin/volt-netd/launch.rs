@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use log::info;
+use log::{info, warn};
 use nix::sys::signal::{SigSet, Signal};
 use rustix::event::{EventfdFlags, eventfd};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
@@ -32,6 +32,9 @@ use crate::handover::Successor;
 use crate::holder::Holder;
 use crate::server::{End, Parts, Server};
 use crate::state::{DaemonState, Last};
+
+/// Connecting to a socket takes permission to write.
+const WRITE_BY_GROUP: u32 = 0o020;
 
 pub(crate) type AnyError = Box<dyn Error>;
 
@@ -179,17 +182,38 @@ fn watch_signals() -> io::Result<OwnedFd> {
 fn fresh(cli: &Cli, given: Given, supervised: Supervised, signals: OwnedFd) -> Result<Server, AnyError> {
     let pairs = cli.pairs();
     let port = open_port(cli, given.tap)?;
+    advise(cli, &*port);
     let endpoint = open_endpoint(cli, given.socket)?;
     let control = cli.control.as_ref().map(|path| Listener::bind(path, &Access::PRIVATE)).transpose()?;
     let mac = cli.mac.or(port.mac()).map_or_else(Mac::random, Ok)?;
     let options = DeviceOptions { pairs, mac, mtu: cli.mtu };
-    let described = format!("MAC {}, {}", options.mac, endpoint.describe());
+    let described = format!("offering MAC {}, {}", options.mac, endpoint.describe());
     let limits = RateLimits { rx: cli.rx_rate.unwrap_or_default(), tx: cli.tx_rate.unwrap_or_default() };
     let mut server = build(port, options, endpoint, control, cli.queue_size, supervised, signals)?;
     server.set_limits(limits);
     server.set_busy_poll(cli.busy_poll_us);
     info!("{} with {pairs} queue pairs, {described}", server.port_name());
     Ok(server)
+}
+
+/// Says what is allowed, and yet hardly meant.
+fn advise(cli: &Cli, port: &dyn Port) {
+    let name = port.name();
+    if port.is_up() == Some(false) {
+        warn!("{name} is down, so that no frame comes or goes: ip link set {name} up");
+    }
+    if let (Some(told), Some(mtu)) = (cli.mtu, port.mtu())
+        && told > mtu
+    {
+        warn!(
+            "the guest is told an MTU of {told}, and what is longer than the {mtu} of {name} is lost: ip link set {name} mtu {told}"
+        );
+    }
+    if let Some(group) = &cli.socket_group
+        && cli.socket_mode & WRITE_BY_GROUP == 0
+    {
+        warn!("--socket-group {group} lets nobody connect without its permission: --socket-mode 0660");
+    }
 }
 
 /// A daemon over what another process has left. Nothing is touched.

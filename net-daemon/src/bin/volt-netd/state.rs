@@ -97,3 +97,37 @@ impl DaemonState {
 pub(crate) fn program() -> String {
     concat!("volt-netd ", env!("CARGO_PKG_VERSION")).to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    /// As the first program that had this format wrote it.
+    const FIRST: &str = include_str!("state/format-1.json");
+
+    /// Whether all that `old` has is in `new`, with the same values.
+    fn assert_within(old: &Value, new: &Value, at: &str) {
+        match (old, new) {
+            (Value::Object(old), Value::Object(new)) => {
+                for (key, value) in old {
+                    assert_within(value, &new[key], &format!("{at}/{key}"));
+                }
+            }
+            (Value::Array(old), Value::Array(new)) if old.len() == new.len() => {
+                old.iter().zip(new).for_each(|(old, new)| assert_within(old, new, at));
+            }
+            _ => assert_eq!(old, new, "{at}"),
+        }
+    }
+
+    #[test]
+    fn programs_of_one_format_read_each_other() {
+        let state = DaemonState::parse(FIRST).unwrap();
+        let written = serde_json::to_value(&state).unwrap();
+        assert_within(&serde_json::from_str(FIRST).unwrap(), &written, "");
+        let other = FIRST.replace("\"format\": 1", "\"format\": 2");
+        assert!(matches!(DaemonState::parse(&other), Err(StateError::Format(2))));
+    }
+}

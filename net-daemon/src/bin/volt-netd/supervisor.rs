@@ -9,9 +9,8 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use log::{error, info, warn};
 use nix::sys::signal::{SigSet, Signal};
@@ -42,8 +41,6 @@ mod worker;
 const MAX_READ: usize = 1 << 16;
 /// Status of a worker that could not go on with the state.
 const UNUSABLE: i32 = 3;
-/// How long a worker may take for a report that it has begun.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How a worker's time is over.
 #[derive(Debug)]
@@ -167,10 +164,8 @@ impl Supervisor<'_> {
     }
 
     fn start(&mut self, origin: Origin) -> Result<Worker, AnyError> {
-        let (line, theirs) = UnixStream::pair()?;
-        // A worker that stops in the middle of a report, or does not read its answer, is ended.
-        line.set_read_timeout(Some(PATIENCE))?;
-        line.set_write_timeout(Some(PATIENCE))?;
+        // A worker that stops in the middle of a report, or does not read its answer, is ended, and so is a supervisor.
+        let (line, theirs) = Holder::pair()?;
         let known = self.held.fds.keys().copied().collect();
         let killers = self.deaths.killers.clone();
         self.deaths.worked = false;
@@ -259,7 +254,7 @@ impl Supervisor<'_> {
                     }
                 }
             }
-            Ok((Report::HandOver, fds)) => Ok(self.hand_over(worker, fds)),
+            Ok((Report::HandOver { program }, fds)) => Ok(self.hand_over(worker, fds, &program)),
             // Its end is at hand: the line closes with the process.
             Err(_) => Ok(Some(self.over(worker.reap()))),
         }
@@ -384,12 +379,13 @@ impl Supervisor<'_> {
     }
 
     /// Lets another daemon go, if it is still there, and ends the worker, which has stopped.
-    fn hand_over(&mut self, worker: &Worker, fds: Vec<OwnedFd>) -> Option<Outcome> {
+    fn hand_over(&mut self, worker: &Worker, fds: Vec<OwnedFd>, program: &str) -> Option<Outcome> {
         // Before: nobody may find there what another daemon serves.
         self.store.iter_mut().for_each(Store::clear);
         let successor = fds.first().map(AsFd::as_fd);
         if successor.is_some_and(|socket| send_go(&socket).is_ok()) {
             worker.end();
+            info!("handed over to {program}");
             return Some(Outcome::GivenAway);
         }
         self.store();

@@ -13,7 +13,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
-use log::warn;
+use log::{info, warn};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::{pread, pwrite};
@@ -59,7 +59,10 @@ pub(crate) struct Store {
     /// The memfd is stored.
     holds_state: bool,
     ready: bool,
-    failed: bool,
+    /// The last state could not be kept.
+    unkept: bool,
+    /// It was too long in reading what it was sent, and is not waited for any more.
+    silent: bool,
 }
 
 impl Store {
@@ -83,7 +86,8 @@ impl Store {
             sequence: 0,
             holds_state: false,
             ready: false,
-            failed: false,
+            unkept: false,
+            silent: false,
         }))
     }
 
@@ -96,6 +100,7 @@ impl Store {
         }
         let left = named.remove(STATE).and_then(|memory| Some((read(memory.as_fd())?, memory)));
         let Some(((sequence, Stored { state, unsent }, in_request), memory)) = left else {
+            warn!("systemd kept descriptors, but no state: starting afresh");
             return self.forget(named.keys());
         };
         let listener = match DaemonState::parse(state.get()) {
@@ -125,7 +130,7 @@ impl Store {
         if let Some(id) = listener
             && let Some(socket) = socket.take()
         {
-            self.notify(&format!("FDSTOREREMOVE=1\nFDNAME={}", id.name()), None);
+            self.remove(&id.name());
             self.stored.remove(&id);
             fds.insert(id, socket);
         }
@@ -139,51 +144,56 @@ impl Store {
     }
 
     fn forget<'a>(&mut self, names: impl Iterator<Item = &'a String>) -> Option<Inheritance> {
-        for name in names.map(String::as_str).chain([STATE]) {
-            self.notify(&format!("FDSTOREREMOVE=1\nFDNAME={name}"), None);
-        }
+        self.remove_all(names.cloned().chain([STATE.to_owned()]));
         self.barrier();
         None
     }
 
-    /// Keeps what a supervisor holds. Says once when that does not work.
+    /// Keeps what a supervisor holds. Where that does not work nothing is kept, and the log says so once.
     pub(crate) fn keep(&mut self, fds: &BTreeMap<FdId, OwnedFd>, state: Option<&RawValue>, unsent: &[u8]) {
         let Some(state) = state else { return };
-        let new: Vec<_> = fds.iter().filter(|(id, _)| !self.stored.contains(id)).collect();
-        if !std::mem::replace(&mut self.holds_state, true) {
-            let memory = self.memory.try_clone();
-            if let Ok(memory) = memory {
-                self.notify(&format!("FDSTORE=1\nFDPOLL=0\nFDNAME={STATE}"), Some(memory.as_fd()));
-            }
+        let kept = self.pass(fds).and_then(|()| self.write(state, unsent));
+        match kept {
+            Ok(()) if std::mem::take(&mut self.unkept) => info!("systemd keeps the state again"),
+            Ok(()) => {}
+            Err(error) => self.give_up(&error),
         }
+        let old: Vec<_> = self.stored.iter().copied().filter(|id| !fds.contains_key(id)).collect();
+        for id in old {
+            if !self.remove(&id.name()) {
+                break;
+            }
+            self.stored.remove(&id);
+        }
+        if !std::mem::replace(&mut self.ready, true) {
+            self.tell("READY=1");
+        }
+    }
+
+    /// Passes those descriptors on that systemd has not got, the state's among them.
+    fn pass(&mut self, fds: &BTreeMap<FdId, OwnedFd>) -> io::Result<()> {
+        // Without polling: a connection that has ended is for the next worker to see.
+        let store = |name: &str| format!("FDSTORE=1\nFDPOLL=0\nFDNAME={name}");
+        if !self.holds_state {
+            self.notify(&store(STATE), Some(self.memory.as_fd()))?;
+            self.holds_state = true;
+        }
+        let new: Vec<_> = fds.iter().filter(|(id, _)| !self.stored.contains(id)).collect();
         for (id, fd) in &new {
-            // Without polling: a connection that has ended is for the next worker to see.
-            self.notify(&format!("FDSTORE=1\nFDPOLL=0\nFDNAME={}", id.name()), Some(fd.as_fd()));
+            self.notify(&store(&id.name()), Some(fd.as_fd()))?;
+            self.stored.insert(**id);
         }
         if !new.is_empty() {
             self.barrier();
         }
-        if !self.write(state, unsent) {
-            // What is stored goes with the state that is stored.
-            self.stored.extend(fds.keys());
-            return;
-        }
-        let old: Vec<_> = self.stored.iter().copied().filter(|id| !fds.contains_key(id)).collect();
-        for id in old {
-            self.notify(&format!("FDSTOREREMOVE=1\nFDNAME={}", id.name()), None);
-        }
-        self.stored = fds.keys().copied().collect();
-        if !std::mem::replace(&mut self.ready, true) {
-            self.notify("READY=1", None);
-        }
+        Ok(())
     }
 
     /// Leaves nothing for a next start.
     pub(crate) fn clear(&mut self) {
-        for id in std::mem::take(&mut self.stored) {
-            self.notify(&format!("FDSTOREREMOVE=1\nFDNAME={}", id.name()), None);
-        }
-        self.notify(&format!("FDSTOREREMOVE=1\nFDNAME={STATE}"), None);
+        self.erase();
+        let stored = std::mem::take(&mut self.stored).into_iter().map(FdId::name);
+        self.remove_all(stored.chain([STATE.to_owned()]));
         self.holds_state = false;
         self.barrier();
     }
@@ -191,62 +201,91 @@ impl Store {
     /// A request has been taken off its connection, and nothing is stored of it: a next start cannot go on with that
     /// connection, unless [`Store::keep`] comes before.
     pub(crate) fn begin_request(&mut self) {
-        if let Err(error) = pwrite(&self.memory, &[1], IN_REQUEST) {
-            self.complain(&error.to_string());
+        if let Err(error) = write_at(&self.memory, &[1], IN_REQUEST) {
+            self.give_up(&error);
         }
     }
 
-    /// Whether that worked.
-    fn write(&mut self, state: &RawValue, unsent: &[u8]) -> bool {
-        let stored = Stored { state: state.to_owned(), unsent: unsent.to_owned() };
-        let Ok(text) = serde_json::to_vec(&stored) else { return false };
+    fn write(&mut self, state: &RawValue, unsent: &[u8]) -> io::Result<()> {
+        let text = serde_json::to_vec(&Stored { state: state.to_owned(), unsent: unsent.to_owned() })?;
         if text.len() + HEADER > HALF as usize {
-            self.complain("the state is too long");
-            return false;
+            return Err(io::Error::other(format!("it has {} bytes, and {HALF} are too many", text.len())));
         }
         self.sequence += 1;
         let header = [self.sequence, text.len() as u64, checksum(&text)].map(u64::to_le_bytes).concat();
         let offset = (self.sequence % 2) * HALF;
-        let written = pwrite(&self.memory, &text, offset + HEADER as u64)
-            .and_then(|_| pwrite(&self.memory, &header, offset))
-            .and_then(|_| pwrite(&self.memory, &[0], IN_REQUEST));
-        if let Err(error) = &written {
-            self.complain(&error.to_string());
-        }
-        written.is_ok()
+        write_at(&self.memory, &text, offset + HEADER as u64)?;
+        write_at(&self.memory, &header, offset)?;
+        write_at(&self.memory, &[0], IN_REQUEST)
     }
 
-    fn notify(&mut self, text: &str, fd: Option<BorrowedFd<'_>>) {
+    /// The state cannot be kept as it is now: none is, since a next start must not go on with an older one.
+    fn give_up(&mut self, why: &io::Error) {
+        self.erase();
+        if !std::mem::replace(&mut self.unkept, true) {
+            warn!("systemd does not keep the state, a restart of the unit would start afresh: {why}");
+        }
+    }
+
+    /// No state is stored any more, whatever systemd still has.
+    fn erase(&self) {
+        for half in [0, HALF] {
+            // Takes no memory that has not been written before, and so does not fail.
+            let _ = write_at(&self.memory, &[0; HEADER], half);
+        }
+    }
+
+    /// One by one, and no more of them where systemd does not take it: each would be waited for.
+    fn remove_all(&mut self, mut names: impl Iterator<Item = String>) {
+        names.all(|name| self.remove(&name));
+    }
+
+    fn remove(&mut self, name: &str) -> bool {
+        self.tell(&format!("FDSTOREREMOVE=1\nFDNAME={name}"))
+    }
+
+    /// Says something on which no state depends. Whether it went.
+    fn tell(&mut self, text: &str) -> bool {
+        let sent = self.notify(text, None);
+        sent.inspect_err(|error| self.complain(&error.to_string())).is_ok()
+    }
+
+    fn notify(&self, text: &str, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
         let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         let fds: Vec<_> = fd.into_iter().collect();
         if !fds.is_empty() {
             control.push(SendAncillaryMessage::ScmRights(&fds));
         }
-        let bytes = [io::IoSlice::new(text.as_bytes())];
-        if let Err(error) = sendmsg(&self.socket, &bytes, &mut control, SendFlags::NOSIGNAL) {
-            self.complain(&error.to_string());
-        }
+        sendmsg(&self.socket, &[io::IoSlice::new(text.as_bytes())], &mut control, SendFlags::NOSIGNAL)?;
+        Ok(())
     }
 
     /// Waits until systemd has read everything: descriptors of a process that is dead by then are lost.
     fn barrier(&mut self) {
-        if self.failed {
+        if self.silent {
             return;
         }
         let Ok((read, write)) = pipe_with(PipeFlags::CLOEXEC) else { return };
-        self.notify("BARRIER=1", Some(write.as_fd()));
+        let sent = self.notify("BARRIER=1", Some(write.as_fd()));
         drop(write);
         let limit = Timespec::try_from(BARRIER).ok();
-        if !matches!(poll(&mut [PollFd::new(&read, PollFlags::IN)], limit.as_ref()), Ok(1)) {
+        if sent.is_err() || !matches!(poll(&mut [PollFd::new(&read, PollFlags::IN)], limit.as_ref()), Ok(1)) {
             self.complain("it does not answer");
         }
     }
 
     fn complain(&mut self, why: &str) {
-        if !std::mem::replace(&mut self.failed, true) {
-            warn!("systemd does not keep the state, a restart of the unit would start afresh: {why}");
+        if !std::mem::replace(&mut self.silent, true) {
+            warn!("systemd may have missed what this unit says: {why}");
         }
+    }
+}
+
+fn write_at(memory: &OwnedFd, bytes: &[u8], offset: u64) -> io::Result<()> {
+    match pwrite(memory, bytes, offset)? {
+        count if count == bytes.len() => Ok(()),
+        _ => Err(io::ErrorKind::WriteZero.into()),
     }
 }
 
@@ -292,23 +331,30 @@ fn checksum(bytes: &[u8]) -> u64 {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_half_that_was_being_written_does_not_count() {
-        let (socket, _theirs) = UnixDatagram::pair().unwrap();
-        let memory = memfd_create("test", MemfdFlags::CLOEXEC).unwrap();
-        let mut store = Store {
+    fn store(socket: UnixDatagram) -> Store {
+        Store {
             socket,
-            memory,
+            memory: memfd_create("test", MemfdFlags::CLOEXEC).unwrap(),
             stored: BTreeSet::new(),
             sequence: 0,
             holds_state: true,
             ready: true,
-            failed: false,
-        };
+            unkept: false,
+            silent: false,
+        }
+    }
+
+    fn state(text: &str) -> Box<RawValue> {
+        serde_json::value::to_raw_value(text).unwrap()
+    }
+
+    #[test]
+    fn a_half_that_was_being_written_does_not_count() {
+        let (socket, _theirs) = UnixDatagram::pair().unwrap();
+        let mut store = store(socket);
         assert!(read(store.memory.as_fd()).is_none());
         for number in 1..4 {
-            let state = RawValue::from_string(format!("{number}")).unwrap();
-            store.write(&state, &[number]);
+            store.write(&state("a state"), &[number]).unwrap();
             let (sequence, stored, in_request) = read(store.memory.as_fd()).unwrap();
             assert_eq!((sequence, stored.unsent, in_request), (u64::from(number), vec![number], false));
             store.begin_request();
@@ -317,5 +363,37 @@ mod tests {
         // The third is in the second half.
         pwrite(&store.memory, b"x", HALF + HEADER as u64).unwrap();
         assert_eq!(read(store.memory.as_fd()).unwrap().0, 2);
+    }
+
+    /// What cannot be kept leaves nothing older behind, and the next state that can be kept is.
+    #[test]
+    fn a_state_that_cannot_be_kept_leaves_none() {
+        let (socket, theirs) = UnixDatagram::pair().unwrap();
+        let mut store = store(socket);
+        let (short, long) = (state("a state"), state(&"x".repeat(HALF as usize)));
+        let fds = BTreeMap::new();
+        let kept =
+            |store: &Store| read(store.memory.as_fd()).map(|(_, stored, _)| stored.state.get().to_owned());
+        for _ in 0..3 {
+            store.keep(&fds, Some(&short), &[]);
+            store.keep(&fds, Some(&short), &[]);
+            assert_eq!(kept(&store).as_deref(), Some(short.get()));
+            store.keep(&fds, Some(&long), &[]);
+            assert_eq!(kept(&store), None);
+            assert!(store.unkept);
+        }
+        store.keep(&fds, Some(&short), &[]);
+        assert!(!store.unkept && kept(&store).is_some());
+        // Neither does a descriptor that systemd does not take.
+        drop(theirs);
+        let fd = memfd_create("test", MemfdFlags::CLOEXEC).unwrap();
+        let fds = BTreeMap::from([(FdId::fresh(), fd)]);
+        store.keep(&fds, Some(&short), &[]);
+        assert_eq!((kept(&store), store.stored.len()), (None, 0));
+        // And what is cleared is cleared, though systemd does not hear of it.
+        store.keep(&BTreeMap::new(), Some(&short), &[]);
+        assert!(kept(&store).is_some());
+        store.clear();
+        assert_eq!(kept(&store), None);
     }
 }

@@ -158,7 +158,7 @@ fn vrings(pair: usize, counters: &Counters) -> [Value; 2] {
         &counters.tx_refused,
         &counters.tx_no_port,
         &counters.tx_disabled,
-        &counters.killers,
+        &counters.deadly_chains,
     ];
     let of = |vring, kind, frames: &Counter, bytes: &Counter, drops: &[&Counter]| {
         let drops: u64 = drops.iter().map(|drops| drops.get()).sum();

@@ -269,7 +269,7 @@ impl Server {
             warn!("not handed over to {program}: {why}");
             return Ok(false);
         }
-        let gone = self.stop_and_go(client).unwrap_or_else(|error| {
+        let gone = self.stop_and_go(client, program).unwrap_or_else(|error| {
             // The new process may have everything: nothing is cleaned up.
             error!("the hand-over failed: {}", volt_net::error_chain(&error));
             std::process::exit(1)
@@ -284,7 +284,11 @@ impl Server {
     }
 
     /// The last steps. Whether the new process has been told to go.
-    fn stop_and_go(&mut self, client: &std::os::unix::net::UnixStream) -> Result<bool, ServerError> {
+    fn stop_and_go(
+        &mut self,
+        client: &std::os::unix::net::UnixStream,
+        program: &str,
+    ) -> Result<bool, ServerError> {
         let mut broken = Vec::new();
         if let Some(connection) = &mut self.connection {
             connection.session.pause(&mut self.device)?;
@@ -294,7 +298,7 @@ impl Server {
         if handover::send_last(client, &last).is_err() {
             return Ok(false);
         }
-        match self.holder.as_ref().map(|holder| holder.hand_over(client)) {
+        match self.holder.as_ref().map(|holder| holder.hand_over(client, program)) {
             Some(Ok(())) => return Ok(false),
             Some(Err(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => self.lose_holder(&error),
             Some(Err(error)) => {
@@ -332,7 +336,7 @@ impl Server {
 
     fn limits(&self) -> Value {
         let limits = self.device.limits();
-        json!({ "rx-rate": limits.rx.to_string(), "tx-rate": limits.tx.to_string() })
+        json!({ "rx_rate": limits.rx.to_string(), "tx_rate": limits.tx.to_string() })
     }
 
     fn status(&self) -> Value {
@@ -357,13 +361,18 @@ impl Server {
             "take_overs": self.take_overs,
             "interface": self.device.port_name(),
             "endpoint": self.endpoint.describe(),
-            "mac": config.mac.to_string(),
+            "offered_mac": config.mac.to_string(),
             "queue_pairs": self.device.pairs(),
             "limits": self.limits(),
             "busy_poll_us": self.device.busy_poll(),
             "front_end": front_end,
-            "counters": self.device.leftover().counters,
+            "counters": (0..self.device.pairs()).map(|pair| self.counters(pair)).collect::<Vec<_>>(),
         })
+    }
+
+    fn counters(&self, pair: usize) -> Value {
+        let fields = self.device.counters(pair).fields().map(|(name, count)| (name.to_owned(), count.into()));
+        [("pair".to_owned(), pair.into())].into_iter().chain(fields).collect::<serde_json::Map<_, _>>().into()
     }
 }
 

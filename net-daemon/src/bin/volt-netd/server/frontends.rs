@@ -210,6 +210,11 @@ impl Server {
                         self.lose_holder(&error);
                         return Ok(true);
                     }
+                    // It may have read something.
+                    Err(ChannelError::System(error)) if error.kind() == io::ErrorKind::TimedOut => {
+                        self.lose_holder(&error);
+                        return Err(ChannelError::from(error).into());
+                    }
                     result => result?,
                 }
             }
