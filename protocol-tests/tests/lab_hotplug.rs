@@ -149,7 +149,7 @@ fn every_kind_comes_and_goes() {
                  while [ -e /sys/class/net/eth0 ]; do tcp_in {HOST} 7002; done; kill $pinger; report cut"
             ),
             interface(true),
-            "report ejecting; echo 0 >/sys/bus/pci/slots/2/power".to_owned(),
+            "report ejecting; echo 0 >/sys/bus/pci/slots/5/power".to_owned(),
             interface(false),
             "report ejected; complaints".to_owned(),
         ];
