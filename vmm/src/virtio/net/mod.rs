@@ -366,4 +366,6 @@ impl VirtioDevice for Net {
 }
 
 #[cfg(test)]
+mod stuck_tests;
+#[cfg(test)]
 pub(crate) mod tests;
