@@ -51,6 +51,9 @@ pub enum PlugError {
     /// The bus does not take it.
     #[error(transparent)]
     Slot(#[from] SlotError),
+    /// It is too late for either.
+    #[error("the machine ends")]
+    Ended,
     /// The guest did not eject it.
     #[error(
         "the guest has not given {} {name} back within {} s; it may still do so, and can be asked again",
@@ -141,6 +144,8 @@ pub struct Devices {
 struct List {
     entries: Vec<Entry>,
     next_id: u64,
+    /// Nothing comes any more.
+    ended: bool,
 }
 
 impl List {
@@ -228,6 +233,9 @@ impl Devices {
 
     fn check(&self, list: &List, kind: Kind, name: &str) -> Result<&Plug, PlugError> {
         let plug = self.plug.as_ref().ok_or(PlugError::Mmio)?;
+        if list.ended {
+            return Err(PlugError::Ended);
+        }
         if list.entries.iter().any(|entry| entry.device.kind == kind && entry.device.name == name) {
             return Err(PlugError::Taken { kind, name: name.to_owned() });
         }
@@ -292,7 +300,20 @@ impl Devices {
             }
             list = self.gone.wait_timeout(list, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        Ok(())
+        if list.ended { Err(PlugError::Ended) } else { Ok(()) }
+    }
+
+    /// Closes all devices, as the machine ends, whoever still waits for the guest here or has something of theirs. Called when
+    /// the vCPUs have stopped; what one that has not keeps busy stays open.
+    pub fn end(&self) {
+        let mut list = self.list();
+        list.ended = true;
+        list.entries.clear();
+        if let Some(plug) = &self.plug {
+            plug.slots.end();
+        }
+        drop(list);
+        self.gone.notify_all();
     }
 
     /// The guest gives `slot` back: what is in it ends here. Called on a vCPU's thread, with no device in its hands.

@@ -15,6 +15,7 @@ use vm_memory::GuestMemoryMmap;
 
 use crate::api::Api;
 use crate::console::{Command, Console, Wants};
+use crate::devices::Devices;
 use crate::exit::{ExitEvent, ExitReason};
 use crate::terminal::RawMode;
 use crate::vcpu::{Board, Vcpu, VcpuThread};
@@ -36,6 +37,8 @@ pub struct Machine {
     pub console: Option<Console>,
     /// The devices, the end, the pause.
     pub board: Board,
+    /// Those of its devices that are virtio.
+    pub devices: Arc<Devices>,
     /// Shows the machine to others.
     pub api: Option<Api>,
     /// Keeps eventfds and interrupts registered.
@@ -51,7 +54,7 @@ impl Machine {
     ///
     /// When the terminal cannot be used. Whatever ends the machine later is logged and becomes a status.
     pub fn run(self) -> Result<u8, StartError> {
-        let Machine { vcpus, mut console, board, api, vm, memory } = self;
+        let Machine { vcpus, mut console, board, devices, api, vm, memory } = self;
         let exit = board.exit.clone();
         let raw_mode = match console {
             Some(_) => RawMode::enter().map_err(StartError::Terminal)?,
@@ -69,8 +72,11 @@ impl Machine {
         board.gate.wake();
         stop(threads);
         drop(raw_mode);
+        drop(api);
+        // Requests in hand may hold them longer.
+        devices.end();
         // In this order: devices stop before what they stand on goes.
-        drop((api, console, board, vm, memory));
+        drop((console, board, vm, memory));
         Ok(exit.reason().map_or(crate::exit::status::ERROR, report))
     }
 }
