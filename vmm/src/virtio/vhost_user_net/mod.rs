@@ -260,18 +260,19 @@ impl VirtioDevice for VhostUserNet {
         let wishes = Arc::new(Wishes::new(acked));
         let (wanted, waker) = (wishes.clone(), self.link.waker());
         let served = Served { label: &self.label, pairs: self.pairs, config: &self.config, gate: &self.gate };
-        let control = control::serve(&served, &mut activation, move |change| {
+        let apply = move |change| {
             match change {
                 Change::Pairs(pairs) => wanted.set_pairs(pairs),
                 Change::Offloads(offloads) => wanted.set_offloads(offloads),
             }
             waker.wake();
-        })?;
-        let mut vrings = vec![activation.take_vring(0)?, activation.take_vring(1)?];
+        };
+        let first = activation.take_vring(0).and_then(|rx| Ok(vec![rx, activation.take_vring(1)?]));
+        self.control = control::serve(&served, &mut activation, first.is_ok().then_some(apply))?;
+        let mut vrings = first?;
         let end = control_index(acked, self.pairs);
         vrings.extend(activation.vrings.into_iter().filter(|vring| vring.index < end));
         let (memory, interrupt) = (activation.memory, activation.interrupt);
-        self.control = control;
         self.link.start(Setup { memory, acked, vrings, interrupt, wishes });
         Ok(())
     }

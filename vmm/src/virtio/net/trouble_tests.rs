@@ -1,4 +1,5 @@
-//! A worker that does not come back when it is stopped, as one whose system call the host holds up.
+//! Hosts that make trouble: a worker that does not come back when it is stopped, as one whose system call is held up, and a
+//! process that may open no more files.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -6,13 +7,15 @@ use std::os::unix::net::UnixDatagram;
 use std::sync::Condvar;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_STATUS;
 use volt_net::port::socket::SocketPort;
 use volt_net::port::{Port, PortQueue};
 use volt_net::virtio::memory::IoPart;
 
-use super::tests::{both_ways_over, net_over};
+use super::tests::{both_ways_over, control, net_over, socket_net};
 use super::*;
+use crate::virtio::rng::Rng;
 use crate::virtio::testing::{BUFFERS, Driver, eventually};
 
 /// Holds whoever sends, while it is closed.
@@ -133,4 +136,53 @@ fn a_ring_never_has_two_workers() {
     while wire.set_nonblocking(true).is_ok() && wire.recv(&mut [0; 256]).is_ok() {}
     wire.set_nonblocking(false).unwrap();
     both_ways_over(&mut driver, &wire, 2);
+}
+
+/// Set in the process that runs the test by itself, as the limit is its process's.
+const ALONE: &str = "VOLT_TEST_ALONE";
+
+/// A driver that starts when no more files may be opened has its control vring served: each command is refused, where Linux would
+/// wait for an answer in a loop, for ever. A device that needs no data path starts, and a reset mends the other when there
+/// are files again.
+#[test]
+fn commands_are_answered_when_there_are_no_files() {
+    const NAME: &str = "virtio::net::trouble_tests::commands_are_answered_when_there_are_no_files";
+    if std::env::var_os(ALONE).is_none() {
+        let mut alone = std::process::Command::new(std::env::current_exe().unwrap());
+        let output = alone.args(["--exact", NAME, "--nocapture"]).env(ALONE, "").output().unwrap();
+        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(output.status.success() && text.contains("1 passed"), "{text}");
+        return;
+    }
+    let (net, wire) = socket_net(&Arc::default());
+    let mut driver = Driver::new(net);
+    let mut rng = Driver::new(Rng::new(&Arc::default()));
+    let acked = Features::VERSION_1.with(Features::CTRL_VQ).with(Features::CTRL_MAC_ADDR);
+    assert_eq!(driver.negotiate(acked), 11);
+    [0, 1, 2].into_iter().for_each(|index| driver.add_ring(index, 16));
+    let before = getrlimit(Resource::Nofile);
+    // All that may be open is.
+    setrlimit(Resource::Nofile, Rlimit { current: Some(3), ..before }).unwrap();
+    assert_eq!(driver.start(), 0x4f);
+    for _ in 0..3 {
+        assert_eq!(control(&mut driver, 2, &[1, 1, 2, 0, 0, 0, 0, 9]), 1);
+    }
+    rng.run(Features::VERSION_1, &[0]);
+    assert_eq!(rng.request(0, &[(BUFFERS, 16, true)]), 16);
+    setrlimit(Resource::Nofile, before).unwrap();
+    driver.run(acked, &[0, 1, 2]);
+    assert_eq!(control(&mut driver, 2, &[1, 1, 2, 0, 0, 0, 0, 9]), 0);
+    both_ways_over(&mut driver, &wire, 3);
+}
+
+/// Nor does a driver that forgets its data vrings wait for ever.
+#[test]
+fn commands_are_answered_without_data_vrings() {
+    let (net, _wire) = socket_net(&Arc::default());
+    let mut driver = Driver::new(net);
+    driver.negotiate(Features::VERSION_1.with(Features::CTRL_VQ).with(Features::CTRL_MAC_ADDR));
+    driver.add_ring(0, 16);
+    driver.add_ring(2, 16);
+    assert_eq!(driver.start(), 0x4f);
+    assert_eq!(control(&mut driver, 2, &[1, 1, 2, 0, 0, 0, 0, 9]), 1);
 }
