@@ -41,7 +41,7 @@ fn names(machine: &Machine) -> Vec<String> {
 
 /// Asks for a device and waits until it is gone, also behind a guest that is too busy to give it back in time.
 #[track_caller]
-fn remove(machine: &mut Machine, kind: &str, name: &str) {
+fn remove(machine: &Machine, kind: &str, name: &str) {
     let before = names(machine).len();
     if let Err(why) = machine.ctl(&["remove", kind, name]) {
         assert!(why.contains("back within 8 s"), "{why}");
@@ -116,7 +116,7 @@ fn a_network_device_comes_and_goes_ten_times() {
                 assert_eq!(machine.devices()[1]["removing"], true);
                 machine.done(&["resume"]);
             } else {
-                remove(&mut machine, "net", if round % 2 == 0 { "k0" } else { "0" });
+                remove(&machine, "net", if round % 2 == 0 { "k0" } else { "0" });
                 assert_eq!(names(&machine), ["rng"]);
             }
             machine.guest.wait_for(&format!("VOLT gone {round}"), STEP);
@@ -172,15 +172,15 @@ fn every_kind_comes_and_goes() {
         let files = machine.files();
         machine.done(&["add", "disk", image]);
         machine.guest.wait_for("VOLT read", STEP);
-        remove(&mut machine, "disk", image);
+        remove(&machine, "disk", image);
         let socket = format!("socket={}", netd.socket.display());
         machine.done(&["add", "net", &socket]);
         machine.guest.wait_for("VOLT back-end", STEP);
-        remove(&mut machine, "net", netd.socket.to_str().expect("a path of letters"));
+        remove(&machine, "net", netd.socket.to_str().expect("a path of letters"));
         machine.done(&["add", "net", &socket]);
         machine.guest.wait_for("VOLT moving", STEP);
         sleep(Duration::from_millis(500));
-        remove(&mut machine, "net", "0");
+        remove(&machine, "net", "0");
         machine.guest.wait_for("VOLT cut", STEP);
         machine.done(&["add", "net", &socket]);
         machine.guest.wait_for("VOLT ejected", STEP);

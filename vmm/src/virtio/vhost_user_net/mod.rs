@@ -56,6 +56,7 @@ use crate::api::Status;
 use crate::config::NetSocketConfig;
 use crate::gate::Gate;
 use crate::virtio::net::control::{self, Change, OWN, Served, control_index};
+use crate::virtio::pci::MAX_VRINGS;
 use crate::virtio::vhost_user_net::connection::ConnectError;
 use crate::virtio::vhost_user_net::link::{Link, Monitor, Terms};
 use crate::virtio::vhost_user_net::session::{Session, SessionError};
@@ -70,8 +71,8 @@ pub mod link;
 pub mod session;
 pub mod setup;
 
-/// Most queue pairs: vhost-user names a vring in 8 bits.
-pub const MAX_PAIRS: u16 = 128;
+/// Most queue pairs. A PCI function has vectors for two vrings each, and for the control vring; vhost-user's 8 bits name a few more.
+pub const MAX_PAIRS: u16 = (MAX_VRINGS as u16 - 1) / 2;
 
 /// Time for a back-end to answer a group of requests. Long, as a loaded host is no reason to give it up.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
@@ -91,7 +92,7 @@ pub enum NetError {
         #[source]
         source: SessionError,
     },
-    /// Queue pairs outside of what vhost-user can name.
+    /// More queue pairs than a device has, or none.
     #[error("{0} queue pairs asked for: 1 to {MAX_PAIRS} are possible")]
     Pairs(u16),
     /// An MTU that virtio does not allow.
