@@ -108,7 +108,7 @@ fn a_network_device_comes_and_goes_ten_times() {
             }
             machine.guest.wait_for(&format!("VOLT done {round}"), STEP);
             let limits = machine.done(&["limits", "k0", "--tx-rate", "1Gbit"]);
-            assert!(limits["tx-rate"].as_str().is_some_and(|rate| rate.starts_with("1Gbit")), "{limits}");
+            assert!(limits["tx_rate"].as_str().is_some_and(|rate| rate.starts_with("1Gbit")), "{limits}");
             if round == 5 {
                 machine.done(&["pause"]);
                 let late = machine.ctl(&["remove", "net", "k0"]).expect_err("the guest is paused");

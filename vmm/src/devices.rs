@@ -10,10 +10,11 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use log::info;
+use log::{info, warn};
 use serde_json::Value;
 use thiserror::Error;
 use virtio_bindings::virtio_ids::{VIRTIO_ID_BLOCK, VIRTIO_ID_NET};
+use volt_net::net::config::Mac;
 use volt_net::net::device::DeviceError;
 
 use crate::api::Status;
@@ -39,7 +40,7 @@ pub enum PlugError {
         name: String,
     },
     /// No such device.
-    #[error("there is no {} {name}: they are {names:?}, or 0, 1, 2 in this order", kind.name())]
+    #[error("there is no {} {name}: {}", kind.name(), there_are(names))]
     Absent {
         /// What was asked for.
         kind: Kind,
@@ -67,6 +68,15 @@ pub enum PlugError {
         /// The time it had.
         waited: Duration,
     },
+}
+
+/// How to name those that there are.
+fn there_are(names: &[String]) -> String {
+    match names {
+        [] => "there is none at all".to_owned(),
+        [one] => format!("there is {one:?}, or 0"),
+        [.., _] => format!("they are {names:?}, or 0 to {} in this order", names.len() - 1),
+    }
 }
 
 /// What a device is for whoever names it.
@@ -97,6 +107,8 @@ pub struct Device {
     pub kind: Kind,
     /// Its name.
     pub name: String,
+    /// Of a network device.
+    pub mac: Option<Mac>,
     /// How it is.
     pub status: Status,
     /// Whoever moves its frames, if that is not a back-end.
@@ -113,7 +125,8 @@ impl Device {
             _ => (Kind::Other, None),
         };
         let name = name.unwrap_or(label).to_owned();
-        Device { kind, name, status: device.status(), data: device.data_control() }
+        let (mac, status, data) = (device.mac(), device.status(), device.data_control());
+        Device { kind, name, mac, status, data }
     }
 }
 
@@ -150,9 +163,24 @@ struct List {
 
 impl List {
     fn push(&mut self, device: Device, slot: Option<usize>) {
+        if let (Some(mac), Some(twin)) = (device.mac, self.twin(&device)) {
+            let name = &device.name;
+            warn!(
+                "{twin} and {name} have the same address, {mac}: on one network neither works; give them others with mac="
+            );
+        }
         let id = self.next_id;
         self.next_id += 1;
         self.entries.push(Entry { device, slot, removing: false, id });
+    }
+
+    /// Another network device of the same address.
+    fn twin(&self, device: &Device) -> Option<&str> {
+        let others = self.entries.iter().map(|entry| &entry.device);
+        others
+            .filter(|other| device.mac.is_some() && other.mac == device.mac)
+            .map(|other| &*other.name)
+            .next()
     }
 
     /// By name, or by number among those of its kind.
@@ -332,5 +360,45 @@ impl Devices {
 
     fn list(&self) -> MutexGuard<'_, List> {
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn net(name: &str, mac: Option<u8>) -> Device {
+        let mac = mac.map(|last| Mac([2, 0, 0, 0, 0, last]));
+        Device { kind: Kind::Net, name: name.to_owned(), mac, status: Box::new(|| Value::Null), data: None }
+    }
+
+    #[test]
+    fn two_of_an_address_are_noticed() {
+        let mut list = List::default();
+        for (name, mac, twin) in [
+            ("a", Some(1), None),
+            ("b", Some(2), None),
+            ("c", Some(1), Some("a")),
+            ("d", None, None),
+            ("e", None, None),
+        ] {
+            let device = net(name, mac);
+            assert_eq!(list.twin(&device), twin, "{name}");
+            list.push(device, None);
+        }
+    }
+
+    #[test]
+    fn what_there_is_is_named() {
+        let absent = |names: &[&str]| {
+            let devices = Devices::fixed(names.iter().map(|name| net(name, None)).collect());
+            devices.with(Kind::Net, "x", |_| ()).unwrap_err().to_string()
+        };
+        assert_eq!(absent(&[]), "there is no network device x: there is none at all");
+        assert_eq!(absent(&["a"]), r#"there is no network device x: there is "a", or 0"#);
+        assert_eq!(
+            absent(&["a", "b", "c"]),
+            r#"there is no network device x: they are ["a", "b", "c"], or 0 to 2 in this order"#
+        );
     }
 }

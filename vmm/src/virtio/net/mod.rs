@@ -288,9 +288,9 @@ impl Net {
     }
 }
 
-/// Limits as the API shows them, and as it takes them.
+/// Limits as the API shows them.
 pub fn limits_json(limits: RateLimits) -> Value {
-    json!({ "rx-rate": limits.rx.to_string(), "tx-rate": limits.tx.to_string() })
+    json!({ "rx_rate": limits.rx.to_string(), "tx_rate": limits.tx.to_string() })
 }
 
 /// The features of the kernel's vhost-net, when it is to move the frames and can.
@@ -325,7 +325,7 @@ impl VirtioDevice for Net {
             let mut status = json!({
                 "device": label,
                 "kind": "net",
-                "mac": config.mac.to_string(),
+                "guest_mac": config.mac.to_string(),
                 "link_up": config.status & STATUS_LINK_UP != 0,
                 "queue_pairs": pairs,
             });
@@ -335,6 +335,10 @@ impl VirtioDevice for Net {
             }
             status
         })
+    }
+
+    fn mac(&self) -> Option<Mac> {
+        Some(self.mac)
     }
 
     fn features(&self) -> Features {

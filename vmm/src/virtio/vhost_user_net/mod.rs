@@ -230,7 +230,7 @@ impl VirtioDevice for VhostUserNet {
                 "device": label,
                 "kind": "vhost-user-net",
                 "socket": socket,
-                "mac": config.mac.to_string(),
+                "guest_mac": config.mac.to_string(),
                 "queue_pairs": pairs,
                 "link_up": config.status & STATUS_LINK_UP != 0,
                 "back_end": if state.is_connected() { "connected" } else { "away" },
@@ -239,6 +239,10 @@ impl VirtioDevice for VhostUserNet {
                 "away_now_seconds": away.map(|away| away.as_secs_f64()),
             })
         })
+    }
+
+    fn mac(&self) -> Option<Mac> {
+        Some(self.mac)
     }
 
     fn features(&self) -> Features {
