@@ -110,7 +110,7 @@ pub struct Device {
     /// Of a network device.
     pub mac: Option<Mac>,
     /// How it is.
-    pub status: Status,
+    pub status: Arc<Status>,
     /// Whoever moves its frames, if that is not a back-end.
     pub data: Option<DataControl>,
 }
@@ -125,7 +125,7 @@ impl Device {
             _ => (Kind::Other, None),
         };
         let name = name.unwrap_or(label).to_owned();
-        let (mac, status, data) = (device.mac(), device.status(), device.data_control());
+        let (mac, status, data) = (device.mac(), Arc::new(device.status()), device.data_control());
         Device { kind, name, mac, status, data }
     }
 }
@@ -214,15 +214,21 @@ impl Devices {
 
     /// How each device is.
     pub fn status(&self) -> Vec<Value> {
-        let show = |entry: &Entry| {
-            let mut status = (entry.device.status)();
-            if let Some(slot) = entry.slot {
+        let entries: Vec<_> = {
+            let list = self.list();
+            let entry = |entry: &Entry| (entry.device.status.clone(), entry.slot, entry.removing);
+            list.entries.iter().map(entry).collect()
+        };
+        // Without the list, which a vCPU may want: a device that is slow to stop is slow to tell, too.
+        let show = |(status, slot, removing): (Arc<Status>, Option<usize>, bool)| {
+            let mut status = status();
+            if let Some(slot) = slot {
                 status["slot"] = slot.into();
-                status["removing"] = entry.removing.into();
+                status["removing"] = removing.into();
             }
             status
         };
-        self.list().entries.iter().map(show).collect()
+        entries.into_iter().map(show).collect()
     }
 
     /// Does something with a device, by its name or its number among those of its kind.
@@ -369,7 +375,13 @@ mod tests {
 
     fn net(name: &str, mac: Option<u8>) -> Device {
         let mac = mac.map(|last| Mac([2, 0, 0, 0, 0, last]));
-        Device { kind: Kind::Net, name: name.to_owned(), mac, status: Box::new(|| Value::Null), data: None }
+        Device {
+            kind: Kind::Net,
+            name: name.to_owned(),
+            mac,
+            status: Arc::new(Box::new(|| Value::Null)),
+            data: None,
+        }
     }
 
     #[test]

@@ -56,7 +56,7 @@ fn machine(exit: &Arc<ExitEvent>, gate: &Arc<Gate>, button: &Arc<AtomicBool>) ->
         kind,
         name: name.to_owned(),
         mac: None,
-        status: Box::new(move || json!({ "device": name })),
+        status: Arc::new(Box::new(move || json!({ "device": name }))),
         data: None,
     };
     let devices = vec![named("disk", Kind::Disk), Device::of(&net), named("b", Kind::Net)];
