@@ -96,7 +96,7 @@ fn a_rate_limit_changes_under_traffic() {
         for (megabits, burst) in [(2.0, "40K"), (5.0, "100K"), (3.0, "60K")] {
             let rate = format!("{megabits}Mbit:{burst}");
             let limits = machine.done(&["limits", TAP, "--tx-rate", &rate]);
-            assert_eq!(limits["rx-rate"], "none", "{limits}");
+            assert_eq!(limits["rx_rate"], "none", "{limits}");
             // The new bucket is full.
             sleep(Duration::from_secs(1));
             // A guest that gets too little of the processor sends less, but none may ever send more.

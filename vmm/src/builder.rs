@@ -143,7 +143,7 @@ pub fn build(config: &VmConfig, exit: Arc<ExitEvent>) -> Result<Machine, BuildEr
     let api = config.api_socket.as_deref().map(|path| {
         let (cpus, memory, exit) = (config.cpus, config.memory, Arc::clone(&exit));
         let gate = Arc::clone(&board.gate);
-        let pause = Pause::new(gate.clone(), devices.clone());
+        let (devices, pause) = (devices.clone(), Pause::new(gate.clone(), devices.clone()));
         let started = Instant::now();
         Api::start(path, api::Machine { cpus, memory, started, devices, gate, exit, pause, power_button })
     });
@@ -154,7 +154,7 @@ pub fn build(config: &VmConfig, exit: Arc<ExitEvent>) -> Result<Machine, BuildEr
         config.memory >> 20,
         config.kernel.display()
     );
-    Ok(Machine { vcpus, console, board, api, vm, memory })
+    Ok(Machine { vcpus, console, board, devices, api, vm, memory })
 }
 
 fn open_kernel(path: &Path) -> Result<Image, BootError> {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches, Parser};
 use log::LevelFilter;
 use thiserror::Error;
 use volt_net::net::config::Mac;
@@ -69,7 +69,7 @@ pub struct Args {
     cpus: u8,
 
     /// How the guest reaches its virtio devices: pci, with an interrupt for each queue, or mmio, with one for each device
-    #[arg(long, value_name = "pci|mmio", default_value = "pci", value_parser = transport)]
+    #[arg(long, value_name = "pci|mmio", default_value_t, value_parser = transport)]
     transport: Transport,
 
     /// A network device; may be given several times. tap=NAME: frames go to this TAP interface, which is created when
@@ -119,6 +119,10 @@ pub struct Args {
     /// error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log_level: LevelFilter,
+
+    /// Where the values of --net, --tap and --net-socket stand on the command line
+    #[arg(skip)]
+    net_places: Vec<usize>,
 }
 
 /// What the command line asks for.
@@ -157,7 +161,10 @@ impl Args {
 }
 
 impl Args {
-    /// Those of --net, then that of --tap, then those of --net-socket.
+    /// The options of [`Args::nets`], in its order.
+    const NETS: [&str; 3] = ["net", "tap", "net_socket"];
+
+    /// In the order of the command line, whichever option names them.
     fn nets(&self) -> Vec<NetDeviceConfig> {
         let mut tap = self.tap.clone();
         if let Some(NetDeviceConfig::Port(tap)) = &mut tap {
@@ -165,7 +172,10 @@ impl Args {
             tap.vhost_net = self.vhost_net.unwrap_or(tap.vhost_net);
         }
         let long = self.net.iter().map(|net| net.0.clone());
-        let mut nets: Vec<_> = long.chain(tap).chain(self.net_socket.iter().cloned()).collect();
+        let nets = long.chain(tap).chain(self.net_socket.iter().cloned());
+        let mut nets: Vec<_> = self.net_places.iter().zip(nets).collect();
+        nets.sort_by_key(|(place, _)| **place);
+        let mut nets: Vec<_> = nets.into_iter().map(|(_, net)| net).collect();
         for net in &mut nets {
             if let NetDeviceConfig::Socket(net) = net {
                 net.timeout = self.net_timeout.map(Duration::from_secs);
@@ -337,7 +347,11 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, cla
     if args.get(1).is_some_and(|word| word == "ctl") {
         return Ctl::try_parse_from(&args[1..]).map(Invocation::Ctl);
     }
-    Args::try_parse_from(args).map(|args| Invocation::Run(Box::new(args)))
+    let matches = Args::command().try_get_matches_from(args)?;
+    let mut args = Args::from_arg_matches(&matches)?;
+    let places = Args::NETS.iter().filter_map(|option| matches.indices_of(option));
+    args.net_places = places.flatten().collect();
+    Ok(Invocation::Run(Box::new(args)))
 }
 
 #[cfg(test)]

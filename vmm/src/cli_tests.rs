@@ -130,13 +130,27 @@ fn interfaces_of_all_kinds_go_together() {
         "--vhost-net",
     ])
     .nets;
-    assert_eq!((socket(&nets[0]).socket.to_str(), socket(&nets[0]).queues), (Some("/run/a"), 2));
-    assert_eq!((port(&nets[1]).name.as_str(), port(&nets[1]).queues), ("tap0", 4));
-    assert_eq!((port(&nets[2]).kind, port(&nets[2]).vhost_net), (PortKind::Macvtap, VhostNet::Require));
-    assert_eq!((port(&nets[3]).name.as_str(), port(&nets[3]).mtu), ("tap1", Some(1400)));
-    assert_eq!(port(&nets[3]).mac.unwrap().to_string(), "52:54:00:12:34:56");
-    assert_eq!((port(&nets[3]).vhost_net, port(&nets[1]).vhost_net), (VhostNet::On, VhostNet::Off));
-    assert_eq!(socket(&nets[4]).socket.to_str(), Some("/run/b"));
+    assert_eq!(socket(&nets[0]).socket.to_str(), Some("/run/b"));
+    assert_eq!((port(&nets[1]).name.as_str(), port(&nets[1]).mtu), ("tap1", Some(1400)));
+    assert_eq!(port(&nets[1]).mac.unwrap().to_string(), "52:54:00:12:34:56");
+    assert_eq!((port(&nets[1]).vhost_net, port(&nets[3]).vhost_net), (VhostNet::On, VhostNet::Off));
+    assert_eq!((socket(&nets[2]).socket.to_str(), socket(&nets[2]).queues), (Some("/run/a"), 2));
+    assert_eq!((port(&nets[3]).name.as_str(), port(&nets[3]).queues), ("tap0", 4));
+    assert_eq!((port(&nets[4]).kind, port(&nets[4]).vhost_net), (PortKind::Macvtap, VhostNet::Require));
+}
+
+/// The guest finds its devices in the order of the command line, in every order of the three options.
+#[test]
+fn devices_keep_the_order_of_the_command_line() {
+    let options =
+        [["--net", "tap=a"], ["--tap", "b"], ["--net-socket", "c"], ["--net=macvtap=d", "--net-socket=e"]];
+    for [x, y, z, w] in [[0, 1, 2, 3], [1, 0, 3, 2], [2, 3, 1, 0], [3, 2, 0, 1], [2, 1, 0, 3], [1, 3, 2, 0]] {
+        let order = [options[x], options[y], options[z], options[w]];
+        let names: Vec<_> = config(order.as_flattened()).nets.iter().map(NetDeviceConfig::name).collect();
+        let expected: Vec<_> =
+            [x, y, z, w].iter().flat_map(|at| [&["a"][..], &["b"], &["c"], &["d", "e"]][*at]).collect();
+        assert!(names.iter().eq(expected), "{order:?}: {names:?}");
+    }
 }
 
 #[test]
@@ -166,7 +180,8 @@ fn wrong_values_are_named_with_what_would_be_right() {
         (["--net-socket", "s,mac=01:00:00:00:00:00"], "multicast"),
         (["--net-socket", "s,mtu=67"], "mtu=67"),
         (["--net-socket", "s,queues=0"], "queues=0"),
-        (["--net-socket", "s,queues=129"], "queues=129"),
+        (["--net-socket", "s,queues=128"], "queues=128 is no number from 1 to 127"),
+        (["--net", "tap=t,queues=65536"], "queues=65536 is no number from 1 to 127"),
         (["--net-socket", "s,queues=2,queues=3"], "given twice"),
         (["--net-socket", "s,link-down-after=soon"], "link-down-after=soon"),
         (["--net-socket", "s,fast"], "unknown option 'fast'"),
@@ -215,7 +230,7 @@ fn devices_are_added_and_removed_by_ctl() {
 
 #[test]
 fn transports_have_names() {
-    assert_eq!(config(&[]).transport, Transport::Pci);
+    assert_eq!((config(&[]).transport, Transport::default()), (Transport::Pci, Transport::Pci));
     assert_eq!(config(&["--transport", "pci"]).transport, Transport::Pci);
     assert_eq!(config(&["--transport", "mmio"]).transport, Transport::Mmio);
     assert!(refused(&["--transport", "ccw"]).contains("'ccw' is neither pci nor mmio"));

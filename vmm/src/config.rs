@@ -1,5 +1,6 @@
 //! What a virtual machine is made of, as plain data: the command line fills it, the builder reads it.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -118,10 +119,20 @@ pub enum SerialConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Transport {
     /// Registers that ACPI names, and one interrupt for each device.
-    #[default]
     Mmio,
     /// Functions of a PCI bus, with an interrupt for each vring.
+    #[default]
     Pci,
+}
+
+impl fmt::Display for Transport {
+    /// As `--transport` names it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Transport::Mmio => "mmio",
+            Transport::Pci => "pci",
+        })
+    }
 }
 
 /// A whole virtual machine.

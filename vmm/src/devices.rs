@@ -10,10 +10,11 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use log::info;
+use log::{info, warn};
 use serde_json::Value;
 use thiserror::Error;
 use virtio_bindings::virtio_ids::{VIRTIO_ID_BLOCK, VIRTIO_ID_NET};
+use volt_net::net::config::Mac;
 use volt_net::net::device::DeviceError;
 
 use crate::api::Status;
@@ -39,7 +40,7 @@ pub enum PlugError {
         name: String,
     },
     /// No such device.
-    #[error("there is no {} {name}: they are {names:?}, or 0, 1, 2 in this order", kind.name())]
+    #[error("there is no {} {name}: {}", kind.name(), there_are(names))]
     Absent {
         /// What was asked for.
         kind: Kind,
@@ -51,6 +52,9 @@ pub enum PlugError {
     /// The bus does not take it.
     #[error(transparent)]
     Slot(#[from] SlotError),
+    /// It is too late for either.
+    #[error("the machine ends")]
+    Ended,
     /// The guest did not eject it.
     #[error(
         "the guest has not given {} {name} back within {} s; it may still do so, and can be asked again",
@@ -64,6 +68,15 @@ pub enum PlugError {
         /// The time it had.
         waited: Duration,
     },
+}
+
+/// How to name those that there are.
+fn there_are(names: &[String]) -> String {
+    match names {
+        [] => "there is none at all".to_owned(),
+        [one] => format!("there is {one:?}, or 0"),
+        [.., _] => format!("they are {names:?}, or 0 to {} in this order", names.len() - 1),
+    }
 }
 
 /// What a device is for whoever names it.
@@ -94,8 +107,10 @@ pub struct Device {
     pub kind: Kind,
     /// Its name.
     pub name: String,
+    /// Of a network device.
+    pub mac: Option<Mac>,
     /// How it is.
-    pub status: Status,
+    pub status: Arc<Status>,
     /// Whoever moves its frames, if that is not a back-end.
     pub data: Option<DataControl>,
 }
@@ -110,7 +125,8 @@ impl Device {
             _ => (Kind::Other, None),
         };
         let name = name.unwrap_or(label).to_owned();
-        Device { kind, name, status: device.status(), data: device.data_control() }
+        let (mac, status, data) = (device.mac(), Arc::new(device.status()), device.data_control());
+        Device { kind, name, mac, status, data }
     }
 }
 
@@ -141,13 +157,30 @@ pub struct Devices {
 struct List {
     entries: Vec<Entry>,
     next_id: u64,
+    /// Nothing comes any more.
+    ended: bool,
 }
 
 impl List {
     fn push(&mut self, device: Device, slot: Option<usize>) {
+        if let (Some(mac), Some(twin)) = (device.mac, self.twin(&device)) {
+            let name = &device.name;
+            warn!(
+                "{twin} and {name} have the same address, {mac}: on one network neither works; give them others with mac="
+            );
+        }
         let id = self.next_id;
         self.next_id += 1;
         self.entries.push(Entry { device, slot, removing: false, id });
+    }
+
+    /// Another network device of the same address.
+    fn twin(&self, device: &Device) -> Option<&str> {
+        let others = self.entries.iter().map(|entry| &entry.device);
+        others
+            .filter(|other| device.mac.is_some() && other.mac == device.mac)
+            .map(|other| &*other.name)
+            .next()
     }
 
     /// By name, or by number among those of its kind.
@@ -181,15 +214,21 @@ impl Devices {
 
     /// How each device is.
     pub fn status(&self) -> Vec<Value> {
-        let show = |entry: &Entry| {
-            let mut status = (entry.device.status)();
-            if let Some(slot) = entry.slot {
+        let entries: Vec<_> = {
+            let list = self.list();
+            let entry = |entry: &Entry| (entry.device.status.clone(), entry.slot, entry.removing);
+            list.entries.iter().map(entry).collect()
+        };
+        // Without the list, which a vCPU may want: a device that is slow to stop is slow to tell, too.
+        let show = |(status, slot, removing): (Arc<Status>, Option<usize>, bool)| {
+            let mut status = status();
+            if let Some(slot) = slot {
                 status["slot"] = slot.into();
-                status["removing"] = entry.removing.into();
+                status["removing"] = removing.into();
             }
             status
         };
-        self.list().entries.iter().map(show).collect()
+        entries.into_iter().map(show).collect()
     }
 
     /// Does something with a device, by its name or its number among those of its kind.
@@ -228,6 +267,9 @@ impl Devices {
 
     fn check(&self, list: &List, kind: Kind, name: &str) -> Result<&Plug, PlugError> {
         let plug = self.plug.as_ref().ok_or(PlugError::Mmio)?;
+        if list.ended {
+            return Err(PlugError::Ended);
+        }
         if list.entries.iter().any(|entry| entry.device.kind == kind && entry.device.name == name) {
             return Err(PlugError::Taken { kind, name: name.to_owned() });
         }
@@ -292,7 +334,20 @@ impl Devices {
             }
             list = self.gone.wait_timeout(list, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        Ok(())
+        if list.ended { Err(PlugError::Ended) } else { Ok(()) }
+    }
+
+    /// Closes all devices, as the machine ends, whoever still waits for the guest here or has something of theirs. Called when
+    /// the vCPUs have stopped; what one that has not keeps busy stays open.
+    pub fn end(&self) {
+        let mut list = self.list();
+        list.ended = true;
+        list.entries.clear();
+        if let Some(plug) = &self.plug {
+            plug.slots.end();
+        }
+        drop(list);
+        self.gone.notify_all();
     }
 
     /// The guest gives `slot` back: what is in it ends here. Called on a vCPU's thread, with no device in its hands.
@@ -311,5 +366,51 @@ impl Devices {
 
     fn list(&self) -> MutexGuard<'_, List> {
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn net(name: &str, mac: Option<u8>) -> Device {
+        let mac = mac.map(|last| Mac([2, 0, 0, 0, 0, last]));
+        Device {
+            kind: Kind::Net,
+            name: name.to_owned(),
+            mac,
+            status: Arc::new(Box::new(|| Value::Null)),
+            data: None,
+        }
+    }
+
+    #[test]
+    fn two_of_an_address_are_noticed() {
+        let mut list = List::default();
+        for (name, mac, twin) in [
+            ("a", Some(1), None),
+            ("b", Some(2), None),
+            ("c", Some(1), Some("a")),
+            ("d", None, None),
+            ("e", None, None),
+        ] {
+            let device = net(name, mac);
+            assert_eq!(list.twin(&device), twin, "{name}");
+            list.push(device, None);
+        }
+    }
+
+    #[test]
+    fn what_there_is_is_named() {
+        let absent = |names: &[&str]| {
+            let devices = Devices::fixed(names.iter().map(|name| net(name, None)).collect());
+            devices.with(Kind::Net, "x", |_| ()).unwrap_err().to_string()
+        };
+        assert_eq!(absent(&[]), "there is no network device x: there is none at all");
+        assert_eq!(absent(&["a"]), r#"there is no network device x: there is "a", or 0"#);
+        assert_eq!(
+            absent(&["a", "b", "c"]),
+            r#"there is no network device x: they are ["a", "b", "c"], or 0 to 2 in this order"#
+        );
     }
 }

@@ -16,6 +16,7 @@ use vm_memory::GuestMemoryMmap;
 
 use crate::api::Api;
 use crate::console::{Command, Console, Ready};
+use crate::devices::Devices;
 use crate::exit::{ExitEvent, ExitReason};
 use crate::terminal::RawMode;
 use crate::vcpu::{Board, Vcpu, VcpuThread};
@@ -37,6 +38,8 @@ pub struct Machine {
     pub console: Option<Console>,
     /// The devices, the end, the pause.
     pub board: Board,
+    /// Those of its devices that are virtio.
+    pub devices: Arc<Devices>,
     /// Shows the machine to others.
     pub api: Option<Api>,
     /// Keeps eventfds and interrupts registered.
@@ -52,7 +55,7 @@ impl Machine {
     ///
     /// When the terminal cannot be used. Whatever ends the machine later is logged and becomes a status.
     pub fn run(self) -> Result<u8, StartError> {
-        let Machine { vcpus, mut console, board, api, vm, memory } = self;
+        let Machine { vcpus, mut console, board, devices, api, vm, memory } = self;
         let exit = board.exit.clone();
         let raw_mode = match &console {
             Some(console) if console.has_input() => RawMode::enter().map_err(StartError::Terminal)?,
@@ -73,8 +76,11 @@ impl Machine {
             console.finish();
         }
         drop(raw_mode);
+        drop(api);
+        // Requests in hand may hold them longer.
+        devices.end();
         // In this order: devices stop before what they stand on goes.
-        drop((api, console, board, vm, memory));
+        drop((console, board, vm, memory));
         Ok(exit.reason().map_or(crate::exit::status::ERROR, report))
     }
 }

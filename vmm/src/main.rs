@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use log::error;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use volt_vmm::api::client;
 use volt_vmm::cli::{Ctl, Invocation};
 use volt_vmm::exit::{ExitEvent, status};
@@ -47,8 +48,16 @@ fn run(args: cli::Args) -> Result<u8, Box<dyn std::error::Error>> {
     terminal::restore_on_fatal_signals()?;
     let exit = Arc::new(ExitEvent::new()?);
     signals::watch(Arc::clone(&exit))?;
+    raise_limit();
     let machine = builder::build(&args.into_config(), exit)?;
     Ok(machine.run()?)
+}
+
+/// Very many queue pairs need more descriptors than the usual limit of 1024, and most of them when the guest's driver starts. Where
+/// the limit stays, so does the machine that needs no more.
+fn raise_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 /// A panic in any thread ends the process, with the terminal as it was and the message readable.

@@ -151,6 +151,7 @@ fn devices_come_and_go_without_a_trace() {
     refusals(&mut machine, &image, &name);
     a_slow_guest(&mut machine, &image, &name);
     a_hostile_guest(&mut machine, &image);
+    an_end_in_the_middle(&machine, &image, &name);
 }
 
 /// Fifty times: the guest is told, finds the disk, uses its vectors, is asked for it and gives it back. The image is locked
@@ -271,4 +272,18 @@ fn a_hostile_guest(machine: &mut Machine, image: &Path) {
     machine.plug_rng().unwrap();
     machine.plug_disk(image).unwrap();
     assert_eq!(machine.devices.status().len(), 2);
+}
+
+/// The machine's end closes the devices, although somebody waits for one of them, and he hears of it.
+fn an_end_in_the_middle(machine: &Machine, image: &Path, name: &str) {
+    let (devices, name) = (machine.devices.clone(), name.to_owned());
+    let client = thread::spawn(move || devices.remove(Kind::Disk, &name, LIMIT));
+    while machine.devices.status()[1]["removing"] == false {
+        thread::yield_now();
+    }
+    machine.devices.end();
+    drop(machine.open_disk(image).unwrap());
+    assert!(matches!(client.join().unwrap(), Err(PlugError::Ended)));
+    assert!(matches!(machine.plug_disk(image), Err(PlugError::Ended)));
+    assert!(machine.devices.status().is_empty());
 }

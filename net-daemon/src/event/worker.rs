@@ -58,6 +58,7 @@ enum Token {
 pub struct Worker {
     thread: JoinHandle<Pair>,
     stop: Arc<Notifier>,
+    stuck: bool,
 }
 
 impl Worker {
@@ -88,7 +89,7 @@ impl Worker {
         match spawned {
             Ok(thread) => {
                 send.send(pair).expect("the thread waits for it");
-                Ok(Worker { thread, stop })
+                Ok(Worker { thread, stop, stuck: false })
             }
             Err(error) => Err((WorkerError::Start(error), Box::new(pair))),
         }
@@ -98,14 +99,17 @@ impl Worker {
     ///
     /// # Errors
     ///
-    /// When the thread does not come back.
-    pub fn stop(self) -> Result<Pair, WorkerError> {
+    /// When the thread does not come back. The worker is returned then, as it may still touch its rings: nobody else may have
+    /// them until it has stopped, which another call finds out without waiting.
+    pub fn stop(mut self) -> Result<Pair, (WorkerError, Option<Worker>)> {
         self.stop.notify();
         let start = Instant::now();
+        let limit = if self.stuck { Duration::ZERO } else { LIMIT };
         while !self.thread.is_finished() {
             let waited = start.elapsed();
-            if waited > LIMIT {
-                return Err(WorkerError::Stuck);
+            if waited > limit {
+                self.stuck = true;
+                return Err((WorkerError::Stuck, Some(self)));
             }
             if waited > PATIENCE {
                 // A front-end that makes a call descriptor blocking again can hold a worker in write().
@@ -115,7 +119,12 @@ impl Worker {
                 thread::yield_now();
             }
         }
-        self.thread.join().map_err(|_| WorkerError::Panicked)
+        self.thread.join().map_err(|_| (WorkerError::Panicked, None))
+    }
+
+    /// Whether it was stopped, and did not.
+    pub fn is_stuck(&self) -> bool {
+        self.stuck
     }
 }
 

@@ -95,6 +95,8 @@ pub struct NetDevice {
     journal: Journal,
     killers: BTreeMap<usize, u16>,
     link_up: bool,
+    /// What the port refused the last time.
+    failing: Vec<&'static str>,
 }
 
 /// What a device knows that its port does not, in a state.
@@ -187,6 +189,7 @@ impl NetDevice {
             journal,
             killers,
             link_up: true,
+            failing: Vec::new(),
         }
     }
 
@@ -296,8 +299,11 @@ impl NetDevice {
     ///
     /// # Errors
     ///
-    /// When there can be no worker; the pair is stopped then.
+    /// When there can be no worker; the pair is stopped then. Also as long as one that did not stop may touch the rings.
     pub fn start(&mut self, pair: usize, vrings: PairVrings, features: Features) -> Result<(), DeviceError> {
+        if self.workers[pair].as_ref().is_some_and(Worker::is_stuck) {
+            self.stop(pair)?;
+        }
         assert!(self.workers[pair].is_none(), "pair {pair} runs already");
         let mut queue = self.port.queue(pair);
         if let Some(limiter) = &self.limiter {
@@ -348,7 +354,10 @@ impl NetDevice {
     /// When the worker does not come back; this process can then not serve the guest's memory safely any more.
     pub fn stop(&mut self, pair: usize) -> Result<Vec<usize>, DeviceError> {
         let Some(worker) = self.workers[pair].take() else { return Ok(Vec::new()) };
-        let pair_back = worker.stop().map_err(|source| DeviceError { pair, source })?;
+        let pair_back = worker.stop().map_err(|(source, stuck)| {
+            self.workers[pair] = stuck;
+            DeviceError { pair, source }
+        })?;
         if pair_back.stash.is_some() {
             self.stashes[pair] = pair_back.stash;
         }
@@ -357,7 +366,7 @@ impl NetDevice {
 
     /// Whether `pair` has a worker.
     pub fn runs(&self, pair: usize) -> bool {
-        self.workers[pair].is_some()
+        self.workers[pair].as_ref().is_some_and(|worker| !worker.is_stuck())
     }
 
     /// Limits the rate of all pairs together, of each from its next start on.
@@ -393,9 +402,17 @@ impl NetDevice {
         }
     }
 
-    fn log(&self, result: io::Result<()>, doing: &str) {
-        if let Err(error) = result {
-            warn!("{}: {doing} failed: {error}", self.port.name());
+    /// Tells a failure when it is new: a guest can bring about as many as it likes, on an interface that is gone.
+    fn log(&mut self, result: io::Result<()>, doing: &'static str) {
+        match result {
+            Ok(()) => self.failing.retain(|failing| *failing != doing),
+            Err(error) if self.failing.contains(&doing) => {
+                debug!("{}: {doing} failed again: {error}", self.port.name());
+            }
+            Err(error) => {
+                warn!("{}: {doing} failed: {error}", self.port.name());
+                self.failing.push(doing);
+            }
         }
     }
 

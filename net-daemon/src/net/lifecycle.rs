@@ -179,48 +179,62 @@ impl VirtioNet {
         Ok(())
     }
 
-    /// Stops the pairs and runs them again. Rings continue where they are.
+    /// Stops the pairs and runs them again. Rings continue where they are. A pair that cannot says so by its queues' `err`.
     fn restart(&mut self) {
         let Some(active) = self.active.take() else { return };
-        let result = self.stop_pairs().map_err(ActivateError::from).and_then(|()| self.run(&active));
-        if let Err(error) = result {
+        // Whichever does not stop is not started either: see NetDevice::start.
+        if let Err(error) = self.stop_pairs() {
             error!("{}: {}", self.device.port_name(), error_chain(&error));
-            active.setup.queues.iter().for_each(|queue| queue.err.notify());
+        }
+        for (pair, error) in self.run(&active) {
+            error!("{}: {}", self.device.port_name(), error_chain(&error));
+            let queues = active.setup.queues.iter().filter(|queue| queue.pair() == pair);
+            queues.for_each(|queue| queue.err.notify());
         }
         self.active = Some(active);
     }
 
-    /// Runs the queues, or leaves that to [`VirtioNet::resume`].
-    fn run(&mut self, active: &Active) -> Result<(), ActivateError> {
+    /// Runs the queues, or leaves that to [`VirtioNet::resume`]. Answers which pairs do not run, and why.
+    fn run(&mut self, active: &Active) -> Vec<(usize, ActivateError)> {
         if self.paused {
-            return Ok(());
+            return Vec::new();
         }
         let Activation { memory, features, queues } = &active.setup;
         let pairs = self.device.pairs();
         let mut vrings: Vec<PairVrings> = (0..pairs).map(|_| PairVrings::default()).collect();
+        let mut failed = Vec::new();
         for queue in queues {
-            let index = usize::from(queue.index);
-            let Some(pair) = vrings.get_mut(index / 2) else {
-                return Err(ActivateError::Queue { index: queue.index, pairs });
+            let Some(pair) = vrings.get_mut(queue.pair()) else {
+                failed.push((queue.pair(), ActivateError::Queue { index: queue.index, pairs }));
+                continue;
             };
-            let vring = Some(queue.vring(memory, *features, self.device.watch(index))?);
-            if index % 2 == 0 {
-                pair.rx = vring;
-            } else {
-                pair.tx = vring;
+            match queue.vring(memory, *features, self.device.watch(queue.index.into())) {
+                Ok(vring) if queue.receives() => pair.rx = Some(vring),
+                Ok(vring) => pair.tx = Some(vring),
+                Err(error) => failed.push((queue.pair(), error)),
             }
         }
         self.device.set_offloads(active.in_force());
         for (pair, vrings) in vrings.into_iter().enumerate() {
-            self.device.start(pair, vrings, *features)?;
+            if failed.iter().all(|(other, _)| *other != pair)
+                && let Err(error) = self.device.start(pair, vrings, *features)
+            {
+                failed.push((pair, error.into()));
+            }
         }
-        self.attach(active.pairs);
-        Ok(())
+        self.attach(active);
+        failed
     }
 
-    fn attach(&mut self, pairs: u16) {
-        let active: Vec<bool> = (0..self.device.pairs()).map(|pair| pair < usize::from(pairs)).collect();
-        self.device.attach(&active);
+    /// Lets frames come by the pairs that the driver uses, of those that run and receive: another one's would be lost.
+    fn attach(&mut self, active: &Active) {
+        let mut takes_part = vec![false; self.device.pairs()];
+        for queue in active.setup.queues.iter().filter(|queue| queue.receives()) {
+            if let Some(takes_part) = takes_part.get_mut(queue.pair()) {
+                *takes_part = queue.pair() < usize::from(active.pairs) && self.device.runs(queue.pair());
+            }
+        }
+        self.device.attach(&takes_part);
     }
 
     fn stop_pairs(&mut self) -> Result<(), DeviceError> {
@@ -238,6 +252,15 @@ impl Active {
 }
 
 impl QueueSetup {
+    /// Which pair it is of.
+    fn pair(&self) -> usize {
+        usize::from(self.index / 2)
+    }
+
+    fn receives(&self) -> bool {
+        self.index.is_multiple_of(2)
+    }
+
     fn vring(
         &self,
         memory: &Arc<GuestMemory>,
@@ -273,14 +296,13 @@ impl Lifecycle for VirtioNet {
         }
         let offloads = setup.features.common(GUEST_OFFLOADS);
         let active = Active { setup, pairs: 1, offloads };
-        let result = self.run(&active);
+        let first = self.run(&active).into_iter().next();
         self.active = Some(active);
-        if result.is_err()
-            && let Err(error) = self.reset()
-        {
+        let Some((_, why)) = first else { return Ok(()) };
+        if let Err(error) = self.reset() {
             warn!("{}: {}", self.device.port_name(), error_chain(&error));
         }
-        result
+        Err(why)
     }
 
     fn queue_notify(&self, index: u16) {
@@ -289,9 +311,10 @@ impl Lifecycle for VirtioNet {
     }
 
     fn set_active_pairs(&mut self, pairs: u16) {
-        let Some(active) = &mut self.active else { return };
+        let Some(mut active) = self.active.take() else { return };
         active.pairs = pairs;
-        self.attach(pairs);
+        self.attach(&active);
+        self.active = Some(active);
     }
 
     fn set_guest_offloads(&mut self, offloads: Features) {

@@ -78,6 +78,7 @@ fn refusal(why: PlugError) -> Answer {
         PlugError::Taken { .. } | PlugError::Slot(_) => StatusCode::CONFLICT,
         PlugError::Absent { .. } => StatusCode::NOT_FOUND,
         PlugError::Late { .. } => StatusCode::GATEWAY_TIMEOUT,
+        PlugError::Ended => StatusCode::SERVICE_UNAVAILABLE,
     };
     error(code, chain(&why).to_string())
 }

@@ -243,9 +243,9 @@ fn limits(machine: &Machine, net: &str, body: &[u8]) -> Answer {
     }
 }
 
-/// `{"rx-rate": "100Mbit", "tx-rate": "none"}`, one of them at least.
+/// `{"rx_rate": "100Mbit", "tx_rate": "none"}`, one of them at least. With hyphens, too, as version 0.1 had them.
 fn parse_limits(body: &[u8]) -> Result<LimitsChange, String> {
-    const EXPECTED: &str = r#"expected an object like {"rx-rate": "100Mbit", "tx-rate": "none"}"#;
+    const EXPECTED: &str = r#"expected an object like {"rx_rate": "100Mbit", "tx_rate": "none"}"#;
     let object: Map<String, Value> =
         serde_json::from_slice(body).map_err(|error| format!("{EXPECTED}: {error}"))?;
     let mut change = LimitsChange::default();
@@ -253,8 +253,8 @@ fn parse_limits(body: &[u8]) -> Result<LimitsChange, String> {
         let text = value.as_str().ok_or_else(|| format!("{name} is no text: {EXPECTED}"))?;
         let rate: Rate = text.parse().map_err(|error| format!("{name}: {error}"))?;
         match name.as_str() {
-            "rx-rate" => change.rx = Some(rate),
-            "tx-rate" => change.tx = Some(rate),
+            "rx_rate" | "rx-rate" => change.rx = Some(rate),
+            "tx_rate" | "tx-rate" => change.tx = Some(rate),
             _ => return Err(format!("unknown limit '{name}': {EXPECTED}")),
         }
     }

@@ -55,7 +55,8 @@ fn machine(exit: &Arc<ExitEvent>, gate: &Arc<Gate>, button: &Arc<AtomicBool>) ->
     let named = |name: &'static str, kind| Device {
         kind,
         name: name.to_owned(),
-        status: Box::new(move || json!({ "device": name })),
+        mac: None,
+        status: Arc::new(Box::new(move || json!({ "device": name }))),
         data: None,
     };
     let devices = vec![named("disk", Kind::Disk), Device::of(&net), named("b", Kind::Net)];
@@ -98,6 +99,25 @@ fn status_and_shutdown() {
     assert!(matches!(ask(&rig.socket, Method::GET, "/v1/status", None), Err(CtlError::Connect(..))));
 }
 
+/// All keys are of one style, whatever a device shows.
+#[test]
+fn keys_are_words_with_underscores() {
+    fn check(value: &Value) {
+        for (key, value) in value.as_object().into_iter().flatten() {
+            assert!(key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'), "{key}");
+            check(value);
+        }
+        value.as_array().into_iter().flatten().for_each(check);
+    }
+    let rig = rig();
+    let status = ask(&rig.socket, Method::GET, "/v1/status", None).unwrap();
+    check(&status);
+    let net = &status["devices"][1];
+    assert!(net["guest_mac"].is_string() && net["limits"]["rx_rate"].is_string(), "{net}");
+    let numbers = |at: usize| (net["vrings"][at]["pair"].as_u64(), net["vrings"][at]["vring"].as_u64());
+    assert_eq!((numbers(0), numbers(1)), ((Some(0), Some(0)), (Some(0), Some(1))));
+}
+
 #[test]
 fn what_cannot_be_asked_is_refused_by_name() {
     let rig = rig();
@@ -118,10 +138,10 @@ fn names_with_any_character() {
         ["/x/data#1", "/x/data?a=b", "..", "a b/%2F", "/r\u{e9}seau/\u{1f980}", "/run/a/limits", "100%"]
     {
         let limits = Request::Limits { net: name.to_owned(), rx_rate: None, tx_rate: None };
-        let refused = rig.refusal(Method::PUT, &limits.path(), Some(&json!({ "rx-rate": "1Mbit" })));
+        let refused = rig.refusal(Method::PUT, &limits.path(), Some(&json!({ "rx_rate": "1Mbit" })));
         assert!(refused.contains(&format!("no network device {name}:")), "{refused}");
     }
-    let refused = rig.refusal(Method::PUT, "/v1/net//run/a/limits", Some(&json!({ "rx-rate": "1Mbit" })));
+    let refused = rig.refusal(Method::PUT, "/v1/net//run/a/limits", Some(&json!({ "rx_rate": "1Mbit" })));
     assert!(refused.contains("no network device /run/a:"), "{refused}");
     let cut = rig.refusal(Method::DELETE, "/v1/disk//x/data?1", None);
     assert!(cut.contains("%3F"), "{cut}");
@@ -276,9 +296,10 @@ fn the_request_that_ends_the_machine_is_answered() {
 fn limits_of_a_device_by_name_or_number() {
     let rig = rig();
     let change = |net: &str, body| rig.put(&format!("/v1/net/{net}/limits"), Some(&body));
-    let limits = |rx, tx| json!({ "rx-rate": rx, "tx-rate": tx });
-    let answer = change("test", json!({ "rx-rate": "80Mbit:64K" })).unwrap();
+    let limits = |rx, tx| json!({ "rx_rate": rx, "tx_rate": tx });
+    let answer = change("test", json!({ "rx_rate": "80Mbit:64K" })).unwrap();
     assert_eq!(answer, limits("80Mbit:65536", "none"));
+    // As it was before all keys were of one style.
     let answer = change("0", json!({ "tx-rate": "20kpps" })).unwrap();
     assert_eq!(answer, limits("80Mbit:65536", "20kpps:1000"));
     let status = ask(&rig.socket, Method::GET, "/v1/status", None).unwrap();
@@ -287,17 +308,17 @@ fn limits_of_a_device_by_name_or_number() {
 
     let refusal = |net: &str, body| rig.refusal(Method::PUT, &format!("/v1/net/{net}/limits"), Some(&body));
     for net in ["2", "disk", "-1"] {
-        assert!(refusal(net, json!({ "rx-rate": "1Mbit" })).contains(r#"["test", "b"]"#));
+        assert!(refusal(net, json!({ "rx_rate": "1Mbit" })).contains(r#"["test", "b"]"#));
     }
     for net in ["1", "b"] {
-        assert!(refusal(net, json!({ "rx-rate": "1Mbit" })).contains("vhost-user"));
+        assert!(refusal(net, json!({ "rx_rate": "1Mbit" })).contains("vhost-user"));
     }
     for body in
-        [json!({}), json!([]), json!({ "rx-rate": 5 }), json!({ "rx-rate": "5" }), json!({ "rate": "5pps" })]
+        [json!({}), json!([]), json!({ "rx_rate": 5 }), json!({ "rx_rate": "5" }), json!({ "rate": "5pps" })]
     {
         assert!(refusal("test", body.clone()).contains("100Mbit"), "{body}");
     }
-    let long = json!({ "rx-rate": "1".repeat(5000) });
+    let long = json!({ "rx_rate": "1".repeat(5000) });
     assert!(refusal("test", long).contains("4096"));
 }
 

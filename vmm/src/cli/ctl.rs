@@ -121,7 +121,7 @@ impl Request {
     pub fn body(&self) -> Option<Value> {
         match self {
             Request::Limits { rx_rate, tx_rate, .. } => {
-                let rates = [("rx-rate", rx_rate), ("tx-rate", tx_rate)].into_iter();
+                let rates = [("rx_rate", rx_rate), ("tx_rate", tx_rate)].into_iter();
                 let given =
                     rates.filter_map(|(name, rate)| Some((name.to_owned(), (*rate)?.to_string().into())));
                 Some(Value::Object(given.collect::<Map<_, _>>()))

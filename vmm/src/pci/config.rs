@@ -19,8 +19,10 @@ const ENHANCED_ALLOCATION: u8 = 0x14;
 
 /// `Command`: the BAR answers.
 const MEMORY_SPACE: u16 = 1 << 1;
-/// `Command`: bits that a driver may change. Those that are not `MEMORY_SPACE` only read back.
-const COMMAND_WRITABLE: u16 = MEMORY_SPACE | 1 << 2 | 1 << 6 | 1 << 8 | 1 << 10;
+/// `Command`: the function may write to memory, messages of interrupts among it, and read from it.
+const BUS_MASTER: u16 = 1 << 2;
+/// `Command`: bits that a driver may change. The others only read back.
+const COMMAND_WRITABLE: u16 = MEMORY_SPACE | BUS_MASTER | 1 << 6 | 1 << 8 | 1 << 10;
 /// `Status`: there are capabilities.
 const HAS_CAPABILITIES: u8 = 1 << 4;
 
@@ -138,6 +140,11 @@ impl ConfigSpace {
     /// Whether the BAR answers.
     pub fn memory_enabled(&self) -> bool {
         self.u32(COMMAND as u16) as u16 & MEMORY_SPACE != 0
+    }
+
+    /// Whether the function may write to memory and read from it.
+    pub fn is_bus_master(&self) -> bool {
+        self.u32(COMMAND as u16) as u16 & BUS_MASTER != 0
     }
 
     /// The 32 bits at `offset`.

@@ -25,6 +25,7 @@ use thiserror::Error;
 use virtio_queue::Queue;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
+use volt_net::net::config::Mac;
 use volt_net::virtio::features::Features;
 
 use crate::api::Status;
@@ -79,6 +80,11 @@ pub trait VirtioDevice: Send {
     ///
     /// Waits for the request in hand, for a bounded time. Without an activation it does nothing.
     fn reset(&mut self);
+
+    /// The address that a network device has after a reset.
+    fn mac(&self) -> Option<Mac> {
+        None
+    }
 
     /// What changes limits and stops frames while the guest runs, for a network device over an interface.
     fn data_control(&self) -> Option<net::DataControl> {

@@ -127,6 +127,9 @@ pub(super) struct Registers<I> {
     /// The device status without `DEVICE_NEEDS_RESET`, which is the interrupt's.
     status: u32,
     driver_features: u64,
+    /// The device may touch the guest's memory, and does from `DRIVER_OK` on.
+    dma: bool,
+    started: bool,
     /// The halves of the feature words that the driver selected.
     pub(super) device_features_sel: u32,
     pub(super) driver_features_sel: u32,
@@ -149,6 +152,8 @@ impl<I: TransportInterrupt + 'static> Registers<I> {
             vring_sel: 0,
             status: 0,
             driver_features: 0,
+            dma: true,
+            started: false,
             device_features_sel: 0,
             driver_features_sel: 0,
             device,
@@ -245,7 +250,10 @@ impl<I: TransportInterrupt + 'static> Registers<I> {
                     return;
                 }
             }
-            DRIVER_OK if before(FEATURES_OK) => return self.start(),
+            DRIVER_OK if before(FEATURES_OK) => {
+                self.status |= DRIVER_OK;
+                return self.follow_dma();
+            }
             _ => return self.refuse("status", value.into()),
         }
         self.status |= added;
@@ -269,9 +277,28 @@ impl<I: TransportInterrupt + 'static> Registers<I> {
         known && modern
     }
 
-    /// `DRIVER_OK`.
+    /// Whether the device may touch the guest's memory. When it may not any more while it runs, it ends what it does as at a
+    /// reset, and asks for one: what it had of its rings is nobody's any more.
+    pub(super) fn set_dma(&mut self, allowed: bool) {
+        self.dma = allowed;
+        self.follow_dma();
+    }
+
+    fn follow_dma(&mut self) {
+        if !self.dma && self.started {
+            self.started = false;
+            self.device.reset();
+            self.interrupt.needs_reset();
+            if faults::may_log() {
+                info!("{}: stopped, as the guest takes bus mastering from it", self.device.label());
+            }
+        } else if self.dma && !self.started && self.status & DRIVER_OK != 0 && !self.interrupt.is_lost() {
+            self.started = true;
+            self.start();
+        }
+    }
+
     fn start(&mut self) {
-        self.status |= DRIVER_OK;
         let features = Features(self.driver_features);
         let result = self.ready_vrings(features).and_then(|vrings| {
             let (memory, interrupt) = (self.memory.clone(), self.interrupt.clone());
@@ -312,6 +339,7 @@ impl<I: TransportInterrupt + 'static> Registers<I> {
             let _ = kick.read();
         }
         self.status = 0;
+        self.started = false;
         self.driver_features = 0;
         (self.vring_sel, self.device_features_sel, self.driver_features_sel) = (0, 0, 0);
     }

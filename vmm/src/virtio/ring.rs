@@ -52,7 +52,7 @@ impl Ring {
     }
 
     /// Readable when the driver made chains available.
-    pub fn kick(&self) -> &EventFd {
+    pub fn kick(&self) -> &Arc<EventFd> {
         &self.vring.kick
     }
 

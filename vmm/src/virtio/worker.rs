@@ -1,15 +1,18 @@
 //! The thread that serves one ring: sleeps until a kick, serves chains until there are none. While the machine is paused it
 //! waits at the [`Gate`].
+//!
+//! It takes a thread and no file: a device's control vring has to be served when the process may open no more of them, too.
+#![expect(unsafe_code, reason = "EventFd gives its descriptor only as a number")]
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
 use log::error;
-use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use rustix::event::{PollFd, PollFlags, poll};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::gate::{Gate, Member};
 use crate::virtio::chain::{Chain, ChainError};
@@ -23,10 +26,17 @@ pub struct Worker {
     thread: Option<JoinHandle<()>>,
 }
 
-/// How a worker is told to end, or to come to the gate: the flag is read between requests, the eventfd ends its sleep.
+/// How a worker is told to end, or to come to the gate: the flag is read between requests, and a kick ends its sleep.
 struct Stop {
     asked: AtomicBool,
-    wake: EventFd,
+    kick: Arc<EventFd>,
+}
+
+impl Stop {
+    fn wake(&self) {
+        // Fails only when the counter is full, and then it does not sleep.
+        let _ = self.kick.write(1);
+    }
 }
 
 impl Worker {
@@ -35,7 +45,7 @@ impl Worker {
     ///
     /// # Errors
     ///
-    /// When the process may have no more threads or files.
+    /// When the process may have no more threads.
     pub fn spawn(
         label: &str,
         thread: &str,
@@ -43,17 +53,11 @@ impl Worker {
         ring: Ring,
         request: impl FnMut(Result<&Chain<'_>, ChainError>) -> u32 + Send + 'static,
     ) -> io::Result<Worker> {
-        let stop = Arc::new(Stop { asked: AtomicBool::new(false), wake: EventFd::new(EFD_NONBLOCK)? });
-        let epoll = Epoll::new()?;
-        for fd in [ring.kick().as_raw_fd(), stop.wake.as_raw_fd()] {
-            epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, 0))?;
-        }
+        let stop = Arc::new(Stop { asked: AtomicBool::new(false), kick: ring.kick().clone() });
         let (label, its_stop, to_fetch) = (label.to_owned(), stop.clone(), stop.clone());
-        let member = gate.join(&label, move || {
-            let _ = to_fetch.wake.write(1);
-        });
+        let member = gate.join(&label, move || to_fetch.wake());
         let thread = thread::Builder::new().name(thread.to_owned()).spawn(move || {
-            run(&label, &epoll, ring, request, &its_stop, &member);
+            run(&label, ring, request, &its_stop, &member);
         })?;
         Ok(Worker { stop, gate: gate.clone(), thread: Some(thread) })
     }
@@ -62,7 +66,7 @@ impl Worker {
 impl Drop for Worker {
     fn drop(&mut self) {
         self.stop.asked.store(true, Ordering::Release);
-        let _ = self.stop.wake.write(1);
+        self.stop.wake();
         self.gate.wake();
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
             error!("a device's thread ended in a panic");
@@ -72,7 +76,6 @@ impl Drop for Worker {
 
 fn run(
     label: &str,
-    epoll: &Epoll,
     mut ring: Ring,
     mut request: impl FnMut(Result<&Chain<'_>, ChainError>) -> u32,
     stop: &Stop,
@@ -80,14 +83,10 @@ fn run(
 ) {
     let asked = || stop.asked.load(Ordering::Acquire);
     loop {
-        match epoll.wait(-1, &mut [EpollEvent::default(); 2]) {
-            Err(error) if error.kind() != io::ErrorKind::Interrupted => {
-                return error!("{label}: stopped, as waiting for the guest failed: {error}");
-            }
-            _ => {}
+        if let Err(error) = wait_readable(ring.kick()) {
+            return error!("{label}: stopped, as waiting for the guest failed: {error}");
         }
-        // Empty where the other eventfd woke us.
-        let _ = (ring.kick().read(), stop.wake.read());
+        let _ = ring.kick().read();
         loop {
             // Between two requests, as a guest could keep this loop busy for ever.
             member.pass(asked);
@@ -105,5 +104,15 @@ fn run(
                 }
             }
         }
+    }
+}
+
+/// Waits until something was written to `eventfd`, or for less.
+fn wait_readable(eventfd: &EventFd) -> io::Result<()> {
+    // SAFETY: the eventfd is open as long as the reference, and so longer than this call.
+    let fd = unsafe { BorrowedFd::borrow_raw(eventfd.as_raw_fd()) };
+    match poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], None) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }

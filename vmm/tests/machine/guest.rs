@@ -164,6 +164,16 @@ impl Machine {
         self
     }
 
+    /// Starts it with this soft limit of open files.
+    pub(crate) fn file_limit(mut self, limit: u32) -> Machine {
+        let mut command = Command::new("sh");
+        command.arg("-c").arg(format!("ulimit -S -n {limit} && exec \"$@\"")).arg("sh");
+        command.arg(self.command.get_program()).args(self.command.get_args());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        self.command = command;
+        self
+    }
+
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }

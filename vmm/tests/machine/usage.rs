@@ -93,3 +93,22 @@ fn waiting_for_a_back_end_can_be_ended() {
     let end = machine.wait();
     assert_eq!(end.status.code(), Some(143), "{end:?}");
 }
+
+/// A machine of many devices has more descriptors than its soft limit, which it raises to the hard one.
+#[test]
+fn the_limit_of_open_files_is_raised() {
+    const NAME: &str = "the_limit_of_open_files_is_raised";
+    if !kvm(NAME) {
+        return;
+    }
+    let soft = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    if soft.maximum.is_some_and(|hard| hard < 512) {
+        return eprintln!("SKIP {NAME}: the hard limit of open files is {:?} here", soft.maximum);
+    }
+    let machine = Machine::new(&Code::new().power_off().bzimage());
+    let disk = machine.path("disk");
+    std::fs::write(&disk, [0; 512]).unwrap();
+    let disk = format!("{},ro", disk.display());
+    let machine = machine.args(&["--disk", &disk].repeat(25)).file_limit(64);
+    fails(machine, 0, &["powered off"]);
+}

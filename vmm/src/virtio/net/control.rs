@@ -1,6 +1,7 @@
 //! The control vring (virtio 1.2, 5.1.6.5), as the VMM serves it for its network devices, whoever moves their frames.
 //!
-//! It has a thread of its own, so that commands are answered whatever the data path does.
+//! It has a thread of its own, so that commands are answered whatever the data path does. Where there is no data path, as it
+//! did not start, each is refused: a driver that has sent one waits for the answer, Linux's in a loop that keeps its processor.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -71,7 +72,7 @@ pub struct Served<'a> {
 }
 
 /// Takes the control vring out of `activation` and serves it until the thread is dropped; `apply` is called on that thread,
-/// before the driver has its answer. `None` when the driver uses none.
+/// before the driver has its answer. Without it every command is refused. `None` when the driver uses no control vring.
 ///
 /// # Errors
 ///
@@ -79,7 +80,7 @@ pub struct Served<'a> {
 pub fn serve(
     served: &Served<'_>,
     activation: &mut Activation,
-    mut apply: impl FnMut(Change) + Send + 'static,
+    mut apply: Option<impl FnMut(Change) + Send + 'static>,
 ) -> Result<Option<Worker>, ActivateError> {
     let Served { label, pairs, config, gate } = *served;
     let acked = activation.features;
@@ -91,7 +92,7 @@ pub fn serve(
     let limits = Limits { acked, max_pairs: usable_pairs(acked, pairs) };
     let mut requests = Requests { limits, config: config.clone(), faults: Faults::new(label) };
     let worker =
-        Worker::spawn(label, "net-control", gate, ring, move |chain| requests.serve(chain, &mut apply));
+        Worker::spawn(label, "net-control", gate, ring, move |chain| requests.serve(chain, apply.as_mut()));
     worker.map(Some).map_err(ActivateError::Thread)
 }
 
@@ -105,6 +106,8 @@ enum ControlError {
     Long(usize),
     #[error("control command")]
     Command(#[from] CommandError),
+    #[error("control command of a device that did not start")]
+    NoDataPath,
 }
 
 /// Serves control commands for one activation.
@@ -116,7 +119,7 @@ struct Requests {
 
 impl Requests {
     /// Serves one command; answers the bytes written.
-    fn serve(&mut self, chain: Result<&Chain<'_>, ChainError>, apply: impl FnMut(Change)) -> u32 {
+    fn serve(&mut self, chain: Result<&Chain<'_>, ChainError>, apply: Option<impl FnMut(Change)>) -> u32 {
         let result = match chain {
             Ok(chain) if !chain.writable.is_empty() => {
                 let result = self.execute(chain, apply);
@@ -132,7 +135,8 @@ impl Requests {
         })
     }
 
-    fn execute(&self, chain: &Chain<'_>, mut apply: impl FnMut(Change)) -> Result<(), ControlError> {
+    fn execute(&self, chain: &Chain<'_>, apply: Option<impl FnMut(Change)>) -> Result<(), ControlError> {
+        let mut apply = apply.ok_or(ControlError::NoDataPath)?;
         let len = chain.readable.len();
         if len > MAX_COMMAND_LEN {
             return Err(ControlError::Long(len));

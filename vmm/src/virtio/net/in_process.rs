@@ -162,7 +162,14 @@ fn vrings(pair: usize, counters: &Counters) -> [Value; 2] {
     ];
     let of = |vring, kind, frames: &Counter, bytes: &Counter, drops: &[&Counter]| {
         let drops: u64 = drops.iter().map(|drops| drops.get()).sum();
-        json!({ "vring": vring, "kind": kind, "frames": frames.get(), "bytes": bytes.get(), "drops": drops })
+        json!({
+            "vring": vring,
+            "pair": pair,
+            "kind": kind,
+            "frames": frames.get(),
+            "bytes": bytes.get(),
+            "drops": drops,
+        })
     };
     [
         of(2 * pair, "rx", &counters.rx_frames, &counters.rx_bytes, &rx_drops),

@@ -78,9 +78,9 @@ pub(super) struct Kernel {
 struct State {
     /// Holds the interface; its pairs never run here.
     device: NetDevice,
-    /// What the driver acknowledged, and a file for each pair, from start to stop.
+    /// What the driver acknowledged, and for each pair a file if it uses it, from start to stop.
     acked: Features,
-    pairs: Vec<VhostFile>,
+    pairs: Vec<Option<VhostFile>>,
 }
 
 /// The features of this kernel's vhost-net.
@@ -122,19 +122,20 @@ impl DataPath for Kernel {
             let index = |vring: &&Vring| usize::from(vring.index) / 2 == pair;
             let vrings: Vec<_> = setup.vrings.iter().filter(index).collect();
             // A driver that made only one of them ready does not use the pair.
+            let mut file = None;
             if vrings.len() == 2 {
                 let queue = File::from(state.device.queue(pair).as_fd().try_clone_to_owned()?);
-                let file = open_pair(&memory, &setup, self.features, &vrings, &queue)?;
-                state.pairs.push(file);
+                file = Some(open_pair(&memory, &setup, self.features, &vrings, &queue)?);
             }
+            state.pairs.push(file);
         }
-        attach(&mut state.device, 1);
+        state.attach(1);
         Ok(())
     }
 
     fn stop(&self) {
         let mut state = self.state();
-        for file in std::mem::take(&mut state.pairs) {
+        for file in std::mem::take(&mut state.pairs).into_iter().flatten() {
             for vring in [0, 1] {
                 // Closing the file would do it as well, but says nothing.
                 if let Err(error) = file.set_backend(vring, None) {
@@ -147,7 +148,7 @@ impl DataPath for Kernel {
     }
 
     fn set_active_pairs(&self, pairs: u16) {
-        attach(&mut self.state().device, pairs);
+        self.state().attach(pairs);
     }
 
     fn set_offloads(&self, offloads: Features) {
@@ -172,9 +173,13 @@ impl DataPath for Kernel {
     }
 }
 
-fn attach(device: &mut NetDevice, pairs: u16) {
-    let active: Vec<bool> = (0..device.pairs()).map(|pair| pair < usize::from(pairs)).collect();
-    device.attach(&active);
+impl State {
+    /// Lets frames come by the first `pairs` pairs, as far as the kernel serves them.
+    fn attach(&mut self, pairs: u16) {
+        let served = self.pairs.iter().enumerate();
+        let active: Vec<_> = served.map(|(pair, file)| pair < usize::from(pairs) && file.is_some()).collect();
+        self.device.attach(&active);
+    }
 }
 
 /// A file that serves the two `vrings` of one pair with `queue` behind them.

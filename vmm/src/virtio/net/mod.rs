@@ -245,19 +245,28 @@ impl Net {
         Ok(Net::new(label, offered, net_config, config, path, gate))
     }
 
-    /// The data path first, so that no command can come before it.
-    fn start(&mut self, activation: &mut Activation) -> Result<(), ActivateError> {
+    fn start_data_path(&mut self, activation: &Activation) -> Result<(), ActivateError> {
+        for index in [0, 1] {
+            if !activation.vrings.iter().any(|vring| vring.index == index) {
+                return Err(ActivateError::NoVring(index));
+            }
+        }
         let end = control::control_index(activation.features, self.pairs);
         let data = activation.vrings.partition_point(|vring| vring.index < end);
-        let Activation { memory, features, vrings, interrupt } = &*activation;
+        let Activation { memory, features, vrings, interrupt } = activation;
         let setup = DataSetup { memory, acked: *features, vrings: &vrings[..data], interrupt };
-        self.path.start(setup).map_err(|error| ActivateError::DataPath(Box::new(error)))?;
+        self.path.start(setup).map_err(|error| ActivateError::DataPath(Box::new(error)))
+    }
+
+    /// Serves the control vring, and refuses each command where the data path did not start.
+    fn serve_control(&mut self, activation: &mut Activation, started: bool) -> Result<(), ActivateError> {
         let path = self.path.clone();
-        let served = Served { label: &self.label, pairs: self.pairs, config: &self.config, gate: &self.gate };
-        self.control = control::serve(&served, activation, move |change| match change {
+        let apply = move |change| match change {
             Change::Pairs(pairs) => path.set_active_pairs(pairs),
             Change::Offloads(offloads) => path.set_offloads(offloads),
-        })?;
+        };
+        let served = Served { label: &self.label, pairs: self.pairs, config: &self.config, gate: &self.gate };
+        self.control = control::serve(&served, activation, started.then_some(apply))?;
         Ok(())
     }
 
@@ -279,9 +288,9 @@ impl Net {
     }
 }
 
-/// Limits as the API shows them, and as it takes them.
+/// Limits as the API shows them.
 pub fn limits_json(limits: RateLimits) -> Value {
-    json!({ "rx-rate": limits.rx.to_string(), "tx-rate": limits.tx.to_string() })
+    json!({ "rx_rate": limits.rx.to_string(), "tx_rate": limits.tx.to_string() })
 }
 
 /// The features of the kernel's vhost-net, when it is to move the frames and can.
@@ -316,7 +325,7 @@ impl VirtioDevice for Net {
             let mut status = json!({
                 "device": label,
                 "kind": "net",
-                "mac": config.mac.to_string(),
+                "guest_mac": config.mac.to_string(),
                 "link_up": config.status & STATUS_LINK_UP != 0,
                 "queue_pairs": pairs,
             });
@@ -326,6 +335,10 @@ impl VirtioDevice for Net {
             }
             status
         })
+    }
+
+    fn mac(&self) -> Option<Mac> {
+        Some(self.mac)
     }
 
     fn features(&self) -> Features {
@@ -345,17 +358,17 @@ impl VirtioDevice for Net {
         Some(DataControl(self.path.clone()))
     }
 
+    /// The data path first, so that no command can come before it; the control vring whatever becomes of that.
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
-        for index in [0, 1] {
-            if !activation.vrings.iter().any(|vring| vring.index == index) {
-                return Err(ActivateError::NoVring(index));
-            }
+        let started = self.start_data_path(&activation);
+        if started.is_err() {
+            self.path.stop();
         }
-        let result = self.start(&mut activation);
-        if result.is_err() {
-            VirtioDevice::reset(self);
+        let served = self.serve_control(&mut activation, started.is_ok());
+        if started.is_ok() && served.is_err() {
+            self.path.stop();
         }
-        result
+        started.and(served)
     }
 
     fn reset(&mut self) {
@@ -367,3 +380,5 @@ impl VirtioDevice for Net {
 
 #[cfg(test)]
 pub(crate) mod tests;
+#[cfg(test)]
+mod trouble_tests;

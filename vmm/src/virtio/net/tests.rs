@@ -91,6 +91,13 @@ fn rig(pairs: u16) -> Rig {
     Rig { driver: Driver::new(net), wires, told, next }
 }
 
+/// A device called "test" in front of `port`.
+pub(super) fn net_over(port: impl Port + 'static) -> Net {
+    let gone = glue::notifier(&EventFd::new(EFD_NONBLOCK).unwrap()).unwrap();
+    let builder = VirtioNetBuilder::over(port).mac(MAC).wake(gone.clone());
+    Net::in_process("net test".to_owned(), builder.build().unwrap(), gone, &Arc::default()).unwrap()
+}
+
 /// A device called "test" in front of a socket, and the other end of that.
 pub(crate) fn socket_net(gate: &Arc<Gate>) -> (Net, UnixDatagram) {
     let (sockets, mut wires) = wires(1);
@@ -102,8 +109,16 @@ pub(crate) fn socket_net(gate: &Arc<Gate>) -> (Net, UnixDatagram) {
 
 /// A frame of `fill` each way on `pair`.
 fn both_ways(rig: &mut Rig, pair: u16, fill: u8) {
+    both_ways_on(&mut rig.driver, &rig.wires[usize::from(pair)], pair, fill);
+}
+
+/// The same on the first pair, which `wire` is the other end of.
+pub(super) fn both_ways_over(driver: &mut Driver, wire: &UnixDatagram, fill: u8) {
+    both_ways_on(driver, wire, 0, fill);
+}
+
+fn both_ways_on(driver: &mut Driver, wire: &UnixDatagram, pair: u16, fill: u8) {
     let (rx, tx) = (2 * pair, 2 * pair + 1);
-    let (driver, wire) = (&mut rig.driver, &rig.wires[usize::from(pair)]);
     driver.put(TX, &[[0; 12].as_slice(), &[fill; 100]].concat());
     assert_eq!(driver.request(tx, &[(TX, 12, false), (TX + 12, 100, false)]), 0);
     let mut frame = [0; 256];
@@ -118,7 +133,7 @@ fn both_ways(rig: &mut Rig, pair: u16, fill: u8) {
     assert_eq!(driver.get(RX + 12, 101), [[fill; 100].as_slice(), &[0xee]].concat());
 }
 
-fn control(driver: &mut Driver, index: u16, command: &[u8]) -> u8 {
+pub(super) fn control(driver: &mut Driver, index: u16, command: &[u8]) -> u8 {
     driver.put(CONTROL, command);
     let len = command.len() as u32;
     assert_eq!(driver.request(index, &[(CONTROL, len, false), (CONTROL + 0x1000, 1, true)]), 1);
@@ -169,6 +184,18 @@ fn pairs_follow_the_driver() {
     assert_eq!(control(&mut rig.driver, 4, &[4, 0, 1, 0]), 0);
     let told = rig.told.lock().unwrap();
     assert_eq!(told.attached, [[true, false], [true, true], [true, false]]);
+}
+
+/// A pair whose vrings the driver has not made ready takes no part, whatever it says of it: its frames would be lost.
+#[test]
+fn pairs_that_do_not_run_take_no_part() {
+    let mut rig = rig(3);
+    let multi_queue = Features::VERSION_1.with(Features::CTRL_VQ).with(Features::MQ);
+    // Of the third pair it transmits only.
+    rig.driver.run(multi_queue, &[0, 1, 5, 6]);
+    assert_eq!(control(&mut rig.driver, 6, &[4, 0, 3, 0]), 0);
+    both_ways(&mut rig, 0, 1);
+    assert_eq!(rig.told.lock().unwrap().attached, [[true, false, false], [true, false, false]]);
 }
 
 #[test]

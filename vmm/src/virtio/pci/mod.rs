@@ -122,14 +122,17 @@ impl PciTransport {
         let mut config = ConfigSpace::new(capabilities::identity(device.device_id()));
         config.set_bar(base, BAR_SIZE);
         let capabilities = Capabilities::add(&mut config, &msix, vrings as u32);
-        let registers = Registers::new(device, memory, interrupt)?;
+        let mut registers = Registers::new(device, memory, interrupt)?;
+        registers.set_dma(config.is_bus_master());
         Ok(PciTransport { registers, config, capabilities, msix, sources, notifications: Vec::new() })
     }
 
-    /// Connects each source of interrupts to the message of its vector, as all of them are now.
+    /// Connects each source of interrupts to the message of its vector, as all of them are now. A message is a write to memory,
+    /// so one of a function that may not write waits.
     fn rewire(&mut self) {
+        let may_write = self.config.is_bus_master();
         for Source { vector, line } in &mut self.sources {
-            line.connect(self.msix.message(*vector));
+            line.connect(self.msix.message(*vector).filter(|_| may_write));
         }
     }
 
@@ -250,6 +253,7 @@ impl PciFunction for PciTransport {
         let control = self.capabilities.msix_control(&self.config);
         self.msix.set_control(control);
         self.rewire();
+        self.registers.set_dma(self.config.is_bus_master());
     }
 }
 

@@ -102,6 +102,14 @@ impl PciSlots {
         self.state().free.push_back(slot);
     }
 
+    /// Closes all devices for good, but those that are in the middle of an access.
+    pub fn end(&self) {
+        for function in std::mem::take(&mut self.state().taken).into_values() {
+            let transport = function.try_lock().ok().and_then(|mut transport| transport.take());
+            drop(transport);
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, PciBus> {
         self.bus.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -19,6 +19,7 @@ type VringNote = (u16, u16, [u64; 3]);
 #[derive(Default)]
 struct Log {
     activations: Vec<(Features, Vec<VringNote>)>,
+    resets: usize,
     interrupt: Option<Arc<dyn Interrupt>>,
 }
 
@@ -57,7 +58,9 @@ impl VirtioDevice for Recorder {
         Ok(())
     }
 
-    fn reset(&mut self) {}
+    fn reset(&mut self) {
+        self.0.lock().unwrap().resets += 1;
+    }
 }
 
 /// A driver of the function alone, as Linux's would be: by widths that the specification allows.
@@ -280,6 +283,39 @@ fn each_vring_has_the_message_of_its_vector() {
     assert_eq!(driver.messages(), [Some(message(7)), None, None], "but not the table");
 }
 
+/// A function whose bus mastering is switched off, as kexec does with all of them, touches no memory and sends no message from
+/// then on. What it had of its rings is lost, so it asks for a reset, and its driver hears that when it may.
+#[test]
+fn without_bus_mastering_it_touches_no_memory() {
+    let mut driver = Driver::new();
+    let activations = |driver: &Driver| driver.log.lock().unwrap().activations.len();
+    driver.set_msix_control(ENABLE);
+    driver.set_message(0, message(9), 0);
+    driver.negotiate(Features::VERSION_1);
+    driver.add_vring(0, 16, 0x1_0000);
+    driver.set_vector(None, 0);
+    driver.start();
+    assert_eq!((activations(&driver), driver.messages()[2]), (1, Some(message(9))));
+    let resets = driver.log.lock().unwrap().resets;
+    driver.function.write_config(4, &[2, 0]);
+    assert_eq!(driver.log.lock().unwrap().resets, resets + 1);
+    assert_eq!((driver.status(), driver.messages()), (0x4f, vec![None; 3]));
+    assert_eq!(driver.read::<8>(PENDING), [1, 0, 0, 0, 0, 0, 0, 0]);
+    driver.function.write_config(4, &[6, 0]);
+    assert_eq!((driver.status(), driver.messages()[2]), (0x4f, Some(message(9))));
+    assert_eq!(activations(&driver), 1, "not before a reset");
+
+    // A driver that switches it on last is served from then on.
+    driver.function.write_config(4, &[2, 0]);
+    driver.negotiate(Features::VERSION_1);
+    driver.add_vring(0, 16, 0x1_0000);
+    assert_eq!((driver.start(), activations(&driver)), (15, 1));
+    driver.function.write_config(4, &[6, 0]);
+    assert_eq!((driver.status(), activations(&driver)), (15, 2));
+    driver.function.write_config(4, &[6, 4]);
+    assert_eq!((driver.status(), activations(&driver)), (15, 2));
+}
+
 /// What a masked vector was to tell is pending until it is unmasked; without a vector nobody is told.
 #[test]
 fn interrupts_wait_behind_a_mask() {
@@ -371,7 +407,7 @@ fn any_access_is_survived() {
                 for width in [1, 2, 3, 4, 8, 16] {
                     for fill in [0x00, 0x01, 0x0f, 0x80, 0xff] {
                         let mut data = vec![fill; width];
-                        driver.function.write_config(4, &[2, 0]);
+                        driver.function.write_config(4, &[6, 0]);
                         BusDevice::write(&mut driver.function, offset, &data);
                         BusDevice::read(&mut driver.function, offset, &mut data);
                         let place = offset as u16;
@@ -381,7 +417,7 @@ fn any_access_is_survived() {
                 }
             }
         }
-        driver.function.write_config(4, &[2, 0]);
+        driver.function.write_config(4, &[6, 0]);
         assert_eq!(driver.negotiate(Features::VERSION_1), 11);
         if start {
             driver.add_vring(0, 16, 0x1_0000);

@@ -59,6 +59,7 @@ use crate::api::Status;
 use crate::config::NetSocketConfig;
 use crate::gate::Gate;
 use crate::virtio::net::control::{self, Change, OWN, Served, control_index};
+use crate::virtio::pci::MAX_VRINGS;
 use crate::virtio::vhost_user_net::connection::ConnectError;
 use crate::virtio::vhost_user_net::link::{Link, Monitor, Terms};
 use crate::virtio::vhost_user_net::session::{Session, SessionError};
@@ -74,8 +75,8 @@ mod requests;
 pub mod session;
 pub mod setup;
 
-/// Most queue pairs: vhost-user names a vring in 8 bits.
-pub const MAX_PAIRS: u16 = 128;
+/// Most queue pairs. A PCI function has vectors for two vrings each, and for the control vring; vhost-user's 8 bits name a few more.
+pub const MAX_PAIRS: u16 = (MAX_VRINGS as u16 - 1) / 2;
 
 /// Time for a back-end to answer a group of requests. Long, as a loaded host is no reason to give it up.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
@@ -95,7 +96,7 @@ pub enum NetError {
         #[source]
         source: SessionError,
     },
-    /// Queue pairs outside of what vhost-user can name.
+    /// More queue pairs than a device has, or none.
     #[error("{0} queue pairs asked for: 1 to {MAX_PAIRS} are possible")]
     Pairs(u16),
     /// An MTU that virtio does not allow.
@@ -233,7 +234,7 @@ impl VirtioDevice for VhostUserNet {
                 "device": label,
                 "kind": "vhost-user-net",
                 "socket": socket,
-                "mac": config.mac.to_string(),
+                "guest_mac": config.mac.to_string(),
                 "queue_pairs": pairs,
                 "link_up": config.status & STATUS_LINK_UP != 0,
                 "back_end": if state.is_connected() { "connected" } else { "away" },
@@ -242,6 +243,10 @@ impl VirtioDevice for VhostUserNet {
                 "away_now_seconds": away.map(|away| away.as_secs_f64()),
             })
         })
+    }
+
+    fn mac(&self) -> Option<Mac> {
+        Some(self.mac)
     }
 
     fn features(&self) -> Features {
@@ -264,18 +269,19 @@ impl VirtioDevice for VhostUserNet {
         let wishes = Arc::new(Wishes::new(acked));
         let (wanted, waker) = (wishes.clone(), self.link.waker());
         let served = Served { label: &self.label, pairs: self.pairs, config: &self.config, gate: &self.gate };
-        let control = control::serve(&served, &mut activation, move |change| {
+        let apply = move |change| {
             match change {
                 Change::Pairs(pairs) => wanted.set_pairs(pairs),
                 Change::Offloads(offloads) => wanted.set_offloads(offloads),
             }
             waker.wake();
-        })?;
-        let mut vrings = vec![activation.take_vring(0)?, activation.take_vring(1)?];
+        };
+        let first = activation.take_vring(0).and_then(|rx| Ok(vec![rx, activation.take_vring(1)?]));
+        self.control = control::serve(&served, &mut activation, first.is_ok().then_some(apply))?;
+        let mut vrings = first?;
         let end = control_index(acked, self.pairs);
         vrings.extend(activation.vrings.into_iter().filter(|vring| vring.index < end));
         let (memory, interrupt) = (activation.memory, activation.interrupt);
-        self.control = control;
         self.link.start(Setup { memory, acked, vrings, interrupt, wishes });
         Ok(())
     }

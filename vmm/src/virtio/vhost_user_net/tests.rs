@@ -71,6 +71,18 @@ pub(super) fn control(driver: &mut Driver, index: u16, command: &[u8]) -> u8 {
     driver.get(CONTROL + 0x1000, 1)[0]
 }
 
+/// A driver that makes not all data vrings ready is told, and its commands are answered all the same.
+#[test]
+fn commands_are_answered_without_data_vrings() {
+    let (_dir, _peer, device) = connect(Options::default(), 1);
+    let mut driver = Driver::new(device);
+    driver.negotiate(Features::VERSION_1.with(Features::CTRL_VQ).with(Features::CTRL_MAC_ADDR));
+    driver.add_ring(0, 16);
+    driver.add_ring(2, 16);
+    assert_eq!(driver.start(), 0x4f);
+    assert_eq!(control(&mut driver, 2, &[1, 1, 2, 0, 0, 0, 0, 9]), 1);
+}
+
 pub(super) const MQ: Features = Features::MQ.with(Features::CTRL_VQ);
 
 #[test]

@@ -51,7 +51,7 @@ fn interrupts_by_irqfd_and_route() {
     let device = Box::new(Recorder(Arc::clone(&log)));
     let function = PciTransport::new(device, memory(), &vm, &routes, BASE).unwrap();
     let mut driver = Driver { function, log };
-    driver.function.write_config(4, &[2, 0]);
+    driver.function.write_config(4, &[6, 0]);
     driver.set_msix_control(ENABLE);
     driver.set_message(0, message(0x41), 0);
     driver.set_vector(Some(1), 0);
@@ -116,7 +116,7 @@ fn what_a_function_had_is_the_nexts() {
         let device = Box::new(Recorder(Arc::clone(&log)));
         let function = PciTransport::new(device, memory(), &vm, &routes, BASE).unwrap();
         let mut driver = Driver { function, log };
-        driver.function.write_config(4, &[2, 0]);
+        driver.function.write_config(4, &[6, 0]);
         driver.set_msix_control(ENABLE);
         driver.set_message(0, message(vector), 0);
         driver.set_vector(Some(1), 0);
