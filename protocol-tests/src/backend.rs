@@ -27,6 +27,7 @@ use fault::Fault;
 use tamper::Tamper;
 
 mod connection;
+mod control;
 pub mod fault;
 pub mod tamper;
 mod vring;
@@ -77,7 +78,12 @@ impl Default for Script {
 }
 
 impl Script {
-    /// Two pairs, and offloads of every kind.
+    /// Pairs that the configuration space tells of.
+    fn pairs(&self) -> u16 {
+        self.config.get(8..10).map_or(1, |bytes| u16::from_le_bytes([bytes[0], bytes[1]]))
+    }
+
+    /// Two pairs, a control queue, and offloads of every kind.
     pub fn full() -> Script {
         let one = Script::default();
         let offloads = feature::CSUM
@@ -92,7 +98,8 @@ impl Script {
             | feature::GUEST_USO6;
         let mut config = one.config.clone();
         config[8] = 2;
-        Script { features: one.features | feature::MQ | offloads, queue_num: 4, config, ..one }
+        let features = one.features | feature::MQ | feature::CTRL_VQ | offloads;
+        Script { features, queue_num: 5, config, ..one }
     }
 }
 

@@ -243,7 +243,7 @@ fn each_check_names_its_section() {
 fn random_sessions() {
     let play = |subject: &Subject| subject.with(|bench| (1..=100).try_for_each(|seed| session(bench, seed)));
     assert_eq!(play(&peer("scripted")), Ok(()));
-    let faults = ["base-off-by-one", "repeats", "believes-base", "stops-at-wrap", "double-completion"];
+    let faults = ["base-off-by-one", "repeats", "base-zero", "stops-at-wrap", "double-completion"];
     with_each(WAITING, &faults, |fault| {
         assert!(play(&peer(fault)).is_err(), "{fault} is not noticed");
     });
@@ -299,6 +299,40 @@ fn one_connection_is_one_complaint() {
     let several = ["messages/half-and-gone", "states/resumed", "states/wrong-base", "hostile/loop", ITS_OWN];
     let deaf = outcomes(&peer("deaf"), &several.map(check));
     assert_eq!(complaints(&deaf), [ITS_OWN]);
+}
+
+/// What the specifications permit, or only advise against, fails no must: two connections' features that differ, a base that is
+/// believed, calls that nobody asked for, frames out of order, disabled rings that are emptied, rings that wait for a kick.
+#[test]
+fn what_is_permitted_fails_no_must() {
+    let permitted =
+        ["features-change", "believes-base", "calls-always", "swaps", "discards-disabled", "starts-by-kick"];
+    let must: Vec<_> = catalogue().into_iter().filter(|check| check.level == Level::Must).collect();
+    with_each(WORKING, &permitted, |name| {
+        let subject = peer(name);
+        let outcomes: Vec<_> = must.iter().map(|check| subject.run(check)).collect();
+        let bad: Vec<_> =
+            outcomes.iter().filter(|outcome| report::is_bad(outcome)).map(report::line).collect();
+        assert!(bad.is_empty(), "{name}:\n{}", bad.join("\n"));
+    });
+}
+
+/// Checks that start one ring of a pair have twins that start both, which a back-end that starts with the pair passes.
+#[test]
+fn twins_start_the_pair() {
+    let subject = peer("pair-only");
+    for (alone, pair) in [
+        ("states/enable-first", "states/enable-first-pair"),
+        ("states/disabled-receive", "states/disabled-pair"),
+    ] {
+        let [alone, pair] = [alone, pair].map(|name| subject.run(check(name)));
+        assert!(
+            report::is_bad(&alone) && pair.result.is_ok(),
+            "{}\n{}",
+            report::line(&alone),
+            report::line(&pair)
+        );
+    }
 }
 
 /// Where a back-end listens already, it cannot be started anew: what then cannot be tested is no complaint.

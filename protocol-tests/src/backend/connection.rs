@@ -11,6 +11,7 @@ use std::sync::mpsc::Sender;
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
+use super::control;
 use super::fault::Fault;
 use super::tamper::Tamper;
 use super::vring::Vring;
@@ -50,8 +51,12 @@ impl Connection {
         }
     }
 
-    pub(super) fn poll(&self, wake: &OwnedFd, stop: &OwnedFd) -> Result<Ready, WireError> {
-        let kicks: Vec<&OwnedFd> = self.vrings.values().filter_map(|vring| vring.kick.as_ref()).collect();
+    pub(super) fn poll(&mut self, wake: &OwnedFd, stop: &OwnedFd) -> Result<Ready, WireError> {
+        let (kicks, mut kicked): (Vec<&OwnedFd>, Vec<&mut bool>) = self
+            .vrings
+            .values_mut()
+            .filter_map(|vring| Some((vring.kick.as_ref()?, &mut vring.kicked)))
+            .unzip();
         let mut fds = vec![
             PollFd::new(stop, PollFlags::IN),
             PollFd::new(self.channel.socket(), PollFlags::IN),
@@ -69,6 +74,9 @@ impl Connection {
             if !poll.revents().is_empty() {
                 rustix::io::read(fd, &mut [0; 8])?;
             }
+        }
+        for (kicked, poll) in kicked.iter_mut().zip(&fds[3..]) {
+            **kicked |= !poll.revents().is_empty();
         }
         Ok(Ready { stop: !fds[0].revents().is_empty(), message: !fds[1].revents().is_empty() })
     }
@@ -175,6 +183,7 @@ impl Connection {
                 let keep = self.has(Fault::FirstKick) && self.vring(index).kick.is_some();
                 if !keep {
                     self.vring(index).kick = fd;
+                    self.vring(index).kicked = false;
                 }
             }
             request::SET_VRING_CALL => {
@@ -203,6 +212,7 @@ impl Connection {
             | request::SET_PROTOCOL_FEATURES
             | request::SET_VRING_ERR
             | request::SET_CONFIG => {}
+            request::RESET_DEVICE if self.has(Fault::ResetIgnored) => {}
             request::RESET_DEVICE => self.vrings.clear(),
             _ => return Err(message.unexpected("a request that this back-end offers")),
         }
@@ -284,7 +294,11 @@ impl Connection {
         let again = |(spec, fd): &(RegionSpec, OwnedFd)| fd.try_clone().map(|fd| (*spec, fd));
         let memory = GuestMemory::map(self.regions.iter().map(again).collect::<io::Result<_>>()?)?;
         self.memory = Some(memory);
-        self.vrings.values_mut().for_each(|vring| vring.ring = None);
+        for vring in self.vrings.values_mut() {
+            if let Some(ring) = vring.ring.take() {
+                vring.base = ring.used_idx();
+            }
+        }
         Ok(())
     }
 
@@ -313,14 +327,22 @@ impl Connection {
         for vring in self.vrings.values_mut() {
             vring.start(&memory, self.acked, by_features, self.script.fault);
         }
+        self.command(&memory, by_features)?;
         let pairs: Vec<u32> = self.vrings.keys().copied().filter(|index| index % 2 == 1).collect();
         for index in pairs {
             let fault = self.script.fault;
-            let vring = self.vring(index);
-            if !vring.runs(by_features, fault) {
+            if fault == Some(Fault::PairOnly) && !self.vring(index - 1).runs(by_features, fault) {
                 continue;
             }
-            let frames = vring.transmit(&memory, fault)?;
+            let vring = self.vring(index);
+            let runs = vring.runs(by_features, fault);
+            if !runs && fault != Some(Fault::DiscardsDisabled) {
+                continue;
+            }
+            let mut frames = vring.transmit(&memory, fault)?;
+            if !runs {
+                frames.clear();
+            }
             if fault == Some(Fault::HeadersStop) && frames.iter().any(|(header, _)| header.gso_type == 77) {
                 self.vring(index).enabled = false;
             }
@@ -349,6 +371,20 @@ impl Connection {
             inbox.pop_front();
         }
         Ok(())
+    }
+}
+
+impl Connection {
+    /// Serves the control queue, where one was negotiated.
+    fn command(&mut self, memory: &GuestMemory, by_features: bool) -> Result<(), String> {
+        if self.acked & feature::CTRL_VQ == 0 {
+            return Ok(());
+        }
+        let (mq, pairs, fault) = (self.acked & feature::MQ != 0, self.script.pairs(), self.script.fault);
+        match self.vrings.get_mut(&control::vring(mq, pairs, fault)) {
+            Some(vring) if vring.runs(by_features, fault) => vring.command(memory, mq, pairs, fault),
+            _ => Ok(()),
+        }
     }
 }
 
