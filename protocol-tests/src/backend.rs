@@ -154,6 +154,10 @@ impl Backend {
         let shared = Arc::new(Shared::default());
         let (wake, stop) = (Arc::new(eventfd()?), Arc::new(eventfd()?));
         let (sender, sent) = channel();
+        let mut script = script;
+        if script.fault == Some(Fault::GroupMac) {
+            script.config[0] |= 1;
+        }
         let mut server = Server {
             script,
             shared: Arc::clone(&shared),
@@ -245,6 +249,7 @@ impl Server {
             self.shared.ended.fetch_add(1, Ordering::Release);
             match self.script.fault {
                 Some(Fault::OneConnection) => return,
+                Some(Fault::TwentyConnections) if self.connections == 20 => return,
                 Some(Fault::Deaf) => loop {
                     std::thread::park();
                 },
@@ -269,7 +274,7 @@ impl Server {
                 return Ok(());
             }
             if ready.message {
-                let message = connection.channel.recv()?;
+                let message = connection.recv()?;
                 locked(&self.shared.record).push(Recorded {
                     connection: self.connections,
                     request: message.request,
@@ -281,8 +286,10 @@ impl Server {
                 connection.answer(message)?;
             }
             if let Err(fault) = connection.work(&self.shared, &self.sender) {
-                if self.script.fault == Some(Fault::Segfaults) && fault.contains("no guest memory") {
-                    Fault::segfault();
+                match self.script.fault {
+                    Some(Fault::Segfaults) if fault.contains("no guest memory") => Fault::segfault(),
+                    Some(Fault::RingAborts) if !fault.contains("no guest memory") => std::process::abort(),
+                    _ => {}
                 }
                 locked(&self.shared.faults).push(fault);
             }

@@ -20,6 +20,8 @@ use crate::frame::{NetHeader, gso};
 use crate::memory::{GuestMemory, RegionSpec};
 use crate::wire::{Channel, Message, WireError, feature, flags, longs, request, words};
 
+mod checks;
+
 /// Which of the descriptors can be read.
 pub(super) struct Ready {
     pub(super) stop: bool,
@@ -113,32 +115,6 @@ impl Connection {
         Ok(())
     }
 
-    /// Refuses vrings and sizes that cannot be.
-    fn check(&self, message: &Message) -> Result<(), &'static str> {
-        let first = message.body.first_chunk::<4>().map_or(0, |bytes| u32::from_le_bytes(*bytes));
-        let index = match message.request {
-            request::SET_VRING_NUM
-            | request::SET_VRING_BASE
-            | request::SET_VRING_ADDR
-            | request::SET_VRING_ENABLE
-            | request::GET_VRING_BASE => first,
-            request::SET_VRING_KICK | request::SET_VRING_CALL | request::SET_VRING_ERR => first & 0xff,
-            _ => 0,
-        };
-        if u64::from(index) >= self.script.queue_num && self.has(Fault::Aborts) {
-            std::process::abort();
-        }
-        if u64::from(index) >= self.script.queue_num && !self.has(Fault::AnyVring) {
-            return Err("a vring that is there");
-        }
-        let size = message.words::<2>().map_or(0, |[_, size]| size);
-        let valid = size.is_power_of_two() && size <= 32_768;
-        if message.request == request::SET_VRING_NUM && !valid && !self.has(Fault::AnySize) {
-            return Err("a ring size");
-        }
-        Ok(())
-    }
-
     /// Acts on one message; errors end the connection.
     fn handle(&mut self, mut message: Message) -> Result<(), WireError> {
         if let Err(wanted) = self.check(&message) {
@@ -146,6 +122,9 @@ impl Connection {
                 return self.reply(&message, &longs(&[1]));
             }
             return Err(message.unexpected(wanted));
+        }
+        if self.answers_wrongly(&message)? {
+            return Ok(());
         }
         let script = &self.script;
         match message.request {
@@ -170,6 +149,7 @@ impl Connection {
             }
             request::SET_VRING_NUM => {
                 let [index, size] = message.words()?;
+                let size = if self.has(Fault::AnySize) { size & 0xffff } else { size };
                 self.vring(index).size =
                     u16::try_from(size).map_err(|_| message.unexpected("a ring size"))?;
             }
@@ -269,9 +249,13 @@ impl Connection {
     }
 
     fn set_mem_table(&mut self, message: &mut Message) -> Result<(), WireError> {
-        let count = message.fds.len();
+        let told = usize::from(message.body.first().copied().unwrap_or_default());
+        let count = if self.has(Fault::SurplusFiles) { told } else { message.fds.len() };
         let mut specs =
             (0..count).map(|at| region_at(message, 8 + 32 * at)).collect::<Result<Vec<_>, _>>()?;
+        if self.has(Fault::EmptyRegions) {
+            specs.retain(|spec| spec.size > 0);
+        }
         if self.has(Fault::OffsetIgnored) {
             specs.iter_mut().for_each(|spec| spec.offset = 0);
         }
@@ -335,6 +319,9 @@ impl Connection {
                 continue;
             }
             let vring = self.vring(index);
+            if fault == Some(Fault::OnlyKicks) && !std::mem::take(&mut vring.kicked) {
+                continue;
+            }
             let runs = vring.runs(by_features, fault);
             if !runs && fault != Some(Fault::DiscardsDisabled) {
                 continue;

@@ -45,10 +45,14 @@ impl Vring {
         if self.size == 0 || late || !(self.runs(enabled_anyway, fault) || early) {
             return;
         }
-        if let (Some(desc), Some(used), Some(avail)) =
-            (memory.guest(desc), memory.guest(used), memory.guest(avail))
-        {
-            let layout = Layout { size: self.size, desc, avail, used };
+        let guest = |user| if fault == Some(Fault::UserAsGuest) { Some(user) } else { memory.guest(user) };
+        let addresses = [desc, used, avail].map(guest);
+        if fault == Some(Fault::AddressAborts) && addresses.contains(&None) {
+            std::process::abort();
+        }
+        if let [Some(desc), Some(used), Some(avail)] = addresses {
+            let size = if fault == Some(Fault::RingOf256) { self.size.min(256) } else { self.size };
+            let layout = Layout { size, desc, avail, used };
             let whole = |at, len: usize| memory.pointer(at, len).is_some();
             if fault == Some(Fault::RingInOneRegion)
                 && !whole(desc, layout.end().saturating_sub(desc) as usize)
@@ -56,8 +60,11 @@ impl Vring {
                 return;
             }
             let mut ring = DeviceRing::start(memory.clone(), layout, acked & feature::EVENT_IDX != 0);
-            if fault == Some(Fault::BelievesBase) {
-                ring.begin_at(self.base);
+            match fault {
+                Some(Fault::BelievesBase) => ring.begin_at(self.base),
+                Some(Fault::BeginsAtZero) => ring.begin_at(0),
+                Some(Fault::NoIndirect) => ring.ignore_indirect(),
+                _ => {}
             }
             self.ring = Some(ring);
         }
@@ -65,7 +72,8 @@ impl Vring {
 
     /// Whether the ring may be processed.
     pub(super) fn runs(&self, enabled_anyway: bool, fault: Option<Fault>) -> bool {
-        self.enabled || enabled_anyway || fault == Some(Fault::EnablesEarly)
+        let by_features = enabled_anyway && fault != Some(Fault::NeedsEnable);
+        self.enabled || by_features || fault == Some(Fault::EnablesEarly)
     }
 
     fn publish(&mut self, fault: Option<Fault>) {
@@ -124,11 +132,20 @@ impl Vring {
             if fault == Some(Fault::Truncates) {
                 bytes.pop();
             }
+            if fault == Some(Fault::WritesTransmit) {
+                chain.write(memory, &NetHeader::default().encode());
+            }
             ring.push(chain.head, u32::from(fault == Some(Fault::TransmitLength)));
             if fault == Some(Fault::DoubleCompletion) {
                 ring.push(chain.head, 0);
             }
             match bytes.split_first_chunk::<NET_HEADER_LEN>() {
+                Some((_, frame))
+                    if fault == Some(Fault::FrameAborts) && !(14..65_550).contains(&frame.len()) =>
+                {
+                    std::process::abort()
+                }
+                Some((_, frame)) if fault == Some(Fault::NoJumbo) && frame.len() > 1518 => {}
                 Some((header, frame)) => {
                     let frame = (NetHeader::decode(header), frame.to_vec());
                     if fault == Some(Fault::Repeats) {
@@ -180,6 +197,9 @@ impl Vring {
         fault: Option<Fault>,
     ) -> Result<bool, String> {
         let Some(ring) = &mut self.ring else { return Ok(false) };
+        if fault == Some(Fault::StopsAtWrap) && ring.next_avail() < self.base {
+            return Ok(false);
+        }
         let total = NET_HEADER_LEN + frame.len();
         let (mut chains, mut room) = (Vec::new(), 0);
         while room < total {
@@ -190,6 +210,10 @@ impl Vring {
                     }
                     room += chain.room();
                     chains.push(chain);
+                }
+                None if chains.is_empty() && fault == Some(Fault::EmptyGivesUp) => {
+                    (self.ring, self.kick) = (None, None);
+                    return Ok(false);
                 }
                 None if chains.is_empty() => return Ok(false),
                 None => return Err(format!("frame of {} bytes found {room} bytes of buffers", frame.len())),
@@ -208,6 +232,9 @@ impl Vring {
         let mut done = 0;
         for chain in &chains {
             let len = chain.write(memory, &bytes[done..]);
+            if let (Some(Fault::HeaderApart), [_, second, ..]) = (fault, &chain.parts[..]) {
+                memory.write(second.addr, &frame[..(second.len as usize).min(frame.len())]);
+            }
             if fault == Some(Fault::BordersLost) {
                 for part in &chain.parts {
                     let room = memory.room(part.addr).min(part.len as usize);
