@@ -27,6 +27,7 @@ use fault::Fault;
 use tamper::Tamper;
 
 mod connection;
+mod control;
 pub mod fault;
 pub mod tamper;
 mod vring;
@@ -78,7 +79,12 @@ impl Default for Script {
 }
 
 impl Script {
-    /// Two pairs, and offloads of every kind.
+    /// Pairs that the configuration space tells of.
+    fn pairs(&self) -> u16 {
+        self.config.get(8..10).map_or(1, |bytes| u16::from_le_bytes([bytes[0], bytes[1]]))
+    }
+
+    /// Two pairs, a control queue, and offloads of every kind.
     pub fn full() -> Script {
         let one = Script::default();
         let offloads = feature::CSUM
@@ -93,7 +99,8 @@ impl Script {
             | feature::GUEST_USO6;
         let mut config = one.config.clone();
         config[8] = 2;
-        Script { features: one.features | feature::MQ | offloads, queue_num: 4, config, ..one }
+        let features = one.features | feature::MQ | feature::CTRL_VQ | offloads;
+        Script { features, queue_num: 5, config, ..one }
     }
 }
 
@@ -150,6 +157,10 @@ impl Backend {
         let shared = Arc::new(Shared::default());
         let (wake, stop) = (Arc::new(eventfd()?), Arc::new(eventfd()?));
         let (sender, sent) = channel();
+        let mut script = script;
+        if script.fault == Some(Fault::GroupMac) {
+            script.config[0] |= 1;
+        }
         let mut server = Server {
             script,
             shared: Arc::clone(&shared),
@@ -247,6 +258,7 @@ impl Server {
             self.shared.ended.fetch_add(1, Ordering::Release);
             match self.script.fault {
                 Some(Fault::OneConnection) => return,
+                Some(Fault::TwentyConnections) if self.connections == 20 => return,
                 Some(Fault::Deaf) => loop {
                     std::thread::park();
                 },
@@ -271,7 +283,7 @@ impl Server {
                 return Ok(());
             }
             if ready.message {
-                let message = connection.channel.recv()?;
+                let message = connection.recv()?;
                 locked(&self.shared.record).push(Recorded {
                     connection: self.connections,
                     request: message.request,
@@ -285,8 +297,10 @@ impl Server {
             let config = locked(&self.shared.config).take();
             config.map_or(Ok(()), |config| connection.change_config(config))?;
             if let Err(fault) = connection.work(&self.shared, &self.sender) {
-                if self.script.fault == Some(Fault::Segfaults) && fault.contains("no guest memory") {
-                    Fault::segfault();
+                match self.script.fault {
+                    Some(Fault::Segfaults) if fault.contains("no guest memory") => Fault::segfault(),
+                    Some(Fault::RingAborts) if !fault.contains("no guest memory") => std::process::abort(),
+                    _ => {}
                 }
                 locked(&self.shared.faults).push(fault);
             }

@@ -75,18 +75,32 @@ pub struct DeviceRing {
     next_avail: u16,
     next_used: u16,
     published: u16,
+    indirect: bool,
 }
 
 impl DeviceRing {
     /// Begins where the used ring stands, whatever base a front-end named.
     pub fn start(mem: GuestMemory, layout: Layout, event_idx: bool) -> DeviceRing {
         let used = mem.load(layout.used + 2);
-        DeviceRing { mem, layout, event_idx, next_avail: used, next_used: used, published: used }
+        DeviceRing {
+            mem,
+            layout,
+            event_idx,
+            next_avail: used,
+            next_used: used,
+            published: used,
+            indirect: true,
+        }
     }
 
     /// Begins at an index of the caller's, right or wrong.
     pub fn begin_at(&mut self, index: u16) {
         (self.next_avail, self.next_used, self.published) = (index, index, index);
+    }
+
+    /// A deliberate fault: takes indirect tables for buffers.
+    pub fn ignore_indirect(&mut self) {
+        self.indirect = false;
     }
 
     /// A deliberate fault: shows `count` used entries that are not written yet.
@@ -162,7 +176,7 @@ impl DeviceRing {
                 return Err(DriverFault::Address(table, u32::from(len) * 16));
             }
             let desc = Desc::decode(&bytes);
-            if top && desc.flags & desc_flags::INDIRECT != 0 {
+            if self.indirect && top && desc.flags & desc_flags::INDIRECT != 0 {
                 let count = u16::try_from(desc.len / 16)
                     .ok()
                     .filter(|count| *count > 0 && desc.len.is_multiple_of(16));

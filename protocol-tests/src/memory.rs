@@ -154,6 +154,11 @@ impl GuestMemory {
         (len <= room).then_some(pointer)
     }
 
+    /// Bytes from `guest` to the end of its region; 0 outside memory.
+    pub fn room(&self, guest: u64) -> usize {
+        self.find(guest).map_or(0, |region| region.at(guest).1)
+    }
+
     /// Walks `len` bytes from `guest`, piece by piece where regions adjoin. False: part of it is not memory.
     fn pieces(&self, guest: u64, len: usize, mut each: impl FnMut(NonNull<u8>, usize, usize)) -> bool {
         let mut done = 0;

@@ -111,6 +111,11 @@ impl Session {
         Ok(session)
     }
 
+    /// Shares the memory and starts every ring again, on the connection that it has, each where it stands.
+    pub fn restart(&self) -> Result<(), WireError> {
+        self.attach(self.nic.pairs())
+    }
+
     /// Memory table, vrings, and enables for the first `enabled` pairs.
     fn attach(&self, enabled: u32) -> Result<(), WireError> {
         self.frontend.set_mem_table(&self.nic.mem)?;

@@ -11,6 +11,7 @@ use std::sync::mpsc::Sender;
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
+use super::control;
 use super::fault::Fault;
 use super::tamper::Tamper;
 use super::vring::Vring;
@@ -19,10 +20,12 @@ use crate::frame::{NetHeader, gso};
 use crate::memory::{GuestMemory, RegionSpec};
 use crate::wire::{Channel, Message, WireError, feature, flags, longs, protocol, request, words};
 
-/// Which of the descriptors can be read.
+mod checks;
+
 /// A back-end's request: the configuration space is another.
 const CONFIG_CHANGE: u32 = 2;
 
+/// Which of the descriptors can be read.
 pub(super) struct Ready {
     pub(super) stop: bool,
     pub(super) message: bool,
@@ -59,8 +62,12 @@ impl Connection {
         }
     }
 
-    pub(super) fn poll(&self, wake: &OwnedFd, stop: &OwnedFd) -> Result<Ready, WireError> {
-        let kicks: Vec<&OwnedFd> = self.vrings.values().filter_map(|vring| vring.kick.as_ref()).collect();
+    pub(super) fn poll(&mut self, wake: &OwnedFd, stop: &OwnedFd) -> Result<Ready, WireError> {
+        let (kicks, mut kicked): (Vec<&OwnedFd>, Vec<&mut bool>) = self
+            .vrings
+            .values_mut()
+            .filter_map(|vring| Some((vring.kick.as_ref()?, &mut vring.kicked)))
+            .unzip();
         let mut fds = vec![
             PollFd::new(stop, PollFlags::IN),
             PollFd::new(self.channel.socket(), PollFlags::IN),
@@ -78,6 +85,9 @@ impl Connection {
             if !poll.revents().is_empty() {
                 rustix::io::read(fd, &mut [0; 8])?;
             }
+        }
+        for (kicked, poll) in kicked.iter_mut().zip(&fds[3..]) {
+            **kicked |= !poll.revents().is_empty();
         }
         Ok(Ready { stop: !fds[0].revents().is_empty(), message: !fds[1].revents().is_empty() })
     }
@@ -114,32 +124,6 @@ impl Connection {
         Ok(())
     }
 
-    /// Refuses vrings and sizes that cannot be.
-    fn check(&self, message: &Message) -> Result<(), &'static str> {
-        let first = message.body.first_chunk::<4>().map_or(0, |bytes| u32::from_le_bytes(*bytes));
-        let index = match message.request {
-            request::SET_VRING_NUM
-            | request::SET_VRING_BASE
-            | request::SET_VRING_ADDR
-            | request::SET_VRING_ENABLE
-            | request::GET_VRING_BASE => first,
-            request::SET_VRING_KICK | request::SET_VRING_CALL | request::SET_VRING_ERR => first & 0xff,
-            _ => 0,
-        };
-        if u64::from(index) >= self.script.queue_num && self.has(Fault::Aborts) {
-            std::process::abort();
-        }
-        if u64::from(index) >= self.script.queue_num && !self.has(Fault::AnyVring) {
-            return Err("a vring that is there");
-        }
-        let size = message.words::<2>().map_or(0, |[_, size]| size);
-        let valid = size.is_power_of_two() && size <= 32_768;
-        if message.request == request::SET_VRING_NUM && !valid && !self.has(Fault::AnySize) {
-            return Err("a ring size");
-        }
-        Ok(())
-    }
-
     /// Acts on one message; errors end the connection.
     fn handle(&mut self, mut message: Message) -> Result<(), WireError> {
         if let Err(wanted) = self.check(&message) {
@@ -149,6 +133,9 @@ impl Connection {
             return Err(message.unexpected(wanted));
         }
         let before = self.protocol;
+        if self.answers_wrongly(&message)? {
+            return Ok(());
+        }
         let script = &self.script;
         match message.request {
             request::GET_FEATURES => return self.reply(&message, &longs(&[self.offered()])),
@@ -172,6 +159,7 @@ impl Connection {
             }
             request::SET_VRING_NUM => {
                 let [index, size] = message.words()?;
+                let size = if self.has(Fault::AnySize) { size & 0xffff } else { size };
                 self.vring(index).size =
                     u16::try_from(size).map_err(|_| message.unexpected("a ring size"))?;
             }
@@ -185,6 +173,7 @@ impl Connection {
                 let keep = self.has(Fault::FirstKick) && self.vring(index).kick.is_some();
                 if !keep {
                     self.vring(index).kick = fd;
+                    self.vring(index).kicked = false;
                 }
             }
             request::SET_VRING_CALL => {
@@ -208,12 +197,13 @@ impl Connection {
                 let [index, base] = message.words()?;
                 self.vring(index).base = u16::try_from(base).map_err(|_| message.unexpected("a base"))?;
             }
-            request::SET_OWNER | request::RESET_OWNER | request::SET_VRING_ERR | request::SET_CONFIG => {}
             request::SET_PROTOCOL_FEATURES => self.protocol = message.u64()?,
             request::SET_BACKEND_REQ_FD => {
                 let channel = message.fds.pop().ok_or_else(|| message.unexpected("a descriptor"))?;
                 self.requests = Some(Channel::new(channel.into()));
             }
+            request::SET_OWNER | request::RESET_OWNER | request::SET_VRING_ERR | request::SET_CONFIG => {}
+            request::RESET_DEVICE if self.has(Fault::ResetIgnored) => {}
             request::RESET_DEVICE => self.vrings.clear(),
             _ => return Err(message.unexpected("a request that this back-end offers")),
         }
@@ -277,9 +267,13 @@ impl Connection {
     }
 
     fn set_mem_table(&mut self, message: &mut Message) -> Result<(), WireError> {
-        let count = message.fds.len();
+        let told = usize::from(message.body.first().copied().unwrap_or_default());
+        let count = if self.has(Fault::SurplusFiles) { told } else { message.fds.len() };
         let mut specs =
             (0..count).map(|at| region_at(message, 8 + 32 * at)).collect::<Result<Vec<_>, _>>()?;
+        if self.has(Fault::EmptyRegions) {
+            specs.retain(|spec| spec.size > 0);
+        }
         if self.has(Fault::OffsetIgnored) {
             specs.iter_mut().for_each(|spec| spec.offset = 0);
         }
@@ -302,7 +296,11 @@ impl Connection {
         let again = |(spec, fd): &(RegionSpec, OwnedFd)| fd.try_clone().map(|fd| (*spec, fd));
         let memory = GuestMemory::map(self.regions.iter().map(again).collect::<io::Result<_>>()?)?;
         self.memory = Some(memory);
-        self.vrings.values_mut().for_each(|vring| vring.ring = None);
+        for vring in self.vrings.values_mut() {
+            if let Some(ring) = vring.ring.take() {
+                vring.base = ring.used_idx();
+            }
+        }
         Ok(())
     }
 
@@ -331,14 +329,25 @@ impl Connection {
         for vring in self.vrings.values_mut() {
             vring.start(&memory, self.acked, by_features, self.script.fault);
         }
+        self.command(&memory, by_features)?;
         let pairs: Vec<u32> = self.vrings.keys().copied().filter(|index| index % 2 == 1).collect();
         for index in pairs {
             let fault = self.script.fault;
-            let vring = self.vring(index);
-            if !vring.runs(by_features, fault) {
+            if fault == Some(Fault::PairOnly) && !self.vring(index - 1).runs(by_features, fault) {
                 continue;
             }
-            let frames = vring.transmit(&memory, fault)?;
+            let vring = self.vring(index);
+            if fault == Some(Fault::OnlyKicks) && !std::mem::take(&mut vring.kicked) {
+                continue;
+            }
+            let runs = vring.runs(by_features, fault);
+            if !runs && fault != Some(Fault::DiscardsDisabled) {
+                continue;
+            }
+            let mut frames = vring.transmit(&memory, fault)?;
+            if !runs {
+                frames.clear();
+            }
             if fault == Some(Fault::HeadersStop) && frames.iter().any(|(header, _)| header.gso_type == 77) {
                 self.vring(index).enabled = false;
             }
@@ -367,6 +376,20 @@ impl Connection {
             inbox.pop_front();
         }
         Ok(())
+    }
+}
+
+impl Connection {
+    /// Serves the control queue, where one was negotiated.
+    fn command(&mut self, memory: &GuestMemory, by_features: bool) -> Result<(), String> {
+        if self.acked & feature::CTRL_VQ == 0 {
+            return Ok(());
+        }
+        let (mq, pairs, fault) = (self.acked & feature::MQ != 0, self.script.pairs(), self.script.fault);
+        match self.vrings.get_mut(&control::vring(mq, pairs, fault)) {
+            Some(vring) if vring.runs(by_features, fault) => vring.command(memory, mq, pairs, fault),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -3,11 +3,12 @@
 
 use std::os::fd::OwnedFd;
 
+use super::control;
 use super::fault::Fault;
 use crate::device::DeviceRing;
 use crate::frame::{NET_HEADER_LEN, NetHeader};
 use crate::memory::GuestMemory;
-use crate::ring::Layout;
+use crate::ring::{Layout, need_event};
 use crate::wire::feature;
 
 /// How long a fault leaves a half-done thing visible.
@@ -20,6 +21,8 @@ pub(super) struct Vring {
     /// Descriptor table, used ring, available ring, in the front-end's own addresses.
     pub(super) addrs: Option<[u64; 3]>,
     pub(super) kick: Option<OwnedFd>,
+    /// Whether its kick has been read since it was set; only a fault waits for that.
+    pub(super) kicked: bool,
     pub(super) call: Option<OwnedFd>,
     pub(super) enabled: bool,
     /// What SET_VRING_BASE said; only a fault believes it.
@@ -37,16 +40,31 @@ impl Vring {
         fault: Option<Fault>,
     ) {
         let (Some([desc, used, avail]), None, Some(_)) = (self.addrs, &self.ring, &self.kick) else { return };
-        if self.size == 0 || !self.runs(enabled_anyway, fault) {
+        let early = fault == Some(Fault::DiscardsDisabled);
+        let late = fault == Some(Fault::StartsByKick) && !self.kicked;
+        if self.size == 0 || late || !(self.runs(enabled_anyway, fault) || early) {
             return;
         }
-        if let (Some(desc), Some(used), Some(avail)) =
-            (memory.guest(desc), memory.guest(used), memory.guest(avail))
-        {
-            let layout = Layout { size: self.size, desc, avail, used };
+        let guest = |user| if fault == Some(Fault::UserAsGuest) { Some(user) } else { memory.guest(user) };
+        let addresses = [desc, used, avail].map(guest);
+        if fault == Some(Fault::AddressAborts) && addresses.contains(&None) {
+            std::process::abort();
+        }
+        if let [Some(desc), Some(used), Some(avail)] = addresses {
+            let size = if fault == Some(Fault::RingOf256) { self.size.min(256) } else { self.size };
+            let layout = Layout { size, desc, avail, used };
+            let whole = |at, len: usize| memory.pointer(at, len).is_some();
+            if fault == Some(Fault::RingInOneRegion)
+                && !whole(desc, layout.end().saturating_sub(desc) as usize)
+            {
+                return;
+            }
             let mut ring = DeviceRing::start(memory.clone(), layout, acked & feature::EVENT_IDX != 0);
-            if fault == Some(Fault::BelievesBase) {
-                ring.begin_at(self.base);
+            match fault {
+                Some(Fault::BelievesBase) => ring.begin_at(self.base),
+                Some(Fault::BeginsAtZero) => ring.begin_at(0),
+                Some(Fault::NoIndirect) => ring.ignore_indirect(),
+                _ => {}
             }
             self.ring = Some(ring);
         }
@@ -54,7 +72,8 @@ impl Vring {
 
     /// Whether the ring may be processed.
     pub(super) fn runs(&self, enabled_anyway: bool, fault: Option<Fault>) -> bool {
-        self.enabled || enabled_anyway || fault == Some(Fault::EnablesEarly)
+        let by_features = enabled_anyway && fault != Some(Fault::NeedsEnable);
+        self.enabled || by_features || fault == Some(Fault::EnablesEarly)
     }
 
     fn publish(&mut self, fault: Option<Fault>) {
@@ -67,6 +86,10 @@ impl Vring {
                 ring.used_event().is_none_or(|event| (before..ring.used_idx()).contains(&event))
             }
             Some(Fault::CallsAlways) => ring.used_idx() != before,
+            Some(Fault::CallsAgain) => {
+                let again = |event: u16| need_event(event.wrapping_add(1), ring.used_idx(), before);
+                wanted || ring.used_event().is_some_and(again)
+            }
             _ => wanted,
         };
         if call && let Some(call) = &self.call {
@@ -98,18 +121,31 @@ impl Vring {
             _ => {}
         }
         for mut chain in chains {
-            if fault == Some(Fault::TwoParts) {
-                chain.parts.truncate(2);
+            match fault {
+                Some(Fault::TwoParts) => chain.parts.truncate(2),
+                Some(Fault::CutsAtBorders) => chain.parts.iter_mut().for_each(|part| {
+                    part.len = part.len.min(memory.room(part.addr) as u32);
+                }),
+                _ => {}
             }
             let mut bytes = chain.read(memory);
             if fault == Some(Fault::Truncates) {
                 bytes.pop();
+            }
+            if fault == Some(Fault::WritesTransmit) {
+                chain.write(memory, &NetHeader::default().encode());
             }
             ring.push(chain.head, u32::from(fault == Some(Fault::TransmitLength)));
             if fault == Some(Fault::DoubleCompletion) {
                 ring.push(chain.head, 0);
             }
             match bytes.split_first_chunk::<NET_HEADER_LEN>() {
+                Some((_, frame))
+                    if fault == Some(Fault::FrameAborts) && !(14..65_550).contains(&frame.len()) =>
+                {
+                    std::process::abort()
+                }
+                Some((_, frame)) if fault == Some(Fault::NoJumbo) && frame.len() > 1518 => {}
                 Some((header, frame)) => {
                     let frame = (NetHeader::decode(header), frame.to_vec());
                     if fault == Some(Fault::Repeats) {
@@ -127,6 +163,30 @@ impl Vring {
         Ok(frames)
     }
 
+    /// Carries out the commands of a control queue.
+    pub(super) fn command(
+        &mut self,
+        memory: &GuestMemory,
+        mq: bool,
+        pairs: u16,
+        fault: Option<Fault>,
+    ) -> Result<(), String> {
+        while let Some(ring) = &mut self.ring {
+            let Some(chain) = ring.pop().map_err(|fault| fault.to_string())? else { break };
+            let command = chain.read(memory);
+            if fault == Some(Fault::ControlStops) && !control::known(&command) {
+                self.ring = None;
+                self.kick = None;
+                break;
+            }
+            let len =
+                chain.write(memory, &[control::answer(&command, mq, pairs, fault)][..chain.room().min(1)]);
+            ring.push(chain.head, len as u32);
+        }
+        self.publish(fault);
+        Ok(())
+    }
+
     /// Delivers one frame, in several buffers if they may be merged. False: not enough buffers now.
     pub(super) fn receive(
         &mut self,
@@ -137,13 +197,23 @@ impl Vring {
         fault: Option<Fault>,
     ) -> Result<bool, String> {
         let Some(ring) = &mut self.ring else { return Ok(false) };
+        if fault == Some(Fault::StopsAtWrap) && ring.next_avail() < self.base {
+            return Ok(false);
+        }
         let total = NET_HEADER_LEN + frame.len();
         let (mut chains, mut room) = (Vec::new(), 0);
         while room < total {
             match ring.pop().map_err(|fault| fault.to_string())? {
-                Some(chain) => {
+                Some(mut chain) => {
+                    if let (Some(Fault::Unfilled), Some(last)) = (fault, chain.parts.last_mut()) {
+                        last.len -= 8;
+                    }
                     room += chain.room();
                     chains.push(chain);
+                }
+                None if chains.is_empty() && fault == Some(Fault::EmptyGivesUp) => {
+                    (self.ring, self.kick) = (None, None);
+                    return Ok(false);
                 }
                 None if chains.is_empty() => return Ok(false),
                 None => return Err(format!("frame of {} bytes found {room} bytes of buffers", frame.len())),
@@ -162,6 +232,15 @@ impl Vring {
         let mut done = 0;
         for chain in &chains {
             let len = chain.write(memory, &bytes[done..]);
+            if let (Some(Fault::HeaderApart), [_, second, ..]) = (fault, &chain.parts[..]) {
+                memory.write(second.addr, &frame[..(second.len as usize).min(frame.len())]);
+            }
+            if fault == Some(Fault::BordersLost) {
+                for part in &chain.parts {
+                    let room = memory.room(part.addr).min(part.len as usize);
+                    memory.write(part.addr + room as u64, &vec![0; part.len as usize - room]);
+                }
+            }
             let longer = usize::from(fault == Some(Fault::ReceiveLength));
             if let Some(ring) = &mut self.ring {
                 ring.push(chain.head, (len + longer) as u32);

@@ -50,7 +50,9 @@ checks! {
     "hostile/index-jump", Robust, Completion, "virtio 1.2, 2.7.6",
         "An available index that jumps by more than the ring does no harm.", index_jump;
     "hostile/ring-nowhere", Robust, Completion, "vhost-user, SET_VRING_ADDR",
-        "A ring outside memory does no harm.", ring_nowhere;
+        "A transmit ring outside memory, enabled alone, does no harm.", |b| ring_nowhere(b, &[1]);
+    "hostile/pair-nowhere", Robust, Completion, "vhost-user, SET_VRING_ADDR",
+        "A pair of rings outside memory does no harm.", |b| ring_nowhere(b, &[0, 1]);
 }
 
 fn desc(addr: u64, len: u32, flags: u16, next: u16) -> Desc {
@@ -114,14 +116,18 @@ fn index_jump(bench: &mut Bench) -> Result {
     bench.serves()
 }
 
-fn ring_nowhere(bench: &mut Bench) -> Result {
+fn ring_nowhere(bench: &mut Bench, vrings: &[u32]) -> Result {
     for wrong in [NOWHERE, u64::MAX - 0xf] {
         let session =
             crate::session::Session::start(bench.connect()?, &Setup { enabled: 0, ..Setup::default() })?;
         // Refused here, or when it would start, or never started.
-        let _ = session.frontend.set_vring_addr_raw(1, 0, wrong, wrong, wrong);
-        let _ = session.frontend.set_vring_enable(1, true);
-        let _ = rustix::io::write(&session.nic.queues[1].kick, &1u64.to_ne_bytes());
+        for &vring in vrings {
+            let _ = session.frontend.set_vring_addr_raw(vring, 0, wrong, wrong, wrong);
+        }
+        for &vring in vrings {
+            let _ = session.frontend.set_vring_enable(vring, true);
+            let _ = rustix::io::write(&session.nic.queues[vring as usize].kick, &1u64.to_ne_bytes());
+        }
         std::thread::sleep(QUIET / 4);
     }
     bench.serves()

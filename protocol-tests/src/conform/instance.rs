@@ -14,6 +14,8 @@ use crate::daemon::{Daemon, poll_until};
 use crate::frontend::Frontend;
 use crate::netns::Netns;
 
+/// How long a back-end may take to listen. Some take seconds to get their memory.
+const START: Duration = Duration::from_secs(10);
 /// How long after its connection a process that dies may take to be gone.
 const PARTING: Duration = Duration::from_millis(300);
 
@@ -89,7 +91,7 @@ impl Instance {
             // `exec`, so that the process that is watched and ended is the back-end itself.
             shell.args(["-c", line]).stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
             let mut daemon = Daemon::start(shell)?;
-            let there = poll_until(LIMIT, || (self.socket.exists() || daemon.has_exited()).then_some(()));
+            let there = poll_until(START, || (self.socket.exists() || daemon.has_exited()).then_some(()));
             if let Some(status) = daemon.wait(Duration::ZERO) {
                 return Err(died(&daemon, status, "no socket"));
             }

@@ -4,7 +4,8 @@ use std::time::Instant;
 
 use super::bench::{Bench, LIMIT, PLAIN, QUIET};
 use super::{Finding, checks, ensure};
-use crate::ring::{Part, Used};
+use crate::nic::Queue;
+use crate::ring::Used;
 use crate::session::{Session, SessionError, Setup};
 use crate::wire::{WireError, feature, readable};
 
@@ -29,11 +30,11 @@ checks! {
         "Indices run through 65,535, with EVENT_IDX and without.", wrap;
     "rings/size-1", Must, Completion, "virtio 1.2, 2.7", "A ring of 1 descriptor works.", |b| size(b, 1);
     "rings/size-2", Must, Completion, "virtio 1.2, 2.7", "A ring of 2 descriptors works.", |b| size(b, 2);
-    "rings/size-1024", Must, Completion, "virtio 1.2, 2.7", "A ring of 1024 descriptors works.", |b| size(b, 1024);
-    "rings/size-32768", Must, Completion, "virtio 1.2, 2.7", "A ring of 32768 descriptors works.", |b| size(b, 32_768);
+    "rings/size-1024", Robust, Completion, "virtio 1.2, 2.7 (how many is the device's choice); QEMU's most", "A ring of 1024 descriptors works.", |b| size(b, 1024);
+    "rings/size-32768", Robust, Completion, "virtio 1.2, 2.7 (how many is the device's choice)", "A ring of 32768 descriptors works.", |b| size(b, 32_768);
     "rings/transmit-content", Must, Frames, "virtio 1.2, 5.1.6.2",
         "Frames of 60 to 1514 bytes leave as they were, in order.", content;
-    "rings/order", Must, Frames, "virtio 1.2, 5.1.6.2",
+    "rings/order", Robust, Frames, "virtio 1.2, 5.1.6.2 (no order is demanded); TCP slows down without",
         "Frames offered together leave in their order, each once.", order;
     "rings/shapes", Must, Frames, "virtio 1.2, 2.7.4.1 (no assumption about framing)",
         "A frame may be cut anywhere: through its header, into single bytes.", shapes;
@@ -41,7 +42,7 @@ checks! {
         "A frame may lie in a hundred parts.", |b| long_chain(b, 256, 99);
     "rings/chain-1100", Must, Frames, "virtio 1.2, 2.7.4.1 and 2.7.5.2 (up to the queue size)",
         "A frame may lie in more parts than one system call of the host takes.", |b| long_chain(b, 2048, 1099);
-    "rings/jumbo", Must, Frames, "virtio 1.2, 5.1.6.2",
+    "rings/jumbo", Robust, Frames, "virtio 1.2, 5.1.6.3 (1514 bytes without offloads); Linux takes any MTU where none is offered",
         "Frames of 9014 and of 60,000 bytes leave as they were.", jumbo;
     "rings/indirect", Must, Frames, "virtio 1.2, 2.7.5.3", "A frame may lie in an indirect table.", indirect;
     "rings/direct-then-indirect", Must, Frames, "virtio 1.2, 2.7.5.3.2",
@@ -147,44 +148,53 @@ fn called_event(bench: &mut Bench) -> Result {
     Ok(())
 }
 
-/// Waits until the ring has used all, without asking for calls.
-fn wait_used(session: &mut Session, index: u16) -> Result {
+/// Waits until the transmit ring has used all, without asking for calls.
+pub(super) fn wait_used(session: &mut Session) -> Result {
     let ring = &session.tx(0).ring;
-    let there = crate::daemon::poll_until(LIMIT, || (ring.used_idx() == index).then_some(()));
-    ensure!(there.is_some(), "used.idx {} does not come to {index}", ring.used_idx());
-    std::thread::sleep(QUIET / 4);
+    let all = ring.avail_idx();
+    let there = crate::daemon::poll_until(LIMIT, || (ring.used_idx() == all).then_some(()));
+    ensure!(there.is_some(), "used.idx {} does not come to {all}", ring.used_idx());
+    Ok(())
+}
+
+/// Uses two chains so that no call is under way: the calls of a ring that starts, and of the first chain, are made before
+/// the second is looked for, which wants none.
+pub(super) fn settle(bench: &mut Bench, session: &mut Session) -> Result {
+    let [first, second] = [70, 71].map(|len| bench.frame(len));
+    session.tx(0).send(&first, LIMIT)?;
+    let event_idx = session.nic.features & feature::EVENT_IDX != 0;
+    let queue = session.tx(0);
+    match event_idx {
+        true => queue.ring.set_used_event(queue.ring.avail_idx().wrapping_add(0x4000)),
+        false => queue.ring.set_no_interrupt(true),
+    }
+    queue.offer(&PLAIN, &second, &[])?;
+    queue.kick()?;
+    wait_used(session)?;
+    session.tx(0).drain_call();
     Ok(())
 }
 
 fn no_interrupt(bench: &mut Bench) -> Result {
     let mut session = bench.session(&without(feature::EVENT_IDX))?;
-    bench.both_ways(&mut session, 1)?;
-    std::thread::sleep(QUIET / 4);
-    let frame = bench.frame(70);
-    let queue = session.tx(0);
-    queue.ring.set_no_interrupt(true);
-    queue.drain_call();
-    queue.offer(&PLAIN, &frame, &[])?;
-    queue.kick()?;
-    wait_used(&mut session, 2)?;
-    let calls = session.tx(0).drain_call();
-    ensure!(calls == 0, "{calls} calls with VIRTQ_AVAIL_F_NO_INTERRUPT set");
-    Ok(())
+    settle(bench, &mut session)?;
+    not_called(bench, &mut session, "VIRTQ_AVAIL_F_NO_INTERRUPT set")
 }
 
 fn event_not_passed(bench: &mut Bench) -> Result {
     let mut session = event_idx(bench)?;
-    bench.both_ways(&mut session, 1)?;
-    std::thread::sleep(QUIET / 4);
+    settle(bench, &mut session)?;
+    session.tx(0).ring.set_used_event(40);
+    not_called(bench, &mut session, "used_event 40, used.idx 3")
+}
+
+/// One more chain is used without a call.
+fn not_called(bench: &mut Bench, session: &mut Session, when: &str) -> Result {
     let frame = bench.frame(70);
-    let queue = session.tx(0);
-    queue.ring.set_used_event(40);
-    queue.drain_call();
-    queue.offer(&PLAIN, &frame, &[])?;
-    queue.kick()?;
-    wait_used(&mut session, 2)?;
-    let calls = session.tx(0).drain_call();
-    ensure!(calls == 0, "{calls} calls at used.idx 2 with used_event 40");
+    session.tx(0).offer(&PLAIN, &frame, &[])?;
+    session.tx(0).kick()?;
+    wait_used(session)?;
+    ensure!(!readable(&session.tx(0).call, QUIET / 4)?, "called with {when}");
     Ok(())
 }
 
@@ -201,14 +211,15 @@ fn wrap(bench: &mut Bench) -> Result {
     Ok(())
 }
 
-/// A session with rings of this size: how large one may be is the device's choice.
+/// A session with rings of this size: how large one may be is the device's choice, how small the driver's.
 fn sized(bench: &Bench, size: u16) -> std::result::Result<Session, Finding> {
     let mut session = match Session::start(bench.connect()?, &Setup { size, ..Setup::default() }) {
-        Err(SessionError::Wire(WireError::Refused { request: "SET_VRING_NUM", .. })) => {
+        Err(SessionError::Wire(WireError::Refused { request: "SET_VRING_NUM", .. })) if size > 256 => {
             return Err(Finding::NotOffered(format!("a ring of {size} descriptors")));
         }
         other => other?,
     };
+    session.nic.queues.iter_mut().try_for_each(Queue::kick_always)?;
     session.rx(0).fill(usize::from(size).min(32), &[2048])?;
     Ok(session)
 }
@@ -263,7 +274,7 @@ fn long_chain(bench: &mut Bench, size: u16, cuts: usize) -> Result {
 
 /// In receive buffers that take the longest whole, where it is an echo that shows it.
 fn jumbo(bench: &mut Bench) -> Result {
-    let mut session = Session::start(bench.connect()?, &Setup::default())?;
+    let mut session = bench.started(&Setup::default())?;
     session.rx(0).fill(8, &[65_562])?;
     for len in [9014, 60_000] {
         let frame = bench.frame(len);
@@ -316,7 +327,7 @@ fn receive_length(bench: &mut Bench) -> Result {
 
 fn receive_split(bench: &mut Bench) -> Result {
     for lens in [&[12, 2000][..], &[1, 2000], &[11, 1, 2000], &[20, 30, 2000]] {
-        let mut session = Session::start(bench.connect()?, &Setup::default())?;
+        let mut session = bench.started(&Setup::default())?;
         session.rx(0).fill(8, lens)?;
         let frame = bench.frame(900);
         bench.inject(&mut session, &frame)?;
@@ -337,7 +348,7 @@ fn num_buffers_one(bench: &mut Bench) -> Result {
 }
 
 fn merged(bench: &mut Bench) -> Result {
-    let mut session = Session::start(bench.connect()?, &Setup::default())?;
+    let mut session = bench.started(&Setup::default())?;
     Bench::offered(&session, feature::MRG_RXBUF, "VIRTIO_NET_F_MRG_RXBUF")?;
     session.rx(0).fill(64, &[300])?;
     for len in [100, 288, 289, 700, 1500] {
@@ -345,6 +356,8 @@ fn merged(bench: &mut Bench) -> Result {
         bench.inject(&mut session, &frame)?;
         let got = bench.arrives(&mut session, &frame)?;
         let want = (12 + len).div_ceil(300);
+        let unfilled = got.chains[..got.chains.len() - 1].iter().find(|used| used.len != 300);
+        ensure!(unfilled.is_none(), "{len} bytes: a buffer before the last has {unfilled:?} of 300 bytes");
         ensure!(got.chains.len() == want, "{len} bytes in {} buffers of 300, not {want}", got.chains.len());
     }
     Ok(())
@@ -361,13 +374,15 @@ fn receive_wrap(bench: &mut Bench) -> Result {
 }
 
 fn no_buffers(bench: &mut Bench) -> Result {
-    let mut session = Session::start(bench.connect()?, &Setup::default())?;
+    let mut session = bench.started(&Setup::default())?;
     let frame = bench.frame(100);
     bench.inject(&mut session, &frame)?;
     std::thread::sleep(QUIET);
-    let at = session.rx(0).alloc(2048);
-    session.rx(0).submit(&[Part::into(at, 2048)])?;
-    session.rx(0).kick()?;
-    bench.arrives(&mut session, &frame)?;
+    session.rx(0).fill(2, &[2048])?;
+    // What finds no buffer may be dropped, or kept.
+    let second = bench.frame(101);
+    bench.inject(&mut session, &second)?;
+    let got = session.rx(0).recv(LIMIT)?;
+    ensure!(got.bytes == frame || got.bytes == second, "another frame came: {:02x?}", got.bytes);
     Ok(())
 }

@@ -9,27 +9,41 @@ use crate::wire::{feature, request};
 type Result = std::result::Result<(), Finding>;
 
 checks! {
-    "states/enable-first", Must, Completion, "vhost-user, Ring states",
-        "With protocol features nothing is processed before the first enable, kicked or not, and all of it after.",
-        enable_first;
+    "states/disabled-at-first", Must, Frames, "vhost-user, Ring states",
+        "With protocol features no frame leaves before the first enable.", disabled_at_first;
+    "states/enable-first", Robust, Completion, "vhost-user, Ring states (discards); Cloud Hypervisor kicks before it enables",
+        "With protocol features nothing is used before the first enable, and all of it after; of the pair the transmit ring \
+         alone is enabled.",
+        |b| enable_first(b, &[1]);
+    "states/enable-first-pair", Robust, Completion, "vhost-user, Ring states (discards); Cloud Hypervisor kicks before it enables",
+        "The same where both rings of the pair are enabled: some back-ends start with the pair.",
+        |b| enable_first(b, &[0, 1]);
     "states/enabled-without-protocol", Must, Completion, "vhost-user, Ring states",
         "Without VHOST_USER_F_PROTOCOL_FEATURES a ring that starts is enabled.", without_protocol;
     "states/features-again", Robust, Completion, "UML and guests that drop features",
         "A second SET_FEATURES without bit 30 enables the rings that were set up.", features_again;
     "states/disabled-transmit", Must, Frames, "vhost-user, Ring states",
-        "A transmit ring that is disabled sends nothing, and goes on when it is enabled.", disabled_transmit;
+        "A transmit ring that is disabled alone sends nothing, and goes on when it is enabled.",
+        |b| disabled_transmit(b, &[1]);
     "states/disabled-receive", Must, Frames, "vhost-user, Ring states",
-        "A receive ring that is disabled gets nothing, and goes on when it is enabled.", disabled_receive;
+        "A receive ring that is disabled alone gets nothing, and goes on when it is enabled.", disabled_receive;
+    "states/disabled-pair", Must, Frames, "vhost-user, Ring states",
+        "A pair that is disabled whole sends nothing, and goes on both ways when it is enabled.",
+        |b| disabled_transmit(b, &[0, 1]);
     "states/base-answered", Must, Completion, "vhost-user, GET_VRING_BASE",
         "GET_VRING_BASE answers the next index, here used and available index at once, also behind 65,535.",
         base_answered;
     "states/base-stops", Must, Completion, "vhost-user, Ring states (GET_VRING_BASE stops)",
-        "A ring that was stopped is not processed until it is set up again, and then goes on.", base_stops;
+        "A ring of a pair that was stopped alone is not processed until it is set up again, and then goes on.",
+        |b| base_stops(b, &[1]);
+    "states/base-stops-pair", Must, Completion, "vhost-user, Ring states (GET_VRING_BASE stops)",
+        "A pair that was stopped whole is not processed until it is set up again, and then goes on.",
+        |b| base_stops(b, &[0, 1]);
     "states/base-begins", Must, Completion, "vhost-user, SET_VRING_BASE",
         "A ring begins where its base and its indices say.", base_begins;
     "states/wrong-base", Robust, Completion, "Cloud Hypervisor sends the available index when it reconnects",
         "A ring begins at its used index when the base is another.", wrong_base;
-    "states/resumed", Must, Completion, "vhost-user, Ring states; front-ends reconnect",
+    "states/resumed", Robust, Completion, "vhost-user, Ring states (a kick starts a ring); front-ends reconnect without one",
         "A card that outlives a connection goes on, and what was offered meanwhile is sent without a kick.", resumed;
     "states/call-replaced", Must, Completion, "vhost-user, SET_VRING_CALL",
         "A call descriptor can be replaced under a running ring.", call_replaced;
@@ -40,7 +54,7 @@ checks! {
 }
 
 /// A chain is not used for a while.
-fn untouched(session: &mut Session, when: &str) -> Result {
+pub(super) fn untouched(session: &mut Session, when: &str) -> Result {
     match session.tx(0).used(QUIET) {
         Ok(used) => Err(Finding::Fail(format!("{when} the ring used {used:?}"))),
         Err(NicError::Timeout { used, taken, .. }) if used == taken => Ok(()),
@@ -55,12 +69,34 @@ fn offer(bench: &mut Bench, session: &mut Session) -> std::result::Result<Vec<u8
     Ok(frame)
 }
 
-fn enable_first(bench: &mut Bench) -> Result {
-    let mut session = Session::start(bench.connect()?, &Setup { enabled: 0, ..Setup::default() })?;
+/// A session with rings that are started and not enabled yet.
+fn not_enabled(bench: &mut Bench) -> std::result::Result<Session, Finding> {
+    let session = bench.session(&Setup { enabled: 0, ..Setup::default() })?;
     Bench::offered(&session, feature::PROTOCOL_FEATURES, "VHOST_USER_F_PROTOCOL_FEATURES")?;
+    Ok(session)
+}
+
+fn enable(session: &Session, vrings: &[u32], enabled: bool) -> Result {
+    vrings.iter().try_for_each(|vring| session.frontend.set_vring_enable(*vring, enabled))?;
+    Ok(session.frontend.sync()?)
+}
+
+fn disabled_at_first(bench: &mut Bench) -> Result {
+    let mut session = not_enabled(bench)?;
+    offer(bench, &mut session)?;
+    bench.expect_none(&mut session)?;
+    enable(&session, &[0, 1], true)?;
+    session.tx(0).used(LIMIT)?;
+    // A back-end may discard what comes while disabled, or keep it.
+    while bench.leaves(&mut session, QUIET)?.is_some() {}
+    bench.both_ways(&mut session, 3)
+}
+
+fn enable_first(bench: &mut Bench, vrings: &[u32]) -> Result {
+    let mut session = not_enabled(bench)?;
     offer(bench, &mut session)?;
     untouched(&mut session, "before its first enable")?;
-    session.frontend.set_vring_enable(1, true)?;
+    enable(&session, vrings, true)?;
     session.tx(0).used(LIMIT)?;
     Ok(())
 }
@@ -81,18 +117,17 @@ fn features_again(bench: &mut Bench) -> Result {
     Ok(())
 }
 
-fn disabled_transmit(bench: &mut Bench) -> Result {
+fn disabled_transmit(bench: &mut Bench, vrings: &[u32]) -> Result {
     let mut session = bench.session(&Setup::default())?;
     bench.both_ways(&mut session, 2)?;
-    session.frontend.set_vring_enable(1, false)?;
-    session.frontend.sync()?;
+    enable(&session, vrings, false)?;
     let frame = bench.frame(90);
     session.tx(0).offer(&PLAIN, &frame, &[])?;
     session.tx(0).kick_always()?;
     bench.expect_none(&mut session)?;
-    session.frontend.set_vring_enable(1, true)?;
+    enable(&session, vrings, true)?;
     session.tx(0).used(LIMIT)?;
-    // A back-end may drop what comes while disabled, or keep it.
+    // A back-end may discard what comes while disabled, or keep it.
     while bench.leaves(&mut session, QUIET)?.is_some() {}
     bench.both_ways(&mut session, 3)
 }
@@ -131,16 +166,22 @@ fn base_answered(bench: &mut Bench) -> Result {
     Ok(())
 }
 
-fn base_stops(bench: &mut Bench) -> Result {
+fn base_stops(bench: &mut Bench, vrings: &[u32]) -> Result {
     let mut session = bench.session(&Setup::default())?;
     bench.both_ways(&mut session, 2)?;
-    session.frontend.get_vring_base(1)?;
+    for vring in vrings {
+        session.frontend.get_vring_base(*vring)?;
+    }
     offer(bench, &mut session)?;
     untouched(&mut session, "stopped,")?;
-    let base = session.tx(0).ring.used_idx();
-    offer_vring(&session.frontend, &session.nic.mem, &session.nic.queues[1], base)?;
-    session.frontend.set_vring_enable(1, true)?;
-    session.tx(0).kick_always()?;
+    for vring in vrings {
+        let queue = &session.nic.queues[*vring as usize];
+        offer_vring(&session.frontend, &session.nic.mem, queue, queue.ring.used_idx())?;
+    }
+    enable(&session, vrings, true)?;
+    for vring in vrings {
+        session.nic.queues[*vring as usize].kick_always()?;
+    }
     session.tx(0).used(LIMIT)?;
     Ok(())
 }

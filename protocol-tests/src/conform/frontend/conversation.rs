@@ -27,13 +27,13 @@ front_checks! {
     "Each memory region comes with its descriptor.", memory_descriptors;
     "conversation/memory-files", Must, Control, "vhost-user, Memory region description",
     "Each memory region lies within its file, has a length, and overlaps no other.", memory_files;
-    "conversation/vring-complete", Must, Control, "vhost-user, Ring states",
+    "conversation/vring-complete", Robust, Control, "vhost-user, Ring states; back-ends in use start a ring by its descriptor",
     "A ring has its memory, size, base and addresses before its kick descriptor starts it.", vring_complete;
     "conversation/vring-size", Must, Control, "virtio 1.2, 2.7",
     "Ring sizes are powers of two from 1 to 32768.", vring_size;
     "conversation/vring-addresses", Must, Control, "vhost-user, A vring address description; virtio 1.2, 2.7",
     "The parts of a ring lie whole in the shared memory, aligned to 16, 2 and 4.", vring_addresses;
-    "conversation/vring-index", Must, Control, "vhost-user, VHOST_USER_GET_QUEUE_NUM",
+    "conversation/vring-index", Robust, Control, "vhost-user, Multiple queue support (should)",
     "No vring is named that the back-end does not have.", vring_index;
     "conversation/kick-descriptors", Must, Control, "vhost-user, VHOST_USER_SET_VRING_KICK, VHOST_USER_SET_VRING_CALL",
     "Kick and call come with one descriptor that can be waited for, or with bit 8 and none.", kick_descriptors;
@@ -144,7 +144,6 @@ fn requests_negotiated(stage: &mut Stage) -> Checked {
                 protocol::CONFIGURE_MEM_SLOTS
             }
             request::SET_BACKEND_REQ_FD => protocol::BACKEND_REQ,
-            request::GET_QUEUE_NUM => protocol::MQ,
             request::RESET_DEVICE => protocol::RESET_DEVICE,
             number if request_name(number) == "?" => return Err(Finding::Fail(format!("request {number}"))),
             _ => 0,

@@ -80,7 +80,7 @@ impl Stage {
             return Ok(());
         }
         let act = self.play(Script::default())?;
-        // With the echo the front-end has said all that it has to say.
+        // An echo comes behind all that a front-end says to set up its rings.
         let result = act.running().and_then(|()| self.echo(&act, 1));
         self.conversation = Some(act.last());
         result
