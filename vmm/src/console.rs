@@ -110,6 +110,11 @@ impl Console {
         command
     }
 
+    /// Whether the guest has written anything yet.
+    pub fn has_output(&self) -> bool {
+        self.output.has_started()
+    }
+
     /// Waits for whoever reads the output, for a bounded time, when the guest writes no more.
     pub fn finish(&self) {
         self.output.finish();

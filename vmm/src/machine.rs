@@ -6,7 +6,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kvm_ioctls::VmFd;
 use log::{info, warn};
@@ -21,6 +21,9 @@ use crate::exit::{ExitEvent, ExitReason};
 use crate::terminal::RawMode;
 use crate::vcpu::{Board, Vcpu, VcpuThread};
 use crate::virtio::faults::chain;
+
+/// How often to look whether a guest that has written nothing gets on.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Why a machine did not start.
 #[derive(Debug, Error)]
@@ -66,7 +69,7 @@ impl Machine {
             info!("Ctrl-A x leaves the machine, Ctrl-A a sends a Ctrl-A");
         }
         let threads = start(vcpus, &exit);
-        if let Err(error) = wait_for_exit(&exit, console.as_mut()) {
+        if let Err(error) = wait_for_exit(&exit, console.as_mut(), threads.first()) {
             exit.request(ExitReason::Console(error));
         }
         // Those of a paused machine wait there.
@@ -120,29 +123,43 @@ fn report(reason: &ExitReason) -> u8 {
     reason.status()
 }
 
-/// Serves the console until the exit event.
-fn wait_for_exit(exit: &ExitEvent, mut console: Option<&mut Console>) -> io::Result<()> {
-    while !exit.is_requested() {
-        let Some(console) = console.as_deref_mut() else {
+/// Serves the console until the exit event. Before the guest's first output, looks whether the boot processor gets on.
+fn wait_for_exit(
+    exit: &ExitEvent,
+    console: Option<&mut Console>,
+    boot: Option<&VcpuThread>,
+) -> io::Result<()> {
+    let Some(console) = console else {
+        while !exit.is_requested() {
             wait_readable(&mut [PollFd::new(exit, PollFlags::IN)], None)?;
-            continue;
-        };
-        let ready = wait_for_console(exit, console)?;
+        }
+        return Ok(());
+    };
+    let mut next_look = boot.map(|_| Instant::now() + LOOK);
+    while !exit.is_requested() {
+        let deadline = console.deadline().into_iter().chain(next_look).min();
+        let ready = wait_for_console(exit, console, deadline)?;
         if !exit.is_requested() && console.serve(ready) == Some(Command::Quit) {
             exit.request(ExitReason::UserQuit);
+        }
+        if next_look.is_some_and(|at| at <= Instant::now()) {
+            next_look = boot.filter(|_| !console.has_output()).map(|boot| {
+                boot.look();
+                Instant::now() + LOOK
+            });
         }
     }
     Ok(())
 }
 
 #[expect(unsafe_code, reason = "EventFd gives its descriptor only as a number")]
-fn wait_for_console(exit: &ExitEvent, console: &Console) -> io::Result<Ready> {
+fn wait_for_console(exit: &ExitEvent, console: &Console, deadline: Option<Instant>) -> io::Result<Ready> {
     // SAFETY: the console keeps its eventfd open, and outlives this function.
     let room = unsafe { BorrowedFd::borrow_raw(console.room().event().as_raw_fd()) };
     let mut fds = vec![PollFd::new(exit, PollFlags::IN), PollFd::from_borrowed_fd(room, PollFlags::IN)];
     // Not even listed when it is not wanted: a hang-up is reported always.
     fds.extend(console.wanted_input().map(|input| PollFd::new(input, PollFlags::IN)));
-    wait_readable(&mut fds, console.deadline())?;
+    wait_readable(&mut fds, deadline)?;
     let is_ready = |at: usize| fds.get(at).is_some_and(|fd| !fd.revents().is_empty());
     Ok(Ready { input: is_ready(2), room: is_ready(1) })
 }

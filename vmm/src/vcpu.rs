@@ -1,25 +1,30 @@
 //! A virtual processor: one thread that runs the guest and serves its port and memory-mapped I/O.
 //!
 //! Life cycle: the builder makes a [`Vcpu`], the machine turns it into a thread with [`Vcpu::start`]. A signal brings that
-//! thread out of the guest to look at what is wanted of it: [`VcpuThread::kick`] to end, the [`Gate`] to wait.
+//! thread out of the guest to look at what is wanted of it: [`VcpuThread::kick`] to end, the [`Gate`] to wait,
+//! [`VcpuThread::look`] to find out whether it gets on.
 #![expect(unsafe_code, reason = "the signal handler that kicks a vCPU, and fields of kvm_run's union")]
 
 use std::cell::Cell;
 use std::io;
 use std::ptr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use libc::{c_int, c_void, siginfo_t};
-use log::debug;
+use log::{debug, warn};
 use thiserror::Error;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::bus::Bus;
 use crate::exit::{ExitEvent, ExitReason};
 use crate::gate::{Gate, Member};
+use crate::vcpu::standstill::Standstill;
+
+mod standstill;
 
 /// Why a vCPU stopped without the guest's asking.
 #[derive(Debug, Error)]
@@ -129,12 +134,15 @@ pub struct Vcpu {
     id: u8,
     fd: VcpuFd,
     board: Board,
+    /// Somebody wants to know whether it gets on.
+    look: Arc<AtomicBool>,
+    standstill: Standstill,
 }
 
 impl Vcpu {
     /// Processor `id`, whose state is set.
     pub fn new(id: u8, fd: VcpuFd, board: Board) -> Vcpu {
-        Vcpu { id, fd, board }
+        Vcpu { id, fd, board, look: Arc::default(), standstill: Standstill::default() }
     }
 
     /// Starts the thread that runs the guest until the machine's end is asked for.
@@ -144,7 +152,8 @@ impl Vcpu {
     /// When there can be no more threads.
     pub fn start(self) -> io::Result<VcpuThread> {
         let name = format!("vcpu{}", self.id);
-        thread::Builder::new().name(name).spawn(move || self.run()).map(|handle| VcpuThread { handle })
+        let look = self.look.clone();
+        thread::Builder::new().name(name).spawn(move || self.run()).map(|handle| VcpuThread { handle, look })
     }
 
     fn run(mut self) {
@@ -191,10 +200,14 @@ impl Vcpu {
             Ok(exit) => exit,
             Err(error) if [libc::EINTR, libc::EAGAIN].contains(&error.errno()) => {
                 self.fd.set_kvm_immediate_exit(0);
+                if self.look.swap(false, Ordering::Relaxed) {
+                    self.look_for_standstill();
+                }
                 return None;
             }
             Err(source) => return Some(ExitReason::Vcpu(VcpuError::Run { id: self.id, source })),
         };
+        self.standstill.moved();
         match exit {
             VcpuExit::IoIn(port, data) => self.board.buses.pio.read(port.into(), data),
             VcpuExit::IoOut(port, data) => self.board.buses.pio.write(port.into(), data),
@@ -230,6 +243,21 @@ impl Vcpu {
         ExitReason::Vcpu(VcpuError::HostLimit { id: self.id, exit, rip: self.rip() })
     }
 
+    /// Says that the guest does not get on; the user decides what comes of it, as a guest may loop as it likes.
+    fn look_for_standstill(&mut self) {
+        let Ok(registers) = self.fd.get_regs() else { return };
+        if let Some(stood) = self.standstill.look(registers, standstill::used()) {
+            warn!(
+                "vCPU {} works at rip {:#x} for {} s and does not get on, before the guest's first output: the guest loops \
+                 there, or this KVM cannot run it, which is exit status 4 when KVM says so itself. {}",
+                self.id,
+                registers.rip,
+                stood.as_secs(),
+                host_limit()
+            );
+        }
+    }
+
     fn rip(&self) -> u64 {
         self.fd.get_regs().map_or(0, |regs| regs.rip)
     }
@@ -247,6 +275,7 @@ fn system_event(kind: u32) -> ExitReason {
 /// A vCPU's thread.
 pub struct VcpuThread {
     handle: JoinHandle<()>,
+    look: Arc<AtomicBool>,
 }
 
 impl VcpuThread {
@@ -254,6 +283,12 @@ impl VcpuThread {
     pub fn kick(&self) {
         // Fails only when the thread has ended.
         let _ = self.handle.kill(SIGRTMIN());
+    }
+
+    /// Makes the thread look whether the guest gets on, and say so once when it does not.
+    pub fn look(&self) {
+        self.look.store(true, Ordering::Relaxed);
+        self.kick();
     }
 
     /// Waits for the thread's end, which the exit event asked for; `false` when it takes too long.

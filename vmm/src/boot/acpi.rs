@@ -49,7 +49,7 @@ pub enum AcpiError {
         room: u64,
     },
     /// Writing to guest memory.
-    #[error("ACPI tables do not fit into guest memory: raise --mem")]
+    #[error("ACPI tables cannot be written to guest memory")]
     Memory(#[source] GuestMemoryError),
 }
 

@@ -12,7 +12,7 @@ use thiserror::Error;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use crate::files::{self, OpenError};
-use crate::layout::HIGH_RAM;
+use crate::layout::{HIGH_RAM, HOLE_START};
 use crate::memory::low_end;
 
 /// Offset of the 64-bit entry point in the part of a bzImage that is loaded (Linux boot protocol).
@@ -68,6 +68,16 @@ pub enum KernelError {
     /// A program header that cannot be.
     #[error("its program headers are damaged")]
     Headers,
+    /// Not all of it is there.
+    #[error(
+        "it is cut short: the file has {len} bytes and its headers tell of {need}; fetch or build it again"
+    )]
+    Short {
+        /// Of the file, in bytes.
+        len: u64,
+        /// In bytes, at least.
+        need: u64,
+    },
     /// More memory than there is.
     #[error("it needs {need} bytes of memory below 3 GiB and the guest has {have}: raise --mem")]
     TooLittleMemory {
@@ -76,6 +86,12 @@ pub enum KernelError {
         /// In bytes.
         have: u64,
     },
+    /// More memory than there can be.
+    #[error(
+        "it needs {0} bytes of memory below 3 GiB, where no guest has more than 3 GiB: it is damaged, or built for another \
+         place"
+    )]
+    TooHigh(u64),
     /// Below 1 MiB.
     #[error("it wants to be loaded at {0:#x}, below 1 MiB, where the boot data is")]
     Low(u64),
@@ -217,6 +233,9 @@ fn check_room(memory: &GuestMemoryMmap, start: u64, end: u64) -> Result<(), Kern
     if start < HIGH_RAM {
         return Err(KernelError::Low(start));
     }
+    if end > HOLE_START {
+        return Err(KernelError::TooHigh(end));
+    }
     if end > have {
         return Err(KernelError::TooLittleMemory { need: end, have });
     }
@@ -228,7 +247,7 @@ fn recognise(file: &File) -> Result<Kind, KernelError> {
     let len = read_up_to(file, &mut head).map_err(KernelError::Read)?;
     let head = Head(head.get(..len).unwrap_or_default());
     if head.0.get(0x202..0x206) == Some(b"HdrS") {
-        return recognise_bzimage(head);
+        return recognise_bzimage(head, file);
     }
     if head.0.starts_with(b"\x7fELF") {
         return recognise_elf(head, file);
@@ -250,7 +269,10 @@ fn recognise(file: &File) -> Result<Kind, KernelError> {
     Err(compression.map_or(KernelError::Unknown, |(_, name)| KernelError::Compressed(name)))
 }
 
-fn recognise_bzimage(head: Head) -> Result<Kind, KernelError> {
+fn recognise_bzimage(head: Head, file: &File) -> Result<Kind, KernelError> {
+    if head.0.len() < HEAD {
+        return Err(KernelError::Short { len: head.0.len() as u64, need: HEAD as u64 });
+    }
     let version = head.u16(0x206)?;
     if version < PROTOCOL_INIT_SIZE {
         return Err(KernelError::Protocol(version));
@@ -258,7 +280,26 @@ fn recognise_bzimage(head: Head) -> Result<Kind, KernelError> {
     if version < PROTOCOL_XLOADFLAGS || head.u16(0x236)? & XLF_KERNEL_64 == 0 {
         return Err(KernelError::Bits32);
     }
+    check_bzimage_length(head, file)?;
     Ok(Kind::BzImage(Preferred { address: head.u64(0x258)?, init_size: u64::from(head.u32(0x260)?) }))
+}
+
+/// Compares the file with `setup_sects` and `syssize`: a kernel that lacks its end unpacks itself into a triple fault.
+fn check_bzimage_length(head: Head, file: &File) -> Result<(), KernelError> {
+    const SECTOR: u64 = 512;
+    const PARAGRAPH: u64 = 16;
+    // For historical reasons 0 is 4.
+    let setup_sectors = match head.bytes::<1>(0x1f1)? {
+        [0] => 4,
+        [sectors] => u64::from(sectors),
+    };
+    let loaded = (u64::from(head.u32(0x1f4)?) * PARAGRAPH).max(ENTRY_64 + 1);
+    check_length(file, (setup_sectors + 1) * SECTOR + loaded)
+}
+
+fn check_length(file: &File, need: u64) -> Result<(), KernelError> {
+    let len = file.metadata().map_err(KernelError::Read)?.len();
+    if len < need { Err(KernelError::Short { len, need }) } else { Ok(()) }
 }
 
 fn recognise_elf(head: Head, file: &File) -> Result<Kind, KernelError> {
@@ -289,16 +330,22 @@ fn recognise_elf(head: Head, file: &File) -> Result<Kind, KernelError> {
 fn elf_extent(head: Head, file: &File) -> Result<Extent, KernelError> {
     const HEADER: usize = 56;
     const LOAD: u32 = 1;
+    const NOTE: u32 = 4;
     let (offset, entry_size, count) = (head.u64(32)?, head.u16(54)?, head.u16(56)?);
     if usize::from(entry_size) != HEADER {
         return Err(KernelError::Headers);
     }
     let mut table = vec![0; HEADER * usize::from(count)];
-    file.read_exact_at(&mut table, offset).map_err(|_| KernelError::Headers)?;
+    check_length(file, offset.checked_add(table.len() as u64).ok_or(KernelError::Headers)?)?;
+    file.read_exact_at(&mut table, offset).map_err(KernelError::Read)?;
     let mut extent = Extent { start: u64::MAX, end: 0 };
     for header in table.chunks_exact(HEADER).map(Head) {
         let (address, in_file, size) = (header.u64(24)?, header.u64(32)?, header.u64(40)?);
-        if header.u32(0)? != LOAD {
+        let kind = header.u32(0)?;
+        if matches!(kind, LOAD | NOTE) {
+            check_length(file, header.u64(8)?.checked_add(in_file).ok_or(KernelError::Headers)?)?;
+        }
+        if kind != LOAD {
             continue;
         }
         // The loader would put bytes where no room was looked for.

@@ -20,11 +20,12 @@ fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
     bytes[at..at + value.len()].copy_from_slice(value);
 }
 
-/// A bzImage with one setup sector and a payload of 512 bytes of 0x90.
+/// A bzImage with one setup sector and a payload of 528 bytes of 0x90.
 fn bzimage() -> Vec<u8> {
     let mut image = vec![0; 1024];
-    image.extend([0x90; 512]);
+    image.extend([0x90; 33 * 16]);
     image[0x1f1] = 1;
+    put(&mut image, 0x1f4, &33u32.to_le_bytes());
     put(&mut image, 0x202, b"HdrS");
     put(&mut image, 0x206, &0x020fu16.to_le_bytes());
     image[0x211] = 1;
@@ -142,8 +143,48 @@ fn files_that_are_no_kernel_are_told_apart() {
     assert!(matches!(changed(vmlinux(true), 16, &[1, 0]), KernelError::ElfType(1)));
     assert!(matches!(changed(vmlinux(true), 54, &[1]), KernelError::Headers));
     assert!(matches!(changed(vmlinux(true), 32, &[0xff; 8]), KernelError::Headers));
+    assert!(matches!(changed(vmlinux(true), 64 + 8, &[0xff; 8]), KernelError::Headers));
     assert!(matches!(changed(vmlinux(true), 64 + 40, &[0xff; 8]), KernelError::Headers));
     assert!(matches!(changed(vmlinux(true), 64 + 40, &[1, 0, 0, 0, 0, 0, 0, 0]), KernelError::Headers));
+}
+
+/// Wherever it ends too early, down to where nothing tells that it was a kernel.
+#[test]
+fn a_kernel_cut_short_is_named() {
+    for image in [bzimage(), vmlinux(true)] {
+        let all = image.len() as u64;
+        opened(&image).unwrap();
+        for len in [all - 1, all - 30, 700, 590, 530].into_iter().filter(|&len| len < all) {
+            let error = opened(&image[..len as usize]).unwrap_err();
+            let short = |need: u64| (len < need) && need <= all;
+            assert!(
+                matches!(error, KernelError::Short { len: l, need } if l == len && short(need)),
+                "{len}: {error}"
+            );
+        }
+    }
+    let error = opened(&vmlinux(true)[..100]).unwrap_err();
+    assert!(matches!(error, KernelError::Short { len: 100, need: 176 }), "{error}");
+    // One that does not tell its size has at least a first instruction.
+    let mut image = bzimage();
+    put(&mut image, 0x1f4, &[0; 4]);
+    opened(&image[..1024 + 0x201]).unwrap();
+    assert!(matches!(opened(&image[..1024 + 0x200]), Err(KernelError::Short { .. })));
+    put(&mut image, 0x1f4, &[0xff; 4]);
+    assert!(matches!(opened(&image), Err(KernelError::Short { .. })));
+    put(&mut image, 0x1f1, &[0]);
+    put(&mut image, 0x1f4, &[0; 4]);
+    assert!(matches!(opened(&image), Err(KernelError::Short { need, .. }) if need == 5 * 512 + 0x201));
+}
+
+#[test]
+fn more_memory_than_a_guest_can_have_is_no_advice_to_raise_it() {
+    let memory = allocate(16 * MIB, false).unwrap();
+    for (mut image, at) in [(bzimage(), 0x258), (vmlinux(true), 64 + 24)] {
+        put(&mut image, at, &(3u64 << 30).to_le_bytes());
+        let error = opened(&image).unwrap().load(&memory).unwrap_err();
+        assert!(matches!(error, KernelError::TooHigh(_)) && !error.to_string().contains("--mem"), "{error}");
+    }
 }
 
 #[test]

@@ -17,11 +17,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap, ReadVolatile};
 
 use crate::boot::kernel::{Image, KernelError, Loaded, Protocol};
 use crate::files::{self, OpenError};
-use crate::layout::{CMDLINE, CMDLINE_ROOM};
+use crate::layout::{CMDLINE, CMDLINE_ROOM, HOLE_START};
 use crate::memory::low_end;
 
 pub mod acpi;
@@ -57,8 +57,9 @@ pub enum BootError {
     InitramfsEmpty(PathBuf),
     /// No room above the kernel.
     #[error(
-        "initramfs {} of {size} bytes does not fit: {free} bytes are free between the kernel and {limit:#x}; \
-         raise --mem or make it smaller", path.display()
+        "initramfs {} of {size} bytes does not fit: {free} bytes are free between the kernel and {limit:#x}{}",
+        path.display(), if *more { "; raise --mem or make it smaller" }
+        else { ", and more memory does not help: make it smaller" }
     )]
     InitramfsSize {
         /// The file.
@@ -69,6 +70,8 @@ pub enum BootError {
         free: u64,
         /// Where the room ends: the end of RAM below the hole or what the kernel can reach.
         limit: u64,
+        /// Whether the end of RAM could be elsewhere.
+        more: bool,
     },
     /// More than the kernel takes.
     #[error("the kernel command line has {len} bytes and this kernel takes {max}: shorten it")]
@@ -82,7 +85,7 @@ pub enum BootError {
     #[error("the kernel command line contains a control character at byte {0}: remove it")]
     CmdlineCharacter(usize),
     /// Writing to guest memory.
-    #[error("boot data at {address:#x} does not fit into guest memory: raise --mem")]
+    #[error("boot data cannot be written to guest memory at {address:#x}")]
     Memory {
         /// Guest physical address.
         address: u64,
@@ -161,13 +164,27 @@ fn load_initramfs(memory: &GuestMemoryMmap, path: &Path, kernel: &Loaded) -> Res
         limit.checked_sub(size).map(|start| start & !(PAGE - 1)).filter(|&start| start >= kernel.end);
     let Some(address) = address else {
         let free = limit.saturating_sub(kernel.end);
-        return Err(BootError::InitramfsSize { path: path.to_owned(), size, free, limit });
+        let more = limit == low_end(memory) && limit < HOLE_START;
+        return Err(BootError::InitramfsSize { path: path.to_owned(), size, free, limit, more });
     };
-    let fits_usize = usize::try_from(size).map_err(|_| unreadable(io::ErrorKind::FileTooLarge.into()))?;
-    memory
-        .read_exact_volatile_from(GuestAddress(address), &mut file, fits_usize)
-        .map_err(|error| unreadable(io::Error::other(error)))?;
+    read(memory, address, &mut file, size).map_err(unreadable)?;
     Ok(Initramfs { address, size })
+}
+
+/// Fills `size` bytes of memory at `address` from `file`, in as many calls as it takes: one of them moves less than 2 GiB.
+fn read(memory: &GuestMemoryMmap, address: u64, file: &mut impl ReadVolatile, size: u64) -> io::Result<()> {
+    const STEP: u64 = 64 << 20;
+    let mut done = 0;
+    while done < size {
+        // STEP fits into any usize.
+        let step = STEP.min(size - done) as usize;
+        match memory.read_volatile_from(GuestAddress(address + done), file, step) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) => done += read as u64,
+            Err(error) => return Err(io::Error::other(error)),
+        }
+    }
+    Ok(())
 }
 
 fn write_cmdline(memory: &GuestMemoryMmap, cmdline: &str, max: u64) -> Result<(), BootError> {
@@ -192,6 +209,8 @@ mod tests {
     use super::*;
     use crate::memory::allocate;
     use std::io::Write;
+    use vm_memory::bitmap::BitmapSlice;
+    use vm_memory::{VolatileMemoryError, VolatileSlice};
 
     const MIB: u64 = 1 << 20;
 
@@ -229,6 +248,36 @@ mod tests {
         assert!(matches!(error, BootError::InitramfsSize { size: 8193, free: 8192, .. }), "{error}");
         let error = load_initramfs(&memory, file.path(), &kernel(17 * MIB)).unwrap_err();
         assert!(matches!(error, BootError::InitramfsSize { free: 0, .. }), "{error}");
+        assert!(error.to_string().contains("raise --mem"), "{error}");
+        let near = Loaded { initramfs_max: 8 * MIB - 1, ..kernel(8 * MIB) };
+        let error = load_initramfs(&memory, file.path(), &near).unwrap_err();
+        assert!(error.to_string().contains("more memory does not help"), "{error}");
+    }
+
+    /// Gives less than it is asked for, as one call for 2 GiB does.
+    struct Pieces(u64);
+
+    impl ReadVolatile for Pieces {
+        fn read_volatile<B: BitmapSlice>(
+            &mut self,
+            buffer: &mut VolatileSlice<'_, B>,
+        ) -> Result<usize, VolatileMemoryError> {
+            let len = buffer.len().min(1000).min(self.0 as usize);
+            buffer.copy_from(&vec![0x5a_u8; len]);
+            self.0 -= len as u64;
+            Ok(len)
+        }
+    }
+
+    #[test]
+    fn a_file_is_read_in_as_many_calls_as_it_takes() {
+        let memory = allocate(16 * MIB, false).unwrap();
+        read(&memory, MIB, &mut Pieces(5000), 5000).unwrap();
+        let mut seen = [0; 5001];
+        memory.read_slice(&mut seen, GuestAddress(MIB)).unwrap();
+        assert_eq!((seen[..5000].iter().all(|&byte| byte == 0x5a), seen[5000]), (true, 0));
+        let error = read(&memory, MIB, &mut Pieces(4999), 5000).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }
 
     #[test]

@@ -45,7 +45,7 @@ pub enum RegsError {
     #[error("KVM does not take the value of MSR {0:#x}")]
     Msr(u32),
     /// Writing page tables or GDT.
-    #[error("page tables do not fit into guest memory: raise --mem")]
+    #[error("page tables cannot be written to guest memory")]
     Memory(#[source] GuestMemoryError),
 }
 

@@ -57,6 +57,7 @@ struct State {
     progress: Instant,
     /// The UART shows a busy transmitter.
     busy: bool,
+    started: bool,
     lost: u64,
     failed: bool,
     closed: bool,
@@ -73,6 +74,7 @@ impl Output {
             buffer: VecDeque::with_capacity(LIMIT + RESERVE),
             progress: Instant::now(),
             busy: false,
+            started: false,
             lost: 0,
             failed: false,
             closed: false,
@@ -141,6 +143,11 @@ impl Output {
         }
     }
 
+    /// Whether the guest has written anything.
+    pub fn has_started(&self) -> bool {
+        self.shared().state().started
+    }
+
     fn shared(&self) -> &Shared {
         &self.0.0
     }
@@ -165,6 +172,7 @@ impl Write for Output {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut state = self.shared().state();
         let before = state.lost;
+        state.started = true;
         for &byte in bytes {
             state.push(byte);
         }

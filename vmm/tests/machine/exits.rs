@@ -1,5 +1,7 @@
 //! Every way to the end has its own exit status, and its own line in the log.
 
+use std::time::{Duration, Instant};
+
 use rustix::process::Signal;
 
 use crate::guest::{Code, End, Machine, kvm};
@@ -161,4 +163,34 @@ fn a_host_that_cannot_run_the_guest_is_named() {
     ends(&end, 4, "KVM_EXIT_INTERNAL_ERROR");
     ends(&end, 4, "at rip 0x200200");
     ends(&end, 4, "The limit is the host's KVM");
+}
+
+/// A guest that works at one instruction is told of, before its first output. One that sleeps is not, nor one that has written.
+#[test]
+fn a_guest_that_does_not_get_on_is_noticed() {
+    if !kvm("a_guest_that_does_not_get_on_is_noticed") {
+        return;
+    }
+    const WORD: &str = "does not get on, before the guest's first output";
+    const PATIENCE: Duration = Duration::from_secs(300);
+    let start = |code: Code| Machine::new(&code.bzimage()).spawn();
+    // jmp to itself
+    let stop = [0xeb, 0xfe];
+    let asleep = start(Code::new().halt());
+    let written = start(Code::new().print("u").raw(&stop));
+    let mut stuck = start(Code::new().raw(&stop));
+    stuck.expect_log_within(WORD, PATIENCE);
+    stuck.expect_log("exit status 4");
+    drop(stuck);
+    let started = Instant::now();
+    // More than what was told of had.
+    while written.used() < Duration::from_secs(8) {
+        assert!(started.elapsed() < PATIENCE, "the machine does not run");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    for machine in [asleep, written] {
+        machine.signal(Signal::TERM);
+        let end = machine.wait();
+        assert!(!end.log.contains(WORD), "{end:?}");
+    }
 }

@@ -197,12 +197,26 @@ pub(crate) struct Running {
 impl Running {
     /// Reads the guest's output up to `text`, for a bounded time.
     pub(crate) fn expect(&mut self, text: &str) {
-        expect(self.child.stdout.as_mut().unwrap(), text);
+        expect(self.child.stdout.as_mut().unwrap(), text, PATIENCE);
     }
 
     /// Reads the log up to `text`, for a bounded time.
     pub(crate) fn expect_log(&mut self, text: &str) {
-        expect(self.child.stderr.as_mut().unwrap(), text);
+        self.expect_log_within(text, PATIENCE);
+    }
+
+    pub(crate) fn expect_log_within(&mut self, text: &str, patience: Duration) {
+        expect(self.child.stderr.as_mut().unwrap(), text, patience);
+    }
+
+    /// Processor time that the process has used, in the guest too.
+    pub(crate) fn used(&self) -> Duration {
+        const TICK: Duration = Duration::from_millis(10);
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        let fields: Vec<u32> =
+            stat.rsplit(')').next().unwrap().split(' ').map(|field| field.parse().unwrap_or(0)).collect();
+        // utime and stime are fields 14 and 15; what is behind the command begins with an empty one and the state.
+        TICK * (fields[12] + fields[13])
     }
 
     pub(crate) fn signal(&self, signal: rustix::process::Signal) {
@@ -250,9 +264,9 @@ impl Running {
     }
 }
 
-fn expect(pipe: &mut (impl Read + AsFd), text: &str) {
+fn expect(pipe: &mut (impl Read + AsFd), text: &str, patience: Duration) {
     let mut seen = Vec::new();
-    let timeout = Timespec::try_from(PATIENCE).unwrap();
+    let timeout = Timespec::try_from(patience).unwrap();
     while !seen.ends_with(text.as_bytes()) {
         let ready = poll(&mut [PollFd::new(&*pipe, PollFlags::IN)], Some(&timeout)).unwrap();
         assert!(ready == 1, "there is only {:?}", String::from_utf8_lossy(&seen));
