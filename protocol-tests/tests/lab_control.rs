@@ -6,16 +6,16 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use protocol_tests::lab::guest::{Flavour, Image, Spec};
-use protocol_tests::lab::in_lab;
 use protocol_tests::lab::machine::Machine;
 use protocol_tests::lab::netd::{address, counter, ip};
 use protocol_tests::lab::traffic::{HOST, Traffic, iperf3, value};
+use protocol_tests::lab::{PATIENCE, in_lab};
 
 const TAP: &str = "k0";
 /// An address that the far side gets when the guest has moved its data often enough.
 const ENOUGH: &str = "10.77.0.9";
 /// How often a rate is measured until it is reached.
-const WINDOWS: usize = 4;
+const WINDOWS: usize = 8;
 
 fn start(directory: &Path, run: &str, nets: &[&str]) -> Machine {
     let spec = Spec { flavour: Flavour::Cloud, image: Image::Vmlinux, ..Spec::new(run) };
@@ -43,7 +43,7 @@ fn paused_and_resumed_under_traffic() {
             traffic.both_ways_at_once()
         );
         let mut machine = start(directory.path(), &run, &["tap=k0"]);
-        machine.guest.wait_for("VOLT round", Duration::from_secs(60));
+        machine.guest.wait_for("VOLT round", PATIENCE);
         for round in 0..3 {
             sleep(Duration::from_millis(700));
             assert_eq!(machine.done(&["pause"])["state"], "paused");
@@ -54,16 +54,16 @@ fn paused_and_resumed_under_traffic() {
             assert_eq!(machine.done(&["resume"])["state"], "running");
         }
         ip(&["addr", "add", ENOUGH, "dev", TAP]);
-        machine.guest.wait_for("VOLT waiting", Duration::from_secs(60));
+        machine.guest.wait_for("VOLT waiting", PATIENCE);
         machine.done(&["pause"]);
         machine.done(&["power-button"]);
         sleep(Duration::from_millis(500));
         assert!(!machine.guest.output().iter().any(|line| line.contains("VOLT key")));
         machine.done(&["resume"]);
-        machine.guest.wait_for("VOLT over", Duration::from_secs(20));
+        machine.guest.wait_for("VOLT over", PATIENCE);
         machine.done(&["pause"]);
         machine.done(&["shutdown"]);
-        assert_eq!(machine.guest.wait_exit(Duration::from_secs(20)).code(), Some(0));
+        assert_eq!(machine.guest.wait_exit(PATIENCE).code(), Some(0));
 
         let reports = machine.guest.reports();
         let rounds: Vec<_> = reports.split(|report| report == "round").skip(1).collect();
@@ -91,7 +91,7 @@ fn a_rate_limit_changes_under_traffic() {
         let _server = iperf3();
         let run = format!("report ready; speed out -u -l 1448 -b 8M -c {HOST} -t 80");
         let mut machine = start(directory.path(), &run, &["tap=k0,tx-rate=1Mbit", "tap=k1,vhost-net=on"]);
-        machine.guest.wait_for("VOLT out begin", Duration::from_secs(60));
+        machine.guest.wait_for("VOLT out begin", PATIENCE);
         sleep(Duration::from_secs(2));
         for (megabits, burst) in [(2.0, "40K"), (5.0, "100K"), (3.0, "60K")] {
             let rate = format!("{megabits}Mbit:{burst}");
@@ -101,17 +101,20 @@ fn a_rate_limit_changes_under_traffic() {
             sleep(Duration::from_secs(1));
             // A guest that gets too little of the processor sends less, but none may ever send more.
             let reached = (0..WINDOWS).any(|_| {
-                let part = measure(Duration::from_secs(3)) / megabits;
-                eprintln!("a_rate_limit_changes_under_traffic: {rate}: {part:.3} of the limit");
-                assert!(part < 1.05, "{rate}: {part}");
-                part > 0.95
+                let (least, most) = measure(Duration::from_secs(3));
+                let (least, most) = (least / megabits, most / megabits);
+                eprintln!("a_rate_limit_changes_under_traffic: {rate}: {least:.3} to {most:.3} of the limit");
+                // A bucket that was full, for want of frames, is a twentieth of the window.
+                assert!(least < 1.1, "{rate}: {least}");
+                most > 0.95
             });
             assert!(reached, "{rate}: less in each of {WINDOWS} windows");
         }
         machine.done(&["limits", "0", "--tx-rate", "none"]);
         sleep(Duration::from_secs(1));
-        let free = measure(Duration::from_secs(2));
-        assert!(free > 6.0, "{free} Mbit/s without a limit");
+        // Twice what was the limit, and less than is sent.
+        let freed = (0..WINDOWS).any(|_| measure(Duration::from_secs(2)).1 > 6.0);
+        assert!(freed, "not even 6 Mbit/s without a limit");
 
         if Path::new("/dev/vhost-net").exists() {
             let why =
@@ -121,14 +124,20 @@ fn a_rate_limit_changes_under_traffic() {
         let why = machine.ctl(&["limits", "k7", "--tx-rate", "1Mbit"]).expect_err("no such device");
         assert!(why.contains("k7") && why.contains("k0"), "{why}");
         machine.done(&["shutdown"]);
-        assert_eq!(machine.guest.wait_exit(Duration::from_secs(20)).code(), Some(0));
+        assert_eq!(machine.guest.wait_exit(PATIENCE).code(), Some(0));
     });
 }
 
-/// What the guest sends by the TAP, in Mbit/s of frames.
-fn measure(time: Duration) -> f64 {
-    let bytes = || counter(TAP, "rx", "bytes");
-    let (before, start) = (bytes(), Instant::now());
+/// What the guest sends by the TAP, in Mbit/s of frames: at least and at most, as reading the counter takes its time.
+fn measure(time: Duration) -> (f64, f64) {
+    let bytes = || {
+        let from = Instant::now();
+        let bytes = counter(TAP, "rx", "bytes");
+        (from, bytes, Instant::now())
+    };
+    let before = bytes();
     sleep(time);
-    (bytes() - before) as f64 * 8e-6 / start.elapsed().as_secs_f64()
+    let after = bytes();
+    let megabits = (after.1 - before.1) as f64 * 8e-6;
+    (megabits / (after.2 - before.0).as_secs_f64(), megabits / (after.0 - before.2).as_secs_f64())
 }

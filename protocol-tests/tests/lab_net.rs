@@ -3,23 +3,20 @@
 //! a boot costs more than what is done over them.
 
 use std::path::Path;
-use std::time::Duration;
 
 use protocol_tests::lab::guest::{Flavour, Image, Spec, Transport};
-use protocol_tests::lab::in_lab;
 use protocol_tests::lab::netd::{Netd, ip};
 use protocol_tests::lab::process::Process;
 use protocol_tests::lab::traffic::{HOST, Traffic, iperf3, value};
-
-const RUN: Duration = Duration::from_secs(150);
+use protocol_tests::lab::{PATIENCE, in_lab, rounds, variants};
 
 fn quick(run: &str) -> Spec {
     Spec { flavour: Flavour::Cloud, image: Image::Vmlinux, ..Spec::new(run) }
 }
 
 fn finish(mut guest: Process) -> Vec<String> {
-    guest.wait_for("VOLT exit", RUN);
-    let status = guest.wait_exit(Duration::from_secs(20));
+    guest.wait_for("VOLT exit", PATIENCE);
+    let status = guest.wait_exit(PATIENCE);
     assert_eq!(status.code(), Some(0), "a power-off ends volt-vmm with 0");
     guest.reports()
 }
@@ -61,8 +58,8 @@ fn vhost_net(test: &str) -> bool {
     there
 }
 
-/// Ping, and checksummed TCP and UDP, both ways over each kind of device in one guest; by each transport.
-fn every_kind(name: &str, pairs: u16) {
+/// Ping, and checksummed TCP and UDP, both ways over each kind of device in one guest; in `scripts/soak` by each transport.
+fn every_kind(name: &str, pairs: u16, transport: Transport) {
     in_lab(name, || {
         if !vhost_net(name) {
             return;
@@ -91,7 +88,7 @@ fn every_kind(name: &str, pairs: u16) {
         }
         let nets: Vec<_> = kinds.iter().map(|(_, net)| format!("{net},queues={pairs}")).collect();
         let nets: Vec<_> = nets.iter().map(String::as_str).collect();
-        for transport in TRANSPORTS {
+        for transport in variants(&TRANSPORTS, transport) {
             let reports = run(&Spec { transport, ..quick(&script.join("; ")) }, &nets);
             for (kind, _) in kinds {
                 traffic.judge_network(&reports, kind);
@@ -105,15 +102,15 @@ fn every_kind(name: &str, pairs: u16) {
 
 #[test]
 fn every_kind_with_one_pair() {
-    every_kind("every_kind_with_one_pair", 1);
+    every_kind("every_kind_with_one_pair", 1, Transport::Mmio);
 }
 
 #[test]
 fn every_kind_with_two_pairs() {
-    every_kind("every_kind_with_two_pairs", 2);
+    every_kind("every_kind_with_two_pairs", 2, Transport::Pci);
 }
 
-/// The driver is taken off and given back fifty times; every offload goes off and on; pairs change; the device works after
+/// The driver is taken off and given back again and again; every offload goes off and on; pairs change; the device works after
 /// each.
 #[test]
 fn the_driver_comes_and_goes_and_changes_its_mind() {
@@ -128,7 +125,7 @@ fn the_driver_comes_and_goes_and_changes_its_mind() {
         let mut script = Vec::new();
         for n in 0..2 {
             let ping = format!("ping -c 3 -i 0.2 10.77.{n}.1");
-            script.push(format!("step rebind{n} rebind eth{n} 50"));
+            script.push(format!("step rebind{n} rebind eth{n} {}", rounds(10)));
             script.push(format!("ip link set eth{n} up; ip addr add 10.77.{n}.2/24 dev eth{n}"));
             script.push(format!("step rebound{n} {ping}; offloads eth{n}"));
             script.push(format!("step one{n} ethtool -L eth{n} combined 1; step alone{n} {ping}"));
@@ -190,15 +187,16 @@ fn large_frames_ipv6_and_a_vlan() {
     });
 }
 
-/// Limits of volt-vmm and of volt-netd hold within five per cent, each direction its own: offered is twice the rate, by UDP,
-/// so that nothing but the limit decides. The bursts are what a loaded machine may oversleep.
+/// Limits of volt-vmm and of volt-netd hold, each direction its own: offered is twice the rate, by UDP, so that nothing but
+/// the limit decides. The bursts, 0.4 s, are what a loaded machine may oversleep; they pass before the 5 s that are measured,
+/// and may be there once more at their end.
 #[test]
 fn rate_limits_hold() {
     /// Part of a frame that iperf3 counts: 1448 bytes behind UDP, IP and Ethernet headers.
     const PAYLOAD: f64 = 1448.0 / 1490.0;
     in_lab("rate_limits_hold", || {
         let directory = tempfile::tempdir().expect("a directory");
-        let netd = Netd::start(directory.path(), &["--tx-rate", "2Mbit:40K", "--rx-rate", "4Mbit:80K"]);
+        let netd = Netd::start(directory.path(), &["--tx-rate", "2Mbit:100K", "--rx-rate", "4Mbit:200K"]);
         tap("k1", "10.77.1");
         for interface in ["volt0", "k1"] {
             // What waits here delays iperf3's own connection.
@@ -208,19 +206,19 @@ fn rate_limits_hold() {
         let measure = |n: u8, out: u8, into: u8| {
             format!(
                 "ip link set eth{n} up; ip addr add 10.77.{n}.2/24 dev eth{n}; \
-                 speed out{n} -u -l 1448 -b {out}M -c 10.77.{n}.1 -t 6; \
-                 speed in{n} -u -l 1448 -b {into}M -R -c 10.77.{n}.1 -t 6"
+                 speed out{n} -u -l 1448 -b {out}M -c 10.77.{n}.1 -O 1 -t 5; \
+                 speed in{n} -u -l 1448 -b {into}M -R -c 10.77.{n}.1 -O 1 -t 5"
             )
         };
         let spec = quick(&format!("{}; {}", measure(0, 4, 8), measure(1, 8, 4)));
         let socket = format!("socket={}", netd.socket.display());
-        let reports = run(&spec, &[&socket, "tap=k1,tx-rate=4Mbit:80K,rx-rate=2Mbit:40K"]);
+        let reports = run(&spec, &[&socket, "tap=k1,tx-rate=4Mbit:200K,rx-rate=2Mbit:100K"]);
         for (name, limit) in [("out0", 2.0), ("in0", 4.0), ("out1", 4.0), ("in1", 2.0)] {
             let measured = value(&reports, name).split(' ').next().and_then(|number| number.parse().ok());
             let measured: f64 = measured.unwrap_or_else(|| panic!("no figure for {name}: {reports:?}"));
             let part = measured / PAYLOAD / limit;
             eprintln!("rate_limits_hold: {name}: {part:.3} of the limit");
-            assert!((0.95..1.05).contains(&part), "{name}: {measured} Mbit/s of {limit}: {reports:?}");
+            assert!((0.95..1.13).contains(&part), "{name}: {measured} Mbit/s of {limit}: {reports:?}");
         }
     });
 }
@@ -245,7 +243,7 @@ fn two_guests_on_a_bridge() {
         );
         let socket = format!("socket={}", netd.socket.display());
         let mut server = Process::start("volt-vmm", &mut server.vmm_net(&[&socket]));
-        server.wait_for("VOLT serving", RUN);
+        server.wait_for("VOLT serving", PATIENCE);
         let script = "step ping ping -c 3 -i 0.2 -W 2 10.77.0.3; step out speed tcp_out -c 10.77.0.3 -n 8M; \
                       step in speed tcp_in -R -c 10.77.0.3 -n 8M";
         let reports = run(&quick(script), &["tap=k0"]);

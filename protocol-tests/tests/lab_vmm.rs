@@ -3,15 +3,12 @@
 //! ACPI tables, and checksummed TCP both ways.
 
 use std::fs::File;
-use std::time::Duration;
 
 use protocol_tests::lab::guest::{Flavour, Image, Spec, Transport};
-use protocol_tests::lab::in_lab;
 use protocol_tests::lab::netd::Netd;
 use protocol_tests::lab::process::Process;
 use protocol_tests::lab::traffic::{Traffic, every_queue_carried, iperf3, many_flows, value};
-
-const RUN: Duration = Duration::from_secs(120);
+use protocol_tests::lab::{PATIENCE, in_lab};
 
 /// The kernel that boots fastest, for tests that are about something else.
 fn quick(run: &str) -> Spec {
@@ -21,63 +18,73 @@ fn quick(run: &str) -> Spec {
 /// Runs a guest until it powers off, and gives its reports.
 fn run(spec: &Spec, netd: &Netd, pairs: u16, more: &[&str]) -> Vec<String> {
     let mut guest = Process::start("volt-vmm", spec.vmm(&netd.socket, pairs).args(more));
-    guest.wait_for("VOLT exit", RUN);
-    let status = guest.wait_exit(Duration::from_secs(20));
+    guest.wait_for("VOLT exit", PATIENCE);
+    let status = guest.wait_exit(PATIENCE);
     assert_eq!(status.code(), Some(0), "a power-off ends volt-vmm with 0");
     guest.reports()
 }
 
-/// Boots the guest, and asserts what every guest must show.
-fn stands(name: &str, flavour: Flavour, image: Image, cpus: u32, memory: u32) {
-    in_lab(name, || {
-        let directory = tempfile::tempdir().expect("a directory");
-        let netd = Netd::start(directory.path(), &[]);
-        let traffic = Traffic::new();
-        let script = format!(
-            "report cpus $(nproc); report memory $(sed -n 's/MemTotal: *//p' /proc/meminfo); acpi_complaints; {}",
-            traffic.both_ways()
-        );
-        let spec = Spec { flavour, image, cpus, memory, ..Spec::new(&script) };
-        let reports = run(&spec, &netd, 1, &[]);
-        assert_eq!(value(&reports, "cpus"), cpus.to_string());
-        let total: u32 = value(&reports, "memory").trim_end_matches(" kB").parse().expect("MemTotal");
-        // The kernel keeps a few per cent for itself.
-        assert!(total > memory * 1024 / 100 * 85, "{total} kB of {memory} MiB");
-        assert_eq!(value(&reports, "acpi_complaints"), "0", "{reports:?}");
-        traffic.judge(&reports);
+/// Boots the guest, and asserts what every guest must show. `more` is for `volt.run`; what it reports is given back.
+fn stands(spec: &Spec, netd_pairs: u16, pairs: u16, more: &str) -> Vec<String> {
+    let directory = tempfile::tempdir().expect("a directory");
+    let netd = Netd::start(directory.path(), &["--queues", &netd_pairs.to_string()]);
+    let traffic = Traffic::new();
+    let run_words = format!(
+        "report cpus $(nproc); report memory $(sed -n 's/MemTotal: *//p' /proc/meminfo); acpi_complaints; {}{more}",
+        traffic.both_ways()
+    );
+    let spec = Spec { run: run_words, ..spec.clone() };
+    let reports = run(&spec, &netd, pairs, &[]);
+    assert_eq!(value(&reports, "cpus"), spec.cpus.to_string());
+    let total: u32 = value(&reports, "memory").trim_end_matches(" kB").parse().expect("MemTotal");
+    // The kernel keeps a few per cent for itself.
+    assert!(total > spec.memory * 1024 / 100 * 85, "{total} kB of {} MiB", spec.memory);
+    assert_eq!(value(&reports, "acpi_complaints"), "0", "{reports:?}");
+    traffic.judge(&reports);
+    reports
+}
+
+/// The kernel spreads flows over every attached TAP queue, of which there are four: only those that the guest serves, of
+/// one pair, may be attached.
+#[test]
+fn generic_bzimage_one_cpu_loses_no_flow_on_four_queues() {
+    in_lab("generic_bzimage_one_cpu_loses_no_flow_on_four_queues", || {
+        let flows = Traffic::of(1).flows(40);
+        let reports = stands(&Spec { cpus: 1, ..Spec::new("") }, 4, 1, &format!("; {flows}"));
+        assert_eq!(value(&reports, "flows"), "40 of 40");
     });
 }
 
 #[test]
-fn generic_bzimage_one_cpu() {
-    stands("generic_bzimage_one_cpu", Flavour::Generic, Image::BzImage, 1, 512);
-}
-
-#[test]
 fn generic_vmlinux_two_cpus() {
-    stands("generic_vmlinux_two_cpus", Flavour::Generic, Image::Vmlinux, 2, 512);
+    in_lab("generic_vmlinux_two_cpus", || {
+        stands(&Spec { image: Image::Vmlinux, ..Spec::new("") }, 1, 1, "");
+    });
 }
 
+/// Two queue pairs both carry frames, both ways.
 #[test]
-fn cloud_bzimage_two_cpus() {
-    stands("cloud_bzimage_two_cpus", Flavour::Cloud, Image::BzImage, 2, 512);
-}
-
-#[test]
-fn cloud_vmlinux_four_cpus() {
-    stands("cloud_vmlinux_four_cpus", Flavour::Cloud, Image::Vmlinux, 4, 512);
+fn cloud_vmlinux_four_cpus_two_queue_pairs() {
+    in_lab("cloud_vmlinux_four_cpus_two_queue_pairs", || {
+        let _server = iperf3();
+        let spec = Spec { cpus: 4, ..quick("") };
+        every_queue_carried(&stands(&spec, 2, 2, &format!("; {}", many_flows())), 2);
+    });
 }
 
 /// Half a GiB of the guest's memory lies above 4 GiB, and Linux gives that out first.
 #[test]
-fn memory_across_the_hole() {
-    stands("memory_across_the_hole", Flavour::Cloud, Image::BzImage, 2, 3584);
+fn cloud_bzimage_memory_across_the_hole() {
+    in_lab("cloud_bzimage_memory_across_the_hole", || {
+        stands(&Spec { flavour: Flavour::Cloud, memory: 3584, ..Spec::new("") }, 1, 1, "");
+    });
 }
 
-/// What a guest wrote to its disk is there after the machine was made anew; the image holds what it held before.
+/// What a guest wrote to its disk is there after the machine was made anew, with Debian's user space from another disk instead
+/// of the initramfs.
 #[test]
-fn a_disk_reads_back_after_a_reboot() {
-    in_lab("a_disk_reads_back_after_a_reboot", || {
+fn a_disk_reads_back_after_a_reboot_with_a_disk_as_root() {
+    in_lab("a_disk_reads_back_after_a_reboot_with_a_disk_as_root", || {
         let directory = tempfile::tempdir().expect("a directory");
         let netd = Netd::start(directory.path(), &[]);
         let image = directory.path().join("disk.img");
@@ -90,27 +97,19 @@ fn a_disk_reads_back_after_a_reboot() {
         // A reboot ends volt-vmm with a status of its own; whoever started it starts it again.
         let spec = quick("step write disk_write /dev/vda && reboot -f");
         let mut guest = Process::start("volt-vmm", spec.vmm(&netd.socket, 1).args(disk));
-        guest.wait_for("VOLT write ok", RUN);
-        assert_eq!(guest.wait_exit(Duration::from_secs(20)).code(), Some(3), "a reboot ends volt-vmm with 3");
+        guest.wait_for("VOLT write ok", PATIENCE);
+        assert_eq!(guest.wait_exit(PATIENCE).code(), Some(3), "a reboot ends volt-vmm with 3");
         let written = value(&guest.reports(), "disk sha256").to_owned();
 
-        let reports = run(&quick("step read disk_read /dev/vda"), &netd, 1, &disk);
-        assert_eq!(value(&reports, "disk sha256"), written);
-    });
-}
-
-/// Debian's user space from a disk instead of the initramfs.
-#[test]
-fn a_root_file_system_on_a_disk() {
-    in_lab("a_root_file_system_on_a_disk", || {
-        let directory = tempfile::tempdir().expect("a directory");
-        let netd = Netd::start(directory.path(), &[]);
-        let image = directory.path().join("rootfs.img");
-        std::fs::copy(protocol_tests::lab::guest_file("rootfs.img"), &image).expect("a copy of the image");
-        let run_words = "report root $(sed -n 's/\\(.*\\) \\/ ext4 .*/\\1/p' /proc/mounts); step ping ping -c 1 10.77.0.1";
-        let reports = run(&quick(run_words), &netd, 1, &["--rootfs", image.to_str().expect("a path")]);
+        let root = directory.path().join("rootfs.img");
+        std::fs::copy(protocol_tests::lab::guest_file("rootfs.img"), &root).expect("a copy of the image");
+        let words = "report root $(sed -n 's/\\(.*\\) \\/ ext4 .*/\\1/p' /proc/mounts); step ping ping -c 1 10.77.0.1; \
+                     step read disk_read /dev/vdb";
+        let disks = ["--rootfs", root.to_str().expect("a path"), disk[0], disk[1]];
+        let reports = run(&quick(words), &netd, 1, &disks);
         assert_eq!(value(&reports, "root"), "/dev/vda");
         assert_eq!(value(&reports, "ping"), "ok");
+        assert_eq!(value(&reports, "disk sha256"), written);
     });
 }
 
@@ -155,32 +154,5 @@ fn both_flavours_by_pci_with_a_disk_as_root() {
             assert!(value(&reports, "rng").starts_with("virtio_rng"), "{reports:?}");
             traffic.judge(&reports);
         }
-    });
-}
-
-/// Two queue pairs both carry frames, both ways.
-#[test]
-fn two_queue_pairs() {
-    in_lab("two_queue_pairs", || {
-        let directory = tempfile::tempdir().expect("a directory");
-        let netd = Netd::start(directory.path(), &["--queues", "2"]);
-        let traffic = Traffic::new();
-        let _server = iperf3();
-        let spec = quick(&format!("{}; {}", traffic.both_ways(), many_flows()));
-        let reports = run(&spec, &netd, 2, &[]);
-        traffic.judge(&reports);
-        every_queue_carried(&reports, 2);
-    });
-}
-
-/// The kernel spreads flows over every attached TAP queue: only those that the guest serves may be attached.
-#[test]
-fn four_queues_under_a_guest_of_one_pair_lose_no_flow() {
-    in_lab("four_queues_under_a_guest_of_one_pair_lose_no_flow", || {
-        let directory = tempfile::tempdir().expect("a directory");
-        let netd = Netd::start(directory.path(), &["--queues", "4"]);
-        let traffic = Traffic::new();
-        let reports = run(&quick(&traffic.flows(40)), &netd, 1, &[]);
-        assert_eq!(value(&reports, "flows"), "40 of 40");
     });
 }

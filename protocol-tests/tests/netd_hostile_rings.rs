@@ -1,8 +1,6 @@
 //! volt-netd against drivers that lie in their rings. A bad chain is returned and counted, and the ring goes on; a
 //! ring that cannot be trusted stops, once, by name; the daemon lives and serves the next session.
 
-use std::time::Duration;
-
 use protocol_tests::frame::{NetHeader, gso, number_of, numbered};
 use protocol_tests::nic::Queue;
 use protocol_tests::rig::{LIMIT, QUIET, Rig};
@@ -212,7 +210,7 @@ fn headers_that_make_no_sense() {
     for header in wrong {
         session.tx(0).send_cut(&header, &numbered(1, 200), &[], LIMIT).expect("the chain is returned");
     }
-    while rig.wire.recv(Duration::from_millis(10)).expect("the wire").is_some() {}
+    while rig.wire.recv(QUIET).expect("the wire").is_some() {}
     rig.both_ways(&mut session, 5);
     drop(session);
     rig.logged(&["tx refused by the kernel"]);

@@ -34,7 +34,8 @@ fn tap_set_down_and_up() {
         transmit_into_nothing(&rig, &mut session);
         assert_eq!(warnings(&rig), round, "once each time:\n{}", rig.daemon.log());
         rig.netns.ip("link set dev tap0 up").expect("up");
-        while rig.wire.recv(Duration::from_millis(20)).expect("the wire").is_some() {}
+        rig.netns.wait_until_up("tap0", LIMIT).expect("up");
+        while rig.wire.recv(QUIET).expect("the wire").is_some() {}
     }
     rig.both_ways(&mut session, 5);
 }

@@ -173,7 +173,7 @@ fn all_buffers_of_a_frame_appear_at_once() {
     let mut session = Session::start(rig.connect(), &setup).expect("a session");
     let queue = session.rx(0);
     queue.fill(256, &[200]).expect("buffers");
-    std::thread::sleep(Duration::from_millis(20));
+    assert!(readable(&queue.call, LIMIT).expect("poll"), "a ring that starts is called");
     for number in 0..10 {
         queue.drain_call();
         rig.wire.send(&numbered(number, 8 * 200 - 12)).expect("sent");
@@ -244,7 +244,7 @@ fn interrupts_are_suppressed_on_demand() {
         let without = if event_idx { 0 } else { feature::EVENT_IDX };
         let mut session = rig.session(&Setup { features: base.features & !without, ..base });
         let queue = session.tx(0);
-        std::thread::sleep(Duration::from_millis(30));
+        assert!(readable(&queue.call, LIMIT).expect("poll"), "a ring that starts is called");
         queue.drain_call();
         queue.ring.set_no_interrupt(!event_idx);
         queue.ring.set_used_event(10);

@@ -1,9 +1,9 @@
 //! volt-netd replaced and killed under a QEMU guest, whose front-end cannot reconnect.
 
-use protocol_tests::lab::continuity::{rounds, run};
+use protocol_tests::lab::continuity::run;
 use protocol_tests::lab::guest::{Accel, QemuNet};
-use protocol_tests::lab::here;
 use protocol_tests::lab::process::Process;
+use protocol_tests::lab::{here, rounds};
 
 #[test]
 fn hand_overs_and_crashes_under_qemu() {

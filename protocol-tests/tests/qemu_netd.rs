@@ -6,13 +6,10 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use protocol_tests::lab::guest::{Accel, Flavour, Image, QemuNet, Spec};
-use protocol_tests::lab::here;
 use protocol_tests::lab::netd::Netd;
 use protocol_tests::lab::process::Process;
 use protocol_tests::lab::traffic::{Traffic, every_queue_carried, has_feature, iperf3, many_flows, value};
-
-const BOOT: Duration = Duration::from_secs(60);
-const RUN: Duration = Duration::from_secs(90);
+use protocol_tests::lab::{PATIENCE, here, rounds};
 
 /// Feature bits of a network device (virtio 1.2, section 5.1.3) and of a ring (section 6).
 const CSUM: usize = 0;
@@ -39,8 +36,8 @@ fn start(netd: &Netd, pairs: u16, properties: &str, spec: &Spec) -> Process {
 }
 
 fn finish(mut guest: Process) -> Vec<String> {
-    guest.wait_for("VOLT exit", RUN);
-    assert!(guest.wait_exit(Duration::from_secs(20)).success());
+    guest.wait_for("VOLT exit", PATIENCE);
+    assert!(guest.wait_exit(PATIENCE).success());
     guest.reports()
 }
 
@@ -149,16 +146,16 @@ fn four_queues_under_a_guest_of_one_pair_lose_no_flow() {
     });
 }
 
-/// One daemon outlives its front-ends: ten are killed under traffic, and the eleventh finds nothing left of them.
+/// One daemon outlives its front-ends: some are killed under traffic, and the next one finds nothing left of them.
 #[test]
-fn ten_front_ends_killed() {
-    here("ten_front_ends_killed", || {
+fn front_ends_killed() {
+    here("front_ends_killed", || {
         let directory = tempfile::tempdir().expect("a directory");
         let netd = Netd::start(directory.path(), &[]);
         let traffic = Traffic::new();
-        for _ in 0..10 {
+        for _ in 0..rounds(4) {
             let mut guest = start(&netd, 1, "", &spec(&traffic.endless()));
-            guest.wait_for("VOLT ping ok", BOOT);
+            guest.wait_for("VOLT ping ok", PATIENCE);
             sleep(Duration::from_millis(300));
             guest.kill();
         }
@@ -180,7 +177,7 @@ fn guest_reboots_inside_one_qemu() {
         let mut command = spec(&run).qemu(Accel::Tcg, &net);
         let mut guest = Process::start("qemu", command.args(["-action", "reboot=reset"]));
         for _ in 0..3 {
-            guest.wait_for("VOLT tcp_in sha256", BOOT + RUN);
+            guest.wait_for("VOLT tcp_in sha256", PATIENCE);
             traffic.judge(&guest.reports());
         }
     });

@@ -2,17 +2,13 @@
 //! else's.
 
 use std::process::Command;
-use std::time::Duration;
 
-use protocol_tests::lab::continuity::{rounds, run};
+use protocol_tests::lab::continuity::run;
 use protocol_tests::lab::guest::Spec;
 use protocol_tests::lab::netd::{Netd, TAP, ip};
 use protocol_tests::lab::process::Process;
 use protocol_tests::lab::traffic::Traffic;
-use protocol_tests::lab::{here, program};
-
-const BOOT: Duration = Duration::from_secs(60);
-const LIMIT: Duration = Duration::from_secs(30);
+use protocol_tests::lab::{PATIENCE, here, program, rounds};
 
 /// Checksummed TCP both ways and numbered echo requests through hand-overs and killed workers. The front-end waits without a
 /// limit for every answer.
@@ -38,17 +34,17 @@ fn the_link_goes_down_and_comes_up() {
         };
         let script = [until("here", 1), until("down", 0), until("back", 1), traffic.both_ways()].join("; ");
         let mut guest = Process::start("linux.uml", &mut Spec::new(&script).uml(&netd.socket));
-        guest.wait_for("VOLT link here", BOOT);
+        guest.wait_for("VOLT link here", PATIENCE);
         ip(&["link", "set", TAP, "down"]);
-        guest.wait_for("VOLT link down", LIMIT);
+        guest.wait_for("VOLT link down", PATIENCE);
         let mut successor = Command::new(program("volt-netd"));
         let mut successor = Process::start("volt-netd", successor.arg("--take-over").arg(&control));
-        successor.wait_for("took over from", LIMIT);
-        assert!(netd.process.wait_exit(LIMIT).success(), "{}", netd.process);
+        successor.wait_for("took over from", PATIENCE);
+        assert!(netd.process.wait_exit(PATIENCE).success(), "{}", netd.process);
         ip(&["link", "set", TAP, "up"]);
-        guest.wait_for("VOLT link back", LIMIT);
-        guest.wait_for("VOLT exit 0", BOOT);
-        assert!(guest.wait_exit(LIMIT).success());
+        guest.wait_for("VOLT link back", PATIENCE);
+        guest.wait_for("VOLT exit 0", PATIENCE);
+        assert!(guest.wait_exit(PATIENCE).success());
         traffic.judge(&guest.reports());
     });
 }

@@ -14,7 +14,7 @@ use crate::session::negotiate;
 use crate::wire::{feature, protocol, request};
 
 /// How long anything may take before it counts as stuck, on a machine that is busy.
-pub const LIMIT: Duration = Duration::from_secs(10);
+pub const LIMIT: Duration = Duration::from_secs(60);
 const GUEST: u64 = 0x10_0000;
 
 /// A card that a back-end serves.

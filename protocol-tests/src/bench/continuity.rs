@@ -28,7 +28,7 @@ const PERIOD: Duration = Duration::from_micros(100);
 /// How long probes run before and after an event.
 const MARGIN: Duration = Duration::from_millis(30);
 /// After this long a replacement counts as failed.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Where a probe has its number.
 const NUMBER: usize = 14;
 const TAP: &str = "gap0";

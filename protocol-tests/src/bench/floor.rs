@@ -41,7 +41,7 @@ impl Floor {
         let netns = Netns::new()?;
         add_tap(&netns, TAP, false)?;
         let tap = open_tap(&netns, TAP, false, true)?;
-        netns.wait_until_up(TAP, Duration::from_secs(5))?;
+        netns.wait_until_up(TAP, super::card::LIMIT)?;
         let far = FarEnd::open(&netns, TAP, 0)?;
         Ok(Floor { netns, far, _tap: tap, cpu })
     }

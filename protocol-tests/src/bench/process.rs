@@ -107,10 +107,11 @@ impl Process {
                 .any(|l| l.strip_prefix("TracerPid:").is_some_and(|p| p.trim() != "0"))
                 .then_some(())
         };
-        let attached = poll_until(Duration::from_secs(2), traced).is_some();
+        let mut refused = || strace.try_wait().ok().flatten().map(|_| false);
+        let attached = poll_until(LIMIT, || traced().map(|()| true).or_else(&mut refused)) == Some(true);
         std::thread::sleep(Duration::from_millis(50));
         let result = if attached { work() } else { Ok(()) };
-        let _ = rustix::process::kill_process(Pid::from_child(&strace), Signal::INT);
+        let _ = rustix::process::kill_process(Pid::from_child(&strace), Signal::TERM);
         strace.wait()?;
         result?;
         let text = std::fs::read_to_string(file.path())?;

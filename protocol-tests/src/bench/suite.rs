@@ -107,7 +107,7 @@ impl Bed {
                 (netns, tap, socket, Some(dir), process)
             }
         };
-        netns.wait_until_up(&tap, std::time::Duration::from_secs(5))?;
+        netns.wait_until_up(&tap, super::card::LIMIT)?;
         let far = FarEnd::open(&netns, &tap, 0)?;
         let probes = FarEnd::open(&netns, &tap, latency::PROBE)?;
         Ok(Bed { process, far, probes, tap, socket, netns, _dir: dir })

@@ -1,7 +1,7 @@
 //! One volt-netd after the other under a guest that moves TCP both ways and answers numbered echo requests all the time.
 //!
 //! The same body for every VMM: [`run`] starts the daemon, lets the caller start the guest, and then replaces the daemon
-//! by hand-over and kills its worker, `VOLT_ROUNDS` times each.
+//! by hand-over and kills its worker, so many times each.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,23 +14,14 @@ use super::echo::{Account, Echo, INTERVAL};
 use super::guest::{Flavour, Image, Spec};
 use super::netd::{TAP, address, counter, ip};
 use super::process::Process;
-use super::program;
 use super::traffic::{GUEST, HOST, Traffic, value};
+use super::{PATIENCE, program};
 use crate::daemon::{child, poll_until};
 
 /// An address that the far side gets when the guest has moved its data often enough.
 const ENOUGH: &str = "10.77.0.9";
 /// The most that a crash may lose, or repeat, on each of the two queues that an echo goes through.
 const BATCH: usize = 64;
-const LIMIT: Duration = Duration::from_secs(20);
-
-/// How often a daemon is replaced in each way: `VOLT_ROUNDS`, otherwise `default`.
-///
-/// # Panics
-/// When the variable is no number.
-pub fn rounds(default: usize) -> usize {
-    std::env::var("VOLT_ROUNDS").map_or(default, |text| text.parse().expect("VOLT_ROUNDS is a number"))
-}
 
 /// A daemon with a control socket, below a supervisor or not.
 struct Succession {
@@ -45,7 +36,7 @@ impl Succession {
         let mut command = Command::new(program("volt-netd"));
         command.args(["--tap", TAP, "--supervise", "--socket"]).arg(&socket).arg("--control").arg(&control);
         let mut daemon = Process::start("volt-netd", &mut command);
-        daemon.wait_for("listening on", LIMIT);
+        daemon.wait_for("listening on", PATIENCE);
         Succession { daemon, socket, control }
     }
 
@@ -53,16 +44,16 @@ impl Succession {
         let mut command = Command::new(program("volt-netd"));
         command.args(["--supervise", "--take-over"]).arg(&self.control);
         let mut successor = Process::start("volt-netd", &mut command);
-        successor.wait_for("took over from", LIMIT);
+        successor.wait_for("took over from", PATIENCE);
         let mut old = std::mem::replace(&mut self.daemon, successor);
-        assert!(old.wait_exit(LIMIT).success(), "the daemon before ends well: {old}");
+        assert!(old.wait_exit(PATIENCE).success(), "the daemon before ends well: {old}");
     }
 
     fn kill_worker(&mut self) {
-        let worker = poll_until(LIMIT, || child(self.daemon.id())).expect("a worker");
+        let worker = poll_until(PATIENCE, || child(self.daemon.id())).expect("a worker");
         kill_process(worker, Signal::KILL).expect("the worker lives");
-        self.daemon.wait_for("another one goes on with its state", LIMIT);
-        let next = poll_until(LIMIT, || child(self.daemon.id()).filter(|pid| *pid != worker));
+        self.daemon.wait_for("another one goes on with its state", PATIENCE);
+        let next = poll_until(PATIENCE, || child(self.daemon.id()).filter(|pid| *pid != worker));
         assert!(next.is_some(), "no worker came: {}", self.daemon);
     }
 
@@ -96,7 +87,7 @@ impl Succession {
             last = [last[1], last[2], usage.0];
             (last == [usage.0; 3]).then_some(usage)
         };
-        poll_until(LIMIT, steady).expect("descriptors that stay the same")
+        poll_until(PATIENCE, steady).expect("descriptors that stay the same")
     }
 }
 
@@ -126,7 +117,7 @@ pub fn run(rounds: usize, guest: impl FnOnce(&Path, &Spec) -> Process) {
     );
     let spec = Spec { flavour: Flavour::Cloud, image: Image::Vmlinux, ..Spec::new(&script) };
     let mut guest = guest(&succession.socket, &spec);
-    guest.wait_for("VOLT round", Duration::from_secs(60));
+    guest.wait_for("VOLT round", PATIENCE);
 
     let (before, start) = (dropped(), Instant::now());
     let echo = Echo::start();
@@ -161,8 +152,8 @@ pub fn run(rounds: usize, guest: impl FnOnce(&Path, &Spec) -> Process) {
     assert!(memory_now <= memory + 1024, "{memory} KiB became {memory_now} KiB");
 
     ip(&["addr", "add", ENOUGH, "dev", TAP]);
-    guest.wait_for("VOLT exit 0", Duration::from_secs(120));
-    assert!(guest.wait_exit(LIMIT).success());
+    guest.wait_for("VOLT exit 0", PATIENCE);
+    assert!(guest.wait_exit(PATIENCE).success());
     let reports = guest.reports();
     let done: Vec<_> = reports.split(|report| report == "round").skip(1).collect();
     assert!(!done.is_empty());

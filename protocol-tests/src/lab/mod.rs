@@ -24,9 +24,26 @@ mod namespace;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 pub use outer::in_lab;
 pub(crate) use outer::kvm_is_usable;
+
+/// How long anything may take that a guest or a program is waited for to do. Nothing takes a tenth of it on a quiet machine.
+pub const PATIENCE: Duration = Duration::from_secs(600);
+
+/// How often something is done again and again: `VOLT_ROUNDS`, which `scripts/soak` sets, otherwise `default`.
+///
+/// # Panics
+/// When the variable is no number.
+pub fn rounds(default: usize) -> usize {
+    std::env::var("VOLT_ROUNDS").map_or(default, |text| text.parse().expect("VOLT_ROUNDS is a number"))
+}
+
+/// All of `variants` in `scripts/soak`, otherwise `one` of them.
+pub fn variants<T: Copy>(variants: &[T], one: T) -> Vec<T> {
+    if std::env::var_os("VOLT_ROUNDS").is_some() { variants.to_vec() } else { vec![one] }
+}
 
 /// The top of the repository.
 pub fn repository() -> PathBuf {

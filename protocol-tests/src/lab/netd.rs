@@ -6,8 +6,8 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use super::process::Process;
-use super::program;
 use super::traffic::HOST;
+use super::{PATIENCE, program};
 
 /// The TAP that the daemon makes.
 pub const TAP: &str = "volt0";
@@ -31,7 +31,7 @@ impl Netd {
         let mut command = Command::new(program("volt-netd"));
         command.args(["--tap", TAP, "--socket"]).arg(&socket).args(options);
         let mut process = Process::start("volt-netd", &mut command);
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + PATIENCE;
         while !socket.exists() {
             if Instant::now() > deadline {
                 process.output();

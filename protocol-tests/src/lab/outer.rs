@@ -6,6 +6,7 @@
 //! because an outer boot costs more than most bodies do.
 
 use std::collections::HashMap;
+use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
@@ -16,9 +17,9 @@ use super::process::Process;
 use super::{guest_file, isolated, repository};
 
 /// How long one body may take in the lab: longer than its own time-outs together.
-const BODY_LIMIT: Duration = Duration::from_secs(500);
+const BODY_LIMIT: Duration = Duration::from_secs(1800);
 /// How long a whole test program may take in the lab: one that is stopped then is a lab that hangs.
-const LIMIT: Duration = Duration::from_secs(1200);
+const LIMIT: Duration = Duration::from_secs(5400);
 /// How often a body that the lab's emulation has ended gets another lab.
 const MORE_LABS: usize = 5;
 const BEGIN: &str = "LAB begin ";
@@ -130,12 +131,20 @@ fn run(filters: impl Iterator<Item = String>) -> Run {
     command.args(["--limit", &LIMIT.as_secs().to_string()]).arg(test).args(filters);
     command.args(["--test-threads=1", "--nocapture"]);
     let mut lab = Process::start("the lab", &mut command);
-    let _ = lab.wait_exit(LIMIT + Duration::from_secs(30));
+    let _ = lab.wait_exit_and_tell(LIMIT + Duration::from_secs(30), progress);
     let console = lab.output();
     let says = |text: &str| console.iter().any(|line| line.contains(text));
     let died = says("the lab ended without the command's status")
         || says(&format!("stopped after {} s", LIMIT.as_secs()));
     Run { cases: sort(&console), died }
+}
+
+/// Tells of each body that has ended, past the test runner, which shows the output of a test at its end only: a lab's run takes
+/// minutes.
+fn progress(line: &str) {
+    if let Some((_, body)) = line.split_once(END) {
+        let _ = write!(std::io::stderr(), "\n    in the lab: {body} ");
+    }
 }
 
 /// Takes the lab's console apart by the lines that bodies begin and end with.

@@ -70,10 +70,22 @@ impl Process {
     /// When the time is up.
     #[track_caller]
     pub fn wait_exit(&mut self, limit: Duration) -> ExitStatus {
+        self.wait_exit_and_tell(limit, |_| {})
+    }
+
+    /// The same, with each line to `tell` as it comes.
+    ///
+    /// # Panics
+    /// When the time is up.
+    #[track_caller]
+    pub fn wait_exit_and_tell(&mut self, limit: Duration, tell: impl Fn(&str)) -> ExitStatus {
         let deadline = Instant::now() + limit;
         loop {
             match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(line) => self.seen.push(line),
+                Ok(line) => {
+                    tell(&line.text);
+                    self.seen.push(line);
+                }
                 Err(RecvTimeoutError::Timeout) => panic!("{} did not end in {limit:?}: {self}", self.name),
                 // Every writer has closed: the program has ended, or is about to.
                 Err(RecvTimeoutError::Disconnected) => break,

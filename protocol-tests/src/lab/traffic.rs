@@ -12,16 +12,16 @@ use std::thread;
 use std::time::Duration;
 
 use super::process::Process;
-use super::tftp;
+use super::{PATIENCE, tftp};
 
 /// The address of the TAP's side.
 pub const HOST: &str = "10.77.0.1";
 /// The address of the guest's side.
 pub const GUEST: &str = "10.77.0.2";
-/// How much goes each way.
-const MIB: usize = 32;
+/// How much goes each way: in the largest frames that is as many as a ring has descriptors.
+const MIB: usize = 16;
 /// How long a connection may stand still: longer than the longest time for which a test takes the network away.
-const PATIENCE: Duration = Duration::from_secs(200);
+const STANDSTILL: Duration = Duration::from_secs(300);
 
 const SINK: u16 = 7001;
 const SOURCE: u16 = 7002;
@@ -124,7 +124,7 @@ impl Traffic {
     #[track_caller]
     pub fn judge_tcp(&self, reports: &[String]) {
         let out = value(reports, "tcp_out sha256");
-        let received = self.received.lock().map(|digests| digests.recv_timeout(Duration::from_secs(30)));
+        let received = self.received.lock().map(|digests| digests.recv_timeout(PATIENCE));
         let Some((length, received)) = received.ok().and_then(Result::ok) else {
             panic!("the guest's connection to the host did not come to its end: {reports:?}");
         };
@@ -179,7 +179,7 @@ pub fn has_feature(reports: &[String], bit: usize) -> bool {
 #[track_caller]
 pub fn iperf3() -> Process {
     let mut server = Process::start("iperf3", Command::new("iperf3").args(["-s", "--forceflush"]));
-    server.wait_for("Server listening", Duration::from_secs(20));
+    server.wait_for("Server listening", PATIENCE);
     server
 }
 
@@ -215,8 +215,8 @@ fn serve(port: u16, service: impl Fn(TcpStream) + Send + Sync + 'static) -> Arc<
     thread::spawn(move || {
         while let Ok((stream, _)) = accepting.accept() {
             // A guest that died in the middle must not hold the service.
-            let _ = stream.set_read_timeout(Some(PATIENCE));
-            let _ = stream.set_write_timeout(Some(PATIENCE));
+            let _ = stream.set_read_timeout(Some(STANDSTILL));
+            let _ = stream.set_write_timeout(Some(STANDSTILL));
             let service = Arc::clone(&service);
             thread::spawn(move || service(stream));
         }
