@@ -7,8 +7,8 @@ use crate::net::counters::Counters;
 use crate::net::ctrl::{self, ACK_ERR, ACK_OK, Command, Limits, MAX_COMMAND_LEN};
 use crate::net::vring::Vring;
 use crate::virtio::chain::ChainError;
-use crate::virtio::memory::{IoPart, read_parts, write_parts};
-use crate::virtio::ring::RingError;
+use crate::virtio::part::{IoPart, read_parts, write_parts};
+use crate::virtio::ring::{Head, RingError};
 
 /// Most commands served in one go; a driver has one outstanding.
 const BATCH: usize = 16;
@@ -81,12 +81,12 @@ impl ControlQueue {
     }
 
     fn serve(
-        &mut self,
-        head: u16,
+        &self,
+        head: Head,
         limits: Limits,
         carry_out: &mut impl FnMut(Command),
     ) -> Result<(), ChainError> {
-        let (mut readable, mut writable) = (Vec::<IoPart>::new(), None);
+        let (mut readable, mut writable) = (Vec::<IoPart<'_>>::new(), None);
         let mut len = 0;
         self.vring.ring.walk(head, |part, write| match write {
             true => writable = writable.or(Some(part)),

@@ -17,8 +17,8 @@ use crate::port::queue::MAX_PARTS;
 use crate::port::{ETHERNET_LEN, HEADER_LEN, MAX_FRAME_LEN, PortQueue};
 use crate::virtio::chain::ChainError;
 use crate::virtio::features::Features;
-use crate::virtio::memory::{IoPart, read_parts, write_parts};
-use crate::virtio::ring::RingError;
+use crate::virtio::part::{IoPart, Kept, read_parts, write_parts};
+use crate::virtio::ring::{Head, RingError};
 
 /// Offset of `num_buffers` in the header.
 const NUM_BUFFERS: usize = 10;
@@ -26,7 +26,7 @@ const NUM_BUFFERS: usize = 10;
 /// A chain that waits for a frame.
 #[derive(Clone, Copy, Debug)]
 struct Buffer {
-    head: u16,
+    head: Head,
     /// How many of the gathered parts are its own.
     parts: usize,
     len: usize,
@@ -47,15 +47,15 @@ enum Gathered {
 /// The receive half of a queue pair.
 #[derive(Debug)]
 pub struct Rx {
-    /// The ring.
-    pub vring: Vring,
+    /// The ring. Nobody else may exchange it: `parts` are of its memory.
+    pub(crate) vring: Vring,
     mergeable: bool,
     checksums: bool,
     /// Gathered buffers, from `next` on; those before it are used up.
     buffers: Vec<Buffer>,
     next: usize,
     /// Parts of the gathered buffers, from `first` on.
-    parts: Vec<IoPart>,
+    parts: Kept,
     first: usize,
     /// Bytes of the gathered buffers.
     capacity: usize,
@@ -76,7 +76,7 @@ impl Rx {
             checksums: features.has(Features::GUEST_CSUM),
             buffers: Vec::with_capacity(MAX_PARTS),
             next: 0,
-            parts: Vec::with_capacity(MAX_PARTS),
+            parts: Kept::with_capacity(MAX_PARTS),
             first: 0,
             capacity: 0,
             wanted: 1,
@@ -196,7 +196,7 @@ impl Rx {
 
     /// Appends the chain's parts; returns their bytes, at most those of the longest frame.
     #[inline]
-    fn collect(&mut self, head: u16) -> Result<usize, ChainError> {
+    fn collect(&mut self, head: Head) -> Result<usize, ChainError> {
         match self.vring.ring.plain(head) {
             Some((part, true)) if part.len() >= HEADER_LEN => {
                 self.parts.push(part);
@@ -207,13 +207,13 @@ impl Rx {
     }
 
     #[inline(never)]
-    fn collect_chain(&mut self, head: u16) -> Result<usize, ChainError> {
+    fn collect_chain(&mut self, head: Head) -> Result<usize, ChainError> {
         let start = self.parts.len();
         let parts = &mut self.parts;
         let (mut len, mut readable) = (0, false);
         self.vring.ring.walk(head, |part, write| {
             readable |= !write;
-            let joined = parts.len() > start && parts.last_mut().is_some_and(|last| last.extend(part));
+            let joined = parts.len() > start && parts.extend_last(part);
             // No frame needs more.
             if joined || len < MAX_FRAME_LEN {
                 len += part.len();
@@ -235,17 +235,15 @@ impl Rx {
     fn receive(&mut self, port: &dyn PortQueue) -> io::Result<usize> {
         let parts = self.parts.len() - self.first;
         if self.capacity >= MAX_FRAME_LEN && parts <= MAX_PARTS {
-            return port.recv(&self.parts[self.first..]);
+            return port.recv(self.parts.from(self.first));
         }
         if parts < MAX_PARTS {
-            self.parts.push(IoPart::from_slice(&mut self.spill[self.capacity.min(MAX_FRAME_LEN - 1)..]));
-            let result = port.recv(&self.parts[self.first..]);
-            self.parts.pop();
-            return result;
+            let rest = &mut self.spill[self.capacity.min(MAX_FRAME_LEN - 1)..];
+            return self.parts.and_then(self.first, rest, |parts| port.recv(parts));
         }
         // More parts than one call takes: by way of the spill buffer.
         let len = port.recv(&[IoPart::from_slice(&mut self.spill)])?;
-        write_parts(&self.parts[self.first..], 0, &self.spill[..len.min(self.capacity)]);
+        write_parts(self.parts.from(self.first), 0, &self.spill[..len.min(self.capacity)]);
         Ok(len)
     }
 
@@ -268,7 +266,7 @@ impl Rx {
     fn stash(&mut self, len: usize) {
         // The rest is in its place already.
         let here = self.capacity;
-        read_parts(&self.parts[self.first..], &mut self.spill[..here]);
+        read_parts(self.parts.from(self.first), &mut self.spill[..here]);
         self.stashed = Some(len);
     }
 
@@ -278,7 +276,7 @@ impl Rx {
     fn unstash(&mut self, len: usize, counters: &Counters) -> Result<Option<Turn>, RingError> {
         let gathered = self.gather(len, counters)?;
         if len <= self.capacity {
-            write_parts(&self.parts[self.first..], 0, &self.spill[..len]);
+            write_parts(self.parts.from(self.first), 0, &self.spill[..len]);
             self.complete(len, counters);
         } else {
             let full = self.gathered().len() == usize::from(self.vring.ring.size());
@@ -324,7 +322,7 @@ impl Rx {
             }
         }
         self.next += count;
-        let parts = &self.parts[start..];
+        let parts = self.parts.from(start);
         // One where frames are not merged: no more are gathered there.
         write_parts(parts, NUM_BUFFERS, &(count as u16).to_le_bytes());
         if !self.checksums {
@@ -345,7 +343,7 @@ impl Rx {
             (self.next, self.first) = (0, 0);
         } else if self.first >= MAX_PARTS / 2 {
             self.buffers.drain(..self.next);
-            self.parts.drain(..self.first);
+            self.parts.remove_first(self.first);
             (self.next, self.first) = (0, 0);
         }
     }

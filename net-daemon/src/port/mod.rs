@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::net::config::Mac;
 use crate::state::{Exporter, Importer, StateError};
 use crate::virtio::features::Features;
-use crate::virtio::memory::IoPart;
+use crate::virtio::part::IoPart;
 
 mod link;
 pub mod macvtap;
@@ -36,14 +36,14 @@ pub trait PortQueue: AsFd + Debug + Send + Sync {
     /// # Errors
     ///
     /// What the system says of the frame or of the interface.
-    fn send(&self, parts: &[IoPart]) -> io::Result<usize>;
+    fn send(&self, parts: &[IoPart<'_>]) -> io::Result<usize>;
 
     /// Receives one frame, header first, scattered into `parts` (1 to 1024 of them); returns its bytes.
     ///
     /// # Errors
     ///
     /// `WouldBlock` when there is none, otherwise what the system says of the interface.
-    fn recv(&self, parts: &[IoPart]) -> io::Result<usize>;
+    fn recv(&self, parts: &[IoPart<'_>]) -> io::Result<usize>;
 
     /// Timers after which a call that would have had to wait is worth another try, although the descriptor says nothing.
     fn timers(&self) -> &[OwnedFd] {

@@ -16,7 +16,7 @@ use crate::net::testing::{Rig, Wire, frame};
 use crate::net::tx::Tx;
 use crate::port::PortQueue;
 use crate::virtio::features::Features;
-use crate::virtio::memory::IoPart;
+use crate::virtio::part::IoPart;
 use crate::virtio::testing::{BUFFERS, Driver};
 
 /// A transmit queue with its driver's ends: kick, call, wire.
@@ -166,7 +166,7 @@ impl AsFd for Busy {
 }
 
 impl PortQueue for Busy {
-    fn send(&self, parts: &[IoPart]) -> io::Result<usize> {
+    fn send(&self, parts: &[IoPart<'_>]) -> io::Result<usize> {
         self.sent_after.store(self.received.load(Ordering::SeqCst), Ordering::SeqCst);
         self.queue.send(parts)
     }
