@@ -195,7 +195,8 @@ impl VirtioNet {
         if self.paused {
             return Ok(());
         }
-        let Activation { memory, features, queues } = &active.setup;
+        let Activation { memory, queues, .. } = &active.setup;
+        let features = active.in_force();
         let pairs = self.device.pairs();
         let mut vrings: Vec<PairVrings> = (0..pairs).map(|_| PairVrings::default()).collect();
         for queue in queues {
@@ -203,16 +204,16 @@ impl VirtioNet {
             let Some(pair) = vrings.get_mut(index / 2) else {
                 return Err(ActivateError::Queue { index: queue.index, pairs });
             };
-            let vring = Some(queue.vring(memory, *features, self.device.watch(index))?);
+            let vring = Some(queue.vring(memory, features, self.device.watch(index))?);
             if index % 2 == 0 {
                 pair.rx = vring;
             } else {
                 pair.tx = vring;
             }
         }
-        self.device.set_offloads(active.in_force());
+        self.device.set_offloads(features);
         for (pair, vrings) in vrings.into_iter().enumerate() {
-            self.device.start(pair, vrings, *features)?;
+            self.device.start(pair, vrings, features)?;
         }
         self.attach(active.pairs);
         Ok(())
@@ -297,8 +298,8 @@ impl Lifecycle for VirtioNet {
     fn set_guest_offloads(&mut self, offloads: Features) {
         let Some(active) = &mut self.active else { return };
         active.offloads = offloads.common(active.setup.features);
-        let in_force = active.in_force();
-        self.device.set_offloads(in_force);
+        // Frames of before are not to be handed over as they are: those in the port, and one that waits for buffers.
+        self.restart();
     }
 
     fn reset(&mut self) -> Result<(), DeviceError> {

@@ -11,13 +11,14 @@ use log::debug;
 
 use crate::net::counters::Counters;
 use crate::net::health::{Health, Verdict};
+use crate::net::offloads::{Offloads, missing_checksum};
 use crate::net::vring::Vring;
 use crate::net::{BATCH, Turn};
 use crate::port::queue::MAX_PARTS;
 use crate::port::{ETHERNET_LEN, HEADER_LEN, MAX_FRAME_LEN, PortQueue};
 use crate::virtio::chain::ChainError;
 use crate::virtio::features::Features;
-use crate::virtio::part::{IoPart, Kept, read_parts, write_parts};
+use crate::virtio::part::{IoPart, Kept, read_parts, read_two, write_parts};
 use crate::virtio::ring::{Head, RingError};
 
 /// Offset of `num_buffers` in the header.
@@ -50,7 +51,7 @@ pub struct Rx {
     /// The ring. Nobody else may exchange it: `parts` are of its memory.
     pub(crate) vring: Vring,
     mergeable: bool,
-    checksums: bool,
+    offloads: Offloads,
     /// Gathered buffers, from `next` on; those before it are used up.
     buffers: Vec<Buffer>,
     next: usize,
@@ -68,12 +69,13 @@ pub struct Rx {
 }
 
 impl Rx {
-    /// The receive half over `vring`, for a driver that acknowledged `features`.
+    /// The receive half over `vring`, for a driver that acknowledged `features`, with the receive offloads among them in
+    /// force.
     pub fn new(vring: Vring, features: Features) -> Rx {
         Rx {
             vring,
             mergeable: features.has(Features::MRG_RXBUF),
-            checksums: features.has(Features::GUEST_CSUM),
+            offloads: Offloads::new(features),
             buffers: Vec::with_capacity(MAX_PARTS),
             next: 0,
             parts: Kept::with_capacity(MAX_PARTS),
@@ -306,9 +308,36 @@ impl Rx {
         }
     }
 
+    /// Does to a frame that lies in the buffers what its driver has not acknowledged to do; `fields` are the first two of its
+    /// header. `false` where that is more than a checksum: the buffers then wait for the next frame.
+    #[inline(never)]
+    fn finish(&mut self, fields: [u8; 2], len: usize) -> bool {
+        if self.offloads.serve(fields) {
+            return true;
+        }
+        let parts = self.parts.from(self.first);
+        let [_, gso_type] = fields;
+        // On a copy: what stands in the buffers is the guest's to change. The spill buffer is free once a frame is in place.
+        let Some(frame) = self.spill.get_mut(..len) else { return false };
+        read_parts(parts, frame);
+        match missing_checksum(frame) {
+            _ if gso_type != 0 && !self.offloads.segment(gso_type) => return false,
+            Ok(Some((at, sum))) => write_parts(parts, at, &sum),
+            Ok(None) => {}
+            Err(_) => return false,
+        }
+        write_parts(parts, 0, &[0]);
+        true
+    }
+
     /// Finishes the header of a frame that lies in the buffers and pushes the buffers that it fills.
     #[inline]
     fn complete(&mut self, len: usize, counters: &Counters) {
+        let fields = read_two(self.parts.from(self.first));
+        if fields != [0, 0] && !self.finish(fields, len) {
+            counters.rx_not_offloaded.add(1);
+            return;
+        }
         let (mut left, mut count, start) = (len, 0, self.first);
         for buffer in &self.buffers[self.next..] {
             let written = left.min(buffer.len);
@@ -325,10 +354,6 @@ impl Rx {
         let parts = self.parts.from(start);
         // One where frames are not merged: no more are gathered there.
         write_parts(parts, NUM_BUFFERS, &(count as u16).to_le_bytes());
-        if !self.checksums {
-            // Flags are about checksums that this driver knows nothing of (virtio 1.2, 5.1.6.4.1).
-            write_parts(parts, 0, &[0]);
-        }
         self.compact();
         counters.rx_frames.add(1);
         counters.rx_bytes.add(len as u64);

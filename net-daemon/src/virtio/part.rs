@@ -185,6 +185,25 @@ pub(crate) fn read_parts(parts: &[IoPart<'_>], bytes: &mut [u8]) -> usize {
     done
 }
 
+/// The first two bytes of a buffer that has that many, which is at the start of each frame's header.
+#[inline(always)]
+pub(crate) fn read_two(parts: &[IoPart<'_>]) -> [u8; 2] {
+    match parts {
+        [first, ..] if first.len() >= 2 => {
+            // SAFETY: two bytes, of any alignment, in a part that borrows its memory.
+            unsafe { first.base().cast::<[u8; 2]>().read_volatile() }
+        }
+        _ => read_two_apart(parts),
+    }
+}
+
+#[cold]
+fn read_two_apart(parts: &[IoPart<'_>]) -> [u8; 2] {
+    let mut bytes = [0; 2];
+    read_parts(parts, &mut bytes);
+    bytes
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -197,6 +216,7 @@ mod tests {
         let mut all = [9; 8];
         assert_eq!(read_parts(&parts, &mut all), 7);
         assert_eq!(all, [0, 0, 1, 2, 3, 0, 0, 9]);
+        assert_eq!((read_two(&parts), read_two(&parts[1..])), ([0, 0], [2, 3]));
         write_parts(&parts, 6, &[7, 8]);
         assert_eq!(read_parts(&parts, &mut all), 7);
         assert_eq!(all, [0, 0, 1, 2, 3, 0, 7, 9]);
