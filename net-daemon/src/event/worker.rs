@@ -280,7 +280,9 @@ impl Running {
         self.poller.wait(timeout, |token, flags| match token {
             Token::Stop => running = false,
             Token::Port => {
-                failed |= flags.intersects(EventFlags::ERR | EventFlags::HUP);
+                // Where there is something to read as well, that tells, and no frame is lost of it.
+                let readable = flags.contains(EventFlags::IN);
+                failed |= flags.intersects(EventFlags::ERR | EventFlags::HUP) && !readable;
                 ready.rx |= !ready.rx_waits_for_kick;
                 ready.tx |= ready.tx_waits_for_port && flags.contains(EventFlags::OUT);
             }

@@ -38,11 +38,13 @@ pub trait PortQueue: AsFd + Debug + Send + Sync {
     /// What the system says of the frame or of the interface.
     fn send(&self, parts: &[IoPart<'_>]) -> io::Result<usize>;
 
-    /// Receives one frame, header first, scattered into `parts` (1 to 1024 of them); returns its bytes.
+    /// Receives one frame, header first, scattered into `parts` (1 to 1024 of them); returns its bytes. No bytes are a frame
+    /// too, and no end.
     ///
     /// # Errors
     ///
-    /// `WouldBlock` when there is none, otherwise what the system says of the interface.
+    /// `WouldBlock` when there is none, `BrokenPipe` when none can come any more, otherwise what the system says of the
+    /// interface.
     fn recv(&self, parts: &[IoPart<'_>]) -> io::Result<usize>;
 
     /// Timers after which a call that would have had to wait is worth another try, although the descriptor says nothing.
