@@ -16,6 +16,7 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::event::notify::Notifier;
 use crate::event::poller::{EventFlags, Poller};
+use crate::event::relay::NO_KICK;
 use crate::net::Turn;
 use crate::net::pair::Pair;
 use crate::net::vring::Vring;
@@ -68,10 +69,7 @@ impl Worker {
     /// Gives the pair back when it cannot run.
     pub fn start(name: String, pair: Pair, polling: Duration) -> Result<Worker, (WorkerError, Box<Pair>)> {
         let ready = || -> Result<_, WorkerError> {
-            let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(io::Error::from);
-            let stop = stop
-                .and_then(|fd| Notifier::new(fd).map_err(io::Error::other))
-                .map_err(WorkerError::Start)?;
+            let stop = notifier().map_err(WorkerError::Start)?;
             let poller = watch(&stop, &pair)?;
             Ok((Arc::new(stop), poller))
         };
@@ -101,22 +99,33 @@ impl Worker {
     /// When the thread does not come back.
     pub fn stop(self) -> Result<Pair, WorkerError> {
         self.stop.notify();
-        let start = Instant::now();
-        while !self.thread.is_finished() {
-            let waited = start.elapsed();
-            if waited > LIMIT {
-                return Err(WorkerError::Stuck);
-            }
-            if waited > PATIENCE {
-                // A front-end that makes a call descriptor blocking again can hold a worker in write().
-                let _ = self.thread.kill(wake_signal());
-                thread::sleep(Duration::from_millis(1));
-            } else {
-                thread::yield_now();
-            }
-        }
-        self.thread.join().map_err(|_| WorkerError::Panicked)
+        join(self.thread)
     }
+}
+
+/// A notifier of our own.
+pub(super) fn notifier() -> io::Result<Notifier> {
+    let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+    Notifier::new(fd).map_err(io::Error::other)
+}
+
+/// Waits for a thread that has been told to stop, and interrupts it.
+pub(super) fn join<T>(thread: JoinHandle<T>) -> Result<T, WorkerError> {
+    let start = Instant::now();
+    while !thread.is_finished() {
+        let waited = start.elapsed();
+        if waited > LIMIT {
+            return Err(WorkerError::Stuck);
+        }
+        if waited > PATIENCE {
+            // A front-end that makes a call descriptor blocking again can hold a worker in write().
+            let _ = thread.kill(wake_signal());
+            thread::sleep(Duration::from_millis(1));
+        } else {
+            thread::yield_now();
+        }
+    }
+    thread.join().map_err(|_| WorkerError::Panicked)
 }
 
 /// The signal that gets a worker out of a system call. The first real-time signal is left to virtual machine monitors,
@@ -317,10 +326,7 @@ fn taken(pair: &Pair, vring: &Vring) -> bool {
     pair.counters.kicks.add(1);
     let alive = vring.kick.clear();
     if !alive {
-        warn!(
-            "vring {}: its kick descriptor is closed or no eventfd: no kick can come any more",
-            vring.index
-        );
+        warn!("vring {}: {NO_KICK}", vring.index);
     }
     alive
 }

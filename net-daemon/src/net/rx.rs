@@ -87,6 +87,11 @@ impl Rx {
         }
     }
 
+    /// The used index as the driver sees it.
+    pub fn base(&self) -> u16 {
+        self.vring.ring.base()
+    }
+
     /// Receives up to [`BATCH`] frames, or as many as fill half the ring, and publishes them.
     ///
     /// # Errors

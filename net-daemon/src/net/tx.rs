@@ -33,6 +33,11 @@ impl Tx {
         Tx { vring, discard, polled: false, parts: Kept::with_capacity(MAX_PARTS), bounce: Vec::new() }
     }
 
+    /// The used index as the driver sees it.
+    pub fn base(&self) -> u16 {
+        self.vring.ring.base()
+    }
+
     /// Sends up to [`BATCH`] frames, or as many as fill half the ring, and publishes them.
     ///
     /// # Errors
