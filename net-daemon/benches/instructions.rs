@@ -22,7 +22,8 @@ use volt_net::net::tx::Tx;
 use volt_net::net::vring::Vring;
 use volt_net::port::PortQueue;
 use volt_net::virtio::features::Features;
-use volt_net::virtio::memory::{GuestMemory, IoPart, Region};
+use volt_net::virtio::memory::{GuestMemory, Region};
+use volt_net::virtio::part::IoPart;
 use volt_net::virtio::ring::{Ring, RingLayout};
 
 /// Entries of the ring.
@@ -71,11 +72,11 @@ impl AsFd for Endless {
 }
 
 impl PortQueue for Endless {
-    fn send(&self, parts: &[IoPart]) -> io::Result<usize> {
+    fn send(&self, parts: &[IoPart<'_>]) -> io::Result<usize> {
         Ok(parts.iter().map(|part| part.len()).sum())
     }
 
-    fn recv(&self, _parts: &[IoPart]) -> io::Result<usize> {
+    fn recv(&self, _parts: &[IoPart<'_>]) -> io::Result<usize> {
         Ok(self.frame)
     }
 }

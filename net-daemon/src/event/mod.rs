@@ -2,4 +2,5 @@
 
 pub mod notify;
 pub mod poller;
+pub(crate) mod relay;
 pub mod worker;

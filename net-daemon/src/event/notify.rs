@@ -5,13 +5,17 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{FileType, OFlags, fcntl_getfl, fcntl_setfl, fstat};
+use rustix::fs::{FileType, OFlags, fcntl_getfl, fcntl_setfl, fstat, readlink};
+use rustix::net::AddressFamily;
+use rustix::net::sockopt::socket_domain;
 use thiserror::Error;
 
 use crate::state::{Exporter, FdId, Importer, StateError};
+
+/// Most reads for one kick: more than a pipe of the usual size holds.
+const MOST_READS: usize = 1024;
 
 /// Why a descriptor cannot carry notifications.
 #[derive(Debug, Error)]
@@ -36,18 +40,22 @@ impl Notifier {
     ///
     /// # Errors
     ///
-    /// When it is neither eventfd, nor pipe, nor socket.
+    /// When it is neither eventfd, nor pipe, nor local socket.
     pub fn new(fd: OwnedFd) -> Result<Notifier, NotifyError> {
         let mode = fstat(&fd).map_err(io::Error::from)?.st_mode;
         let kind = match FileType::from_raw_mode(mode) {
-            FileType::Fifo | FileType::Socket => None,
+            FileType::Fifo => None,
+            // Of others, closing can wait for their peers (SO_LINGER).
+            FileType::Socket if socket_domain(&fd).is_ok_and(|domain| domain == AddressFamily::UNIX) => None,
+            FileType::Socket => Some("socket that is not local"),
             FileType::RegularFile => Some("regular file"),
             FileType::Directory => Some("directory"),
             FileType::CharacterDevice => Some("character device"),
             FileType::BlockDevice => Some("block device"),
             FileType::Symlink => Some("symbolic link"),
-            // Anonymous inodes have no type: eventfds, and others that are of no use but do no harm.
-            FileType::Unknown => None,
+            // Anonymous inodes have no type.
+            FileType::Unknown if is_eventfd(&fd) => None,
+            FileType::Unknown => Some("signalfd, timerfd, epoll instance or the like"),
         };
         if let Some(kind) = kind {
             return Err(NotifyError::Kind(kind));
@@ -80,24 +88,36 @@ impl Notifier {
         let _ = (&self.file).write(&1u64.to_ne_bytes());
     }
 
-    /// Whether [`Notifier::notify`] would return at once even for a descriptor that its owner has made blocking again.
-    /// For threads that nobody can interrupt; one that is full has a notification waiting.
-    pub fn is_ready(&self) -> bool {
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let mut fds = [PollFd::new(&self.file, PollFlags::OUT)];
-        matches!(poll(&mut fds, Some(&now)), Ok(1)) && fds[0].revents().contains(PollFlags::OUT)
+    /// Waits up to `limit` for a notification; whether there is one.
+    #[cfg(test)]
+    pub(crate) fn wait(&self, limit: std::time::Duration) -> bool {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let limit = Timespec::try_from(limit).ok();
+        matches!(poll(&mut [PollFd::new(&self.file, PollFlags::IN)], limit.as_ref()), Ok(1))
     }
 
     /// Takes what was notified. `false` when the other side is gone, or the descriptor is of no use.
     #[inline]
     pub fn clear(&self) -> bool {
-        // More than the 8 bytes of an eventfd: a socket or pipe is emptied in fewer calls.
+        // More than the 8 bytes of an eventfd: a socket or pipe is emptied in fewer calls. It is emptied, as what stays
+        // would fill it in the end, and who waits for room kicks no more.
         let mut bytes = [0; 256];
-        match (&self.file).read(&mut bytes) {
-            Ok(read) => read > 0,
-            Err(error) => matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted),
+        for _ in 0..MOST_READS {
+            match (&self.file).read(&mut bytes) {
+                Ok(read) if read == bytes.len() => {}
+                Ok(read) => return read > 0,
+                Err(error) => return matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted),
+            }
         }
+        true
     }
+}
+
+/// Whether an anonymous inode is an eventfd, and not one that answers a read by something else: a signalfd by this process's
+/// signals. Its name is all that tells them apart without a trace; where /proc is not mounted, nothing does.
+fn is_eventfd(fd: &OwnedFd) -> bool {
+    let link = readlink(format!("/proc/self/fd/{}", fd.as_raw_fd()), Vec::new());
+    link.is_err() || link.is_ok_and(|name| name.as_bytes() == b"anon_inode:[eventfd]")
 }
 
 impl AsFd for Notifier {
@@ -150,5 +170,41 @@ mod tests {
         assert_eq!(kind("/dev/null"), "character device");
         assert_eq!(kind("/proc/self/status"), "regular file");
         assert_eq!(kind("/"), "directory");
+    }
+
+    #[test]
+    fn what_is_read_like_an_eventfd_and_is_none_is_refused() {
+        use nix::sys::signal::SigSet;
+        use nix::sys::signalfd::SignalFd;
+        use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
+
+        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::empty()).unwrap();
+        let epoll = rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC).unwrap();
+        let signals = SignalFd::new(&SigSet::empty()).unwrap().as_fd().try_clone_to_owned().unwrap();
+        let distant =
+            rustix::net::socket(AddressFamily::INET, rustix::net::SocketType::STREAM, None).unwrap();
+        for (fd, text) in
+            [(timer, "timerfd"), (epoll, "epoll"), (signals, "signalfd"), (distant, "not local")]
+        {
+            match Notifier::new(fd) {
+                Err(NotifyError::Kind(kind)) => assert!(kind.contains(text), "{kind}"),
+                other => panic!("{text}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn what_may_be_one_carries_notifications_in_its_direction() {
+        use rustix::pipe::pipe;
+
+        let (read, write) = pipe().unwrap();
+        let (kick, call) = (Notifier::new(read).unwrap(), Notifier::new(write).unwrap());
+        call.notify();
+        assert!(kick.clear());
+        assert!(kick.clear(), "nothing to read is no end");
+        assert!(!call.clear(), "the wrong end");
+        kick.notify();
+        drop(call);
+        assert!(!kick.clear());
     }
 }

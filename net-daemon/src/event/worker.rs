@@ -16,6 +16,7 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::event::notify::Notifier;
 use crate::event::poller::{EventFlags, Poller};
+use crate::event::relay::NO_KICK;
 use crate::net::Turn;
 use crate::net::pair::Pair;
 use crate::net::vring::Vring;
@@ -69,10 +70,7 @@ impl Worker {
     /// Gives the pair back when it cannot run.
     pub fn start(name: String, pair: Pair, polling: Duration) -> Result<Worker, (WorkerError, Box<Pair>)> {
         let ready = || -> Result<_, WorkerError> {
-            let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(io::Error::from);
-            let stop = stop
-                .and_then(|fd| Notifier::new(fd).map_err(io::Error::other))
-                .map_err(WorkerError::Start)?;
+            let stop = notifier().map_err(WorkerError::Start)?;
             let poller = watch(&stop, &pair)?;
             Ok((Arc::new(stop), poller))
         };
@@ -103,21 +101,10 @@ impl Worker {
     /// them until it has stopped, which another call finds out without waiting.
     pub fn stop(mut self) -> Result<Pair, (WorkerError, Option<Worker>)> {
         self.stop.notify();
-        let start = Instant::now();
         let limit = if self.stuck { Duration::ZERO } else { LIMIT };
-        while !self.thread.is_finished() {
-            let waited = start.elapsed();
-            if waited > limit {
-                self.stuck = true;
-                return Err((WorkerError::Stuck, Some(self)));
-            }
-            if waited > PATIENCE {
-                // A front-end that makes a call descriptor blocking again can hold a worker in write().
-                let _ = self.thread.kill(wake_signal());
-                thread::sleep(Duration::from_millis(1));
-            } else {
-                thread::yield_now();
-            }
+        if !ends_within(&self.thread, limit) {
+            self.stuck = true;
+            return Err((WorkerError::Stuck, Some(self)));
         }
         self.thread.join().map_err(|_| (WorkerError::Panicked, None))
     }
@@ -126,6 +113,39 @@ impl Worker {
     pub fn is_stuck(&self) -> bool {
         self.stuck
     }
+}
+
+/// A notifier of our own.
+pub(super) fn notifier() -> io::Result<Notifier> {
+    let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+    Notifier::new(fd).map_err(io::Error::other)
+}
+
+/// Takes back what a thread that has been told to stop returns.
+pub(super) fn join<T>(thread: JoinHandle<T>) -> Result<T, WorkerError> {
+    if !ends_within(&thread, LIMIT) {
+        return Err(WorkerError::Stuck);
+    }
+    thread.join().map_err(|_| WorkerError::Panicked)
+}
+
+/// Waits for a thread that has been told to stop, and interrupts it. Whether it has ended.
+fn ends_within<T>(thread: &JoinHandle<T>, limit: Duration) -> bool {
+    let start = Instant::now();
+    while !thread.is_finished() {
+        let waited = start.elapsed();
+        if waited > limit {
+            return false;
+        }
+        if waited > PATIENCE {
+            // A front-end that makes a call descriptor blocking again can hold a thread in write().
+            let _ = thread.kill(wake_signal());
+            thread::sleep(Duration::from_millis(1));
+        } else {
+            thread::yield_now();
+        }
+    }
+    true
 }
 
 /// The signal that gets a worker out of a system call. The first real-time signal is left to virtual machine monitors,
@@ -289,7 +309,9 @@ impl Running {
         self.poller.wait(timeout, |token, flags| match token {
             Token::Stop => running = false,
             Token::Port => {
-                failed |= flags.intersects(EventFlags::ERR | EventFlags::HUP);
+                // Where there is something to read as well, that tells, and no frame is lost of it.
+                let readable = flags.contains(EventFlags::IN);
+                failed |= flags.intersects(EventFlags::ERR | EventFlags::HUP) && !readable;
                 ready.rx |= !ready.rx_waits_for_kick;
                 ready.tx |= ready.tx_waits_for_port && flags.contains(EventFlags::OUT);
             }
@@ -324,10 +346,7 @@ fn taken(pair: &Pair, vring: &Vring) -> bool {
     pair.counters.kicks.add(1);
     let alive = vring.kick.clear();
     if !alive {
-        warn!(
-            "vring {}: its kick descriptor is closed or no eventfd: no kick can come any more",
-            vring.index
-        );
+        warn!("vring {}: {NO_KICK}", vring.index);
     }
     alive
 }

@@ -1,14 +1,19 @@
 //! The control virtqueue served from its ring (virtio 1.2, section 5.1.6.5), for front-ends that leave it to the
 //! back-end.
 
+use std::sync::Arc;
+
 use log::{debug, warn};
 
+use crate::event::notify::Notifier;
+use crate::event::relay::Relay;
+use crate::event::worker::WorkerError;
 use crate::net::counters::Counters;
 use crate::net::ctrl::{self, ACK_ERR, ACK_OK, Command, Limits, MAX_COMMAND_LEN};
 use crate::net::vring::Vring;
 use crate::virtio::chain::ChainError;
-use crate::virtio::memory::{IoPart, read_parts, write_parts};
-use crate::virtio::ring::RingError;
+use crate::virtio::part::{IoPart, read_parts, write_parts};
+use crate::virtio::ring::{Head, RingError};
 
 /// Most commands served in one go; a driver has one outstanding.
 const BATCH: usize = 16;
@@ -18,13 +23,24 @@ const BATCH: usize = 16;
 pub struct ControlQueue {
     /// Its vring.
     pub vring: Vring,
+    /// For its descriptors: this runs on a main thread, which none of them may hold.
+    relay: Relay,
     counters: Counters,
 }
 
 impl ControlQueue {
     /// The control queue over `vring`.
-    pub fn new(vring: Vring) -> ControlQueue {
-        ControlQueue { vring, counters: Counters::default() }
+    ///
+    /// # Errors
+    ///
+    /// When there can be no thread for its descriptors, or its kick descriptor cannot be waited for.
+    pub fn new(vring: Vring) -> Result<ControlQueue, WorkerError> {
+        Ok(ControlQueue { relay: Relay::start(&vring)?, vring, counters: Counters::default() })
+    }
+
+    /// Becomes readable when the driver has kicked. To be cleared by who waits for it.
+    pub fn kicked(&self) -> &Arc<Notifier> {
+        self.relay.kicked()
     }
 
     /// Hands each available command to `carry_out`, and says whether there may be more. The driver sees no answer before
@@ -73,20 +89,23 @@ impl ControlQueue {
         self.vring.ring.enable_kicks()
     }
 
-    /// Notifies the driver. Not by [`Vring::call`]: this runs on the main thread, which no descriptor may hold.
+    /// Notifies the driver.
     pub fn call(&self) {
-        if let Some(call) = self.vring.call.as_ref().filter(|call| call.is_ready()) {
-            call.notify();
-        }
+        self.relay.call();
+    }
+
+    /// Tells the front-end that the ring is broken.
+    pub fn err(&self) {
+        self.relay.err();
     }
 
     fn serve(
-        &mut self,
-        head: u16,
+        &self,
+        head: Head,
         limits: Limits,
         carry_out: &mut impl FnMut(Command),
     ) -> Result<(), ChainError> {
-        let (mut readable, mut writable) = (Vec::<IoPart>::new(), None);
+        let (mut readable, mut writable) = (Vec::<IoPart<'_>>::new(), None);
         let mut len = 0;
         self.vring.ring.walk(head, |part, write| match write {
             true => writable = writable.or(Some(part)),
@@ -128,7 +147,7 @@ mod tests {
     #[test]
     fn commands_before_a_broken_entry_are_answered() {
         let mut driver = Driver::new(8, Features::NONE);
-        let mut control = ControlQueue::new(Rig::vring(&driver, 4));
+        let mut control = ControlQueue::new(Rig::vring(&driver, 4)).unwrap();
         driver.write(BUFFERS, &[4, 0, 2, 0]);
         driver.add(&[(BUFFERS, 4, false), (BUFFERS + 64, 1, true)]);
         driver.offer(8);

@@ -295,7 +295,7 @@ impl NetDevice {
         self.port.queue(pair)
     }
 
-    /// Runs `pair`, which must be stopped, with the `vrings` that are ready.
+    /// Runs `pair`, which must be stopped, with the `vrings` that are ready, for a driver with these `features` in force.
     ///
     /// # Errors
     ///
@@ -386,7 +386,8 @@ impl NetDevice {
         self.busy_poll_us
     }
 
-    /// Sets the port's offloads to what the driver acknowledged. A port that refuses is logged: it is gone, and
+    /// Sets the port's offloads to what the driver acknowledged: for frames that come from now on. Those that wait already
+    /// are finished or dropped by pairs that are started with these features. A port that refuses is logged: it is gone, and
     /// will be set when it is back, or it goes on handing over plain frames.
     pub fn set_offloads(&mut self, acked: Features) {
         let result = self.port.set_offloads(acked);

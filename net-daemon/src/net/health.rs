@@ -88,7 +88,14 @@ impl Health {
                 }
                 Verdict::NoPort
             }
-            Some(libc::EBADFD | libc::ENODEV | libc::ENOTCONN | libc::ECONNREFUSED) => {
+            Some(
+                libc::EBADFD
+                | libc::ENODEV
+                | libc::ENOTCONN
+                | libc::ECONNREFUSED
+                | libc::ECONNRESET
+                | libc::EPIPE,
+            ) => {
                 if self.state != State::Gone {
                     warn!("{} is gone: frames of the guest are dropped until it is back", self.name);
                     self.state = State::Gone;

@@ -199,7 +199,8 @@ impl VirtioNet {
         if self.paused {
             return Vec::new();
         }
-        let Activation { memory, features, queues } = &active.setup;
+        let Activation { memory, queues, .. } = &active.setup;
+        let features = active.in_force();
         let pairs = self.device.pairs();
         let mut vrings: Vec<PairVrings> = (0..pairs).map(|_| PairVrings::default()).collect();
         let mut failed = Vec::new();
@@ -208,16 +209,16 @@ impl VirtioNet {
                 failed.push((queue.pair(), ActivateError::Queue { index: queue.index, pairs }));
                 continue;
             };
-            match queue.vring(memory, *features, self.device.watch(queue.index.into())) {
+            match queue.vring(memory, features, self.device.watch(queue.index.into())) {
                 Ok(vring) if queue.receives() => pair.rx = Some(vring),
                 Ok(vring) => pair.tx = Some(vring),
                 Err(error) => failed.push((queue.pair(), error)),
             }
         }
-        self.device.set_offloads(active.in_force());
+        self.device.set_offloads(features);
         for (pair, vrings) in vrings.into_iter().enumerate() {
             if failed.iter().all(|(other, _)| *other != pair)
-                && let Err(error) = self.device.start(pair, vrings, *features)
+                && let Err(error) = self.device.start(pair, vrings, features)
             {
                 failed.push((pair, error.into()));
             }
@@ -320,8 +321,8 @@ impl Lifecycle for VirtioNet {
     fn set_guest_offloads(&mut self, offloads: Features) {
         let Some(active) = &mut self.active else { return };
         active.offloads = offloads.common(active.setup.features);
-        let in_force = active.in_force();
-        self.device.set_offloads(in_force);
+        // Frames of before are not to be handed over as they are: those in the port, and one that waits for buffers.
+        self.restart();
     }
 
     fn reset(&mut self) -> Result<(), DeviceError> {

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::port::{HEADER_LEN, PortQueue};
-use crate::virtio::memory::IoPart;
+use crate::virtio::part::IoPart;
 
 /// Shortest wait: more wake-ups in a second than this allows would cost more than they smooth.
 const SHORTEST_WAIT: Duration = Duration::from_millis(1);
@@ -295,11 +295,11 @@ impl AsFd for LimitedQueue {
 }
 
 impl PortQueue for LimitedQueue {
-    fn send(&self, parts: &[IoPart]) -> io::Result<usize> {
+    fn send(&self, parts: &[IoPart<'_>]) -> io::Result<usize> {
         self.pass(&self.limiter.tx, 1, || self.queue.send(parts))
     }
 
-    fn recv(&self, parts: &[IoPart]) -> io::Result<usize> {
+    fn recv(&self, parts: &[IoPart<'_>]) -> io::Result<usize> {
         self.pass(&self.limiter.rx, 0, || self.queue.recv(parts))
     }
 

@@ -13,6 +13,7 @@ pub mod health;
 pub mod journal;
 pub mod lifecycle;
 pub mod limiter;
+mod offloads;
 pub mod pair;
 pub mod rx;
 pub mod tx;

@@ -11,7 +11,7 @@ use crate::net::rx::Rx;
 use crate::net::tx::Tx;
 use crate::net::vring::Vring;
 use crate::port::PortQueue;
-use crate::virtio::memory::IoPart;
+use crate::virtio::part::IoPart;
 use crate::virtio::ring::RingError;
 
 /// A queue pair that can run. Either half may be missing: not started, not enabled, or broken by the driver.

@@ -11,14 +11,15 @@ use log::debug;
 
 use crate::net::counters::Counters;
 use crate::net::health::{Health, Verdict};
+use crate::net::offloads::{Offloads, missing_checksum};
 use crate::net::vring::Vring;
 use crate::net::{BATCH, Turn};
 use crate::port::queue::MAX_PARTS;
 use crate::port::{ETHERNET_LEN, HEADER_LEN, MAX_FRAME_LEN, PortQueue};
 use crate::virtio::chain::ChainError;
 use crate::virtio::features::Features;
-use crate::virtio::memory::{IoPart, read_parts, write_parts};
-use crate::virtio::ring::RingError;
+use crate::virtio::part::{IoPart, Kept, read_parts, read_two, write_parts};
+use crate::virtio::ring::{Head, RingError};
 
 /// Offset of `num_buffers` in the header.
 const NUM_BUFFERS: usize = 10;
@@ -26,7 +27,7 @@ const NUM_BUFFERS: usize = 10;
 /// A chain that waits for a frame.
 #[derive(Clone, Copy, Debug)]
 struct Buffer {
-    head: u16,
+    head: Head,
     /// How many of the gathered parts are its own.
     parts: usize,
     len: usize,
@@ -47,15 +48,15 @@ enum Gathered {
 /// The receive half of a queue pair.
 #[derive(Debug)]
 pub struct Rx {
-    /// The ring.
-    pub vring: Vring,
+    /// The ring. Nobody else may exchange it: `parts` are of its memory.
+    pub(crate) vring: Vring,
     mergeable: bool,
-    checksums: bool,
+    offloads: Offloads,
     /// Gathered buffers, from `next` on; those before it are used up.
     buffers: Vec<Buffer>,
     next: usize,
     /// Parts of the gathered buffers, from `first` on.
-    parts: Vec<IoPart>,
+    parts: Kept,
     first: usize,
     /// Bytes of the gathered buffers.
     capacity: usize,
@@ -68,21 +69,27 @@ pub struct Rx {
 }
 
 impl Rx {
-    /// The receive half over `vring`, for a driver that acknowledged `features`.
+    /// The receive half over `vring`, for a driver that acknowledged `features`, with the receive offloads among them in
+    /// force.
     pub fn new(vring: Vring, features: Features) -> Rx {
         Rx {
             vring,
             mergeable: features.has(Features::MRG_RXBUF),
-            checksums: features.has(Features::GUEST_CSUM),
+            offloads: Offloads::new(features),
             buffers: Vec::with_capacity(MAX_PARTS),
             next: 0,
-            parts: Vec::with_capacity(MAX_PARTS),
+            parts: Kept::with_capacity(MAX_PARTS),
             first: 0,
             capacity: 0,
             wanted: 1,
             spill: vec![0; MAX_FRAME_LEN].into(),
             stashed: None,
         }
+    }
+
+    /// The used index as the driver sees it.
+    pub fn base(&self) -> u16 {
+        self.vring.ring.base()
     }
 
     /// Receives up to [`BATCH`] frames, or as many as fill half the ring, and publishes them.
@@ -196,7 +203,7 @@ impl Rx {
 
     /// Appends the chain's parts; returns their bytes, at most those of the longest frame.
     #[inline]
-    fn collect(&mut self, head: u16) -> Result<usize, ChainError> {
+    fn collect(&mut self, head: Head) -> Result<usize, ChainError> {
         match self.vring.ring.plain(head) {
             Some((part, true)) if part.len() >= HEADER_LEN => {
                 self.parts.push(part);
@@ -207,13 +214,13 @@ impl Rx {
     }
 
     #[inline(never)]
-    fn collect_chain(&mut self, head: u16) -> Result<usize, ChainError> {
+    fn collect_chain(&mut self, head: Head) -> Result<usize, ChainError> {
         let start = self.parts.len();
         let parts = &mut self.parts;
         let (mut len, mut readable) = (0, false);
         self.vring.ring.walk(head, |part, write| {
             readable |= !write;
-            let joined = parts.len() > start && parts.last_mut().is_some_and(|last| last.extend(part));
+            let joined = parts.len() > start && parts.extend_last(part);
             // No frame needs more.
             if joined || len < MAX_FRAME_LEN {
                 len += part.len();
@@ -235,17 +242,15 @@ impl Rx {
     fn receive(&mut self, port: &dyn PortQueue) -> io::Result<usize> {
         let parts = self.parts.len() - self.first;
         if self.capacity >= MAX_FRAME_LEN && parts <= MAX_PARTS {
-            return port.recv(&self.parts[self.first..]);
+            return port.recv(self.parts.from(self.first));
         }
         if parts < MAX_PARTS {
-            self.parts.push(IoPart::from_slice(&mut self.spill[self.capacity.min(MAX_FRAME_LEN - 1)..]));
-            let result = port.recv(&self.parts[self.first..]);
-            self.parts.pop();
-            return result;
+            let rest = &mut self.spill[self.capacity.min(MAX_FRAME_LEN - 1)..];
+            return self.parts.and_then(self.first, rest, |parts| port.recv(parts));
         }
         // More parts than one call takes: by way of the spill buffer.
         let len = port.recv(&[IoPart::from_slice(&mut self.spill)])?;
-        write_parts(&self.parts[self.first..], 0, &self.spill[..len.min(self.capacity)]);
+        write_parts(self.parts.from(self.first), 0, &self.spill[..len.min(self.capacity)]);
         Ok(len)
     }
 
@@ -268,7 +273,7 @@ impl Rx {
     fn stash(&mut self, len: usize) {
         // The rest is in its place already.
         let here = self.capacity;
-        read_parts(&self.parts[self.first..], &mut self.spill[..here]);
+        read_parts(self.parts.from(self.first), &mut self.spill[..here]);
         self.stashed = Some(len);
     }
 
@@ -278,7 +283,7 @@ impl Rx {
     fn unstash(&mut self, len: usize, counters: &Counters) -> Result<Option<Turn>, RingError> {
         let gathered = self.gather(len, counters)?;
         if len <= self.capacity {
-            write_parts(&self.parts[self.first..], 0, &self.spill[..len]);
+            write_parts(self.parts.from(self.first), 0, &self.spill[..len]);
             self.complete(len, counters);
         } else {
             let full = self.gathered().len() == usize::from(self.vring.ring.size());
@@ -308,9 +313,36 @@ impl Rx {
         }
     }
 
+    /// Does to a frame that lies in the buffers what its driver has not acknowledged to do; `fields` are the first two of its
+    /// header. `false` where that is more than a checksum: the buffers then wait for the next frame.
+    #[inline(never)]
+    fn finish(&mut self, fields: [u8; 2], len: usize) -> bool {
+        if self.offloads.serve(fields) {
+            return true;
+        }
+        let parts = self.parts.from(self.first);
+        let [_, gso_type] = fields;
+        // On a copy: what stands in the buffers is the guest's to change. The spill buffer is free once a frame is in place.
+        let Some(frame) = self.spill.get_mut(..len) else { return false };
+        read_parts(parts, frame);
+        match missing_checksum(frame) {
+            _ if gso_type != 0 && !self.offloads.segment(gso_type) => return false,
+            Ok(Some((at, sum))) => write_parts(parts, at, &sum),
+            Ok(None) => {}
+            Err(_) => return false,
+        }
+        write_parts(parts, 0, &[0]);
+        true
+    }
+
     /// Finishes the header of a frame that lies in the buffers and pushes the buffers that it fills.
     #[inline]
     fn complete(&mut self, len: usize, counters: &Counters) {
+        let fields = read_two(self.parts.from(self.first));
+        if fields != [0, 0] && !self.finish(fields, len) {
+            counters.rx_not_offloaded.add(1);
+            return;
+        }
         let (mut left, mut count, start) = (len, 0, self.first);
         for buffer in &self.buffers[self.next..] {
             let written = left.min(buffer.len);
@@ -324,13 +356,9 @@ impl Rx {
             }
         }
         self.next += count;
-        let parts = &self.parts[start..];
+        let parts = self.parts.from(start);
         // One where frames are not merged: no more are gathered there.
         write_parts(parts, NUM_BUFFERS, &(count as u16).to_le_bytes());
-        if !self.checksums {
-            // Flags are about checksums that this driver knows nothing of (virtio 1.2, 5.1.6.4.1).
-            write_parts(parts, 0, &[0]);
-        }
         self.compact();
         counters.rx_frames.add(1);
         counters.rx_bytes.add(len as u64);
@@ -345,7 +373,7 @@ impl Rx {
             (self.next, self.first) = (0, 0);
         } else if self.first >= MAX_PARTS / 2 {
             self.buffers.drain(..self.next);
-            self.parts.drain(..self.first);
+            self.parts.remove_first(self.first);
             (self.next, self.first) = (0, 0);
         }
     }

@@ -10,19 +10,19 @@ use crate::net::{BATCH, Turn};
 use crate::port::queue::MAX_PARTS;
 use crate::port::{ETHERNET_LEN, HEADER_LEN, MAX_FRAME_LEN, PortQueue};
 use crate::virtio::chain::ChainError;
-use crate::virtio::memory::{IoPart, read_parts};
-use crate::virtio::ring::RingError;
+use crate::virtio::part::{IoPart, Kept, read_parts};
+use crate::virtio::ring::{Head, RingError};
 
 /// The transmit half of a queue pair.
 #[derive(Debug)]
 pub struct Tx {
-    /// The ring.
-    pub vring: Vring,
+    /// The ring. Nobody else may exchange it: `parts` are of its memory.
+    pub(crate) vring: Vring,
     /// The front-end has disabled the ring after it was enabled: what the guest kicks for is dropped.
     pub discard: bool,
     /// Whoever runs this half looks at the ring by itself: no kicks until [`Tx::expect_kicks`].
     pub polled: bool,
-    parts: Vec<IoPart>,
+    parts: Kept,
     /// For a frame in more parts than one call takes.
     bounce: Vec<u8>,
 }
@@ -30,7 +30,12 @@ pub struct Tx {
 impl Tx {
     /// The transmit half over `vring`.
     pub fn new(vring: Vring, discard: bool) -> Tx {
-        Tx { vring, discard, polled: false, parts: Vec::with_capacity(MAX_PARTS), bounce: Vec::new() }
+        Tx { vring, discard, polled: false, parts: Kept::with_capacity(MAX_PARTS), bounce: Vec::new() }
+    }
+
+    /// The used index as the driver sees it.
+    pub fn base(&self) -> u16 {
+        self.vring.ring.base()
     }
 
     /// Sends up to [`BATCH`] frames, or as many as fill half the ring, and publishes them.
@@ -96,7 +101,7 @@ impl Tx {
 
     /// Gathers the chain's parts; returns the frame's bytes, header included.
     #[inline]
-    fn collect(&mut self, head: u16) -> Result<usize, ChainError> {
+    fn collect(&mut self, head: Head) -> Result<usize, ChainError> {
         self.parts.clear();
         match self.vring.ring.plain(head) {
             Some((part, false)) if (HEADER_LEN + ETHERNET_LEN..=MAX_FRAME_LEN).contains(&part.len()) => {
@@ -108,13 +113,14 @@ impl Tx {
     }
 
     #[inline(never)]
-    fn collect_chain(&mut self, head: u16) -> Result<usize, ChainError> {
+    fn collect_chain(&mut self, head: Head) -> Result<usize, ChainError> {
         let parts = &mut self.parts;
         let (mut len, mut writable) = (0usize, false);
         self.vring.ring.walk(head, |part, write| {
             writable |= write;
-            len = len.saturating_add(part.len());
-            let joined = parts.last_mut().is_some_and(|last| last.extend(part));
+            // A chain has at most 4 GiB.
+            len += part.len();
+            let joined = parts.extend_last(part);
             // A frame that is too long is not sent, so its parts need no room.
             if !joined && len <= MAX_FRAME_LEN {
                 parts.push(part);
@@ -132,8 +138,8 @@ impl Tx {
     #[inline]
     fn send(&mut self, port: &dyn PortQueue, health: &mut Health, counters: &Counters) -> Option<Verdict> {
         let sent = match self.parts.len() {
-            0..=MAX_PARTS => port.send(&self.parts),
-            _ => port.send(&[linear(&self.parts, &mut self.bounce)]),
+            0..=MAX_PARTS => port.send(self.parts.from(0)),
+            _ => port.send(&[linear(self.parts.from(0), &mut self.bounce)]),
         };
         match sent {
             Ok(bytes) => {
@@ -149,7 +155,7 @@ impl Tx {
 
 /// Copies a frame of very many parts into one.
 #[cold]
-fn linear(parts: &[IoPart], bounce: &mut Vec<u8>) -> IoPart {
+fn linear<'b>(parts: &[IoPart<'_>], bounce: &'b mut Vec<u8>) -> IoPart<'b> {
     bounce.resize(MAX_FRAME_LEN, 0);
     let len = read_parts(parts, bounce);
     IoPart::from_slice(&mut bounce[..len])

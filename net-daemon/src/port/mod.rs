@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::net::config::Mac;
 use crate::state::{Exporter, Importer, StateError};
 use crate::virtio::features::Features;
-use crate::virtio::memory::IoPart;
+use crate::virtio::part::IoPart;
 
 mod link;
 pub mod macvtap;
@@ -37,14 +37,16 @@ pub trait PortQueue: AsFd + Debug + Send + Sync {
     /// # Errors
     ///
     /// What the system says of the frame or of the interface.
-    fn send(&self, parts: &[IoPart]) -> io::Result<usize>;
+    fn send(&self, parts: &[IoPart<'_>]) -> io::Result<usize>;
 
-    /// Receives one frame, header first, scattered into `parts` (1 to 1024 of them); returns its bytes.
+    /// Receives one frame, header first, scattered into `parts` (1 to 1024 of them); returns its bytes. No bytes are a frame
+    /// too, and no end.
     ///
     /// # Errors
     ///
-    /// `WouldBlock` when there is none, otherwise what the system says of the interface.
-    fn recv(&self, parts: &[IoPart]) -> io::Result<usize>;
+    /// `WouldBlock` when there is none, `BrokenPipe` when none can come any more, otherwise what the system says of the
+    /// interface.
+    fn recv(&self, parts: &[IoPart<'_>]) -> io::Result<usize>;
 
     /// Timers after which a call that would have had to wait is worth another try, although the descriptor says nothing.
     fn timers(&self) -> &[OwnedFd] {

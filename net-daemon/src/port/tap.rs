@@ -65,6 +65,9 @@ pub enum TapError {
     /// Descriptors of more than one interface.
     #[error("descriptor {0} belongs to {1}, the first one to {2}: all queues must be of one interface")]
     FdName(i32, String, String),
+    /// No descriptors, where each queue is one.
+    #[error("an interface needs a queue: no descriptors, or 0 queues, are asked for")]
+    NoQueue,
     /// Anything else that the system refuses.
     #[error("{name}: {doing} failed")]
     System {
@@ -154,8 +157,9 @@ impl Tap {
         for file in &files {
             ioctl::set_header(file, HEADER_LEN).map_err(|e| error("setting the header size", e))?;
         }
-        let uso = ioctl::set_offload(&files[0], libc::TUN_F_CSUM | ioctl::USO).is_ok();
-        ioctl::set_offload(&files[0], 0).map_err(|e| error("setting offloads", e))?;
+        let first = files.first().ok_or(TapError::NoQueue)?;
+        let uso = ioctl::set_offload(first, libc::TUN_F_CSUM | ioctl::USO).is_ok();
+        ioctl::set_offload(first, 0).map_err(|e| error("setting offloads", e))?;
         let queues: Result<Vec<_>, _> =
             files.into_iter().map(|file| FdQueue::new(file.into()).map(Arc::new)).collect();
         let queues = queues.map_err(|e| error("making it non-blocking", e))?;
@@ -327,5 +331,15 @@ impl Drop for Tap {
         {
             warn!("{}: resetting offloads failed: {error}", self.name);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_descriptors_are_no_interface() {
+        assert!(matches!(Tap::from_fds(Vec::new()), Err(TapError::NoQueue)));
     }
 }

@@ -217,6 +217,7 @@ pub fn import(regions: &[RegionState], from: &mut Importer) -> Result<GuestMemor
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
     use std::os::fd::AsFd;
 
     use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
@@ -250,11 +251,11 @@ mod tests {
         rustix::io::pwrite(&fd, b"here", 0x1234).unwrap();
         let memory = GuestMemory::new(vec![map(region(0x1000, 0x100, 0x1234), fd).unwrap()]).unwrap();
         let mut bytes = [0; 4];
-        assert!(memory.parts(0x1000, 4, &mut 0, |part| {
-            crate::virtio::memory::read_parts(&[part], &mut bytes);
+        assert!(memory.parts(0x1000, 4, &Cell::new(0), |part| {
+            crate::virtio::part::read_parts(&[part], &mut bytes);
         }));
         assert_eq!(&bytes, b"here");
-        assert!(!memory.parts(0x1000, 0x101, &mut 0, |_| {}));
+        assert!(!memory.parts(0x1000, 0x101, &Cell::new(0), |_| {}));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! the table they were started with, so a mapping lives as long as any pointer into it.
 #![expect(unsafe_code, reason = "turns guest addresses into pointers to mapped memory")]
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use thiserror::Error;
 use vm_memory::MmapRegion;
 
 use crate::state::FdId;
+use crate::virtio::part::IoPart;
 
 /// Why a set of regions is no table.
 #[derive(Debug, Error)]
@@ -45,12 +47,14 @@ impl Region {
     /// A region of `size` bytes at guest address `guest`, which begins `offset` bytes into `mapping`.
     /// `user` is where the front-end has mapped it; ring addresses are given in that space.
     ///
-    /// `None` when the region is empty, wraps in an address space, or is not inside the mapping.
+    /// `None` when the region is empty, wraps in an address space, is not inside the mapping, or the mapping cannot be
+    /// read and written.
     pub fn new(mapping: Arc<MmapRegion>, offset: usize, guest: u64, user: u64, size: u64) -> Option<Region> {
+        const USABLE: i32 = libc::PROT_READ | libc::PROT_WRITE;
         let inside = usize::try_from(size).ok()?.checked_add(offset)? <= mapping.size();
         guest.checked_add(size)?;
         user.checked_add(size)?;
-        if !inside || size == 0 {
+        if !inside || size == 0 || mapping.prot() & USABLE != USABLE {
             return None;
         }
         // SAFETY: the region, and so its first byte, is inside the mapping.
@@ -141,27 +145,35 @@ impl GuestMemory {
 
     /// The pointer for `guest` and the bytes that follow it in the same region. `hint` is the index of the
     /// region that the last call found: a guest's buffers mostly come from one, so the search is rare.
-    fn tail(&self, guest: u64, hint: &mut usize) -> Option<(*mut u8, u64)> {
-        if let Some(found) = self.regions.get(*hint).and_then(|region| region.tail(guest)) {
+    fn tail(&self, guest: u64, hint: &Cell<usize>) -> Option<(*mut u8, u64)> {
+        if let Some(found) = self.regions.get(hint.get()).and_then(|region| region.tail(guest)) {
             return Some(found);
         }
-        *hint = self.regions.partition_point(|region| region.guest <= guest).checked_sub(1)?;
-        self.regions[*hint].tail(guest)
+        let found = self.regions.partition_point(|region| region.guest <= guest).checked_sub(1)?;
+        hint.set(found);
+        self.regions[found].tail(guest)
     }
 
     /// The host memory behind `len` bytes at `guest`, if they are all in the region of number `hint`.
     #[inline(always)]
-    pub(crate) fn part(&self, guest: u64, len: u32, hint: usize) -> Option<IoPart> {
+    pub(crate) fn part(&self, guest: u64, len: u32, hint: usize) -> Option<IoPart<'_>> {
         let (base, room) = self.regions.get(hint)?.tail(guest)?;
-        (u64::from(len) <= room).then(|| IoPart::new(base, len as usize))
+        // SAFETY: len <= room, and the region's mapping, which `new` found to be writable, lives as long as `self`.
+        (u64::from(len) <= room).then(|| unsafe { IoPart::new(base, len as usize) })
     }
 
     /// Calls `each` with the parts of host memory behind `len` bytes at `guest`: one, or more where the range
     /// crosses into adjoining regions. `false` when part of the range is no guest memory; `each` may have
     /// been called by then.
     #[inline]
-    pub(crate) fn parts(&self, guest: u64, len: u32, hint: &mut usize, mut each: impl FnMut(IoPart)) -> bool {
-        if let Some(part) = self.part(guest, len, *hint) {
+    pub(crate) fn parts<'m>(
+        &'m self,
+        guest: u64,
+        len: u32,
+        hint: &Cell<usize>,
+        mut each: impl FnMut(IoPart<'m>),
+    ) -> bool {
+        if let Some(part) = self.part(guest, len, hint.get()) {
             if len > 0 {
                 each(part);
             }
@@ -172,13 +184,20 @@ impl GuestMemory {
 
     /// The same for a range that is not all in the region of `hint`.
     #[inline(never)]
-    fn search_parts(&self, mut guest: u64, len: u32, hint: &mut usize, each: &mut dyn FnMut(IoPart)) -> bool {
+    fn search_parts<'m>(
+        &'m self,
+        mut guest: u64,
+        len: u32,
+        hint: &Cell<usize>,
+        each: &mut dyn FnMut(IoPart<'m>),
+    ) -> bool {
         let mut left = u64::from(len);
         while left > 0 {
             let Some((base, room)) = self.tail(guest, hint) else { return false };
             let now = left.min(room);
+            // SAFETY: now <= room, and the region's mapping, which `new` found to be writable, lives as long as `self`.
             // now <= len: fits usize.
-            each(IoPart::new(base, now as usize));
+            each(unsafe { IoPart::new(base, now as usize) });
             left -= now;
             // The region ends at guest + now at most, which Region::new checked to be no overflow.
             guest += now;
@@ -187,7 +206,7 @@ impl GuestMemory {
     }
 
     /// The pointer to `len` bytes at `guest` as pairs of words, when they lie in one region and are aligned for that.
-    pub(crate) fn contiguous(&self, guest: u64, len: u32, hint: &mut usize) -> Option<*const [u64; 2]> {
+    pub(crate) fn contiguous(&self, guest: u64, len: u32, hint: &Cell<usize>) -> Option<*const [u64; 2]> {
         let (base, room) = self.tail(guest, hint)?;
         let pairs = base.cast::<[u64; 2]>();
         (u64::from(len) <= room && pairs.is_aligned()).then_some(pairs.cast_const())
@@ -203,7 +222,7 @@ impl GuestMemory {
             return Err(AreaError::Alignment { guest, align });
         }
         let mut parts = Vec::new();
-        let whole = self.parts(guest, len as u32, &mut 0, |part| parts.push(part));
+        let whole = self.parts(guest, len as u32, &Cell::new(0), |part| parts.push(part));
         let area = match parts[..] {
             _ if !whole => return Err(AreaError::Unmapped { guest, len }),
             [one] => Area { base: one.base(), split: usize::MAX & !0xf, rest: one.base(), len },
@@ -283,89 +302,6 @@ impl Area {
         let origin = if offset < self.split { self.base } else { self.rest };
         origin.wrapping_add(offset).cast()
     }
-}
-
-/// A piece of host memory for `readv` and `writev`: part of a guest's buffer, or of a buffer of our own.
-///
-/// Holds a pointer without owning: valid while the ring (and by it the guest memory) or the buffer that it was
-/// made from lives. The bytes may change at any time, so they are only ever copied.
-#[derive(Clone, Copy, Debug)]
-#[repr(transparent)]
-pub struct IoPart(libc::iovec);
-
-// SAFETY: a plain pointer and length; the memory behind it is shared with another process anyway, and is only
-// copied: by system calls, by volatile reads, and by writes.
-unsafe impl Send for IoPart {}
-
-impl IoPart {
-    pub(crate) fn new(base: *mut u8, len: usize) -> IoPart {
-        IoPart(libc::iovec { iov_base: base.cast(), iov_len: len })
-    }
-
-    /// A part for a buffer of our own, which must outlive it.
-    pub(crate) fn from_slice(buffer: &mut [u8]) -> IoPart {
-        IoPart::new(buffer.as_mut_ptr(), buffer.len())
-    }
-
-    pub(crate) fn base(self) -> *mut u8 {
-        self.0.iov_base.cast()
-    }
-
-    /// Bytes.
-    #[expect(clippy::len_without_is_empty, reason = "parts are made with at least a byte")]
-    pub fn len(self) -> usize {
-        self.0.iov_len
-    }
-
-    /// Whether `next` begins where this part ends; then one part can stand for both.
-    #[inline]
-    pub(crate) fn extend(&mut self, next: IoPart) -> bool {
-        let adjoins = self.base().wrapping_add(self.len()) == next.base();
-        if adjoins {
-            self.0.iov_len += next.len();
-        }
-        adjoins
-    }
-
-    /// The system's view of `parts`, for `readv` and `writev`.
-    pub fn as_iovecs(parts: &[IoPart]) -> &[libc::iovec] {
-        // SAFETY: repr(transparent).
-        unsafe { std::slice::from_raw_parts(parts.as_ptr().cast(), parts.len()) }
-    }
-}
-
-/// Copies `bytes` into `parts`, beginning `offset` bytes into them. Stops at the end of the shorter one.
-pub(crate) fn write_parts(parts: &[IoPart], mut offset: usize, mut bytes: &[u8]) {
-    for part in parts {
-        let Some(room) = part.len().checked_sub(offset).filter(|room| *room > 0) else {
-            offset -= part.len();
-            continue;
-        };
-        let now = room.min(bytes.len());
-        // SAFETY: offset + now <= part.len(); the part is live (its holder's promise). Guest memory never
-        // overlaps `bytes`, which is ours.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), part.base().add(offset), now) };
-        bytes = &bytes[now..];
-        offset = 0;
-        if bytes.is_empty() {
-            return;
-        }
-    }
-}
-
-/// Copies from the start of `parts` into `bytes`, each byte once, whatever the guest does to them meanwhile; returns
-/// how many bytes. Not for the common frame, which is never copied.
-pub(crate) fn read_parts(parts: &[IoPart], bytes: &mut [u8]) -> usize {
-    let mut done = 0;
-    for part in parts {
-        let now = part.len().min(bytes.len() - done);
-        for (offset, byte) in bytes[done..done + now].iter_mut().enumerate() {
-            // SAFETY: offset < now <= part.len(); the part is live (its holder's promise).
-            *byte = unsafe { part.base().add(offset).read_volatile() };
-        }
-        done += now;
-    }
-    done
 }
 
 /// Keeps `mapping` out of core dumps: it is the guest's memory, and can be as large as the guest's.

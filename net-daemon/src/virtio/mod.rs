@@ -3,6 +3,7 @@
 pub mod chain;
 pub mod features;
 pub mod memory;
+pub mod part;
 pub mod ring;
 
 #[cfg(test)]

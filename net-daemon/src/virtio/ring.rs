@@ -10,6 +10,7 @@
 //! however it ended; an index from a front-end could only be wrong.
 #![expect(unsafe_code, reason = "the ring lies in memory shared with the guest")]
 
+use std::cell::Cell;
 use std::num::Wrapping;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering, fence};
@@ -82,10 +83,29 @@ pub enum RingError {
     },
 }
 
+/// The head of a chain that a ring's [`Ring::pop`] has found: a number below that ring's size.
+///
+/// Of another ring, or kept beyond [`Ring::push_used`], it leads to some descriptor of the ring that it is given to, and
+/// never out of it. None is made of a number:
+///
+/// ```compile_fail,E0423
+/// volt_net::virtio::ring::Head(7);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head(u16);
+
+impl Head {
+    /// The number of its descriptor.
+    pub fn number(self) -> u16 {
+        self.0
+    }
+}
+
 /// The device's side of one split virtqueue.
 #[derive(Debug)]
 pub struct Ring {
-    size: u16,
+    /// Entries, less one: what is ANDed with it is an index into the ring.
+    mask: u16,
     event_idx: bool,
     indirect: bool,
     desc: Area,
@@ -93,7 +113,7 @@ pub struct Ring {
     used: Area,
     memory: Arc<GuestMemory>,
     /// Region of the last buffer, for [`GuestMemory::parts`].
-    hint: usize,
+    hint: Cell<usize>,
     /// The driver's index as last read.
     avail_idx: Wrapping<u16>,
     next_avail: Wrapping<u16>,
@@ -130,14 +150,14 @@ impl Ring {
         let avail = area("available ring", layout.avail, HEADER + entries * 2 + event, 2)?;
         let used = area("used ring", layout.used, HEADER + entries * USED_ELEMENT + event, 4)?;
         let mut ring = Ring {
-            size,
+            mask: size - 1,
             event_idx,
             indirect: features.has(Features::INDIRECT_DESC),
             desc,
             avail,
             used,
             memory,
-            hint: 0,
+            hint: Cell::new(0),
             avail_idx: Wrapping(0),
             next_avail: Wrapping(0),
             next_used: Wrapping(0),
@@ -150,7 +170,7 @@ impl Ring {
 
     /// Entries.
     pub fn size(&self) -> u16 {
-        self.size
+        self.mask + 1
     }
 
     /// The used index as the driver sees it, which is also what GET_VRING_BASE answers.
@@ -164,16 +184,16 @@ impl Ring {
     ///
     /// When the driver broke the ring; the ring must not be touched any more.
     #[inline]
-    pub fn pop(&mut self) -> Result<Option<u16>, RingError> {
+    pub fn pop(&mut self) -> Result<Option<Head>, RingError> {
         if self.next_avail == self.avail_idx && !self.refresh()? {
             return Ok(None);
         }
         let head = self.avail_entry(self.next_avail);
-        if head >= self.size {
-            return Err(RingError::Head { head, size: self.size });
+        if head > self.mask {
+            return Err(RingError::Head { head, size: self.size() });
         }
         self.next_avail += 1;
-        Ok(Some(head))
+        Ok(Some(Head(head)))
     }
 
     /// Index in the available ring of the chain that [`Ring::pop`] takes next.
@@ -198,8 +218,8 @@ impl Ring {
         // Acquire: the ring entries and descriptors behind the index are read after it.
         let now = Wrapping(self.index(&self.avail).load(Ordering::Acquire));
         // The driver cannot have more than `size` chains outstanding, popped ones included, nor take one of those back.
-        if (now - self.next_avail).0 > self.size - self.outstanding() {
-            return Err(RingError::AvailIndex { from: self.next_avail.0, to: now.0, size: self.size });
+        if (now - self.next_avail).0 > self.size() - self.outstanding() {
+            return Err(RingError::AvailIndex { from: self.next_avail.0, to: now.0, size: self.size() });
         }
         self.avail_idx = now;
         Ok(now != self.next_avail)
@@ -208,13 +228,13 @@ impl Ring {
     /// Writes the next used element: chain `head`, of which `written` bytes were written.
     /// The driver sees it after the next [`Ring::publish`].
     #[inline]
-    pub fn push_used(&mut self, head: u16, written: u32) {
+    pub fn push_used(&mut self, head: Head, written: u32) {
         debug_assert_ne!(self.next_used, self.next_avail, "more pushed than popped");
-        let slot = usize::from(self.next_used.0 & (self.size - 1));
+        let slot = usize::from(self.next_used.0 & self.mask);
         let element = HEADER + slot * USED_ELEMENT;
         // One field at a time: the ring is aligned to 4, so a region's border may lie between the two.
-        for (offset, field) in [(element, u32::from(head)), (element + 4, written)] {
-            // SAFETY: slot < size, so both fields are inside the used ring, which `area` checked whole, and which it
+        for (offset, field) in [(element, u32::from(head.0)), (element + 4, written)] {
+            // SAFETY: slot <= mask, so both fields are inside the used ring, which `area` checked whole, and which it
             // refused where a border cuts through 4 bytes.
             unsafe { self.used.at::<u32>(offset).write_volatile(field.to_le()) };
         }
@@ -245,7 +265,7 @@ impl Ring {
     /// the other.
     #[inline]
     pub fn is_due(&self) -> bool {
-        (self.next_used - self.published).0 >= self.size.div_ceil(2)
+        (self.next_used - self.published).0 > self.mask / 2
     }
 
     /// Asks the driver for a kick when it makes the next chain available. Returns whether one is available
@@ -280,17 +300,17 @@ impl Ring {
 
     #[inline]
     fn avail_entry(&self, index: Wrapping<u16>) -> u16 {
-        let slot = usize::from(index.0 & (self.size - 1));
+        let slot = usize::from(index.0 & self.mask);
         self.field(&self.avail, HEADER + slot * 2).load(Ordering::Relaxed)
     }
 
     fn used_event(&self) -> Wrapping<u16> {
-        let offset = HEADER + usize::from(self.size) * 2;
+        let offset = HEADER + usize::from(self.size()) * 2;
         Wrapping(self.field(&self.avail, offset).load(Ordering::Relaxed))
     }
 
     fn avail_event(&self) -> Le16<'_> {
-        self.field(&self.used, HEADER + usize::from(self.size) * USED_ELEMENT)
+        self.field(&self.used, HEADER + usize::from(self.size()) * USED_ELEMENT)
     }
 
     fn index<'a>(&self, area: &'a Area) -> Le16<'a> {

@@ -3,7 +3,7 @@
 
 use arbitrary::Arbitrary;
 use volt_net::virtio::features::Features;
-use volt_net::virtio::ring::{Ring, RingLayout};
+use volt_net::virtio::ring::{Head, Ring, RingLayout};
 
 use super::STEPS;
 use super::guest::{Borders, Driver, DriverStep, END, Guest, chain};
@@ -38,7 +38,7 @@ struct Model {
     next_avail: u16,
     next_used: u16,
     published: u16,
-    popped: Vec<u16>,
+    popped: Vec<Head>,
 }
 
 pub(super) fn run(input: Input) {
@@ -135,23 +135,23 @@ impl Model {
             }
             Ok(None) => assert_eq!(expected, Some(false)),
             Ok(Some(popped)) => {
-                assert_eq!((expected, popped), (Some(true), head));
+                assert_eq!((expected, popped.number()), (Some(true), head));
                 assert!(head < self.size());
                 self.next_avail = self.next_avail.wrapping_add(1);
-                self.popped.push(head);
+                self.popped.push(popped);
                 assert_eq!(usize::from(ring.outstanding()), self.popped.len());
-                self.walk(ring, head);
+                self.walk(ring, popped);
             }
         }
         true
     }
 
-    fn walk(&self, ring: &mut Ring, head: u16) {
+    fn walk(&self, ring: &Ring, head: Head) {
         let mut found = Vec::new();
         let result = ring.walk(head, |part, write| found.push((part.len(), write)));
         let indirect = self.features.has(Features::INDIRECT_DESC);
         let read = |at, len| self.guest.read(at, len);
-        let expected = chain(read, (self.layout.desc, self.size()), indirect, head).map(|parts| {
+        let expected = chain(read, (self.layout.desc, self.size()), indirect, head.number()).map(|parts| {
             let pieces = |(at, len, write): (u64, u32, bool)| {
                 let pieces = self.guest.pieces(at, len.into()).expect("the model has read it");
                 pieces.into_iter().map(move |(_, _, len)| (len, write))
@@ -168,7 +168,7 @@ impl Model {
         let head = self.popped.remove(0);
         ring.push_used(head, len);
         let at = self.layout.used + 4 + u64::from(self.next_used % self.size()) * 8;
-        assert_eq!((self.guest.u32(at), self.guest.u32(at + 4)), (Some(head.into()), Some(len)));
+        assert_eq!((self.guest.u32(at), self.guest.u32(at + 4)), (Some(head.number().into()), Some(len)));
         self.next_used = self.next_used.wrapping_add(1);
     }
 

@@ -39,7 +39,7 @@ pub(super) fn run(input: Input) {
     let limits = Limits { acked, max_pairs: input.max_pairs };
     let mut driver = Driver::new(input.log, acked);
     let Some(vring) = vring(&guest, &driver) else { return };
-    let mut control = ControlQueue::new(vring);
+    let mut control = ControlQueue::new(vring).expect("a thread");
     for step in input.steps.iter().take(STEPS) {
         match step {
             Step::Driver(step) => driver.step(&guest, step),

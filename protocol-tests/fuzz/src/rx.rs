@@ -165,9 +165,9 @@ impl Peer {
     /// Runs the device until it has nothing to do. `false` when the driver broke the ring.
     fn drain(&mut self) -> bool {
         for _ in 0..256 {
-            let before = self.rx.vring.ring.base();
+            let before = self.rx.base();
             let turn = self.rx.run(&self.rig.queue, &mut self.rig.health, &self.rig.counters);
-            let done = self.rx.vring.ring.base().wrapping_sub(before);
+            let done = self.rx.base().wrapping_sub(before);
             if !self.wild {
                 assert!(done <= self.driver.layout.size);
                 self.check();
@@ -187,7 +187,7 @@ impl Peer {
 
     /// Looks at what has been used since the last call.
     fn check(&mut self) {
-        let mut left = self.rx.vring.ring.base().wrapping_sub(self.seen);
+        let mut left = self.rx.base().wrapping_sub(self.seen);
         while left > 0 {
             let (first, len) = self.used();
             left -= 1;

@@ -68,9 +68,9 @@ pub(super) fn run(input: Input) {
 fn drain(guest: &Guest, driver: &Driver, tx: &mut Tx, rig: &mut Rig) -> bool {
     // A ring holds 256 chains at most; the socket takes 2 or more frames before it is full.
     for _ in 0..256 {
-        let before = tx.vring.ring.base();
+        let before = tx.base();
         let turn = tx.run(&rig.queue, &mut rig.health, &rig.counters);
-        let done = tx.vring.ring.base().wrapping_sub(before);
+        let done = tx.base().wrapping_sub(before);
         assert!(done <= driver.layout.size.min(BATCH as u16));
         check(guest, driver, tx, rig, before, done);
         match turn {

@@ -39,8 +39,6 @@ pub(super) struct Connection {
     acked: u64,
     /// Protocol features that were acknowledged.
     protocol: u64,
-    /// What any driver of this connection has acknowledged.
-    ever_acked: u64,
     regions: Vec<(RegionSpec, OwnedFd)>,
     memory: Option<GuestMemory>,
     vrings: BTreeMap<u32, Vring>,
@@ -55,7 +53,6 @@ impl Connection {
             script,
             acked: 0,
             protocol: 0,
-            ever_acked: 0,
             regions: Vec::new(),
             memory: None,
             vrings,
@@ -145,10 +142,7 @@ impl Connection {
             request::GET_CONFIG => return self.get_config(&message),
             request::GET_VRING_BASE => return self.get_vring_base(&message),
             request::SET_FEATURES if self.has(Fault::StaleFeatures) && self.acked != 0 => {}
-            request::SET_FEATURES => {
-                self.acked = message.u64()?;
-                self.ever_acked |= self.acked;
-            }
+            request::SET_FEATURES => self.acked = message.u64()?,
             request::SET_MEM_TABLE => self.set_mem_table(&mut message)?,
             request::ADD_MEM_REG if self.has(Fault::AddIgnored) => {}
             request::ADD_MEM_REG => self.add_mem_reg(&mut message)?,
@@ -355,10 +349,7 @@ impl Connection {
                 let pair = index as usize / 2;
                 // No guest has room for what is longer than any frame.
                 if self.script.echo && bytes.len() <= 65_550 {
-                    let mut back = self.handed_back(&header);
-                    if self.has(Fault::StaleOffloads) && self.ever_acked & feature::GUEST_CSUM != 0 {
-                        back.flags = gso::DATA_VALID;
-                    }
+                    let back = self.handed_back(&header);
                     let to = if self.has(Fault::OnePair) { 0 } else { pair };
                     locked(&shared.inbox).push_back((to, back, bytes.clone()));
                 }
@@ -370,6 +361,12 @@ impl Connection {
         while let Some((pair, header, bytes)) = inbox.front() {
             let vring = self.vrings.entry(2 * *pair as u32).or_default();
             let fault = self.script.fault;
+            // What waited for a driver that could finish it is not for one that cannot.
+            let stale = header.flags & gso::NEEDS_CSUM != 0 && self.acked & feature::GUEST_CSUM == 0;
+            if stale && fault != Some(Fault::StaleOffloads) {
+                inbox.pop_front();
+                continue;
+            }
             if !vring.runs(by_features, fault) || !vring.receive(&memory, header, bytes, mergeable, fault)? {
                 break;
             }

@@ -171,6 +171,19 @@ impl Bench {
         }
     }
 
+    /// The same for a frame with offloads.
+    pub fn inject_with(
+        &self,
+        session: &mut Session,
+        header: &NetHeader,
+        frame: &[u8],
+    ) -> Result<(), Finding> {
+        match &self.far {
+            Far::Tap(wire) => Ok(wire.send_with(header, frame)?),
+            _ => Ok(session.tx(0).send_cut(header, frame, &[], LIMIT).map(drop)?),
+        }
+    }
+
     /// The guest gets this frame next.
     pub fn arrives(&self, session: &mut Session, frame: &[u8]) -> Result<Frame, Finding> {
         let got = self.guest_gets(session, LIMIT)?;
@@ -210,8 +223,10 @@ impl Bench {
         header: &NetHeader,
         frame: &[u8],
     ) -> Result<Option<NetHeader>, Finding> {
-        let Far::Tap(wire) = &self.far else { return Ok(None) };
-        wire.send_with(header, frame)?;
+        if !matches!(self.far, Far::Tap(_)) {
+            return Ok(None);
+        }
+        self.inject_with(session, header, frame)?;
         self.gets_exactly(session, frame).map(Some)
     }
 

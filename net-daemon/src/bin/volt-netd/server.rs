@@ -283,11 +283,17 @@ impl Server {
         let timeout = self.timeout();
         let (pending, wake, reopen) = (&mut self.pending, &self.wake, &mut self.reopen);
         let device = &self.device;
+        let control = self.connection.as_ref().and_then(|connection| connection.control.as_ref());
         self.poller.wait(timeout, |token, _| match token {
             Token::Signal => pending.stop = true,
             Token::Listener => pending.accept = true,
             Token::Connection => pending.messages = true,
-            Token::ControlKick => pending.control = true,
+            Token::ControlKick => {
+                if let Some(kicked) = control {
+                    kicked.clear();
+                }
+                pending.control = true;
+            }
             Token::Control => pending.client = true,
             Token::Client => pending.requests = true,
             Token::Links => pending.links = true,

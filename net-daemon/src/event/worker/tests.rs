@@ -8,15 +8,17 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::fs::{OFlags, fcntl_setfl};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use super::*;
 use crate::net::BATCH;
 use crate::net::rx::Rx;
 use crate::net::testing::{Rig, Wire, frame};
 use crate::net::tx::Tx;
-use crate::port::PortQueue;
+use crate::port::socket::SocketPort;
+use crate::port::{Port, PortQueue};
 use crate::virtio::features::Features;
-use crate::virtio::memory::IoPart;
+use crate::virtio::part::IoPart;
 use crate::virtio::testing::{BUFFERS, Driver};
 
 /// A transmit queue with its driver's ends: kick, call, wire.
@@ -190,7 +192,7 @@ impl AsFd for Busy {
 }
 
 impl PortQueue for Busy {
-    fn send(&self, parts: &[IoPart]) -> io::Result<usize> {
+    fn send(&self, parts: &[IoPart<'_>]) -> io::Result<usize> {
         self.sent_after.store(self.received.load(Ordering::SeqCst), Ordering::SeqCst);
         self.queue.send(parts)
     }
@@ -231,6 +233,23 @@ fn nothing_that_nobody_drains_makes_a_worker_spin() {
     does_not_spin("poll-test", Duration::from_micros(200));
 }
 
+/// A packet socket whose other end is closed can be read at any time.
+#[test]
+fn a_port_that_has_come_to_its_end_does_not_make_a_worker_spin() {
+    let (near, far) =
+        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+    let driver = Driver::new(16, Features::NONE);
+    let (mut pair, _kick, _call, _wire) = transmitter(&driver);
+    let mut receiver = Driver::new(16, Features::NONE);
+    receiver.add(&[(BUFFERS, 2000, true)]);
+    pair.rx = Some(Rx::new(Rig::vring(&receiver, 0), Features::NONE));
+    pair.queue = SocketPort::new(vec![near]).unwrap().queue(0);
+    drop(far);
+    let worker = Worker::start("end-test".to_owned(), pair, Duration::ZERO).unwrap();
+    sleeps("end-test");
+    worker.stop().unwrap();
+}
+
 fn does_not_spin(name: &str, polling: Duration) {
     let mut driver = Driver::new(16, Features::NONE);
     let (mut pair, kick_fd, _call, _wire) = transmitter(&driver);
@@ -248,6 +267,13 @@ fn does_not_spin(name: &str, polling: Duration) {
     kick(&kick_fd);
     driver.add(&[(BUFFERS, 72, false)]);
     thread::sleep(Duration::from_millis(50));
+    sleeps(name);
+    assert!(counters.kicks.get() < 10);
+    worker.stop().unwrap();
+}
+
+/// The thread `name` takes no processor time.
+fn sleeps(name: &str) {
     // A listing can miss a thread while others end, as those of other tests do.
     let mut task = None;
     until("the worker's thread", || {
@@ -265,6 +291,4 @@ fn does_not_spin(name: &str, polling: Duration) {
     thread::sleep(Duration::from_millis(200));
     let used = Duration::from_nanos(cpu() - before);
     assert!(used < Duration::from_millis(5), "{used:?} of CPU time in 200 ms");
-    assert!(counters.kicks.get() < 10);
-    worker.stop().unwrap();
 }

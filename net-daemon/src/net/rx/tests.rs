@@ -276,9 +276,70 @@ fn a_frame_that_waits_for_buffers_goes_on_with_the_next_who_serves() {
     drop(first);
     let mut second = rx(&driver);
     second.put_stash(&stash);
-    post(&mut driver, 4, 100);
+    for i in 2..6 {
+        driver.add(&[(BUFFERS + i * 0x1000, 100, true)]);
+    }
     rig.rx(&mut second).unwrap();
     assert_eq!((rig.counters.rx_frames.get(), driver.take_used().len()), (1, 6));
     second.put_stash(&vec![0; 1 << 20]);
     assert!(second.take_stash().is_none(), "no frame is so long");
+}
+
+/// A UDP datagram as a port hands it over that leaves the checksum to the driver: header, frame, and the frame as it should be.
+fn without_checksum(gso_type: u8) -> (Vec<u8>, Vec<u8>) {
+    let mut sent = frame(100, 1);
+    (sent[0], sent[1], sent[6], sent[8]) = (1, gso_type, 34, 6);
+    let (at, sum) = missing_checksum(&sent).unwrap().unwrap();
+    let mut whole = with_buffers(sent.clone(), 1);
+    whole[0] = 0;
+    whole[at..at + 2].copy_from_slice(&sum);
+    (sent, whole)
+}
+
+#[test]
+fn a_frame_of_an_earlier_driver_is_finished_or_dropped() {
+    const TSO4: u8 = 1;
+    let mut driver = Driver::new(64, Features::MRG_RXBUF);
+    let (mut rig, wire) = Rig::new();
+    let mut rx = rx(&driver);
+    // The checksum lies across two buffers, and the longer frames are stashed first.
+    post(&mut driver, 6, 53);
+    wire.send(&without_checksum(TSO4).0);
+    wire.send(&without_checksum(0).0);
+    wire.send(&frame(20, 9));
+    rig.rx(&mut rx).unwrap();
+    let used = driver.take_used();
+    assert_eq!(used, [(0, 53), (1, 53), (2, 6), (3, 32)]);
+    assert_eq!(merged(&driver, 0, &used[..3]), with_buffers(without_checksum(0).1, 3));
+    assert_eq!(merged(&driver, 3, &used[3..]), with_buffers(frame(20, 9), 1));
+    assert_eq!((rig.counters.rx_frames.get(), rig.counters.rx_not_offloaded.get()), (2, 1));
+}
+
+#[test]
+fn a_driver_without_segmentation_still_finishes_checksums() {
+    let mut driver = Driver::new(8, Features::GUEST_CSUM);
+    let (mut rig, wire) = Rig::new();
+    let mut rx = rx(&driver);
+    post(&mut driver, 2, 2000);
+    for gso_type in [1, 5, 77, 0] {
+        wire.send(&without_checksum(gso_type).0);
+    }
+    rig.rx(&mut rx).unwrap();
+    let used = driver.take_used();
+    assert_eq!(used, [(0, 112)]);
+    assert_eq!(merged(&driver, 0, &used), with_buffers(without_checksum(0).0, 1));
+    assert_eq!(rig.counters.rx_not_offloaded.get(), 3);
+}
+
+#[test]
+fn a_checksum_outside_of_its_frame_is_no_checksum() {
+    let mut driver = Driver::new(8, Features::NONE);
+    let (mut rig, wire) = Rig::new();
+    let mut rx = rx(&driver);
+    post(&mut driver, 1, 2000);
+    let mut wrong = frame(100, 1);
+    (wrong[0], wrong[6], wrong[8]) = (1, 99, 0);
+    wire.send(&wrong);
+    rig.rx(&mut rx).unwrap();
+    assert_eq!((driver.used_idx(), rig.counters.rx_not_offloaded.get()), (0, 1));
 }

@@ -1,7 +1,7 @@
 //! The TAP driver's ioctls (`Documentation/networking/tuntap.rst` of the kernel).
 #![expect(unsafe_code, reason = "TAP ioctls")]
 
-use std::ffi::{CStr, c_int, c_uint};
+use std::ffi::{c_int, c_uint};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
@@ -89,11 +89,11 @@ fn flags_and_name(fd: c_int) -> io::Result<(c_int, String)> {
     let mut request = link::request("");
     // SAFETY: TUNGETIFF writes an ifreq.
     check(unsafe { libc::ioctl(fd, libc::TUNGETIFF, &raw mut request) })?;
-    // SAFETY: TUNGETIFF fills flags and name, and ends the name with a zero byte.
-    let (flags, name) = unsafe {
-        (c_int::from(request.ifr_ifru.ifru_flags as u16), CStr::from_ptr(request.ifr_name.as_ptr()))
-    };
-    Ok((flags, name.to_string_lossy().into_owned()))
+    // SAFETY: TUNGETIFF fills flags; any bits are some.
+    let flags = c_int::from(unsafe { request.ifr_ifru.ifru_flags } as u16);
+    let name: Vec<u8> =
+        request.ifr_name.iter().map(|byte| *byte as u8).take_while(|byte| *byte != 0).collect();
+    Ok((flags, String::from_utf8_lossy(&name).into_owned()))
 }
 
 /// Checks that `fds` are queues of one TAP interface that carry frame headers, and returns its name.

@@ -161,16 +161,24 @@ impl Session {
         };
         if self.control.is_none() && self.vrings[index].processing(acked) == Processing::Normal {
             let vring = self.vrings[index].vring(index, &memory, acked, device);
-            self.control = vring.map(ControlQueue::new);
-            if let Some(control) = &self.control {
-                control.call();
+            match vring.map(ControlQueue::new) {
+                Some(Ok(control)) => {
+                    control.call();
+                    self.control = Some(control);
+                }
+                Some(Err(error)) => {
+                    warn!("the control queue cannot run: {}", crate::error_chain(&error));
+                    self.vrings[index].broken = true;
+                }
+                None => {}
             }
         }
     }
 
-    /// The control queue's kick, where it is served here: [`Session::control_kicked`] is to be called for it.
+    /// What becomes readable by the control queue's kick, where it is served here: it is to be cleared, and
+    /// [`Session::control_kicked`] to be called.
     pub fn control_kick(&self) -> Option<&Arc<Notifier>> {
-        self.control.as_ref().map(|control| &control.vring.kick)
+        self.control.as_ref().map(ControlQueue::kicked)
     }
 
     /// Carries out what the control queue holds. Returns whether there may be more. The driver has no answer before
@@ -204,9 +212,7 @@ impl Session {
             Err(error) => {
                 let index = control.vring.index;
                 warn!("vring {index} stopped: {error}; only a reset by the driver starts it again");
-                if let Some(err) = control.vring.err.as_ref().filter(|err| err.is_ready()) {
-                    err.notify();
-                }
+                control.err();
                 self.vrings[index].broken = true;
                 false
             }

@@ -29,7 +29,7 @@ struct Model {
     driver: Driver,
     ring: Ring,
     /// Popped and not pushed, in order.
-    popped: Vec<u16>,
+    popped: Vec<Head>,
     /// Offered and not returned, in order.
     outstanding: Vec<u16>,
 }

@@ -4,9 +4,9 @@ use super::*;
 use crate::virtio::chain::ChainError;
 use crate::virtio::testing::{BUFFERS, Driver};
 
-fn lens(ring: &mut Ring, head: u16) -> Result<Vec<usize>, ChainError> {
+fn lens(ring: &Ring, head: u16) -> Result<Vec<usize>, ChainError> {
     let mut parts = Vec::new();
-    ring.walk(head, |part, _| parts.push(part.len())).map(|()| parts)
+    ring.walk(Head(head), |part, _| parts.push(part.len())).map(|()| parts)
 }
 
 fn drain(ring: &mut Ring) -> usize {
@@ -150,7 +150,7 @@ fn popped_chains_count_as_outstanding() {
     let mut ring = driver.ring();
     driver.set_u16(driver.layout.avail + 2, 8);
     for _ in 0..8 {
-        assert_eq!(ring.pop(), Ok(Some(0)));
+        assert_eq!(ring.pop(), Ok(Some(Head(0))));
     }
     driver.set_u16(driver.layout.avail + 2, 9);
     assert_eq!(ring.pop(), Err(RingError::AvailIndex { from: 8, to: 9, size: 8 }));
@@ -163,7 +163,7 @@ fn an_index_that_goes_back_breaks_the_ring() {
     let mut ring = driver.ring();
     driver.set_u16(driver.layout.avail + 2, 4);
     for _ in 0..4 {
-        assert_eq!(ring.pop(), Ok(Some(0)));
+        assert_eq!(ring.pop(), Ok(Some(Head(0))));
     }
     driver.set_u16(driver.layout.avail + 2, 2);
     assert_eq!(ring.pop(), Err(RingError::AvailIndex { from: 4, to: 2, size: 8 }));
@@ -180,16 +180,16 @@ fn a_head_outside_the_table_breaks_the_ring() {
 #[test]
 fn chains_of_every_shape() {
     let mut driver = Driver::new(8, Features::INDIRECT_DESC);
-    let mut ring = driver.ring();
+    let ring = driver.ring();
     let head = driver.add(&[(BUFFERS, 10, false), (BUFFERS + 64, 0, false), (BUFFERS + 128, 20, true)]);
-    assert_eq!(lens(&mut ring, head), Ok(vec![10, 20]));
+    assert_eq!(lens(&ring, head), Ok(vec![10, 20]));
 
     // A table longer than the ring, behind a direct descriptor.
     let buffers: Vec<_> = (0..2000).map(|i| (BUFFERS + i * 2, 1, false)).collect();
     driver.table(0x20_0000, 0, 2000, &buffers);
     driver.descriptor(0, BUFFERS, 7, F_NEXT, 1);
     driver.descriptor(16, 0x20_0000, 2000 * 16, F_INDIRECT, 0);
-    let found = lens(&mut ring, 0).unwrap();
+    let found = lens(&ring, 0).unwrap();
     assert_eq!((found.len(), found[0], found[2000]), (2001, 7, 1));
 }
 
@@ -199,10 +199,10 @@ const F_INDIRECT: u16 = 4;
 #[test]
 fn malformed_chains_are_named() {
     let driver = Driver::new(8, Features::INDIRECT_DESC);
-    let mut ring = driver.ring();
-    let mut error = |addr, len, flags, next| {
+    let ring = driver.ring();
+    let error = |addr, len, flags, next| {
         driver.descriptor(0, addr, len, flags, next);
-        lens(&mut ring, 0).unwrap_err()
+        lens(&ring, 0).unwrap_err()
     };
     assert_eq!(error(BUFFERS, 1, F_NEXT, 8), ChainError::Next { number: 0, next: 8, size: 8 });
     assert_eq!(error(BUFFERS, 1, F_NEXT, 0), ChainError::Loop(8));
@@ -244,4 +244,27 @@ fn a_ring_needs_a_size_and_memory() {
     assert_eq!(area(RingLayout { desc: 8, ..driver.layout }), "descriptor table");
     assert_eq!(area(RingLayout { avail: end - 20, ..driver.layout }), "available ring");
     assert_eq!(area(RingLayout { used: end - 68, ..driver.layout }), "used ring");
+}
+
+#[test]
+fn a_head_of_another_ring_leads_nowhere_else() {
+    let mut driver = Driver::new(256, Features::NONE);
+    let mut large = driver.ring();
+    let mut head = None;
+    for _ in 0..256 {
+        driver.add(&[(BUFFERS, 1, true)]);
+        head = large.pop().unwrap();
+    }
+    let head = head.unwrap();
+    assert_eq!(head.number(), 255);
+    let mut driver = Driver::new(8, Features::NONE);
+    let mut small = driver.ring();
+    for len in 1..=8 {
+        driver.add(&[(BUFFERS, len, true)]);
+    }
+    // Outside of the small table are its available and used ring.
+    assert_eq!(small.plain(head).map(|(part, writable)| (part.len(), writable)), Some((8, true)));
+    assert_eq!(lens(&small, head.number()), Ok(vec![8]));
+    assert!(small.pop().is_ok());
+    small.push_used(head, 0);
 }

@@ -1,21 +1,24 @@
 //! Along the descriptors of a chain: read here, judged by [`Chains`], their buffers turned into parts.
 #![expect(unsafe_code, reason = "descriptors lie in memory shared with the guest")]
 
+use std::cell::Cell;
+
 use crate::virtio::chain::{ChainError, Chains, Descriptor};
-use crate::virtio::memory::{IoPart, read_parts};
-use crate::virtio::ring::{DESCRIPTOR, Ring};
+use crate::virtio::memory::GuestMemory;
+use crate::virtio::part::{IoPart, read_parts};
+use crate::virtio::ring::{DESCRIPTOR, Head, Ring};
 
 impl Ring {
     /// The buffer of chain `head` and whether it is device-writable, in the plain case: a single descriptor, not empty,
     /// in the region where the last buffer was. Otherwise it takes a [`Ring::walk`].
     #[inline(always)]
-    pub fn plain(&self, head: u16) -> Option<(IoPart, bool)> {
-        let descriptor = self.descriptor(head);
+    pub fn plain(&self, head: Head) -> Option<(IoPart<'_>, bool)> {
+        let descriptor = self.descriptor(head.0);
         let Descriptor { addr, len, .. } = descriptor;
         if !descriptor.is_whole_chain() || len == 0 {
             return None;
         }
-        self.memory.part(addr, len, self.hint).map(|part| (part, descriptor.is_writable()))
+        self.memory.part(addr, len, self.hint.get()).map(|part| (part, descriptor.is_writable()))
     }
 
     /// Hands the parts of chain `head` to `take`, with whether they are device-writable, in the chain's order.
@@ -24,30 +27,32 @@ impl Ring {
     ///
     /// When the chain is malformed. Some parts may have been taken by then; the head must still be pushed.
     #[inline]
-    pub fn walk(&mut self, head: u16, mut take: impl FnMut(IoPart, bool)) -> Result<(), ChainError> {
-        let (mut number, mut descriptor) = (head, self.descriptor(head));
-        let mut chains = Chains::new(self.size, self.indirect);
+    pub fn walk<'r>(&'r self, head: Head, mut take: impl FnMut(IoPart<'r>, bool)) -> Result<(), ChainError> {
+        let (mut number, mut descriptor) = (head.0, self.descriptor(head.0));
+        let mut chains = Chains::new(self.size(), self.indirect);
         loop {
             if let Some(table) = chains.follow(number, descriptor)? {
                 return self.walk_table(table, chains, take);
             }
             let next = chains.next(descriptor)?;
-            self.buffer(descriptor, &mut take)?;
+            buffer(&self.memory, &self.hint, descriptor, &mut take)?;
             let Some(next) = next else { return Ok(()) };
             (number, descriptor) = (next, self.descriptor(next));
         }
     }
 
     /// The same for the table that an indirect descriptor points to.
-    fn walk_table(
-        &mut self,
+    fn walk_table<'r>(
+        &'r self,
         table: Descriptor,
         mut chains: Chains,
-        mut take: impl FnMut(IoPart, bool),
+        mut take: impl FnMut(IoPart<'r>, bool),
     ) -> Result<(), ChainError> {
         chains.enter(table)?;
+        // At hand for each entry: whatever is written meanwhile, it cannot be these.
+        let (memory, hint) = (&*self.memory, self.hint.clone());
         // Looked up once; a table that crosses a border is looked up entry by entry.
-        let whole = self.memory.contiguous(table.addr, table.len, &mut self.hint);
+        let whole = memory.contiguous(table.addr, table.len, &hint);
         let mut next = Some(0);
         while let Some(number) = next {
             let descriptor = match whole {
@@ -58,32 +63,21 @@ impl Ring {
             };
             chains.follow(number, descriptor)?;
             next = chains.next(descriptor)?;
-            self.buffer(descriptor, &mut take)?;
+            buffer(memory, &hint, descriptor, &mut take)?;
         }
+        self.hint.set(hint.get());
         Ok(())
-    }
-
-    #[inline]
-    fn buffer(
-        &mut self,
-        descriptor: Descriptor,
-        take: &mut impl FnMut(IoPart, bool),
-    ) -> Result<(), ChainError> {
-        let Descriptor { addr, len, .. } = descriptor;
-        let writable = descriptor.is_writable();
-        let mapped = self.memory.parts(addr, len, &mut self.hint, |part| take(part, writable));
-        if mapped { Ok(()) } else { Err(ChainError::Unmapped { addr, len }) }
     }
 
     /// Copies entry `number` of the indirect table at guest address `table`, whose bytes may be anywhere: once, as a whole.
     #[cold]
-    fn table_entry(&mut self, table: u64, number: u16) -> Result<Descriptor, ChainError> {
+    fn table_entry(&self, table: u64, number: u16) -> Result<Descriptor, ChainError> {
         let offset = u64::from(number) * DESCRIPTOR as u64;
         let unmapped = ChainError::Table { addr: table };
         let addr = table.checked_add(offset).ok_or(unmapped)?;
         let mut parts = [None; DESCRIPTOR];
         let mut count = 0;
-        let mapped = self.memory.parts(addr, DESCRIPTOR as u32, &mut self.hint, |part| {
+        let mapped = self.memory.parts(addr, DESCRIPTOR as u32, &self.hint, |part| {
             // At least a byte each, so 16 bytes are at most 16 parts.
             parts[count] = Some(part);
             count += 1;
@@ -100,14 +94,27 @@ impl Ring {
         Ok(Descriptor::from_words([addr, rest].map(|word| word.try_into().map_or(0, u64::from_ne_bytes))))
     }
 
+    /// Descriptor `number`, which is below the ring's size if it comes from this ring. One that does not is some other here.
     #[inline]
     fn descriptor(&self, number: u16) -> Descriptor {
-        debug_assert!(number < self.size);
-        let pointer = self.desc.at::<[u64; 2]>(usize::from(number) * DESCRIPTOR);
-        // SAFETY: number < size (checked by `pop` and by `Chains::next`), so it is inside the table, which `area`
-        // checked whole and aligned.
+        let pointer = self.desc.at::<[u64; 2]>(usize::from(number & self.mask) * DESCRIPTOR);
+        // SAFETY: no number is above the mask here, so it is inside the table, which `area` checked whole and aligned.
         unsafe { read_descriptor(pointer) }
     }
+}
+
+/// Hands the parts of a descriptor's buffer to `take`.
+#[inline]
+fn buffer<'r>(
+    memory: &'r GuestMemory,
+    hint: &Cell<usize>,
+    descriptor: Descriptor,
+    take: &mut impl FnMut(IoPart<'r>, bool),
+) -> Result<(), ChainError> {
+    let Descriptor { addr, len, .. } = descriptor;
+    let writable = descriptor.is_writable();
+    let mapped = memory.parts(addr, len, hint, |part| take(part, writable));
+    if mapped { Ok(()) } else { Err(ChainError::Unmapped { addr, len }) }
 }
 
 /// Copies a descriptor once, as the driver may change it at any time.

@@ -152,7 +152,8 @@ impl DataPath for InProcess {
 
 /// The counters of a pair's two vrings, as the API shows them.
 fn vrings(pair: usize, counters: &Counters) -> [Value; 2] {
-    let rx_drops = [&counters.rx_bad_chain, &counters.rx_too_long, &counters.rx_failed];
+    let rx_drops =
+        [&counters.rx_bad_chain, &counters.rx_too_long, &counters.rx_not_offloaded, &counters.rx_failed];
     let tx_drops = [
         &counters.tx_bad_chain,
         &counters.tx_refused,

@@ -11,7 +11,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_STATUS;
 use volt_net::port::socket::SocketPort;
 use volt_net::port::{Port, PortQueue};
-use volt_net::virtio::memory::IoPart;
+use volt_net::virtio::part::IoPart;
 
 use super::tests::{both_ways_over, control, net_over, socket_net};
 use super::*;
@@ -54,12 +54,12 @@ impl AsFd for SlowQueue {
 }
 
 impl PortQueue for SlowQueue {
-    fn send(&self, parts: &[IoPart]) -> io::Result<usize> {
+    fn send(&self, parts: &[IoPart<'_>]) -> io::Result<usize> {
         self.1.pass();
         self.0.send(parts)
     }
 
-    fn recv(&self, parts: &[IoPart]) -> io::Result<usize> {
+    fn recv(&self, parts: &[IoPart<'_>]) -> io::Result<usize> {
         self.0.recv(parts)
     }
 }

@@ -41,7 +41,7 @@ impl Server {
             self.poller.remove(&*old)?;
         }
         if let Some(kick) = now {
-            match self.poller.add(&**kick, EventFlags::IN | EventFlags::ET, Token::ControlKick) {
+            match self.poller.add(&**kick, EventFlags::IN, Token::ControlKick) {
                 Ok(()) => connection.control = Some(kick.clone()),
                 Err(error) => warn!("cannot wait for the control queue's kick descriptor: {error}"),
             }

@@ -1,0 +1,224 @@
+//! Pieces of host memory for `readv` and `writev`, bound to the memory that they are of.
+#![expect(unsafe_code, reason = "copies to and from memory shared with the guest")]
+
+use std::marker::PhantomData;
+
+/// A piece of host memory for `readv` and `writev`: part of a guest's buffer, or of a buffer of our own.
+///
+/// Borrows that memory: there is none that outlives the ring, and by it the mapping, or the buffer that it is of, and only
+/// this library makes one. The bytes may change at any time, so they are only ever copied.
+///
+/// So a port can use the parts of a call, and pass them on, but not keep them:
+///
+/// ```compile_fail,E0521
+/// use std::sync::Mutex;
+/// use volt_net::virtio::part::IoPart;
+///
+/// struct Port {
+///     kept: Mutex<Vec<IoPart<'static>>>,
+/// }
+/// impl Port {
+///     fn recv(&self, parts: &[IoPart<'_>]) {
+///         self.kept.lock().unwrap().extend_from_slice(parts);
+///     }
+/// }
+/// ```
+///
+/// nor use them on another thread, where the borrow would not be known:
+///
+/// ```compile_fail,E0277
+/// fn elsewhere(parts: &[volt_net::virtio::part::IoPart<'_>]) {
+///     std::thread::scope(|scope| {
+///         scope.spawn(|| parts.len());
+///     });
+/// }
+/// ```
+#[derive(Clone, Copy, Debug)]
+#[repr(transparent)]
+pub struct IoPart<'m>(libc::iovec, PhantomData<&'m [u8]>);
+
+impl<'m> IoPart<'m> {
+    /// A part of other memory than a slice's.
+    ///
+    /// # Safety
+    ///
+    /// For `'m`, the `len` bytes at `base` must be mapped, readable and writable, and nobody may hold a reference to them.
+    pub(crate) unsafe fn new(base: *mut u8, len: usize) -> IoPart<'m> {
+        IoPart(libc::iovec { iov_base: base.cast(), iov_len: len }, PhantomData)
+    }
+
+    /// A part for a buffer of our own.
+    pub(crate) fn from_slice(buffer: &'m mut [u8]) -> IoPart<'m> {
+        IoPart(libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() }, PhantomData)
+    }
+
+    pub(crate) fn base(self) -> *mut u8 {
+        self.0.iov_base.cast()
+    }
+
+    /// Bytes.
+    #[expect(clippy::len_without_is_empty, reason = "parts are made with at least a byte")]
+    pub fn len(self) -> usize {
+        self.0.iov_len
+    }
+
+    /// Whether `next` begins where this part ends; then one part can stand for both.
+    #[inline]
+    pub(crate) fn extend(&mut self, next: IoPart<'m>) -> bool {
+        let adjoins = self.base().wrapping_add(self.len()) == next.base();
+        if adjoins {
+            self.0.iov_len += next.len();
+        }
+        adjoins
+    }
+
+    /// The system's view of `parts`, for `readv` and `writev`. They are good for as long as `parts` is.
+    pub fn as_iovecs<'a>(parts: &'a [IoPart<'_>]) -> &'a [libc::iovec] {
+        // SAFETY: repr(transparent).
+        unsafe { std::slice::from_raw_parts(parts.as_ptr().cast(), parts.len()) }
+    }
+}
+
+/// Parts of chains that a ring has popped, kept beside that ring from one batch to the next.
+///
+/// The borrow is not known here, as a struct cannot borrow from itself. So whoever has a `Kept` also has the ring, lets
+/// nobody exchange it, and puts parts of no other ring in.
+#[derive(Debug)]
+pub(crate) struct Kept(Vec<IoPart<'static>>);
+
+// SAFETY: plain pointers and lengths. What they point to is shared with another process anyway, and is only copied: by
+// system calls, by volatile reads, and by writes.
+unsafe impl Send for Kept {}
+
+impl Kept {
+    pub(crate) fn with_capacity(parts: usize) -> Kept {
+        Kept(Vec::with_capacity(parts))
+    }
+
+    #[inline(always)]
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The parts from `first` on.
+    #[inline(always)]
+    pub(crate) fn from(&self, first: usize) -> &[IoPart<'_>] {
+        &self.0[first..]
+    }
+
+    #[inline(always)]
+    pub(crate) fn push(&mut self, part: IoPart<'_>) {
+        self.0.push(IoPart(part.0, PhantomData));
+    }
+
+    /// Lengthens the last part by one that adjoins it.
+    #[inline]
+    pub(crate) fn extend_last(&mut self, next: IoPart<'_>) -> bool {
+        self.0.last_mut().is_some_and(|last| last.extend(IoPart(next.0, PhantomData)))
+    }
+
+    #[inline(always)]
+    pub(crate) fn truncate(&mut self, len: usize) {
+        self.0.truncate(len);
+    }
+
+    #[inline(always)]
+    pub(crate) fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    pub(crate) fn remove_first(&mut self, count: usize) {
+        self.0.drain(..count);
+    }
+
+    /// Calls `each` with the parts from `first` on and, behind them, one for `tail`.
+    #[inline(always)]
+    pub(crate) fn and_then<T>(
+        &mut self,
+        first: usize,
+        tail: &mut [u8],
+        each: impl FnOnce(&[IoPart<'_>]) -> T,
+    ) -> T {
+        self.push(IoPart::from_slice(tail));
+        let result = each(&self.0[first..]);
+        self.0.pop();
+        result
+    }
+
+    #[cfg(test)]
+    pub(crate) fn capacity(&self) -> usize {
+        self.0.capacity()
+    }
+}
+
+/// Copies `bytes` into `parts`, beginning `offset` bytes into them. Stops at the end of the shorter one.
+pub(crate) fn write_parts(parts: &[IoPart<'_>], mut offset: usize, mut bytes: &[u8]) {
+    for part in parts {
+        let Some(room) = part.len().checked_sub(offset).filter(|room| *room > 0) else {
+            offset -= part.len();
+            continue;
+        };
+        let now = room.min(bytes.len());
+        // SAFETY: offset + now <= part.len(), and the part borrows its memory. Guest memory never overlaps `bytes`, which
+        // is ours.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), part.base().add(offset), now) };
+        bytes = &bytes[now..];
+        offset = 0;
+        if bytes.is_empty() {
+            return;
+        }
+    }
+}
+
+/// Copies from the start of `parts` into `bytes`, each byte once, whatever the guest does to them meanwhile; returns
+/// how many bytes. Not for the common frame, which is never copied.
+pub(crate) fn read_parts(parts: &[IoPart<'_>], bytes: &mut [u8]) -> usize {
+    let mut done = 0;
+    for part in parts {
+        let now = part.len().min(bytes.len() - done);
+        for (offset, byte) in bytes[done..done + now].iter_mut().enumerate() {
+            // SAFETY: offset < now <= part.len(), and the part borrows its memory.
+            *byte = unsafe { part.base().add(offset).read_volatile() };
+        }
+        done += now;
+    }
+    done
+}
+
+/// The first two bytes of a buffer that has that many, which is at the start of each frame's header.
+#[inline(always)]
+pub(crate) fn read_two(parts: &[IoPart<'_>]) -> [u8; 2] {
+    match parts {
+        [first, ..] if first.len() >= 2 => {
+            // SAFETY: two bytes, of any alignment, in a part that borrows its memory.
+            unsafe { first.base().cast::<[u8; 2]>().read_volatile() }
+        }
+        _ => read_two_apart(parts),
+    }
+}
+
+#[cold]
+fn read_two_apart(parts: &[IoPart<'_>]) -> [u8; 2] {
+    let mut bytes = [0; 2];
+    read_parts(parts, &mut bytes);
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_across_parts() {
+        let (mut a, mut b) = ([0u8; 3], [0u8; 4]);
+        let parts = [IoPart::from_slice(&mut a), IoPart::from_slice(&mut b)];
+        write_parts(&parts, 2, &[1, 2, 3]);
+        let mut all = [9; 8];
+        assert_eq!(read_parts(&parts, &mut all), 7);
+        assert_eq!(all, [0, 0, 1, 2, 3, 0, 0, 9]);
+        assert_eq!((read_two(&parts), read_two(&parts[1..])), ([0, 0], [2, 3]));
+        write_parts(&parts, 6, &[7, 8]);
+        assert_eq!(read_parts(&parts, &mut all), 7);
+        assert_eq!(all, [0, 0, 1, 2, 3, 0, 7, 9]);
+    }
+}
