@@ -10,6 +10,7 @@ use log::warn;
 use rustix::io::Errno;
 
 use crate::serial::{Room, Uart};
+use crate::terminal;
 
 /// What the user asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +97,8 @@ impl Console {
         let len = match rustix::io::read(&self.input, &mut buffer) {
             Ok(len) => len,
             Err(Errno::INTR | Errno::AGAIN) => return None,
+            // Somebody else's terminal since the wait for input.
+            Err(Errno::IO) if self.escape.is_some() && !terminal::is_foreground() => return None,
             // A terminal that is gone.
             Err(Errno::IO) => 0,
             Err(error) => {

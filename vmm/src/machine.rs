@@ -6,27 +6,23 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use kvm_ioctls::VmFd;
-use log::{info, warn};
-use rustix::event::{PollFd, PollFlags, poll};
-use thiserror::Error;
+use log::{error, info, warn};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vm_memory::GuestMemoryMmap;
+use volt_program::logging::END;
 
 use crate::api::Api;
 use crate::console::{Command, Console, Wants};
 use crate::exit::{ExitEvent, ExitReason};
-use crate::terminal::RawMode;
+use crate::terminal::Terminal;
 use crate::vcpu::{Board, Vcpu, VcpuThread};
 use crate::virtio::faults::chain;
 
-/// Why a machine did not start.
-#[derive(Debug, Error)]
-pub enum StartError {
-    /// The user's terminal.
-    #[error("the terminal on standard input cannot be used")]
-    Terminal(#[source] io::Error),
-}
+/// How often is looked whether the terminal's foreground is this process's, while it is not.
+const BACKGROUND: Duration = Duration::from_millis(250);
 
 /// Everything that makes up a machine. Dropping it ends its devices.
 pub struct Machine {
@@ -46,32 +42,26 @@ pub struct Machine {
 
 impl Machine {
     /// Runs the guest until somebody asks for the end, stops all vCPUs and returns the exit status.
-    ///
-    /// # Errors
-    ///
-    /// When the terminal cannot be used. Whatever ends the machine later is logged and becomes a status.
-    pub fn run(self) -> Result<u8, StartError> {
+    /// Whatever ends it is logged.
+    pub fn run(self) -> u8 {
         let Machine { vcpus, mut console, board, api, vm, memory } = self;
         let exit = board.exit.clone();
-        let raw_mode = match console {
-            Some(_) => RawMode::enter().map_err(StartError::Terminal)?,
-            None => None,
-        };
-        exit.watch();
-        if raw_mode.is_some() {
-            info!("Ctrl-A x leaves the machine, Ctrl-A a sends a Ctrl-A");
+        let mut terminal = console.as_ref().and_then(|_| Terminal::find());
+        if let Some(terminal) = &mut terminal {
+            terminal.follow();
         }
+        exit.watch();
         let threads = start(vcpus, &exit);
-        if let Err(error) = wait_for_exit(&exit, console.as_mut()) {
+        if let Err(error) = wait_for_exit(&exit, console.as_mut(), terminal.as_mut()) {
             exit.request(ExitReason::Console(error));
         }
         // Those of a paused machine wait there.
         board.gate.wake();
         stop(threads);
-        drop(raw_mode);
+        drop(terminal);
         // In this order: devices stop before what they stand on goes.
         drop((api, console, board, vm, memory));
-        Ok(exit.reason().map_or(crate::exit::status::ERROR, report))
+        exit.reason().map_or(crate::exit::status::ERROR, report)
     }
 }
 
@@ -102,22 +92,31 @@ fn stop(threads: Vec<VcpuThread>) {
 /// Tells why the machine ended, and returns the status for it.
 fn report(reason: &ExitReason) -> u8 {
     match reason {
-        ExitReason::Vcpu(error) => log::error!("{reason}: {}", chain(error)),
-        ExitReason::Thread(error) | ExitReason::Console(error) => log::error!("{reason}: {}", chain(error)),
-        ExitReason::TripleFault => warn!("{reason}"),
-        _ => info!("{reason}"),
+        ExitReason::Vcpu(error) => error!(target: END, "{reason}: {}", chain(error)),
+        ExitReason::Thread(error) | ExitReason::Console(error) => {
+            error!(target: END, "{reason}: {}", chain(error));
+        }
+        ExitReason::TripleFault => warn!(target: END, "{reason}"),
+        _ => info!(target: END, "{reason}"),
     }
     reason.status()
 }
 
 /// Feeds the console until the exit event.
-fn wait_for_exit(exit: &ExitEvent, mut console: Option<&mut Console>) -> io::Result<()> {
+fn wait_for_exit(
+    exit: &ExitEvent,
+    mut console: Option<&mut Console>,
+    mut terminal: Option<&mut Terminal>,
+) -> io::Result<()> {
     while !exit.is_requested() {
         let Some(console) = console.as_deref_mut() else {
-            wait_readable(&mut [PollFd::new(exit, PollFlags::IN)])?;
+            wait_readable(&mut [PollFd::new(exit, PollFlags::IN)], None)?;
+            exit.clear_nudge();
             continue;
         };
-        let ready = wait_for_console(exit, console)?;
+        let foreground = terminal.as_mut().is_none_or(|terminal| terminal.follow());
+        let ready = wait_for_console(exit, console, foreground)?;
+        exit.clear_nudge();
         if !exit.is_requested() && console.serve(ready) == Some(Command::Quit) {
             exit.request(ExitReason::UserQuit);
         }
@@ -126,8 +125,11 @@ fn wait_for_exit(exit: &ExitEvent, mut console: Option<&mut Console>) -> io::Res
 }
 
 #[expect(unsafe_code, reason = "EventFd gives its descriptor only as a number")]
-fn wait_for_console(exit: &ExitEvent, console: &Console) -> io::Result<Wants> {
-    let wants = console.wants();
+fn wait_for_console(exit: &ExitEvent, console: &Console, foreground: bool) -> io::Result<Wants> {
+    let mut wants = console.wants();
+    // What is typed is for whoever has the terminal.
+    wants.input &= foreground;
+    let limit = (!foreground).then_some(BACKGROUND);
     // SAFETY: the console keeps its eventfd open, and outlives this function.
     let room = unsafe { BorrowedFd::borrow_raw(console.room().event().as_raw_fd()) };
     let events = |wanted| if wanted { PollFlags::IN } else { PollFlags::empty() };
@@ -136,15 +138,16 @@ fn wait_for_console(exit: &ExitEvent, console: &Console) -> io::Result<Wants> {
     if wants.input {
         fds.push(PollFd::new(console.input(), PollFlags::IN));
     }
-    wait_readable(&mut fds)?;
+    wait_readable(&mut fds, limit)?;
     let is_ready = |at: usize| fds.get(at).is_some_and(|fd| !fd.revents().is_empty());
     Ok(Wants { input: is_ready(2), room: is_ready(1) })
 }
 
-/// Waits until one of `fds` is ready. A signal (there is none for this thread but a debugger's) ends the wait
+/// Waits until one of `fds` is ready, or for `limit`. A signal (there is none for this thread but a debugger's) ends the wait
 /// with nothing ready.
-fn wait_readable(fds: &mut [PollFd<'_>]) -> io::Result<()> {
-    match poll(fds, None) {
+fn wait_readable(fds: &mut [PollFd<'_>], limit: Option<Duration>) -> io::Result<()> {
+    let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
+    match poll(fds, limit.as_ref()) {
         Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
         Err(error) => Err(error.into()),
     }

@@ -36,6 +36,23 @@ impl Code {
         self.raw(&[0x66, 0xba, low, high, 0xb0, value, 0xee])
     }
 
+    /// `mov edi, address; mov dword [rdi], value`
+    pub(crate) fn store(self, address: u32, value: u32) -> Code {
+        self.raw(&[0xbf]).raw(&address.to_le_bytes()).raw(&[0xc7, 0x07]).raw(&value.to_le_bytes())
+    }
+
+    /// This code that many times: `mov ecx, times`; the body; `dec ecx; jnz` back to the body, which leaves ecx alone.
+    pub(crate) fn times(self, times: u32) -> Code {
+        let back = -i32::try_from(self.0.len() + 8).unwrap();
+        let start = Code::new().raw(&[0xb9]).raw(&times.to_le_bytes());
+        start.raw(&self.0).raw(&[0xff, 0xc9, 0x0f, 0x85]).raw(&back.to_le_bytes())
+    }
+
+    /// What comes after it.
+    pub(crate) fn then(self, next: Code) -> Code {
+        self.raw(&next.0)
+    }
+
     /// Writes `text` to COM1.
     pub(crate) fn print(self, text: &str) -> Code {
         text.bytes().fold(self, |code, byte| code.out(0x3f8, byte))
@@ -144,6 +161,20 @@ impl Machine {
         self
     }
 
+    pub(crate) fn stderr(mut self, stderr: impl Into<Stdio>) -> Machine {
+        self.command.stderr(stderr);
+        self
+    }
+
+    /// Started by `program`, which executes what follows its arguments. After what `args` gives, before the others.
+    pub(crate) fn by(mut self, program: &[&str]) -> Machine {
+        let mut command = Command::new(program[0]);
+        command.args(&program[1..]).arg(self.command.get_program()).args(self.command.get_args());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        self.command = command;
+        self
+    }
+
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
@@ -186,8 +217,8 @@ impl Running {
 
     /// Waits for the end, for a bounded time.
     pub(crate) fn wait(mut self) -> End {
-        let stdout = drain(self.child.stdout.take().unwrap());
-        let stderr = drain(self.child.stderr.take().unwrap());
+        let stdout = self.child.stdout.take().map(drain);
+        let stderr = self.child.stderr.take().map(drain);
         let start = Instant::now();
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -196,7 +227,9 @@ impl Running {
             assert!(start.elapsed() < PATIENCE, "the machine does not end");
             thread::sleep(Duration::from_millis(5));
         };
-        End { status, output: stdout.join().unwrap(), log: stderr.join().unwrap() }
+        let text =
+            |pipe: Option<thread::JoinHandle<_>>| pipe.map(|pipe| pipe.join().unwrap()).unwrap_or_default();
+        End { status, output: text(stdout), log: text(stderr) }
     }
 }
 

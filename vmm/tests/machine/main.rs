@@ -5,4 +5,5 @@ mod acpi;
 mod console;
 mod exits;
 mod guest;
+mod log;
 mod usage;
