@@ -33,7 +33,7 @@ fn ask(ctl: &Ctl) -> Result<u8, Box<dyn Error>> {
 }
 
 fn run(args: cli::Args) -> Result<u8, Box<dyn Error>> {
-    volt_program::signals::ignore()?;
+    volt_program::signals::prepare()?;
     logging::init(args.log_level())?;
     end_on_panic();
     terminal::restore_on_fatal_signals()?;

@@ -1,6 +1,6 @@
 //! Signals whose default is to end a program, sorted by what is in them.
 //!
-//! [`ENDING`] tell a program to end, and it does so in order; each program has its own way to take them. [`ignore`] is for
+//! [`ENDING`] tell a program to end, and it does so in order; each program has its own way to take them. [`prepare`] ignores
 //! those that say nothing of the kind. What is left is a fault of the program, or cannot be caught.
 #![expect(unsafe_code, reason = "signal actions exist in libc only")]
 
@@ -37,21 +37,29 @@ const IGNORED: [c_int; 8] = [
     libc::SIGTTOU,
 ];
 
-/// Ignores what would end or stop the program and should not. Call it before anything else: handlers that are set later stay.
+/// Ignores what would end or stop the program and should not, and lets faults end it at once. Call it before anything else:
+/// handlers that are set later stay.
 ///
 /// # Errors
 ///
 /// From the system.
-pub fn ignore() -> io::Result<()> {
+pub fn prepare() -> io::Result<()> {
     for signal in IGNORED.into_iter().chain(libc::SIGRTMIN()..=libc::SIGRTMAX()) {
         if is_default(signal)? {
-            // SAFETY: SIG_IGN is a valid action for each of these signals.
-            if unsafe { libc::signal(signal, libc::SIG_IGN) } == libc::SIG_ERR {
-                return Err(io::Error::last_os_error());
-            }
+            set(signal, libc::SIG_IGN)?;
         }
     }
-    Ok(())
+    // The standard library's handler tells a stack overflow, and waits for somebody to read that.
+    set(libc::SIGSEGV, libc::SIG_DFL)?;
+    set(libc::SIGBUS, libc::SIG_DFL)
+}
+
+fn set(signal: c_int, action: libc::sighandler_t) -> io::Result<()> {
+    // SAFETY: both actions that this is called with are valid ones for every signal, and run no code.
+    match unsafe { libc::signal(signal, action) } {
+        libc::SIG_ERR => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
 }
 
 /// Whether nobody has said what is to become of a signal: neither whoever started the program (`nohup`), nor a library that

@@ -2,12 +2,14 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::Pid;
 use tempfile::TempDir;
 
 /// Longer than any guest here takes on a slow machine.
@@ -116,6 +118,16 @@ impl Code {
     }
 }
 
+/// Waits until it is so, for a bounded time.
+#[track_caller]
+pub(crate) fn eventually(what: &str, is_so: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// Whether `test` can run; says so when it cannot.
 pub(crate) fn kvm(test: &str) -> bool {
     let usable = File::options().read(true).write(true).open("/dev/kvm");
@@ -166,6 +178,12 @@ impl Machine {
         self
     }
 
+    /// In a process group of its own, below one that could continue it.
+    pub(crate) fn in_a_group(mut self) -> Machine {
+        self.command.process_group(0);
+        self
+    }
+
     /// Started by `program`, which executes what follows its arguments. After what `args` gives, before the others.
     pub(crate) fn by(mut self, program: &[&str]) -> Machine {
         let mut command = Command::new(program[0]);
@@ -212,7 +230,29 @@ impl Running {
     }
 
     pub(crate) fn signal(&self, signal: rustix::process::Signal) {
-        rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), signal).unwrap();
+        rustix::process::kill_process(self.pid(), signal).unwrap();
+    }
+
+    /// The process of the machine, where another program has started it.
+    pub(crate) fn pid(&self) -> Pid {
+        self.find().expect("the machine runs")
+    }
+
+    fn find(&self) -> Option<Pid> {
+        let mut pid = self.child.id();
+        loop {
+            if std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?.trim() == "volt-vmm" {
+                return Pid::from_raw(pid.cast_signed());
+            }
+            let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+            pid = children.split_whitespace().next()?.parse().ok()?;
+        }
+    }
+
+    /// Whether the machine's process is stopped.
+    pub(crate) fn is_stopped(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid().as_raw_pid())).unwrap();
+        stat.contains(") T ")
     }
 
     /// Waits for the end, for a bounded time.
@@ -235,6 +275,12 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        // Not after its end: the number may be another process's then.
+        if matches!(self.child.try_wait(), Ok(None))
+            && let Some(machine) = self.find()
+        {
+            let _ = rustix::process::kill_process(machine, rustix::process::Signal::KILL);
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

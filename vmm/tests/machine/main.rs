@@ -6,4 +6,6 @@ mod console;
 mod exits;
 mod guest;
 mod log;
+mod signals;
+mod terminal;
 mod usage;

@@ -53,7 +53,7 @@ fn start(cli: &Cli) -> Result<ExitCode, AnyError> {
     if cli.command.is_none() {
         check(cli);
     }
-    volt_program::signals::ignore()?;
+    volt_program::signals::prepare()?;
     logging::init(cli.log_level.into())?;
     if let Some(Command::Ctl { control, request }) = &cli.command {
         return ctl(control, request);
