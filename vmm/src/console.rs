@@ -12,6 +12,7 @@ use log::warn;
 use rustix::io::Errno;
 
 use crate::serial::{Output, Room, Uart};
+use crate::terminal;
 
 /// What the user asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,6 +138,8 @@ impl Input {
         let len = match rustix::io::read(&self.fd, &mut buffer) {
             Ok(len) => len,
             Err(Errno::INTR | Errno::AGAIN) => return None,
+            // Somebody else's terminal since the wait for input.
+            Err(Errno::IO) if self.escape.is_some() && !terminal::is_foreground() => return None,
             // A terminal that is gone.
             Err(Errno::IO) => 0,
             Err(error) => {

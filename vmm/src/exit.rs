@@ -76,7 +76,9 @@ impl fmt::Display for ExitReason {
             ExitReason::TripleFault => write!(f, "the guest's processor shut down by a triple fault"),
             ExitReason::UserQuit => write!(f, "left by Ctrl-A x"),
             ExitReason::Api => write!(f, "shut down by the API"),
-            ExitReason::Signal(number) => write!(f, "signal {number}"),
+            ExitReason::Signal(number) => {
+                write!(f, "signal {number} ({})", volt_program::signals::name(*number))
+            }
             ExitReason::Thread(_) => write!(f, "a vCPU's thread does not start"),
             ExitReason::Vcpu(_) => write!(f, "a vCPU stopped"),
             ExitReason::Console(_) => write!(f, "the event loop broke"),
@@ -111,6 +113,19 @@ impl ExitEvent {
         // Fails only when the counter is full, and then it is readable already.
         let _ = self.event.write(1);
         first
+    }
+
+    /// Wakes the main thread, for what it finds out by itself.
+    pub fn nudge(&self) {
+        let _ = self.event.write(1);
+    }
+
+    /// Ends the effect of [`ExitEvent::nudge`]; a request stays visible to everybody who waits for one.
+    pub fn clear_nudge(&self) {
+        let _ = self.event.read();
+        if self.is_requested() {
+            self.nudge();
+        }
     }
 
     /// The first request.
@@ -153,6 +168,17 @@ mod tests {
         assert!(exit.request(ExitReason::Reset("the test")));
         assert!(!exit.request(ExitReason::PowerOff));
         assert_eq!(exit.reason().map(ExitReason::status), Some(status::RESET));
+    }
+
+    #[test]
+    fn a_nudge_is_cleared_and_a_request_is_not() {
+        let exit = ExitEvent::new().unwrap();
+        exit.nudge();
+        exit.clear_nudge();
+        assert!(exit.event.read().is_err());
+        exit.request(ExitReason::PowerOff);
+        exit.clear_nudge();
+        assert!(exit.event.read().is_ok());
     }
 
     #[test]

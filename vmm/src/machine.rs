@@ -9,29 +9,23 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::VmFd;
-use log::{info, warn};
+use log::{error, info, warn};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use thiserror::Error;
 use vm_memory::GuestMemoryMmap;
+use volt_program::logging::END;
 
 use crate::api::Api;
 use crate::console::{Command, Console, Ready};
 use crate::devices::Devices;
 use crate::exit::{ExitEvent, ExitReason};
-use crate::terminal::RawMode;
+use crate::terminal::Terminal;
 use crate::vcpu::{Board, Vcpu, VcpuThread};
 use crate::virtio::faults::chain;
 
 /// How often to look whether a guest that has written nothing gets on.
 const LOOK: Duration = Duration::from_secs(1);
-
-/// Why a machine did not start.
-#[derive(Debug, Error)]
-pub enum StartError {
-    /// The user's terminal.
-    #[error("the terminal on standard input cannot be used")]
-    Terminal(#[source] io::Error),
-}
+/// How often is looked whether the terminal's foreground is this process's, while it is not.
+const BACKGROUND: Duration = Duration::from_millis(250);
 
 /// Everything that makes up a machine. Dropping it ends its devices.
 pub struct Machine {
@@ -53,23 +47,18 @@ pub struct Machine {
 
 impl Machine {
     /// Runs the guest until somebody asks for the end, stops all vCPUs and returns the exit status.
-    ///
-    /// # Errors
-    ///
-    /// When the terminal cannot be used. Whatever ends the machine later is logged and becomes a status.
-    pub fn run(self) -> Result<u8, StartError> {
+    /// Whatever ends it is logged.
+    pub fn run(self) -> u8 {
         let Machine { vcpus, mut console, board, devices, api, vm, memory } = self;
         let exit = board.exit.clone();
-        let raw_mode = match &console {
-            Some(console) if console.has_input() => RawMode::enter().map_err(StartError::Terminal)?,
-            _ => None,
-        };
-        exit.watch();
-        if raw_mode.is_some() {
-            info!("Ctrl-A x leaves the machine, Ctrl-A a sends a Ctrl-A");
+        let mut terminal =
+            console.as_ref().filter(|console| console.has_input()).and_then(|_| Terminal::find());
+        if let Some(terminal) = &mut terminal {
+            terminal.follow();
         }
+        exit.watch();
         let threads = start(vcpus, &exit);
-        if let Err(error) = wait_for_exit(&exit, console.as_mut(), threads.first()) {
+        if let Err(error) = wait_for_exit(&exit, console.as_mut(), terminal.as_mut(), threads.first()) {
             exit.request(ExitReason::Console(error));
         }
         // Those of a paused machine wait there.
@@ -78,13 +67,13 @@ impl Machine {
         if let Some(console) = &console {
             console.finish();
         }
-        drop(raw_mode);
+        drop(terminal);
         drop(api);
         // Requests in hand may hold them longer.
         devices.end();
         // In this order: devices stop before what they stand on goes.
         drop((console, board, vm, memory));
-        Ok(exit.reason().map_or(crate::exit::status::ERROR, report))
+        exit.reason().map_or(crate::exit::status::ERROR, report)
     }
 }
 
@@ -115,10 +104,12 @@ fn stop(threads: Vec<VcpuThread>) {
 /// Tells why the machine ended, and returns the status for it.
 fn report(reason: &ExitReason) -> u8 {
     match reason {
-        ExitReason::Vcpu(error) => log::error!("{reason}: {}", chain(error)),
-        ExitReason::Thread(error) | ExitReason::Console(error) => log::error!("{reason}: {}", chain(error)),
-        ExitReason::TripleFault => warn!("{reason}"),
-        _ => info!("{reason}"),
+        ExitReason::Vcpu(error) => error!(target: END, "{reason}: {}", chain(error)),
+        ExitReason::Thread(error) | ExitReason::Console(error) => {
+            error!(target: END, "{reason}: {}", chain(error));
+        }
+        ExitReason::TripleFault => warn!(target: END, "{reason}"),
+        _ => info!(target: END, "{reason}"),
     }
     reason.status()
 }
@@ -127,18 +118,23 @@ fn report(reason: &ExitReason) -> u8 {
 fn wait_for_exit(
     exit: &ExitEvent,
     console: Option<&mut Console>,
+    mut terminal: Option<&mut Terminal>,
     boot: Option<&VcpuThread>,
 ) -> io::Result<()> {
     let Some(console) = console else {
         while !exit.is_requested() {
             wait_readable(&mut [PollFd::new(exit, PollFlags::IN)], None)?;
+            exit.clear_nudge();
         }
         return Ok(());
     };
     let mut next_look = boot.map(|_| Instant::now() + LOOK);
     while !exit.is_requested() {
-        let deadline = console.deadline().into_iter().chain(next_look).min();
-        let ready = wait_for_console(exit, console, deadline)?;
+        let foreground = terminal.as_mut().is_none_or(|terminal| terminal.follow());
+        let follow = (!foreground).then(|| Instant::now() + BACKGROUND);
+        let deadline = console.deadline().into_iter().chain(next_look).chain(follow).min();
+        let ready = wait_for_console(exit, console, foreground, deadline)?;
+        exit.clear_nudge();
         if !exit.is_requested() && console.serve(ready) == Some(Command::Quit) {
             exit.request(ExitReason::UserQuit);
         }
@@ -153,12 +149,19 @@ fn wait_for_exit(
 }
 
 #[expect(unsafe_code, reason = "EventFd gives its descriptor only as a number")]
-fn wait_for_console(exit: &ExitEvent, console: &Console, deadline: Option<Instant>) -> io::Result<Ready> {
+fn wait_for_console(
+    exit: &ExitEvent,
+    console: &Console,
+    foreground: bool,
+    deadline: Option<Instant>,
+) -> io::Result<Ready> {
     // SAFETY: the console keeps its eventfd open, and outlives this function.
     let room = unsafe { BorrowedFd::borrow_raw(console.room().event().as_raw_fd()) };
     let mut fds = vec![PollFd::new(exit, PollFlags::IN), PollFd::from_borrowed_fd(room, PollFlags::IN)];
     // Not even listed when it is not wanted: a hang-up is reported always.
-    fds.extend(console.wanted_input().map(|input| PollFd::new(input, PollFlags::IN)));
+    // What is typed is for whoever has the terminal.
+    let input = console.wanted_input().filter(|_| foreground);
+    fds.extend(input.map(|input| PollFd::new(input, PollFlags::IN)));
     wait_readable(&mut fds, deadline)?;
     let is_ready = |at: usize| fds.get(at).is_some_and(|fd| !fd.revents().is_empty());
     Ok(Ready { input: is_ready(2), room: is_ready(1) })

@@ -1,11 +1,11 @@
 //! volt-vmm: a minimal virtual machine monitor on KVM.
 
-use std::io::Write;
+use std::error::Error;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use log::error;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use volt_program::{logging, output};
 use volt_vmm::api::client;
 use volt_vmm::cli::{Ctl, Invocation};
 use volt_vmm::exit::{ExitEvent, status};
@@ -13,44 +13,36 @@ use volt_vmm::virtio::faults::chain;
 use volt_vmm::{builder, cli, signals, terminal};
 
 fn main() -> ExitCode {
-    let args = match cli::parse(std::env::args_os()) {
-        Ok(Invocation::Run(args)) => *args,
-        Ok(Invocation::Ctl(ctl)) => return ask(&ctl),
+    let ended = match cli::parse(std::env::args_os()) {
+        Ok(Invocation::Run(args)) => run(*args),
+        Ok(Invocation::Ctl(ctl)) => ask(&ctl),
         Err(error) => error.exit(),
     };
-    env_logger::Builder::new().filter_level(args.log_level()).format_timestamp_millis().init();
-    end_on_panic();
-    match run(args) {
-        Ok(status) => ExitCode::from(status),
-        Err(error) => {
-            error!("{}", chain(&*error));
-            ExitCode::from(status::ERROR)
-        }
-    }
+    let status = ended.unwrap_or_else(|error| {
+        logging::say(&format_args!("volt-vmm: {}", chain(&*error)));
+        status::ERROR
+    });
+    logging::flush();
+    ExitCode::from(status)
 }
 
-fn ask(ctl: &Ctl) -> ExitCode {
+fn ask(ctl: &Ctl) -> Result<u8, Box<dyn Error>> {
     let Ctl { api_socket, request } = ctl;
-    match client::ask(api_socket, request.method(), &request.path(), request.body().as_ref()) {
-        Ok(answer) => {
-            // A reader that has seen enough is no error.
-            let _ = writeln!(std::io::stdout(), "{answer:#}");
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("volt-vmm: {}", chain(&error));
-            ExitCode::from(status::ERROR)
-        }
-    }
+    let answer = client::ask(api_socket, request.method(), &request.path(), request.body().as_ref())?;
+    output::print(&format_args!("{answer:#}"))?;
+    Ok(0)
 }
 
-fn run(args: cli::Args) -> Result<u8, Box<dyn std::error::Error>> {
+fn run(args: cli::Args) -> Result<u8, Box<dyn Error>> {
+    volt_program::signals::prepare()?;
+    logging::init(args.log_level())?;
+    end_on_panic();
     terminal::restore_on_fatal_signals()?;
     let exit = Arc::new(ExitEvent::new()?);
     signals::watch(Arc::clone(&exit))?;
     raise_limit();
     let machine = builder::build(&args.into_config(), exit)?;
-    Ok(machine.run()?)
+    Ok(machine.run())
 }
 
 /// Very many queue pairs need more descriptors than the usual limit of 1024, and most of them when the guest's driver starts. Where
@@ -62,10 +54,9 @@ fn raise_limit() {
 
 /// A panic in any thread ends the process, with the terminal as it was and the message readable.
 fn end_on_panic() {
-    let print = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
+    std::panic::set_hook(Box::new(|panic| {
         terminal::restore();
-        print(panic);
+        logging::say_panic(panic);
         std::process::exit(status::PANIC.into());
     }));
 }

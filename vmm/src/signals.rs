@@ -1,4 +1,4 @@
-//! SIGTERM, SIGINT, SIGHUP and SIGQUIT end the machine in order.
+//! Signals that end the machine in order, and those that stop this process and let it go on.
 //!
 //! They are blocked in every thread and taken by one thread of their own, so that no code is interrupted in
 //! the middle of anything.
@@ -10,15 +10,15 @@ use std::ptr;
 use std::sync::Arc;
 use std::thread;
 
-use libc::{c_int, sigset_t};
+use libc::{SIG_BLOCK, SIG_UNBLOCK, c_int, sigset_t};
 use log::info;
+use volt_program::logging;
+use volt_program::signals::{ENDING, is_default, name};
 
 use crate::exit::{ExitEvent, ExitReason, signal_status};
 use crate::terminal;
 
-const ENDING: [c_int; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT];
-
-/// Starts the thread that waits for signals. Call before any other thread is started.
+/// Starts the thread that waits for signals. Call before any other thread is started, except for those that block all signals.
 ///
 /// The first signal asks `exit` for the end. A second one, or a first while nobody waits for the event yet
 /// (the builder waits for a back-end), ends the process at once.
@@ -27,12 +27,15 @@ const ENDING: [c_int; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIG
 ///
 /// From the system.
 pub fn watch(exit: Arc<ExitEvent>) -> io::Result<()> {
-    let set = ending_signals();
-    // SAFETY: `set` is initialised; the old mask is not asked for.
-    let result = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut()) };
-    if result != 0 {
-        return Err(io::Error::from_raw_os_error(result));
+    let mut taken = vec![libc::SIGCONT];
+    // Without those that whoever started the process wants ignored (nohup).
+    for signal in ENDING.into_iter().chain([libc::SIGTSTP]) {
+        if is_default(signal)? {
+            taken.push(signal);
+        }
     }
+    let set = set_of(&taken);
+    mask(SIG_BLOCK, &set)?;
     thread::Builder::new().name("signals".to_owned()).spawn(move || {
         loop {
             let mut signal = 0;
@@ -46,27 +49,50 @@ pub fn watch(exit: Arc<ExitEvent>) -> io::Result<()> {
 }
 
 fn take(signal: c_int, exit: &ExitEvent) {
-    if !exit.request(ExitReason::Signal(signal)) || !exit.is_watched() {
-        terminal::restore();
-        info!("ended at once by signal {signal}");
-        std::process::exit(i32::from(signal_status(signal)));
+    match signal {
+        libc::SIGTSTP => stop(),
+        libc::SIGCONT => {
+            terminal::continued();
+            exit.nudge();
+        }
+        _ if !exit.request(ExitReason::Signal(signal)) || !exit.is_watched() => {
+            terminal::restore();
+            info!(target: logging::END, "ended at once by {}", name(signal));
+            logging::exit(i32::from(signal_status(signal)));
+        }
+        _ => {}
     }
 }
 
-/// The signals that end the process, without those that whoever started it wants ignored (nohup).
-fn ending_signals() -> sigset_t {
-    let mut set = MaybeUninit::uninit();
-    // SAFETY: sigemptyset initialises the set; the other calls get initialised data and valid numbers.
-    unsafe {
-        libc::sigemptyset(set.as_mut_ptr());
-        let mut set = set.assume_init();
-        for signal in ENDING {
-            let mut action = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
-            libc::sigaction(signal, ptr::null(), &raw mut action);
-            if action.sa_sigaction != libc::SIG_IGN {
-                libc::sigaddset(&raw mut set, signal);
-            }
-        }
-        set
+/// Does what SIGTSTP does by default, and leaves the terminal as a shell wants it. Returns when the process goes on.
+fn stop() {
+    terminal::give_up();
+    let set = set_of(&[libc::SIGTSTP]);
+    // SAFETY: a valid signal, for this thread. It is blocked here and has its default action.
+    unsafe { libc::raise(libc::SIGTSTP) };
+    // Fails for no valid set.
+    let _ = mask(SIG_UNBLOCK, &set);
+    let _ = mask(SIG_BLOCK, &set);
+}
+
+fn mask(how: c_int, set: &sigset_t) -> io::Result<()> {
+    // SAFETY: `set` is initialised; the old mask is not asked for.
+    match unsafe { libc::pthread_sigmask(how, set, ptr::null_mut()) } {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
     }
+}
+
+fn set_of(signals: &[c_int]) -> sigset_t {
+    let mut set = MaybeUninit::uninit();
+    // SAFETY: sigemptyset initialises the set.
+    let mut set = unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        set.assume_init()
+    };
+    for &signal in signals {
+        // SAFETY: `set` is initialised. A number that is no signal is refused.
+        unsafe { libc::sigaddset(&raw mut set, signal) };
+    }
+    set
 }

@@ -1,20 +1,16 @@
-//! The serial port on standard input and output, on a terminal, in a file, and absent.
+//! The serial port on standard input and output, in a file, and absent.
 
-use std::fs::File;
 use std::io::Write;
-use std::os::fd::OwnedFd;
 use std::process::Stdio;
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags};
 use rustix::process::Signal;
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{LocalModes, Termios, tcgetattr};
 
-use crate::guest::{Code, Machine, Running, feed, kvm};
+use crate::guest::{Code, Machine, feed, kvm};
+use crate::terminal::terminal;
 
 /// Prints "up", then echoes input until it gets a "q", which powers off.
-fn echo() -> Code {
+pub(crate) fn echo() -> Code {
     Code::new()
         .print("up")
         .out(0x3f9, 1)
@@ -80,46 +76,6 @@ fn without_a_serial_port_there_is_no_output() {
     assert_eq!((end.status.code(), &*end.output), (Some(0), ""));
 }
 
-/// A pseudo-terminal: the user's side, the machine's side, and its settings before the machine came.
-struct Terminal {
-    user: File,
-    side: OwnedFd,
-    found: Termios,
-}
-
-fn terminal() -> Terminal {
-    let user = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-    grantpt(&user).unwrap();
-    unlockpt(&user).unwrap();
-    let name = ptsname(&user, Vec::new()).unwrap();
-    let side = rustix::fs::open(name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).unwrap();
-    let found = tcgetattr(&side).unwrap();
-    Terminal { user: File::from(user), side, found }
-}
-
-impl Terminal {
-    fn is_raw(&self) -> bool {
-        let modes = tcgetattr(&self.side).unwrap().local_modes;
-        !modes.intersects(LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG)
-    }
-
-    #[track_caller]
-    fn assert_restored(&self) {
-        let now = tcgetattr(&self.side).unwrap();
-        assert_eq!(now.local_modes, self.found.local_modes);
-        assert_eq!(now.input_modes, self.found.input_modes);
-        assert_eq!(now.output_modes, self.found.output_modes);
-    }
-
-    fn start(&self, code: Code) -> Running {
-        let stdin = self.side.try_clone().unwrap();
-        let mut machine = Machine::new(&code.bzimage()).stdin(stdin).spawn();
-        machine.expect("up");
-        assert!(self.is_raw());
-        machine
-    }
-}
-
 /// Ctrl-C goes to the guest, Ctrl-A a is a Ctrl-A, Ctrl-A x leaves.
 #[test]
 fn a_terminal_has_an_escape_key() {
@@ -149,30 +105,4 @@ fn a_dead_guest_can_be_left() {
     terminal.user.write_all(b"\x01x").unwrap();
     assert_eq!(machine.wait().status.code(), Some(0));
     terminal.assert_restored();
-}
-
-/// However the process ends, the terminal is what it was: by the guest, by a signal, by a crash.
-#[test]
-fn the_terminal_is_restored() {
-    if !kvm("the_terminal_is_restored") {
-        return;
-    }
-    // Without an exit status, the signal's default action ended the process.
-    let ends = [
-        (None, Some(0)),
-        (Some(Signal::TERM), Some(143)),
-        (Some(Signal::SEGV), None),
-        (Some(Signal::ABORT), None),
-    ];
-    for (signal, status) in ends {
-        let mut terminal = terminal();
-        let machine = terminal.start(echo());
-        match signal {
-            Some(signal) => machine.signal(signal),
-            None => terminal.user.write_all(b"q").unwrap(),
-        }
-        let end = machine.wait();
-        assert_eq!(end.status.code(), status, "{signal:?}: {end:?}");
-        terminal.assert_restored();
-    }
 }

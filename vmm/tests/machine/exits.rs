@@ -104,34 +104,11 @@ fn all_processors_start() {
     ends(&end, 0, "the guest powered off");
 }
 
-#[test]
-fn signals_end_in_order_with_128_and_their_number() {
-    if !kvm("signals_end_in_order_with_128_and_their_number") {
-        return;
-    }
-    for (signal, status) in [(Signal::TERM, 143), (Signal::INT, 130), (Signal::HUP, 129), (Signal::QUIT, 131)]
-    {
-        let guest = Code::new().print("up").halt();
-        let mut machine = Machine::new(&guest.bzimage()).args(&["--cpus", "2"]).spawn();
-        machine.expect("up");
-        machine.signal(signal);
-        ends(&machine.wait(), status, "signal");
-    }
-}
-
-/// What whoever starts it ignores, as nohup does, a machine ignores too.
-#[test]
-fn an_ignored_signal_stays_ignored() {
-    if !kvm("an_ignored_signal_stays_ignored") {
-        return;
-    }
-    let guest = Code::new().print("up").halt();
-    let mut machine = Machine::behind(&guest.bzimage(), "--ignore-signal=HUP").spawn();
-    machine.expect("up");
-    machine.signal(Signal::HUP);
-    // Of two that wait the lower number is taken first.
-    machine.signal(Signal::TERM);
-    ends(&machine.wait(), 143, "signal 15");
+/// What this process ignores, a machine that it starts ignores too, as it should.
+pub(crate) fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
+    u64::from_str_radix(mask.trim(), 16).unwrap() & 1 << (signal - 1) != 0
 }
 
 /// A vCPU that never leaves guest mode by itself is stopped too.

@@ -3,12 +3,14 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::Pid;
 use tempfile::TempDir;
 
 /// Longer than any guest here takes on a slow machine.
@@ -35,6 +37,23 @@ impl Code {
     pub(crate) fn out(self, port: u16, value: u8) -> Code {
         let [low, high] = port.to_le_bytes();
         self.raw(&[0x66, 0xba, low, high, 0xb0, value, 0xee])
+    }
+
+    /// `mov edi, address; mov dword [rdi], value`
+    pub(crate) fn store(self, address: u32, value: u32) -> Code {
+        self.raw(&[0xbf]).raw(&address.to_le_bytes()).raw(&[0xc7, 0x07]).raw(&value.to_le_bytes())
+    }
+
+    /// This code that many times: `mov ecx, times`; the body; `dec ecx; jnz` back to the body, which leaves ecx alone.
+    pub(crate) fn times(self, times: u32) -> Code {
+        let back = -i32::try_from(self.0.len() + 8).unwrap();
+        let start = Code::new().raw(&[0xb9]).raw(&times.to_le_bytes());
+        start.raw(&self.0).raw(&[0xff, 0xc9, 0x0f, 0x85]).raw(&back.to_le_bytes())
+    }
+
+    /// What comes after it.
+    pub(crate) fn then(self, next: Code) -> Code {
+        self.raw(&next.0)
     }
 
     /// Writes `text` to COM1.
@@ -114,6 +133,16 @@ impl Code {
     }
 }
 
+/// Waits until it is so, for a bounded time.
+#[track_caller]
+pub(crate) fn eventually(what: &str, is_so: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// Whether `test` can run; says so when it cannot.
 pub(crate) fn kvm(test: &str) -> bool {
     let usable = File::options().read(true).write(true).open("/dev/kvm");
@@ -165,10 +194,26 @@ impl Machine {
     }
 
     /// Starts it with this soft limit of open files.
-    pub(crate) fn file_limit(mut self, limit: u32) -> Machine {
-        let mut command = Command::new("sh");
-        command.arg("-c").arg(format!("ulimit -S -n {limit} && exec \"$@\"")).arg("sh");
-        command.arg(self.command.get_program()).args(self.command.get_args());
+    pub(crate) fn file_limit(self, limit: u32) -> Machine {
+        let script = format!("ulimit -S -n {limit} && exec \"$@\"");
+        self.by(&["sh", "-c", &script, "sh"])
+    }
+
+    pub(crate) fn stderr(mut self, stderr: impl Into<Stdio>) -> Machine {
+        self.command.stderr(stderr);
+        self
+    }
+
+    /// In a process group of its own, below one that could continue it.
+    pub(crate) fn in_a_group(mut self) -> Machine {
+        self.command.process_group(0);
+        self
+    }
+
+    /// Started by `program`, which executes what follows its arguments. After what `args` gives, before the others.
+    pub(crate) fn by(mut self, program: &[&str]) -> Machine {
+        let mut command = Command::new(program[0]);
+        command.args(&program[1..]).arg(self.command.get_program()).args(self.command.get_args());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         self.command = command;
         self
@@ -220,13 +265,35 @@ impl Running {
     }
 
     pub(crate) fn signal(&self, signal: rustix::process::Signal) {
-        rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), signal).unwrap();
+        rustix::process::kill_process(self.pid(), signal).unwrap();
+    }
+
+    /// The process of the machine, where another program has started it.
+    pub(crate) fn pid(&self) -> Pid {
+        self.find().expect("the machine runs")
+    }
+
+    fn find(&self) -> Option<Pid> {
+        let mut pid = self.child.id();
+        loop {
+            if std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?.trim() == "volt-vmm" {
+                return Pid::from_raw(pid.cast_signed());
+            }
+            let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+            pid = children.split_whitespace().next()?.parse().ok()?;
+        }
+    }
+
+    /// Whether the machine's process is stopped.
+    pub(crate) fn is_stopped(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid().as_raw_pid())).unwrap();
+        stat.contains(") T ")
     }
 
     /// Waits until the program takes `signal` itself: it blocks the signals that a thread of its own takes.
     pub(crate) fn takes(&self, signal: rustix::process::Signal) {
         let start = Instant::now();
-        let path = format!("/proc/{}/status", self.child.id());
+        let path = format!("/proc/{}/status", self.pid().as_raw_pid());
         loop {
             let status = std::fs::read_to_string(&path).unwrap();
             let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap();
@@ -240,10 +307,12 @@ impl Running {
 
     /// Waits for the end, for a bounded time.
     pub(crate) fn wait(mut self) -> End {
-        let stdout = drain(self.child.stdout.take().unwrap());
-        let stderr = drain(self.child.stderr.take().unwrap());
+        let stdout = self.child.stdout.take().map(drain);
+        let stderr = self.child.stderr.take().map(drain);
         let status = self.status();
-        End { status, output: stdout.join().unwrap(), log: stderr.join().unwrap() }
+        let text =
+            |pipe: Option<thread::JoinHandle<_>>| pipe.map(|pipe| pipe.join().unwrap()).unwrap_or_default();
+        End { status, output: text(stdout), log: text(stderr) }
     }
 
     /// Waits for the end, for a bounded time, and lets nobody read the output before.
@@ -256,7 +325,7 @@ impl Running {
         let start = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
-                break status;
+                return status;
             }
             assert!(start.elapsed() < PATIENCE, "the machine does not end");
             thread::sleep(Duration::from_millis(5));
@@ -279,6 +348,12 @@ fn expect(pipe: &mut (impl Read + AsFd), text: &str, patience: Duration) {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        // Not after its end: the number may be another process's then.
+        if matches!(self.child.try_wait(), Ok(None))
+            && let Some(machine) = self.find()
+        {
+            let _ = rustix::process::kill_process(machine, rustix::process::Signal::KILL);
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -7,5 +7,8 @@ mod disks;
 mod exits;
 mod guest;
 mod interrupts;
+mod log;
 mod output;
+mod signals;
+mod terminal;
 mod usage;

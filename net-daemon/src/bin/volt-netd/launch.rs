@@ -2,16 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::error::Error;
-use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use log::{info, warn};
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::SigSet;
 use rustix::event::{EventfdFlags, eventfd};
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use thiserror::Error;
 use volt_net::event::notify::Notifier;
 use volt_net::event::worker::prepare_signals;
@@ -31,15 +27,13 @@ use crate::endpoint::{Endpoint, Listener};
 use crate::handover::Successor;
 use crate::holder::Holder;
 use crate::server::{End, Parts, Server};
+use crate::signals::{self, Signals};
 use crate::state::{DaemonState, Last};
 
 /// Connecting to a socket takes permission to write.
 const WRITE_BY_GROUP: u32 = 0o020;
 
 pub(crate) type AnyError = Box<dyn Error>;
-
-/// What a supervisor tells its worker to end by.
-pub(crate) const END: [Signal; 1] = [Signal::SIGUSR1];
 
 /// Descriptors that the command line names.
 #[derive(Debug)]
@@ -103,11 +97,13 @@ pub(crate) struct Unusable(#[source] AnyError);
 
 /// Runs a daemon to its end.
 pub(crate) fn run(cli: &Cli, origin: Origin, supervision: Option<Supervision>) -> Result<End, AnyError> {
-    let signals = watch_signals()?;
+    let mut ending = signals::ending();
+    ending.extend(supervision.is_some().then_some(signals::END));
+    let signals = Signals::watch(&ending)?;
     prepare_signals()?;
     let supervision = match supervision {
         Some(supervision) => {
-            END.iter().copied().collect::<SigSet>().thread_unblock()?;
+            signals::set(&signals::OF_A_WORKER).thread_unblock()?;
             Supervised::from(supervision)
         }
         None => Supervised::alone()?,
@@ -165,21 +161,7 @@ impl Supervised {
     }
 }
 
-/// A socket that becomes readable with the first signal; a second one ends the process.
-fn watch_signals() -> io::Result<OwnedFd> {
-    let (signals, signalled) = UnixStream::pair()?;
-    let told = Arc::new(AtomicBool::new(false));
-    for signal in [SIGTERM, SIGINT, SIGUSR1] {
-        // In this order: the first signal asks, a second one does not. It is for a main thread that the kernel holds, as
-        // it can in memory of a front-end that never comes.
-        signal_hook::flag::register_conditional_shutdown(signal, 1, told.clone())?;
-        signal_hook::flag::register(signal, told.clone())?;
-        signal_hook::low_level::pipe::register(signal, signalled.try_clone()?)?;
-    }
-    Ok(signals.into())
-}
-
-fn fresh(cli: &Cli, given: Given, supervised: Supervised, signals: OwnedFd) -> Result<Server, AnyError> {
+fn fresh(cli: &Cli, given: Given, supervised: Supervised, signals: Signals) -> Result<Server, AnyError> {
     let pairs = cli.pairs();
     let port = open_port(cli, given.tap)?;
     advise(cli, &*port);
@@ -217,7 +199,7 @@ fn advise(cli: &Cli, port: &dyn Port) {
 }
 
 /// A daemon over what another process has left. Nothing is touched.
-fn import(inheritance: Inheritance, supervised: Supervised, signals: OwnedFd) -> Result<Server, AnyError> {
+fn import(inheritance: Inheritance, supervised: Supervised, signals: Signals) -> Result<Server, AnyError> {
     let mut state = DaemonState::parse(&inheritance.state)?;
     let mut from = Importer::new(inheritance.fds);
     let port = state.port.import(&mut from)?;
@@ -246,7 +228,7 @@ fn build(
     control: Option<Listener>,
     max_ring_size: u16,
     supervised: Supervised,
-    signals: OwnedFd,
+    signals: Signals,
 ) -> Result<Server, AnyError> {
     let Supervised { holder, journal, killers, restarts, leave, blocked } = supervised;
     let wake = Arc::new(Notifier::new(eventfd(0, EventfdFlags::CLOEXEC)?)?);

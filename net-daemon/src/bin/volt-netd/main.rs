@@ -4,13 +4,13 @@
 //! [`supervisor`] starts it again when it dies.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, error::ErrorKind};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use volt_net::error_chain;
 use volt_net::net::limiter::LimitsChange;
+use volt_program::{logging, output};
 
 use crate::cli::{Cli, Command, Ctl, MAX_PAIRS};
 use crate::control::Request;
@@ -26,8 +26,8 @@ mod fds;
 mod handover;
 mod holder;
 mod launch;
-mod logging;
 mod server;
+mod signals;
 mod state;
 mod supervisor;
 mod systemd;
@@ -37,23 +37,29 @@ const COURTESY: std::time::Duration = std::time::Duration::from_millis(20);
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    if cli.print_capabilities {
-        println!("{}", serde_json::json!({ "type": "net" }));
-        return ExitCode::SUCCESS;
-    }
-    logging::init(cli.log_level.into());
-    let result = match &cli.command {
-        Some(Command::Ctl { control, request }) => ctl(control, request),
-        None => {
-            check(&cli);
-            end_on_panic();
-            run(&cli)
-        }
-    };
-    result.unwrap_or_else(|error| {
-        eprintln!("volt-netd: {}", error_chain(&*error));
+    let status = start(&cli).unwrap_or_else(|error| {
+        logging::say(&format_args!("volt-netd: {}", error_chain(&*error)));
         ExitCode::FAILURE
-    })
+    });
+    logging::flush();
+    status
+}
+
+fn start(cli: &Cli) -> Result<ExitCode, AnyError> {
+    if cli.print_capabilities {
+        output::print(&serde_json::json!({ "type": "net" }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if cli.command.is_none() {
+        check(cli);
+    }
+    volt_program::signals::prepare()?;
+    logging::init(cli.log_level.into())?;
+    if let Some(Command::Ctl { control, request }) = &cli.command {
+        return ctl(control, request);
+    }
+    end_on_panic();
+    run(cli)
 }
 
 fn ctl(control: &std::path::Path, request: &Ctl) -> Result<ExitCode, AnyError> {
@@ -61,17 +67,16 @@ fn ctl(control: &std::path::Path, request: &Ctl) -> Result<ExitCode, AnyError> {
         Ctl::Status => Request::Status,
         Ctl::Limits { rx_rate, tx_rate } => Request::Limits(LimitsChange { rx: rx_rate, tx: tx_rate }),
     };
-    // A reader that has seen enough is no error.
-    let _ = writeln!(std::io::stdout(), "{:#}", control::ctl(control, &request)?);
+    let answer = control::ctl(control, &request)?;
+    output::print(&format_args!("{answer:#}"))?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// A thread that panics takes the process with it: front-end and supervisor see that, and can do something about it. A ring
 /// that nobody serves any more would be worse.
 fn end_on_panic() {
-    let print = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        print(panic);
+    std::panic::set_hook(Box::new(|panic| {
+        logging::say_panic(panic);
         std::process::abort();
     }));
 }

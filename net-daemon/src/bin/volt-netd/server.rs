@@ -5,7 +5,6 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,10 +18,12 @@ use volt_net::net::device::{DeviceError, NetDevice};
 use volt_net::net::journal::Note;
 use volt_net::net::limiter::RateLimits;
 use volt_net::port::watch::LinkWatch;
+use volt_program::logging;
 
 use crate::connection::Connection;
 use crate::endpoint::{Endpoint, Listener};
 use crate::holder::Holder;
+use crate::signals::Signals;
 
 mod continuity;
 mod frontends;
@@ -84,7 +85,7 @@ pub(crate) struct Server {
     started: Instant,
     restarts: u64,
     take_overs: u64,
-    signals: OwnedFd,
+    signals: Signals,
     /// When to try to open a port that is gone.
     reopen: Option<Instant>,
     /// Why that failed last.
@@ -133,7 +134,7 @@ pub(crate) struct Parts {
     /// How often the supervisor has started a worker again.
     pub(crate) restarts: u64,
     /// Becomes readable when the daemon is told to end.
-    pub(crate) signals: OwnedFd,
+    pub(crate) signals: Signals,
 }
 
 /// How a daemon ends without an error.
@@ -258,7 +259,7 @@ impl Server {
     }
 
     fn end(&mut self) -> Result<End, ServerError> {
-        info!("told to end");
+        info!(target: logging::END, "told to end by {}", self.signals.who());
         if self.leave {
             if let Some(connection) = &mut self.connection {
                 connection.session.pause(&mut self.device)?;

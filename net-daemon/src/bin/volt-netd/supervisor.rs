@@ -23,12 +23,14 @@ use volt_net::error_chain;
 use volt_net::net::journal::Journal;
 use volt_net::state::{FdId, frame};
 use volt_net::vhost_user::channel::{self, Piece};
+use volt_program::logging;
 
 use crate::cli::Cli;
 use crate::handover::{Successor, send_go};
 use crate::holder::{Answer, Bytes, Commit, Holder, Order, Report};
 use crate::launch::{self, AnyError, Gate, Inheritance, Origin, Supervision, Unusable};
 use crate::server::End;
+use crate::signals;
 use crate::state::Last;
 use crate::supervisor::deaths::Deaths;
 use crate::supervisor::worker::Worker;
@@ -57,13 +59,11 @@ enum Outcome {
 
 /// Runs workers until one ends by itself.
 pub(crate) fn run(cli: &Cli, origin: Origin) -> Result<ExitCode, AnyError> {
-    let mut signals = SigSet::empty();
-    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD] {
-        signals.add(signal);
-    }
+    let mut signals = signals::set(&signals::ending());
+    signals.add(Signal::SIGCHLD);
     signals.thread_block()?;
-    // For the worker, which takes it when it can.
-    launch::END.iter().copied().collect::<SigSet>().thread_block()?;
+    // For the worker, which takes them when it can.
+    signals::set(&signals::OF_A_WORKER).thread_block()?;
     let signal_fd = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
     let mut supervisor = Supervisor {
         cli,
@@ -170,8 +170,9 @@ impl Supervisor<'_> {
         let killers = self.deaths.killers.clone();
         self.deaths.worked = false;
         let restarts = self.deaths.restarts;
-        // SAFETY: this process has one thread, so that the child finds no lock taken.
-        match unsafe { fork() }? {
+        // SAFETY: beside this thread there is the log's, which holds no lock but the allocator's, and that one is free in a
+        // child of the C library's.
+        match logging::across_fork(|| unsafe { fork() })? {
             ForkResult::Parent { child } => {
                 // The worker's own from here on.
                 drop(origin);
@@ -189,6 +190,7 @@ impl Supervisor<'_> {
                 }
                 // Copies that would keep open what the supervisor closes.
                 (self.held, self.predecessor, self.store) = (Held::default(), None, None);
+                let until_flushed = theirs.try_clone();
                 let supervision = Supervision {
                     holder: Holder::new(theirs, known),
                     journal: self.journal.clone(),
@@ -197,13 +199,19 @@ impl Supervisor<'_> {
                     leave,
                     blocked: self.signals,
                 };
-                std::process::exit(match launch::run(self.cli, origin, Some(supervision)) {
+                let ran = logging::init_again().map_err(Into::into);
+                let ran = ran.and_then(|()| launch::run(self.cli, origin, Some(supervision)));
+                let status = match ran {
                     Ok(End::Over | End::GivenAway) => 0,
                     Err(error) => {
-                        eprintln!("volt-netd: {}", error_chain(&*error));
+                        logging::say(&format_args!("volt-netd: {}", error_chain(&*error)));
                         if error.is::<Unusable>() { UNUSABLE } else { 1 }
                     }
-                })
+                };
+                // Before the line closes: this process is ended soon after.
+                logging::flush();
+                drop(until_flushed);
+                std::process::exit(status)
             }
         }
     }
@@ -417,7 +425,13 @@ impl Supervisor<'_> {
     fn take_signals(&mut self) -> bool {
         let mut told = false;
         while let Ok(Some(signal)) = self.signal_fd.read_signal() {
-            told |= signal.ssi_signo != Signal::SIGCHLD as u32;
+            if signal.ssi_signo != Signal::SIGCHLD as u32 {
+                if !self.told && !told {
+                    let signal = i32::try_from(signal.ssi_signo).unwrap_or_default();
+                    info!(target: logging::END, "told to end by {}", volt_program::signals::name(signal));
+                }
+                told = true;
+            }
         }
         self.told |= told;
         told

@@ -13,6 +13,7 @@ use volt_net::net::limiter::LimitsChange;
 use volt_net::state::{Exporter, FORMAT, FdId, Importer, StateError};
 use volt_net::unix::check_user;
 use volt_net::vhost_user::channel::{ChannelError, Piece};
+use volt_program::logging;
 
 use super::{End, Server, ServerError, Token};
 use crate::connection::{Connection, Ended};
@@ -271,11 +272,11 @@ impl Server {
         }
         let gone = self.stop_and_go(client, program).unwrap_or_else(|error| {
             // The new process may have everything: nothing is cleaned up.
-            error!("the hand-over failed: {}", volt_net::error_chain(&error));
-            std::process::exit(1)
+            error!(target: logging::END, "the hand-over failed: {}", volt_net::error_chain(&error));
+            logging::exit(1)
         });
         if gone {
-            info!("handed over to {program}");
+            info!(target: logging::END, "handed over to {program}");
         } else {
             warn!("{program} went away in the last moment: this daemon goes on");
             self.resume_after_refusal()?;
@@ -303,7 +304,7 @@ impl Server {
             Some(Err(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => self.lose_holder(&error),
             Some(Err(error)) => {
                 // It may have told the other one to go. This process must not touch anything any more.
-                warn!("the supervisor ended during the hand-over: {error}");
+                warn!(target: logging::END, "the supervisor ended during the hand-over: {error}");
                 return Ok(true);
             }
             None => {}

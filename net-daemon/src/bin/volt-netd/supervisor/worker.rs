@@ -8,7 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getppid};
 
-use crate::launch;
+use crate::signals;
 
 /// A child of this process, until [`Worker::reap`] or [`Worker::end`].
 pub(super) struct Worker {
@@ -20,9 +20,7 @@ pub(super) struct Worker {
 impl Worker {
     /// Ends it as this process was told to end. Fails only for one that is dead.
     pub(super) fn tell_to_end(&self) {
-        for signal in launch::END {
-            let _ = kill(self.pid, signal);
-        }
+        let _ = kill(self.pid, signals::END);
     }
 
     /// Ends it for certain.

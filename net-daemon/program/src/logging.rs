@@ -1,0 +1,212 @@
+//! The log, to standard error: bounded, and nothing waits for it.
+//!
+//! Guests and front-ends bring about what it says, and its reader may stop reading. So a line goes into a [`Queue`], and a
+//! thread of its own writes it out: where nobody reads, that thread waits, and no other. A line that is too much for the
+//! [bounds](Bounds) or for the queue is left out, and how many those were is said where they would have been.
+//!
+//! [`init`] comes first. Whatever ends the program says why by [`END`] or [`say`], and leaves by [`exit`] or after [`flush`].
+//! A fork has no thread but the one that forked: [`across_fork`] and [`init_again`].
+
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::fmt::Display;
+use std::io::{self, IsTerminal, Write};
+use std::panic::PanicHookInfo;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use env_logger::{Target, WriteStyle};
+use log::{Level, LevelFilter, Log, Metadata, Record};
+use nix::sys::signal::{SigSet, SigmaskHow};
+
+use bounds::{Bounds, Kind};
+use queue::Lines;
+
+mod bounds;
+mod queue;
+
+/// Target of the few lines that say why and how the program ends: no bound leaves them out.
+pub const END: &str = "end";
+
+/// How long the end of the program waits for a reader.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+static QUEUE: Queue = Queue { lines: Mutex::new(Lines::new()), changed: Condvar::new() };
+
+/// What is to be written, and the thread that writes.
+struct Queue {
+    lines: Mutex<Lines>,
+    changed: Condvar,
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, Lines> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes line after line, for ever.
+    fn serve(&self) {
+        loop {
+            self.write_out();
+            let lines = self.lock();
+            drop(self.changed.wait_while(lines, |lines| !lines.is_waiting()));
+        }
+    }
+
+    /// Writes what waits.
+    fn write_out(&self) {
+        let mut lines = self.lock();
+        while let Some(line) = lines.take() {
+            drop(lines);
+            let written = write_all(&line);
+            lines = self.lock();
+            lines.taken(written.is_ok());
+            self.changed.notify_all();
+        }
+    }
+}
+
+/// Formats lines, and leaves out what is too much.
+struct Logger(env_logger::Logger);
+
+impl Log for Logger {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        self.0.enabled(metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        let kind = match record.level() {
+            _ if record.target() == END => Kind::End,
+            Level::Error | Level::Warn => Kind::Warning,
+            _ => Kind::Story,
+        };
+        if self.0.matches(record) && QUEUE.lock().admit(kind, Instant::now()) {
+            self.0.log(record);
+        }
+    }
+
+    fn flush(&self) {
+        flush();
+    }
+}
+
+/// Where [`env_logger`] leaves a line.
+struct Entrance;
+
+impl Write for Entrance {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        QUEUE.lock().push(line.to_vec());
+        QUEUE.changed.notify_all();
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Logs from now on what `level` lets through; from debug on without a bound of lines in a time, as somebody looks.
+///
+/// # Errors
+///
+/// When the process may have no more threads.
+pub fn init(level: LevelFilter) -> io::Result<()> {
+    let mut builder = env_logger::Builder::new();
+    builder.filter_level(level).format_target(false).format_timestamp_millis();
+    builder.write_style(style()).target(Target::Pipe(Box::new(Entrance)));
+    if level < LevelFilter::Debug {
+        QUEUE.lock().bound(Bounds::new(Instant::now()));
+    }
+    start()?;
+    if log::set_boxed_logger(Box::new(Logger(builder.build()))).is_ok() {
+        log::set_max_level(level);
+    }
+    Ok(())
+}
+
+/// Colours for a terminal that shows them, and a user who wants them.
+fn style() -> WriteStyle {
+    let plain = |name, is: fn(&str) -> bool| std::env::var(name).is_ok_and(|value| is(&value));
+    let colour = io::stderr().is_terminal() && !plain("NO_COLOR", |value| !value.is_empty());
+    if colour && !plain("TERM", |value| value == "dumb") { WriteStyle::Always } else { WriteStyle::Never }
+}
+
+/// Calls `fork`, which forks the process, while the thread that writes holds no lock, so that the child finds none taken.
+/// Only for a process without other threads.
+pub fn across_fork<T>(fork: impl FnOnce() -> T) -> T {
+    let _none_else = QUEUE.lock();
+    fork()
+}
+
+/// For the child: lines that wait are its parent's to write, and it needs a thread of its own.
+///
+/// # Errors
+///
+/// When the process may have no more threads.
+pub fn init_again() -> io::Result<()> {
+    QUEUE.lock().forget();
+    start()
+}
+
+/// Starts the thread that writes.
+fn start() -> io::Result<()> {
+    // It takes none of the process's signals, so that a terminal never stops it for writing in the background either.
+    let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
+    let started = thread::Builder::new().name("log".to_owned()).spawn(|| QUEUE.serve());
+    mask.thread_set_mask()?;
+    QUEUE.lock().set_served(started.is_ok());
+    started.map(drop)
+}
+
+/// Says something as it is, for a program's last word.
+pub fn say(line: &dyn Display) {
+    let mut lines = QUEUE.lock();
+    lines.admit(Kind::End, Instant::now());
+    lines.push(format!("{line}\n").into_bytes());
+    QUEUE.changed.notify_all();
+}
+
+/// Says what a panic says, instead of the standard library, which would wait for a reader, and flushes.
+pub fn say_panic(panic: &PanicHookInfo<'_>) {
+    let thread = thread::current();
+    say(&format_args!("thread '{}' {panic}", thread.name().unwrap_or("<unnamed>")));
+    let backtrace = Backtrace::capture();
+    if backtrace.status() == BacktraceStatus::Captured {
+        say(&format_args!("stack backtrace:\n{backtrace}"));
+    }
+    flush();
+}
+
+/// Waits until everything is written, for a reader that reads.
+pub fn flush() {
+    let lines = QUEUE.lock();
+    if lines.is_served() {
+        drop(QUEUE.changed.wait_timeout_while(lines, PATIENCE, |lines| !lines.is_written()));
+    } else {
+        drop(lines);
+        QUEUE.write_out();
+    }
+}
+
+/// Ends the process when the log is written.
+pub fn exit(status: i32) -> ! {
+    flush();
+    std::process::exit(status)
+}
+
+fn write_all(mut bytes: &[u8]) -> Result<(), rustix::io::Errno> {
+    use rustix::event::{PollFd, PollFlags, poll};
+    use rustix::io::Errno;
+    // Not by the standard library's handle, whose lock a thread that waits would keep.
+    let stderr = rustix::stdio::stderr();
+    while !bytes.is_empty() {
+        match rustix::io::write(stderr, bytes) {
+            Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
+            Err(Errno::INTR) => {}
+            // Somebody who shares it made it non-blocking.
+            Err(Errno::AGAIN) => drop(poll(&mut [PollFd::new(&stderr, PollFlags::OUT)], None)),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}

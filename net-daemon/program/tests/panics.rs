@@ -1,0 +1,75 @@
+//! A panic's words come out, after those of the log before it, and nothing waits for somebody to read them.
+
+use std::io::{Read, Write, pipe};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use volt_program::logging;
+
+const CHILD: &str = "VOLT_PROGRAM_TEST_CHILD";
+/// The log's second at the end, on a machine that is busy.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Runs `test` of this program again, where it is to be a program that panics.
+fn run(test: &str, stderr: impl Into<Stdio>) -> ExitStatus {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(CHILD, "1");
+    let mut child = command.env("RUST_BACKTRACE", "0").stdout(Stdio::null()).stderr(stderr).spawn().unwrap();
+    // Its end of the pipe is the child's alone, so that there is an end of file.
+    drop(command);
+    let start = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status;
+        }
+        if start.elapsed() > LIMIT {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            panic!("the program does not end");
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn a_program_that_panics() {
+    logging::init(log::LevelFilter::Info).unwrap();
+    std::panic::set_hook(Box::new(|panic| {
+        logging::say_panic(panic);
+        std::process::abort();
+    }));
+    log::info!("before");
+    thread::Builder::new()
+        .name("worker".to_owned())
+        .spawn(|| panic!("at the worst moment"))
+        .unwrap()
+        .join()
+        .ok();
+}
+
+#[test]
+fn a_panic_is_told_in_order() {
+    if std::env::var_os(CHILD).is_some() {
+        return a_program_that_panics();
+    }
+    let (mut reader, writer) = pipe().unwrap();
+    let status = run("a_panic_is_told_in_order", writer);
+    let mut log = String::new();
+    reader.read_to_string(&mut log).unwrap();
+    assert_eq!(status.signal(), Some(libc::SIGABRT), "{log}");
+    let (before, after) = log.split_once("before").expect(&log);
+    assert!(!before.contains("worst") && after.contains("at the worst moment"), "{log}");
+    assert!(after.contains("thread 'worker' panicked at "), "{log}");
+}
+
+#[test]
+fn a_panic_that_nobody_reads_ends_the_program() {
+    if std::env::var_os(CHILD).is_some() {
+        return a_program_that_panics();
+    }
+    let (_reader, mut writer) = pipe().unwrap();
+    let size = rustix::pipe::fcntl_getpipe_size(&writer).unwrap();
+    writer.write_all(&vec![b'.'; size]).unwrap();
+    assert_eq!(run("a_panic_that_nobody_reads_ends_the_program", writer).signal(), Some(libc::SIGABRT));
+}

@@ -1,0 +1,250 @@
+//! What each signal does to volt-netd, alone and below its supervisor: every line of the table in operations.md.
+#![expect(unsafe_code, reason = "real-time signals are sent by libc only")]
+
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use protocol_tests::daemon::{Daemon, child, poll_until, program};
+use protocol_tests::rig::{LIMIT, Rig};
+use protocol_tests::session::Setup;
+
+const TEST: &str = "signals_do_what_the_table_says";
+
+/// A row of the table: the signals by number, and what they do to volt-netd, supervisor and worker.
+struct Row {
+    signals: Vec<i32>,
+    effects: [String; 3],
+}
+
+/// The table of operations.md.
+fn table() -> Vec<Row> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../net-daemon/docs/operations.md");
+    let text = std::fs::read_to_string(path).expect("the documents are beside the tests");
+    let lines = text.lines().skip_while(|line| !line.starts_with("| signals |")).skip(2);
+    let rows = lines.take_while(|line| line.starts_with('|')).map(|line| {
+        let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+        let [signals, alone, supervisor, worker, _] = cells[..] else { panic!("{line}") };
+        let effects = [alone, supervisor, worker].map(str::to_owned);
+        Row { signals: numbers(signals), effects }
+    });
+    rows.collect()
+}
+
+fn numbers(cell: &str) -> Vec<i32> {
+    match cell.strip_suffix(" (real time)").and_then(|range| range.split_once(" to ")) {
+        Some((first, last)) => (first.parse().expect("a number")..=last.parse().expect("a number")).collect(),
+        None => cell.split(", ").map(|name| name.parse::<Signal>().expect(cell) as i32).collect(),
+    }
+}
+
+/// One of the processes of a daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    Alone,
+    Supervisor,
+    Worker,
+}
+
+impl Role {
+    const ALL: [Role; 3] = [Role::Alone, Role::Supervisor, Role::Worker];
+
+    fn start(self) -> Option<Rig> {
+        let arguments = ["--control", "{control}", "--supervise"];
+        Rig::new(TEST, if self == Role::Alone { &arguments[..2] } else { &arguments })
+    }
+
+    fn send(self, rig: &Rig, signal: i32) {
+        // SAFETY: plain values; the process is one of ours, and not reaped.
+        let sent = unsafe { libc::kill(self.pid(rig).as_raw_pid(), signal) };
+        assert_eq!(sent, 0, "signal {signal} to the {self:?}");
+    }
+
+    fn pid(self, rig: &Rig) -> rustix::process::Pid {
+        match self {
+            Role::Worker => rig.worker(),
+            _ => rustix::process::Pid::from_raw(rig.daemon.pid().cast_signed()).expect("a process"),
+        }
+    }
+}
+
+/// Signals of the table with this effect on this process.
+fn with(role: Role, effect: &str) -> Vec<i32> {
+    let rows = table().into_iter().filter(|row| row.effects[role as usize] == effect);
+    rows.flat_map(|row| row.signals).collect()
+}
+
+/// Whether this process ignores a signal, which a daemon that it starts then does too, as it should.
+fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").expect("/proc");
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).expect("a mask");
+    u64::from_str_radix(mask.trim(), 16).expect("hexadecimal") & 1 << (signal - 1) != 0
+}
+
+/// The table leaves no signal out but those of the C library, and knows no other effect.
+#[test]
+fn the_table_is_complete() {
+    let mut signals: Vec<i32> = table().into_iter().flat_map(|row| row.signals).collect();
+    signals.sort_unstable();
+    assert_eq!(signals, (1..=31).chain(34..=64).collect::<Vec<_>>());
+    let effects = ["ends", "ignored", "stops", "dies", "replaced"];
+    for Row { effects: said, .. } in table() {
+        assert!(said.iter().all(|effect| effects.contains(&effect.as_str())), "{said:?}");
+    }
+}
+
+/// Signals that end it do so in order: with status 0, their name in the log, and without the sockets.
+#[test]
+fn signals_that_end_it() {
+    for role in Role::ALL {
+        for signal in with(role, "ends") {
+            if is_ignored(signal) {
+                eprintln!("SKIP signals_that_end_it: signal {signal} is ignored here, as by nohup");
+                continue;
+            }
+            let Some(mut rig) = role.start() else { return };
+            let session = rig.session(&Setup::default());
+            role.send(&rig, signal);
+            let status = rig.daemon.wait(LIMIT).expect("it ends");
+            assert!(status.success(), "{role:?}, {signal}: {status}:\n{}", rig.daemon.log());
+            let name = Signal::try_from(signal).expect("a name").as_str();
+            let name = if signal == Signal::SIGUSR1 as i32 { "the supervisor" } else { name };
+            rig.logged(&["told to end by", name]);
+            assert!(
+                !rig.socket().exists() && !rig.control().exists(),
+                "{role:?}, {signal}: sockets are left"
+            );
+            drop(session);
+        }
+    }
+}
+
+/// Signals that mean nothing to it change nothing.
+#[test]
+fn signals_that_are_ignored() {
+    for role in Role::ALL {
+        let Some(mut rig) = role.start() else { return };
+        let mut session = rig.session(&Setup::default());
+        for signal in with(role, "ignored") {
+            role.send(&rig, signal);
+            rig.both_ways(&mut session, 1);
+            assert!(!rig.daemon.has_exited(), "{role:?}, {signal}: {}", rig.daemon.log());
+        }
+        assert_eq!(rig.status()["restarts"], 0, "{role:?}: {}", rig.daemon.log());
+        assert!(!rig.daemon.log().contains("told to end"), "{role:?}: {}", rig.daemon.log());
+    }
+}
+
+/// A daemon that is stopped goes on when it is continued, and nothing is lost.
+#[test]
+fn signals_that_stop_it() {
+    for role in Role::ALL {
+        let Some(mut rig) = role.start() else { return };
+        // In a process group that a shell could continue: nobody else is stopped by SIGTSTP.
+        assert!(rig.daemon.stop(LIMIT).is_some());
+        let mut command = rig.netns.command(program("volt-netd"));
+        command.args(["--tap", "tap0", "--socket"]).arg(rig.socket()).process_group(0);
+        if role != Role::Alone {
+            command.arg("--supervise");
+        }
+        rig.daemon = Daemon::start(command).expect("volt-netd");
+        let socket = rig.socket();
+        rig.daemon.wait_for_socket(&socket, LIMIT).expect("it listens");
+        rig.netns.wait_until_up("tap0", LIMIT).expect("up");
+        let mut session = rig.session(&Setup::default());
+        for signal in with(role, "stops") {
+            rig.both_ways(&mut session, 1);
+            let stat = format!("/proc/{}/stat", role.pid(&rig).as_raw_pid());
+            let stat = || std::fs::read_to_string(&stat).expect("it lives");
+            role.send(&rig, signal);
+            let stopped = poll_until(LIMIT, || stat().contains(") T ").then_some(()));
+            assert!(stopped.is_some(), "{role:?}, {signal}: {}", stat());
+            role.send(&rig, Signal::SIGCONT as i32);
+            rig.both_ways(&mut session, 1);
+        }
+    }
+}
+
+/// A worker that is to end by itself, and is ended where the test fails.
+struct Orphan(Pid);
+
+impl Drop for Orphan {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let _ = kill(self.0, Signal::SIGKILL);
+        }
+    }
+}
+
+/// What cannot be gone on after ends the process, and only that one: below a supervisor a dead worker is replaced, and a
+/// worker whose supervisor is dead serves on.
+#[test]
+fn signals_that_kill() {
+    for signal in with(Role::Alone, "dies") {
+        let Some(mut rig) = Role::Alone.start() else { return };
+        Role::Alone.send(&rig, signal);
+        assert_eq!(rig.daemon.wait(LIMIT).expect("it dies").signal(), Some(signal));
+    }
+    let Some(mut rig) = Role::Worker.start() else { return };
+    let mut session = rig.session(&Setup::default());
+    for signal in with(Role::Worker, "replaced") {
+        let dead = rig.worker();
+        Role::Worker.send(&rig, signal);
+        let next = poll_until(LIMIT, || child(rig.daemon.pid()).filter(|pid| *pid != dead));
+        assert!(next.is_some(), "{signal}: {}", rig.daemon.log());
+        rig.both_ways(&mut session, 1);
+    }
+    drop((session, rig));
+    for signal in with(Role::Supervisor, "dies") {
+        let Some(mut rig) = Role::Supervisor.start() else { return };
+        let mut session = rig.session(&Setup::default());
+        let worker = Orphan(Pid::from_raw(rig.worker().as_raw_pid()));
+        // An answer: the supervisor has no request under way any more, which would be lost with it.
+        rig.status();
+        Role::Supervisor.send(&rig, signal);
+        assert_eq!(rig.daemon.wait(LIMIT).expect("it dies").signal(), Some(signal));
+        rig.both_ways(&mut session, 1);
+        kill(worker.0, Signal::SIGTERM).expect("it lives");
+        assert!(
+            poll_until(LIMIT, || (!rig.socket().exists()).then_some(())).is_some(),
+            "{}",
+            rig.daemon.log()
+        );
+    }
+}
+
+/// What `nohup` has ignored stays so.
+#[test]
+fn an_ignored_hang_up_stays_ignored() {
+    let Some(mut rig) = Role::Alone.start() else { return };
+    assert!(rig.daemon.stop(LIMIT).is_some());
+    let mut command = rig.netns.command("sh");
+    command.args(["-c", "trap '' HUP; exec \"$@\"", "sh"]).arg(program("volt-netd"));
+    command.args(["--tap", "tap0", "--socket"]).arg(rig.socket());
+    rig.daemon = Daemon::start(command).expect("volt-netd");
+    let socket = rig.socket();
+    rig.daemon.wait_for_socket(&socket, LIMIT).expect("it listens");
+    rig.netns.wait_until_up("tap0", LIMIT).expect("up");
+    Role::Alone.send(&rig, Signal::SIGHUP as i32);
+    let mut session = rig.session(&Setup::default());
+    rig.both_ways(&mut session, 1);
+    assert!(rig.daemon.stop(LIMIT).expect("SIGTERM works").success());
+}
+
+/// A log that has grown to the limit of a file's size is no end of the daemon.
+#[test]
+fn a_log_at_the_file_size_limit_is_survived() {
+    let Some(mut rig) = Role::Alone.start() else { return };
+    assert!(rig.daemon.stop(LIMIT).is_some());
+    let mut command = rig.netns.command("sh");
+    command.args(["-c", "exec prlimit --fsize=100 \"$@\" 2>log", "sh"]).arg(program("volt-netd"));
+    command.args(["--tap", "tap0", "--socket"]).arg(rig.socket()).current_dir(rig.dir.path());
+    rig.daemon = Daemon::start(command).expect("volt-netd");
+    let mut session = rig.session(&Setup::default());
+    rig.netns.wait_until_up("tap0", LIMIT).expect("up");
+    rig.both_ways(&mut session, 1);
+    drop(session);
+    assert!(rig.daemon.stop(LIMIT).expect("SIGTERM works").success());
+    assert_eq!(std::fs::metadata(rig.dir.path().join("log")).expect("a log").len(), 100);
+}
