@@ -35,6 +35,7 @@ fn transmitter(driver: &Driver) -> (Pair, File, File, Wire) {
         queue: rig.queue,
         counters: Arc::default(),
         health: rig.health,
+        unfilled: None,
         broken: Vec::new(),
         stash: None,
     };

@@ -120,6 +120,7 @@ fn a_limited_worker_keeps_the_rate_and_sleeps() {
         queue: limiter.limit(rig.queue).unwrap(),
         counters: Arc::default(),
         health: rig.health,
+        unfilled: None,
         broken: Vec::new(),
         stash: None,
     };
