@@ -2,6 +2,7 @@
 //! front-ends that come and go. `vectors=0` because QEMU 7.2 crashes by itself when an emulated guest's vhost-user
 //! device starts with MSI-X; the lab's tests have it on.
 
+use std::process::Command;
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -208,5 +209,49 @@ fn guest_suspends_and_wakes_up() {
         let starts =
             netd.process.output().iter().filter(|line| line.contains("features acknowledged")).count();
         assert_eq!(starts, 3, "{}", netd.process);
+    });
+}
+
+/// QEMU keeps the guest's memory to itself: there can be no network, and the daemon says why, by the option's name.
+#[test]
+fn memory_that_is_not_shared_is_named() {
+    here("memory_that_is_not_shared_is_named", || {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut netd = Netd::start(directory.path(), &[]);
+        let net =
+            QemuNet::VhostUser { socket: netd.socket.clone(), pairs: 1, properties: "vectors=0".into() };
+        let shared = spec("ping -c 1 -W 1 10.77.0.1; true").qemu(Accel::Tcg, &net);
+        let mut unshared = Command::new(shared.get_program());
+        unshared.args(shared.get_args().map(|word| word.to_string_lossy().replace("share=on", "share=off")));
+        let guest = Process::start("qemu", &mut unshared);
+        netd.process.wait_for("memory backend with share=on", PATIENCE);
+        finish(guest);
+    });
+}
+
+/// With another number of queues than the daemon has, QEMU tries again as fast as it can: the daemon hears one try a second,
+/// and says what is wrong.
+#[test]
+fn other_queues_are_named() {
+    here("other_queues_are_named", || {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut netd = Netd::start(directory.path(), &[]);
+        let net =
+            QemuNet::VhostUser { socket: netd.socket.clone(), pairs: 2, properties: "vectors=0".into() };
+        let once = spec("true").qemu(Accel::Tcg, &net);
+        let mut again = Command::new(once.get_program());
+        again.args(once.get_args().map(|word| match word.to_string_lossy() {
+            chardev if chardev.starts_with("socket,id=c0") => format!("{chardev},reconnect=1"),
+            other => other.into_owned(),
+        }));
+        let _guest = Process::start("qemu", &mut again);
+        netd.process.wait_for("--queues", PATIENCE);
+        let before = netd.process.output().len();
+        sleep(Duration::from_secs(3));
+        let tries = netd.process.output()[before..]
+            .iter()
+            .filter(|line| line.contains("front-end connected"))
+            .count();
+        assert!(tries <= 4, "{tries} tries in three seconds: {}", netd.process);
     });
 }

@@ -343,7 +343,7 @@ impl Running {
 
 /// Takes a kick; `false` when no other can come.
 fn taken(pair: &Pair, vring: &Vring) -> bool {
-    pair.counters.kicks.add(1);
+    pair.kicked();
     let alive = vring.kick.clear();
     if !alive {
         warn!("vring {}: {NO_KICK}", vring.index);

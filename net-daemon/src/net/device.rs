@@ -24,6 +24,7 @@ use crate::net::limiter::{Limiter, RateLimits};
 use crate::net::pair::Pair;
 use crate::net::rx::Rx;
 use crate::net::tx::Tx;
+use crate::net::unfilled::Unfilled;
 use crate::net::vring::Vring;
 use crate::port::macvtap::check_mac;
 use crate::port::{Port, PortQueue};
@@ -76,6 +77,8 @@ pub struct PairVrings {
     pub tx: Option<Vring>,
     /// Whether frames of the transmit queue are to be dropped.
     pub discard_tx: bool,
+    /// Whether the rings fill, where that is to be asked.
+    pub unfilled: Option<Arc<Unfilled>>,
 }
 
 /// A virtio network device over a port.
@@ -322,6 +325,7 @@ impl NetDevice {
             queue,
             counters: self.counters[pair].clone(),
             health: Health::new(self.port.name().to_owned(), self.gone.clone()),
+            unfilled: vrings.unfilled,
             broken: Vec::new(),
             stash: None,
         };

@@ -17,6 +17,7 @@ mod offloads;
 pub mod pair;
 pub mod rx;
 pub mod tx;
+pub mod unfilled;
 pub mod vring;
 
 /// Most frames between two publications of a used index, and so the most that a crash can lose or repeat.

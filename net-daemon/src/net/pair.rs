@@ -9,6 +9,7 @@ use crate::net::counters::Counters;
 use crate::net::health::Health;
 use crate::net::rx::Rx;
 use crate::net::tx::Tx;
+use crate::net::unfilled::Unfilled;
 use crate::net::vring::Vring;
 use crate::port::PortQueue;
 use crate::virtio::part::IoPart;
@@ -27,6 +28,8 @@ pub struct Pair {
     pub counters: Arc<Counters>,
     /// What the pair knows about its port.
     pub health: Health,
+    /// Whether the rings fill, where that is asked.
+    pub unfilled: Option<Arc<Unfilled>>,
     /// Virtqueues that the driver broke while the pair ran.
     pub broken: Vec<usize>,
     /// A frame that was received and waits for the guest's buffers, while the pair does not run.
@@ -43,6 +46,14 @@ impl Pair {
     pub fn vrings(&self) -> impl Iterator<Item = &Vring> {
         let rx = self.rx.iter().map(|rx| &rx.vring);
         rx.chain(self.tx.iter().map(|tx| &tx.vring))
+    }
+
+    /// Takes note of a kick.
+    pub fn kicked(&self) {
+        self.counters.kicks.add(1);
+        if let Some(unfilled) = &self.unfilled {
+            unfilled.kicked(self.vrings());
+        }
     }
 
     /// Leaves the rings so that their driver kicks when it has something: whoever comes next may wait for that.

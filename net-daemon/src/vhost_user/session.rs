@@ -15,6 +15,7 @@ use crate::event::worker::WorkerError;
 use crate::net::ctrl::{Command, Limits};
 use crate::net::ctrl_queue::ControlQueue;
 use crate::net::device::{DeviceError, NetDevice, PairVrings};
+use crate::net::unfilled::Unfilled;
 use crate::vhost_user::backend_channel::{BackendChannel, NoSocket};
 use crate::vhost_user::memory::{self, MAX_SLOTS, RegionError};
 use crate::vhost_user::message::{
@@ -159,6 +160,8 @@ pub struct Session {
     told_down: bool,
     /// It has asked how many vrings there are, and has started none.
     at_queues: bool,
+    /// Whether the rings of its first pair fill.
+    unfilled: Arc<Unfilled>,
     /// Pairs that are served, as last logged.
     serving: Vec<bool>,
 }
@@ -179,6 +182,7 @@ impl Session {
             backend: None,
             told_down: false,
             at_queues: false,
+            unfilled: Arc::default(),
             serving: vec![false; device.pairs()],
         }
     }

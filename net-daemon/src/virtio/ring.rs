@@ -114,6 +114,8 @@ pub struct Ring {
     memory: Arc<GuestMemory>,
     /// Region of the last buffer, for [`GuestMemory::parts`].
     hint: Cell<usize>,
+    /// Where it started.
+    first: u16,
     /// The driver's index as last read.
     avail_idx: Wrapping<u16>,
     next_avail: Wrapping<u16>,
@@ -158,12 +160,14 @@ impl Ring {
             used,
             memory,
             hint: Cell::new(0),
+            first: 0,
             avail_idx: Wrapping(0),
             next_avail: Wrapping(0),
             next_used: Wrapping(0),
             published: Wrapping(0),
         };
         let base = Wrapping(ring.index(&ring.used).load(Ordering::Acquire));
+        ring.first = base.0;
         (ring.avail_idx, ring.next_avail, ring.next_used, ring.published) = (base, base, base, base);
         Ok(ring)
     }
@@ -288,6 +292,11 @@ impl Ring {
     #[inline]
     pub fn has_available(&self) -> bool {
         self.index(&self.avail).load(Ordering::Relaxed) != self.next_avail.0
+    }
+
+    /// Whether the driver's index is another than the one where the ring started.
+    pub fn has_moved(&self) -> bool {
+        self.index(&self.avail).load(Ordering::Relaxed) != self.first
     }
 
     /// Tells the driver that kicks are of no use at the moment.

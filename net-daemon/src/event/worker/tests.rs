@@ -37,6 +37,7 @@ fn transmitter(driver: &Driver) -> (Pair, File, File, Wire) {
         queue: rig.queue,
         counters: Arc::default(),
         health: rig.health,
+        unfilled: None,
         broken: Vec::new(),
         stash: None,
     };

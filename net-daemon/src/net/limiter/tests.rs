@@ -166,6 +166,7 @@ fn a_limited_worker_keeps_the_rate_and_sleeps() {
         queue: watched.clone(),
         counters: Arc::default(),
         health: rig.health,
+        unfilled: None,
         broken: Vec::new(),
         stash: None,
     };

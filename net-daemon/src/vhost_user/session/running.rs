@@ -112,7 +112,9 @@ impl Session {
             return;
         }
         let (rx, tx) = (pair * 2, pair * 2 + 1);
-        let mut vrings = PairVrings::default();
+        // The first pair is the one that every driver uses.
+        let unfilled = (pair == 0).then(|| self.unfilled.clone());
+        let mut vrings = PairVrings { unfilled, ..PairVrings::default() };
         if self.vrings[rx].processing(acked) == Processing::Normal {
             vrings.rx = self.vrings[rx].vring(rx, &memory, acked, device);
         }

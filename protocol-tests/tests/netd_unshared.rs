@@ -1,0 +1,69 @@
+//! A front-end whose guest writes to other memory than it shares: QEMU with share=off, whose rings never fill.
+
+use protocol_tests::frontend::mem_table;
+use protocol_tests::memory::GuestMemory;
+use protocol_tests::nic::eventfd;
+use protocol_tests::rig::{QUIET, Rig};
+use protocol_tests::session::{Session, Setup, negotiate, offer_vring};
+use protocol_tests::wire::request;
+use rustix::io::write;
+
+/// A session that shares `memory` in place of its card's own, and kicks each ring once as QEMU does when it starts one.
+fn session(rig: &Rig, memory: Option<&GuestMemory>) -> Session {
+    let mut frontend = rig.connect();
+    let (features, protocol) =
+        negotiate(&mut frontend, Setup::default().features, Setup::default().protocol).expect("negotiation");
+    let nic = Setup::default().nic(features).expect("a card");
+    let fds = memory.map_or_else(|| nic.mem.fds(), GuestMemory::fds);
+    frontend.tell(request::SET_MEM_TABLE, &mem_table(&nic.mem.specs()), &fds).expect("memory");
+    for queue in &nic.queues {
+        write(&queue.kick, &1u64.to_ne_bytes()).expect("a kick");
+        offer_vring(&frontend, &nic.mem, queue, 0).expect("a vring");
+        frontend.set_vring_enable(queue.vring, true).expect("enabled");
+    }
+    // Stops the rings and runs them again, as a guest's interrupts do when they are set up.
+    for queue in &nic.queues {
+        frontend
+            .set_vring_fd(request::SET_VRING_ERR, queue.vring, Some(&eventfd().expect("an eventfd")))
+            .expect("err");
+    }
+    Session { frontend, nic, protocol }
+}
+
+/// The driver's first buffers and its first frame are noticed not to come, and told once.
+#[test]
+fn rings_that_never_fill_are_told_once() {
+    let Some(mut rig) = Rig::new("rings_that_never_fill_are_told_once", &[]) else { return };
+    let told = |rig: &Rig| rig.daemon.log().matches("share=on").count();
+    for _ in 0..2 {
+        // Nothing is wrong with a guest that takes its time, nor with one whose rings have run empty.
+        let mut session = self::session(&rig, None);
+        std::thread::sleep(QUIET);
+        session.rx(0).fill(16, &[2048]).expect("buffers");
+        rig.both_ways(&mut session, 40);
+        for queue in &session.nic.queues {
+            for _ in 0..5 {
+                write(&queue.kick, &1u64.to_ne_bytes()).expect("a kick");
+            }
+        }
+        session.frontend.sync().expect("served");
+    }
+    assert_eq!(told(&rig), 0, "{}", rig.daemon.log());
+    let spec = Setup::default().regions[0];
+    let other = GuestMemory::flat(spec.guest, spec.size).expect("memory");
+    for round in 1..=2 {
+        let mut session = self::session(&rig, Some(&other));
+        session.rx(0).fill(16, &[2048]).expect("buffers");
+        session.tx(0).kick_always().expect("a kick");
+        rig.logged(&["WARN", "share=on"]);
+        for _ in 0..5 {
+            session.tx(0).kick_always().expect("a kick");
+        }
+        session.frontend.sync().expect("served");
+        std::thread::sleep(QUIET);
+        assert_eq!(told(&rig), round, "{}", rig.daemon.log());
+        drop(session);
+        rig.logged(&["front-end gone"]);
+        rig.session(&Setup::default());
+    }
+}
