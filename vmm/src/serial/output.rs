@@ -139,7 +139,7 @@ impl Output {
         let lost = state.lost + state.buffer.len() as u64;
         drop(state);
         if lost > 0 {
-            warn!("{lost} bytes of serial output were lost: nobody read them in time");
+            warn!("{lost} bytes of serial output were lost");
         }
     }
 
@@ -228,7 +228,7 @@ impl Shared {
         while self.next(&mut chunk) {
             let result = write(file, &chunk);
             let mut state = self.state();
-            // What is lost of an error may have a better successor: a disk has room again.
+            // What an error loses is no reason to lose what follows: a disk may have room again.
             let done = *result.as_ref().unwrap_or(&chunk.len());
             state.buffer.drain(..done);
             state.progress = Instant::now();
@@ -244,7 +244,7 @@ impl Shared {
             drop(state);
             self.taken.notify_all();
             if let (true, Err(error)) = (first, result) {
-                warn!("serial output is lost from now on: {error}");
+                warn!("serial output is lost: {error}");
             }
         }
     }
