@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use log::{info, warn};
 use serde_json::Value;
-use thiserror::Error;
 use virtio_bindings::virtio_ids::{VIRTIO_ID_BLOCK, VIRTIO_ID_NET};
 use volt_net::net::config::Mac;
 use volt_net::net::device::DeviceError;
@@ -21,63 +20,11 @@ use crate::api::Status;
 use crate::pci::hotplug::HotplugEvents;
 use crate::virtio::VirtioDevice;
 use crate::virtio::net::DataControl;
-use crate::virtio::pci::slots::{PciSlots, SlotError};
+use crate::virtio::pci::slots::PciSlots;
 
-/// Why a device does not come or go.
-#[derive(Debug, Error)]
-pub enum PlugError {
-    /// The transport.
-    #[error(
-        "the virtio-mmio transport cannot add or remove devices while the guest runs: start volt-vmm with --transport pci"
-    )]
-    Mmio,
-    /// Two of a name.
-    #[error("there is a {} {name} already", kind.name())]
-    Taken {
-        /// What it is.
-        kind: Kind,
-        /// Its name.
-        name: String,
-    },
-    /// No such device.
-    #[error("there is no {} {name}: {}", kind.name(), there_are(names))]
-    Absent {
-        /// What was asked for.
-        kind: Kind,
-        /// By which name or number.
-        name: String,
-        /// What there is.
-        names: Vec<String>,
-    },
-    /// The bus does not take it.
-    #[error(transparent)]
-    Slot(#[from] SlotError),
-    /// It is too late for either.
-    #[error("the machine ends")]
-    Ended,
-    /// The guest did not eject it.
-    #[error(
-        "the guest has not given {} {name} back within {} s; it may still do so, and can be asked again",
-        kind.name(), waited.as_secs()
-    )]
-    Late {
-        /// What it is.
-        kind: Kind,
-        /// Its name.
-        name: String,
-        /// The time it had.
-        waited: Duration,
-    },
-}
+mod error;
 
-/// How to name those that there are.
-fn there_are(names: &[String]) -> String {
-    match names {
-        [] => "there is none at all".to_owned(),
-        [one] => format!("there is {one:?}, or 0"),
-        [.., _] => format!("they are {names:?}, or 0 to {} in this order", names.len() - 1),
-    }
-}
+pub use error::PlugError;
 
 /// What a device is for whoever names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 
 mod acpi;
 mod console;
+mod control;
 mod disks;
 mod exits;
 mod guest;

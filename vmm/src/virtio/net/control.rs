@@ -3,7 +3,7 @@
 //! It has a thread of its own, so that commands are answered whatever the data path does. Where there is no data path, as it
 //! did not start, each is refused: a driver that has sent one waits for the answer, Linux's in a loop that keeps its processor.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use log::debug;
 use thiserror::Error;
@@ -72,7 +72,8 @@ pub struct Served<'a> {
 }
 
 /// Takes the control vring out of `activation` and serves it until the thread is dropped; `apply` is called on that thread,
-/// before the driver has its answer. Without it every command is refused. `None` when the driver uses no control vring.
+/// before the driver has its answer. The first command waits until `started` is set, and where that says that the data path did
+/// not start, every one is refused. `None` when the driver uses no control vring.
 ///
 /// # Errors
 ///
@@ -80,7 +81,8 @@ pub struct Served<'a> {
 pub fn serve(
     served: &Served<'_>,
     activation: &mut Activation,
-    mut apply: Option<impl FnMut(Change) + Send + 'static>,
+    started: Arc<OnceLock<bool>>,
+    mut apply: impl FnMut(Change) + Send + 'static,
 ) -> Result<Option<Worker>, ActivateError> {
     let Served { label, pairs, config, gate } = *served;
     let acked = activation.features;
@@ -90,9 +92,9 @@ pub fn serve(
     }
     let ring = Ring::new(vring, activation);
     let limits = Limits { acked, max_pairs: usable_pairs(acked, pairs) };
-    let mut requests = Requests { limits, config: config.clone(), faults: Faults::new(label) };
+    let mut requests = Requests { limits, started, config: config.clone(), faults: Faults::new(label) };
     let worker =
-        Worker::spawn(label, "net-control", gate, ring, move |chain| requests.serve(chain, apply.as_mut()));
+        Worker::spawn(label, "net-control", gate, ring, move |chain| requests.serve(chain, &mut apply));
     worker.map(Some).map_err(ActivateError::Thread)
 }
 
@@ -113,13 +115,14 @@ enum ControlError {
 /// Serves control commands for one activation.
 struct Requests {
     limits: Limits,
+    started: Arc<OnceLock<bool>>,
     config: Arc<Mutex<NetConfig>>,
     faults: Faults,
 }
 
 impl Requests {
     /// Serves one command; answers the bytes written.
-    fn serve(&mut self, chain: Result<&Chain<'_>, ChainError>, apply: Option<impl FnMut(Change)>) -> u32 {
+    fn serve(&mut self, chain: Result<&Chain<'_>, ChainError>, apply: impl FnMut(Change)) -> u32 {
         let result = match chain {
             Ok(chain) if !chain.writable.is_empty() => {
                 let result = self.execute(chain, apply);
@@ -135,8 +138,10 @@ impl Requests {
         })
     }
 
-    fn execute(&self, chain: &Chain<'_>, apply: Option<impl FnMut(Change)>) -> Result<(), ControlError> {
-        let mut apply = apply.ok_or(ControlError::NoDataPath)?;
+    fn execute(&self, chain: &Chain<'_>, mut apply: impl FnMut(Change)) -> Result<(), ControlError> {
+        if !*self.started.wait() {
+            return Err(ControlError::NoDataPath);
+        }
         let len = chain.readable.len();
         if len > MAX_COMMAND_LEN {
             return Err(ControlError::Long(len));

@@ -13,7 +13,7 @@
 //! Any thread of these may go while the guest's driver is there, none outlives the device.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use log::{info, warn};
 use serde_json::{Value, json};
@@ -258,16 +258,14 @@ impl Net {
         self.path.start(setup).map_err(|error| ActivateError::DataPath(Box::new(error)))
     }
 
-    /// Serves the control vring, and refuses each command where the data path did not start.
-    fn serve_control(&mut self, activation: &mut Activation, started: bool) -> Result<(), ActivateError> {
-        let path = self.path.clone();
-        let apply = move |change| match change {
+    fn serve_control(&mut self, activation: &mut Activation) -> Result<Arc<OnceLock<bool>>, ActivateError> {
+        let (path, started) = (self.path.clone(), Arc::<OnceLock<bool>>::default());
+        let served = Served { label: &self.label, pairs: self.pairs, config: &self.config, gate: &self.gate };
+        self.control = control::serve(&served, activation, started.clone(), move |change| match change {
             Change::Pairs(pairs) => path.set_active_pairs(pairs),
             Change::Offloads(offloads) => path.set_offloads(offloads),
-        };
-        let served = Served { label: &self.label, pairs: self.pairs, config: &self.config, gate: &self.gate };
-        self.control = control::serve(&served, activation, started.then_some(apply))?;
-        Ok(())
+        })?;
+        Ok(started)
     }
 
     /// A device that offers `offered` and what the control vring makes possible.
@@ -358,17 +356,15 @@ impl VirtioDevice for Net {
         Some(DataControl(self.path.clone()))
     }
 
-    /// The data path first, so that no command can come before it; the control vring whatever becomes of that.
+    /// The control vring first, so that it has its thread whatever becomes of the data path.
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
-        let started = self.start_data_path(&activation);
-        if started.is_err() {
+        let started = self.serve_control(&mut activation)?;
+        let result = self.start_data_path(&activation);
+        if result.is_err() {
             self.path.stop();
         }
-        let served = self.serve_control(&mut activation, started.is_ok());
-        if started.is_ok() && served.is_err() {
-            self.path.stop();
-        }
-        started.and(served)
+        let _ = started.set(result.is_ok());
+        result
     }
 
     fn reset(&mut self) {

@@ -45,7 +45,7 @@
 //! | [`keeper`] | the thread: activation, reset, the back-end's coming and going |
 //! | [`absence`] | how often and how long it was away, when it is tried again |
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use log::info;
@@ -277,7 +277,8 @@ impl VirtioDevice for VhostUserNet {
             waker.wake();
         };
         let first = activation.take_vring(0).and_then(|rx| Ok(vec![rx, activation.take_vring(1)?]));
-        self.control = control::serve(&served, &mut activation, first.is_ok().then_some(apply))?;
+        let started = Arc::new(OnceLock::from(first.is_ok()));
+        self.control = control::serve(&served, &mut activation, started, apply)?;
         let mut vrings = first?;
         let end = control_index(acked, self.pairs);
         vrings.extend(activation.vrings.into_iter().filter(|vring| vring.index < end));
