@@ -9,7 +9,6 @@ use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use protocol_tests::daemon::{Daemon, poll_until, program};
 use protocol_tests::frame::{NetHeader, numbered};
@@ -180,7 +179,7 @@ fn a_unit_that_is_killed_or_restarted_goes_on() {
     rig.daemon = start(&rig.netns, &shared, &notify, &other);
     wait_until_ready(&shared, &rig.daemon);
     rig.logged(&["with other options", "starting afresh"]);
-    assert!(readable(session.frontend.channel().socket(), Duration::from_secs(1)).expect("poll"));
+    assert!(readable(session.frontend.channel().socket(), LIMIT).expect("poll"));
     rig.wire = rig.netns.wire("tap1").expect("a packet socket");
     rig.netns.wait_until_up("tap1", LIMIT).expect("up");
     let mut session = rig.session(&Setup::default());

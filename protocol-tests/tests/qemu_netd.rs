@@ -10,7 +10,7 @@ use protocol_tests::lab::guest::{Accel, Flavour, Image, QemuNet, Spec};
 use protocol_tests::lab::netd::Netd;
 use protocol_tests::lab::process::Process;
 use protocol_tests::lab::traffic::{Traffic, every_queue_carried, has_feature, iperf3, many_flows, value};
-use protocol_tests::lab::{PATIENCE, here, rounds};
+use protocol_tests::lab::{PATIENCE, here, rounds, variants};
 
 /// Feature bits of a network device (virtio 1.2, section 5.1.3) and of a ring (section 6).
 const CSUM: usize = 0;
@@ -42,19 +42,31 @@ fn finish(mut guest: Process) -> Vec<String> {
     guest.reports()
 }
 
+/// Properties of the device, and the features that they take away.
+type Without<'a> = (&'a str, &'a [usize]);
+
 /// Checksummed TCP both ways with `properties` of the device; exactly the features in `off` are missing.
 fn with_properties(name: &str, properties: &str, off: &[usize]) {
-    here(name, || {
-        let directory = tempfile::tempdir().expect("a directory");
-        let netd = Netd::start(directory.path(), &[]);
-        let traffic = Traffic::new();
-        let guest = start(&netd, 1, properties, &spec(&format!("features; {}", traffic.both_ways())));
-        let reports = finish(guest);
-        for bit in SWITCHED {
-            assert_eq!(has_feature(&reports, bit), !off.contains(&bit), "feature bit {bit}: {reports:?}");
-        }
-        traffic.judge(&reports);
-    });
+    here(name, || carries_traffic((properties, off)));
+}
+
+/// The same without two things that have nothing to do with each other; without each alone in `scripts/soak`.
+fn without_both(name: &str, one: Without<'_>, other: Without<'_>) {
+    let (properties, off) = (format!("{},{}", one.0, other.0), [one.1, other.1].concat());
+    let both = (properties.as_str(), off.as_slice());
+    here(name, || variants(&[one, other, both], both).into_iter().for_each(carries_traffic));
+}
+
+fn carries_traffic((properties, off): Without<'_>) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let netd = Netd::start(directory.path(), &[]);
+    let traffic = Traffic::new();
+    let guest = start(&netd, 1, properties, &spec(&format!("features; {}", traffic.both_ways())));
+    let reports = finish(guest);
+    for bit in SWITCHED {
+        assert_eq!(has_feature(&reports, bit), !off.contains(&bit), "feature bit {bit}: {reports:?}");
+    }
+    traffic.judge(&reports);
 }
 
 #[test]
@@ -78,25 +90,17 @@ fn without_mergeable_buffers_and_guest_tso() {
 }
 
 #[test]
-fn without_event_idx() {
-    with_properties("without_event_idx", "event_idx=off", &[EVENT_IDX]);
-}
-
-#[test]
-fn without_indirect_descriptors() {
-    with_properties("without_indirect_descriptors", "indirect_desc=off", &[INDIRECT_DESC]);
-}
-
-#[test]
-fn without_guest_tso() {
+fn without_event_idx_and_guest_tso() {
     let properties = "guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off";
-    with_properties("without_guest_tso", properties, &[GUEST_TSO4, GUEST_TSO6]);
+    let tso: Without<'_> = (properties, &[GUEST_TSO4, GUEST_TSO6]);
+    without_both("without_event_idx_and_guest_tso", ("event_idx=off", &[EVENT_IDX]), tso);
 }
 
 #[test]
-fn without_host_tso() {
+fn without_indirect_descriptors_and_host_tso() {
     let properties = "host_tso4=off,host_tso6=off,host_ecn=off,host_ufo=off";
-    with_properties("without_host_tso", properties, &[HOST_TSO4, HOST_TSO6]);
+    let tso: Without<'_> = (properties, &[HOST_TSO4, HOST_TSO6]);
+    without_both("without_indirect_descriptors_and_host_tso", ("indirect_desc=off", &[INDIRECT_DESC]), tso);
 }
 
 /// The host segments nothing for a guest that sends whole checksums: its TSO goes with them.
