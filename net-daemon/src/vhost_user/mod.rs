@@ -6,6 +6,7 @@
 //! The protocol is described in QEMU's `docs/interop/vhost-user.rst`; names are those used there.
 
 pub mod channel;
+mod descriptors;
 pub mod memory;
 pub mod message;
 pub mod session;
