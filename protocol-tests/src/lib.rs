@@ -11,6 +11,7 @@
 //! | [`front_peer`], [`echo_guest`] | front-ends to calibrate with, also broken ones; a guest that echoes frames |
 //! | [`succession`] | one volt-netd after the other under one front-end |
 //! | [`netns`], [`daemon`], [`rig`] | a network namespace with a TAP; volt-netd as a process; both together |
+//! | [`silent_fs`] | a file that holds whoever touches it |
 //! | [`systemd`] | a real systemd, as the first process of namespaces of its own |
 //! | [`mod@bench`] | the measurements of the tool `volt-bench` |
 //! | [`conform`] | the checks of the tool `volt-conform`, for any back-end |
@@ -35,6 +36,7 @@ pub mod peer;
 pub mod rig;
 pub mod ring;
 pub mod session;
+pub mod silent_fs;
 pub mod succession;
 pub mod systemd;
 pub mod wire;

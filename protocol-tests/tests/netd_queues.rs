@@ -4,11 +4,12 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use protocol_tests::daemon::poll_until;
 use protocol_tests::frame::{NetHeader, numbered, udp};
-use protocol_tests::rig::{LIMIT, Rig};
+use protocol_tests::rig::{LIMIT, QUIET, Rig};
 use protocol_tests::ring::Part;
 use protocol_tests::session::{Session, Setup};
-use protocol_tests::wire::feature;
+use protocol_tests::wire::{feature, request};
 
 /// Flows that are sent each time.
 const FLOWS: u16 = 200;
@@ -176,4 +177,28 @@ fn bad_commands() {
     let answer =
         queue.command(MQ_PAIRS_SET.0, MQ_PAIRS_SET.1, &2u16.to_le_bytes(), LIMIT).expect("an answer");
     assert_eq!(answer, 0, "the queue goes on");
+}
+
+/// A control queue that is kicked by a pipe, more often than the pipe holds kicks: none stays in it, and the queue goes on.
+#[test]
+fn a_control_queue_kicked_by_a_pipe() {
+    let Some(rig) = Rig::new("a_control_queue_kicked_by_a_pipe", &["--queues", "2"]) else { return };
+    let base = Setup::pairs(2);
+    let setup = Setup { control: Some(4), features: base.features | feature::CTRL_VQ, ..base };
+    let mut session = rig.session(&setup);
+    let (read, write) = std::io::pipe().expect("a pipe");
+    rustix::io::ioctl_fionbio(&write, true).expect("non-blocking");
+    session.frontend.set_vring_fd(request::SET_VRING_KICK, 4, Some(&read)).expect("a kick");
+    drop(read);
+    // A pipe holds 65,536 bytes.
+    for kick in 0..3 * 8192 {
+        let written = poll_until(LIMIT, || rustix::io::write(&write, &1u64.to_ne_bytes()).ok());
+        assert_eq!(written, Some(8), "kick {kick}");
+    }
+    session.nic.queues[4].kick = write.into();
+    let (class, command) = MQ_PAIRS_SET;
+    let answer = session.nic.queues[4].command(class, command, &2u16.to_le_bytes(), LIMIT);
+    assert_eq!(answer.expect("an answer"), 0);
+    let ticks = rig.daemon.idle_ticks(QUIET).expect("/proc");
+    assert!(ticks <= 3, "{ticks} ticks without a kick");
 }

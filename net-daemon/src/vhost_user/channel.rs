@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::state::{Exporter, FdId, Importer, StateError, hex};
+use crate::vhost_user::descriptors;
 use crate::vhost_user::message::{HEADER_LEN, Header, MAX_TABLE_REGIONS, Message, MessageError};
 
 /// Why a connection ends.
@@ -243,7 +244,7 @@ impl Channel {
 ///
 /// # Errors
 ///
-/// The socket's.
+/// The socket's, and `EOPNOTSUPP` where a descriptor came that could hold who uses it.
 pub fn read(socket: impl AsFd, count: usize) -> io::Result<Option<Piece>> {
     // Room for one more descriptor than allowed, so that a surplus is seen.
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_TABLE_REGIONS + 1))];
@@ -265,6 +266,7 @@ pub fn read(socket: impl AsFd, count: usize) -> io::Result<Option<Piece>> {
         Ok(message) => {
             piece.bytes.truncate(message.bytes);
             piece.too_many = message.flags.contains(ReturnFlags::CTRUNC);
+            piece.fds = descriptors::admit(piece.fds)?;
             Ok(Some(piece))
         }
         Err(rustix::io::Errno::AGAIN) => Ok(None),

@@ -7,6 +7,7 @@
 
 pub mod backend_channel;
 pub mod channel;
+mod descriptors;
 pub mod memory;
 pub mod message;
 pub mod session;
