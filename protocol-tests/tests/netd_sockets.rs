@@ -105,7 +105,7 @@ fn a_socket_that_may_not_be_given_to_its_group_is_not_left_behind() {
     // What somebody else has left there, and this user cannot look behind, is told as what it is.
     let foreign = dir.path().join("s");
     let _listener = UnixListener::bind(&foreign).expect("a socket");
-    std::fs::set_permissions(&foreign, std::fs::Permissions::from_mode(0)).expect("permissions");
+    std::fs::set_permissions(&foreign, std::fs::Permissions::from_mode(0o000)).expect("permissions");
     let mut daemon = start(&[]);
     assert_eq!(daemon.wait(LIMIT).expect("it ends").code(), Some(1));
     assert!(daemon.logged(0, &["may not connect to it"], LIMIT).is_some(), "{}", daemon.log());
