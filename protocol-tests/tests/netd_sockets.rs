@@ -4,7 +4,7 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, chown};
-use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -178,4 +178,18 @@ fn paths_that_cannot_work_say_why() {
     command.args(["--tap", "t", "--client", "--socket"]).arg(dir.join("file"));
     let daemon = Daemon::start(command).expect("volt-netd");
     assert!(daemon.logged(0, &["waiting for", "it is no socket"], LIMIT).is_some(), "{}", daemon.log());
+}
+
+/// A daemon that accepts nobody any more is not waited for without end.
+#[test]
+fn a_full_backlog_is_not_waited_for_without_end() {
+    let Some(netns) = namespace("a_full_backlog_is_not_waited_for_without_end") else { return };
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("c");
+    let listener = UnixListener::bind(&path).expect("a socket");
+    rustix::net::listen(&listener, 0).expect("a short backlog");
+    let _waits = UnixStream::connect(&path).expect("room for one");
+    let (status, said) = run(&netns, dir.path(), &["--take-over".into(), "c".into()]);
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("no daemon answers at c"), "{said}");
 }
