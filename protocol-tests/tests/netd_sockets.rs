@@ -132,6 +132,37 @@ fn a_daemon_in_another_pid_namespace_is_controlled_from_outside() {
     assert_eq!(rig.status()["take_overs"], 1);
 }
 
+/// A daemon in a user namespace of its own: root outside is root there, and a user without a number there is a stranger,
+/// whatever the socket's permissions.
+#[test]
+fn a_user_of_another_namespace_is_a_stranger() {
+    let test = "a_user_of_another_namespace_is_a_stranger";
+    if !rustix::process::geteuid().is_root() {
+        return eprintln!("SKIP {test}: only root can be somebody else");
+    }
+    let Some(mut rig) = Rig::new(test, &[]) else { return };
+    assert!(rig.daemon.stop(LIMIT).expect("it ends").success());
+    let mut command = rig.netns.command("unshare");
+    command.args(["--user", "--map-root-user"]).arg(program("volt-netd"));
+    command.args(["--tap", "tap0", "--socket"]).arg(rig.socket()).arg("--control").arg(rig.control());
+    rig.daemon = Daemon::start(command).expect("unshare");
+    rig.logged(&["listening on"]);
+    assert_eq!(rig.status()["interface"], "tap0");
+    let open = |path: &Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("permissions");
+    };
+    let copy = rig.dir.path().join("volt-netd");
+    std::fs::copy(program("volt-netd"), &copy).expect("a copy");
+    open(&copy, 0o755);
+    open(rig.dir.path(), 0o755);
+    open(&rig.control(), 0o666);
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", "1234", "--clear-groups", "./volt-netd", "ctl", "status", "--control", "c"]);
+    let output = command.current_dir(rig.dir.path()).output().expect("setpriv");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("may not control this daemon"), "{output:?}");
+}
+
 fn run(netns: &Netns, dir: &Path, arguments: &[OsString]) -> (Option<i32>, String) {
     let mut command = netns.command(program("volt-netd"));
     let Output { status, stderr, .. } = command.current_dir(dir).args(arguments).output().expect("volt-netd");
