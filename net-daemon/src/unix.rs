@@ -20,8 +20,8 @@ use thiserror::Error;
 
 /// Most bytes in the path of a Unix socket: `sun_path` without its end (`unix(7)`).
 pub const MAX_PATH: usize = 107;
-/// Connections that wait to be accepted.
-const BACKLOG: i32 = 128;
+/// Connections that wait to be accepted: as many as the system allows (`net.core.somaxconn`).
+const BACKLOG: i32 = -1;
 
 /// A path that no Unix socket can have.
 #[derive(Debug, Error)]
@@ -122,8 +122,10 @@ pub fn bind(path: &Path, access: &Access) -> Result<(UnixListener, SocketFile), 
     make_room(path)?;
     let failed = |source| BindError::Listen { path: path.to_owned(), source };
     let socket = stream().map_err(failed)?;
+    // Whoever removes it may run in another directory.
+    let absolute = std::path::absolute(path).map_err(failed)?;
     rustix::net::bind(&socket, &address).map_err(|error| failed(error.into()))?;
-    let file = SocketFile::new(path).map_err(failed)?;
+    let file = SocketFile { inode: inode_of(path).map_err(failed)?, path: absolute };
     // Nobody may get in before the permissions are set: nobody can, as long as it does not listen.
     let listening = permit(path, access, group)
         .and_then(|()| rustix::net::listen(&socket, BACKLOG).map_err(|error| failed(error.into())));
@@ -256,11 +258,6 @@ pub struct SocketFile {
 }
 
 impl SocketFile {
-    fn new(path: &Path) -> io::Result<SocketFile> {
-        // Whoever removes it may run in another directory.
-        Ok(SocketFile { path: std::path::absolute(path)?, inode: inode_of(path)? })
-    }
-
     /// Where it is: an absolute path.
     pub fn path(&self) -> &Path {
         &self.path

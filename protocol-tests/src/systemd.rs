@@ -11,10 +11,11 @@ use crate::daemon::{Daemon, child, poll_until};
 use crate::netns::Netns;
 use crate::rig::LIMIT;
 
+const PROGRAM: &str = "/lib/systemd/systemd";
 /// Into a control group of its own ($1, below the mount point $2), and new namespaces. Before that, one for the mount.
-const ENTER: &str = "mount -t cgroup2 none $2 && mkdir $2/$1 && echo $$ >$2/$1/cgroup.procs && exec \
-    unshare --mount --pid --fork --kill-child --cgroup --ipc --uts sh -ec \"$3\" boot \"$4\"";
-/// In those namespaces, with the units in $1.
+const ENTER: &str = "mount -t cgroup2 none $2 || exit 77; mkdir $2/$1 && echo $$ >$2/$1/cgroup.procs && exec \
+    unshare --mount --pid --fork --kill-child --cgroup --ipc --uts sh -ec \"$3\" boot \"$4\" \"$5\"";
+/// In those namespaces, with the units in $1 and the program $2.
 const BOOT: &str = "
     mount -t proc proc /proc
     for read_only in /proc/sys /etc; do
@@ -25,7 +26,7 @@ const BOOT: &str = "
     mount -t tmpfs none /sys/fs/cgroup
     mount -t cgroup2 none /sys/fs/cgroup
     exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin container=volt-test SYSTEMD_UNIT_PATH=$1 SYSTEMD_GENERATOR_PATH=/run/none \
-        setpriv --bounding-set=-sys_time,-sys_module /lib/systemd/systemd --system --unit=volt-test.target \
+        setpriv --bounding-set=-sys_time,-sys_module $2 --system --unit=volt-test.target \
         --log-target=console --show-status=0";
 /// Removes the control group $1 with all below it. Works when nobody is in it any more.
 const CLEAN: &str =
@@ -44,8 +45,12 @@ pub struct Systemd {
 
 impl Systemd {
     /// Starts it in `netns` with these units (file name, text), which have no dependencies but their own, and write into
-    /// [`Systemd::log`]. An error says what the machine does not allow.
+    /// [`Systemd::log`]. `Unsupported` says what the machine does not allow.
     pub fn start(netns: &Netns, units: &[(String, String)]) -> io::Result<Systemd> {
+        let unsupported = |why: &str| io::Error::new(io::ErrorKind::Unsupported, why);
+        if !rustix::process::geteuid().is_root() || !Path::new(PROGRAM).exists() {
+            return Err(unsupported("it takes root and the package systemd"));
+        }
         let dir = tempfile::tempdir()?;
         let log = dir.path().join("log");
         for (name, text) in units {
@@ -83,7 +88,12 @@ impl Systemd {
             ENTER,
             "enter",
         ]);
-        command.arg(&group).arg(dir.path().join("cgroup")).arg(BOOT).arg(dir.path().join("units"));
+        command
+            .arg(&group)
+            .arg(dir.path().join("cgroup"))
+            .arg(BOOT)
+            .arg(dir.path().join("units"))
+            .arg(PROGRAM);
         let mut systemd = Systemd { daemon: Daemon::start(command)?, pid: 0, group, dir };
         let up = |daemon: &mut Daemon| {
             let pid = child(daemon.pid()).map_or(0, |pid| pid.as_raw_nonzero().get());
@@ -92,7 +102,11 @@ impl Systemd {
         };
         systemd.pid = poll_until(10 * LIMIT, || up(&mut systemd.daemon)).unwrap_or(0);
         if systemd.pid == 0 || systemd.daemon.has_exited() {
-            return Err(io::Error::other("systemd does not start here"));
+            let status = systemd.daemon.wait(LIMIT).and_then(|status| status.code());
+            return Err(match status {
+                Some(77) => unsupported("control groups of the second version cannot be mounted"),
+                _ => io::Error::other("systemd does not start"),
+            });
         }
         Ok(systemd)
     }

@@ -4,7 +4,7 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, chown};
-use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -105,7 +105,7 @@ fn a_socket_that_may_not_be_given_to_its_group_is_not_left_behind() {
     // What somebody else has left there, and this user cannot look behind, is told as what it is.
     let foreign = dir.path().join("s");
     let _listener = UnixListener::bind(&foreign).expect("a socket");
-    std::fs::set_permissions(&foreign, std::fs::Permissions::from_mode(0)).expect("permissions");
+    std::fs::set_permissions(&foreign, std::fs::Permissions::from_mode(0o000)).expect("permissions");
     let mut daemon = start(&[]);
     assert_eq!(daemon.wait(LIMIT).expect("it ends").code(), Some(1));
     assert!(daemon.logged(0, &["may not connect to it"], LIMIT).is_some(), "{}", daemon.log());
@@ -130,6 +130,37 @@ fn a_daemon_in_another_pid_namespace_is_controlled_from_outside() {
     rig.take_over(&["--supervise"]);
     rig.both_ways(&mut session, 3);
     assert_eq!(rig.status()["take_overs"], 1);
+}
+
+/// A daemon in a user namespace of its own: root outside is root there, and a user without a number there is a stranger,
+/// whatever the socket's permissions.
+#[test]
+fn a_user_of_another_namespace_is_a_stranger() {
+    let test = "a_user_of_another_namespace_is_a_stranger";
+    if !rustix::process::geteuid().is_root() {
+        return eprintln!("SKIP {test}: only root can be somebody else");
+    }
+    let Some(mut rig) = Rig::new(test, &[]) else { return };
+    assert!(rig.daemon.stop(LIMIT).expect("it ends").success());
+    let mut command = rig.netns.command("unshare");
+    command.args(["--user", "--map-root-user"]).arg(program("volt-netd"));
+    command.args(["--tap", "tap0", "--socket"]).arg(rig.socket()).arg("--control").arg(rig.control());
+    rig.daemon = Daemon::start(command).expect("unshare");
+    rig.logged(&["listening on"]);
+    assert_eq!(rig.status()["interface"], "tap0");
+    let open = |path: &Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("permissions");
+    };
+    let copy = rig.dir.path().join("volt-netd");
+    std::fs::copy(program("volt-netd"), &copy).expect("a copy");
+    open(&copy, 0o755);
+    open(rig.dir.path(), 0o755);
+    open(&rig.control(), 0o666);
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", "1234", "--clear-groups", "./volt-netd", "ctl", "status", "--control", "c"]);
+    let output = command.current_dir(rig.dir.path()).output().expect("setpriv");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("may not control this daemon"), "{output:?}");
 }
 
 fn run(netns: &Netns, dir: &Path, arguments: &[OsString]) -> (Option<i32>, String) {
@@ -178,4 +209,22 @@ fn paths_that_cannot_work_say_why() {
     command.args(["--tap", "t", "--client", "--socket"]).arg(dir.join("file"));
     let daemon = Daemon::start(command).expect("volt-netd");
     assert!(daemon.logged(0, &["waiting for", "it is no socket"], LIMIT).is_some(), "{}", daemon.log());
+}
+
+/// A daemon that accepts nobody any more is not waited for without end.
+#[test]
+fn a_full_backlog_is_not_waited_for_without_end() {
+    let Some(netns) = namespace("a_full_backlog_is_not_waited_for_without_end") else { return };
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("c");
+    let listener = UnixListener::bind(&path).expect("a socket");
+    rustix::net::listen(&listener, 0).expect("a short backlog");
+    let _waits = UnixStream::connect(&path).expect("room for one");
+    let mut command = netns.command(program("volt-netd"));
+    command.current_dir(dir.path()).args(["--take-over", "c"]);
+    let mut successor = Daemon::start(command).expect("volt-netd");
+    // It takes five seconds.
+    let status = successor.wait(10 * LIMIT).expect("it gives up");
+    assert_eq!(status.code(), Some(1), "{}", successor.log());
+    assert!(successor.logged(0, &["no daemon answers at c"], LIMIT).is_some(), "{}", successor.log());
 }
