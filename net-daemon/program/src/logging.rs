@@ -179,13 +179,12 @@ pub fn say_panic(panic: &PanicHookInfo<'_>) {
 
 /// Waits until everything is written, for a reader that reads.
 pub fn flush() {
-    let lines = QUEUE.lock();
-    if lines.is_served() {
-        drop(QUEUE.changed.wait_timeout_while(lines, PATIENCE, |lines| !lines.is_written()));
-    } else {
-        drop(lines);
-        QUEUE.write_out();
+    let served = QUEUE.lock().is_served();
+    if !served && start().is_err() {
+        // There is no other thread to do it.
+        return QUEUE.write_out();
     }
+    drop(QUEUE.changed.wait_timeout_while(QUEUE.lock(), PATIENCE, |lines| !lines.is_written()));
 }
 
 /// Ends the process when the log is written.
