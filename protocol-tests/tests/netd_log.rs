@@ -198,8 +198,14 @@ fn answers_that_cannot_be_written() {
     let Some(rig) = Rig::new("answers_that_cannot_be_written", &["--control", "{control}"]) else { return };
     for arguments in [&["--print-capabilities"][..], &["ctl", "status", "--control", "c"]] {
         let run = |stdout: Stdio, stderr: Stdio| {
-            let mut command = rig.netns.command(program("volt-netd"));
-            command.args(arguments).current_dir(rig.dir.path()).stdout(stdout).stderr(stderr);
+            let mut command = rig.netns.command("timeout");
+            command
+                .arg("20")
+                .arg(program("volt-netd"))
+                .args(arguments)
+                .current_dir(rig.dir.path())
+                .stdout(stdout)
+                .stderr(stderr);
             command.output().expect("volt-netd")
         };
         let closed = || pipe().map(|(_, writer)| writer.into()).expect("a pipe");
@@ -212,5 +218,7 @@ fn answers_that_cannot_be_written() {
         // Where the error cannot be told either, its status still is.
         assert_eq!(run(full(), closed()).status.code(), Some(1));
         assert_eq!(run(full(), full()).status.code(), Some(1));
+        let (_reader, unread) = full_pipe();
+        assert_eq!(run(full(), unread).status.code(), Some(1));
     }
 }

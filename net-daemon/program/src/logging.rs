@@ -1,8 +1,8 @@
 //! The log, to standard error: bounded, and nothing waits for it.
 //!
-//! Guests and front-ends bring about what it says, and its reader may stop reading. So a line goes into a [`Queue`], and a
+//! Guests and front-ends bring about what it says, and its reader may stop reading. So a line goes into a queue, and a
 //! thread of its own writes it out: where nobody reads, that thread waits, and no other. A line that is too much for the
-//! [bounds](Bounds) or for the queue is left out, and how many those were is said where they would have been.
+//! bounds or for the queue is left out, and how many those were is said where they would have been.
 //!
 //! [`init`] comes first. Whatever ends the program says why by [`END`] or [`say`], and leaves by [`exit`] or after [`flush`].
 //! A fork has no thread but the one that forked: [`across_fork`] and [`init_again`].
@@ -179,13 +179,12 @@ pub fn say_panic(panic: &PanicHookInfo<'_>) {
 
 /// Waits until everything is written, for a reader that reads.
 pub fn flush() {
-    let lines = QUEUE.lock();
-    if lines.is_served() {
-        drop(QUEUE.changed.wait_timeout_while(lines, PATIENCE, |lines| !lines.is_written()));
-    } else {
-        drop(lines);
-        QUEUE.write_out();
+    let served = QUEUE.lock().is_served();
+    if !served && start().is_err() {
+        // There is no other thread to do it.
+        return QUEUE.write_out();
     }
+    drop(QUEUE.changed.wait_timeout_while(QUEUE.lock(), PATIENCE, |lines| !lines.is_written()));
 }
 
 /// Ends the process when the log is written.

@@ -29,8 +29,8 @@ Examples:
 The TAP interface: one that exists is used as it is; one that does not is created, set up, and goes when
 volt-netd does. The daemon serves one front-end at a time and waits for the next when one goes.
 
-Exit status: 0 after SIGTERM, SIGINT, a hand-over or the end of the connection given by --fd, 1 for
-errors, 2 for a wrong command line.")]
+Exit status: 0 after SIGTERM, SIGINT, SIGHUP and what else tells it to end, a hand-over or the end of
+the connection given by --fd, 1 for errors, 2 for a wrong command line.")]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
