@@ -18,7 +18,7 @@ use crate::port::queue::MAX_PARTS;
 use crate::port::{ETHERNET_LEN, HEADER_LEN, MAX_FRAME_LEN, PortQueue};
 use crate::virtio::chain::ChainError;
 use crate::virtio::features::Features;
-use crate::virtio::part::{IoPart, Kept, read_parts, read_two, write_parts};
+use crate::virtio::part::{IoPart, Kept, read_parts, read_two, write_parts, write_two};
 use crate::virtio::ring::{Head, RingError};
 
 /// Offset of `num_buffers` in the header.
@@ -46,6 +46,14 @@ enum Gathered {
 }
 
 /// The receive half of a queue pair.
+///
+/// Its ring stays, with the memory that its parts are of:
+///
+/// ```compile_fail,E0616
+/// fn exchange(rx: &mut volt_net::net::rx::Rx, other: volt_net::net::vring::Vring) {
+///     rx.vring = other;
+/// }
+/// ```
 #[derive(Debug)]
 pub struct Rx {
     /// The ring. Nobody else may exchange it: `parts` are of its memory.
@@ -336,7 +344,7 @@ impl Rx {
         }
         self.next += count;
         // One where frames are not merged: no more are gathered there.
-        write_parts(parts, NUM_BUFFERS, &(count as u16).to_le_bytes());
+        write_two(parts, NUM_BUFFERS, (count as u16).to_le_bytes());
         self.compact();
         counters.rx_frames.add(1);
         counters.rx_bytes.add(len as u64);
