@@ -336,3 +336,51 @@ impl Lifecycle for VirtioNet {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::net::builder::VirtioNetBuilder;
+    use crate::net::testing::{frame, notifier};
+    use crate::port::socket::SocketPort;
+    use crate::virtio::testing::{BUFFERS, Driver};
+
+    /// A driver that switches its checksums off at run time (5.1.6.5.6) gets none unfinished from then on.
+    #[test]
+    fn offloads_that_are_switched_off_are_in_force_for_what_comes_next() {
+        let (near, far) = std::os::unix::net::UnixDatagram::pair().unwrap();
+        let port = SocketPort::new(vec![near.into()]).unwrap();
+        let mut device = VirtioNetBuilder::over(port).build().unwrap();
+        let features = Features::VERSION_1.with(Features::GUEST_CSUM);
+        let mut driver = Driver::new(8, features);
+        let ends = QueueSetup {
+            index: 0,
+            layout: driver.layout,
+            kick: notifier(),
+            call: notifier(),
+            err: notifier(),
+        };
+        device.activate(Activation { memory: driver.memory.clone(), features, queues: vec![ends] }).unwrap();
+        let mut sent = frame(100, 1);
+        (sent[0], sent[6], sent[8]) = (1, 34, 6);
+        for (round, offloads) in [(1, features), (2, Features::NONE), (3, Features::GUEST_CSUM)] {
+            if round > 1 {
+                device.set_guest_offloads(offloads);
+            }
+            driver.add(&[(BUFFERS, 2000, true)]);
+            device.queue_notify(0);
+            far.send(&sent).unwrap();
+            let start = Instant::now();
+            while driver.used_idx() != round {
+                assert!(start.elapsed() < Duration::from_secs(20), "round {round}");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let unfinished = offloads.has(Features::GUEST_CSUM);
+            let got = driver.read_vec(BUFFERS, sent.len());
+            assert_eq!((got[0] == 1, got[12..] == sent[12..]), (unfinished, unfinished), "round {round}");
+        }
+        device.reset().unwrap();
+    }
+}

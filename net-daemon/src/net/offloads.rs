@@ -6,6 +6,7 @@
 
 use crate::port::HEADER_LEN;
 use crate::virtio::features::Features;
+use crate::virtio::part::{IoPart, read_parts, read_two, write_parts};
 
 const F_NEEDS_CSUM: u8 = 1;
 const GSO_ECN: u8 = 0x80;
@@ -38,13 +39,35 @@ impl Offloads {
         Offloads { checksums, segments, ecn: checksums && features.has(Features::GUEST_ECN) }
     }
 
-    /// Whether the driver can be given a frame with these fields in its header.
-    pub(super) fn serve(self, [flags, gso_type]: [u8; 2]) -> bool {
-        (flags == 0 || self.checksums) && (gso_type == 0 || self.segment(gso_type))
+    /// Does to the frame of `len` bytes at the start of `parts` what its driver has not acknowledged to do. `false` where that
+    /// is more than a checksum: then it is not to be given this frame.
+    ///
+    /// On a copy in `room`: what stands in the guest's buffers is the guest's to change.
+    #[inline(never)]
+    pub(super) fn finish(self, parts: &[IoPart<'_>], len: usize, room: &mut [u8]) -> bool {
+        let fields = read_two(parts);
+        if self.serve(fields) {
+            return true;
+        }
+        let [_, gso_type] = fields;
+        let Some(frame) = room.get_mut(..len).filter(|_| self.segment(gso_type)) else { return false };
+        read_parts(parts, frame);
+        match missing_checksum(frame) {
+            Ok(Some((at, sum))) => write_parts(parts, at, &sum),
+            Ok(None) => {}
+            Err(Misplaced) => return false,
+        }
+        write_parts(parts, 0, &[0]);
+        true
     }
 
-    /// Whether the driver can segment a frame of this kind.
-    pub(super) fn segment(self, gso_type: u8) -> bool {
+    /// Whether the driver can be given a frame with these fields in its header.
+    fn serve(self, [flags, gso_type]: [u8; 2]) -> bool {
+        (flags == 0 || self.checksums) && self.segment(gso_type)
+    }
+
+    /// Whether the driver can segment a frame of this kind, or there is nothing to segment.
+    fn segment(self, gso_type: u8) -> bool {
         let kind = gso_type & !GSO_ECN;
         kind < 8 && self.segments >> kind & 1 != 0 && (gso_type == kind || self.ecn)
     }

@@ -11,14 +11,14 @@ use log::debug;
 
 use crate::net::counters::Counters;
 use crate::net::health::{Health, Verdict};
-use crate::net::offloads::{Offloads, missing_checksum};
+use crate::net::offloads::Offloads;
 use crate::net::vring::Vring;
 use crate::net::{BATCH, Turn};
 use crate::port::queue::MAX_PARTS;
 use crate::port::{ETHERNET_LEN, HEADER_LEN, MAX_FRAME_LEN, PortQueue};
 use crate::virtio::chain::ChainError;
 use crate::virtio::features::Features;
-use crate::virtio::part::{IoPart, Kept, read_parts, read_two, write_parts};
+use crate::virtio::part::{IoPart, Kept, read_parts, read_two, write_parts, write_two};
 use crate::virtio::ring::{Head, RingError};
 
 /// Offset of `num_buffers` in the header.
@@ -46,6 +46,14 @@ enum Gathered {
 }
 
 /// The receive half of a queue pair.
+///
+/// Its ring stays, with the memory that its parts are of:
+///
+/// ```compile_fail,E0616
+/// fn exchange(rx: &mut volt_net::net::rx::Rx, other: volt_net::net::vring::Vring) {
+///     rx.vring = other;
+/// }
+/// ```
 #[derive(Debug)]
 pub struct Rx {
     /// The ring. Nobody else may exchange it: `parts` are of its memory.
@@ -313,37 +321,16 @@ impl Rx {
         }
     }
 
-    /// Does to a frame that lies in the buffers what its driver has not acknowledged to do; `fields` are the first two of its
-    /// header. `false` where that is more than a checksum: the buffers then wait for the next frame.
-    #[inline(never)]
-    fn finish(&mut self, fields: [u8; 2], len: usize) -> bool {
-        if self.offloads.serve(fields) {
-            return true;
-        }
-        let parts = self.parts.from(self.first);
-        let [_, gso_type] = fields;
-        // On a copy: what stands in the buffers is the guest's to change. The spill buffer is free once a frame is in place.
-        let Some(frame) = self.spill.get_mut(..len) else { return false };
-        read_parts(parts, frame);
-        match missing_checksum(frame) {
-            _ if gso_type != 0 && !self.offloads.segment(gso_type) => return false,
-            Ok(Some((at, sum))) => write_parts(parts, at, &sum),
-            Ok(None) => {}
-            Err(_) => return false,
-        }
-        write_parts(parts, 0, &[0]);
-        true
-    }
-
     /// Finishes the header of a frame that lies in the buffers and pushes the buffers that it fills.
     #[inline]
     fn complete(&mut self, len: usize, counters: &Counters) {
-        let fields = read_two(self.parts.from(self.first));
-        if fields != [0, 0] && !self.finish(fields, len) {
+        let parts = self.parts.from(self.first);
+        // The spill buffer is free once a frame is in place.
+        if read_two(parts) != [0, 0] && !self.offloads.finish(parts, len, &mut self.spill) {
             counters.rx_not_offloaded.add(1);
             return;
         }
-        let (mut left, mut count, start) = (len, 0, self.first);
+        let (mut left, mut count) = (len, 0);
         for buffer in &self.buffers[self.next..] {
             let written = left.min(buffer.len);
             self.vring.ring.push_used(buffer.head, written as u32);
@@ -356,9 +343,8 @@ impl Rx {
             }
         }
         self.next += count;
-        let parts = self.parts.from(start);
         // One where frames are not merged: no more are gathered there.
-        write_parts(parts, NUM_BUFFERS, &(count as u16).to_le_bytes());
+        write_two(parts, NUM_BUFFERS, (count as u16).to_le_bytes());
         self.compact();
         counters.rx_frames.add(1);
         counters.rx_bytes.add(len as u64);

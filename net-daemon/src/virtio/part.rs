@@ -24,6 +24,12 @@ use std::marker::PhantomData;
 /// }
 /// ```
 ///
+/// make one of its own,
+///
+/// ```compile_fail,E0624
+/// volt_net::virtio::part::IoPart::from_slice(&mut [0; 64]);
+/// ```
+///
 /// nor use them on another thread, where the borrow would not be known:
 ///
 /// ```compile_fail,E0277
@@ -197,6 +203,18 @@ pub(crate) fn read_two(parts: &[IoPart<'_>]) -> [u8; 2] {
     }
 }
 
+/// [`write_parts`] of two bytes, which mostly go into the first part.
+#[inline(always)]
+pub(crate) fn write_two(parts: &[IoPart<'_>], offset: usize, bytes: [u8; 2]) {
+    match parts {
+        [first, ..] if first.len() >= offset + 2 => {
+            // SAFETY: as many bytes, of any alignment, in a part that borrows its memory.
+            unsafe { first.base().add(offset).cast::<[u8; 2]>().write_volatile(bytes) };
+        }
+        _ => write_parts(parts, offset, &bytes),
+    }
+}
+
 #[cold]
 fn read_two_apart(parts: &[IoPart<'_>]) -> [u8; 2] {
     let mut bytes = [0; 2];
@@ -220,5 +238,9 @@ mod tests {
         write_parts(&parts, 6, &[7, 8]);
         assert_eq!(read_parts(&parts, &mut all), 7);
         assert_eq!(all, [0, 0, 1, 2, 3, 0, 7, 9]);
+        write_two(&parts, 1, [4, 5]);
+        write_two(&parts, 2, [6, 7]);
+        assert_eq!(read_parts(&parts, &mut all), 7);
+        assert_eq!(all, [0, 4, 6, 7, 3, 0, 7, 9]);
     }
 }

@@ -1,6 +1,7 @@
 //! The receive half against a driver and a socket pair.
 
 use super::*;
+use crate::net::offloads::missing_checksum;
 use crate::net::testing::{Rig, frame};
 use crate::virtio::testing::{BUFFERS, Driver};
 
