@@ -198,6 +198,27 @@ fn every_kind_comes_and_goes() {
     });
 }
 
+/// What is added and asked back while the guest boots, with the interrupt masked, comes and goes when its drivers are there.
+#[test]
+fn devices_come_and_go_while_the_guest_boots() {
+    in_lab("devices_come_and_go_while_the_guest_boots", || {
+        let directory = tempfile::tempdir().expect("a directory");
+        ip(&["tuntap", "add", "dev", TAP, "mode", "tap"]);
+        let image = directory.path().join("disk.img");
+        std::fs::write(&image, vec![0; 1 << 20]).expect("an image");
+        let image = image.to_str().expect("a path of letters");
+        let script = [interface(true), until(false, "/dev/vda"), "report settled".to_owned()];
+        let mut machine = start(directory.path(), Flavour::Generic, Transport::Pci, &script.join("; "));
+        machine.guest.wait_for("API at", BOOT);
+        machine.done(&["add", "net", "tap=k0"]);
+        machine.done(&["add", "disk", image]);
+        remove(&machine, "disk", image);
+        machine.guest.wait_for("VOLT settled", BOOT);
+        assert_eq!(names(&machine), ["rng", "net k0"]);
+        machine.guest.wait_for("VOLT exit", STEP);
+    });
+}
+
 /// A machine that cannot take it says so and what would; an interface or image that is not there, or in use, leaves nothing.
 #[test]
 fn what_cannot_be_added_is_refused() {
