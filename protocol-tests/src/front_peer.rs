@@ -26,7 +26,7 @@ const RETRY: Duration = Duration::from_millis(20);
 /// How long an answer may take.
 const ANSWER: Duration = Duration::from_secs(3);
 
-/// Declares the faults: variant, name, the check that catches it, what is wrong.
+/// Declares the faults: variant, name, the checks that catch it, what is wrong.
 macro_rules! front_faults {
     ($($variant:ident, $name:literal, $check:literal, $what:literal;)*) => {
         /// One thing that a front-end does wrong.
@@ -47,7 +47,7 @@ macro_rules! front_faults {
                 match self { $(FrontFault::$variant => $what),* }
             }
 
-            /// The check that catches it.
+            /// The checks that catch it, by commas.
             pub fn caught_by(self) -> &'static str {
                 match self { $(FrontFault::$variant => $check),* }
             }
@@ -61,8 +61,8 @@ front_faults! {
     BodyLong, "body-long", "conversation/body-lengths", "Sends a body with SET_OWNER.";
     Unoffered, "unoffered", "conversation/features-offered", "Acknowledges a feature that was not offered.";
     ProtocolUnoffered, "protocol-unoffered", "conversation/protocol-offered", "Acknowledges a protocol feature that was not offered.";
-    EarlyNeedReply, "early-need-reply", "conversation/need-reply", "Wants replies before REPLY_ACK was negotiated.";
-    ConfigUnasked, "config-unasked", "conversation/requests-negotiated", "Reads the configuration without CONFIG.";
+    EarlyNeedReply, "early-need-reply", "conversation/need-reply, traffic/without-reply-ack", "Wants replies before REPLY_ACK was negotiated.";
+    ConfigUnasked, "config-unasked", "conversation/requests-negotiated, traffic/without-config", "Reads the configuration without CONFIG.";
     RegionLong, "region-long", "conversation/memory-files", "Shares more memory than its file has.";
     KickBeforeBase, "kick-before-base", "conversation/vring-complete", "Starts a ring without a base.";
     SizeOdd, "size-odd", "conversation/vring-size", "Has a ring of 100 entries.";
@@ -77,9 +77,17 @@ front_faults! {
     BaseZero, "base-zero", "losses/base", "Tells base 0 for rings that have run.";
     GivesUp, "gives-up", "losses/at-memory", "Ends when its back-end dies at the memory table.";
     WaitsForEver, "waits-for-ever", "losses/silence", "Waits for an answer without a limit.";
-    OneRead, "one-read", "replies/split", "Takes what one read gives for an answer.";
-    AnyReply, "any-reply", "replies/other-request", "Believes an answer to another request.";
+    OneRead, "one-read", "replies/split, replies/version-2", "Takes what one read gives for an answer.";
+    AnyReply, "any-reply", "replies/other-request, replies/no-flag, replies/long, replies/short", "Believes an answer to another request.";
     AnyStatus, "any-status", "replies/refused", "Does not look at the status of a request.";
+    AnyLength, "any-length", "replies/huge", "Waits for as much as a header claims.";
+    NoDescriptor, "no-descriptor", "conversation/memory-descriptors", "Shares memory without its descriptor.";
+    SlotsUnasked, "slots-unasked", "traffic/without-slots", "Shares memory by ADD_MEM_REG without CONFIGURE_MEM_SLOTS.";
+    QueuesUnasked, "queues-unasked", "traffic/without-mq", "Asks for the number of queues without MQ.";
+    ProtocolUnasked, "protocol-unasked", "traffic/without-protocol", "Asks for protocol features that were not offered.";
+    WantsMore, "wants-more", "traffic/without-options", "Serves no guest without EVENT_IDX.";
+    EndsToo, "ends-too", "losses/at-get-features, losses/at-protocol-features, losses/at-set-features, losses/at-vring-num, losses/at-kick, losses/at-enable", "Ends with its back-end.";
+    Impatient, "impatient", "replies/late", "Waits 50 milliseconds for an answer.";
     KeepsFeatures, "keeps-features", "features/fewer", "Acknowledges again what is not offered any more.";
 }
 
@@ -98,12 +106,14 @@ pub fn scripted(path: &Path, fault: Option<FrontFault>) -> Result<(), SessionErr
         let mut frontend = Frontend::new(socket);
         frontend.channel().set_patience(match fault {
             Some(FrontFault::WaitsForEver) => Duration::from_secs(1 << 30),
+            Some(FrontFault::Impatient) => Duration::from_millis(50),
             _ => ANSWER,
         });
         let first = peer.is_none();
         let result = Scripted::meet(&mut peer, &mut frontend, fault, first);
         let heard = result.err().map(|error| error.to_string()).unwrap_or_default();
-        if fault == Some(FrontFault::GivesUp) && heard.contains("ADD_MEM_REG") {
+        let gives_up = fault == Some(FrontFault::GivesUp) && heard.contains("ADD_MEM_REG");
+        if gives_up || fault == Some(FrontFault::EndsToo) {
             return Ok(());
         }
         // Back-ends that are refused are asked again in a while.
@@ -128,7 +138,8 @@ impl Scripted {
         let offered = ask_features(frontend, fault)?;
         let wanted = feature::VERSION_1 | feature::PROTOCOL_FEATURES | feature::EVENT_IDX;
         let acked = peer.as_ref().map_or(offered & wanted, |peer| peer.acked);
-        if acked & !offered != 0 && !has(FrontFault::KeepsFeatures) {
+        let lacking = if has(FrontFault::WantsMore) { wanted & !offered } else { acked & !offered };
+        if lacking != 0 && !has(FrontFault::KeepsFeatures) {
             return Err(WireError::Unexpected("features are missing".to_owned()).into());
         }
         let peer = match peer {
@@ -206,15 +217,9 @@ fn ask_features(frontend: &mut Frontend, fault: Option<FrontFault>) -> Result<u6
     } else if !has(FrontFault::NoOwner) {
         frontend.tell(request::SET_OWNER, &[], &[])?;
     }
-    if has(FrontFault::AnyReply) || has(FrontFault::OneRead) {
+    if has(FrontFault::AnyReply) || has(FrontFault::OneRead) || has(FrontFault::AnyLength) {
         frontend.channel().send(request::GET_FEATURES, 0, &[], &[])?;
-        if has(FrontFault::AnyReply) {
-            return frontend.channel().recv()?.u64();
-        }
-        let mut bytes = [0; 20];
-        let len = rustix::io::read(frontend.channel().socket(), &mut bytes)?;
-        let body = bytes.last_chunk().filter(|_| len == bytes.len());
-        return body.copied().map(u64::from_le_bytes).ok_or(WireError::Closed("in an answer"));
+        return careless_answer(frontend, fault);
     }
     let flag = if has(FrontFault::EarlyNeedReply) {
         flags::NEED_REPLY
@@ -224,7 +229,36 @@ fn ask_features(frontend: &mut Frontend, fault: Option<FrontFault>) -> Result<u6
         0
     };
     frontend.channel().send(request::GET_FEATURES, flag, &[], &[])?;
-    frontend.channel().recv_reply(request::GET_FEATURES)?.u64()
+    let offered = frontend.channel().recv_reply(request::GET_FEATURES)?.u64()?;
+    if has(FrontFault::ProtocolUnasked) {
+        frontend.get_protocol_features()?;
+    }
+    Ok(offered)
+}
+
+/// The answer to GET_FEATURES as faults take it.
+fn careless_answer(frontend: &mut Frontend, fault: Option<FrontFault>) -> Result<u64, WireError> {
+    let padded = |bytes: &[u8]| {
+        u64::from_le_bytes(std::array::from_fn(|at| bytes.get(at).copied().unwrap_or_default()))
+    };
+    if fault == Some(FrontFault::AnyReply) {
+        let mut body = frontend.channel().recv()?.body;
+        body.resize(body.len().max(8), 0xff);
+        return Ok(padded(&body));
+    }
+    let mut bytes = [0; 20];
+    let mut len = rustix::io::read(frontend.channel().socket(), &mut bytes)?;
+    let claimed = 12 + padded(&bytes[8..12]);
+    while fault == Some(FrontFault::AnyLength) && (len as u64) < claimed {
+        match rustix::io::read(frontend.channel().socket(), &mut [0; 4096])? {
+            0 => break,
+            more => len += more,
+        }
+    }
+    match len {
+        20 => Ok(padded(&bytes[12..])),
+        _ => Err(WireError::Closed("in an answer")),
+    }
 }
 
 /// Protocol features and features; whether requests are acknowledged.
@@ -245,6 +279,9 @@ fn negotiate(frontend: &mut Frontend, acked: u64, fault: Option<FrontFault>) -> 
     frontend.set_features(acked | surplus)?;
     if fault == Some(FrontFault::ConfigUnasked) {
         frontend.get_config(0, 6)?;
+    }
+    if fault == Some(FrontFault::QueuesUnasked) {
+        frontend.get_queue_num()?;
     }
     Ok(both)
 }
@@ -275,11 +312,12 @@ fn share(
     if fault == Some(FrontFault::RegionLong) {
         specs.iter_mut().for_each(|spec| spec.size += 0x1000);
     }
-    if protocol & protocol::CONFIGURE_MEM_SLOTS == 0 || fault == Some(FrontFault::AnyStatus) {
+    if protocol & protocol::CONFIGURE_MEM_SLOTS == 0 && fault != Some(FrontFault::SlotsUnasked) {
         return frontend.tell(request::SET_MEM_TABLE, &crate::frontend::mem_table(&specs), &nic.mem.fds());
     }
     for (spec, fd) in specs.iter().zip(nic.mem.fds()) {
-        let told = frontend.tell(request::ADD_MEM_REG, &crate::frontend::single_region(spec), &[fd]);
+        let fds = if fault == Some(FrontFault::NoDescriptor) { vec![] } else { vec![fd] };
+        let told = frontend.tell(request::ADD_MEM_REG, &crate::frontend::single_region(spec), &fds);
         told.map_err(|error| WireError::Unexpected(format!("ADD_MEM_REG: {error}")))?;
     }
     Ok(())

@@ -25,7 +25,7 @@ pub enum Tamper {
     Huge(u32),
     /// Answers with status 1, or with a payload of ones.
     Refuse(u32),
-    /// Answers in single bytes, at all requests.
+    /// Answers in pieces, cut in the header, behind it, and in the body, at all requests.
     Split,
     /// Answers late, at all requests.
     Late(Duration),
@@ -70,7 +70,7 @@ impl Tamper {
             Tamper::Refuse(_) => channel.send(request, reply, &vec![1; body.len()], &[]),
             Tamper::Split => {
                 let bytes = encode(request, reply, body);
-                channel.send_split(&bytes, &vec![1; bytes.len() - 1], &[])
+                channel.send_split(&bytes, &[1, 10, 1, 3], &[])
             }
             Tamper::Late(time) => {
                 std::thread::sleep(time);

@@ -15,7 +15,7 @@ use crate::frontend::Frontend;
 use crate::netns::Netns;
 
 /// How long a back-end may take to listen. Some take seconds to get their memory.
-const START: Duration = Duration::from_secs(10);
+const START: Duration = Duration::from_secs(20);
 /// How long after its connection a process that dies may take to be gone.
 const PARTING: Duration = Duration::from_millis(300);
 

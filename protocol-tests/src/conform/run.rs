@@ -92,23 +92,22 @@ impl Subject {
     ///
     /// What `script` found, or how the back-end ended.
     pub fn with(&self, script: impl FnOnce(&mut Bench) -> Result<(), Finding>) -> Result<(), Finding> {
-        self.start(self.next().clone(), script)
-    }
-
-    /// What it does after its first connection, found out by a back-end that nobody else needs.
-    fn next(&self) -> &Next {
-        self.next.get_or_init(|| {
-            let mut next = None;
+        let mut never_started = None;
+        let next = self.next.get_or_init(|| {
+            // Found out by a back-end that nobody else needs.
+            let mut next = Next::Served;
             let started = self.start(Next::Served, |bench| {
-                next = Some(bench.try_next());
+                next = bench.try_next();
                 Ok(())
             });
-            match (next, started) {
-                (Some(next), _) => next,
-                (None, Err(finding)) => Next::Unknown(finding),
-                (None, Ok(())) => Next::Served,
+            if let (Next::Served, Err(finding)) = (&next, started) {
+                never_started = Some(finding.clone());
+                return Next::Unknown(finding);
             }
-        })
+            next
+        });
+        // Nor is it waited for twice.
+        never_started.map_or_else(|| self.start(next.clone(), script), Err)
     }
 
     fn start(

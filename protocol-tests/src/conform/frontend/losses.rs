@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::front_checks;
-use super::stage::{Stage, long};
+use super::stage::{PATIENCE, Stage, long};
 use crate::backend::tamper::Tamper;
 use crate::backend::{Recorded, Script};
 use crate::conform::{Finding, ensure};
@@ -44,7 +44,7 @@ front_checks! {
     "replies/late", Robust, Control, "vhost-user, Communication (no time is named)",
     "Answers may come late.", |stage| odd(stage, Tamper::Late(Duration::from_millis(150)));
     "replies/split", Must, Control, "unix(7): a stream socket keeps no borders",
-    "An answer may come in single bytes.", |stage| odd(stage, Tamper::Split);
+    "An answer may come in pieces, cut in its header, behind it, and in its body.", |stage| odd(stage, Tamper::Split);
     "replies/other-request", Robust, Control, "vhost-user, Header",
     "An answer to another request is not believed.", |stage| lies(stage, Tamper::OtherRequest(request::GET_FEATURES));
     "replies/no-flag", Robust, Control, "vhost-user, Header",
@@ -99,7 +99,7 @@ fn dies(stage: &mut Stage, at: u32) -> Checked {
     }
     stage.bereft()?;
     let act = stage.play(Script { tamper: Some((Tamper::HangUp(at), 2)), ..Script::default() })?;
-    act.ended(1, 2 * super::stage::PATIENCE)?;
+    act.ended(stage, 1, PATIENCE, || false)?;
     act.running()?;
     stage.echo(&act, 3)
 }
@@ -117,11 +117,12 @@ fn odd(stage: &mut Stage, tamper: Tamper) -> Checked {
 fn lies(stage: &mut Stage, tamper: Tamper) -> Checked {
     stage.bereft()?;
     let act = stage.play(Script { tamper: Some((tamper, 1)), ..Script::default() })?;
-    act.ended(0, HANG)?;
-    let began = act.heard(0).into_iter().find(|message| {
-        [request::SET_FEATURES, request::SET_MEM_TABLE, request::SET_VRING_KICK].contains(&message.request)
-    });
-    if let Some(message) = began {
+    let began = || {
+        let steps = [request::SET_FEATURES, request::SET_MEM_TABLE, request::SET_VRING_KICK];
+        act.heard(0).into_iter().find(|message| steps.contains(&message.request))
+    };
+    act.ended(stage, 0, HANG, || began().is_some())?;
+    if let Some(message) = began() {
         return Err(Finding::Fail(format!("it went on to {}", request_name(message.request))));
     }
     act.running()?;
@@ -137,9 +138,9 @@ fn refused(stage: &mut Stage) -> Checked {
     }
     stage.bereft()?;
     let act = stage.play(Script { tamper: Some((Tamper::Refuse(memory), 1)), ..Script::default() })?;
-    act.ended(0, HANG)?;
-    let started = act.heard(0).iter().any(|message| message.request == request::SET_VRING_KICK);
-    ensure!(!started, "it started a ring whose memory was refused");
+    let started = || act.heard(0).iter().any(|message| message.request == request::SET_VRING_KICK);
+    act.ended(stage, 0, HANG, started)?;
+    ensure!(!started(), "it started a ring whose memory was refused");
     act.running()?;
     stage.echo(&act, 3)
 }
@@ -154,9 +155,12 @@ fn fewer(stage: &mut Stage) -> Checked {
     stage.bereft()?;
     let script = Script::default();
     let act = stage.play(Script { features: script.features & !bit, ..script })?;
-    act.ended(0, HANG)?;
-    let started = act.backend.record().iter().any(|message| message.request == request::SET_VRING_KICK);
-    ensure!(!started, "it started a ring for a driver that has acknowledged {bit:#x}, which is not offered");
+    let started = || act.backend.record().iter().any(|message| message.request == request::SET_VRING_KICK);
+    act.ended(stage, 0, HANG, started)?;
+    ensure!(
+        !started(),
+        "it started a ring for a driver that has acknowledged {bit:#x}, which is not offered"
+    );
     drop(act);
     stage.recovers()
 }

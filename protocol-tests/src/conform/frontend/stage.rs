@@ -14,7 +14,7 @@ use crate::frame::{NetHeader, numbered};
 use crate::wire::{feature, request};
 
 /// How long a front-end may take to look for its back-end, and to set it up. Some wait a second between tries.
-pub(super) const PATIENCE: Duration = Duration::from_secs(6);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 /// How long an echo may take.
 const ECHO: Duration = Duration::from_secs(3);
 
@@ -80,9 +80,10 @@ impl Stage {
             return Ok(());
         }
         let act = self.play(Script::default())?;
-        // An echo comes behind all that a front-end says to set up its rings.
+        // An echo comes behind all that a front-end says to set up its rings; one that tries again and again is judged by a
+        // try that is over.
         let result = act.running().and_then(|()| self.echo(&act, 1));
-        self.conversation = Some(act.last());
+        self.conversation = Some(if result.is_ok() { act.last() } else { act.whole() });
         result
     }
 
@@ -184,6 +185,12 @@ impl Act {
         self.heard(latest)
     }
 
+    /// Messages of the latest connection that has ended and got as far as running rings, if there is one.
+    fn whole(&self) -> Vec<Recorded> {
+        let ended = (0..self.backend.ended()).rev().map(|number| self.heard(number));
+        ended.into_iter().find(|talk| runs(talk)).unwrap_or_else(|| self.last())
+    }
+
     /// Waits until both vrings of the first pair are started and enabled.
     pub(super) fn running(&self) -> Result<(), Finding> {
         let runs = || runs(&self.last()).then_some(());
@@ -197,10 +204,27 @@ impl Act {
         })
     }
 
-    /// Waits until connection `number` has ended.
-    pub(super) fn ended(&self, number: usize, limit: Duration) -> Result<(), Finding> {
-        let ended = poll_until(limit, || (self.backend.ended() > number).then_some(()));
-        ended.ok_or_else(|| Finding::Fail(format!("connection {number} was kept for {limit:?}")))
+    /// Waits until connection `number` has ended, or `enough` says that no more is to be seen. A process that has ended
+    /// has no more of them.
+    pub(super) fn ended(
+        &self,
+        stage: &mut Stage,
+        number: usize,
+        limit: Duration,
+        enough: impl Fn() -> bool,
+    ) -> Result<(), Finding> {
+        let ended = || self.backend.ended() > number;
+        poll_until(limit, || (ended() || enough() || stage.has_ended()).then_some(()));
+        if ended() || enough() {
+            return Ok(());
+        }
+        // The end of a process is seen before that of its connection.
+        let gone = stage.has_ended() && poll_until(PATIENCE / 20, || ended().then_some(())).is_none();
+        match (ended(), gone) {
+            (true, _) => Ok(()),
+            (_, true) => Err(Finding::Broken(format!("no connection {number}"))),
+            _ => Err(Finding::Fail(format!("connection {number} was kept for {limit:?}"))),
+        }
     }
 }
 
