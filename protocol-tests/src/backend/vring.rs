@@ -11,8 +11,8 @@ use crate::memory::GuestMemory;
 use crate::ring::{Layout, need_event};
 use crate::wire::feature;
 
-/// How long a fault leaves a half-done thing visible.
-const PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
+/// How long a fault leaves a half-done thing visible: for a driver that looks at once, and gets the processor late.
+const PAUSE: std::time::Duration = std::time::Duration::from_millis(200);
 
 /// What the front-end said of one vring.
 #[derive(Debug, Default)]

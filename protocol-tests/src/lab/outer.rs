@@ -19,7 +19,7 @@ use super::{guest_file, isolated, repository};
 /// How long one body may take in the lab: longer than its own time-outs together.
 const BODY_LIMIT: Duration = Duration::from_secs(1800);
 /// How long a whole test program may take in the lab: one that is stopped then is a lab that hangs.
-const LIMIT: Duration = Duration::from_secs(5400);
+const LIMIT: Duration = Duration::from_secs(3600);
 /// How often a body that the lab's emulation has ended gets another lab.
 const MORE_LABS: usize = 5;
 const BEGIN: &str = "LAB begin ";
