@@ -209,13 +209,13 @@ fn devices_come_and_go_while_the_guest_boots() {
         let image = image.to_str().expect("a path of letters");
         let script = [interface(true), until(false, "/dev/vda"), "report settled".to_owned()];
         let mut machine = start(directory.path(), Flavour::Generic, Transport::Pci, &script.join("; "));
-        machine.guest.wait_for("API at", BOOT);
+        machine.guest.wait_for("API at", PATIENCE);
         machine.done(&["add", "net", "tap=k0"]);
         machine.done(&["add", "disk", image]);
         remove(&machine, "disk", image);
-        machine.guest.wait_for("VOLT settled", BOOT);
+        machine.guest.wait_for("VOLT settled", PATIENCE);
         assert_eq!(names(&machine), ["rng", "net k0"]);
-        machine.guest.wait_for("VOLT exit", STEP);
+        machine.guest.wait_for("VOLT exit", PATIENCE);
     });
 }
 
