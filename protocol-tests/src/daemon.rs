@@ -157,6 +157,25 @@ pub fn child(pid: u32) -> Option<Pid> {
     Pid::from_raw(children.split_whitespace().next()?.parse().ok()?)
 }
 
+/// What a process does (`proc(5)`): `S` for waiting, `Z` for dead though its parent has not asked; `None` when it is gone.
+fn state(pid: u32) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit(')').next()?.trim_start().chars().next()
+}
+
+/// Waits until a process has nothing to do but wait itself, after it has answered for instance.
+pub fn wait_until_asleep(pid: u32, limit: Duration) -> bool {
+    poll_until(limit, || (state(pid) == Some('S')).then_some(())).is_some()
+}
+
+/// Waits until a process is dead with all its threads, whoever its parent is by now.
+pub fn wait_until_dead(pid: Pid, limit: Duration) -> bool {
+    let pid = pid.as_raw_nonzero().get() as u32;
+    let threads = || std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    let dead = || matches!(state(pid), None | Some('Z' | 'X')) && threads() <= 1;
+    poll_until(limit, || dead().then_some(())).is_some()
+}
+
 /// Asks every few milliseconds until there is an answer, or `limit` has passed.
 pub fn poll_until<T>(limit: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
     let deadline = Instant::now() + limit;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use protocol_tests::daemon::{poll_until, program};
+use protocol_tests::daemon::{poll_until, program, wait_until_asleep};
 use protocol_tests::frontend::Frontend;
 use protocol_tests::rig::{LIMIT, Rig};
 use protocol_tests::session::{Session, Setup};
@@ -55,6 +55,8 @@ fn goes_on(systemd: &Systemd, rig: &mut Rig, session: &mut Session, unit: &str) 
     rig.both_ways(session, 3);
     for arguments in [&["restart", unit][..], &["kill", "--signal", "KILL", unit], &["restart", unit]] {
         let before = systemd.main_pid(unit).expect("a main process");
+        // Not in the middle of a request, whose connection would be closed.
+        assert!(wait_until_asleep(before as u32, LIMIT));
         systemctl(systemd, arguments);
         let next = || systemd.main_pid(unit).filter(|pid| *pid != before);
         assert!(poll_until(2 * LIMIT, next).is_some(), "{arguments:?}: {}", systemd.log());

@@ -317,19 +317,12 @@ impl Supervisor<'_> {
         // Every worker commits when it starts: it knows what to leave out.
         self.deaths.killers.clear();
         self.deaths.bad_request = false;
-        if let Some(answer) = &commit.answer {
-            held.unsent.extend_from_slice(&answer.reply);
-        }
         self.last = None;
-        self.store();
         if let Some(answer) = &commit.answer {
             self.deaths.worked = true;
             self.answer(answer);
-            if !answer.reply.is_empty() {
-                // The reply is not to be sent again.
-                self.store();
-            }
         }
+        self.store();
         self.held.unsent.len()
     }
 
@@ -354,6 +347,12 @@ impl Supervisor<'_> {
     }
 
     fn answer(&mut self, answer: &Answer) {
+        self.held.unsent.extend_from_slice(&answer.reply);
+        if self.held.unsent.is_empty() {
+            return;
+        }
+        // What of it was sent, a next start could not know before that is stored.
+        self.store.iter_mut().for_each(Store::begin_request);
         let Some(connection) = self.held.fds.get(&answer.connection) else { return };
         if channel::send_all(connection, &mut self.held.unsent).is_err() {
             // The worker sees the end of the connection itself.

@@ -198,7 +198,7 @@ impl Store {
         self.barrier();
     }
 
-    /// A request has been taken off its connection, and nothing is stored of it: a next start cannot go on with that
+    /// A request is taken off its connection, or answered, and nothing is stored of it: a next start cannot go on with that
     /// connection, unless [`Store::keep`] comes before.
     pub(crate) fn begin_request(&mut self) {
         if let Err(error) = write_at(&self.memory, &[1], IN_REQUEST) {
