@@ -49,7 +49,7 @@ fn finish(mut guest: Process) -> Vec<String> {
 fn with_properties(name: &str, properties: &str, off: &[usize]) {
     here(name, || {
         let directory = tempfile::tempdir().expect("a directory");
-        let netd = Netd::start(directory.path(), &[]);
+        let mut netd = Netd::start(directory.path(), &[]);
         let traffic = Traffic::new();
         let guest = start(&netd, 1, properties, &spec(&format!("features; {}", traffic.both_ways())));
         let reports = finish(guest);
@@ -57,6 +57,8 @@ fn with_properties(name: &str, properties: &str, off: &[usize]) {
             assert_eq!(has_feature(&reports, bit), !off.contains(&bit), "feature bit {bit}: {reports:?}");
         }
         traffic.judge(&reports);
+        let complaint = netd.process.output().into_iter().find(|line| line.contains("share=on"));
+        assert_eq!(complaint, None, "its memory is shared");
     });
 }
 
