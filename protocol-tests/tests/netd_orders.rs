@@ -8,7 +8,7 @@ use protocol_tests::frontend::{Frontend, mem_table};
 use protocol_tests::nic::Nic;
 use protocol_tests::rig::{LIMIT, QUIET, Rig};
 use protocol_tests::session::{Session, Setup, negotiate, offer_vring};
-use protocol_tests::wire::{encode, feature, flags, longs, protocol, request, words};
+use protocol_tests::wire::{encode, feature, flags, longs, protocol, readable, request, words};
 
 /// A session whose messages were sent by the script itself.
 fn session(frontend: Frontend, nic: Nic) -> Session {
@@ -25,11 +25,17 @@ fn qemu() {
     let mut frontend = rig.connect();
     let offered = frontend.get_features().expect("features");
     let protocol_offered = frontend.get_protocol_features().expect("protocol features");
-    let acked = protocol_offered & (protocol::MQ | protocol::REPLY_ACK | protocol::CONFIGURE_MEM_SLOTS);
-    assert_ne!(acked & protocol::REPLY_ACK, 0, "REPLY_ACK is offered");
+    // CONFIG is not among them: QEMU serves that itself for network devices.
+    let wanted = protocol::MQ | protocol::REPLY_ACK | protocol::BACKEND_REQ | protocol::CONFIGURE_MEM_SLOTS;
+    let acked = protocol_offered & wanted;
+    assert_eq!(acked, wanted);
     frontend.set_protocol_features(acked).expect("protocol features");
     assert_eq!(frontend.get_queue_num().expect("queues"), 2);
     assert!(frontend.get_max_mem_slots().expect("slots") >= 8);
+    let (requests, channel) = UnixStream::pair().expect("a socket pair");
+    frontend.want_replies(true);
+    frontend.set_backend_req_fd(channel).expect("the channel");
+    frontend.want_replies(false);
     frontend.set_owner().expect("owner");
     assert_eq!(frontend.get_features().expect("features again"), offered);
     let features = offered & (Setup::default().features | feature::VERSION_1);
@@ -62,6 +68,8 @@ fn qemu() {
         }
         nic = Setup::default().nic(features).expect("a card of the guest's next boot");
     }
+    rig.netns.ip("link set dev tap0 down").expect("ip");
+    assert!(!readable(&requests, QUIET).expect("the channel"), "who has no CONFIG is told of no change");
 }
 
 /// Cloud Hypervisor: protocol features, SET_MEM_TABLE, then per vring NUM, ADDR, BASE, CALL, KICK; ENABLE last of
@@ -169,12 +177,13 @@ fn dpdk_virtio_user() {
     let Some(mut rig) = Rig::new("dpdk_virtio_user", &[]) else { return };
     let mut nic = None;
     for connection in 0..3 {
-        let frontend = rig.connect();
+        let mut frontend = rig.connect();
         frontend.set_owner().expect("owner");
         let offered = frontend.get_features().expect("features");
         let features = offered & Setup::default().features;
         frontend.get_protocol_features().expect("protocol features");
-        frontend.set_protocol_features(protocol::MQ).expect("protocol features");
+        let protocol = protocol::MQ | protocol::REPLY_ACK;
+        frontend.set_protocol_features(protocol).expect("protocol features");
         let fresh = nic.is_none();
         let card: Nic = nic.take().unwrap_or_else(|| Setup::default().nic(features).expect("a card"));
         for vring in 0..2 {
@@ -184,7 +193,10 @@ fn dpdk_virtio_user() {
             frontend.set_vring_fd(request::SET_VRING_CALL, queue.vring, Some(&queue.call)).expect("call");
         }
         frontend.set_features(features).expect("features");
+        // The only message that asks for an answer.
+        frontend.want_replies(true);
         frontend.set_mem_table(&card.mem).expect("memory");
+        frontend.want_replies(false);
         for queue in &card.queues {
             frontend.set_vring_num(queue.vring, u32::from(queue.ring.layout().size)).expect("size");
             frontend.set_vring_base(queue.vring, 0).expect("base 0");

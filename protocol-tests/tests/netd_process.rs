@@ -312,6 +312,7 @@ fn command_lines() {
 /// things meanwhile, and whoever keeps to the rules waits for nothing.
 #[test]
 fn who_is_refused_is_heard_once_a_second() {
+    type Say = fn(&Frontend);
     let arguments = ["--control", "{control}"];
     let Some(mut rig) = Rig::new("who_is_refused_is_heard_once_a_second", &arguments) else { return };
     let socket = rig.socket();
@@ -323,7 +324,7 @@ fn who_is_refused_is_heard_once_a_second() {
     }
     assert!(start.elapsed() < Duration::from_secs(10), "{:?} for twenty", start.elapsed());
     // Refused for what it says, for being a second one, and by itself, as it finds too few queues.
-    let refused: [(&str, fn(&Frontend)); 2] = [
+    let refused: [(&str, Say); 2] = [
         ("a request is refused", |frontend| {
             let _ = frontend.tell(request::SET_VRING_NUM, &words(&[0, 100]), &[]);
         }),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,7 +15,7 @@ use protocol_tests::frame::{NetHeader, numbered};
 use protocol_tests::netns::Netns;
 use protocol_tests::rig::{LIMIT, Rig};
 use protocol_tests::session::Setup;
-use protocol_tests::wire::{WireError, encode, readable, request};
+use protocol_tests::wire::{WireError, encode, protocol, readable, request};
 use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::process::{Signal, kill_process};
@@ -129,7 +129,11 @@ fn a_unit_that_is_killed_or_restarted_goes_on() {
     ];
     rig.daemon = start(&rig.netns, &shared, &notify, &arguments);
     wait_until_ready(&shared, &rig.daemon);
-    let mut session = rig.session(&Setup::default());
+    let setup = Setup::default();
+    let mut session =
+        rig.session(&Setup { protocol: setup.protocol | protocol::BACKEND_REQ, ..setup.clone() });
+    let (requests, channel) = UnixStream::pair().expect("a pair");
+    session.frontend.set_backend_req_fd(channel).expect("taken");
     rig.both_ways(&mut session, 5);
     for round in 0..6 {
         let worker = rig.worker();
@@ -159,9 +163,18 @@ fn a_unit_that_is_killed_or_restarted_goes_on() {
         rig.both_ways(&mut session, 5);
         assert_eq!(session.rx(0).ring.outstanding(), 64, "no receive buffer is lost");
     }
-    // The store holds what is in use and no more: state, TAP, two listeners, connection, memory, kick and call twice.
+    assert!(
+        !readable(&requests, Duration::ZERO).expect("the channel"),
+        "its link was up all the time, and so was the channel"
+    );
+    rig.netns.ip("link set dev tap0 down").expect("ip");
+    assert!(readable(&requests, LIMIT).expect("the channel"), "the front-end is told of its link");
+    rig.netns.ip("link set dev tap0 up").expect("ip");
+    rig.netns.wait_until_up("tap0", LIMIT).expect("up");
+    // The store holds what is in use and no more: state, TAP, two listeners, connection, its channel, memory, kick and call
+    // twice.
     session.frontend.sync().expect("served");
-    let settled = poll_until(LIMIT, || (unit(&shared).store.len() == 10).then_some(()));
+    let settled = poll_until(LIMIT, || (unit(&shared).store.len() == 11).then_some(()));
     assert!(settled.is_some(), "{:?}", unit(&shared).store.keys());
     // A unit that is stopped for good loses its store.
     assert!(rig.daemon.stop(LIMIT).expect("it ends").success());

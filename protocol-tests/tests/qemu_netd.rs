@@ -59,7 +59,7 @@ fn without_both(name: &str, one: Without<'_>, other: Without<'_>) {
 
 fn carries_traffic((properties, off): Without<'_>) {
     let directory = tempfile::tempdir().expect("a directory");
-    let netd = Netd::start(directory.path(), &[]);
+    let mut netd = Netd::start(directory.path(), &[]);
     let traffic = Traffic::new();
     let guest = start(&netd, 1, properties, &spec(&format!("features; {}", traffic.both_ways())));
     let reports = finish(guest);
@@ -67,6 +67,8 @@ fn carries_traffic((properties, off): Without<'_>) {
         assert_eq!(has_feature(&reports, bit), !off.contains(&bit), "feature bit {bit}: {reports:?}");
     }
     traffic.judge(&reports);
+    let complaint = netd.process.output().into_iter().find(|line| line.contains("share=on"));
+    assert_eq!(complaint, None, "its memory is shared");
 }
 
 #[test]

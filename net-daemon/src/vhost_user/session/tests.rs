@@ -11,6 +11,7 @@ use super::*;
 use crate::net::config::Mac;
 use crate::net::device::DeviceOptions;
 use crate::port::socket::SocketPort;
+use crate::state::{Exporter, Importer};
 
 const NEED_REPLY: u32 = 8;
 
@@ -184,4 +185,18 @@ fn a_reset_keeps_what_was_negotiated_for_the_connection() {
     assert_eq!(peer.status(FrontendReq::RESET_DEVICE, &[], Vec::new()), 0);
     assert!(!peer.session.vrings[0].enabled);
     assert_eq!(peer.regions(), 1);
+}
+
+/// A state of a program that knew no channel for the back-end's requests is read as one without.
+#[test]
+fn states_from_before_the_back_ends_channel_are_read() {
+    let mut peer = Peer::new(1);
+    peer.negotiate();
+    let mut state = serde_json::to_value(peer.session.export(&mut Exporter::default())).unwrap();
+    for field in ["backend", "told_down"] {
+        assert!(state.as_object_mut().unwrap().remove(field).is_some(), "{field} is in {state}");
+    }
+    let state = serde_json::from_value(state).unwrap();
+    let session = Session::import(&state, &mut Importer::default(), &peer.device, 256).unwrap();
+    assert!(session.protocol.contains(Protocol::REPLY_ACK) && !session.tells_of_link());
 }

@@ -8,6 +8,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, eventfd, poll};
 use tempfile::TempDir;
 use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INTERRUPT_ACK, VIRTIO_MMIO_INTERRUPT_STATUS};
 use volt_net::event::notify::Notifier;
+use volt_net::event::worker::prepare_signals;
 use volt_net::net::device::{DeviceOptions, NetDevice};
 use volt_net::port::socket::SocketPort;
 use volt_net::port::{Port, PortQueue};
@@ -36,6 +37,8 @@ struct Daemon {
 
 impl Daemon {
     fn start(pairs: u16, mac: Mac) -> Daemon {
+        // Without it the signal that gets a slow worker out of a call would end the tests.
+        prepare_signals().unwrap();
         let dir = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(dir.path().join("net.sock")).unwrap();
         let (wires, ports): (Vec<_>, Vec<_>) = (0..pairs).map(|_| UnixDatagram::pair().unwrap()).unzip();

@@ -19,8 +19,9 @@ use volt_net::net::config::{NetConfig, STATUS_LINK_UP};
 use crate::virtio::faults::{self, Budget};
 use crate::virtio::vhost_user_net::absence::{Backoff, LinkState};
 use crate::virtio::vhost_user_net::connection;
+use crate::virtio::vhost_user_net::error::SessionError;
 use crate::virtio::vhost_user_net::link::{Command, STOP_LIMIT, Shared, Terms};
-use crate::virtio::vhost_user_net::session::{Session, SessionError};
+use crate::virtio::vhost_user_net::session::Session;
 use crate::virtio::vhost_user_net::setup::Setup;
 
 /// Between two requests that only show whether the back-end still answers.

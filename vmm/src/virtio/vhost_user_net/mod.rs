@@ -38,6 +38,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`connection`] | finding the back-end's socket; an end to what blocks on it |
+//! | [`error`] | what goes wrong in the conversation |
 //! | [`session`] | the vhost-user conversation: handshake, set-up, stop |
 //! | `requests` | what the back-end asks for by itself: that its configuration is read anew |
 //! | [`setup`] | what the back-end is told, and what the driver changes of it |
@@ -61,14 +62,16 @@ use crate::gate::Gate;
 use crate::virtio::net::control::{self, Change, OWN, Served, control_index};
 use crate::virtio::pci::MAX_VRINGS;
 use crate::virtio::vhost_user_net::connection::ConnectError;
+use crate::virtio::vhost_user_net::error::SessionError;
 use crate::virtio::vhost_user_net::link::{Link, Monitor, Terms};
-use crate::virtio::vhost_user_net::session::{Session, SessionError};
+use crate::virtio::vhost_user_net::session::Session;
 use crate::virtio::vhost_user_net::setup::{PASSED, Setup, Wishes};
 use crate::virtio::worker::Worker;
 use crate::virtio::{ActivateError, Activation, VirtioDevice, copy_config};
 
 pub mod absence;
 pub mod connection;
+pub mod error;
 pub mod keeper;
 pub mod link;
 mod requests;

@@ -4,13 +4,11 @@
 //! back-end has to know is in a [`Setup`], and `start` says all of it, so that it serves a first
 //! activation, a later one, and one on a new connection alike.
 
-use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
 
 use log::debug;
-use thiserror::Error;
 use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures};
 use vhost::vhost_user::{Error as Socket, Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
@@ -22,95 +20,12 @@ use volt_net::virtio::features::Features;
 use crate::virtio::Vring;
 use crate::virtio::vhost_user_net::ANSWER_LIMIT;
 use crate::virtio::vhost_user_net::connection::within;
+use crate::virtio::vhost_user_net::error::{SessionError, told};
 use crate::virtio::vhost_user_net::requests::Requests;
 use crate::virtio::vhost_user_net::setup::{PASSED, Setup};
 
 /// Length of the configuration space up to `mtu`: what every back-end with a configuration has.
 const CONFIG_TO_MTU: usize = 12;
-
-/// Why a back-end cannot be used, or can no more.
-#[derive(Debug, Error)]
-pub enum SessionError {
-    /// Virtio 0.9.
-    #[error("it offers no VERSION_1: it is too old for this device")]
-    NoVersion1,
-    /// No vring of it could be enabled and disabled.
-    #[error("it offers no PROTOCOL_FEATURES: it is no vhost-user back-end that can be used here")]
-    NoProtocolFeatures,
-    /// Too few vrings.
-    #[error(
-        "it serves {offered} queue pairs and {asked} are asked for: give it more (volt-netd --queues {asked}) or lower queues="
-    )]
-    Pairs {
-        /// Pairs on the command line.
-        asked: u16,
-        /// Pairs of the back-end.
-        offered: u64,
-    },
-    /// The guest uses what this back-end does not have.
-    #[error("it lacks features that the guest uses: {0}")]
-    Features(Features),
-    /// The guest may use what this back-end does not have.
-    #[error("it lacks features that the guest was offered: {0}")]
-    Offered(Features),
-    /// Nothing came back.
-    #[error("it gave no answer to {request} within {} s", ANSWER_LIMIT.as_secs())]
-    Late {
-        /// The message.
-        request: &'static str,
-    },
-    /// The connection ended.
-    #[error("it closed the connection at {request}; its own log should say why")]
-    Closed {
-        /// The message.
-        request: &'static str,
-    },
-    /// The answer was an error.
-    #[error("it refused {request}; its own log should say why")]
-    Refused {
-        /// The message.
-        request: &'static str,
-    },
-    /// A message went wrong in another way.
-    #[error("{request} failed")]
-    Request {
-        /// The message.
-        request: &'static str,
-        /// How.
-        #[source]
-        source: vhost::Error,
-    },
-    /// A vring's address has no place in this process.
-    #[error("vring {index} is not in guest memory")]
-    Vring {
-        /// The vring.
-        index: u16,
-        /// Which address.
-        #[source]
-        source: GuestMemoryError,
-    },
-    /// Guest memory cannot be shared.
-    #[error("guest memory is not backed by a file that the back-end could map")]
-    NotShared,
-    /// No more threads or files.
-    #[error("the host is out of resources")]
-    Host(#[source] io::Error),
-}
-
-/// Names the message that a result belongs to.
-fn told<T>(request: &'static str, result: vhost::Result<T>) -> Result<T, SessionError> {
-    match &result {
-        Ok(_) => debug!("vhost-user: {request}"),
-        Err(error) => debug!("vhost-user: {request}: {error}"),
-    }
-    result.map_err(|error| match error {
-        vhost::Error::VhostUserProtocol(Socket::BackendInternalError) => SessionError::Refused { request },
-        vhost::Error::VhostUserProtocol(
-            Socket::SocketBroken(_) | Socket::Disconnected | Socket::PartialMessage,
-        ) => SessionError::Closed { request },
-        source => SessionError::Request { request, source },
-    })
-}
 
 /// A connection to a back-end, after the handshake.
 pub struct Session {
