@@ -187,11 +187,8 @@ impl Connection {
                 let [index, base] = message.words()?;
                 self.vring(index).base = u16::try_from(base).map_err(|_| message.unexpected("a base"))?;
             }
-            request::SET_OWNER
-            | request::RESET_OWNER
-            | request::SET_PROTOCOL_FEATURES
-            | request::SET_VRING_ERR
-            | request::SET_CONFIG => {}
+            request::SET_OWNER | request::RESET_OWNER | request::SET_VRING_ERR | request::SET_CONFIG => {}
+            request::SET_PROTOCOL_FEATURES => drop(message.u64()?),
             request::RESET_DEVICE if self.has(Fault::ResetIgnored) => {}
             request::RESET_DEVICE => self.vrings.clear(),
             _ => return Err(message.unexpected("a request that this back-end offers")),

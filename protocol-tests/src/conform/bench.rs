@@ -14,6 +14,8 @@ use crate::wire::{WireError, protocol};
 
 /// How long anything may take that should take microseconds.
 pub const LIMIT: Duration = Duration::from_secs(2);
+/// How long an answer may take: a back-end may keep the next front-end waiting after one that it has refused.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// How long is waited for something that must not happen.
 pub const QUIET: Duration = Duration::from_millis(80);
 
@@ -85,7 +87,7 @@ impl Bench {
     /// A fresh connection.
     pub fn connect(&self) -> Result<Frontend, Finding> {
         let mut frontend = self.instance.connect()?;
-        frontend.channel().set_patience(LIMIT);
+        frontend.channel().set_patience(PATIENCE);
         Ok(frontend)
     }
 
