@@ -164,7 +164,7 @@ fn a_unit_that_is_killed_or_restarted_goes_on() {
         assert_eq!(session.rx(0).ring.outstanding(), 64, "no receive buffer is lost");
     }
     assert!(
-        !readable(&requests, Duration::ZERO).expect("the channel"),
+        !readable(&requests, std::time::Duration::ZERO).expect("the channel"),
         "its link was up all the time, and so was the channel"
     );
     rig.netns.ip("link set dev tap0 down").expect("ip");

@@ -101,6 +101,7 @@ faults! {
     SurplusExits, "surplus-exits", "messages/fd-surplus", "A descriptor that belongs to no request ends it.";
     TwentyConnections, "twenty-connections", "messages/reconnect", "It ends after twenty connections.";
     KnowsAll, "knows-all", "messages/unknown-request", "Requests that it does not know are acknowledged.";
+    AnyBody, "any-body", "messages/short-bodies, messages/empty-bodies, messages/long-bodies", "Bodies of every length are acknowledged.";
     AnswersNoise, "answers-noise", "messages/noise, messages/header-size, messages/header-version", "Headers that make no sense are answered.";
     EndlessConfig, "endless-config", "config/beyond-end", "The configuration has no end.";
     GroupMac, "group-mac", "config/mac", "The MAC is that of a group.";

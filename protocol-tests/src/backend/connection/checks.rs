@@ -73,6 +73,16 @@ impl Connection {
                 longs(&[0])
             }
             (Fault::KnowsAll, number) if request_name(number) == "?" => longs(&[0]),
+            (
+                Fault::AnyBody,
+                request::SET_FEATURES
+                | request::SET_PROTOCOL_FEATURES
+                | request::SET_VRING_NUM
+                | request::SET_VRING_ADDR
+                | request::SET_VRING_BASE
+                | request::SET_VRING_ENABLE
+                | request::SET_VRING_CALL,
+            ) if ![8, 40].contains(&message.body.len()) => longs(&[0]),
             (Fault::EndlessConfig, request::GET_CONFIG) => message.body.clone(),
             _ => return Ok(false),
         };
