@@ -101,6 +101,7 @@ faults! {
     SurplusExits, "surplus-exits", "messages/fd-surplus", "A descriptor that belongs to no request ends it.";
     TwentyConnections, "twenty-connections", "messages/reconnect", "It ends after twenty connections.";
     KnowsAll, "knows-all", "messages/unknown-request", "Requests that it does not know are acknowledged.";
+    OneChannel, "one-channel", "messages/backend-channel", "A second channel for its requests is refused.";
     AnyBody, "any-body", "messages/short-bodies, messages/empty-bodies, messages/long-bodies", "Bodies of every length are acknowledged.";
     AnswersNoise, "answers-noise", "messages/noise, messages/header-size, messages/header-version", "Headers that make no sense are answered.";
     EndlessConfig, "endless-config", "config/beyond-end", "The configuration has no end.";

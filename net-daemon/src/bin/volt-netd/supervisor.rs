@@ -392,7 +392,7 @@ impl Supervisor<'_> {
         let successor = fds.first().map(AsFd::as_fd);
         if successor.is_some_and(|socket| send_go(&socket).is_ok()) {
             worker.end();
-            info!("handed over to {program}");
+            info!(target: logging::END, "handed over to {program}");
             return Some(Outcome::GivenAway);
         }
         self.store();

@@ -54,6 +54,7 @@ impl Connection {
             (Fault::NoSmallRings, request::SET_VRING_NUM) => long(0) >> 32 < 4,
             (Fault::NoLargeRegions, request::SET_MEM_TABLE) => long(16) > SMALL,
             (Fault::OneTable, request::SET_MEM_TABLE) => self.memory.is_some(),
+            (Fault::OneChannel, request::SET_BACKEND_REQ_FD) => self.requests.is_some(),
             (Fault::FewRegions, request::ADD_MEM_REG) => self.regions.len() >= FEW,
             (Fault::SurplusExits, request::GET_FEATURES | request::SET_OWNER | request::SET_VRING_NUM)
                 if !message.fds.is_empty() =>
