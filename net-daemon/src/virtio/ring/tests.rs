@@ -225,7 +225,7 @@ fn malformed_chains_are_named() {
 
     let driver = Driver::new(8, Features::NONE);
     driver.descriptor(0, BUFFERS, 16, F_INDIRECT, 0);
-    let error = lens(&mut driver.ring(), 0).unwrap_err();
+    let error = lens(&driver.ring(), 0).unwrap_err();
     assert_eq!(error, ChainError::Indirect { number: 0, flags: 4 });
 }
 
