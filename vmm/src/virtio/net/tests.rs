@@ -284,7 +284,7 @@ fn frames_wait_while_the_device_is_paused() {
         driver.kick(1);
         driver.offer(0, &[(RX, 256, true)]);
         driver.kick(0);
-        wire.send(&[1; 112]).unwrap();
+        wire.send(&[[0; 12].as_slice(), &[1; 100]].concat()).unwrap();
         control.change_limits(LimitsChange { rx: Some("1Gbit".parse().unwrap()), tx: None }).unwrap();
         std::thread::sleep(std::time::Duration::from_millis(30));
         assert_eq!((driver.used(0), driver.used(1), driver.get(RX, 256)), (None, None, [0xee; 256].to_vec()));
