@@ -293,13 +293,8 @@ impl Running {
     /// Waits until the program takes `signal` itself: it blocks the signals that a thread of its own takes.
     pub(crate) fn takes(&self, signal: rustix::process::Signal) {
         let start = Instant::now();
-        let path = format!("/proc/{}/status", self.pid().as_raw_pid());
-        loop {
-            let status = std::fs::read_to_string(&path).unwrap();
-            let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap();
-            if u64::from_str_radix(mask.trim(), 16).unwrap() & 1 << (signal.as_raw() - 1) != 0 {
-                return;
-            }
+        // What starts it is another program for a moment.
+        while !self.find().is_some_and(|pid| is_blocked(pid, signal)) {
             assert!(start.elapsed() < PATIENCE, "{signal:?} is not taken");
             thread::sleep(Duration::from_millis(5));
         }
@@ -370,4 +365,12 @@ fn drain(mut pipe: impl Read + Send + 'static) -> thread::JoinHandle<String> {
 /// Writes everything, from a thread, so that the machine may take its time.
 pub(crate) fn feed(mut pipe: impl Write + Send + 'static, bytes: Vec<u8>) -> thread::JoinHandle<()> {
     thread::spawn(move || pipe.write_all(&bytes).unwrap())
+}
+
+/// Whether the main thread of a process blocks `signal`.
+fn is_blocked(pid: Pid, signal: rustix::process::Signal) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_pid())).unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    mask & 1 << (signal.as_raw() - 1) != 0
 }
