@@ -11,6 +11,7 @@ use log::{info, warn};
 use thiserror::Error;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use volt_net::unix::{BindError, check_path};
 
 use crate::api::{self, Api, ApiError};
 use crate::boot::acpi::{self, AcpiError, Hardware};
@@ -113,8 +114,12 @@ pub enum BuildError {
 ///
 /// # Errors
 ///
-/// See [`BuildError`]; what is wrong with the user's files is found before anything waits.
+/// See [`BuildError`]; what is wrong with kernel, initramfs or disks, and a path that no API socket can have, is found before
+/// anything waits.
 pub fn build(config: &VmConfig, exit: Arc<ExitEvent>) -> Result<Machine, BuildError> {
+    if let Some(path) = &config.api_socket {
+        check_path(path).map_err(|error| ApiError::from(BindError::from(error)))?;
+    }
     let image = open_kernel(&config.kernel)?;
     let kvm = open_kvm(config.cpus)?;
     let memory = memory::allocate(config.memory, config.hugepages)?;

@@ -1,6 +1,7 @@
 //! The API socket: HTTP and JSON over a Unix socket, for the process's own user and root.
 //!
-//! [`Api::start`] listens and serves on a thread of its own until it is dropped; nothing in the machine waits for it. What it
+//! [`Api::start`] listens and serves on a thread of its own until it is dropped. The machine's end waits for answers to requests that have come, some seconds at
+//! most, and nothing else in the machine waits for it. What it
 //! shows and changes are the machine's [`Devices`](crate::devices::Devices), its pause and its end. `docs/api.md` is the schema.
 
 use std::convert::Infallible;

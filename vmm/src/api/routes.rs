@@ -1,10 +1,11 @@
 //! What can be asked, and what is answered.
 
 use std::convert::Infallible;
+use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt, Collected, Full, LengthLimitError, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode, Uri};
@@ -82,12 +83,15 @@ pub(super) async fn answer(
         None => route(&parts.method, &parts.uri),
     };
     let (code, body) = match route {
-        Ok(route) => match timeout(LIMIT, Limited::new(body, BODY_MAX).collect()).await {
-            Ok(Ok(body)) => carry_out(serving, route, body.to_bytes()).await,
-            Ok(Err(broken)) if broken.is::<LengthLimitError>() => {
+        Ok(route) => match timeout(LIMIT, collected(body, serving)).await {
+            Ok(None) => machine_ends(),
+            Ok(Some(Ok(body))) => carry_out(serving, route, body.to_bytes()).await,
+            Ok(Some(Err(broken))) if broken.is::<LengthLimitError>() => {
                 error(StatusCode::PAYLOAD_TOO_LARGE, format!("a body has at most {BODY_MAX} bytes"))
             }
-            Ok(Err(broken)) => error(StatusCode::BAD_REQUEST, format!("the body cannot be read: {broken}")),
+            Ok(Some(Err(broken))) => {
+                error(StatusCode::BAD_REQUEST, format!("the body cannot be read: {broken}"))
+            }
             Err(_) => error(StatusCode::REQUEST_TIMEOUT, "the body does not come".to_owned()),
         },
         Err(answer) => answer,
@@ -102,6 +106,22 @@ pub(super) async fn answer(
         headers.insert(ALLOW, allowed);
     }
     Ok(response)
+}
+
+/// The body, when it is there; `None` if the machine ends before.
+async fn collected(
+    body: Incoming,
+    serving: &Serving,
+) -> Option<Result<Collected<Bytes>, Box<dyn Error + Send + Sync>>> {
+    let mut ends = serving.ends.clone();
+    tokio::select! {
+        body = Limited::new(body, BODY_MAX).collect() => Some(body),
+        _ = ends.wait_for(|ends| *ends) => None,
+    }
+}
+
+fn machine_ends() -> Answer {
+    error(StatusCode::SERVICE_UNAVAILABLE, "the machine ends".to_owned())
 }
 
 /// The methods by which a path is asked.
@@ -135,11 +155,11 @@ async fn carry_out(serving: &Serving, route: Route, body: Bytes) -> Answer {
         return shutdown(machine);
     }
     let (order, machine, mut ends) = (Arc::new(Order::default()), machine.clone(), ends.clone());
-    let (its, what) = (order.clone(), route.clone());
+    let (its, what, ending) = (order.clone(), route.clone(), ends.clone());
     let mut done = spawn_blocking(move || {
         let (code, body) = act(&machine, &route, &body, &its);
-        if !its.finish() {
-            warn!("{route}: its client was told that it takes too long, and this came of it: {code}, {body}");
+        if !its.finish() && !*ending.borrow() {
+            warn!("{route}: its client was answered before, and this came of it: {code}, {body}");
         }
         (code, body)
     });
@@ -149,7 +169,7 @@ async fn carry_out(serving: &Serving, route: Route, body: Bytes) -> Answer {
         done = &mut done => return done.unwrap_or_else(panicked),
         _ = ends.wait_for(|ends| *ends) => {
             order.give_up();
-            return error(StatusCode::SERVICE_UNAVAILABLE, "the machine ends".to_owned());
+            return machine_ends();
         }
         () = sleep(*limit) => {}
     }
@@ -176,6 +196,7 @@ fn act(machine: &Machine, route: &Route, body: &[u8], order: &Order) -> Answer {
             machine.power_button.press();
             (StatusCode::OK, json!({}))
         }
+        // Carried out before, as above.
         Route::Shutdown => shutdown(machine),
         Route::Limits(net) => limits(machine, net, body),
         Route::Add(kind) => plug::add(machine, *kind, body, order),

@@ -232,6 +232,28 @@ fn the_end_waits_for_no_request() {
     assert!(why.contains("the machine ends"), "{why}");
 }
 
+/// Nor does a request whose body never comes.
+#[test]
+fn the_end_waits_for_no_body() {
+    let mut rig = rig();
+    let mut client = UnixStream::connect(&rig.socket).unwrap();
+    client
+        .write_all(
+            b"PUT /v1/net/0/limits HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n",
+        )
+        .unwrap();
+    // It is asked for the body, so it is waited for.
+    let mut asked = [0; 12];
+    client.read_exact(&mut asked).unwrap();
+    assert_eq!(&asked, b"HTTP/1.1 100");
+    let start = Instant::now();
+    drop(rig.api.take());
+    assert!(start.elapsed() < LIMIT / 2, "{:?}", start.elapsed());
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    assert!(answer.contains("the machine ends"), "{answer}");
+}
+
 /// A pause that comes when its client has been told that there is none is taken back.
 #[test]
 fn a_pause_that_is_late_is_none() {

@@ -75,7 +75,7 @@ pub enum Add {
     /// A disk
     Disk {
         /// As with --disk
-        #[arg(value_name = "FILE[,ro]")]
+        #[arg(value_name = "FILE[,ro][,format=raw]")]
         options: String,
     },
 }

@@ -64,8 +64,9 @@ pub enum ImageError {
     },
     /// The guest would see the format's own data.
     #[error(
-        "disk image {0} is in the format {format}, and disks here are raw: convert it (qemu-img convert -O raw {0} \
-         NEW.img), or append ',format=raw' if the guest shall have it as it is", path.display()
+        "disk image {} begins as one in the format {format}, and disks here are raw: append ',format=raw' if it has been a \
+         guest's raw disk before (the guest may have written that, so never convert it); convert it (qemu-img convert \
+         -O raw) only if you have made it in that format", path.display()
     )]
     Format {
         /// The image.

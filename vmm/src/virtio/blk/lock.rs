@@ -1,7 +1,7 @@
 //! Locks that keep two programs from using one image at a time, if one of them writes.
 //!
-//! There are two kinds, which know nothing of each other. `flock` is what `systemd` and `udev` respect on block devices. QEMU has locks of open file descriptions on single bytes, whatever the image contains there: byte
-//! 100 + N is locked by who has permission N, byte 200 + N by who does not let others have it. All are read locks, so that
+//! There are two kinds, which know nothing of each other. `flock` is what `systemd` and `udev` respect on block devices. QEMU has
+//! locks of open file descriptions on single bytes, whatever the image contains there: byte 100 + N is locked by who has permission N, byte 200 + N by who does not let others have it. All are read locks, so that
 //! they go together with each other; who has locked its own then looks at the others' bytes, and gives up when somebody
 //! does not share what it has, or has what it does not share.
 #![expect(unsafe_code, reason = "locks of open file descriptions exist in libc only")]

@@ -193,7 +193,7 @@ fn other_formats_are_refused_unless_the_user_says_raw() {
             file.write_all(&[b'\n'; SECTOR_SIZE as usize]).unwrap();
         }
         for read_only in [false, true] {
-            let expected = format!("is in the format {format}");
+            let expected = format!("begins as one in the format {format}");
             // A lock of the last one may be left for a moment: see `reopen`.
             eventually("it is refused by name", || {
                 let error = open(&path, read_only).err().expect("it is refused");

@@ -1,9 +1,9 @@
 //! virtio over PCI (virtio 1.2, section 4.1): a modern device, with MSI-X only.
 //!
 //! [`PciSlots`](slots::PciSlots) makes one [`PciTransport`] per device, adds it to the [`PciBus`](crate::pci::PciBus) for its
-//! configuration space and to the bus for memory-mapped I/O for its BAR, and takes it from both again. Neither notifications nor interrupts come by here: each vring has an
-//! address of its own at which KVM turns the driver's write into an eventfd write (ioeventfd), and an eventfd of its own
-//! that KVM turns into the message of the vring's MSI-X vector (irqfd).
+//! configuration space and to the bus for memory-mapped I/O for its BAR, and takes it from both again. Neither notifications nor
+//! interrupts come by here: each vring has an address of its own at which KVM turns the driver's write into an eventfd write
+//! (ioeventfd), and an eventfd of its own that KVM turns into the message of the vring's MSI-X vector (irqfd).
 //!
 //! The BAR stays where it is: the notifications' addresses are KVM's from the start. Dropping a transport resets its device and
 //! gives everything back.
