@@ -37,7 +37,7 @@ pub struct PciSlots {
     vm: Arc<VmFd>,
     memory: GuestMemoryMmap,
     routes: Arc<MsiRoutes>,
-    bus: Arc<Mutex<PciBus>>,
+    bus: Arc<PciBus>,
     mmio: Arc<Bus>,
     state: Mutex<State>,
 }
@@ -59,7 +59,7 @@ impl PciSlots {
     }
 
     /// The bus, for the ports that lead to it.
-    pub fn bus(&self) -> Arc<Mutex<PciBus>> {
+    pub fn bus(&self) -> Arc<PciBus> {
         self.bus.clone()
     }
 
@@ -84,7 +84,7 @@ impl PciSlots {
         let transport = PciTransport::new(device, self.memory.clone(), &self.vm, &self.routes, base)?;
         let transport = Arc::new(Mutex::new(Some(transport)));
         self.mmio.insert(base.into(), BAR_SIZE.into(), transport.clone())?;
-        self.lock().insert(slot, transport.clone());
+        self.bus.insert(slot, transport.clone());
         let mut state = self.state();
         state.free.retain(|free| *free != slot);
         state.taken.insert(slot, transport);
@@ -95,7 +95,7 @@ impl PciSlots {
     pub fn take(&self, slot: usize) {
         let Some(base) = pci_bar(slot) else { return };
         let Some(function) = self.state().taken.remove(&slot) else { return };
-        self.lock().remove(slot);
+        self.bus.remove(slot);
         self.mmio.remove(base.into());
         let transport = function.lock().unwrap_or_else(PoisonError::into_inner).take();
         drop(transport);
@@ -108,10 +108,6 @@ impl PciSlots {
             let transport = function.try_lock().ok().and_then(|mut transport| transport.take());
             drop(transport);
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, PciBus> {
-        self.bus.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
