@@ -32,6 +32,7 @@ use crate::layout::{
 use crate::machine::Machine;
 use crate::memory::{self, MemoryError};
 use crate::pause::Pause;
+use crate::pci::ConfigPorts;
 use crate::pci::hotplug::{self, HotplugEvents, HotplugRegisters};
 use crate::power::{KeyboardReset, PowerButton, PowerRegisters};
 use crate::serial::{Output, Room, Uart};
@@ -305,7 +306,8 @@ fn connect_pci(
     memory: &GuestMemoryMmap,
 ) -> Result<Arc<Devices>, BuildError> {
     let slots = PciSlots::new(vm.clone(), memory.clone(), buses.mmio.clone());
-    buses.pio.insert(CONFIG_PORTS.into(), CONFIG_PORTS_SIZE.into(), slots.bus())?;
+    let ports = ConfigPorts::new(slots.bus());
+    buses.pio.insert(CONFIG_PORTS.into(), CONFIG_PORTS_SIZE.into(), Arc::new(Mutex::new(ports)))?;
     let events = Arc::new(HotplugEvents::new(LevelLine::of(vm.clone(), HOTPLUG_GSI)));
     let list = Arc::new(Devices::on_pci(slots, events.clone()));
     let ejecting = list.clone();

@@ -4,8 +4,9 @@
 //! [`Devices::plug`] adds a device while the guest runs, and [`Devices::remove`] asks the guest for one, whose answer, like one
 //! that nobody asked for, comes to [`Devices::ejected`].
 //!
-//! One lock holds the list together with the slots: whoever plugs or empties a slot has it to the end, so that a slot that
-//! looks free is. It is taken before the locks of the buses, and never in an access to a device.
+//! One lock holds the list together with the slots: whoever plugs has it to the end, so that a slot that looks free is. It is
+//! taken before the locks of the buses, and neither in an access to a device nor while one ends, which takes as long as its
+//! request in hand: until then its name and its slot stay taken.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -290,21 +291,28 @@ impl Devices {
         let mut list = self.list();
         list.ended = true;
         list.entries.clear();
+        drop(list);
         if let Some(plug) = &self.plug {
             plug.slots.end();
         }
-        drop(list);
         self.gone.notify_all();
     }
 
     /// The guest gives `slot` back: what is in it ends here. Called on a vCPU's thread, with no device in its hands.
     pub fn ejected(&self, slot: usize) {
         let Some(plug) = &self.plug else { return };
+        let of_slot = |entry: &&Entry| entry.slot == Some(slot);
+        let Some(id) = self.list().entries.iter().find(of_slot).map(|entry| entry.id) else { return };
+        // Without the list, which everybody wants, and the machine's end too.
+        if !plug.slots.take(slot) {
+            return;
+        }
         let mut list = self.list();
-        let Some(at) = list.entries.iter().position(|entry| entry.slot == Some(slot)) else { return };
-        let Entry { device: Device { kind, name, .. }, removing, .. } = list.entries.remove(at);
-        plug.slots.take(slot);
         plug.events.forget(slot);
+        plug.slots.release(slot);
+        // Unless the machine has ended meanwhile.
+        let Some(at) = list.entries.iter().position(|entry| entry.id == id) else { return };
+        let Entry { device: Device { kind, name, .. }, removing, .. } = list.entries.remove(at);
         drop(list);
         self.gone.notify_all();
         let why = if removing { "" } else { ", which nobody asked for" };
@@ -316,6 +324,8 @@ impl Devices {
     }
 }
 
+#[cfg(test)]
+mod slow_tests;
 #[cfg(test)]
 mod tests {
     use super::*;

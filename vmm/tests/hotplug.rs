@@ -18,7 +18,7 @@ use volt_vmm::devices::{Devices, Kind, PlugError};
 use volt_vmm::gate::Gate;
 use volt_vmm::irq::LevelLine;
 use volt_vmm::pci::hotplug::{HotplugEvents, HotplugRegisters};
-use volt_vmm::pci::{PciBus, SLOTS};
+use volt_vmm::pci::{ConfigPorts, SLOTS};
 use volt_vmm::virtio::blk::{Block, BlockError};
 use volt_vmm::virtio::pci::slots::{PciSlots, SlotError};
 use volt_vmm::virtio::rng::Rng;
@@ -36,7 +36,7 @@ fn vm() -> Result<VmFd, io::Error> {
 /// A machine as the builder connects it.
 struct Machine {
     devices: Arc<Devices>,
-    pci: Arc<Mutex<PciBus>>,
+    pci: Mutex<ConfigPorts>,
     registers: HotplugRegisters,
     pin: Arc<AtomicBool>,
     gate: Arc<Gate>,
@@ -52,7 +52,7 @@ impl Machine {
         let level = pin.clone();
         let line = LevelLine::new(move |high| level.store(high, Ordering::SeqCst));
         let events = Arc::new(HotplugEvents::new(line));
-        let pci = slots.bus();
+        let pci = Mutex::new(ConfigPorts::new(slots.bus()));
         let devices = Arc::new(Devices::on_pci(slots, events.clone()));
         let ejecting = devices.clone();
         let registers = HotplugRegisters::new(events, Box::new(move |slot| ejecting.ejected(slot)));

@@ -28,7 +28,7 @@ use crate::gate::Gate;
 use crate::pause::Pause;
 use crate::power::PowerButton;
 use crate::virtio::faults::chain;
-use crate::virtio::net::limits_json;
+use crate::virtio::net::{RateControlError, limits_json};
 
 /// Most bytes of a request's body.
 const BODY_MAX: usize = 4096;
@@ -262,6 +262,7 @@ fn limits(machine: &Machine, net: &str, body: &[u8]) -> Answer {
     };
     match data.change_limits(change) {
         Ok(limits) => (StatusCode::OK, limits_json(limits)),
+        Err(why @ RateControlError::Gone) => error(StatusCode::NOT_FOUND, why.to_string()),
         Err(why) => error(StatusCode::CONFLICT, why.to_string()),
     }
 }

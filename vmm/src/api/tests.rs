@@ -21,6 +21,7 @@ use crate::gate::Gate;
 use crate::irq::LevelLine;
 use crate::pause::Pause;
 use crate::power::PowerButton;
+use crate::virtio::net::Net;
 use crate::virtio::net::tests::socket_net;
 
 struct Rig {
@@ -28,6 +29,7 @@ struct Rig {
     exit: Arc<ExitEvent>,
     gate: Arc<Gate>,
     button: Arc<AtomicBool>,
+    net: Net,
     socket: PathBuf,
     _dir: tempfile::TempDir,
 }
@@ -49,9 +51,8 @@ impl Rig {
     }
 }
 
-/// A machine of one disk and two network devices: the first over an interface, the second a back-end's.
-fn machine(exit: &Arc<ExitEvent>, gate: &Arc<Gate>, button: &Arc<AtomicBool>) -> Machine {
-    let (net, _) = socket_net(gate);
+/// A machine of one disk and two network devices: `net`, which is over an interface, and a back-end's.
+fn machine(exit: &Arc<ExitEvent>, gate: &Arc<Gate>, button: &Arc<AtomicBool>, net: &Net) -> Machine {
     let named = |name: &'static str, kind| Device {
         kind,
         name: name.to_owned(),
@@ -59,7 +60,7 @@ fn machine(exit: &Arc<ExitEvent>, gate: &Arc<Gate>, button: &Arc<AtomicBool>) ->
         status: Arc::new(Box::new(move || json!({ "device": name }))),
         data: None,
     };
-    let devices = vec![named("disk", Kind::Disk), Device::of(&net), named("b", Kind::Net)];
+    let devices = vec![named("disk", Kind::Disk), Device::of(net), named("b", Kind::Net)];
     let devices = Arc::new(Devices::fixed(devices));
     let pause = Pause::new(gate.clone(), devices.clone());
     let pin = button.clone();
@@ -78,8 +79,9 @@ fn rig_with_limit(limit: Duration) -> Rig {
     let socket = dir.path().join("api");
     let (exit, gate) = (Arc::new(ExitEvent::new().unwrap()), Arc::default());
     let button = Arc::default();
-    let api = Some(Api::with_limit(&socket, machine(&exit, &gate, &button), limit).unwrap());
-    Rig { api, exit, gate, button, socket, _dir: dir }
+    let (net, _) = socket_net(&gate);
+    let api = Some(Api::with_limit(&socket, machine(&exit, &gate, &button, &net), limit).unwrap());
+    Rig { api, exit, gate, button, net, socket, _dir: dir }
 }
 
 #[test]
@@ -347,7 +349,7 @@ fn limits_of_a_device_by_name_or_number() {
 #[test]
 fn a_second_machine_is_told_that_the_socket_is_in_use() {
     let rig = rig();
-    let second = Api::start(&rig.socket, machine(&rig.exit, &rig.gate, &rig.button));
+    let second = Api::start(&rig.socket, machine(&rig.exit, &rig.gate, &rig.button, &rig.net));
     assert!(matches!(second, Err(ApiError::Bind(BindError::InUse(_)))));
 }
 

@@ -1,7 +1,7 @@
 //! The machine's PCI bus: one bus, its host bridge, and functions that a driver finds by configuration mechanism #1.
 //!
-//! The builder makes a [`PciBus`] and puts it at [`CONFIG_PORTS`](crate::layout::CONFIG_PORTS), where vCPUs reach the
-//! functions' configuration spaces. Functions come and go by [`PciSlots`](crate::virtio::pci::slots::PciSlots), before the
+//! The builder puts the [`ConfigPorts`] of a [`PciBus`] at [`CONFIG_PORTS`](crate::layout::CONFIG_PORTS), where vCPUs reach
+//! the functions' configuration spaces. Functions come and go by [`PciSlots`](crate::virtio::pci::slots::PciSlots), before the
 //! guest starts and while it runs. What lies in a function's memory (its BAR) is a range of its own on the bus for
 //! memory-mapped I/O, so that two devices never wait for each other.
 //!
@@ -12,7 +12,7 @@
 //! | [`msi`] | eventfds that become messages to a local APIC, by KVM's routes |
 //! | [`hotplug`] | the registers by which the guest learns of slots that are filled, and empties them |
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::bus::BusDevice;
 use crate::pci::config::{ConfigSpace, Identity};
@@ -67,17 +67,19 @@ impl<F: PciFunction> PciFunction for Option<F> {
     }
 }
 
-/// Bus 0 behind its two ports (PCI 3.0, 3.2.2.3.2): `CONFIG_ADDRESS`, and `CONFIG_DATA` at offset 4.
+/// Functions by device number.
+type Functions = [Option<Arc<Mutex<dyn PciFunction>>>; SLOTS];
+
+/// Bus 0. An access to a function holds that function alone, and not the bus: a write to the configuration space may reset a
+/// device, which takes as long as its request in hand, and whoever adds or removes another waits for none of that.
 pub struct PciBus {
-    address: u32,
-    /// By device number.
-    functions: [Option<Arc<Mutex<dyn PciFunction>>>; SLOTS],
+    functions: Mutex<Functions>,
 }
 
 impl Default for PciBus {
     /// A bus with its host bridge.
     fn default() -> PciBus {
-        let mut bus = PciBus { address: 0, functions: [const { None }; SLOTS] };
+        let bus = PciBus { functions: Mutex::new([const { None }; SLOTS]) };
         bus.insert(0, Arc::new(Mutex::new(ConfigSpace::new(HOST_BRIDGE))));
         bus
     }
@@ -85,25 +87,48 @@ impl Default for PciBus {
 
 impl PciBus {
     /// Gives `function` the device number `slot`, below [`SLOTS`].
-    pub fn insert(&mut self, slot: usize, function: Arc<Mutex<dyn PciFunction>>) {
-        self.functions[slot] = Some(function);
+    pub fn insert(&self, slot: usize, function: Arc<Mutex<dyn PciFunction>>) {
+        self.functions()[slot] = Some(function);
     }
 
-    /// Empties a slot: from now on nobody answers there.
-    pub fn remove(&mut self, slot: usize) {
-        if let Some(function) = self.functions.get_mut(slot) {
+    /// Empties a slot: from now on nobody answers there, but to an access in progress.
+    pub fn remove(&self, slot: usize) {
+        if let Some(function) = self.functions().get_mut(slot) {
             *function = None;
         }
     }
 
+    fn function(&self, slot: usize) -> Option<Arc<Mutex<dyn PciFunction>>> {
+        self.functions().get(slot)?.clone()
+    }
+
+    fn functions(&self) -> MutexGuard<'_, Functions> {
+        self.functions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The two ports that lead to a bus (PCI 3.0, 3.2.2.3.2): `CONFIG_ADDRESS`, and `CONFIG_DATA` at offset 4.
+///
+/// Between them they have one address, so accesses come one after the other.
+pub struct ConfigPorts {
+    bus: Arc<PciBus>,
+    address: u32,
+}
+
+impl ConfigPorts {
+    /// Ports of `bus` that select nothing yet.
+    pub fn new(bus: Arc<PciBus>) -> ConfigPorts {
+        ConfigPorts { bus, address: 0 }
+    }
+
     /// The function that `CONFIG_ADDRESS` selects, and the place in its configuration space.
-    fn selected(&self) -> Option<(&Mutex<dyn PciFunction>, u16)> {
+    fn selected(&self) -> Option<(Arc<Mutex<dyn PciFunction>>, u16)> {
         let [register, device_function, bus, _] = self.address.to_le_bytes();
         let (device, function) = (device_function >> 3, device_function & 7);
         if self.address & ENABLE == 0 || bus != 0 || function != 0 {
             return None;
         }
-        Some((&**self.functions.get(usize::from(device))?.as_ref()?, u16::from(register & !3)))
+        Some((self.bus.function(device.into())?, u16::from(register & !3)))
     }
 }
 
@@ -113,7 +138,7 @@ fn data_byte(offset: u64, len: usize) -> Option<u16> {
     matches!(len, 1 | 2 | 4).then_some(byte).filter(|byte| usize::from(*byte) + len <= 4)
 }
 
-impl BusDevice for PciBus {
+impl BusDevice for ConfigPorts {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         // What nobody answers reads as ones: so a driver sees that there is no device.
         data.fill(0xff);

@@ -13,7 +13,7 @@
 //! Any thread of these may go while the guest's driver is there, none outlives the device.
 
 use std::io;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use log::{info, warn};
 use serde_json::{Value, json};
@@ -149,18 +149,20 @@ struct Traffic {
     vrings: Vec<Value>,
 }
 
-/// Controls whoever moves a network device's frames, from any thread and for as long as one likes.
+/// Controls whoever moves a network device's frames, from any thread and for as long as one likes. It does not keep the
+/// interface, which is closed with the device.
 #[derive(Clone)]
-pub struct DataControl(Arc<dyn DataPath>);
+pub struct DataControl(Arc<RwLock<Option<Arc<dyn DataPath>>>>);
 
 impl DataControl {
     /// Changes the rate limits, at once, and answers all that are in force then.
     ///
     /// # Errors
     ///
-    /// Where the kernel moves the frames.
+    /// Where the kernel moves the frames, and when the device has gone.
     pub fn change_limits(&self, change: LimitsChange) -> Result<RateLimits, RateControlError> {
-        self.0.change_limits(change).ok_or(RateControlError)
+        let limits = self.with(|path| path.change_limits(change)).ok_or(RateControlError::Gone)?;
+        limits.ok_or(RateControlError::Kernel)
     }
 
     /// Touches nothing of the guest's until [`DataControl::resume`], as far as this process moves the frames. What the kernel
@@ -170,19 +172,37 @@ impl DataControl {
     ///
     /// When a worker does not stop.
     pub fn pause(&self) -> Result<(), DeviceError> {
-        self.0.pause()
+        self.with(|path| path.pause()).unwrap_or(Ok(()))
     }
 
     /// Goes on after [`DataControl::pause`]; otherwise it does nothing.
     pub fn resume(&self) {
-        self.0.resume();
+        self.with(|path| path.resume());
+    }
+
+    /// `None` when the device has gone.
+    fn with<T>(&self, act: impl FnOnce(&dyn DataPath) -> T) -> Option<T> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).as_deref().map(act)
+    }
+
+    /// The device goes. Waits for a call in progress.
+    fn let_go(&self) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 
 /// The rate of a device cannot be limited here.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("the kernel's vhost-net moves this device's frames, past any limit here: use 'tc' on the interface")]
-pub struct RateControlError;
+pub enum RateControlError {
+    /// Its frames do not come by.
+    #[error(
+        "the kernel's vhost-net moves this device's frames, past any limit here: use 'tc' on the interface"
+    )]
+    Kernel,
+    /// The guest has given it back.
+    #[error("the device has just been removed")]
+    Gone,
+}
 
 /// A network device over an interface of the host.
 pub struct Net {
@@ -197,6 +217,8 @@ pub struct Net {
     /// Serves the control vring, from activation to reset.
     control: Option<Worker>,
     path: Arc<dyn DataPath>,
+    /// The same for others, who may outlive this device.
+    data_control: DataControl,
 }
 
 impl Net {
@@ -282,7 +304,15 @@ impl Net {
         info!("{label}: MAC {}, {pairs} queue pairs, offering {features}", net_config.mac);
         let vring_sizes = control::vring_sizes(pairs);
         let (mac, gate) = (net_config.mac, gate.clone());
-        Net { label, features, pairs, vring_sizes, mac, config, gate, control: None, path }
+        let data_control = DataControl(Arc::new(RwLock::new(Some(path.clone()))));
+        Net { label, features, pairs, vring_sizes, mac, config, gate, control: None, path, data_control }
+    }
+}
+
+impl Drop for Net {
+    fn drop(&mut self) {
+        // First: then the path, and with it the interface, is nobody else's.
+        self.data_control.let_go();
     }
 }
 
@@ -317,7 +347,7 @@ impl VirtioDevice for Net {
 
     fn status(&self) -> Status {
         let (label, config, pairs) = (self.label.clone(), self.config.clone(), self.pairs);
-        let path = self.path.clone();
+        let path = self.data_control.clone();
         Box::new(move || {
             let config = *config.lock().unwrap_or_else(PoisonError::into_inner);
             let mut status = json!({
@@ -327,7 +357,7 @@ impl VirtioDevice for Net {
                 "link_up": config.status & STATUS_LINK_UP != 0,
                 "queue_pairs": pairs,
             });
-            if let Some(Traffic { limits, vrings }) = path.traffic() {
+            if let Some(Traffic { limits, vrings }) = path.with(|path| path.traffic()).flatten() {
                 status["limits"] = limits_json(limits);
                 status["vrings"] = vrings.into();
             }
@@ -353,7 +383,7 @@ impl VirtioDevice for Net {
     }
 
     fn data_control(&self) -> Option<DataControl> {
-        Some(DataControl(self.path.clone()))
+        Some(self.data_control.clone())
     }
 
     /// The control vring first, so that it has its thread whatever becomes of the data path.

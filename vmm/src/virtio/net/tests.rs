@@ -1,5 +1,6 @@
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INTERRUPT_STATUS, VIRTIO_MMIO_STATUS};
 use vm_memory::{Bytes, GuestAddress};
@@ -326,5 +327,35 @@ fn frames_wait_while_the_device_is_paused() {
             (count(0), count(1), status["vrings"][0]["drops"].as_u64()),
             (round + 1, round + 1, Some(0))
         );
+    }
+}
+
+/// The interface is closed with its device, whoever shows or controls that just then or still may: somebody else can have it at
+/// once.
+#[test]
+fn who_shows_or_controls_a_device_does_not_keep_its_interface() {
+    for _ in 0..100 {
+        let (net, wire) = socket_net(&Arc::default());
+        let (control, status) = (net.data_control().unwrap(), net.status());
+        assert_eq!(status()["vrings"].as_array().unwrap().len(), 2);
+        wire.send(&[0; 112]).unwrap();
+        let done = AtomicBool::new(false);
+        let sent = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    status();
+                }
+            });
+            drop(net);
+            let sent = wire.send(&[0; 112]);
+            done.store(true, Ordering::Relaxed);
+            sent
+        });
+        assert_eq!(sent.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        let status = status();
+        assert_eq!((&status["device"], status.get("vrings")), (&"net test".into(), None));
+        assert_eq!(control.change_limits(LimitsChange::default()), Err(RateControlError::Gone));
+        control.pause().unwrap();
+        control.resume();
     }
 }

@@ -37,7 +37,7 @@ pub struct PciSlots {
     vm: Arc<VmFd>,
     memory: GuestMemoryMmap,
     routes: Arc<MsiRoutes>,
-    bus: Arc<Mutex<PciBus>>,
+    bus: Arc<PciBus>,
     mmio: Arc<Bus>,
     state: Mutex<State>,
 }
@@ -59,7 +59,7 @@ impl PciSlots {
     }
 
     /// The bus, for the ports that lead to it.
-    pub fn bus(&self) -> Arc<Mutex<PciBus>> {
+    pub fn bus(&self) -> Arc<PciBus> {
         self.bus.clone()
     }
 
@@ -84,34 +84,37 @@ impl PciSlots {
         let transport = PciTransport::new(device, self.memory.clone(), &self.vm, &self.routes, base)?;
         let transport = Arc::new(Mutex::new(Some(transport)));
         self.mmio.insert(base.into(), BAR_SIZE.into(), transport.clone())?;
-        self.lock().insert(slot, transport.clone());
+        self.bus.insert(slot, transport.clone());
         let mut state = self.state();
         state.free.retain(|free| *free != slot);
         state.taken.insert(slot, transport);
         Ok(())
     }
 
-    /// Empties `slot`: the device is reset and closed, and what it had of KVM's is free again. Otherwise it does nothing.
-    pub fn take(&self, slot: usize) {
-        let Some(base) = pci_bar(slot) else { return };
-        let Some(function) = self.state().taken.remove(&slot) else { return };
-        self.lock().remove(slot);
+    /// Empties `slot`: the device is reset and closed, which may take as long as its request in hand, and what it had of KVM's
+    /// is free again. Answers whether there was one; then the slot is given out again after [`PciSlots::release`].
+    pub fn take(&self, slot: usize) -> bool {
+        let Some(base) = pci_bar(slot) else { return false };
+        let Some(function) = self.state().taken.remove(&slot) else { return false };
+        self.bus.remove(slot);
         self.mmio.remove(base.into());
         let transport = function.lock().unwrap_or_else(PoisonError::into_inner).take();
         drop(transport);
+        true
+    }
+
+    /// Lets `slot`, which was taken, be filled again.
+    pub fn release(&self, slot: usize) {
         self.state().free.push_back(slot);
     }
 
     /// Closes all devices for good, but those that are in the middle of an access.
     pub fn end(&self) {
-        for function in std::mem::take(&mut self.state().taken).into_values() {
+        let taken = std::mem::take(&mut self.state().taken);
+        for function in taken.into_values() {
             let transport = function.try_lock().ok().and_then(|mut transport| transport.take());
             drop(transport);
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, PciBus> {
-        self.bus.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
