@@ -86,10 +86,10 @@ impl Traffic {
         let begin = format!("network {name}");
         let from = reports.iter().position(|line| *line == begin);
         let from = from.unwrap_or_else(|| panic!("the guest did not come to network {name}: {reports:?}"));
-        let own = &reports[from + 1..];
-        let end = own.iter().position(|line| line.starts_with("network ")).unwrap_or(own.len());
-        self.judge(&own[..end]);
-        assert_eq!(value(&own[..end], "udp"), "whole", "network {name}: {own:?}");
+        let next = reports[from + 1..].iter().position(|line| line.starts_with("network "));
+        let own = &reports[from..next.map_or(reports.len(), |next| from + 1 + next)];
+        self.judge(own);
+        assert_eq!(value(own, "udp"), "whole", "{own:?}");
     }
 
     /// For `volt.run`: checksummed TCP both ways at once.
