@@ -75,6 +75,7 @@ fn a_refusal_is_told_when_it_is_new() {
     let wake = Arc::new(Notifier::new(wake).expect("a notifier"));
     let options = DeviceOptions { pairs: 1, mac: Mac([2, 0, 0, 0, 0, 1]), mtu: None };
     let port = Box::new(GonePort(port, gone.clone()));
+    volt_net::event::worker::prepare_signals().expect("a signal handler");
     let mut device = NetDevice::new(port, options, wake).expect("a device");
     let mut lines_of = |count: usize| {
         let before = LINES.load(Ordering::SeqCst);

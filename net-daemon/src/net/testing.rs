@@ -53,6 +53,8 @@ pub(crate) struct Rig {
 
 impl Rig {
     pub(crate) fn new() -> (Rig, Wire) {
+        // On a busy machine a worker that is stopped is interrupted, whichever test it is of.
+        crate::event::worker::prepare_signals().unwrap();
         let (ours, theirs) = UnixDatagram::pair().unwrap();
         theirs.set_nonblocking(true).unwrap();
         let queue = Arc::new(FdQueue::new(OwnedFd::from(ours)).unwrap());

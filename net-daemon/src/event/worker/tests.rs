@@ -82,7 +82,6 @@ fn serves_what_waits_at_the_start_and_what_is_kicked_for() {
 
 #[test]
 fn a_call_descriptor_that_blocks_does_not_keep_a_worker() {
-    prepare_signals().unwrap();
     let mut driver = Driver::new(16, Features::NONE);
     driver.write(BUFFERS, &frame(60, 1));
     let (pair, kick_fd, mut call, _wire) = transmitter(&driver);
@@ -126,11 +125,12 @@ fn a_ring_that_is_broken_ends_alone() {
 /// While it polls a worker finds what is not kicked for; then it asks for kicks, and sleeps until one comes.
 #[test]
 fn a_polling_worker_needs_kicks_only_when_it_sleeps() {
+    const POLLING: Duration = Duration::from_millis(150);
     for features in [Features::NONE, Features::EVENT_IDX] {
         let mut driver = Driver::new(16, features);
         driver.write(BUFFERS, &frame(60, 1));
         let (pair, kick_fd, _call, wire) = transmitter(&driver);
-        let worker = Worker::start("test".to_owned(), pair, Duration::from_millis(150)).unwrap();
+        let worker = Worker::start("test".to_owned(), pair, POLLING).unwrap();
         let (mut frames, mut kicks, mut unkicked) = (0, 0, 0);
         // It sleeps in between where one of the two was kept from the processor for as long as it polls.
         while unkicked < 20 {
@@ -146,12 +146,13 @@ fn a_polling_worker_needs_kicks_only_when_it_sleeps() {
             assert_eq!(wire.receive(), Some(frame(60, 1)));
             assert!(frames < 100, "{kicks} kicks were wanted for {frames} frames");
         }
-        // What it hears of the wire makes it look once more, and then it sleeps.
+        // What it hears of the wire makes it poll once more, where kicks are wanted already, and then it sleeps.
         loop {
-            let mut asleep = 0;
-            until("a worker that wants kicks", || {
-                asleep = if driver.wants_kick_for(frames) { asleep + 1 } else { 0 };
-                asleep == 50
+            let mut wanted = None;
+            until("a worker that wants kicks for longer than it polls", || {
+                let wants = driver.wants_kick_for(frames);
+                wanted = wanted.or_else(|| wants.then(Instant::now)).filter(|_| wants);
+                wanted.is_some_and(|since| since.elapsed() > 2 * POLLING)
             });
             driver.add(&[(BUFFERS, 72, false)]);
             frames += 1;
