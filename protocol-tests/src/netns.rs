@@ -117,14 +117,19 @@ impl Netns {
         poll_until(limit, is_up).ok_or_else(|| io::Error::other(format!("{name} does not come up")))
     }
 
-    /// A command that will run inside; its process id is the command's own.
+    /// A command that will run inside, with no signal ignored, whatever this process ignores; its process id is the command's
+    /// own.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("nsenter");
         command.arg("--target").arg(self.holder.id().to_string()).arg("--net");
         if self.user {
             command.args(["--user", "--preserve-credentials"]);
         }
-        command.arg("--").arg(program).stdin(Stdio::null()).stdout(Stdio::null());
+        command
+            .args(["--", "env", "--default-signal"])
+            .arg(program)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
         command
     }
 }

@@ -75,13 +75,6 @@ fn with(role: Role, effect: &str) -> Vec<i32> {
     rows.flat_map(|row| row.signals).collect()
 }
 
-/// Whether this process ignores a signal, which a daemon that it starts then does too, as it should.
-fn is_ignored(signal: i32) -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").expect("/proc");
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).expect("a mask");
-    u64::from_str_radix(mask.trim(), 16).expect("hexadecimal") & 1 << (signal - 1) != 0
-}
-
 /// The table leaves no signal out but those of the C library, and knows no other effect.
 #[test]
 fn the_table_is_complete() {
@@ -99,10 +92,6 @@ fn the_table_is_complete() {
 fn signals_that_end_it() {
     for role in Role::ALL {
         for signal in with(role, "ends") {
-            if is_ignored(signal) {
-                eprintln!("SKIP signals_that_end_it: signal {signal} is ignored here, as by nohup");
-                continue;
-            }
             let Some(mut rig) = role.start() else { return };
             let session = rig.session(&Setup::default());
             role.send(&rig, signal);

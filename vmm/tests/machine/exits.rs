@@ -104,13 +104,6 @@ fn all_processors_start() {
     ends(&end, 0, "the guest powered off");
 }
 
-/// What this process ignores, a machine that it starts ignores too, as it should.
-pub(crate) fn is_ignored(signal: i32) -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
-    u64::from_str_radix(mask.trim(), 16).unwrap() & 1 << (signal - 1) != 0
-}
-
 /// A vCPU that never leaves guest mode by itself is stopped too.
 #[test]
 fn a_spinning_guest_is_stopped() {

@@ -169,7 +169,7 @@ pub(crate) struct End {
 impl Machine {
     /// The program with `kernel`, with no signal ignored, whatever whoever started this test ignores.
     pub(crate) fn new(kernel: &[u8]) -> Machine {
-        Machine::behind(kernel, "--default-signal=HUP,INT,QUIT,TERM")
+        Machine::behind(kernel, "--default-signal")
     }
 
     /// The same with an option of `env` for what signals do at the start.

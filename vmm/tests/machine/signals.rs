@@ -7,7 +7,6 @@ use std::path::Path;
 use std::process::Stdio;
 
 use crate::console::echo;
-use crate::exits::is_ignored;
 use crate::guest::{Code, Machine, Running, eventually, kvm};
 
 /// Signals that have this effect, by the table.
@@ -56,10 +55,6 @@ fn signals_do_what_the_table_says() {
         return;
     }
     for signal in with("ends") {
-        if is_ignored(signal) {
-            eprintln!("SKIP signals_do_what_the_table_says: {signal} is ignored here, as by nohup");
-            continue;
-        }
         let machine = start();
         send(&machine, signal);
         let (end, name) = (machine.wait(), volt_program::signals::name(signal));
