@@ -27,6 +27,8 @@ const END: &str = "LAB ok ";
 
 /// What the lab said about one body.
 struct Case {
+    /// Which of the bodies in this lab.
+    number: usize,
     passed: bool,
     output: Vec<String>,
 }
@@ -73,11 +75,12 @@ pub fn in_lab(name: &str, body: impl FnOnce() + Send) {
     let mut again = None;
     // QEMU's emulation of SVM now and then interrupts a processor at the first instruction of its kernel's system call
     // entry, where interrupts are masked and GS is still the program's: the lab's own kernel dies of that, or a guest's, with
-    // QEMU's own network device as with ours. That says nothing about the body, which gets another lab, alone.
+    // QEMU's own network device as with ours. That says nothing about the body, which gets another lab, alone; nor does what
+    // comes after it in that lab, whose kernel has been interrupted in the same way as the guest's.
     for _ in 0..MORE_LABS {
         let last = again.as_ref().unwrap_or(first);
         let case = last.cases.get(name);
-        let ended_by_the_lab = last.died || case.is_some_and(Case::guest_was_reset);
+        let ended_by_the_lab = last.died || case.is_some_and(|case| last.was_reset_until(case));
         if !ended_by_the_lab || case.is_some_and(|case| case.passed) {
             break;
         }
@@ -124,6 +127,13 @@ struct Run {
     died: bool,
 }
 
+impl Run {
+    /// Whether the emulation ended the guest of this body, or of one before it.
+    fn was_reset_until(&self, case: &Case) -> bool {
+        self.cases.values().any(|other| other.number <= case.number && other.guest_was_reset())
+    }
+}
+
 /// Boots the lab with this test program in it; the outer runner's own options do not matter in there.
 fn run(filters: impl Iterator<Item = String>) -> Run {
     let test = std::env::current_exe().expect("the test's own path");
@@ -154,7 +164,7 @@ fn sort(console: &[String]) -> HashMap<String, Case> {
     for line in console {
         if let Some((_, name)) = line.split_once(BEGIN) {
             cases.extend(current.take());
-            current = Some((name.into(), Case { passed: false, output: Vec::new() }));
+            current = Some((name.into(), Case { number: cases.len(), passed: false, output: Vec::new() }));
         } else if let Some((name, case)) = &mut current {
             case.passed |= line.split_once(END).is_some_and(|(_, rest)| rest.split(' ').next() == Some(name));
             case.output.push(line.clone());
@@ -166,7 +176,7 @@ fn sort(console: &[String]) -> HashMap<String, Case> {
 
 #[cfg(test)]
 mod tests {
-    use super::sort;
+    use super::{Case, Run, sort};
 
     /// Only a body that said so at its own end has passed; one that the lab died in has not.
     #[test]
@@ -188,12 +198,28 @@ mod tests {
         assert_eq!(cases.len(), 3);
     }
 
+    /// A lab in which a guest was reset says nothing about what comes after.
+    #[test]
+    fn a_reset_spoils_what_comes_after_it() {
+        let console = [
+            "LAB begin a",
+            "tcp_out: other bytes than were sent",
+            "LAB begin b",
+            "qemu ended before it said 'VOLT exit': the last lines of qemu:",
+            "LAB begin c",
+            "no answer to ping",
+        ];
+        let run = Run { cases: sort(&console.map(String::from)), died: false };
+        let spoiled = ["a", "b", "c"].map(|name| run.was_reset_until(&run.cases[name]));
+        assert_eq!(spoiled, [false, true, true]);
+    }
+
     /// A guest's own panic is a failure, not the emulation's.
     #[test]
     fn only_a_silent_reset_is_the_emulations() {
         let reset = |lines: &[&str]| {
             let output = lines.iter().map(|line| (*line).to_owned()).collect();
-            super::Case { passed: false, output }.guest_was_reset()
+            Case { number: 0, passed: false, output }.guest_was_reset()
         };
         let ended = "qemu ended before it said 'VOLT exit': the last lines of qemu:";
         assert!(reset(&[ended]));
