@@ -26,6 +26,8 @@ use crate::virtio::faults::chain;
 const LOOK: Duration = Duration::from_secs(1);
 /// How often is looked whether the terminal's foreground is this process's, while it is not.
 const BACKGROUND: Duration = Duration::from_millis(250);
+/// How long the vCPUs may take to stop at the end, all together.
+const STOP: Duration = Duration::from_secs(5);
 
 /// Everything that makes up a machine. Dropping it ends its devices.
 pub struct Machine {
@@ -63,7 +65,7 @@ impl Machine {
         }
         // Those of a paused machine wait there.
         board.gate.wake();
-        stop(threads);
+        stop(&threads);
         if let Some(console) = &console {
             console.finish();
         }
@@ -93,11 +95,9 @@ fn start(vcpus: Vec<Vcpu>, exit: &ExitEvent) -> Vec<VcpuThread> {
 }
 
 /// Ends all vCPUs' threads.
-fn stop(threads: Vec<VcpuThread>) {
-    for (id, thread) in threads.into_iter().enumerate() {
-        if !thread.stop() {
-            warn!("vCPU {id} does not stop; the process ends without it");
-        }
+fn stop(threads: &[VcpuThread]) {
+    for id in VcpuThread::stop(threads, STOP) {
+        warn!("vCPU {id} does not stop; the process ends without it");
     }
 }
 
