@@ -63,13 +63,14 @@ impl Machine {
         if let Err(error) = wait_for_exit(&exit, console.as_mut(), terminal.as_mut(), threads.first()) {
             exit.request(ExitReason::Console(error));
         }
+        // Nobody reads it any more, while what follows may take seconds.
+        drop(terminal);
         // Those of a paused machine wait there.
         board.gate.wake();
         stop(&threads);
         if let Some(console) = &console {
             console.finish();
         }
-        drop(terminal);
         drop(api);
         // Requests in hand may hold them longer.
         devices.end();
