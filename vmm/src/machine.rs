@@ -26,6 +26,8 @@ use crate::virtio::faults::chain;
 const LOOK: Duration = Duration::from_secs(1);
 /// How often is looked whether the terminal's foreground is this process's, while it is not.
 const BACKGROUND: Duration = Duration::from_millis(250);
+/// How long the vCPUs may take to stop at the end, all together.
+const STOP: Duration = Duration::from_secs(5);
 
 /// Everything that makes up a machine. Dropping it ends its devices.
 pub struct Machine {
@@ -61,13 +63,14 @@ impl Machine {
         if let Err(error) = wait_for_exit(&exit, console.as_mut(), terminal.as_mut(), threads.first()) {
             exit.request(ExitReason::Console(error));
         }
+        // Nobody reads it any more, while what follows may take seconds.
+        drop(terminal);
         // Those of a paused machine wait there.
         board.gate.wake();
-        stop(threads);
+        stop(&threads);
         if let Some(console) = &console {
             console.finish();
         }
-        drop(terminal);
         drop(api);
         // Requests in hand may hold them longer.
         devices.end();
@@ -93,11 +96,9 @@ fn start(vcpus: Vec<Vcpu>, exit: &ExitEvent) -> Vec<VcpuThread> {
 }
 
 /// Ends all vCPUs' threads.
-fn stop(threads: Vec<VcpuThread>) {
-    for (id, thread) in threads.into_iter().enumerate() {
-        if !thread.stop() {
-            warn!("vCPU {id} does not stop; the process ends without it");
-        }
+fn stop(threads: &[VcpuThread]) {
+    for id in VcpuThread::stop(threads, STOP) {
+        warn!("vCPU {id} does not stop; the process ends without it");
     }
 }
 

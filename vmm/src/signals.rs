@@ -5,7 +5,7 @@
 #![expect(unsafe_code, reason = "signal masks exist in libc only")]
 
 use std::io;
-use std::mem::MaybeUninit;
+use std::mem::{self, MaybeUninit};
 use std::ptr;
 use std::sync::Arc;
 use std::thread;
@@ -20,8 +20,8 @@ use crate::terminal;
 
 /// Starts the thread that waits for signals. Call before any other thread is started, except for those that block all signals.
 ///
-/// The first signal asks `exit` for the end. A second one, or a first while nobody waits for the event yet
-/// (the builder waits for a back-end), ends the process at once.
+/// The first signal asks `exit` for the end, and leaves one that has begun alone. A second one, or a first while nobody waits
+/// for the event yet (the builder waits for a back-end), ends the process at once.
 ///
 /// # Errors
 ///
@@ -37,34 +37,46 @@ pub fn watch(exit: Arc<ExitEvent>) -> io::Result<()> {
     let set = set_of(&taken);
     mask(SIG_BLOCK, &set)?;
     thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        let mut asked = false;
         loop {
             let mut signal = 0;
             // SAFETY: both point to initialised variables of this frame.
             if unsafe { libc::sigwait(&raw const set, &raw mut signal) } == 0 {
-                take(signal, &exit);
+                take(signal, &exit, &mut asked);
             }
         }
     })?;
     Ok(())
 }
 
-fn take(signal: c_int, exit: &ExitEvent) {
+/// Does what `signal` is for; `asked`: an earlier one has asked for the end.
+fn take(signal: c_int, exit: &ExitEvent, asked: &mut bool) {
     match signal {
-        libc::SIGTSTP => stop(),
-        libc::SIGCONT => {
-            terminal::continued();
-            exit.nudge();
+        libc::SIGTSTP => {
+            stop();
+            // No SIGCONT comes where the kernel has stopped nothing.
+            go_on(exit);
         }
-        _ if !exit.request(ExitReason::Signal(signal)) || !exit.is_watched() => {
-            terminal::restore();
-            info!(target: logging::END, "ended at once by {}", name(signal));
-            logging::exit(i32::from(signal_status(signal)));
+        libc::SIGCONT => go_on(exit),
+        _ => {
+            exit.request(ExitReason::Signal(signal));
+            if mem::replace(asked, true) || !exit.is_watched() {
+                terminal::give_up();
+                info!(target: logging::END, "ended at once by {}", name(signal));
+                logging::exit(i32::from(signal_status(signal)));
+            }
         }
-        _ => {}
     }
 }
 
-/// Does what SIGTSTP does by default, and leaves the terminal as a shell wants it. Returns when the process goes on.
+/// This process may have been stopped, and is not any more.
+fn go_on(exit: &ExitEvent) {
+    terminal::continued();
+    exit.nudge();
+}
+
+/// Does what SIGTSTP does by default, and leaves the terminal as a shell wants it. Returns when the process goes on, which is at
+/// once in a process group that no shell could continue (`setsid`, `ssh -t`): the kernel leaves it running.
 fn stop() {
     terminal::give_up();
     let set = set_of(&[libc::SIGTSTP]);

@@ -2,14 +2,14 @@
 //!
 //! It is this process's while that is in the foreground, which a shell's `&`, `bg` and `fg` change. The main thread asks
 //! [`Terminal::follow`] before it waits, and takes input in the foreground only; a terminal is put back when the
-//! [`Terminal`] is dropped. The panic hook, the signal thread and the handler of fatal signals call [`restore`].
+//! [`Terminal`] is dropped. The signal thread calls [`give_up`], the panic hook and the handler of fatal signals [`restore`].
 #![expect(unsafe_code, reason = "termios and signal handlers exist in libc only")]
 
 use std::io;
 use std::mem::MaybeUninit;
 use std::ptr;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use libc::{STDIN_FILENO, TCSANOW, c_int, termios};
 use log::{info, warn};
@@ -20,8 +20,9 @@ static FOUND: OnceLock<termios> = OnceLock::new();
 static RAW: AtomicBool = AtomicBool::new(false);
 /// This process has been stopped since: whoever had the terminal meanwhile may have changed them.
 static STALE: AtomicBool = AtomicBool::new(false);
-/// This process is about to stop, and leaves the terminal alone.
-static STOPPING: AtomicBool = AtomicBool::new(false);
+/// This process is about to stop or to end, and leaves the terminal alone. Whoever takes or gives up the terminal holds the lock
+/// to the end: otherwise it could be taken between its giving up and the stop.
+static LEFT: Mutex<bool> = Mutex::new(false);
 
 /// Standard input's terminal, in raw mode in the foreground, until dropped.
 #[derive(Debug)]
@@ -40,14 +41,9 @@ impl Terminal {
     /// Each key then goes to the guest, Ctrl-C included. Output processing stays on, so that a log line's end brings the
     /// cursor back to the left.
     pub fn follow(&mut self) -> bool {
-        if STOPPING.load(Ordering::SeqCst) {
-            return false;
-        }
-        let foreground = is_foreground();
+        let Some((foreground, taken)) = take() else { return false };
         let news = self.told.replace(foreground) != Some(foreground);
-        let take = foreground && (STALE.swap(false, Ordering::SeqCst) || !RAW.load(Ordering::SeqCst));
-        let entered = if take { enter() } else { Ok(()) };
-        match entered {
+        match taken {
             _ if !news => {}
             Err(error) => warn!("the terminal gives keys line by line: {error}"),
             Ok(()) if foreground => info!("Ctrl-A x leaves the machine, Ctrl-A a sends a Ctrl-A"),
@@ -69,6 +65,21 @@ fn settings() -> Option<termios> {
     let result = unsafe { libc::tcgetattr(STDIN_FILENO, settings.as_mut_ptr()) };
     // SAFETY: tcgetattr succeeded.
     (result == 0).then(|| unsafe { settings.assume_init() })
+}
+
+/// Whether this process is in the foreground, and there, what came of taking the terminal; `None` while that is left alone.
+fn take() -> Option<(bool, io::Result<()>)> {
+    let left = left();
+    if *left {
+        return None;
+    }
+    let foreground = is_foreground();
+    let wanted = foreground && (STALE.swap(false, Ordering::SeqCst) || !RAW.load(Ordering::SeqCst));
+    Some((foreground, if wanted { enter() } else { Ok(()) }))
+}
+
+fn left() -> MutexGuard<'static, bool> {
+    LEFT.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Puts the terminal into raw mode.
@@ -109,16 +120,17 @@ pub fn restore() {
     }
 }
 
-/// Puts it back for a process that stops, until [`continued`].
+/// Puts it back for a process that ends, or stops until [`continued`].
 pub fn give_up() {
-    STOPPING.store(true, Ordering::SeqCst);
+    let mut left = left();
+    *left = true;
     restore();
 }
 
 /// This process goes on after a stop: [`Terminal::follow`] takes the terminal again, whatever its settings are now.
 pub fn continued() {
     STALE.store(true, Ordering::SeqCst);
-    STOPPING.store(false, Ordering::SeqCst);
+    *left() = false;
 }
 
 /// Restores the terminal before a fatal signal ends the process.

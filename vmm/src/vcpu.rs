@@ -11,7 +11,7 @@ use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use libc::{c_int, c_void, siginfo_t};
@@ -291,21 +291,54 @@ impl VcpuThread {
         self.kick();
     }
 
-    /// Waits for the thread's end, which the exit event asked for; `false` when it takes too long.
+    /// Waits for the ends of all `threads`, which the exit event asked for; the numbers of those that have not ended within
+    /// `limit`, which is for all together.
     ///
     /// Kicks again and again: a signal that comes between a device's look at the exit event and its
     /// system call is lost.
-    pub fn stop(self) -> bool {
-        const TRIES: u32 = 2500;
+    pub fn stop(threads: &[VcpuThread], limit: Duration) -> Vec<usize> {
         const INTERVAL: Duration = Duration::from_millis(2);
-        for _ in 0..TRIES {
-            if self.handle.is_finished() {
-                break;
+        let end = Instant::now() + limit;
+        loop {
+            let late = threads.iter().enumerate().filter(|(_, thread)| !thread.handle.is_finished());
+            let late: Vec<_> = late.collect();
+            if late.is_empty() || Instant::now() >= end {
+                return late.into_iter().map(|(id, _)| id).collect();
             }
-            self.kick();
+            late.iter().for_each(|(_, thread)| thread.kick());
             thread::sleep(INTERVAL);
         }
-        // A panic has been told by the panic hook.
-        self.handle.is_finished() && self.handle.join().is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    /// Those behind one slow device, together with one that ends.
+    #[test]
+    fn many_that_do_not_stop_take_no_longer_than_one() {
+        const COUNT: usize = 100;
+        const LIMIT: Duration = Duration::from_millis(100);
+        register_kick_signal().unwrap();
+        let spawn =
+            |run: Box<dyn FnOnce() + Send>| VcpuThread { handle: thread::spawn(run), look: Arc::default() };
+        let mut threads = vec![spawn(Box::new(|| {}))];
+        let mut devices = Vec::new();
+        for _ in 0..COUNT {
+            let (device, answer) = mpsc::channel::<()>();
+            devices.push(device);
+            threads.push(spawn(Box::new(move || answer.recv().unwrap_or(()))));
+        }
+        while !threads[0].handle.is_finished() {
+            thread::yield_now();
+        }
+        let start = Instant::now();
+        assert_eq!(VcpuThread::stop(&threads, LIMIT), Vec::from_iter(1..=COUNT));
+        assert!(start.elapsed() < LIMIT * 50, "{:?}", start.elapsed());
+        drop(devices);
+        assert!(VcpuThread::stop(&threads, Duration::from_secs(60)).is_empty());
     }
 }

@@ -3,9 +3,11 @@
 //! A KVM that emulates may meet an instruction that it neither carries out nor reports: `KVM_RUN` then burns processor time
 //! for ever. Before the guest's first output nobody can tell that from a guest that is slow, so the main thread brings the boot
 //! processor out of the guest once a second, and its thread looks at the registers. All of them: an emulated `rep movs` stays at one
-//! instruction for a minute and counts down in RCX. Only the time counts that this thread has had the host's processor; a
-//! guest that is halted or paused, and one that the host does not let run, have none.
+//! instruction for a minute and counts down in RCX. Only the time counts that this thread has had the host's processor, so that
+//! nobody takes a busy host for a guest that stands still. One that is halted or paused uses some as well, at each look and each
+//! tick; but its thread waits in between, and one that works never does.
 
+use std::mem::MaybeUninit;
 use std::time::Duration;
 
 use kvm_bindings::kvm_regs;
@@ -14,10 +16,19 @@ use rustix::time::{ClockId, clock_gettime};
 /// How long the registers may stay what they are, in this thread's processor time.
 const LIMIT: Duration = Duration::from_secs(5);
 
+/// What a thread has had of the host's processor.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Usage {
+    /// In the guest and in the kernel too.
+    time: Duration,
+    /// How often it has given the processor back to wait for something (`voluntary_ctxt_switches` in /proc).
+    waits: i64,
+}
+
 /// What one processor's thread has seen of its registers.
 #[derive(Default)]
 pub(super) struct Standstill {
-    since: Option<(kvm_regs, Duration)>,
+    since: Option<(kvm_regs, Usage)>,
     told: bool,
 }
 
@@ -27,12 +38,12 @@ impl Standstill {
         self.since = None;
     }
 
-    /// Takes the registers, and this thread's processor time up to now; answers once, with the time that it has stood still,
-    /// when that is too long.
-    pub(super) fn look(&mut self, registers: kvm_regs, used: Duration) -> Option<Duration> {
+    /// Takes the registers, and what this thread has used up to now; answers once, with the processor time for which it has
+    /// stood still, when that is too long.
+    pub(super) fn look(&mut self, registers: kvm_regs, used: Usage) -> Option<Duration> {
         match self.since {
-            Some((before, since)) if before == registers => {
-                let stood = used.saturating_sub(since);
+            Some((before, since)) if before == registers && since.waits == used.waits => {
+                let stood = used.time.saturating_sub(since.time);
                 (stood >= LIMIT && !std::mem::replace(&mut self.told, true)).then_some(stood)
             }
             _ => {
@@ -43,10 +54,14 @@ impl Standstill {
     }
 }
 
-/// The processor time of the calling thread, in the guest and in the kernel too.
-pub(super) fn used() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::try_from(time).unwrap_or_default()
+/// What the calling thread has used.
+pub(super) fn used() -> Usage {
+    let time = Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default();
+    // SAFETY: an all-zero rusage is a valid one.
+    let mut usage: libc::rusage = unsafe { MaybeUninit::zeroed().assume_init() };
+    // SAFETY: fills the struct. Fails for no known scope.
+    unsafe { libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage) };
+    Usage { time, waits: usage.ru_nvcsw }
 }
 
 #[cfg(test)]
@@ -59,23 +74,38 @@ mod tests {
         kvm_regs { rip, rcx, ..Default::default() }
     }
 
+    fn working(time: Duration) -> Usage {
+        Usage { time, waits: 3 }
+    }
+
     #[test]
     fn a_standstill_is_told_once() {
         let mut standstill = Standstill::default();
         let told: Vec<u32> =
-            (0..60).filter(|&second| standstill.look(at(7, 1), SECOND * second).is_some()).collect();
+            (0..60).filter(|&second| standstill.look(at(7, 1), working(SECOND * second)).is_some()).collect();
         assert_eq!(told, [5]);
+    }
+
+    /// However little the host lets it run.
+    #[test]
+    fn a_standstill_on_a_busy_host_is_told_later() {
+        let mut standstill = Standstill::default();
+        let told: Vec<u32> = (0..600)
+            .filter(|&look| standstill.look(at(7, 1), working(SECOND * look / 20)).is_some())
+            .collect();
+        assert_eq!(told, [100]);
     }
 
     #[test]
     fn a_guest_that_gets_on_is_none() {
         let mut standstill = Standstill::default();
         for second in 0..60 {
-            assert!(standstill.look(at(7, (60 - u64::from(second)) / 4), SECOND * second).is_none());
+            let registers = at(7, (60 - u64::from(second)) / 4);
+            assert!(standstill.look(registers, working(SECOND * second)).is_none());
         }
         let mut standstill = Standstill::default();
         for second in 0..60 {
-            assert!(standstill.look(at(7, 1), SECOND * second).is_none());
+            assert!(standstill.look(at(7, 1), working(SECOND * second)).is_none());
             // An exit, after which it is where it was.
             if second % 4 == 3 {
                 standstill.moved();
@@ -83,12 +113,20 @@ mod tests {
         }
     }
 
-    /// As one that is halted or paused, or whose thread has to wait for the host's other work.
+    /// As one that is halted or paused, for hours.
     #[test]
-    fn a_guest_that_does_not_run_is_none() {
+    fn a_guest_that_waits_is_none() {
         let mut standstill = Standstill::default();
-        for second in 0..600 {
-            assert!(standstill.look(at(7, 1), SECOND * second / 200).is_none());
+        for look in 0..10_000 {
+            let used = Usage { time: SECOND * look / 200, waits: look.into() };
+            assert!(standstill.look(at(7, 1), used).is_none());
         }
+    }
+
+    #[test]
+    fn a_thread_that_sleeps_waits() {
+        let before = used();
+        std::thread::sleep(Duration::from_millis(1));
+        assert!(used().waits > before.waits);
     }
 }

@@ -127,3 +127,27 @@ fn a_shell_puts_it_into_the_background_and_back() {
     assert!(end.log.contains("in the background") && end.log.contains("stopped"), "{}", end.log);
     terminal.assert_restored();
 }
+
+/// In a process group that no shell could continue, the kernel ignores SIGTSTP: the guest runs on and has its keys.
+#[test]
+fn a_stop_that_the_kernel_ignores_leaves_the_keys_to_the_guest() {
+    if !kvm("a_stop_that_the_kernel_ignores_leaves_the_keys_to_the_guest") {
+        return;
+    }
+    let mut terminal = terminal();
+    let stdin = terminal.side.try_clone().unwrap();
+    let machine = Machine::new(&echo().bzimage()).by(&["setsid", "--ctty", "--wait"]).stdin(stdin);
+    let mut machine = machine.spawn();
+    machine.expect("up");
+    assert!(terminal.is_raw());
+    // So that it shows when the signal has been taken: the machine makes the terminal raw again then.
+    tcsetattr(&terminal.side, OptionalActions::Now, &terminal.found).unwrap();
+    machine.signal(Signal::TSTP);
+    eventually("the terminal is raw again", || terminal.is_raw());
+    assert!(!machine.is_stopped());
+    terminal.user.write_all(b"x\x03").unwrap();
+    machine.expect("x\x03");
+    terminal.user.write_all(b"\x01x").unwrap();
+    assert_eq!(machine.wait().status.code(), Some(0));
+    terminal.assert_restored();
+}
