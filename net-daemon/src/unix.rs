@@ -189,6 +189,7 @@ pub fn connect_within(path: &Path, limit: Duration) -> Result<UnixStream, Connec
     set_socket_timeout(&socket, Timeout::Send, Some(limit)).map_err(io::Error::from)?;
     connect_by(socket, path)
 }
+
 fn connect_by(socket: OwnedFd, path: &Path) -> Result<UnixStream, ConnectError> {
     let kind = || fs::metadata(path).ok().map(|metadata| metadata.file_type());
     match rustix::net::connect(&socket, &address(path)?) {

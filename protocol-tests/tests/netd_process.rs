@@ -11,7 +11,8 @@ use protocol_tests::frame::numbered;
 use protocol_tests::frontend::Frontend;
 use protocol_tests::rig::{LIMIT, QUIET, Rig, namespace};
 use protocol_tests::session::{Session, Setup};
-use protocol_tests::wire::{WireError, request, words};
+use protocol_tests::wire::{WireError, longs, request, words};
+use rustix::net::{AddressFamily, SocketType};
 
 /// One front-end at a time: a second is refused while the first lives, with a line in the log, and the first is not
 /// disturbed; when it has gone the next is taken at once.
@@ -323,12 +324,17 @@ fn who_is_refused_is_heard_once_a_second() {
         connect().sync().expect("served");
     }
     assert!(start.elapsed() < Duration::from_secs(10), "{:?} for twenty", start.elapsed());
-    // Refused for what it says, for being a second one, and by itself, as it finds too few queues.
-    let refused: [(&str, Say); 2] = [
+    // Refused for what it says, by itself, as it finds too few queues, for a descriptor, and for being a second one.
+    let refused: [(&str, Say); 3] = [
         ("a request is refused", |frontend| {
             let _ = frontend.tell(request::SET_VRING_NUM, &words(&[0, 100]), &[]);
         }),
         ("--queues", |frontend| drop(frontend.get_queue_num())),
+        ("a file descriptor that came with a message is refused", |frontend| {
+            let distant =
+                rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).expect("a socket");
+            let _ = frontend.tell(request::SET_VRING_CALL, &longs(&[0]), &[distant.as_fd()]);
+        }),
     ];
     for (word, say) in refused {
         let from = rig.daemon.log().len();

@@ -132,7 +132,7 @@ fn style() -> WriteStyle {
 }
 
 /// Calls `fork`, which forks the process, while the thread that writes holds no lock, so that the child finds none taken.
-/// Only for a process without other threads.
+/// Only for a process whose other threads hold no lock that the child takes.
 pub fn across_fork<T>(fork: impl FnOnce() -> T) -> T {
     let _none_else = QUEUE.lock();
     fork()

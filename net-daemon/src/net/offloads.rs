@@ -49,13 +49,19 @@ impl Offloads {
         if self.serve(fields) {
             return true;
         }
-        let [_, gso_type] = fields;
-        let Some(frame) = room.get_mut(..len).filter(|_| self.segment(gso_type)) else { return false };
-        read_parts(parts, frame);
-        match missing_checksum(frame) {
-            Ok(Some((at, sum))) => write_parts(parts, at, &sum),
-            Ok(None) => {}
-            Err(Misplaced) => return false,
+        let [flags, gso_type] = fields;
+        if !self.segment(gso_type) {
+            return false;
+        }
+        // Without it the checksum is there, and was looked at (DATA_VALID): no reason for a copy.
+        if flags & F_NEEDS_CSUM != 0 {
+            let Some(frame) = room.get_mut(..len) else { return false };
+            read_parts(parts, frame);
+            match missing_checksum(frame) {
+                Ok(Some((at, sum))) => write_parts(parts, at, &sum),
+                Ok(None) => {}
+                Err(Misplaced) => return false,
+            }
         }
         write_parts(parts, 0, &[0]);
         true

@@ -81,13 +81,14 @@ pub(super) fn set_mtu(name: &str, mtu: u16) -> io::Result<()> {
     ioctl(&socket()?, libc::SIOCSIFMTU, &mut request)
 }
 
-/// Whether the interface is there and set up.
-pub(super) fn is_up(name: &str) -> bool {
+/// Whether the interface is set up. `None` where there is none of that name in this namespace: it may be in another, or have
+/// another name, and its queues go on.
+pub(super) fn is_up(name: &str) -> Option<bool> {
     let mut request = request(name);
     match socket().and_then(|socket| ioctl(&socket, libc::SIOCGIFFLAGS, &mut request)) {
         // SAFETY: SIOCGIFFLAGS fills this member.
-        Ok(()) => i32::from(unsafe { request.ifr_ifru.ifru_flags }) & libc::IFF_UP != 0,
-        Err(_) => false,
+        Ok(()) => Some(i32::from(unsafe { request.ifr_ifru.ifru_flags }) & libc::IFF_UP != 0),
+        Err(_) => None,
     }
 }
 

@@ -182,7 +182,7 @@ impl Port for Macvtap {
     }
 
     fn is_up(&self) -> Option<bool> {
-        Some(link::is_up(self.name()))
+        link::is_up(self.name())
     }
 
     fn mac(&self) -> Option<Mac> {

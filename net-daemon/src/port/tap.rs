@@ -232,7 +232,7 @@ impl Port for Tap {
 
     /// As for the MTU.
     fn is_up(&self) -> Option<bool> {
-        self.options.as_ref().map(|_| link::is_up(&self.name))
+        self.options.as_ref().and_then(|_| link::is_up(&self.name))
     }
 
     fn set_offloads(&mut self, acked: Features) -> io::Result<()> {

@@ -49,9 +49,21 @@ pub enum ChannelError {
          (ulimit -n, LimitNOFILE= in a systemd unit)"
     )]
     LostFds,
+    /// One that could hold this process; the log says why.
+    #[error("a file descriptor that came with a message is refused")]
+    RefusedFd,
     /// The socket.
     #[error("socket error")]
-    System(#[from] io::Error),
+    System(#[source] io::Error),
+}
+
+impl From<io::Error> for ChannelError {
+    fn from(error: io::Error) -> ChannelError {
+        match error.raw_os_error() {
+            Some(libc::EOPNOTSUPP) => ChannelError::RefusedFd,
+            _ => ChannelError::System(error),
+        }
+    }
 }
 
 /// A connection.

@@ -170,8 +170,8 @@ impl Supervisor<'_> {
         let killers = self.deaths.killers.clone();
         self.deaths.worked = false;
         let restarts = self.deaths.restarts;
-        // SAFETY: beside this thread there is the log's, which holds no lock but the allocator's, and that one is free in a
-        // child of the C library's.
+        // SAFETY: beside this thread there are the log's, and those that a silent file system holds in a system call. None
+        // holds a lock but the allocator's, and that one is free in a child of the C library's.
         match logging::across_fork(|| unsafe { fork() })? {
             ForkResult::Parent { child } => {
                 // The worker's own from here on.
@@ -328,8 +328,14 @@ impl Supervisor<'_> {
 
     /// Reads the connection for the worker, and keeps what comes for the next one.
     fn read(&mut self, worker: &Worker, connection: FdId, count: usize) {
-        let Some(socket) = self.held.fds.get(&connection) else { return };
-        let piece = channel::read(socket, count.min(MAX_READ));
+        let piece = match self.held.fds.get(&connection) {
+            Some(socket) => channel::read(socket, count.min(MAX_READ)),
+            None => Err(io::Error::from_raw_os_error(libc::EBADF)),
+        };
+        // A unit that is killed from here on has taken something that is in no state.
+        if piece.as_ref().is_ok_and(|piece| piece.as_ref().is_some_and(|piece| !piece.bytes.is_empty())) {
+            self.store.iter_mut().for_each(Store::begin_request);
+        }
         let order = match &piece {
             Ok(piece) => Order::Piece(
                 piece.as_ref().map(|piece| Bytes { bytes: piece.bytes.clone(), too_many: piece.too_many }),
@@ -342,7 +348,6 @@ impl Supervisor<'_> {
         let _ = frame::send(&worker.line, &order, &fds);
         if !piece.bytes.is_empty() {
             self.held.read.push(piece);
-            self.store.iter_mut().for_each(Store::begin_request);
         }
     }
 

@@ -19,6 +19,9 @@ use crate::endpoint::Endpoint;
 const HOLD_OFF: Duration = Duration::from_secs(1);
 /// At most one line in this time about refused connections.
 const REFUSALS: Duration = Duration::from_secs(10);
+/// Errors of accept that say that there is nobody, or nobody any more.
+const NOBODY: [io::ErrorKind; 3] =
+    [io::ErrorKind::WouldBlock, io::ErrorKind::Interrupted, io::ErrorKind::ConnectionAborted];
 /// Most messages served before the rest of the daemon gets its turn.
 const MESSAGES: usize = 64;
 
@@ -28,7 +31,7 @@ impl Server {
         let Endpoint::Listen(listener) = &self.endpoint else { return Ok(()) };
         let stream = match listener.accept() {
             Ok(stream) => stream,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Err(error) if NOBODY.contains(&error.kind()) => return Ok(()),
             Err(error) => {
                 warn!("accepting a connection failed: {error}");
                 // Out of descriptors, most likely: not again at once.
