@@ -118,6 +118,8 @@ fn a_shell_puts_it_into_the_background_and_back() {
     machine.signal(Signal::TSTP);
     eventually("the terminal is the shell's again", || !terminal.is_raw());
     terminal.assert_restored();
+    // Before, what is typed may still be the guest's.
+    eventually("it stops", || machine.is_stopped());
     terminal.user.write_all(b"\n").unwrap();
     eventually("the terminal is raw again", || terminal.is_raw());
     terminal.user.write_all(b"bq").unwrap();
