@@ -97,7 +97,9 @@ impl Systemd {
         let mut systemd = Systemd { daemon: Daemon::start(command)?, pid: 0, group, dir };
         let up = |daemon: &mut Daemon| {
             let pid = child(daemon.pid()).map_or(0, |pid| pid.as_raw_nonzero().get());
-            let is_up = Path::new(&format!("/proc/{pid}/root/run/systemd/private")).exists();
+            // Its own root, seen from outside.
+            let root = Path::new("/proc").join(pid.to_string()).join("root");
+            let is_up = root.join("run/systemd/private").exists();
             (is_up || daemon.has_exited()).then_some(pid)
         };
         systemd.pid = poll_until(10 * LIMIT, || up(&mut systemd.daemon)).unwrap_or(0);
