@@ -18,7 +18,7 @@ use crate::guest::{Code, Machine, Running, kvm};
 const LOST: &str = "bytes are lost until somebody does";
 
 /// Bytes in a small pipe, which is soon full.
-const PIPE: usize = 4096;
+pub(crate) const PIPE: usize = 4096;
 
 /// Writes as long as it is let: with the transmitter free, or whenever it likes.
 fn writers() -> [Code; 2] {

@@ -5,12 +5,14 @@ use std::io::Write;
 use std::os::fd::OwnedFd;
 
 use rustix::fs::{Mode, OFlags};
+use rustix::pipe::fcntl_setpipe_size;
 use rustix::process::Signal;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 
 use crate::console::echo;
 use crate::guest::{Code, Machine, Running, eventually, kvm};
+use crate::output::PIPE;
 
 /// A pseudo-terminal: the user's side, the machine's side, and its settings before the machine came.
 pub(crate) struct Terminal {
@@ -73,6 +75,39 @@ fn the_terminal_is_restored() {
         assert_eq!(end.status.code(), status, "{signal:?}: {end:?}");
         terminal.assert_restored();
     }
+}
+
+/// An end that has begun gives the terminal back before it waits for a reader of the last output, and the first signal leaves
+/// it alone: the status is the guest's.
+#[test]
+fn an_end_that_waits_has_given_the_terminal_back() {
+    if !kvm("an_end_that_waits_has_given_the_terminal_back") {
+        return;
+    }
+    // It waits for a second: on a busy machine that may be over before it is looked at.
+    let seen = (0..10).any(|_| {
+        let mut terminal = terminal();
+        let mut machine = terminal.start(print_on_key(PIPE as u32 + 1024).power_off());
+        fcntl_setpipe_size(machine.child.stdout.as_ref().unwrap(), PIPE).unwrap();
+        terminal.user.write_all(b"x").unwrap();
+        eventually("the terminal is given back", || !terminal.is_raw());
+        let waits = machine.child.try_wait().unwrap().is_none();
+        if waits {
+            machine.signal(Signal::TERM);
+        }
+        let end = machine.wait_unread();
+        assert_eq!(end.status.code(), Some(0), "{end:?}");
+        terminal.assert_restored();
+        waits && end.log.contains("bytes of serial output were lost")
+    });
+    assert!(seen, "no end has waited");
+}
+
+/// Prints "up", and `count` digits when a key is pressed.
+fn print_on_key(count: u32) -> Code {
+    // next: mov dx, 0x3fd; in al, dx; test al, 1; jz next
+    let key = [0x66, 0xba, 0xfd, 0x03, 0xec, 0xa8, 0x01, 0x74, 0xf7];
+    Code::new().print("up").out(0x3f9, 1).raw(&key).digits(count)
 }
 
 /// A machine that was stopped has the terminal in raw mode again when it goes on, whatever a shell has made of it.

@@ -6,12 +6,13 @@
 //! is back: the kernel tells nobody.
 
 use std::fs::File;
+use std::io::Read;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use log::warn;
+use log::{debug, warn};
 use thiserror::Error;
 use vhost::net::VhostNet;
 use vhost::vhost_kern::net::Net as VhostNetFile;
@@ -28,6 +29,9 @@ use crate::virtio::net::{DataPath, DataSetup, StartError, Traffic};
 
 /// Where the kernel has it.
 const NODE: &str = "/dev/vhost-net";
+
+/// More frames than an interface's queue holds; frames may come as fast as they are taken out.
+const MOST_STALE: usize = 10_000;
 
 /// Features that are about rings, and so the kernel's; the others are the interface's.
 const RING: Features = Features::VERSION_1
@@ -125,6 +129,8 @@ impl DataPath for Kernel {
             let mut file = None;
             if vrings.len() == 2 {
                 let queue = File::from(state.device.queue(pair).as_fd().try_clone_to_owned()?);
+                let stale = discard(&queue);
+                debug!("{}: {stale} frames of before pair {pair} started are dropped", self.label);
                 file = Some(open_pair(&memory, &setup, self.features, &vrings, &queue)?);
             }
             state.pairs.push(file);
@@ -182,6 +188,14 @@ impl State {
     }
 }
 
+/// Takes out what waits in `queue`, and returns how many frames that were. They came with the offloads of an earlier driver,
+/// and the kernel would hand them over as they are, to one that may have acknowledged none.
+fn discard(mut queue: &File) -> usize {
+    // What does not fit is dropped with the rest of its frame.
+    let mut start = [0; 64];
+    (0..MOST_STALE).take_while(|_| queue.read(&mut start).is_ok()).count()
+}
+
 /// A file that serves the two `vrings` of one pair with `queue` behind them.
 fn open_pair(
     memory: &Arc<GuestMemoryMmap>,
@@ -230,4 +244,25 @@ fn set_up_vring(
     told("SET_VRING_ADDR", file.set_vring_addr(at, &places))?;
     told("SET_VRING_CALL", file.set_vring_call(at, setup.interrupt.call(*index)))?;
     told("SET_VRING_KICK", file.set_vring_kick(at, kick))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixDatagram;
+
+    use super::*;
+
+    #[test]
+    fn frames_of_an_earlier_driver_are_not_handed_over() {
+        let (queue, wire) = UnixDatagram::pair().unwrap();
+        queue.set_nonblocking(true).unwrap();
+        let queue = File::from(OwnedFd::from(queue));
+        assert_eq!(discard(&queue), 0);
+        for len in [1514, 0, 60] {
+            wire.send(&vec![0; len]).unwrap();
+        }
+        assert_eq!(discard(&queue), 3);
+        assert_eq!(discard(&queue), 0);
+    }
 }
