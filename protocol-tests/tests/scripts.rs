@@ -115,7 +115,7 @@ fn a_soak_is_resumed_and_counts() {
     let path = std::env::var("PATH").expect("a path");
     let soak = |repeat: &str| {
         let mut command = Command::new(repository().join("scripts/soak"));
-        command.args(["--repeat", repeat, "--load", "cpu", "--only", "peers"]);
+        command.args(["--repeat", repeat, "--load", "cpu", "--only", "peers", "--jobs", "1"]);
         command.env("PATH", format!("{}:{path}", at("bin").display())).env("CARGO_TARGET_DIR", at("target"));
         command.env("RUNS", at("runs")).env("HOLD", at("hold")).env("TMPDIR", directory.path());
         command
