@@ -39,7 +39,7 @@ fn paused_and_resumed_under_traffic() {
             "modprobe button; modprobe evdev; dmesg -c >/dev/null; echo 1 >/proc/sys/kernel/watchdog_thresh; \
              until ping -q -c 1 -w 1 {ENOUGH} >/dev/null; do report round; {}; done; complaints; \
              report waiting; report key $(dd if=/dev/input/event0 bs=24 count=1 2>/dev/null | od -An -v -t u2); \
-             report events $(grep ACPI:Ged /proc/interrupts); report over; sleep 60",
+             report events $(grep ACPI:Ged /proc/interrupts); report over; sleep 1800",
             traffic.both_ways_at_once()
         );
         let mut machine = start(directory.path(), &run, &["tap=k0"]);

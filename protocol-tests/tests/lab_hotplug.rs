@@ -226,7 +226,8 @@ fn what_cannot_be_added_is_refused() {
         ip(&["tuntap", "add", "dev", TAP, "mode", "tap"]);
         for transport in [Transport::Mmio, Transport::Pci] {
             let directory = tempfile::tempdir().expect("a directory");
-            let mut machine = start(directory.path(), Flavour::Cloud, transport, "report waiting; sleep 60");
+            let mut machine =
+                start(directory.path(), Flavour::Cloud, transport, "report waiting; sleep 1800");
             // A machine that refuses everything need not have booted.
             let ready = if transport == Transport::Pci { "VOLT waiting" } else { "API at" };
             machine.guest.wait_for(ready, PATIENCE);
