@@ -293,8 +293,8 @@ impl Running {
     /// Waits until the program takes `signal` itself: it blocks the signals that a thread of its own takes.
     pub(crate) fn takes(&self, signal: rustix::process::Signal) {
         let start = Instant::now();
-        // What starts it is another program for a moment.
-        while !self.find().is_some_and(|pid| is_blocked(pid, signal)) {
+        // What starts it is another program for a moment; and before it has that thread, it blocks all signals for moments.
+        while !self.find().is_some_and(|pid| has_thread(pid, "signals") && is_blocked(pid, signal)) {
             assert!(start.elapsed() < PATIENCE, "{signal:?} is not taken");
             thread::sleep(Duration::from_millis(5));
         }
@@ -365,6 +365,14 @@ fn drain(mut pipe: impl Read + Send + 'static) -> thread::JoinHandle<String> {
 /// Writes everything, from a thread, so that the machine may take its time.
 pub(crate) fn feed(mut pipe: impl Write + Send + 'static, bytes: Vec<u8>) -> thread::JoinHandle<()> {
     thread::spawn(move || pipe.write_all(&bytes).unwrap())
+}
+
+/// Whether a process has a thread of this name.
+fn has_thread(pid: Pid, name: &str) -> bool {
+    let threads =
+        std::fs::read_dir(format!("/proc/{}/task", pid.as_raw_pid())).into_iter().flatten().flatten();
+    let names = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("comm")).ok());
+    names.into_iter().any(|comm| comm.trim() == name)
 }
 
 /// Whether the main thread of a process blocks `signal`.
