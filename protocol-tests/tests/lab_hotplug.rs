@@ -49,6 +49,17 @@ fn remove(machine: &Machine, kind: &str, name: &str) {
     assert!(gone.is_some(), "{name} is not given back: {:?}", names(machine));
 }
 
+/// What a guest does last: nothing, so that whoever asks the machine something meanwhile finds it there.
+const STAY: &str = "report over; sleep 1800";
+
+/// Ends a machine whose guest has done everything.
+#[track_caller]
+fn end(machine: &mut Machine) {
+    machine.guest.wait_for("VOLT over", PATIENCE);
+    machine.done(&["shutdown"]);
+    assert_eq!(machine.guest.wait_exit(PATIENCE).code(), Some(0));
+}
+
 /// Judges the guest's `complaints`: a device that is found is no complaint. Linux shows the file of a disk before it can open it;
 /// whoever opens it in between makes it look for a driver, and say so.
 #[track_caller]
@@ -81,7 +92,7 @@ fn a_network_device_comes_and_goes() {
         let network = traffic.try_network("round$n", "eth0", "10.77.0");
         let script = format!(
             "dmesg -c >/dev/null; report waiting; n=0; while [ $n -lt {rounds} ]; do {}; {network}; report done $n; \
-             {}; report gone $n; n=$((n + 1)); done; complaints",
+             {}; report gone $n; n=$((n + 1)); done; complaints; {STAY}",
             interface(true),
             interface(false)
         );
@@ -120,7 +131,7 @@ fn a_network_device_comes_and_goes() {
             assert!(gone.is_some(), "{:?}", names(&machine));
         }
         assert_eq!(machine.files(), files);
-        machine.guest.wait_for("VOLT exit", PATIENCE);
+        end(&mut machine);
         let reports = machine.guest.reports();
         for round in 0..rounds {
             traffic.judge_network(&reports, &format!("round{round}"));
@@ -163,7 +174,7 @@ fn every_kind_comes_and_goes() {
             interface(true),
             "report ejecting; echo 0 >/sys/bus/pci/slots/5/power".to_owned(),
             interface(false),
-            "report ejected; complaints".to_owned(),
+            format!("report ejected; complaints; {STAY}"),
         ];
         let mut machine = start(directory.path(), Flavour::Generic, Transport::Pci, &script.join("; "));
         machine.guest.wait_for("VOLT waiting", PATIENCE);
@@ -188,7 +199,7 @@ fn every_kind_comes_and_goes() {
         // Its lock went with the device.
         let free = Command::new("flock").args(["--nonblock", image, "true"]).status().expect("flock");
         assert!(free.success());
-        machine.guest.wait_for("VOLT exit", PATIENCE);
+        end(&mut machine);
         let reports = machine.guest.reports();
         assert_eq!(value(&reports, "disk"), digest);
         traffic.judge_network(&reports, "socket");
@@ -207,7 +218,7 @@ fn devices_come_and_go_while_the_guest_boots() {
         let image = directory.path().join("disk.img");
         std::fs::write(&image, vec![0; 1 << 20]).expect("an image");
         let image = image.to_str().expect("a path of letters");
-        let script = [interface(true), until(false, "/dev/vda"), "report settled".to_owned()];
+        let script = [interface(true), until(false, "/dev/vda"), format!("report settled; {STAY}")];
         let mut machine = start(directory.path(), Flavour::Generic, Transport::Pci, &script.join("; "));
         machine.guest.wait_for("API at", PATIENCE);
         machine.done(&["add", "net", "tap=k0"]);
@@ -215,7 +226,7 @@ fn devices_come_and_go_while_the_guest_boots() {
         remove(&machine, "disk", image);
         machine.guest.wait_for("VOLT settled", PATIENCE);
         assert_eq!(names(&machine), ["rng", "net k0"]);
-        machine.guest.wait_for("VOLT exit", PATIENCE);
+        end(&mut machine);
     });
 }
 
