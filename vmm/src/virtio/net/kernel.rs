@@ -30,7 +30,8 @@ use crate::virtio::net::{DataPath, DataSetup, StartError, Traffic};
 /// Where the kernel has it.
 const NODE: &str = "/dev/vhost-net";
 
-/// More frames than an interface's queue holds; frames may come as fast as they are taken out.
+/// Most frames that are dropped: more than an interface's queue usually holds (`txqueuelen`). Without an end to it, frames that come
+/// as fast as they are taken out would keep the vCPU here.
 const MOST_STALE: usize = 10_000;
 
 /// Features that are about rings, and so the kernel's; the others are the interface's.
@@ -130,7 +131,12 @@ impl DataPath for Kernel {
             if vrings.len() == 2 {
                 let queue = File::from(state.device.queue(pair).as_fd().try_clone_to_owned()?);
                 let stale = discard(&queue);
-                debug!("{}: {stale} frames of before pair {pair} started are dropped", self.label);
+                if stale > 0 {
+                    debug!(
+                        "{}: pair {pair}: dropped {stale} frames that waited for an earlier driver",
+                        self.label
+                    );
+                }
                 file = Some(open_pair(&memory, &setup, self.features, &vrings, &queue)?);
             }
             state.pairs.push(file);
