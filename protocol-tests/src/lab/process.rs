@@ -147,6 +147,8 @@ impl std::fmt::Display for Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        // Whoever asserted something about it meanwhile may not have noticed.
+        let ended = self.child.try_wait().ok().flatten();
         // A script among them has children of its own to end, so first the polite way.
         self.terminate();
         let deadline = Instant::now() + Duration::from_secs(3);
@@ -156,6 +158,9 @@ impl Drop for Process {
         self.kill();
         if thread::panicking() {
             self.output();
+            if let Some(status) = ended {
+                eprintln!("{} had ended by itself, {status}", self.name);
+            }
             eprintln!("{self}");
         }
     }
