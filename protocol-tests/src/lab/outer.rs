@@ -39,7 +39,7 @@ impl Case {
     /// machine is found to have ended when the body is unwound.
     fn guest_was_reset(&self) -> bool {
         let says = |text: &str| self.output.iter().any(|line| line.contains(text));
-        let qemu = says("qemu ended before it said 'VOLT exit'");
+        let qemu = says("qemu ended before it said '");
         let volt_vmm = says("volt-vmm ended before it said '") || says("volt-vmm had ended by itself");
         let silent = (qemu || says("shut down by a triple fault")) && !says("Kernel panic");
         (qemu || volt_vmm) && (silent || says("RIP: 0010:entry_SYSCALL_64+0x0/"))
@@ -224,6 +224,7 @@ mod tests {
         };
         let ended = "qemu ended before it said 'VOLT exit': the last lines of qemu:";
         assert!(reset(&[ended]));
+        assert!(reset(&["qemu ended before it said 'VOLT exit 0': the last lines of qemu:"]));
         assert!(reset(&[ended, "RIP: 0010:entry_SYSCALL_64+0x0/0x29", "Kernel panic - not syncing"]));
         assert!(!reset(&[ended, "RIP: 0010:virtqueue_add+0x30/0x80", "Kernel panic - not syncing"]));
         let (waited, fault) =
