@@ -2,11 +2,16 @@
 //! own. For vhost-user, QEMU keeps the call descriptor when a vector is masked or moved and takes it off KVM instead,
 //! so that signals gather in it meanwhile: none may be lost.
 
+use std::io::Read;
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
 use protocol_tests::lab::guest::{Accel, Flavour, Image, QemuNet, Spec};
 use protocol_tests::lab::netd::{Netd, address, ip};
 use protocol_tests::lab::process::Process;
 use protocol_tests::lab::traffic::{Traffic, every_queue_carried, iperf3, many_flows};
-use protocol_tests::lab::{PATIENCE, here, in_lab, variants};
+use protocol_tests::lab::{PATIENCE, guest_file, here, in_lab, repository, variants};
 
 /// For `volt.run`: masks and unmasks the device's interrupts, by moving them between processors, until killed.
 const MOVE_INTERRUPTS: &str = "moving() { while :; do for mask in 1 2; do for irq in \
@@ -67,4 +72,45 @@ fn an_emulated_guest_carries_traffic() {
 #[test]
 fn the_lab_runs_a_debian_kernel_under_kvm() {
     in_lab("the_lab_runs_a_debian_kernel_under_kvm", || qemu_alone(Accel::Kvm, Flavour::Cloud));
+}
+
+/// Counts, says `last` and ends, and is read by somebody slow through a narrow pipe: nothing is missing.
+fn says_all(command: &mut Command, last: &str) {
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("a machine");
+    let mut output = child.stdout.take().expect("its console");
+    rustix::pipe::fcntl_setpipe_size(&output, 4096).expect("a pipe of a page");
+    let (mut text, mut piece, deadline) = (Vec::new(), [0; 64], Instant::now() + PATIENCE);
+    while Instant::now() < deadline
+        && let Ok(len @ 1..) = output.read(&mut piece)
+    {
+        text.extend_from_slice(&piece[..len]);
+        sleep(Duration::from_millis(20));
+    }
+    drop(output);
+    child.wait().expect("its end");
+    let text = String::from_utf8_lossy(&text).replace('\r', "");
+    let expected = format!("\n{}\n{COUNT}\n{last}", COUNT - 1);
+    let end = &text[text.len().saturating_sub(200)..];
+    assert!(text.contains(&expected), "{command:?} ends with {end:?}");
+}
+
+/// More lines than fit into the pipe and the machine's own buffer.
+const COUNT: u32 = 3_000;
+
+/// What tests judge by are often a machine's last words, and its end takes nothing of them.
+#[test]
+fn last_words_reach_a_slow_reader() {
+    let name = "last_words_reach_a_slow_reader";
+    here(name, || {
+        ip(&["tuntap", "add", "tap0", "mode", "tap"]);
+        let spec = Spec { flavour: Flavour::Cloud, ..Spec::new(&format!("seq 1 {COUNT}")) };
+        let net = QemuNet::Tap { name: "tap0".into(), properties: String::new() };
+        says_all(&mut spec.qemu(Accel::Tcg, &net), "VOLT exit 0\n");
+        if guest_file("initramfs-lab").exists() {
+            let mut lab = Command::new(repository().join("scripts/lab"));
+            says_all(lab.args(["seq", "1", &COUNT.to_string()]), "");
+        } else {
+            eprintln!("SKIP {name}: there is no lab image: run scripts/setup");
+        }
+    });
 }
