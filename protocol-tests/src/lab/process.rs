@@ -55,7 +55,7 @@ impl Process {
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {
-                    panic!("{} said no '{text}' in {limit:?}: {self}", self.name)
+                    panic!("{} said no '{text}' in {limit:?}: {self}{}", self.name, self.threads())
                 }
                 Err(RecvTimeoutError::Disconnected) => {
                     panic!("{} ended before it said '{text}': {self}", self.name)
@@ -98,6 +98,17 @@ impl Process {
                 other => panic!("{} closed its output but did not end: {other:?}: {self}", self.name),
             }
         }
+    }
+
+    /// What its threads are at: a hang is one of them.
+    fn threads(&self) -> String {
+        let tasks = format!("/proc/{}/task", self.id());
+        let tasks = std::fs::read_dir(tasks).into_iter().flatten().flatten();
+        let lines = tasks.map(|task| {
+            let read = |name| std::fs::read_to_string(task.path().join(name)).unwrap_or_default();
+            format!("{}system call {}{}\n", read("stat"), read("syscall"), read("stack"))
+        });
+        format!("its threads:\n{}", lines.collect::<String>())
     }
 
     /// Its process id.
