@@ -12,6 +12,7 @@ use protocol_tests::lab::netd::{Netd, address, ip};
 use protocol_tests::lab::process::Process;
 use protocol_tests::lab::traffic::{Traffic, every_queue_carried, iperf3, many_flows};
 use protocol_tests::lab::{PATIENCE, guest_file, here, in_lab, repository, variants};
+use rustix::process::{Pid, Signal, kill_process};
 
 /// For `volt.run`: masks and unmasks the device's interrupts, by moving them between processors, until killed.
 const MOVE_INTERRUPTS: &str = "moving() { while :; do for mask in 1 2; do for irq in \
@@ -86,12 +87,13 @@ fn says_all(command: &mut Command, last: &str) {
         text.extend_from_slice(&piece[..len]);
         sleep(Duration::from_millis(20));
     }
-    drop(output);
+    // It has ended, or hangs.
+    let _ = kill_process(Pid::from_child(&child), Signal::TERM);
     child.wait().expect("its end");
     let text = String::from_utf8_lossy(&text).replace('\r', "");
     let expected = format!("\n{}\n{COUNT}\n{last}", COUNT - 1);
-    let end = &text[text.len().saturating_sub(200)..];
-    assert!(text.contains(&expected), "{command:?} ends with {end:?}");
+    let end: Vec<_> = text.lines().rev().take(5).collect();
+    assert!(text.contains(&expected), "{command:?} ended, from its last line up, with {end:?}");
 }
 
 /// More lines than fit into the pipe and the machine's own buffer.

@@ -100,7 +100,7 @@ impl Process {
         }
     }
 
-    /// What its threads are at: a hang is one of them.
+    /// State, system call and kernel stack of each of its threads, for a hang: see proc(5).
     fn threads(&self) -> String {
         let tasks = format!("/proc/{}/task", self.id());
         let tasks = std::fs::read_dir(tasks).into_iter().flatten().flatten();
