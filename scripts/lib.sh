@@ -1,5 +1,5 @@
-# Shell functions that the scripts share. Sourced, not run; leaves the caller in the top of the repository, and answers
-# --help for it with the comment at its head.
+# Shell functions that the scripts share. Sourced, not run; leaves the caller in the top of the repository,
+# and answers --help for it with the comment at its head.
 # shellcheck shell=bash
 
 set -euo pipefail
@@ -58,7 +58,8 @@ kvm_usable() {
     [ -z "$kvm_reason" ]
 }
 
-# What tests run with: guests are served by the release programs, and namespaces and TAPs need root; building does not.
+# What tests run with: guests are served by the release programs, and namespaces and TAPs need root; building
+# does not.
 test_environment() {
     export CARGO_TERM_PROGRESS_WHEN=never
     export VOLT_PROGRAMS=${CARGO_TARGET_DIR:-$PWD/target}/release
@@ -71,7 +72,8 @@ test_environment() {
     fi
 }
 
-# The test files of protocol-tests, in $guests those that boot guests: one guest at a time fills a small machine.
+# The test files of protocol-tests, in $guests those that boot guests: one guest at a time fills a small
+# machine.
 list_test_files() {
     local file
     scripted=() guests=()

@@ -191,7 +191,8 @@ impl Backend {
         let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
     }
 
-    /// Puts another configuration space in place, and tells the front-end, if that has given a channel for it.
+    /// Puts another configuration space in place, and tells the front-end, if that has given a channel for
+    /// it.
     pub fn change_config(&self, config: Vec<u8>) {
         *locked(&self.shared.config) = Some(config);
         let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());

@@ -1,7 +1,7 @@
 //! volt-netd as a process of the test's: started, watched, read from /proc, stopped by its id.
 //!
-//! [`Daemon::start`] takes a prepared command (in a namespace or not); its log is captured by a thread. Dropping
-//! the [`Daemon`] kills the process if it still runs.
+//! [`Daemon::start`] takes a prepared command (in a namespace or not); its log is captured by a thread.
+//! Dropping the [`Daemon`] kills the process if it still runs.
 
 use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -69,7 +69,8 @@ impl Daemon {
         self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Waits until the log, from byte `from` on, has every one of these words in one line, and gives the line.
+    /// Waits until the log, from byte `from` on, has every one of these words in one line, and gives the
+    /// line.
     pub fn logged(&self, from: usize, words: &[&str], limit: Duration) -> Option<String> {
         let fits = |line: &str| words.iter().all(|word| line.to_lowercase().contains(&word.to_lowercase()));
         poll_until(limit, || self.log().get(from..)?.lines().find(|line| fits(line)).map(str::to_owned))
@@ -157,7 +158,8 @@ pub fn child(pid: u32) -> Option<Pid> {
     Pid::from_raw(children.split_whitespace().next()?.parse().ok()?)
 }
 
-/// What a process does (`proc(5)`): `S` for waiting, `Z` for dead though its parent has not asked; `None` when it is gone.
+/// What a process does (`proc(5)`): `S` for waiting, `Z` for dead though its parent has not asked; `None`
+/// when it is gone.
 fn state(pid: u32) -> Option<char> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit(')').next()?.trim_start().chars().next()

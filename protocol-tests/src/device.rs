@@ -1,8 +1,8 @@
 //! The device's side of a split ring (virtio 1.2, 2.7), for the scripted back-end.
 //!
 //! Straightforward rather than fast: each access goes by guest address through [`GuestMemory`].
-//! [`DeviceRing::pop`] takes chains, [`DeviceRing::push`] returns them, [`DeviceRing::publish`] shows the driver
-//! all that was pushed.
+//! [`DeviceRing::pop`] takes chains, [`DeviceRing::push`] returns them, [`DeviceRing::publish`] shows the
+//! driver all that was pushed.
 
 use std::sync::atomic::{Ordering, fence};
 

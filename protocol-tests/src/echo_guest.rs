@@ -1,9 +1,10 @@
-//! A guest that echoes: a kernel of some hundred bytes with a driver for the first virtio-net device on virtio-mmio, which
-//! sends back each frame that it receives.
+//! A guest that echoes: a kernel of some hundred bytes with a driver for the first virtio-net device on
+//! virtio-mmio, which sends back each frame that it receives.
 //!
-//! For front-ends that are virtual machine monitors: `volt-conform frontend` writes it to a file and has the monitor boot
-//! it. It polls its rings, as not every KVM that tests run on delivers interrupts to such a guest. PVH, 32-bit: memory
-//! is flat, and the devices are where volt-vmm has them, in slots of 4 KiB from 0xd0000000 on.
+//! For front-ends that are virtual machine monitors: `volt-conform frontend` writes it to a file and has the
+//! monitor boot it. It polls its rings, as not every KVM that tests run on delivers interrupts to such a
+//! guest. PVH, 32-bit: memory is flat, and the devices are where volt-vmm has them, in slots of 4 KiB from
+//! 0xd0000000 on.
 #![expect(unsafe_code, reason = "the guest's code is assembled with this program and read as bytes")]
 
 use std::arch::global_asm;
@@ -11,8 +12,9 @@ use std::arch::global_asm;
 /// Where the code is loaded. Rings and buffers follow from 4 MiB on, so 8 MiB of memory are enough.
 const LOAD: u32 = 2 << 20;
 
-// Rings of 8 entries: receive at 0x400000 (descriptors), 0x401000 (available), 0x402000 (used), transmit 0x4000 behind;
-// buffer N is the 2 KiB at 0x410000 + N * 0x800. ESI: registers of the device, EBX: frames echoed, ECX: the buffer.
+// Rings of 8 entries: receive at 0x400000 (descriptors), 0x401000 (available), 0x402000 (used), transmit
+// 0x4000 behind; buffer N is the 2 KiB at 0x410000 + N * 0x800. ESI: registers of the device, EBX: frames
+// echoed, ECX: the buffer.
 global_asm!(
     ".section .rodata",
     ".code32",
@@ -112,12 +114,14 @@ fn code() -> &'static [u8] {
     unsafe { std::slice::from_raw_parts(start, end.offset_from_unsigned(start)) }
 }
 
-/// The guest as a vmlinux with a PVH entry: an ELF file of one segment and the note that names its first instruction.
+/// The guest as a vmlinux with a PVH entry: an ELF file of one segment and the note that names its first
+/// instruction.
 pub fn vmlinux() -> Vec<u8> {
     const HEADERS: u32 = 64 + 2 * 56;
     let code = code();
     let note = [&words(&[4, 4, 18])[..], b"Xen\0", &LOAD.to_le_bytes()].concat();
-    // Identification, type 2 (executable), machine 62 (x86-64), one place for program headers behind this header.
+    // Identification, type 2 (executable), machine 62 (x86-64), one place for program headers behind this
+    // header.
     let mut image = b"\x7fELF\x02\x01\x01".to_vec();
     image.resize(16, 0);
     image.extend(words(&[62 << 16 | 2, 1, 0, 0, 64, 0, 0, 0, 0, 56 << 16 | 64, 2]));

@@ -114,8 +114,8 @@ pub fn udp(from: (u8, u16), to: (u8, u16), payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// A TCP segment in a frame, over IPv4 or IPv6 and with the flag CWR or without, its TCP checksum left for an offload; and
-/// where its TCP header begins.
+/// A TCP segment in a frame, over IPv4 or IPv6 and with the flag CWR or without, its TCP checksum left for an
+/// offload; and where its TCP header begins.
 pub fn tcp(v6: bool, cwr: bool, payload: &[u8]) -> (Vec<u8>, u16) {
     let len = 20 + payload.len() as u16;
     let mut frame = vec![0x02, 0, 0, 0, 0, 1, 0x02, 0, 0, 0, 0, 2];

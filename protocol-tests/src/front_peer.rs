@@ -1,7 +1,8 @@
-//! Front-ends to calibrate `volt-conform frontend` with: each has a guest that echoes, and looks for its back-end for ever.
+//! Front-ends to calibrate `volt-conform frontend` with: each has a guest that echoes, and looks for its
+//! back-end for ever.
 //!
-//! [`scripted`] is the scripted front-end, right or with one [`FrontFault`]; [`on_crate`] is on `vhost`'s `Frontend`, an
-//! independent reading of the protocol.
+//! [`scripted`] is the scripted front-end, right or with one [`FrontFault`]; [`on_crate`] is on `vhost`'s
+//! `Frontend`, an independent reading of the protocol.
 #![expect(unsafe_code, reason = "vhost takes eventfds in a type that is only made of raw descriptors")]
 
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
@@ -60,9 +61,12 @@ front_faults! {
     ReplyFlag, "reply-flag", "conversation/headers", "Sets the reply flag of a request.";
     BodyLong, "body-long", "conversation/body-lengths", "Sends a body with SET_OWNER.";
     Unoffered, "unoffered", "conversation/features-offered", "Acknowledges a feature that was not offered.";
-    ProtocolUnoffered, "protocol-unoffered", "conversation/protocol-offered", "Acknowledges a protocol feature that was not offered.";
-    EarlyNeedReply, "early-need-reply", "conversation/need-reply, traffic/without-reply-ack", "Wants replies before REPLY_ACK was negotiated.";
-    ConfigUnasked, "config-unasked", "conversation/requests-negotiated, traffic/without-config", "Reads the configuration without CONFIG.";
+    ProtocolUnoffered, "protocol-unoffered", "conversation/protocol-offered",
+        "Acknowledges a protocol feature that was not offered.";
+    EarlyNeedReply, "early-need-reply", "conversation/need-reply, traffic/without-reply-ack",
+        "Wants replies before REPLY_ACK was negotiated.";
+    ConfigUnasked, "config-unasked", "conversation/requests-negotiated, traffic/without-config",
+        "Reads the configuration without CONFIG.";
     RegionLong, "region-long", "conversation/memory-files", "Shares more memory than its file has.";
     KickBeforeBase, "kick-before-base", "conversation/vring-complete", "Starts a ring without a base.";
     SizeOdd, "size-odd", "conversation/vring-size", "Has a ring of 100 entries.";
@@ -78,15 +82,20 @@ front_faults! {
     GivesUp, "gives-up", "losses/at-memory", "Ends when its back-end dies at the memory table.";
     WaitsForEver, "waits-for-ever", "losses/silence", "Waits for an answer without a limit.";
     OneRead, "one-read", "replies/split, replies/version-2", "Takes what one read gives for an answer.";
-    AnyReply, "any-reply", "replies/other-request, replies/no-flag, replies/long, replies/short", "Believes an answer to another request.";
+    AnyReply, "any-reply", "replies/other-request, replies/no-flag, replies/long, replies/short",
+        "Believes an answer to another request.";
     AnyStatus, "any-status", "replies/refused", "Does not look at the status of a request.";
     AnyLength, "any-length", "replies/huge", "Waits for as much as a header claims.";
     NoDescriptor, "no-descriptor", "conversation/memory-descriptors", "Shares memory without its descriptor.";
-    SlotsUnasked, "slots-unasked", "traffic/without-slots", "Shares memory by ADD_MEM_REG without CONFIGURE_MEM_SLOTS.";
+    SlotsUnasked, "slots-unasked", "traffic/without-slots",
+        "Shares memory by ADD_MEM_REG without CONFIGURE_MEM_SLOTS.";
     QueuesUnasked, "queues-unasked", "traffic/without-mq", "Asks for the number of queues without MQ.";
-    ProtocolUnasked, "protocol-unasked", "traffic/without-protocol", "Asks for protocol features that were not offered.";
+    ProtocolUnasked, "protocol-unasked", "traffic/without-protocol",
+        "Asks for protocol features that were not offered.";
     WantsMore, "wants-more", "traffic/without-options", "Serves no guest without EVENT_IDX.";
-    EndsToo, "ends-too", "losses/at-get-features, losses/at-protocol-features, losses/at-set-features, losses/at-vring-num, losses/at-kick, losses/at-enable", "Ends with its back-end.";
+    EndsToo, "ends-too",
+        "losses/at-get-features, losses/at-protocol-features, losses/at-set-features, losses/at-vring-num, \
+         losses/at-kick, losses/at-enable", "Ends with its back-end.";
     Impatient, "impatient", "replies/late", "Waits 50 milliseconds for an answer.";
     KeepsFeatures, "keeps-features", "features/fewer", "Acknowledges again what is not offered any more.";
 }

@@ -12,12 +12,14 @@
 //! | [`succession`] | one volt-netd after the other under one front-end |
 //! | [`netns`], [`daemon`], [`rig`] | a network namespace with a TAP; volt-netd as a process; both together |
 //! | [`silent_fs`] | a file that holds whoever touches it |
+//! | [`trace`] | a process that is stopped at each system call |
 //! | [`systemd`] | a real systemd, as the first process of namespaces of its own |
 //! | [`mod@bench`] | the measurements of the tool `volt-bench` |
 //! | [`conform`] | the checks of the tool `volt-conform`, for any back-end |
 //! | [`lab`] | real guests, here and in an emulated machine with KVM |
 //!
-//! The peers encode the wire themselves, by the specifications, and share no code with the programs they test.
+//! The peers encode the wire themselves, by the specifications, and share no code with the programs they
+//! test.
 
 pub mod backend;
 pub mod bench;
@@ -39,4 +41,5 @@ pub mod session;
 pub mod silent_fs;
 pub mod succession;
 pub mod systemd;
+pub mod trace;
 pub mod wire;

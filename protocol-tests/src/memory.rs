@@ -147,8 +147,8 @@ impl GuestMemory {
         self.regions.iter().find(|region| region.spec.holds(guest))
     }
 
-    /// The pointer to `len` bytes at `guest` of one region, for loops that cannot afford a search. Valid while this
-    /// memory or a clone of it lives.
+    /// The pointer to `len` bytes at `guest` of one region, for loops that cannot afford a search. Valid
+    /// while this memory or a clone of it lives.
     pub fn pointer(&self, guest: u64, len: usize) -> Option<NonNull<u8>> {
         let (pointer, room) = self.find(guest)?.at(guest);
         (len <= room).then_some(pointer)
@@ -176,7 +176,8 @@ impl GuestMemory {
     /// Copies out of guest memory. False: part of the range is not memory.
     pub fn try_read(&self, guest: u64, into: &mut [u8]) -> bool {
         self.pieces(guest, into.len(), |pointer, at, count| {
-            // SAFETY: `pieces` gives `count` mapped bytes at `pointer`; the slice has `count` bytes from `at`.
+            // SAFETY: `pieces` gives `count` mapped bytes at `pointer`; the slice has `count` bytes from
+            // `at`.
             unsafe { pointer.as_ptr().copy_to_nonoverlapping(into[at..at + count].as_mut_ptr(), count) }
         })
     }
@@ -184,7 +185,8 @@ impl GuestMemory {
     /// Copies into guest memory. False: part of the range is not memory.
     pub fn try_write(&self, guest: u64, from: &[u8]) -> bool {
         self.pieces(guest, from.len(), |pointer, at, count| {
-            // SAFETY: `pieces` gives `count` mapped bytes at `pointer`; the slice has `count` bytes from `at`.
+            // SAFETY: `pieces` gives `count` mapped bytes at `pointer`; the slice has `count` bytes from
+            // `at`.
             unsafe { pointer.as_ptr().copy_from_nonoverlapping(from[at..at + count].as_ptr(), count) }
         })
     }
@@ -222,7 +224,8 @@ impl GuestMemory {
     fn atomic(&self, guest: u64) -> Option<&AtomicU16> {
         let (pointer, room) = self.find(guest)?.at(guest);
         let aligned = pointer.as_ptr().addr().is_multiple_of(2) && room >= 2;
-        // SAFETY: two mapped, aligned bytes that live as long as `self`; all access to ring indices is atomic.
+        // SAFETY: two mapped, aligned bytes that live as long as `self`; all access to ring indices is
+        // atomic.
         aligned.then(|| unsafe { AtomicU16::from_ptr(pointer.as_ptr().cast()) })
     }
 }

@@ -106,8 +106,8 @@ impl Netns {
         Ok(TapWire { socket: fd.ok_or_else(|| io::Error::other("no descriptor came"))? })
     }
 
-    /// Waits until somebody serves an interface and it is fully up. Right after the carrier has come the kernel
-    /// still drops what is sent, silently.
+    /// Waits until somebody serves an interface and it is fully up. Right after the carrier has come the
+    /// kernel still drops what is sent, silently.
     pub fn wait_until_up(&self, name: &str, limit: Duration) -> io::Result<()> {
         let is_up = || {
             let mut ip = self.command("ip");
@@ -117,8 +117,8 @@ impl Netns {
         poll_until(limit, is_up).ok_or_else(|| io::Error::other(format!("{name} does not come up")))
     }
 
-    /// A command that will run inside, with no signal ignored, whatever this process ignores; its process id is the command's
-    /// own.
+    /// A command that will run inside, with no signal ignored, whatever this process ignores; its process id
+    /// is the command's own.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("nsenter");
         command.arg("--target").arg(self.holder.id().to_string()).arg("--net");

@@ -30,7 +30,8 @@ pub enum NicError {
     },
     /// No used buffer, or no call for it, in time.
     #[error(
-        "vring {vring}: no call with a used buffer in {limit:?} (used.idx {used}, taken {taken}, available {avail})"
+        "vring {vring}: no call with a used buffer in {limit:?} (used.idx {used}, \
+         taken {taken}, available {avail})"
     )]
     Timeout {
         /// Index of the vring.
@@ -166,8 +167,8 @@ impl Queue {
         Ok(head)
     }
 
-    /// Writes header and frame to memory and gives them as parts of these lengths, the rest last. While nothing
-    /// is in flight, space is used from its beginning again.
+    /// Writes header and frame to memory and gives them as parts of these lengths, the rest last. While
+    /// nothing is in flight, space is used from its beginning again.
     pub fn place(&mut self, header: &NetHeader, frame: &[u8], cuts: &[usize]) -> Vec<Part> {
         if self.ring.outstanding() == 0 {
             self.arena.next = self.arena.start;
@@ -315,7 +316,8 @@ impl Queue {
         Ok(Frame { header, bytes, chains })
     }
 
-    /// Takes chains that were returned unserved, with nothing written, and makes them available again: how many.
+    /// Takes chains that were returned unserved, with nothing written, and makes them available again: how
+    /// many.
     pub fn take_unserved(&mut self) -> Result<usize, NicError> {
         let mut count = 0;
         while let Some(used) = self.try_used()? {
@@ -362,8 +364,8 @@ pub struct Nic {
 }
 
 impl Nic {
-    /// Queues of `size` with these vring indices, rings and buffers laid out over `range` (guest addresses), all
-    /// ring indices beginning at `start`.
+    /// Queues of `size` with these vring indices, rings and buffers laid out over `range` (guest addresses),
+    /// all ring indices beginning at `start`.
     pub fn new(
         mem: GuestMemory,
         range: (u64, u64),

@@ -128,7 +128,8 @@ fn daemon() -> io::Result<EchoDaemon> {
         .map_err(|error| io::Error::other(error.to_string()))
 }
 
-/// Listens at `path` and serves one connection after another, each with a daemon of its own, until the process ends.
+/// Listens at `path` and serves one connection after another, each with a daemon of its own, until the
+/// process ends.
 pub fn serve(path: &Path) -> io::Result<()> {
     let mut listener = Listener::new(path, true).map_err(io::Error::other)?;
     loop {

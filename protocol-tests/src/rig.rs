@@ -1,7 +1,7 @@
 //! What most tests of volt-netd stand in: a namespace with a TAP, the daemon on it, and the wire behind it.
 //!
-//! [`Rig::new`] builds it, [`Rig::session`] connects a scripted front-end, [`Rig::both_ways`] moves frames and
-//! compares them byte by byte, [`Rig::well`] is asked at the end of every abuse.
+//! [`Rig::new`] builds it, [`Rig::session`] connects a scripted front-end, [`Rig::both_ways`] moves frames
+//! and compares them byte by byte, [`Rig::well`] is asked at the end of every abuse.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -13,8 +13,8 @@ use crate::frontend::Frontend;
 use crate::netns::{Netns, TapWire};
 use crate::session::{Session, Setup};
 
-/// How long anything may take that is waited for. Nothing waits so long on a quiet machine, and no test may need that it is
-/// over: this is for a machine that is slow and busy, and for a fault to show at all.
+/// How long anything may take that is waited for. Nothing waits so long on a quiet machine, and no test may
+/// need that it is over: this is for a machine that is slow and busy, and for a fault to show at all.
 pub const LIMIT: Duration = Duration::from_secs(60);
 /// How long is waited for something that must not happen.
 pub const QUIET: Duration = Duration::from_millis(120);
@@ -34,8 +34,8 @@ pub struct Rig {
 }
 
 impl Rig {
-    /// Starts volt-netd on a TAP with these further arguments, of which `{control}` becomes [`Rig::control`]. `None`: the machine allows no namespace, and a
-    /// line says that `test` was skipped.
+    /// Starts volt-netd on a TAP with these further arguments, of which `{control}` becomes [`Rig::control`].
+    /// `None`: the machine allows no namespace, and a line says that `test` was skipped.
     ///
     /// # Panics
     /// When the daemon does not start.

@@ -1,4 +1,5 @@
-//! The driver's side of a split ring (virtio 1.2, 2.7), with every shape a driver may use and some it may not.
+//! The driver's side of a split ring (virtio 1.2, 2.7), with every shape a driver may use and some it may
+//! not.
 //!
 //! A [`DriverRing`] owns no memory: it lives at guest addresses of a [`GuestMemory`]. `add*` puts a chain in
 //! the available ring, [`DriverRing::publish`] shows all that was added, [`DriverRing::pop_used`] takes back

@@ -53,8 +53,8 @@ impl Default for Setup {
 }
 
 impl Setup {
-    /// The default with `pairs` pairs, all enabled, and MQ without a control queue: as from a front-end that serves
-    /// the control queue itself.
+    /// The default with `pairs` pairs, all enabled, and MQ without a control queue: as from a front-end that
+    /// serves the control queue itself.
     pub fn pairs(pairs: u32) -> Setup {
         let base = Setup::default();
         Setup { pairs, enabled: pairs, features: base.features | feature::MQ, ..base }

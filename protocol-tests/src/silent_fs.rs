@@ -1,6 +1,8 @@
-//! A file on a file system in user space (FUSE) that answers nothing any more once the file is open: whoever touches it
-//! waits. The protocol is that of the kernel's `linux/fuse.h`.
+//! A file on a file system in user space (FUSE) that answers nothing any more once the file is open: whoever
+//! touches it waits. The protocol is that of the kernel's `linux/fuse.h`.
+#![expect(unsafe_code, reason = "a thread gets a mount namespace of its own")]
 
+use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -9,8 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 const GETATTR: u32 = 3;
 const OPEN: u32 = 14;
@@ -23,13 +25,15 @@ const MODE: u32 = 0o100_666;
 /// The file. When this goes, so does its file system, and whoever waits gets an error.
 #[derive(Debug)]
 pub struct SilentFile {
-    /// Open for reading and writing. To close it waits as well, so this is never done before the file system has gone.
+    /// Open for reading and writing. To close it waits as well, so this is never done before the file system
+    /// has gone.
     pub file: OwnedFd,
     server: Option<OwnedFd>,
 }
 
 impl SilentFile {
-    /// Mounts a file system of one file on a file in `dir`, where nobody else sees it, opens it and falls silent.
+    /// Mounts a file system of one file on a file in `dir`, where nobody else sees it, opens it and falls
+    /// silent.
     ///
     /// # Errors
     ///
@@ -44,10 +48,11 @@ impl SilentFile {
         let number = fuse.as_fd().as_raw_fd();
         // The mount is the thread's own.
         let file = thread::spawn(move || -> io::Result<OwnedFd> {
-            unshare(CloneFlags::CLONE_NEWNS)?;
-            mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
-            let options = format!("fd={number},rootmode={MODE:o},user_id=0,group_id=0");
-            mount(Some("silent"), &path, Some("fuse"), MsFlags::empty(), Some(options.as_str()))?;
+            // SAFETY: descriptors stay shared.
+            unsafe { unshare_unsafe(UnshareFlags::NEWNS)? };
+            mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)?;
+            let options = CString::new(format!("fd={number},rootmode={MODE:o},user_id=0,group_id=0"))?;
+            mount("silent", &path, "fuse", MountFlags::empty(), options.as_c_str())?;
             let file = File::options().read(true).write(true).open(&path)?;
             silent.store(true, Ordering::SeqCst);
             Ok(file.into())
@@ -59,7 +64,8 @@ impl SilentFile {
 
 impl Drop for SilentFile {
     fn drop(&mut self) {
-        // With its last descriptor, which the answering thread does not have any more, the file system is gone.
+        // With its last descriptor, which the answering thread does not have any more, the file system is
+        // gone.
         self.server = None;
     }
 }

@@ -1,7 +1,7 @@
 //! One volt-netd after the other under one front-end: hand-over, and workers that die below their supervisor.
 //!
-//! [`Rig::take_over`], [`Rig::kill_worker`] change who serves; a [`Flow`] moves numbered frames both ways meanwhile and
-//! says what came, what did not, and what came twice.
+//! [`Rig::take_over`], [`Rig::kill_worker`] change who serves; a [`Flow`] moves numbered frames both ways
+//! meanwhile and says what came, what did not, and what came twice.
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -63,7 +63,8 @@ impl Rig {
         poll_until(LIMIT, || child(self.daemon.pid())).expect("a worker")
     }
 
-    /// Kills the worker as a crash would, and waits for the next one to have taken its place. How long that took.
+    /// Kills the worker as a crash would, and waits for the next one to have taken its place. How long that
+    /// took.
     ///
     /// # Panics
     /// When none comes.

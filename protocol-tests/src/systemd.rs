@@ -1,7 +1,8 @@
-//! A real systemd, as the first process of namespaces of its own: for units, their sockets, directories and descriptor stores.
+//! A real systemd, as the first process of namespaces of its own: for units, their sockets, directories and
+//! descriptor stores.
 //!
-//! It knows the units that it is given and no others, has a `/run` and a control group of its own, and can change neither
-//! `/etc` nor the kernel's settings. It ends with the [`Systemd`], or with the test's thread.
+//! It knows the units that it is given and no others, has a `/run` and a control group of its own, and can
+//! change neither `/etc` nor the kernel's settings. It ends with the [`Systemd`], or with the test's thread.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,8 @@ use crate::netns::Netns;
 use crate::rig::LIMIT;
 
 const PROGRAM: &str = "/lib/systemd/systemd";
-/// Into a control group of its own ($1, below the mount point $2), and new namespaces. Before that, one for the mount.
+/// Into a control group of its own ($1, below the mount point $2), and new namespaces. Before that, one for
+/// the mount.
 const ENTER: &str = "mount -t cgroup2 none $2 || exit 77; mkdir $2/$1 && echo $$ >$2/$1/cgroup.procs && exec \
     unshare --mount --pid --fork --kill-child --cgroup --ipc --uts sh -ec \"$3\" boot \"$4\" \"$5\"";
 /// In those namespaces, with the units in $1 and the program $2.
@@ -25,7 +27,8 @@ const BOOT: &str = "
     mount -t tmpfs none /run
     mount -t tmpfs none /sys/fs/cgroup
     mount -t cgroup2 none /sys/fs/cgroup
-    exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin container=volt-test SYSTEMD_UNIT_PATH=$1 SYSTEMD_GENERATOR_PATH=/run/none \
+    exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin container=volt-test SYSTEMD_UNIT_PATH=$1 \
+        SYSTEMD_GENERATOR_PATH=/run/none \
         setpriv --bounding-set=-sys_time,-sys_module $2 --system --unit=volt-test.target \
         --log-target=console --show-status=0";
 /// Removes the control group $1 with all below it. Works when nobody is in it any more.
@@ -44,8 +47,8 @@ pub struct Systemd {
 }
 
 impl Systemd {
-    /// Starts it in `netns` with these units (file name, text), which have no dependencies but their own, and write into
-    /// [`Systemd::log`]. `Unsupported` says what the machine does not allow.
+    /// Starts it in `netns` with these units (file name, text), which have no dependencies but their own, and
+    /// write into [`Systemd::log`]. `Unsupported` says what the machine does not allow.
     pub fn start(netns: &Netns, units: &[(String, String)]) -> io::Result<Systemd> {
         let unsupported = |why: &str| io::Error::new(io::ErrorKind::Unsupported, why);
         if !rustix::process::geteuid().is_root() || !Path::new(PROGRAM).exists() {

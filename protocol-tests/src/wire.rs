@@ -235,8 +235,8 @@ pub struct Channel {
 }
 
 impl Drop for Channel {
-    /// Ends the connection at once: a process that is just being started by another thread of the test may hold a copy of
-    /// the descriptor for a moment.
+    /// Ends the connection at once: a process that is just being started by another thread of the test may
+    /// hold a copy of the descriptor for a moment.
     fn drop(&mut self) {
         let _ = self.socket.shutdown(std::net::Shutdown::Both);
     }

@@ -1,5 +1,5 @@
-//! The checks of volt-conform judge as they should: volt-netd fails none, and each broken back-end is caught by the
-//! check that names its fault, which its unbroken parent passes.
+//! The checks of volt-conform judge as they should: volt-netd fails none, and each broken back-end is caught
+//! by the check that names its fault, which its unbroken parent passes.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock};
@@ -94,8 +94,8 @@ fn front_stage(kind: &str) -> Stage {
     Stage::new(&command, true).expect("a directory")
 }
 
-/// Every fault of a front-end is caught by its checks; the front-end without it passes all checks; each check fails on some
-/// front-end that is known.
+/// Every fault of a front-end is caught by its checks; the front-end without it passes all checks; each check
+/// fails on some front-end that is known.
 #[test]
 fn every_fault_of_a_front_end_is_caught() {
     with_each(WAITING, &frontend::catalogue(), |check| {
@@ -148,8 +148,8 @@ fn volt_vmm_passes() {
     assert!(bad.is_empty(), "{}", bad.join("\n"));
 }
 
-/// volt-netd fails no check and leaves none out for want of an offer: with one pair all but those of several pairs, and
-/// with two those.
+/// volt-netd fails no check and leaves none out for want of an offer: with one pair all but those of several
+/// pairs, and with two those.
 #[test]
 fn volt_netd_passes() {
     if namespace("volt_netd_passes").is_none() {
@@ -233,7 +233,8 @@ fn readme_has_the_calibration() {
     assert!(lacking.is_empty(), "should be:\n{}\n{}", lacking.join("\n"), bad.collect::<Vec<_>>().join("\n"));
 }
 
-/// Every check of back-ends fails on some back-end: a broken one of its own, or one of the two that are to be right.
+/// Every check of back-ends fails on some back-end: a broken one of its own, or one of the two that are to be
+/// right.
 #[test]
 fn every_check_can_fail() {
     let known: Vec<_> = Fault::ALL.iter().flat_map(|fault| fault.caught_by().split(", ")).collect();
@@ -243,8 +244,8 @@ fn every_check_can_fail() {
     assert!(never.is_empty(), "no back-end that fails these is known: {never:?}");
 }
 
-/// Each check names where its promise is made: a section that exists, or, where no specification says it, who depends
-/// on it.
+/// Each check names where its promise is made: a section that exists, or, where no specification says it, who
+/// depends on it.
 #[test]
 fn each_check_names_its_section() {
     for check in catalogue().into_iter().chain(frontend::catalogue()) {
@@ -310,8 +311,8 @@ fn complaints(outcomes: &[Outcome]) -> Vec<&'static str> {
     outcomes.iter().filter(|outcome| report::is_bad(outcome)).map(|outcome| outcome.check.name).collect()
 }
 
-/// That a back-end serves one connection and ends is one complaint: of all others it has those of the same back-end that
-/// goes on. The same for one that stays and does not take a second connection.
+/// That a back-end serves one connection and ends is one complaint: of all others it has those of the same
+/// back-end that goes on. The same for one that stays and does not take a second connection.
 #[test]
 fn one_connection_is_one_complaint() {
     const ITS_OWN: &str = "messages/second-connection";
@@ -328,8 +329,9 @@ fn one_connection_is_one_complaint() {
     assert_eq!(complaints(&deaf), [ITS_OWN]);
 }
 
-/// What the specifications permit, or only advise against, fails no must: two connections' features that differ, a base that is
-/// believed, calls that nobody asked for, frames out of order, disabled rings that are emptied, rings that wait for a kick.
+/// What the specifications permit, or only advise against, fails no must: two connections' features that
+/// differ, a base that is believed, calls that nobody asked for, frames out of order, disabled rings that are
+/// emptied, rings that wait for a kick.
 #[test]
 fn what_is_permitted_fails_no_must() {
     let permitted =
@@ -344,7 +346,8 @@ fn what_is_permitted_fails_no_must() {
     });
 }
 
-/// Checks that start one ring of a pair have twins that start both, which a back-end that starts with the pair passes.
+/// Checks that start one ring of a pair have twins that start both, which a back-end that starts with the
+/// pair passes.
 #[test]
 fn twins_start_the_pair() {
     let subject = peer("pair-only");
@@ -397,8 +400,8 @@ fn a_back_end_that_dies_says_how() {
     });
 }
 
-/// Names are unique and have a group; each promise names its source; JUnit text is well-formed where reasons hold
-/// bytes and quotes.
+/// Names are unique and have a group; each promise names its source; JUnit text is well-formed where reasons
+/// hold bytes and quotes.
 #[test]
 fn catalogue_and_reports() {
     let mut names: Vec<_> =

@@ -1,5 +1,5 @@
-//! The fuzz targets without a fuzzer: every file of the corpus, which once reached new code or found something, and a
-//! bounded round of changed and random ones, the same in each run. `scripts/fuzz` runs long.
+//! The fuzz targets without a fuzzer: every file of the corpus, which once reached new code or found
+//! something, and a bounded round of changed and random ones, the same in each run. `scripts/fuzz` runs long.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,6 +1,6 @@
-//! volt-netd under a running volt-vmm guest: replaced and its worker killed, which the guest does not see; killed and started
-//! again, when TCP both ways goes on, its data checks, and the guest's kernel has nothing to say about it. The TAP exists
-//! before the daemon and stays when that is killed.
+//! volt-netd under a running volt-vmm guest: replaced and its worker killed, which the guest does not see;
+//! killed and started again, when TCP both ways goes on, its data checks, and the guest's kernel has nothing
+//! to say about it. The TAP exists before the daemon and stays when that is killed.
 
 use std::fs::File;
 use std::io::Read;
@@ -59,7 +59,8 @@ fn netd_killed_again_and_again_under_traffic() {
             "tcp_limit={}; dmesg -c >/dev/null; /usr/bin/ping -U -q -i 0.2 {HOST} >/tmp/ping & ping=$!; \
              until ping -q -c 1 -w 1 {ENOUGH} >/dev/null; do report round; {}; done; \
              kill -INT $ping; wait $ping; \
-             report pings $(sed -n 's/ packets transmitted, \\([0-9]*\\) received.*/ \\1/p' /tmp/ping); complaints",
+             report pings $(sed -n 's/ packets transmitted, \\([0-9]*\\) received.*/ \\1/p' /tmp/ping); \
+             complaints",
             300 + 2 * away().as_secs(),
             traffic.both_ways_at_once()
         );
@@ -74,8 +75,8 @@ fn netd_killed_again_and_again_under_traffic() {
             daemon = netd(&socket, &[]);
             guest.wait_for("the back-end is back after", PATIENCE);
         }
-        // Away for long, and replaced by one with other options. Not while a connection is being made: a host that does not
-        // hear the end of that gives it up within this time.
+        // Away for long, and replaced by one with other options. Not while a connection is being made: a host
+        // that does not hear the end of that gives it up within this time.
         guest.wait_for("VOLT tcp_out sha256", PATIENCE);
         sleep(Duration::from_millis(400));
         daemon.kill();
@@ -106,10 +107,10 @@ fn netd_killed_again_and_again_under_traffic() {
         assert_eq!(value(&reports, "complaints"), "0", "{reports:?}");
         let pings: Vec<usize> =
             value(&reports, "pings").split(' ').map(|n| n.parse().expect("a number")).collect();
-        // Requests wait in the vring; what a kill takes is what is between there and the far side at that moment. The
-        // answers are another matter: for up to a second after the TAP's carrier is back, the host drops what it sends
-        // there, which at five a second is five of them.
-        // The ring, which TCP shares, and ping's socket hold what is sent in twenty seconds; the rest is never sent.
+        // Requests wait in the vring; what a kill takes is what is between there and the far side at that
+        // moment. The answers are another matter: for up to a second after the TAP's carrier is back, the
+        // host drops what it sends there, which at five a second is five of them. The ring, which TCP shares,
+        // and ping's socket hold what is sent in twenty seconds; the rest is never sent.
         let unsent = 5 * away().as_secs().saturating_sub(20) as usize;
         let most = (5 + 2) * (kills + 2) + unsent;
         assert!(pings[1] > 0 && pings[0] - pings[1] <= most, "{pings:?} sent and answered");

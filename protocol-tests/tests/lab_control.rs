@@ -1,5 +1,6 @@
-//! A stock Debian guest under volt-vmm is controlled while it runs: paused and resumed under traffic, limited otherwise than
-//! it was started, asked by the power button. What does it is `volt-vmm ctl`, as an operator would.
+//! A stock Debian guest under volt-vmm is controlled while it runs: paused and resumed under traffic, limited
+//! otherwise than it was started, asked by the power button. What does it is `volt-vmm ctl`, as an operator
+//! would.
 
 use std::path::Path;
 use std::thread::sleep;
@@ -27,8 +28,8 @@ fn tap() {
     address(TAP);
 }
 
-/// Paused for longer than the guest's watchdogs bear, again and again, connections go on and every byte is right; nothing of
-/// the guest's moves meanwhile; and what is pressed or ended meanwhile is.
+/// Paused for longer than the guest's watchdogs bear, again and again, connections go on and every byte is
+/// right; nothing of the guest's moves meanwhile; and what is pressed or ended meanwhile is.
 #[test]
 fn paused_and_resumed_under_traffic() {
     in_lab("paused_and_resumed_under_traffic", || {
@@ -38,7 +39,8 @@ fn paused_and_resumed_under_traffic() {
         let run = format!(
             "modprobe button; modprobe evdev; dmesg -c >/dev/null; echo 1 >/proc/sys/kernel/watchdog_thresh; \
              until ping -q -c 1 -w 1 {ENOUGH} >/dev/null; do report round; {}; done; complaints; \
-             report waiting; report key $(dd if=/dev/input/event0 bs=24 count=1 2>/dev/null | od -An -v -t u2); \
+             report waiting; \
+             report key $(dd if=/dev/input/event0 bs=24 count=1 2>/dev/null | od -An -v -t u2); \
              report events $(grep ACPI:Ged /proc/interrupts); report over; sleep 1800",
             traffic.both_ways_at_once()
         );
@@ -81,8 +83,8 @@ fn paused_and_resumed_under_traffic() {
     });
 }
 
-/// A limit that is changed while the guest sends holds within five per cent, and is no limit any more when it is taken away;
-/// devices whose frames pass elsewhere have none.
+/// A limit that is changed while the guest sends holds within five per cent, and is no limit any more when it
+/// is taken away; devices whose frames pass elsewhere have none.
 #[test]
 fn a_rate_limit_changes_under_traffic() {
     in_lab("a_rate_limit_changes_under_traffic", || {
@@ -128,7 +130,8 @@ fn a_rate_limit_changes_under_traffic() {
     });
 }
 
-/// What the guest sends by the TAP, in Mbit/s of frames: at least and at most, as reading the counter takes its time.
+/// What the guest sends by the TAP, in Mbit/s of frames: at least and at most, as reading the counter takes
+/// its time.
 fn measure(time: Duration) -> (f64, f64) {
     let bytes = || {
         let from = Instant::now();

@@ -1,5 +1,5 @@
-//! Network devices and disks come and go on the PCI bus of a stock Debian guest while it runs, by `volt-vmm ctl` and the
-//! guest's own hot-plug driver.
+//! Network devices and disks come and go on the PCI bus of a stock Debian guest while it runs, by
+//! `volt-vmm ctl` and the guest's own hot-plug driver.
 
 use std::fs::File;
 use std::io::Read;
@@ -38,7 +38,8 @@ fn names(machine: &Machine) -> Vec<String> {
     devices.map(|device| device["device"].as_str().expect("a label").to_owned()).collect()
 }
 
-/// Asks for a device and waits until it is gone, also behind a guest that is too busy to give it back in time.
+/// Asks for a device and waits until it is gone, also behind a guest that is too busy to give it back in
+/// time.
 #[track_caller]
 fn remove(machine: &Machine, kind: &str, name: &str) {
     let before = names(machine).len();
@@ -60,8 +61,8 @@ fn end(machine: &mut Machine) {
     assert_eq!(machine.guest.wait_exit(PATIENCE).code(), Some(0));
 }
 
-/// Judges the guest's `complaints`: a device that is found is no complaint. Linux shows the file of a disk before it can open it;
-/// whoever opens it in between makes it look for a driver, and say so.
+/// Judges the guest's `complaints`: a device that is found is no complaint. Linux shows the file of a disk
+/// before it can open it; whoever opens it in between makes it look for a driver, and say so.
 #[track_caller]
 fn only_news(reports: &[String]) {
     const NEWS: [&str; 5] = [
@@ -78,9 +79,9 @@ fn only_news(reports: &[String]) {
     assert!(complaints.is_empty(), "{complaints:?}");
 }
 
-/// Again and again a network device is added, carries checksummed traffic both ways and is removed: the guest has its interface as
-/// long as the device is there, and the process no file more at the end. One of them comes while the machine is paused, one
-/// is asked for meanwhile.
+/// Again and again a network device is added, carries checksummed traffic both ways and is removed: the guest
+/// has its interface as long as the device is there, and the process no file more at the end. One of them
+/// comes while the machine is paused, one is asked for meanwhile.
 #[test]
 fn a_network_device_comes_and_goes() {
     in_lab("a_network_device_comes_and_goes", || {
@@ -91,8 +92,8 @@ fn a_network_device_comes_and_goes() {
         let rounds = rounds(5);
         let network = traffic.try_network("round$n", "eth0", "10.77.0");
         let script = format!(
-            "dmesg -c >/dev/null; report waiting; n=0; while [ $n -lt {rounds} ]; do {}; {network}; report done $n; \
-             {}; report gone $n; n=$((n + 1)); done; complaints; {STAY}",
+            "dmesg -c >/dev/null; report waiting; n=0; while [ $n -lt {rounds} ]; do {}; {network}; \
+             report done $n; {}; report gone $n; n=$((n + 1)); done; complaints; {STAY}",
             interface(true),
             interface(false)
         );
@@ -140,8 +141,9 @@ fn a_network_device_comes_and_goes() {
     });
 }
 
-/// Whatever kind a device is: a disk whose data is right and whose image is free afterwards, a back-end behind a socket, an
-/// interface that is taken away in the middle of traffic, and one that the guest ejects without being asked.
+/// Whatever kind a device is: a disk whose data is right and whose image is free afterwards, a back-end
+/// behind a socket, an interface that is taken away in the middle of traffic, and one that the guest ejects
+/// without being asked.
 #[test]
 fn every_kind_comes_and_goes() {
     in_lab("every_kind_comes_and_goes", || {
@@ -168,7 +170,8 @@ fn every_kind_comes_and_goes() {
             traffic.try_network("again", "eth0", "10.77.0"),
             // What the removal cuts off ends by itself.
             format!(
-                "report network cut; tcp_limit=3; /usr/bin/ping -U -q -f -w 60 {HOST} >/dev/null 2>&1 & pinger=$!; report moving; \
+                "report network cut; tcp_limit=3; /usr/bin/ping -U -q -f -w 60 {HOST} >/dev/null 2>&1 & \
+                 pinger=$!; report moving; \
                  while [ -e /sys/class/net/eth0 ]; do tcp_in {HOST} 7002; done; kill $pinger; report cut"
             ),
             interface(true),
@@ -209,7 +212,8 @@ fn every_kind_comes_and_goes() {
     });
 }
 
-/// What is added and asked back while the guest boots, with the interrupt masked, comes and goes when its drivers are there.
+/// What is added and asked back while the guest boots, with the interrupt masked, comes and goes when its
+/// drivers are there.
 #[test]
 fn devices_come_and_go_while_the_guest_boots() {
     in_lab("devices_come_and_go_while_the_guest_boots", || {
@@ -230,7 +234,8 @@ fn devices_come_and_go_while_the_guest_boots() {
     });
 }
 
-/// A machine that cannot take it says so and what would; an interface or image that is not there, or in use, leaves nothing.
+/// A machine that cannot take it says so and what would; an interface or image that is not there, or in use,
+/// leaves nothing.
 #[test]
 fn what_cannot_be_added_is_refused() {
     in_lab("what_cannot_be_added_is_refused", || {

@@ -1,6 +1,6 @@
-//! volt-vmm's network devices of every kind, with a stock Debian guest: TAP and macvtap in the process, the kernel's
-//! vhost-net on both, and volt-netd behind a socket. One guest has many interfaces, each with a network of its own, because
-//! a boot costs more than what is done over them.
+//! volt-vmm's network devices of every kind, with a stock Debian guest: TAP and macvtap in the process, the
+//! kernel's vhost-net on both, and volt-netd behind a socket. One guest has many interfaces, each with a
+//! network of its own, because a boot costs more than what is done over them.
 
 use std::net::UdpSocket;
 use std::path::Path;
@@ -61,7 +61,8 @@ fn vhost_net(test: &str) -> bool {
     there
 }
 
-/// Ping, and checksummed TCP and UDP, both ways over each kind of device in one guest; in `scripts/soak` by each transport.
+/// Ping, and checksummed TCP and UDP, both ways over each kind of device in one guest; in `scripts/soak` by
+/// each transport.
 fn every_kind(name: &str, pairs: u16, transport: Transport) {
     in_lab(name, || {
         if !vhost_net(name) {
@@ -113,10 +114,12 @@ fn every_kind_with_two_pairs() {
     every_kind("every_kind_with_two_pairs", 2, Transport::Pci);
 }
 
-/// How many frames wait in a TAP while a guest's driver is away: well above what else a TAP's host sends by itself.
+/// How many frames wait in a TAP while a guest's driver is away: well above what else a TAP's host sends by
+/// itself.
 const STALE: u64 = 60;
 
-/// In a guest: takes the driver off `eth1` until the host answers at [`SENT`], and reports how many frames the next one got.
+/// In a guest: takes the driver off `eth1` until the host answers at [`SENT`], and reports how many frames
+/// the next one got.
 const LATE_DRIVER: &str = "device=$(basename $(readlink -f /sys/class/net/eth1/device)); \
     echo $device >/sys/bus/virtio/drivers/virtio_net/unbind; report unbound; tries=0; \
     until ping -c 1 -W 1 10.77.0.99 || [ $tries = 100 ]; do tries=$((tries + 1)); sleep 0.1; done; \
@@ -138,9 +141,9 @@ fn leave_frames(tap: &str, subnet: &str) {
     assert_eq!(counter(tap, "tx", "dropped"), dropped, "{tap} has not kept the frames");
 }
 
-/// The driver is taken off and given back again and again; every offload goes off and on; pairs change; the device works after
-/// each. What came for the kernel's vhost-net while there was no driver is not given to the next one, whose offloads may be
-/// others. In `scripts/soak` by each transport.
+/// The driver is taken off and given back again and again; every offload goes off and on; pairs change; the
+/// device works after each. What came for the kernel's vhost-net while there was no driver is not given to
+/// the next one, whose offloads may be others. In `scripts/soak` by each transport.
 #[test]
 fn the_driver_comes_and_goes_and_changes_its_mind() {
     let name = "the_driver_comes_and_goes_and_changes_its_mind";
@@ -209,11 +212,16 @@ fn large_frames_ipv6_and_a_vlan() {
         for n in 0..2 {
             script.push(format!(
                 "ip link set eth{n} up; report mtu{n} $(cat /sys/class/net/eth{n}/mtu); \
-                 ip addr add 10.77.{n}.2/24 dev eth{n}; step large{n} ping -c 3 -i 0.2 -M do -s 8972 10.77.{n}.1; \
-                 ip -6 addr add fd00:{n}::2/64 dev eth{n} nodad; step v6ping{n} ping -c 3 -i 0.2 -s 8000 -p a5 fd00:{n}::1; \
-                 step v6out{n} speed v6 -6 -n 4M -c fd00:{n}::1; step v6in{n} speed v6 -6 -R -n 4M -c fd00:{n}::1; \
-                 ip link add link eth{n} name vlan{n} type vlan id 7; ip link set vlan{n} up; ip addr add 10.78.{n}.2/24 dev vlan{n}; \
-                 step vlan{n} ping -c 3 -i 0.2 -s 4000 10.78.{n}.1; step vlanout{n} speed vlan -n 4M -c 10.78.{n}.1"
+                 ip addr add 10.77.{n}.2/24 dev eth{n}; \
+                 step large{n} ping -c 3 -i 0.2 -M do -s 8972 10.77.{n}.1; \
+                 ip -6 addr add fd00:{n}::2/64 dev eth{n} nodad; \
+                 step v6ping{n} ping -c 3 -i 0.2 -s 8000 -p a5 fd00:{n}::1; \
+                 step v6out{n} speed v6 -6 -n 4M -c fd00:{n}::1; \
+                 step v6in{n} speed v6 -6 -R -n 4M -c fd00:{n}::1; \
+                 ip link add link eth{n} name vlan{n} type vlan id 7; ip link set vlan{n} up; \
+                 ip addr add 10.78.{n}.2/24 dev vlan{n}; \
+                 step vlan{n} ping -c 3 -i 0.2 -s 4000 10.78.{n}.1; \
+                 step vlanout{n} speed vlan -n 4M -c 10.78.{n}.1"
             ));
         }
         let reports = run(&quick(&script.join("; ")), &["tap=k0", "macvtap=mv1"]);
@@ -226,9 +234,10 @@ fn large_frames_ipv6_and_a_vlan() {
     });
 }
 
-/// Limits of volt-vmm and of volt-netd hold, each direction its own: offered is twice the rate, by UDP, so that nothing but
-/// the limit decides. The rates are low, as a lab on a busy machine moves few frames a second. What passes is counted at the
-/// interface, as iperf3's own connection waits behind the limit too. The bursts, 0.8 s, are what a busy machine may oversleep.
+/// Limits of volt-vmm and of volt-netd hold, each direction its own: offered is twice the rate, by UDP, so
+/// that nothing but the limit decides. The rates are low, as a lab on a busy machine moves few frames a
+/// second. What passes is counted at the interface, as iperf3's own connection waits behind the limit too.
+/// The bursts, 0.8 s, are what a busy machine may oversleep.
 #[test]
 fn rate_limits_hold() {
     in_lab("rate_limits_hold", || {
@@ -266,8 +275,8 @@ fn rate_limits_hold() {
     });
 }
 
-/// Bits a second that pass `interface` in the 8 s after a burst of so many bytes has: twice as much passes until then, as
-/// twice the rate is offered.
+/// Bits a second that pass `interface` in the 8 s after a burst of so many bytes has: twice as much passes
+/// until then, as twice the rate is offered.
 fn rate_after_burst(interface: &str, direction: &str, burst: f64) -> f64 {
     let bytes = || counter(interface, direction, "bytes") as f64;
     let (begin, deadline) = (bytes(), Instant::now() + PATIENCE / 5);
@@ -297,7 +306,8 @@ fn two_guests_on_a_bridge() {
         ip(&["link", "set", "br0", "up"]);
         // Ended below, however long the other one takes.
         let server = quick(
-            "ip addr flush dev eth0; ip addr add 10.77.0.3/24 dev eth0; iperf3 -s -D; report serving; sleep 1800",
+            "ip addr flush dev eth0; ip addr add 10.77.0.3/24 dev eth0; iperf3 -s -D; report serving; \
+             sleep 1800",
         );
         let socket = format!("socket={}", netd.socket.display());
         let mut server = Process::start("volt-vmm", &mut server.vmm_net(&[&socket]));

@@ -1,6 +1,6 @@
-//! volt-netd behind QEMU with KVM, where QEMU's device has MSI-X and each ring's call descriptor is an irqfd of its
-//! own. For vhost-user, QEMU keeps the call descriptor when a vector is masked or moved and takes it off KVM instead,
-//! so that signals gather in it meanwhile: none may be lost.
+//! volt-netd behind QEMU with KVM, where QEMU's device has MSI-X and each ring's call descriptor is an irqfd
+//! of its own. For vhost-user, QEMU keeps the call descriptor when a vector is masked or moved and takes it
+//! off KVM instead, so that signals gather in it meanwhile: none may be lost.
 
 use std::io::Read;
 use std::process::{Command, Stdio};
@@ -14,13 +14,16 @@ use protocol_tests::lab::traffic::{Traffic, every_queue_carried, iperf3, many_fl
 use protocol_tests::lab::{PATIENCE, guest_file, here, in_lab, repository, variants};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// For `volt.run`: masks and unmasks the device's interrupts, by moving them between processors, until killed.
+/// For `volt.run`: masks and unmasks the device's interrupts, by moving them between processors, until
+/// killed.
 const MOVE_INTERRUPTS: &str = "moving() { while :; do for mask in 1 2; do for irq in \
                                $(sed -n 's/ *\\([0-9]*\\):.*virtio0-[io].*/\\1/p' /proc/interrupts); do \
-                               echo $mask >/proc/irq/$irq/smp_affinity; done; usleep 50000; done; done; }; moving &";
+                               echo $mask >/proc/irq/$irq/smp_affinity; done; usleep 50000; done; done; }; \
+                               moving &";
 
 /// For `volt.run`: the processors that each ring's interrupts went to.
-const COUNT_MOVES: &str = "sed -n 's/ *[0-9]*: *\\([0-9]*\\) *\\([0-9]*\\) .*virtio0-\\([io].*\\)/VOLT interrupts \\3 \\1 \\2/p' /proc/interrupts";
+const COUNT_MOVES: &str = "sed -n 's/ *[0-9]*: *\\([0-9]*\\) *\\([0-9]*\\) .*virtio0-\\([io].*\\)/\
+                           VOLT interrupts \\3 \\1 \\2/p' /proc/interrupts";
 
 fn guest(pairs: u16) {
     let directory = tempfile::tempdir().expect("a directory");
@@ -51,8 +54,9 @@ fn msix_moved_under_traffic() {
     in_lab("msix_moved_under_traffic", || variants(&[1, 2], 2).into_iter().for_each(guest));
 }
 
-/// The ground that the other tests stand on: without either program under test, on QEMU's own TAP device, guests carry
-/// checksummed TCP both ways. When this fails, so does everything else, and it is not volt's fault.
+/// The ground that the other tests stand on: without either program under test, on QEMU's own TAP device,
+/// guests carry checksummed TCP both ways. When this fails, so does everything else, and it is not volt's
+/// fault.
 fn qemu_alone(accel: Accel, flavour: Flavour) {
     ip(&["tuntap", "add", "tap0", "mode", "tap"]);
     address("tap0");

@@ -1,6 +1,6 @@
-//! volt-vmm with volt-netd: stock Debian kernels in every form they are loaded, sizes of guests, disks and queue
-//! pairs. What every guest must show: the processors and memory it was given, nothing in its log against the
-//! ACPI tables, and checksummed TCP both ways.
+//! volt-vmm with volt-netd: stock Debian kernels in every form they are loaded, sizes of guests, disks and
+//! queue pairs. What every guest must show: the processors and memory it was given, nothing in its log
+//! against the ACPI tables, and checksummed TCP both ways.
 
 use std::fs::File;
 
@@ -24,13 +24,15 @@ fn run(spec: &Spec, netd: &Netd, pairs: u16, more: &[&str]) -> Vec<String> {
     guest.reports()
 }
 
-/// Boots the guest, and asserts what every guest must show. `more` is for `volt.run`; what it reports is given back.
+/// Boots the guest, and asserts what every guest must show. `more` is for `volt.run`; what it reports is
+/// given back.
 fn stands(spec: &Spec, netd_pairs: u16, pairs: u16, more: &str) -> Vec<String> {
     let directory = tempfile::tempdir().expect("a directory");
     let netd = Netd::start(directory.path(), &["--queues", &netd_pairs.to_string()]);
     let traffic = Traffic::of(8);
     let run_words = format!(
-        "report cpus $(nproc); report memory $(sed -n 's/MemTotal: *//p' /proc/meminfo); acpi_complaints; {}{more}",
+        "report cpus $(nproc); report memory $(sed -n 's/MemTotal: *//p' /proc/meminfo); \
+         acpi_complaints; {}{more}",
         traffic.both_ways()
     );
     let spec = Spec { run: run_words, ..spec.clone() };
@@ -44,8 +46,8 @@ fn stands(spec: &Spec, netd_pairs: u16, pairs: u16, more: &str) -> Vec<String> {
     reports
 }
 
-/// The kernel spreads flows over every attached TAP queue, of which there are four: only those that the guest serves, of
-/// one pair, may be attached.
+/// The kernel spreads flows over every attached TAP queue, of which there are four: only those that the guest
+/// serves, of one pair, may be attached.
 #[test]
 fn generic_bzimage_one_cpu_loses_no_flow_on_four_queues() {
     in_lab("generic_bzimage_one_cpu_loses_no_flow_on_four_queues", || {
@@ -80,8 +82,8 @@ fn cloud_bzimage_memory_across_the_hole() {
     });
 }
 
-/// What a guest wrote to its disk is there after the machine was made anew, with Debian's user space from another disk instead
-/// of the initramfs.
+/// What a guest wrote to its disk is there after the machine was made anew, with Debian's user space from
+/// another disk instead of the initramfs.
 #[test]
 fn a_disk_reads_back_after_a_reboot_with_a_disk_as_root() {
     in_lab("a_disk_reads_back_after_a_reboot_with_a_disk_as_root", || {
@@ -103,7 +105,8 @@ fn a_disk_reads_back_after_a_reboot_with_a_disk_as_root() {
 
         let root = directory.path().join("rootfs.img");
         std::fs::copy(protocol_tests::lab::guest_file("rootfs.img"), &root).expect("a copy of the image");
-        let words = "report root $(sed -n 's/\\(.*\\) \\/ ext4 .*/\\1/p' /proc/mounts); step ping ping -c 1 10.77.0.1; \
+        let words = "report root $(sed -n 's/\\(.*\\) \\/ ext4 .*/\\1/p' /proc/mounts); \
+                     step ping ping -c 1 10.77.0.1; \
                      step read disk_read /dev/vdb";
         let disks = ["--rootfs", root.to_str().expect("a path"), disk[0], disk[1]];
         let reports = run(&quick(words), &netd, 1, &disks);
@@ -113,11 +116,13 @@ fn a_disk_reads_back_after_a_reboot_with_a_disk_as_root() {
     });
 }
 
-/// In `scripts/soak` both flavours, otherwise the larger one, find every kind of device behind PCI: the root file system's disk, the network and the source
-/// of random numbers, each vring with a vector of its own, and nothing in the tables or about PCI to complain of.
+/// In `scripts/soak` both flavours, otherwise the larger one, find every kind of device behind PCI: the root
+/// file system's disk, the network and the source of random numbers, each vring with a vector of its own, and
+/// nothing in the tables or about PCI to complain of.
 #[test]
 fn every_device_by_pci_with_a_disk_as_root() {
-    /// What Linux says of every conventional PCI bus: that its functions have no more than 256 bytes of configuration.
+    /// What Linux says of every conventional PCI bus: that its functions have no more than 256 bytes of
+    /// configuration.
     const NO_ECAM: &str = "MMCONFIG";
     in_lab("every_device_by_pci_with_a_disk_as_root", || {
         let directory = tempfile::tempdir().expect("a directory");
@@ -126,9 +131,11 @@ fn every_device_by_pci_with_a_disk_as_root() {
         // What is looked for is not to be found in the command line, which the kernel prints.
         let words = format!(
             "report root $(sed -n 's/\\(.*\\) \\/ ext4 .*/\\1/p' /proc/mounts); acpi_complaints; \
-             report pci_complaints $(dmesg | grep -v {NO_ECAM} | grep -ciE 'pci.*(e[r]ror|f[a]il|can.t|c[o]nflict)'); \
+             report pci_complaints $(dmesg | grep -v {NO_ECAM} | \
+             grep -ciE 'pci.*(e[r]ror|f[a]il|can.t|c[o]nflict)'); \
              report functions $(ls /sys/bus/pci/devices | wc -l); \
-             report msi $(grep -c 'MSI.*virtio' /proc/interrupts); report other $(grep virtio /proc/interrupts | grep -vc MSI); \
+             report msi $(grep -c 'MSI.*virtio' /proc/interrupts); \
+             report other $(grep virtio /proc/interrupts | grep -vc MSI); \
              report rng $(cat /sys/class/misc/hw_random/rng_current); {}",
             traffic.both_ways()
         );
@@ -148,8 +155,9 @@ fn every_device_by_pci_with_a_disk_as_root() {
                 assert_eq!(value(&reports, nothing), "0", "{nothing}: {reports:?}");
             }
             assert_eq!(value(&reports, "functions"), "4", "the host bridge, and three devices");
-            // Configuration and one vring for each processor of the disk; configuration and four vrings of the network (the
-            // control queue is asked, not told); configuration and vring of the random numbers.
+            // Configuration and one vring for each processor of the disk; configuration and four vrings of
+            // the network (the control queue is asked, not told); configuration and vring of the random
+            // numbers.
             let vectors: usize = value(&reports, "msi").parse().expect("a number");
             assert!(vectors >= 8, "{reports:?}");
             assert!(value(&reports, "rng").starts_with("virtio_rng"), "{reports:?}");

@@ -1,5 +1,6 @@
-//! A new volt-netd takes everything over from the one that runs, under a front-end that could not reconnect and is never
-//! told: no frame is lost or comes twice, no message is lost, and a successor that fails changes nothing.
+//! A new volt-netd takes everything over from the one that runs, under a front-end that could not reconnect
+//! and is never told: no frame is lost or comes twice, no message is lost, and a successor that fails changes
+//! nothing.
 
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
@@ -77,8 +78,8 @@ fn nothing_is_lost_or_repeated_under_traffic() {
     assert_eq!(session.rx(0).ring.outstanding(), 64, "no receive buffer is lost");
 }
 
-/// A message of which the daemon has read half, with its descriptor, is finished by the successor; so is a reply that the
-/// front-end has not read.
+/// A message of which the daemon has read half, with its descriptor, is finished by the successor; so is a
+/// reply that the front-end has not read.
 #[test]
 fn half_a_message_is_handed_over() {
     let Some(mut rig) = Rig::new("half_a_message_is_handed_over", &CONTROL) else { return };
@@ -259,7 +260,8 @@ fn a_successor_that_fails_changes_nothing() {
     }
 }
 
-/// A daemon that is stopped while its successor waits: the successor gives up, and the daemon goes on when it runs again.
+/// A daemon that is stopped while its successor waits: the successor gives up, and the daemon goes on when it
+/// runs again.
 #[test]
 fn a_stopped_daemon_loses_nothing_and_never_serves_beside_another() {
     let test = "a_stopped_daemon_loses_nothing_and_never_serves_beside_another";
@@ -325,7 +327,8 @@ fn an_interface_that_is_deleted_is_found_again_by_a_successor() {
     rig.both_ways(&mut session, 5);
 }
 
-/// In a loop, for `VOLT_SOAK_SECONDS` or two: no successor has more descriptors, threads or memory than the first one.
+/// In a loop, for `VOLT_SOAK_SECONDS` or two: no successor has more descriptors, threads or memory than the
+/// first one.
 #[test]
 fn successors_do_not_grow() {
     let Some(mut rig) = Rig::new("successors_do_not_grow", &CONTROL) else { return };

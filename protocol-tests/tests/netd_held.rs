@@ -1,5 +1,5 @@
-//! volt-netd and descriptors that hold whoever touches them: it is the front-end's own network that ends, and the daemon
-//! serves the next one.
+//! volt-netd and descriptors that hold whoever touches them: it is the front-end's own network that ends, and
+//! the daemon serves the next one.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
@@ -14,8 +14,9 @@ use protocol_tests::wire::{longs, request};
 /// A request with a descriptor.
 type Abuse = (&'static str, u32, Vec<u8>);
 
-/// A file on a FUSE file system that has fallen silent, wherever a descriptor can be: as memory, as a kick, and where none
-/// belongs, which closes it. Two seconds later the connection has ended and the next front-end is served.
+/// A file on a FUSE file system that has fallen silent, wherever a descriptor can be: as memory, as a kick,
+/// and where none belongs, which closes it. Two seconds later the connection has ended and the next front-end
+/// is served.
 #[test]
 fn a_silent_file_system_holds_nobody() {
     for arguments in [&[][..], &["--supervise"]] {

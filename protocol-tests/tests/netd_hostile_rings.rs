@@ -1,5 +1,5 @@
-//! volt-netd against drivers that lie in their rings. A bad chain is returned and counted, and the ring goes on; a
-//! ring that cannot be trusted stops, once, by name; the daemon lives and serves the next session.
+//! volt-netd against drivers that lie in their rings. A bad chain is returned and counted, and the ring goes
+//! on; a ring that cannot be trusted stops, once, by name; the daemon lives and serves the next session.
 
 use protocol_tests::frame::{NetHeader, gso, number_of, numbered};
 use protocol_tests::nic::Queue;
@@ -18,8 +18,8 @@ fn desc(addr: u64, len: u32, flags: u16, next: u16) -> Desc {
     Desc { addr, len, flags, next }
 }
 
-/// Puts descriptors at the end of the table, where no chain of the driver's own is, and offers the first of them.
-/// Answers its index.
+/// Puts descriptors at the end of the table, where no chain of the driver's own is, and offers the first of
+/// them. Answers its index.
 fn offer_raw(queue: &mut Queue, descs: &[Desc]) -> u16 {
     let first = queue.ring.layout().size - descs.len() as u16;
     for (at, desc) in descs.iter().enumerate() {
@@ -35,7 +35,8 @@ fn raw_used(queue: &Queue, index: u16) -> Option<(u32, u32)> {
     protocol_tests::daemon::poll_until(LIMIT, there)
 }
 
-/// Each bad transmit chain is returned with length 0, nothing of it reaches the wire, and the frame behind it does.
+/// Each bad transmit chain is returned with length 0, nothing of it reaches the wire, and the frame behind it
+/// does.
 #[test]
 fn bad_transmit_chains() {
     let Some(mut rig) = Rig::new("bad_transmit_chains", &[]) else { return };
@@ -185,7 +186,8 @@ fn rings_that_cannot_be_trusted() {
     rig.well(&before);
 }
 
-/// Headers that make no sense are the kernel's to refuse: the chain is returned, the frame counted, the worker lives.
+/// Headers that make no sense are the kernel's to refuse: the chain is returned, the frame counted, the
+/// worker lives.
 #[test]
 fn headers_that_make_no_sense() {
     let Some(mut rig) = Rig::new("headers_that_make_no_sense", &[]) else { return };
@@ -245,8 +247,8 @@ fn ring_addresses() {
     rig.well(&before);
 }
 
-/// A ring's size and addresses changed while it runs: refused or taken for the next start, but never mixed with the
-/// running ring; the other ring goes on.
+/// A ring's size and addresses changed while it runs: refused or taken for the next start, but never mixed
+/// with the running ring; the other ring goes on.
 #[test]
 fn set_up_changed_while_running() {
     let Some(mut rig) = Rig::new("set_up_changed_while_running", &[]) else { return };
@@ -290,7 +292,8 @@ fn flood_of_jumbo_frames() {
     rig.well(&before);
 }
 
-/// Buffers beyond what the ring holds, by chains that share descriptors: each head comes back once, none twice.
+/// Buffers beyond what the ring holds, by chains that share descriptors: each head comes back once, none
+/// twice.
 #[test]
 fn the_same_head_many_times() {
     let Some(mut rig) = Rig::new("the_same_head_many_times", &[]) else { return };

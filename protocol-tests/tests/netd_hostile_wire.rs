@@ -1,5 +1,5 @@
-//! volt-netd against front-ends that lie on the socket: each message is refused by name, the daemon lives, keeps
-//! nothing of it, and serves the next front-end.
+//! volt-netd against front-ends that lie on the socket: each message is refused by name, the daemon lives,
+//! keeps nothing of it, and serves the next front-end.
 
 use std::fs::File;
 use std::io::Write;
@@ -36,8 +36,8 @@ fn negotiated(rig: &Rig) -> Frontend {
     frontend
 }
 
-/// Each of these ends a connection, after which a daemon lets nobody in for a second: so many are told to one daemon, and
-/// there are several.
+/// Each of these ends a connection, after which a daemon lets nobody in for a second: so many are told to one
+/// daemon, and there are several.
 const AT_ONE: usize = 8;
 
 /// Gives each daemon its part of what is to be `told`.
@@ -58,7 +58,8 @@ fn among_daemons<T: Sync>(test: &str, told: &[T], tell: impl Fn(&mut Rig, &[T]) 
     });
 }
 
-/// Tells each lie with NEED_REPLY, which must be answered by a status, and without, which must end the connection.
+/// Tells each lie with NEED_REPLY, which must be answered by a status, and without, which must end the
+/// connection.
 fn tell(test: &str, lies: &[Lie<'_>]) {
     among_daemons(test, lies, tell_one);
 }
@@ -166,8 +167,8 @@ fn memory_that_is_none() {
     tell("memory_that_is_none", &[lie(reader.as_fd()), lie(null.as_fd()), lie(directory.as_fd())]);
 }
 
-/// Bodies that are too short or too long, and descriptors where none belong, on every request; requests that do not
-/// exist or were not offered.
+/// Bodies that are too short or too long, and descriptors where none belong, on every request; requests that
+/// do not exist or were not offered.
 #[test]
 fn shapes_and_strangers() {
     let event = eventfd().expect("an eventfd");
@@ -208,7 +209,8 @@ fn headers() {
     rig.well(&before);
 }
 
-/// Kick descriptors that are no eventfd: refused, or served without a spin and without harm to the next session.
+/// Kick descriptors that are no eventfd: refused, or served without a spin and without harm to the next
+/// session.
 #[test]
 fn kicks_that_are_no_eventfd() {
     let Some(mut rig) = Rig::new("kicks_that_are_no_eventfd", &[]) else { return };
@@ -315,8 +317,8 @@ fn replies_that_nobody_reads() {
     assert!(status.success(), "{status}");
 }
 
-/// Guest memory that is cut short under the daemon: it was said that it can be, and the daemon serves on or has
-/// ended, but does not hang.
+/// Guest memory that is cut short under the daemon: it was said that it can be, and the daemon serves on or
+/// has ended, but does not hang.
 #[test]
 fn memory_cut_short() {
     let Some(mut rig) = Rig::new("memory_cut_short", &[]) else { return };

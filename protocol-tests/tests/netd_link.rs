@@ -1,5 +1,5 @@
-//! The interface goes down and comes up: a front-end that can be told (BACKEND_REQ and CONFIG) is told, once each time,
-//! whoever serves it by then; any other sees its link up all the time.
+//! The interface goes down and comes up: a front-end that can be told (BACKEND_REQ and CONFIG) is told, once
+//! each time, whoever serves it by then; any other sees its link up all the time.
 
 use std::io::Read;
 use std::os::unix::net::UnixStream;
@@ -87,7 +87,8 @@ fn who_cannot_be_told_sees_its_link_up() {
     }
 }
 
-/// The channel and what was told last go with everything else: through hand-overs, and deaths below a supervisor.
+/// The channel and what was told last go with everything else: through hand-overs, and deaths below a
+/// supervisor.
 #[test]
 fn the_channel_goes_on_with_the_connection() {
     let arguments = ["--control", "{control}", "--supervise"];

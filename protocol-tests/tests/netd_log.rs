@@ -114,8 +114,8 @@ fn wait(child: &mut Child) -> Option<ExitStatus> {
     poll_until(LIMIT, || child.try_wait().expect("a child"))
 }
 
-/// With a full pipe on standard error sessions, `ctl`, the interface's ups and downs, crashes, hand-overs and the end go on,
-/// for a daemon alone and for one below a supervisor.
+/// With a full pipe on standard error sessions, `ctl`, the interface's ups and downs, crashes, hand-overs and
+/// the end go on, for a daemon alone and for one below a supervisor.
 #[test]
 fn a_log_that_nobody_reads_holds_nothing() {
     for arguments in [&[][..], &["--supervise"]] {

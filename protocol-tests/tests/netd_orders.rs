@@ -72,9 +72,9 @@ fn qemu() {
     assert!(!readable(&requests, QUIET).expect("the channel"), "who has no CONFIG is told of no change");
 }
 
-/// Cloud Hypervisor: protocol features, SET_MEM_TABLE, then per vring NUM, ADDR, BASE, CALL, KICK; ENABLE last of
-/// all, after the kick has been written. Its reconnect names the used index, or (without IN_ORDER) the
-/// avail index, which must not be believed.
+/// Cloud Hypervisor: protocol features, SET_MEM_TABLE, then per vring NUM, ADDR, BASE, CALL, KICK; ENABLE
+/// last of all, after the kick has been written. Its reconnect names the used index, or (without IN_ORDER)
+/// the avail index, which must not be believed.
 #[test]
 fn cloud_hypervisor() {
     let Some(mut rig) = Rig::new("cloud_hypervisor", &[]) else { return };
@@ -112,9 +112,10 @@ fn cloud_hypervisor() {
     }
 }
 
-/// UML: whatever has no reply asks for an answer, the message that acknowledges REPLY_ACK among them; the call descriptor is
-/// one end of a socket pair; SET_MEM_TABLE has room for two regions and says one; the configuration is read from its
-/// beginning up to the byte that is wanted; it stops with ENABLE 0 and never sends GET_VRING_BASE.
+/// UML: whatever has no reply asks for an answer, the message that acknowledges REPLY_ACK among them; the
+/// call descriptor is one end of a socket pair; SET_MEM_TABLE has room for two regions and says one; the
+/// configuration is read from its beginning up to the byte that is wanted; it stops with ENABLE 0 and never
+/// sends GET_VRING_BASE.
 #[test]
 fn user_mode_linux() {
     let Some(mut rig) = Rig::new("user_mode_linux", &["--mac", "02:00:00:00:00:99"]) else { return };
@@ -153,8 +154,8 @@ fn user_mode_linux() {
     assert!(running.rx(0).used(QUIET).is_err(), "a disabled receive ring is not touched");
 }
 
-/// A driver that wants fewer features sends a second SET_FEATURES, without bit 30: the rings of this session are
-/// then enabled at once.
+/// A driver that wants fewer features sends a second SET_FEATURES, without bit 30: the rings of this session
+/// are then enabled at once.
 #[test]
 fn features_again_without_protocol_features() {
     let Some(mut rig) = Rig::new("features_again_without_protocol_features", &[]) else { return };

@@ -41,7 +41,8 @@ fn tap_set_down_and_up() {
     rig.both_ways(&mut session, 5);
 }
 
-/// Deleted under traffic and made again: the daemon opens the new one, and the guest notices nothing but lost frames.
+/// Deleted under traffic and made again: the daemon opens the new one, and the guest notices nothing but lost
+/// frames.
 #[test]
 fn tap_deleted_and_made_again() {
     let Some(mut rig) = Rig::new("tap_deleted_and_made_again", &[]) else { return };

@@ -14,8 +14,8 @@ use protocol_tests::session::{Session, Setup};
 use protocol_tests::wire::{WireError, longs, request, words};
 use rustix::net::{AddressFamily, SocketType};
 
-/// One front-end at a time: a second is refused while the first lives, with a line in the log, and the first is not
-/// disturbed; when it has gone the next is taken at once.
+/// One front-end at a time: a second is refused while the first lives, with a line in the log, and the first
+/// is not disturbed; when it has gone the next is taken at once.
 #[test]
 fn one_front_end_at_a_time() {
     let Some(mut rig) = Rig::new("one_front_end_at_a_time", &[]) else { return };
@@ -34,8 +34,8 @@ fn one_front_end_at_a_time() {
     rig.both_ways(&mut next, 2);
 }
 
-/// A hundred front-ends, some of which leave in the middle of a message or of traffic: no descriptor, thread or
-/// memory is kept.
+/// A hundred front-ends, some of which leave in the middle of a message or of traffic: no descriptor, thread
+/// or memory is kept.
 #[test]
 fn front_ends_come_and_go() {
     let Some(mut rig) = Rig::new("front_ends_come_and_go", &[]) else { return };
@@ -171,7 +171,8 @@ fn what_is_hardly_meant_is_warned_about() {
     }
 }
 
-/// A daemon that may have no more descriptors says so when a message's are lost, and not that there were too many.
+/// A daemon that may have no more descriptors says so when a message's are lost, and not that there were too
+/// many.
 #[test]
 fn lost_descriptors_are_told_from_surplus_ones() {
     use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
@@ -254,8 +255,8 @@ fn descriptor_that_is_no_socket() {
     );
 }
 
-/// `--client` connects when the front-end listens, late too, and again after each connection's end, without a spin
-/// while there is none.
+/// `--client` connects when the front-end listens, late too, and again after each connection's end, without a
+/// spin while there is none.
 #[test]
 fn client() {
     let Some(netns) = namespace("client") else { return };
@@ -309,8 +310,8 @@ fn command_lines() {
     assert_eq!(json["type"], "net");
 }
 
-/// A front-end that is refused comes back at once, for as long as it lives. One in a second is heard, the daemon does other
-/// things meanwhile, and whoever keeps to the rules waits for nothing.
+/// A front-end that is refused comes back at once, for as long as it lives. One in a second is heard, the
+/// daemon does other things meanwhile, and whoever keeps to the rules waits for nothing.
 #[test]
 fn who_is_refused_is_heard_once_a_second() {
     type Say = fn(&Frontend);
@@ -324,7 +325,8 @@ fn who_is_refused_is_heard_once_a_second() {
         connect().sync().expect("served");
     }
     assert!(start.elapsed() < Duration::from_secs(10), "{:?} for twenty", start.elapsed());
-    // Refused for what it says, by itself, as it finds too few queues, for a descriptor, and for being a second one.
+    // Refused for what it says, by itself, as it finds too few queues, for a descriptor, and for being a
+    // second one.
     let refused: [(&str, Say); 3] = [
         ("a request is refused", |frontend| {
             let _ = frontend.tell(request::SET_VRING_NUM, &words(&[0, 100]), &[]);

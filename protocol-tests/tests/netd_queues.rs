@@ -1,5 +1,5 @@
-//! volt-netd with several queue pairs: exactly the enabled ones are attached to the TAP, so that no flow is lost, and
-//! the control queue is served where the front-end leaves it to the back-end.
+//! volt-netd with several queue pairs: exactly the enabled ones are attached to the TAP, so that no flow is
+//! lost, and the control queue is served where the front-end leaves it to the back-end.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -44,7 +44,8 @@ fn share(seen: &BTreeMap<u16, usize>, pair: usize) -> usize {
     seen.values().filter(|at| **at == pair).count()
 }
 
-/// Four queues under a guest that has one pair enabled lose no flow; with two both get some; with one again, all.
+/// Four queues under a guest that has one pair enabled lose no flow; with two both get some; with one again,
+/// all.
 #[test]
 fn exactly_the_enabled_pairs_are_attached() {
     let Some(rig) = Rig::new("exactly_the_enabled_pairs_are_attached", &["--queues", "4"]) else { return };
@@ -113,8 +114,8 @@ fn queue_numbers() {
     }
 }
 
-/// With MQ the control queue is vring 2N. One pair is used until the driver asks for more, then as many as it asks
-/// for; a number that cannot be is refused and changes nothing.
+/// With MQ the control queue is vring 2N. One pair is used until the driver asks for more, then as many as it
+/// asks for; a number that cannot be is refused and changes nothing.
 #[test]
 fn control_queue_with_mq() {
     let Some(rig) = Rig::new("control_queue_with_mq", &["--queues", "2"]) else { return };
@@ -179,7 +180,8 @@ fn bad_commands() {
     assert_eq!(answer, 0, "the queue goes on");
 }
 
-/// A control queue that is kicked by a pipe, more often than the pipe holds kicks: none stays in it, and the queue goes on.
+/// A control queue that is kicked by a pipe, more often than the pipe holds kicks: none stays in it, and the
+/// queue goes on.
 #[test]
 fn a_control_queue_kicked_by_a_pipe() {
     let Some(rig) = Rig::new("a_control_queue_kicked_by_a_pipe", &["--queues", "2"]) else { return };

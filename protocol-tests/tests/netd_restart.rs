@@ -1,5 +1,5 @@
-//! volt-netd's rules for where a ring begins, when it is processed, and what an end leaves behind: the used index
-//! in guest memory is the only truth, so nothing is lost and nothing comes twice.
+//! volt-netd's rules for where a ring begins, when it is processed, and what an end leaves behind: the used
+//! index in guest memory is the only truth, so nothing is lost and nothing comes twice.
 
 use std::time::Duration;
 
@@ -31,8 +31,8 @@ fn offer(session: &mut Session, numbers: std::ops::Range<u32>) {
     queue.ring.publish();
 }
 
-/// Whatever base a front-end names after a reconnect, the ring goes on at its used index: receive buffers posted
-/// before are filled, frames published while nobody served are sent without a kick, and none twice.
+/// Whatever base a front-end names after a reconnect, the ring goes on at its used index: receive buffers
+/// posted before are filled, frames published while nobody served are sent without a kick, and none twice.
 #[test]
 fn the_used_index_counts_and_not_the_base() {
     let Some(mut rig) = Rig::new("the_used_index_counts_and_not_the_base", &[]) else { return };
@@ -86,8 +86,8 @@ fn kick_before_enable() {
     }
 }
 
-/// After ENABLE 0 a transmit ring is touched only on a kick, and drained then without a frame on the wire; after a
-/// new enable it goes on.
+/// After ENABLE 0 a transmit ring is touched only on a kick, and drained then without a frame on the wire;
+/// after a new enable it goes on.
 #[test]
 fn disabled_transmit_ring() {
     let Some(mut rig) = Rig::new("disabled_transmit_ring", &[]) else { return };
@@ -121,8 +121,8 @@ fn disabled_receive_ring() {
     assert_eq!(number_of(&session.rx(0).recv(LIMIT).expect("the frame that waited").bytes), Some(500));
 }
 
-/// GET_VRING_BASE stops the ring and answers its used index, with buffers outstanding; afterwards the ring is not
-/// touched, kicked or not, until it is set up again, and then it goes on.
+/// GET_VRING_BASE stops the ring and answers its used index, with buffers outstanding; afterwards the ring is
+/// not touched, kicked or not, until it is set up again, and then it goes on.
 #[test]
 fn get_vring_base_answers_the_used_index() {
     let Some(mut rig) = Rig::new("get_vring_base_answers_the_used_index", &[]) else { return };
@@ -186,8 +186,8 @@ fn memory_table_replaced_while_running() {
     }
 }
 
-/// SIGTERM at any moment loses and repeats nothing: what is used was sent once, the next daemon sends the rest. A
-/// kill may repeat one batch, and loses nothing either.
+/// SIGTERM at any moment loses and repeats nothing: what is used was sent once, the next daemon sends the
+/// rest. A kill may repeat one batch, and loses nothing either.
 #[test]
 fn daemon_replaced_under_transmission() {
     let Some(mut rig) = Rig::new("daemon_replaced_under_transmission", &[]) else { return };
@@ -222,8 +222,9 @@ fn daemon_replaced_under_transmission() {
     assert_eq!(session.rx(0).ring.outstanding(), 64, "no receive buffer is lost");
 }
 
-/// A virtual machine monitor replaces call descriptors while frames are under way, when its guest moves an interrupt:
-/// every frame comes once, in order, and every completion is called for on the descriptor of the time.
+/// A virtual machine monitor replaces call descriptors while frames are under way, when its guest moves an
+/// interrupt: every frame comes once, in order, and every completion is called for on the descriptor of the
+/// time.
 #[test]
 fn call_descriptors_replaced_under_traffic() {
     let Some(rig) = Rig::new("call_descriptors_replaced_under_traffic", &[]) else { return };

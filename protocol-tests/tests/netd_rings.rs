@@ -10,8 +10,8 @@ use protocol_tests::ring::Part;
 use protocol_tests::session::{Session, Setup};
 use protocol_tests::wire::{feature, readable};
 
-/// Cuts a frame's header and bytes into `count` parts of one byte and a last one with the rest, with a gap behind
-/// each, so that nobody can join them.
+/// Cuts a frame's header and bytes into `count` parts of one byte and a last one with the rest, with a gap
+/// behind each, so that nobody can join them.
 fn bytewise(queue: &mut Queue, mem: &GuestMemory, frame: &[u8], count: usize) -> Vec<Part> {
     let bytes = [NetHeader::default().encode().as_slice(), frame].concat();
     let at = queue.alloc(bytes.len() + 8 * count);
@@ -95,13 +95,13 @@ fn ring_sizes() {
     }
 }
 
-/// Rings and buffers may cross from one memory region into the next, in another file at another offset: aligned
-/// to pages or not, the regions named in any order.
+/// Rings and buffers may cross from one memory region into the next, in another file at another offset:
+/// aligned to pages or not, the regions named in any order.
 #[test]
 fn memory_crosses_regions() {
     let Some(mut rig) = Rig::new("memory_crosses_regions", &[]) else { return };
-    // The first three borders cut vring 0's descriptor table, available ring and used ring near their beginning, one
-    // border each, which is as many as the daemon takes; the others cut buffers.
+    // The first three borders cut vring 0's descriptor table, available ring and used ring near their
+    // beginning, one border each, which is as many as the daemon takes; the others cut buffers.
     let sizes = [0x100, 0xf20, 0x240, 0x20000, 0x40000, 0xc0000];
     let aligned = [0, 0x2000, 0x1000, 0, 0x3000, 0];
     let odd = [0, 0x10, 0x1230, 0x8, 0x30, 0x1ff0];
@@ -145,8 +145,8 @@ fn buffers_cross_regions_that_adjoin_for_the_guest_only() {
     assert_eq!(session.rx(0).recv_only(LIMIT, false).expect("a frame").bytes, frame);
 }
 
-/// Mergeable buffers: a frame takes as many as it needs, all published together, each filled to its end but the
-/// last, and `num_buffers` says how many.
+/// Mergeable buffers: a frame takes as many as it needs, all published together, each filled to its end but
+/// the last, and `num_buffers` says how many.
 #[test]
 fn mergeable_buffers() {
     let Some(rig) = Rig::new("mergeable_buffers", &[]) else { return };
@@ -163,8 +163,8 @@ fn mergeable_buffers() {
     }
 }
 
-/// A driver never sees some of a frame's buffers without the others (virtio 1.2, 5.1.6.4): the used index is stored
-/// once for all eight. Without EVENT_IDX each store is followed by a call, so calls count the stores.
+/// A driver never sees some of a frame's buffers without the others (virtio 1.2, 5.1.6.4): the used index is
+/// stored once for all eight. Without EVENT_IDX each store is followed by a call, so calls count the stores.
 #[test]
 fn all_buffers_of_a_frame_appear_at_once() {
     let Some(rig) = Rig::new("all_buffers_of_a_frame_appear_at_once", &[]) else { return };
@@ -338,7 +338,8 @@ fn udp_segmentation_offload() {
     assert!(got.bytes == frame, "the datagram is one piece and as it was");
 }
 
-/// A guest that did not acknowledge offloads gets frames that are whole: segmented and checksummed by the kernel.
+/// A guest that did not acknowledge offloads gets frames that are whole: segmented and checksummed by the
+/// kernel.
 #[test]
 fn offloads_follow_the_acknowledged_features() {
     let Some(rig) = Rig::new("offloads_follow_the_acknowledged_features", &[]) else { return };

@@ -1,14 +1,14 @@
-//! What each signal does to volt-netd, alone and below its supervisor: every line of the table in operations.md.
+//! What each signal does to volt-netd, alone and below its supervisor: every line of the table in
+//! operations.md.
 #![expect(unsafe_code, reason = "real-time signals are sent by libc only")]
 
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use protocol_tests::daemon::{Daemon, child, poll_until, program};
 use protocol_tests::rig::{LIMIT, Rig};
 use protocol_tests::session::Setup;
+use rustix::process::{Pid, Signal, kill_process};
 
 const TEST: &str = "signals_do_what_the_table_says";
 
@@ -35,8 +35,24 @@ fn table() -> Vec<Row> {
 fn numbers(cell: &str) -> Vec<i32> {
     match cell.strip_suffix(" (real time)").and_then(|range| range.split_once(" to ")) {
         Some((first, last)) => (first.parse().expect("a number")..=last.parse().expect("a number")).collect(),
-        None => cell.split(", ").map(|name| name.parse::<Signal>().expect(cell) as i32).collect(),
+        None => cell.split(", ").map(number).collect(),
     }
+}
+
+/// The number of a signal, as the shell knows it.
+fn number(name: &str) -> i32 {
+    let shell =
+        std::process::Command::new("bash").args(["-c", "kill -l \"$0\"", name]).output().expect("bash");
+    let text = String::from_utf8_lossy(&shell.stdout).into_owned();
+    text.trim().parse().unwrap_or_else(|_| panic!("{name} is no signal"))
+}
+
+/// The name of a signal.
+fn name(number: i32) -> String {
+    let number = number.to_string();
+    let shell =
+        std::process::Command::new("bash").args(["-c", "kill -l \"$0\"", &number]).output().expect("bash");
+    format!("SIG{}", String::from_utf8_lossy(&shell.stdout).trim())
 }
 
 /// One of the processes of a daemon.
@@ -61,10 +77,10 @@ impl Role {
         assert_eq!(sent, 0, "signal {signal} to the {self:?}");
     }
 
-    fn pid(self, rig: &Rig) -> rustix::process::Pid {
+    fn pid(self, rig: &Rig) -> Pid {
         match self {
             Role::Worker => rig.worker(),
-            _ => rustix::process::Pid::from_raw(rig.daemon.pid().cast_signed()).expect("a process"),
+            _ => Pid::from_raw(rig.daemon.pid().cast_signed()).expect("a process"),
         }
     }
 }
@@ -97,9 +113,8 @@ fn signals_that_end_it() {
             role.send(&rig, signal);
             let status = rig.daemon.wait(LIMIT).expect("it ends");
             assert!(status.success(), "{role:?}, {signal}: {status}:\n{}", rig.daemon.log());
-            let name = Signal::try_from(signal).expect("a name").as_str();
-            let name = if signal == Signal::SIGUSR1 as i32 { "the supervisor" } else { name };
-            rig.logged(&["told to end by", name]);
+            let name = if signal == libc::SIGUSR1 { "the supervisor".to_owned() } else { name(signal) };
+            rig.logged(&["told to end by", &name]);
             assert!(
                 !rig.socket().exists() && !rig.control().exists(),
                 "{role:?}, {signal}: sockets are left"
@@ -149,7 +164,7 @@ fn signals_that_stop_it() {
             role.send(&rig, signal);
             let stopped = poll_until(LIMIT, || stat().contains(") T ").then_some(()));
             assert!(stopped.is_some(), "{role:?}, {signal}: {}", stat());
-            role.send(&rig, Signal::SIGCONT as i32);
+            role.send(&rig, libc::SIGCONT);
             rig.both_ways(&mut session, 1);
         }
     }
@@ -161,13 +176,13 @@ struct Orphan(Pid);
 impl Drop for Orphan {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let _ = kill(self.0, Signal::SIGKILL);
+            let _ = kill_process(self.0, Signal::KILL);
         }
     }
 }
 
-/// What cannot be gone on after ends the process, and only that one: below a supervisor a dead worker is replaced, and a
-/// worker whose supervisor is dead serves on.
+/// What cannot be gone on after ends the process, and only that one: below a supervisor a dead worker is
+/// replaced, and a worker whose supervisor is dead serves on.
 #[test]
 fn signals_that_kill() {
     for signal in with(Role::Alone, "dies") {
@@ -188,13 +203,13 @@ fn signals_that_kill() {
     for signal in with(Role::Supervisor, "dies") {
         let Some(mut rig) = Role::Supervisor.start() else { return };
         let mut session = rig.session(&Setup::default());
-        let worker = Orphan(Pid::from_raw(rig.worker().as_raw_pid()));
+        let worker = Orphan(rig.worker());
         // An answer: the supervisor has no request under way any more, which would be lost with it.
         rig.status();
         Role::Supervisor.send(&rig, signal);
         assert_eq!(rig.daemon.wait(LIMIT).expect("it dies").signal(), Some(signal));
         rig.both_ways(&mut session, 1);
-        kill(worker.0, Signal::SIGTERM).expect("it lives");
+        kill_process(worker.0, Signal::TERM).expect("it lives");
         assert!(
             poll_until(LIMIT, || (!rig.socket().exists()).then_some(())).is_some(),
             "{}",
@@ -215,7 +230,7 @@ fn an_ignored_hang_up_stays_ignored() {
     let socket = rig.socket();
     rig.daemon.wait_for_socket(&socket, LIMIT).expect("it listens");
     rig.netns.wait_until_up("tap0", LIMIT).expect("up");
-    Role::Alone.send(&rig, Signal::SIGHUP as i32);
+    Role::Alone.send(&rig, libc::SIGHUP);
     let mut session = rig.session(&Setup::default());
     rig.both_ways(&mut session, 1);
     assert!(rig.daemon.stop(LIMIT).expect("SIGTERM works").success());

@@ -1,5 +1,5 @@
-//! volt-netd's sockets: whatever their paths are called, whoever may connect, from wherever, and what is said when a path
-//! cannot work.
+//! volt-netd's sockets: whatever their paths are called, whoever may connect, from wherever, and what is said
+//! when a path cannot work.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -39,8 +39,8 @@ fn take_over(rig: &mut Rig, control: &Path, arguments: &[&str]) {
     rig.succeed(successor);
 }
 
-/// Paths that are not UTF-8, and paths that are relative: crashes and hand-overs from another directory work as with all
-/// others, and the last daemon removes the files.
+/// Paths that are not UTF-8, and paths that are relative: crashes and hand-overs from another directory work
+/// as with all others, and the last daemon removes the files.
 #[test]
 fn paths_of_every_kind_are_gone_on_with_and_removed() {
     let (odd_socket, odd_control) = (OsStr::from_bytes(b"s\xff"), OsStr::from_bytes(b"c\xfe"));
@@ -70,8 +70,8 @@ fn paths_of_every_kind_are_gone_on_with_and_removed() {
     }
 }
 
-/// A group that this user may not give the socket to: the reason is named, and nothing is left that would be in the way of
-/// the next start.
+/// A group that this user may not give the socket to: the reason is named, and nothing is left that would be
+/// in the way of the next start.
 #[test]
 fn a_socket_that_may_not_be_given_to_its_group_is_not_left_behind() {
     let test = "a_socket_that_may_not_be_given_to_its_group_is_not_left_behind";
@@ -111,7 +111,8 @@ fn a_socket_that_may_not_be_given_to_its_group_is_not_left_behind() {
     assert!(daemon.logged(0, &["may not connect to it"], LIMIT).is_some(), "{}", daemon.log());
 }
 
-/// A daemon in a PID namespace of its own, as in a container: whoever asks from outside of it has no number there.
+/// A daemon in a PID namespace of its own, as in a container: whoever asks from outside of it has no number
+/// there.
 #[test]
 fn a_daemon_in_another_pid_namespace_is_controlled_from_outside() {
     let test = "a_daemon_in_another_pid_namespace_is_controlled_from_outside";
@@ -132,8 +133,8 @@ fn a_daemon_in_another_pid_namespace_is_controlled_from_outside() {
     assert_eq!(rig.status()["take_overs"], 1);
 }
 
-/// A daemon in a user namespace of its own: root outside is root there, and a user without a number there is a stranger,
-/// whatever the socket's permissions.
+/// A daemon in a user namespace of its own: root outside is root there, and a user without a number there is
+/// a stranger, whatever the socket's permissions.
 #[test]
 fn a_user_of_another_namespace_is_a_stranger() {
     let test = "a_user_of_another_namespace_is_a_stranger";

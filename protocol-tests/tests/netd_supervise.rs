@@ -1,13 +1,9 @@
-//! volt-netd's worker dies, at any moment and in any way, and the next one goes on where it was: no request is lost or
-//! answered twice, no chain is lost, and of frames at most a batch.
+//! volt-netd's worker dies, at any moment and in any way, and the next one goes on where it was: no request
+//! is lost or answered twice, no chain is lost, and of frames at most a batch.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use nix::sys::ptrace;
-use nix::sys::signal::{Signal as Kill, kill};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::Pid;
 use protocol_tests::daemon::{Daemon, poll_until, program};
 use protocol_tests::frame::numbered;
 use protocol_tests::frontend::{mem_table, single_region};
@@ -17,13 +13,16 @@ use protocol_tests::rig::{LIMIT, QUIET, Rig, namespace};
 use protocol_tests::ring::{Desc, Part};
 use protocol_tests::session::Setup;
 use protocol_tests::succession::Flow;
+use protocol_tests::trace::Traced;
 use protocol_tests::wire::{encode, flags, longs, protocol, request, words};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
 const SUPERVISED: [&str; 3] = ["--control", "{control}", "--supervise"];
 /// The most that a crash may lose or repeat on one queue.
 const BATCH: u32 = 64;
 
-/// Killed at random moments under traffic: every chain comes back once, and each crash costs at most a batch each way.
+/// Killed at random moments under traffic: every chain comes back once, and each crash costs at most a batch
+/// each way.
 #[test]
 fn workers_killed_under_traffic() {
     let Some(rig) = Rig::new("workers_killed_under_traffic", &SUPERVISED) else { return };
@@ -112,44 +111,43 @@ struct Request<'a> {
     reply: Option<Vec<u8>>,
 }
 
-/// Runs the worker from system call to system call, and kills it at the `step`th stop. Whether it came so far.
+/// Runs the worker from system call to system call, and kills it at the `step`th stop. Whether it came so
+/// far.
 fn kill_at(worker: Pid, step: u32, begin: impl FnOnce()) -> bool {
-    ptrace::seize(worker, ptrace::Options::PTRACE_O_TRACESYSGOOD).expect("ptrace");
-    ptrace::interrupt(worker).expect("ptrace");
-    waitpid(worker, None).expect("a stop");
+    let traced = Traced::seize(worker).expect("it can be traced");
     begin();
-    ptrace::syscall(worker, None).expect("ptrace");
+    traced.go_on().expect("it stood still");
     for stop in 0.. {
         // Back in epoll_wait it stops no more. Until it sleeps there it may only be slow.
         let quiet = Duration::from_millis(60);
         let mut deadline = Instant::now() + quiet;
-        let mut status = waitpid(worker, Some(WaitPidFlag::WNOHANG)).expect("the worker");
-        while status == WaitStatus::StillAlive && Instant::now() < deadline {
+        let mut status = traced.status().expect("the worker");
+        while status.is_none() && Instant::now() < deadline {
             if !sleeps_in_epoll(worker) {
                 deadline = Instant::now() + quiet;
             }
             std::thread::yield_now();
-            status = waitpid(worker, Some(WaitPidFlag::WNOHANG)).expect("the worker");
+            status = traced.status().expect("the worker");
         }
-        if status == WaitStatus::StillAlive {
-            ptrace::interrupt(worker).expect("ptrace");
-            waitpid(worker, None).expect("a stop");
-            ptrace::detach(worker, None).expect("ptrace");
+        if status.is_none() {
+            traced.stop().expect("it runs");
+            traced.detach().expect("it stood still");
             return false;
         }
         if stop == step {
-            kill(worker, Kill::SIGKILL).expect("killed");
-            waitpid(worker, None).expect("its end");
+            kill_process(worker, Signal::KILL).expect("killed");
+            waitpid(Some(worker), WaitOptions::empty()).expect("its end");
             return true;
         }
-        ptrace::syscall(worker, None).expect("ptrace");
+        traced.go_on().expect("it stood still");
     }
     unreachable!()
 }
 
-/// Whether a process waits in epoll_wait, by the system call that the kernel says it is in; a running one is in none.
+/// Whether a process waits in epoll_wait, by the system call that the kernel says it is in; a running one is
+/// in none.
 fn sleeps_in_epoll(process: Pid) -> bool {
-    let call = std::fs::read_to_string(format!("/proc/{process}/syscall")).unwrap_or_default();
+    let call = std::fs::read_to_string(format!("/proc/{}/syscall", process.as_raw_pid())).unwrap_or_default();
     let number = call.split(' ').next().and_then(|number| number.parse().ok());
     number.is_some_and(|number: i64| {
         [libc::SYS_epoll_wait, libc::SYS_epoll_pwait, libc::SYS_epoll_pwait2].contains(&number)
@@ -157,11 +155,11 @@ fn sleeps_in_epoll(process: Pid) -> bool {
 }
 
 fn pid(rig: &Rig) -> Pid {
-    Pid::from_raw(rig.worker().as_raw_nonzero().get())
+    rig.worker()
 }
 
-/// Killed before and after every system call that it makes for every kind of request: the front-end gets its reply, once,
-/// and the rings run.
+/// Killed before and after every system call that it makes for every kind of request: the front-end gets its
+/// reply, once, and the rings run.
 #[test]
 fn killed_at_every_step_of_every_request() {
     let Some(mut rig) = Rig::new("killed_at_every_step_of_every_request", &SUPERVISED) else { return };
@@ -238,7 +236,8 @@ fn killed_at_every_step_of_every_request() {
     println!("{kills} kills");
     session.nic.queues[1].call = call;
     session.nic.queues[1].kick = kick;
-    // One that two workers in turn were killed over is given up, as it should be: nothing moves here, so all look at the same.
+    // One that two workers in turn were killed over is given up, as it should be: nothing moves here, so all
+    // look at the same.
     if session.rx(0).take_unserved().expect("no frames") > 0 {
         rig.logged(&["it will be returned unserved"]);
     }
@@ -246,8 +245,8 @@ fn killed_at_every_step_of_every_request() {
     assert_eq!(session.rx(0).ring.outstanding(), 64, "no receive buffer is lost");
 }
 
-/// A chain that ends the daemon, here by a table in memory that the front-end has cut off, is left out after the second
-/// time; what is before and behind it is sent.
+/// A chain that ends the daemon, here by a table in memory that the front-end has cut off, is left out after
+/// the second time; what is before and behind it is sent.
 #[test]
 fn a_chain_that_kills_twice_is_returned_unserved() {
     let Some(rig) = Rig::new("a_chain_that_kills_twice_is_returned_unserved", &SUPERVISED) else { return };
@@ -295,7 +294,8 @@ fn file(len: u64) -> std::os::fd::OwnedFd {
     fd
 }
 
-/// Signals that systemd or a terminal send to every process end the daemon as well as one to the supervisor does.
+/// Signals that systemd or a terminal send to every process end the daemon as well as one to the supervisor
+/// does.
 #[test]
 fn signals_to_everybody_are_one() {
     for _ in 0..8 {
@@ -304,10 +304,10 @@ fn signals_to_everybody_are_one() {
         rig.both_ways(&mut session, 1);
         let worker = rig.worker();
         for _ in 0..2 {
-            rustix::process::kill_process(worker, rustix::process::Signal::TERM).expect("signalled");
+            kill_process(worker, Signal::TERM).expect("signalled");
         }
-        rig.daemon.signal(rustix::process::Signal::TERM).expect("signalled");
-        let _ = rustix::process::kill_process(worker, rustix::process::Signal::INT);
+        rig.daemon.signal(Signal::TERM).expect("signalled");
+        let _ = kill_process(worker, Signal::INT);
         assert!(rig.daemon.wait(LIMIT).expect("it ends").success(), "{}", rig.daemon.log());
         assert!(!rig.socket().exists(), "the socket is removed");
     }
@@ -323,7 +323,7 @@ fn a_worker_without_its_supervisor_goes_on() {
         session.frontend.sync().expect("the connection is served");
         // Not in the middle of a request, whose connection would be closed.
         std::thread::sleep(QUIET);
-        rig.daemon.signal(rustix::process::Signal::KILL).expect("killed");
+        rig.daemon.signal(Signal::KILL).expect("killed");
         rig.daemon.wait(LIMIT).expect("it ends");
         rig.both_ways(&mut session, 5);
         session.frontend.sync().expect("the connection is served");
@@ -336,7 +336,7 @@ fn a_worker_without_its_supervisor_goes_on() {
             rig.both_ways(&mut session, 5);
             session.frontend.sync().expect("the connection is served");
         } else {
-            rustix::process::kill_process(worker, rustix::process::Signal::TERM).expect("signalled");
+            kill_process(worker, Signal::TERM).expect("signalled");
         }
         let ended = poll_until(LIMIT, || rustix::process::test_kill_process(worker).is_err().then_some(()));
         assert!(ended.is_some(), "the worker ends");
@@ -346,16 +346,16 @@ fn a_worker_without_its_supervisor_goes_on() {
 }
 
 /// Ends a process whose parent may be gone, after a failure too.
-struct Ends(rustix::process::Pid);
+struct Ends(Pid);
 
 impl Drop for Ends {
     fn drop(&mut self) {
-        let _ = rustix::process::kill_process(self.0, rustix::process::Signal::KILL);
+        let _ = kill_process(self.0, Signal::KILL);
     }
 }
 
-/// A supervisor that does not answer holds its worker up for a while only: it is ended, and the worker goes on alone. The
-/// connection whose request it may have taken is closed.
+/// A supervisor that does not answer holds its worker up for a while only: it is ended, and the worker goes
+/// on alone. The connection whose request it may have taken is closed.
 #[test]
 fn a_supervisor_that_does_not_answer_is_done_without() {
     let test = "a_supervisor_that_does_not_answer_is_done_without";
@@ -363,7 +363,7 @@ fn a_supervisor_that_does_not_answer_is_done_without() {
     let mut session = rig.session(&Setup::default());
     session.frontend.sync().expect("the connection is served");
     let worker = Ends(rig.worker());
-    rig.daemon.signal(rustix::process::Signal::STOP).expect("stopped");
+    rig.daemon.signal(Signal::STOP).expect("stopped");
     let ask = encode(request::GET_FEATURES, 0, &[]);
     session.frontend.channel().send_bytes(&ask, &[]).expect("sent");
     // Frames are not held up.
@@ -378,14 +378,14 @@ fn a_supervisor_that_does_not_answer_is_done_without() {
     drop(session);
     let mut session = rig.session(&Setup::default());
     rig.both_ways(&mut session, 5);
-    rustix::process::kill_process(worker.0, rustix::process::Signal::TERM).expect("signalled");
+    kill_process(worker.0, Signal::TERM).expect("signalled");
     let ended = poll_until(LIMIT, || rustix::process::test_kill_process(worker.0).is_err().then_some(()));
     assert!(ended.is_some(), "the worker ends");
     assert!(!rig.socket().exists(), "the socket is removed");
 }
 
-/// Limits that are changed at run time hold at once, and are the next process's: after a crash and after a hand-over. So is
-/// polling.
+/// Limits that are changed at run time hold at once, and are the next process's: after a crash and after a
+/// hand-over. So is polling.
 #[test]
 fn changed_limits_survive_a_crash_and_a_hand_over() {
     let name = "changed_limits_survive_a_crash_and_a_hand_over";

@@ -1,5 +1,5 @@
-//! volt-netd as a systemd unit with a descriptor store, systemd's side played here: a unit that is killed as a whole, or
-//! restarted, goes on with interface, connection and guest.
+//! volt-netd as a systemd unit with a descriptor store, systemd's side played here: a unit that is killed as
+//! a whole, or restarted, goes on with interface, connection and guest.
 
 use std::collections::BTreeMap;
 use std::io::IoSliceMut;
@@ -110,7 +110,8 @@ fn wait_until_ready(shared: &Shared, daemon: &Daemon) {
     assert!(ready.is_some(), "{}", daemon.log());
 }
 
-/// Killed with its supervisor, told to end and started again, changed in its options: the unit goes on, but for the last.
+/// Killed with its supervisor, told to end and started again, changed in its options: the unit goes on, but
+/// for the last.
 #[test]
 fn a_unit_that_is_killed_or_restarted_goes_on() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -171,8 +172,8 @@ fn a_unit_that_is_killed_or_restarted_goes_on() {
     assert!(readable(&requests, LIMIT).expect("the channel"), "the front-end is told of its link");
     rig.netns.ip("link set dev tap0 up").expect("ip");
     rig.netns.wait_until_up("tap0", LIMIT).expect("up");
-    // The store holds what is in use and no more: state, TAP, two listeners, connection, its channel, memory, kick and call
-    // twice.
+    // The store holds what is in use and no more: state, TAP, two listeners, connection, its channel, memory,
+    // kick and call twice.
     session.frontend.sync().expect("served");
     let settled = poll_until(LIMIT, || (unit(&shared).store.len() == 11).then_some(()));
     assert!(settled.is_some(), "{:?}", unit(&shared).store.keys());
@@ -205,8 +206,8 @@ fn a_unit_that_is_killed_or_restarted_goes_on() {
     rig.both_ways(&mut session, 5);
 }
 
-/// Killed as a whole in the moment in which a reply goes out: the reply is not sent again, however often, as the front-end
-/// would take it for that to its next request.
+/// Killed as a whole in the moment in which a reply goes out: the reply is not sent again, however often, as
+/// the front-end would take it for that to its next request.
 #[test]
 fn a_reply_is_not_sent_again_by_the_next_start() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -243,8 +244,8 @@ fn a_reply_is_not_sent_again_by_the_next_start() {
     println!("{well} connections went on, {closed} were closed");
 }
 
-/// With socket activation: descriptor 3 is the unit's socket at each start, those that were stored come behind it. The unit
-/// goes on, and takes new front-ends; also when its socket was made anew meanwhile.
+/// With socket activation: descriptor 3 is the unit's socket at each start, those that were stored come
+/// behind it. The unit goes on, and takes new front-ends; also when its socket was made anew meanwhile.
 #[test]
 fn a_unit_with_a_socket_goes_on_and_takes_new_front_ends() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);

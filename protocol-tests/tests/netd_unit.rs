@@ -24,7 +24,8 @@ fn units(keep: impl Fn(&str) -> bool) -> Vec<(String, String)> {
     units
 }
 
-/// A rig without a daemon, and a systemd in its namespace. `None`: not on this machine, and a line has said so.
+/// A rig without a daemon, and a systemd in its namespace. `None`: not on this machine, and a line has said
+/// so.
 fn rig(test: &str, units: &[(String, String)]) -> Option<(Systemd, Rig)> {
     let mut rig = Rig::new(test, &[])?;
     assert!(rig.daemon.stop(LIMIT).expect("it ends").success());
@@ -83,7 +84,8 @@ fn a_unit_for_each_interface() {
     assert!(!systemd.path("/run/volt/tap0").exists());
 }
 
-/// A supervisor that hangs is ended by its worker, and the unit goes on from what systemd keeps, request included.
+/// A supervisor that hangs is ended by its worker, and the unit goes on from what systemd keeps, request
+/// included.
 #[test]
 fn a_unit_that_hangs_goes_on() {
     let units = units(|name| name == "volt-netd@.service");
@@ -101,8 +103,8 @@ fn a_unit_that_hangs_goes_on() {
     rig.both_ways(&mut session, 3);
 }
 
-/// With socket activation the first front-end starts the daemon, and after whatever happens to it, it goes on and takes new
-/// ones.
+/// With socket activation the first front-end starts the daemon, and after whatever happens to it, it goes on
+/// and takes new ones.
 #[test]
 fn a_unit_with_socket_activation() {
     let Some((systemd, mut rig)) = rig("a_unit_with_socket_activation", &units(|_| true)) else { return };

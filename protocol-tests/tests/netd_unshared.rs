@@ -1,4 +1,5 @@
-//! A front-end whose guest writes to other memory than it shares: QEMU with share=off, whose rings never fill.
+//! A front-end whose guest writes to other memory than it shares: QEMU with share=off, whose rings never
+//! fill.
 
 use protocol_tests::frontend::mem_table;
 use protocol_tests::memory::GuestMemory;
@@ -8,7 +9,8 @@ use protocol_tests::session::{Session, Setup, negotiate, offer_vring};
 use protocol_tests::wire::request;
 use rustix::io::write;
 
-/// A session that shares `memory` in place of its card's own, and kicks each ring once as QEMU does when it starts one.
+/// A session that shares `memory` in place of its card's own, and kicks each ring once as QEMU does when it
+/// starts one.
 fn session(rig: &Rig, memory: Option<&GuestMemory>) -> Session {
     let mut frontend = rig.connect();
     let (features, protocol) =

@@ -1,4 +1,5 @@
-//! The namespace of the tests: frames go through a TAP in it both ways, offloads too, and nothing outlives it.
+//! The namespace of the tests: frames go through a TAP in it both ways, offloads too, and nothing outlives
+//! it.
 
 use protocol_tests::frame::{numbered, udp, uso_header};
 use protocol_tests::netns::TAP_FLAGS;

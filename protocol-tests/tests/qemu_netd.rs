@@ -1,6 +1,6 @@
-//! volt-netd behind a QEMU guest under software emulation: every feature that QEMU can switch, queue pairs, and
-//! front-ends that come and go. `vectors=0` because QEMU 7.2 crashes by itself when an emulated guest's vhost-user
-//! device starts with MSI-X; the lab's tests have it on.
+//! volt-netd behind a QEMU guest under software emulation: every feature that QEMU can switch, queue pairs,
+//! and front-ends that come and go. `vectors=0` because QEMU 7.2 crashes by itself when an emulated guest's
+//! vhost-user device starts with MSI-X; the lab's tests have it on.
 
 use std::process::Command;
 use std::thread::sleep;
@@ -120,9 +120,9 @@ fn without_checksum_offload_in() {
 
 #[test]
 fn without_any_of_them() {
-    let properties = "csum=off,guest_csum=off,gso=off,guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off,\
-                      host_tso4=off,host_tso6=off,host_ecn=off,host_ufo=off,mrg_rxbuf=off,event_idx=off,\
-                      indirect_desc=off";
+    let properties = "csum=off,guest_csum=off,gso=off,guest_tso4=off,guest_tso6=off,guest_ecn=off,\
+                      guest_ufo=off,host_tso4=off,host_tso6=off,host_ecn=off,host_ufo=off,mrg_rxbuf=off,\
+                      event_idx=off,indirect_desc=off";
     with_properties("without_any_of_them", properties, &SWITCHED);
 }
 
@@ -153,7 +153,8 @@ fn four_queues_under_a_guest_of_one_pair_lose_no_flow() {
     });
 }
 
-/// One daemon outlives its front-ends: some are killed under traffic, and the next one finds nothing left of them.
+/// One daemon outlives its front-ends: some are killed under traffic, and the next one finds nothing left of
+/// them.
 #[test]
 fn front_ends_killed() {
     here("front_ends_killed", || {
@@ -198,7 +199,8 @@ fn guest_suspends_and_wakes_up() {
         let mut netd = Netd::start(directory.path(), &[]);
         let traffic = Traffic::new();
         // The drivers' part of it; after it, the kernel wakes itself up. The cloud flavour has no such test.
-        let suspend = "echo devices >/sys/power/pm_test; echo 1 >/sys/module/suspend/parameters/pm_test_delay; \
+        let suspend = "echo devices >/sys/power/pm_test; \
+                       echo 1 >/sys/module/suspend/parameters/pm_test_delay; \
                        step suspend eval 'echo freeze >/sys/power/state'";
         let run = format!(
             "{}; {suspend}; {}; {suspend}; {}",
@@ -218,7 +220,8 @@ fn guest_suspends_and_wakes_up() {
     });
 }
 
-/// QEMU keeps the guest's memory to itself: there can be no network, and the daemon says why, by the option's name.
+/// QEMU keeps the guest's memory to itself: there can be no network, and the daemon says why, by the option's
+/// name.
 #[test]
 fn memory_that_is_not_shared_is_named() {
     here("memory_that_is_not_shared_is_named", || {
@@ -235,8 +238,8 @@ fn memory_that_is_not_shared_is_named() {
     });
 }
 
-/// With another number of queues than the daemon has, QEMU tries again as fast as it can: the daemon hears one try a second,
-/// and says what is wrong.
+/// With another number of queues than the daemon has, QEMU tries again as fast as it can: the daemon hears
+/// one try a second, and says what is wrong.
 #[test]
 fn other_queues_are_named() {
     here("other_queues_are_named", || {

@@ -1,5 +1,6 @@
-//! The scripts as somebody calls them who does not know them: `--help` tells and does nothing, what is wrong is said with
-//! status 2; and the accounts of `scripts/soak`, with a `cargo` whose tests fail as this test wants.
+//! The scripts as somebody calls them who does not know them: `--help` tells and does nothing, what is wrong
+//! is said with status 2; and the accounts of `scripts/soak`, with a `cargo` whose tests fail as this test
+//! wants.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -101,7 +102,8 @@ case "$*" in
 esac
 "#;
 
-/// A soak that was interrupted goes on with what it had not done; what failed is told by name, with how often.
+/// A soak that was interrupted goes on with what it had not done; what failed is told by name, with how
+/// often.
 #[test]
 fn a_soak_is_resumed_and_counts() {
     let directory = tempfile::tempdir().expect("a directory");

@@ -19,8 +19,8 @@ use vhost::vhost_user::{Frontend as CrateFrontend, VhostUserFrontend, VhostUserP
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::EventFd;
 
-/// The scripted front-end drives a back-end on the crates, with chains of every shape and rings and buffers in two
-/// regions at offsets of their files: frames come back whole.
+/// The scripted front-end drives a back-end on the crates, with chains of every shape and rings and buffers
+/// in two regions at offsets of their files: frames come back whole.
 #[test]
 fn scripted_front_end_and_the_crates_back_end() {
     let dir = tempfile::tempdir().expect("a directory");

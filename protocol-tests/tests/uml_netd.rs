@@ -1,5 +1,5 @@
-//! volt-netd behind user-mode Linux: a guest that is a plain process, with a vhost-user front-end in its kernel that is nobody
-//! else's.
+//! volt-netd behind user-mode Linux: a guest that is a plain process, with a vhost-user front-end in its
+//! kernel that is nobody else's.
 
 use std::process::Command;
 
@@ -10,8 +10,8 @@ use protocol_tests::lab::process::Process;
 use protocol_tests::lab::traffic::Traffic;
 use protocol_tests::lab::{PATIENCE, here, program, rounds};
 
-/// Checksummed TCP both ways and numbered echo requests through hand-overs and killed workers. The front-end waits without a
-/// limit for every answer.
+/// Checksummed TCP both ways and numbered echo requests through hand-overs and killed workers. The front-end
+/// waits without a limit for every answer.
 #[test]
 fn hand_overs_and_crashes_under_uml() {
     here("hand_overs_and_crashes_under_uml", || {
@@ -19,7 +19,8 @@ fn hand_overs_and_crashes_under_uml() {
     });
 }
 
-/// The guest sees its link go down and come up with the interface, by the back-end's own requests, a hand-over in between.
+/// The guest sees its link go down and come up with the interface, by the back-end's own requests, a
+/// hand-over in between.
 #[test]
 fn the_link_goes_down_and_comes_up() {
     here("the_link_goes_down_and_comes_up", || {
@@ -29,7 +30,8 @@ fn the_link_goes_down_and_comes_up() {
         let traffic = Traffic::of(2);
         let until = |what: &str, carrier: u8| {
             format!(
-                "until [ $(cat /sys/class/net/eth0/carrier) = {carrier} ]; do sleep 0.05; done; report link {what}"
+                "until [ $(cat /sys/class/net/eth0/carrier) = {carrier} ]; do sleep 0.05; done; \
+                 report link {what}"
             )
         };
         let script = [until("here", 1), until("down", 0), until("back", 1), traffic.both_ways()].join("; ");

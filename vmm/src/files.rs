@@ -11,8 +11,8 @@ use thiserror::Error;
 /// Why a file is not open.
 #[derive(Debug, Error)]
 pub enum OpenError {
-    /// It is something else, like a FIFO, whose opening would wait for its other end, or a device that does something when
-    /// it is opened.
+    /// It is something else, like a FIFO, whose opening would wait for its other end, or a device that does
+    /// something when it is opened.
     #[error("it is of the wrong kind")]
     Kind,
     /// Missing, no permission, and the like.
@@ -47,10 +47,11 @@ pub fn open_regular(path: &Path) -> Result<File, OpenError> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::os::unix::fs::FileTypeExt;
 
     use rustix::fs::{CWD, FileType as Node, Mode, fcntl_getfl, mknodat};
+
+    use super::*;
 
     #[test]
     fn what_would_wait_or_act_is_not_opened() {

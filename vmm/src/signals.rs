@@ -15,13 +15,14 @@ use log::info;
 use volt_program::logging;
 use volt_program::signals::{ENDING, is_default, name};
 
-use crate::exit::{ExitEvent, ExitReason, signal_status};
-use crate::terminal;
+use crate::board::exit::{ExitEvent, ExitReason, signal_status};
+use crate::console::terminal;
 
-/// Starts the thread that waits for signals. Call before any other thread is started, except for those that block all signals.
+/// Starts the thread that waits for signals. Call before any other thread is started, except for those that
+/// block all signals.
 ///
-/// The first signal asks `exit` for the end, and leaves one that has begun alone. A second one, or a first while nobody waits
-/// for the event yet (the builder waits for a back-end), ends the process at once.
+/// The first signal asks `exit` for the end, and leaves one that has begun alone. A second one, or a first
+/// while nobody waits for the event yet (the builder waits for a back-end), ends the process at once.
 ///
 /// # Errors
 ///
@@ -72,11 +73,12 @@ fn take(signal: c_int, exit: &ExitEvent, asked: &mut bool) {
 /// This process may have been stopped, and is not any more.
 fn go_on(exit: &ExitEvent) {
     terminal::continued();
-    exit.nudge();
+    exit.wake();
 }
 
-/// Does what SIGTSTP does by default, and leaves the terminal as a shell wants it. Returns when the process goes on, which is at
-/// once in a process group that no shell could continue (`setsid`, `ssh -t`): the kernel leaves it running.
+/// Does what SIGTSTP does by default, and leaves the terminal as a shell wants it. Returns when the process
+/// goes on, which is at once in a process group that no shell could continue (`setsid`, `ssh -t`): the kernel
+/// leaves it running.
 fn stop() {
     terminal::give_up();
     let set = set_of(&[libc::SIGTSTP]);

@@ -1,5 +1,5 @@
-//! Devices come and go on a machine's PCI bus, with KVM and without a guest: its part is played by reads and writes of the
-//! hot-plug controller's registers and of the configuration space.
+//! Devices come and go on a machine's PCI bus, with KVM and without a guest: its part is played by reads and
+//! writes of the hot-plug controller's registers and of the configuration space.
 //!
 //! One test in a process of its own, as it counts the process's files.
 
@@ -12,14 +12,16 @@ use std::time::Duration;
 
 use kvm_ioctls::{Kvm, VmFd};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
-use volt_vmm::bus::{Bus, BusDevice};
+use volt_vmm::board::bus::{Bus, BusDevice};
+use volt_vmm::board::irq::LevelLine;
+use volt_vmm::board::layout::PCI_SLOTS;
+use volt_vmm::board::pause_gate::PauseGate;
 use volt_vmm::config::DiskConfig;
-use volt_vmm::devices::{Devices, Kind, PlugError};
-use volt_vmm::gate::Gate;
-use volt_vmm::irq::LevelLine;
+use volt_vmm::machine::devices::{Devices, PlugError};
+use volt_vmm::pci::ConfigPorts;
 use volt_vmm::pci::hotplug::{HotplugEvents, HotplugRegisters};
-use volt_vmm::pci::{ConfigPorts, SLOTS};
 use volt_vmm::virtio::blk::{Block, BlockError};
+use volt_vmm::virtio::handle::DeviceKind;
 use volt_vmm::virtio::pci::slots::{PciSlots, SlotError};
 use volt_vmm::virtio::rng::Rng;
 
@@ -39,7 +41,7 @@ struct Machine {
     pci: Mutex<ConfigPorts>,
     registers: HotplugRegisters,
     pin: Arc<AtomicBool>,
-    gate: Arc<Gate>,
+    gate: Arc<PauseGate>,
     mmio: Arc<Bus>,
 }
 
@@ -71,6 +73,10 @@ impl Machine {
         self.devices.plug(Box::new(Rng::new(&self.gate)))
     }
 
+    fn is_removing(&self, at: usize) -> bool {
+        self.devices.status()[at].slot.unwrap().removing
+    }
+
     fn interrupts(&self) -> bool {
         self.pin.load(Ordering::SeqCst)
     }
@@ -98,7 +104,8 @@ impl Machine {
         u32::from_le_bytes(data)
     }
 
-    /// A driver that has its vectors, as far as the notification address and the interrupts of a device are in use.
+    /// A driver that has its vectors, as far as the notification address and the interrupts of a device are
+    /// in use.
     fn connect(&self, slot: usize) {
         let mut pci = self.pci.lock().unwrap();
         let address = |register: u32| (1 << 31 | (slot as u32) << 11 | register).to_le_bytes();
@@ -154,12 +161,12 @@ fn devices_come_and_go_without_a_trace() {
     an_end_in_the_middle(&machine, &image, &name);
 }
 
-/// Fifty times: the guest is told, finds the disk, uses its vectors, is asked for it and gives it back. The image is locked
-/// meanwhile and no longer, each slot has its turn, and no file stays open.
+/// Fifty times: the guest is told, finds the disk, uses its vectors, is asked for it and gives it back. The
+/// image is locked meanwhile and no longer, each slot has its turn, and no file stays open.
 fn rounds(machine: &mut Machine, image: &Path, name: &str) {
     let before = files();
     for round in 0..50 {
-        let slot = 2 + round % (SLOTS - 2);
+        let slot = 2 + round % (PCI_SLOTS - 2);
         assert_eq!(machine.plug_disk(image).unwrap(), slot);
         assert!(machine.interrupts());
         assert_eq!(machine.events(), (1 << slot, 0));
@@ -168,13 +175,13 @@ fn rounds(machine: &mut Machine, image: &Path, name: &str) {
         assert!(machine.open_disk(image).is_err());
         let devices = machine.devices.clone();
         let owned = name.to_owned();
-        let client = thread::spawn(move || devices.remove(Kind::Disk, &owned, LIMIT));
+        let client = thread::spawn(move || devices.remove(DeviceKind::Disk, &owned, LIMIT));
         while !machine.interrupts() {
             thread::yield_now();
         }
         assert_eq!(machine.events(), (0, 1 << slot));
         assert!(!machine.interrupts());
-        assert_eq!(machine.devices.status()[1]["removing"], true);
+        assert!(machine.is_removing(1));
         machine.eject(1 << slot);
         client.join().unwrap().unwrap();
         assert_eq!(machine.identity(slot), u32::MAX);
@@ -190,12 +197,12 @@ fn rounds(machine: &mut Machine, image: &Path, name: &str) {
 fn refusals(machine: &mut Machine, image: &Path, name: &str) {
     let before = files();
     machine.plug_disk(image).unwrap();
-    let taken = machine.devices.room_for(Kind::Disk, name);
+    let taken = machine.devices.room_for(DeviceKind::Disk, name);
     assert!(matches!(taken, Err(PlugError::Taken { .. })));
-    assert!(machine.devices.room_for(Kind::Net, name).is_ok());
-    let absent = machine.devices.remove(Kind::Disk, "1", AT_ONCE).unwrap_err();
+    assert!(machine.devices.room_for(DeviceKind::Net, name).is_ok());
+    let absent = machine.devices.remove(DeviceKind::Disk, "1", AT_ONCE).unwrap_err();
     assert!(absent.to_string().contains(name), "{absent}");
-    for number in 3..SLOTS {
+    for number in 3..PCI_SLOTS {
         let other = image.with_file_name(format!("disk{number}"));
         std::fs::write(&other, [0; 512]).unwrap();
         machine.plug_disk(&other).unwrap();
@@ -211,27 +218,28 @@ fn refusals(machine: &mut Machine, image: &Path, name: &str) {
     assert_eq!(files(), before);
 }
 
-/// A guest that does not answer keeps the device; it is asked again, and may answer later. What it has in its queue then is
-/// about the device that it had: another one does not get that slot before it is answered too, if there is any other slot.
+/// A guest that does not answer keeps the device; it is asked again, and may answer later. What it has in its
+/// queue then is about the device that it had: another one does not get that slot before it is answered too,
+/// if there is any other slot.
 fn a_slow_guest(machine: &mut Machine, image: &Path, name: &str) {
     let slot = machine.plug_disk(image).unwrap();
-    assert_eq!(machine.devices.status()[1]["removing"], false);
+    assert!(!machine.is_removing(1));
     for _ in 0..3 {
-        let late = machine.devices.remove(Kind::Disk, name, AT_ONCE);
+        let late = machine.devices.remove(DeviceKind::Disk, name, AT_ONCE);
         assert!(matches!(late, Err(PlugError::Late { .. })));
         assert_eq!(machine.events().1, 1 << slot);
-        assert_eq!(machine.devices.status()[1]["removing"], true);
+        assert!(machine.is_removing(1));
     }
     // Once more, which it has not read when it gives the slot back.
-    assert!(machine.devices.remove(Kind::Disk, name, AT_ONCE).is_err());
+    assert!(machine.devices.remove(DeviceKind::Disk, name, AT_ONCE).is_err());
     machine.eject(1 << slot);
     assert_eq!(machine.devices.status().len(), 1);
     assert_eq!(machine.events(), (0, 0), "nothing is told of an empty slot");
     // Round the bus, with one device at a time: all slots but that one.
-    for _ in 0..2 * SLOTS {
+    for _ in 0..2 * PCI_SLOTS {
         let other = machine.plug_disk(image).unwrap();
         assert_ne!(other, slot);
-        assert_eq!(machine.devices.status()[1]["removing"], false, "it was asked for by nobody");
+        assert!(!machine.is_removing(1), "it was asked for by nobody");
         assert_eq!(machine.events(), (1 << other, 0));
         machine.eject(1 << other);
     }
@@ -246,7 +254,8 @@ fn a_slow_guest(machine: &mut Machine, image: &Path, name: &str) {
     machine.events();
 }
 
-/// Ejections of everything at any time, while devices come: the host bridge stays, and nothing is lost or left.
+/// Ejections of everything at any time, while devices come: the host bridge stays, and nothing is lost or
+/// left.
 fn a_hostile_guest(machine: &mut Machine, image: &Path) {
     machine.eject(u32::MAX);
     assert!(machine.devices.status().is_empty());
@@ -267,7 +276,7 @@ fn a_hostile_guest(machine: &mut Machine, image: &Path) {
     operator.join().unwrap();
     machine.eject(u32::MAX);
     assert!(machine.devices.status().is_empty());
-    assert_eq!((1..SLOTS).map(|slot| machine.identity(slot)).find(|word| *word != u32::MAX), None);
+    assert_eq!((1..PCI_SLOTS).map(|slot| machine.identity(slot)).find(|word| *word != u32::MAX), None);
     assert_eq!(files(), before);
     machine.plug_rng().unwrap();
     machine.plug_disk(image).unwrap();
@@ -277,8 +286,8 @@ fn a_hostile_guest(machine: &mut Machine, image: &Path) {
 /// The machine's end closes the devices, although somebody waits for one of them, and he hears of it.
 fn an_end_in_the_middle(machine: &Machine, image: &Path, name: &str) {
     let (devices, name) = (machine.devices.clone(), name.to_owned());
-    let client = thread::spawn(move || devices.remove(Kind::Disk, &name, LIMIT));
-    while machine.devices.status()[1]["removing"] == false {
+    let client = thread::spawn(move || devices.remove(DeviceKind::Disk, &name, LIMIT));
+    while !machine.is_removing(1) {
         thread::yield_now();
     }
     machine.devices.end();

@@ -1,6 +1,9 @@
-//! What volt-netd and volt-vmm have in common as programs, and no library below them knows of: the [log](logging), what is
-//! said on [standard output](output), and [signals].
+//! What volt-netd and volt-vmm have in common as programs, and no library below them knows of: the
+//! [log](logging), what is said on [standard output](output), [sockets with a path](unix), and [signals].
 
+mod groups;
 pub mod logging;
 pub mod output;
+mod peer;
 pub mod signals;
+pub mod unix;

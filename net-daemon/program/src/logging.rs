@@ -1,11 +1,12 @@
 //! The log, to standard error: bounded, and nothing waits for it.
 //!
-//! Guests and front-ends bring about what it says, and its reader may stop reading. So a line goes into a queue, and a
-//! thread of its own writes it out: where nobody reads, that thread waits, and no other. A line that is too much for the
-//! bounds or for the queue is left out, and how many those were is said where they would have been.
+//! Guests and front-ends bring about what it says, and its reader may stop reading. So a line goes into a
+//! queue, and a thread of its own writes it out: where nobody reads, that thread waits, and no other. A line
+//! that is too much for the bounds or for the queue is left out, and how many those were is said where they
+//! would have been.
 //!
-//! [`init`] comes first. Whatever ends the program says why by [`END`] or [`say`], and leaves by [`exit`] or after [`flush`].
-//! A fork has no thread but the one that forked: [`across_fork`] and [`init_again`].
+//! [`init`] comes first. Whatever ends the program says why by [`END`] or [`say`], and leaves by [`exit`] or
+//! after [`flush`]. A fork has no thread but the one that forked: [`across_fork`] and [`init_again`].
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt::Display;
@@ -17,8 +18,8 @@ use std::time::{Duration, Instant};
 
 use env_logger::{Target, WriteStyle};
 use log::{Level, LevelFilter, Log, Metadata, Record};
-use nix::sys::signal::{SigSet, SigmaskHow};
 
+use crate::signals::SignalSet;
 use bounds::{Bounds, Kind};
 use queue::Lines;
 
@@ -105,7 +106,8 @@ impl Write for Entrance {
     }
 }
 
-/// Logs from now on what `level` lets through; from debug on without a bound of lines in a time, as somebody looks.
+/// Logs from now on what `level` lets through; from debug on without a bound of lines in a time, as somebody
+/// looks.
 ///
 /// # Errors
 ///
@@ -131,8 +133,8 @@ fn style() -> WriteStyle {
     if colour && !plain("TERM", |value| value == "dumb") { WriteStyle::Always } else { WriteStyle::Never }
 }
 
-/// Calls `fork`, which forks the process, while the thread that writes holds no lock, so that the child finds none taken.
-/// Only for a process whose other threads hold no lock that the child takes.
+/// Calls `fork`, which forks the process, while the thread that writes holds no lock, so that the child finds
+/// none taken. Only for a process whose other threads hold no lock that the child takes.
 pub fn across_fork<T>(fork: impl FnOnce() -> T) -> T {
     let _none_else = QUEUE.lock();
     fork()
@@ -150,10 +152,11 @@ pub fn init_again() -> io::Result<()> {
 
 /// Starts the thread that writes.
 fn start() -> io::Result<()> {
-    // It takes none of the process's signals, so that a terminal never stops it for writing in the background either.
-    let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
+    // It takes none of the process's signals, so that a terminal never stops it for writing in the background
+    // either.
+    let mask = SignalSet::all().block_only()?;
     let started = thread::Builder::new().name("log".to_owned()).spawn(|| QUEUE.serve());
-    mask.thread_set_mask()?;
+    mask.block_only()?;
     QUEUE.lock().set_served(started.is_ok());
     started.map(drop)
 }

@@ -1,5 +1,6 @@
-//! Requests of the block device on an image of 64 sectors. For requests in well-formed chains the status, the used length,
-//! the guest's memory and the image are what virtio 1.2, 5.2.6 says; for others nothing breaks.
+//! RequestQueue of the block device on an image of 64 sectors. For requests in well-formed chains the status,
+//! the used length, the guest's memory and the image are what virtio 1.2, 5.2.6 says; for others nothing
+//! breaks.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -11,11 +12,11 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
-use volt_net::virtio::features::Features;
+use volt_virtio::features::Features;
 use volt_vmm::config::DiskConfig;
-use volt_vmm::irq::Interrupt;
-use volt_vmm::virtio::blk::image::Image;
-use volt_vmm::virtio::blk::queue::Requests;
+use volt_vmm::virtio::blk::image::DiskImage;
+use volt_vmm::virtio::blk::queue::RequestQueue;
+use volt_vmm::virtio::interrupt::Interrupt;
 use volt_vmm::virtio::ring::Ring;
 use volt_vmm::virtio::{Activation, Vring};
 
@@ -103,7 +104,7 @@ struct Peer {
     memory: GuestMemoryMmap,
     file: File,
     ring: Ring,
-    requests: Requests,
+    requests: RequestQueue,
     read_only: bool,
     /// What the image must be.
     disk: Vec<u8>,
@@ -150,10 +151,10 @@ impl Peer {
         file.write_all_at(&disk, 0).expect("a memfd");
         let path = format!("/proc/self/fd/{}", file.as_raw_fd()).into();
         let image =
-            Image::open(&DiskConfig { path, read_only: input.read_only, raw: true }).expect("an image");
-        let mut features = Features::VERSION_1.with(Features::INDIRECT_DESC);
+            DiskImage::open(&DiskConfig { path, read_only: input.read_only, raw: true }).expect("an image");
+        let mut features = Features::VERSION_1.union(Features::INDIRECT_DESC);
         if input.flush {
-            features = features.with(Features(1 << 9));
+            features = features.union(Features::from_bits_retain(1 << 9));
         }
         let mut queue = Queue::new(SIZE).expect("a power of two");
         queue.try_set_desc_table_address(GuestAddress(TABLE)).expect("aligned");
@@ -171,7 +172,7 @@ impl Peer {
         };
         let vring = Vring { index: 0, queue, kick: Arc::new(eventfd()) };
         let ring = Ring::new(vring, &activation);
-        let requests = Requests::new("fuzzed", Arc::new(image), features, Arc::default());
+        let requests = RequestQueue::new("fuzzed", Arc::new(image), features, Arc::default());
         Some(Peer { memory, file, ring, requests, read_only: input.read_only, disk, avail: 0, seen: 0 })
     }
 

@@ -1,9 +1,9 @@
-//! A ring by its primitives: pop, walk, push, publish, event index, start and start again, in memory that the fuzzer
-//! writes, at places that it chooses.
+//! A ring by its primitives: pop, walk, push, publish, event index, start and start again, in memory that the
+//! fuzzer writes, at places that it chooses.
 
 use arbitrary::Arbitrary;
-use volt_net::virtio::features::Features;
-use volt_net::virtio::ring::{Head, Ring, RingLayout};
+use volt_virtio::features::Features;
+use volt_virtio::ring::{Head, Ring, RingLayout};
 
 use super::STEPS;
 use super::guest::{Borders, Driver, DriverStep, END, Guest, chain};
@@ -44,10 +44,10 @@ struct Model {
 pub(super) fn run(input: Input) {
     let mut features = Features::VERSION_1;
     if input.event_idx {
-        features = features.with(Features::EVENT_IDX);
+        features = features.union(Features::EVENT_IDX);
     }
     if input.indirect {
-        features = features.with(Features::INDIRECT_DESC);
+        features = features.union(Features::INDIRECT_DESC);
     }
     let guest = Guest::new(input.borders);
     let mut driver = Driver::new(input.log, features);
@@ -149,7 +149,7 @@ impl Model {
     fn walk(&self, ring: &Ring, head: Head) {
         let mut found = Vec::new();
         let result = ring.walk(head, |part, write| found.push((part.len(), write)));
-        let indirect = self.features.has(Features::INDIRECT_DESC);
+        let indirect = self.features.contains(Features::INDIRECT_DESC);
         let read = |at, len| self.guest.read(at, len);
         let expected = chain(read, (self.layout.desc, self.size()), indirect, head.number()).map(|parts| {
             let pieces = |(at, len, write): (u64, u32, bool)| {
@@ -181,8 +181,9 @@ impl Model {
         }
         assert_eq!(ring.base(), new);
         assert_eq!(self.u16(self.layout.used + 2), new);
-        let wanted = if self.features.has(Features::EVENT_IDX) {
-            // The driver is told when the element at its event is among those that are new (virtio 1.2, 2.7.7.2).
+        let wanted = if self.features.contains(Features::EVENT_IDX) {
+            // The driver is told when the element at its event is among those that are new (virtio 1.2,
+            // 2.7.7.2).
             let event = self.u16(self.layout.avail + 4 + u64::from(self.size()) * 2);
             (0..new.wrapping_sub(old)).any(|n| old.wrapping_add(n) == event)
         } else {
@@ -192,7 +193,7 @@ impl Model {
     }
 
     fn wish(&mut self, ring: &mut Ring, kicks: bool) -> bool {
-        let event_idx = self.features.has(Features::EVENT_IDX);
+        let event_idx = self.features.contains(Features::EVENT_IDX);
         if !kicks {
             ring.disable_kicks();
             assert!(event_idx || self.u16(self.layout.used) == 1);

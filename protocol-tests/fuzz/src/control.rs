@@ -1,10 +1,10 @@
-//! The control queue: each chain is carried out at most once, answered where there is room for an answer, and what is
-//! carried out is within what the driver may ask for.
+//! The control queue: each chain is carried out at most once, answered where there is room for an answer, and
+//! what is carried out is within what the driver may ask for.
 
 use arbitrary::Arbitrary;
-use volt_net::net::ctrl::{Command, GUEST_OFFLOADS, Limits, MAX_MAC_TABLE};
-use volt_net::net::ctrl_queue::ControlQueue;
-use volt_net::virtio::features::Features;
+use volt_net::control::command::{Command, GUEST_OFFLOADS, Limits, MAX_MAC_TABLE};
+use volt_net::control::queue::ControlQueue;
+use volt_virtio::features::Features;
 
 use super::STEPS;
 use super::guest::{BUFFERS, Borders, Driver, DriverStep, Guest, chain};
@@ -35,7 +35,8 @@ enum Step {
 
 pub(super) fn run(input: Input) {
     let guest = Guest::new(input.borders);
-    let acked = Features(input.features).with(Features::VERSION_1).with(Features::CTRL_VQ);
+    let acked =
+        Features::from_bits_retain(input.features).union(Features::VERSION_1).union(Features::NET_CTRL_VQ);
     let limits = Limits { acked, max_pairs: input.max_pairs };
     let mut driver = Driver::new(input.log, acked);
     let Some(vring) = vring(&guest, &driver) else { return };
@@ -74,7 +75,7 @@ fn place(guest: &Guest, driver: &mut Driver, lens: [usize; 2], ack: u32) {
 
 fn drain(guest: &Guest, driver: &Driver, control: &mut ControlQueue, limits: Limits) -> bool {
     let layout = driver.layout;
-    let indirect = driver.features.has(Features::INDIRECT_DESC);
+    let indirect = driver.features.contains(Features::INDIRECT_DESC);
     for _ in 0..64 {
         let before = control.vring.ring.base();
         let mut commands = Vec::new();
@@ -91,7 +92,8 @@ fn drain(guest: &Guest, driver: &Driver, control: &mut ControlQueue, limits: Lim
             let len = guest.u32(used + 4).unwrap();
             assert!(guest.u32(used) == Some(head.into()) && len <= 1);
             answered += len as usize;
-            // What the device has written since may have changed a wild chain, but not made room in one without.
+            // What the device has written since may have changed a wild chain, but not made room in one
+            // without.
             let parts = chain(|at, len| guest.read(at, len), (layout.desc, layout.size), indirect, head);
             let room = parts.is_some_and(|parts| parts.iter().any(|(_, _, write)| *write));
             assert!(len == 0 || room || indirect, "an answer where there is no room for one");
@@ -110,28 +112,28 @@ fn drain(guest: &Guest, driver: &Driver, control: &mut ControlQueue, limits: Lim
 /// What virtio 1.2, 5.1.6.5 lets a driver ask for.
 fn allowed(command: &Command, limits: Limits) {
     let needed = match command {
-        Command::SetRxMode(..) => Features::CTRL_RX,
+        Command::SetRxMode(..) => Features::NET_CTRL_RX,
         Command::SetMacTable { unicast, multicast } => {
             assert!(unicast.len() <= MAX_MAC_TABLE && multicast.len() <= MAX_MAC_TABLE);
-            Features::CTRL_RX
+            Features::NET_CTRL_RX
         }
         Command::SetMac(mac) => {
             assert!(!mac.is_multicast() && mac.0 != [0; 6]);
-            Features::CTRL_MAC_ADDR
+            Features::NET_CTRL_MAC_ADDR
         }
         Command::AddVlan(id) | Command::DeleteVlan(id) => {
             assert!(*id < 4096);
-            Features::CTRL_VLAN
+            Features::NET_CTRL_VLAN
         }
-        Command::AckAnnounce => Features::GUEST_ANNOUNCE,
+        Command::AckAnnounce => Features::NET_GUEST_ANNOUNCE,
         Command::SetPairs(pairs) => {
             assert!((1..=limits.max_pairs).contains(pairs));
-            Features::MQ
+            Features::NET_MQ
         }
         Command::SetGuestOffloads(offloads) => {
-            assert!(GUEST_OFFLOADS.common(limits.acked).has(*offloads));
-            Features::CTRL_GUEST_OFFLOADS
+            assert!(GUEST_OFFLOADS.intersection(limits.acked).contains(*offloads));
+            Features::NET_CTRL_GUEST_OFFLOADS
         }
     };
-    assert!(limits.acked.has(needed), "{command:?} without its feature");
+    assert!(limits.acked.contains(needed), "{command:?} without its feature");
 }

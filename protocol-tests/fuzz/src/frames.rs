@@ -1,4 +1,5 @@
-//! The control socket: bytes and descriptors of a client come as one frame, or as an error, and no descriptor stays behind.
+//! The control socket: bytes and descriptors of a client come as one frame, or as an error, and no descriptor
+//! stays behind.
 
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
@@ -9,7 +10,7 @@ use arbitrary::Arbitrary;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::Value;
-use volt_net::state::frame::{receive, send};
+use volt_net::state::transfer::{receive, send};
 
 use super::session::open_files;
 

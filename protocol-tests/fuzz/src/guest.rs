@@ -1,15 +1,15 @@
 //! A guest that the fuzzer plays: its memory, its side of one ring, and how a chain in it is to be read.
 //!
-//! The reading of chains here is a second one, written from the specification over plain copies of memory, and slow. What
-//! the device makes of a chain is compared with it.
+//! The reading of chains here is a second one, written from the specification over plain copies of memory,
+//! and slow. What the device makes of a chain is compared with it.
 
 use std::sync::Arc;
 
 use arbitrary::Arbitrary;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, MmapRegion, VolatileMemory};
-use volt_net::virtio::features::Features;
-use volt_net::virtio::memory::{GuestMemory, Region};
-use volt_net::virtio::ring::RingLayout;
+use volt_virtio::features::Features;
+use volt_virtio::memory::{GuestMemory, Region};
+use volt_virtio::ring::RingLayout;
 
 /// Bytes of guest addresses; a hole may be among them.
 pub(super) const MEMORY: u64 = 0x8_0000;
@@ -126,8 +126,8 @@ impl Guest {
 /// One part of a chain: guest address, bytes, whether the device writes it.
 pub(super) type Part = (u64, u32, bool);
 
-/// What a chain consists of, read as the specification has it (virtio 1.2, 2.7.5): the parts with bytes in them; `None`
-/// for a chain that is none. `memory` reads guest memory.
+/// What a chain consists of, read as the specification has it (virtio 1.2, 2.7.5): the parts with bytes in
+/// them; `None` for a chain that is none. `memory` reads guest memory.
 pub(super) fn chain(
     memory: impl Fn(u64, usize) -> Option<Vec<u8>>,
     (table, size): (u64, u16),

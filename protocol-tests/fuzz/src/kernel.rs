@@ -1,5 +1,5 @@
-//! Kernel and initramfs files: what is refused touches nothing that matters, what is loaded lies where the guest was told,
-//! inside its memory, and nothing of it overlaps.
+//! Kernel and initramfs files: what is refused touches nothing that matters, what is loaded lies where the
+//! guest was told, inside its memory, and nothing of it overlaps.
 
 use std::fs::File;
 use std::io::Write;
@@ -9,10 +9,10 @@ use std::path::PathBuf;
 use arbitrary::Arbitrary;
 use rustix::fs::{MemfdFlags, memfd_create};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-use volt_vmm::boot::kernel::Image;
+use volt_vmm::board::layout::{CMDLINE, HIGH_RAM, LOW_RAM_END, PVH_START_INFO, ZERO_PAGE};
+use volt_vmm::board::memory::allocate;
+use volt_vmm::boot::kernel::KernelImage;
 use volt_vmm::boot::{Entry, load};
-use volt_vmm::layout::{CMDLINE, HIGH_RAM, LOW_RAM_END, PVH_START_INFO, ZERO_PAGE};
-use volt_vmm::memory::allocate;
 
 const MIB: u64 = 1 << 20;
 
@@ -95,7 +95,7 @@ pub(super) fn run(input: Input) {
     bytes.truncate(bytes.len().saturating_sub(usize::from(input.cut) % 1024));
     let memory = allocate(u64::from(input.mib % 16 + 1) * MIB, false).expect("memory for a guest");
     let (kernel, path) = file(&bytes);
-    let Ok(image) = Image::open(&path) else { return };
+    let Ok(image) = KernelImage::open(&path) else { return };
     // Beyond 2 MiB only its length counts, and a file can have that without bytes.
     let initramfs = input.initramfs.map(|len| {
         let (mut rest, path) = file(&[0xa5; 4096][..(len.get() as usize).min(4096)]);

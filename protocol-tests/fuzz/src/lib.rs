@@ -1,11 +1,13 @@
-//! Fuzz targets for what takes bytes from guests, front-ends and files, each with a model of what must come of them.
+//! Fuzz targets for what takes bytes from guests, front-ends and files, each with a model of what must come
+//! of them.
 //!
-//! A target is a function of bytes that panics when something is wrong. cargo-fuzz runs it with bytes that reach new code;
-//! the test `protocol-tests/tests/fuzz.rs`, which includes this file, runs it on the corpus and on some random bytes.
-//! `scripts/fuzz` runs the campaigns.
+//! A target is a function of bytes that panics when something is wrong. cargo-fuzz runs it with bytes that
+//! reach new code; the test `protocol-tests/tests/fuzz.rs`, which includes this file, runs it on the corpus
+//! and on some random bytes. `scripts/fuzz` runs the campaigns.
 //!
-//! Most targets take a list of steps ([`arbitrary`] makes it of the bytes), as plain bytes would hardly get past the
-//! first check. The models are written from the specifications and share no code with what they check.
+//! Most targets take a list of steps ([`arbitrary`] makes it of the bytes), as plain bytes would hardly get
+//! past the first check. The models are written from the specifications and share no code with what they
+//! check.
 
 mod block;
 mod chains;

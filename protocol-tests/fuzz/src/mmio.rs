@@ -1,13 +1,13 @@
-//! The virtio-mmio registers: whatever a driver reads and writes, the device status follows virtio 1.2, 2.1 and 3.1.1, and
-//! the device is activated only with features and vrings that are checked, and never twice.
+//! The virtio-mmio registers: whatever a driver reads and writes, the device status follows virtio 1.2, 2.1
+//! and 3.1.1, and the device is activated only with features and vrings that are checked, and never twice.
 
 use std::sync::{Arc, Mutex};
 
 use arbitrary::Arbitrary;
 use virtio_queue::QueueT;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
-use volt_net::virtio::features::Features;
-use volt_vmm::bus::BusDevice;
+use volt_virtio::features::Features;
+use volt_vmm::board::bus::BusDevice;
 use volt_vmm::virtio::mmio::MmioTransport;
 use volt_vmm::virtio::{ActivateError, Activation, VirtioDevice};
 
@@ -15,7 +15,7 @@ use super::STEPS;
 
 pub(super) const MEMORY: u64 = 0x10_0000;
 const SIZES: [u16; 3] = [8, 256, 64];
-pub(super) const OFFERED: Features = Features(1 << 32 | 1 << 29 | 1 << 28 | 0xff);
+pub(super) const OFFERED: Features = Features::from_bits_retain(1 << 32 | 1 << 29 | 1 << 28 | 0xff);
 const ACKNOWLEDGE: u32 = 1;
 const DRIVER: u32 = 2;
 const DRIVER_OK: u32 = 4;
@@ -109,8 +109,8 @@ impl VirtioDevice for Device {
         }
         life.active = true;
         let acked = activation.features;
-        if !OFFERED.has(acked) || !acked.has(Features::VERSION_1) {
-            life.broken = Some(format!("activated with {acked}"));
+        if !OFFERED.contains(acked) || !acked.contains(Features::VERSION_1) {
+            life.broken = Some(format!("activated with {acked:?}"));
         }
         for vring in &activation.vrings {
             let (size, max) = (vring.queue.size(), SIZES[usize::from(vring.index)]);
@@ -162,11 +162,13 @@ impl Model {
     fn set(&mut self, value: u32) {
         let has = |bits: u32| self.status & bits == bits;
         let added = value & !self.status & !NEEDS_RESET;
-        let features = Features(self.features);
+        let features = Features::from_bits_retain(self.features);
         let allowed = match added {
             0 | FAILED | ACKNOWLEDGE | 3 => true,
             DRIVER => has(ACKNOWLEDGE),
-            FEATURES_OK => has(DRIVER) && OFFERED.has(features) && features.has(Features::VERSION_1),
+            FEATURES_OK => {
+                has(DRIVER) && OFFERED.contains(features) && features.contains(Features::VERSION_1)
+            }
             DRIVER_OK => has(FEATURES_OK),
             _ => false,
         };
@@ -237,7 +239,7 @@ impl Peer {
             Step::Vring { index, log, page } => self.vring(*index, *log, *page),
             Step::Start { bits, vrings } => {
                 [0, 1, 3].into_iter().for_each(|status| self.write(0x70, status));
-                let features = bits & OFFERED.0 | 1 << 32;
+                let features = bits & OFFERED.bits() | 1 << 32;
                 for half in [0, 1] {
                     self.write(0x24, half);
                     self.write(0x20, (features >> (32 * half)) as u32);

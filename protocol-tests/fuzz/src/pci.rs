@@ -1,18 +1,19 @@
-//! The virtio-pci function: whatever a driver reads and writes in the configuration space and in the BAR, of whatever width, the
-//! device is activated only with features and vrings that are checked, and never twice; the function stays what it is, and
-//! its BAR where it is. The hot-plug controller tells each event once and whole, and ejects exactly the slots that are written
-//! to its one register for that.
+//! The virtio-pci function: whatever a driver reads and writes in the configuration space and in the BAR, of
+//! whatever width, the device is activated only with features and vrings that are checked, and never twice;
+//! the function stays what it is, and its BAR where it is. The hot-plug controller tells each event once and
+//! whole, and ejects exactly the slots that are written to its one register for that.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use arbitrary::Arbitrary;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
-use volt_vmm::bus::BusDevice;
-use volt_vmm::irq::LevelLine;
+use volt_vmm::board::bus::BusDevice;
+use volt_vmm::board::irq::LevelLine;
+use volt_vmm::board::layout::{PCI_BAR_SIZE, PCI_SLOTS};
+use volt_vmm::pci::PciFunction;
 use volt_vmm::pci::hotplug::{HotplugEvents, HotplugRegisters};
-use volt_vmm::pci::{PciFunction, SLOTS};
-use volt_vmm::virtio::pci::{BAR_SIZE, PciTransport};
+use volt_vmm::virtio::pci::PciTransport;
 
 use super::STEPS;
 use super::mmio::{Device, Life, MEMORY, OFFERED};
@@ -170,7 +171,7 @@ impl Peer {
             Step::ReadBar { offset, len } => {
                 let mut data = vec![0xee; usize::from(len % 9)];
                 self.function.read((*offset).into(), &mut data);
-                let outside = u32::from(*offset) >= BAR_SIZE;
+                let outside = u32::from(*offset) >= PCI_BAR_SIZE;
                 assert!(!outside || data.iter().all(|byte| *byte == 0xff), "somebody answers behind the BAR");
             }
             Step::WriteBar { offset, data } => self.write(*offset, &data[..data.len().min(9)]),
@@ -198,12 +199,12 @@ impl Peer {
             }
             Step::Vring { index, log, page } => self.vring(*index, *log, *page),
             Step::Plugged(slot) => {
-                let slot = usize::from(*slot) % SLOTS;
+                let slot = usize::from(*slot) % PCI_SLOTS;
                 self.hotplug.events.plugged(slot);
                 self.hotplug.plugged |= 1 << slot;
             }
             Step::Wanted(slot) => {
-                let slot = usize::from(*slot) % SLOTS;
+                let slot = usize::from(*slot) % PCI_SLOTS;
                 self.hotplug.events.eject(slot);
                 self.hotplug.wanted |= 1 << slot;
             }
@@ -211,7 +212,7 @@ impl Peer {
             Step::WriteHotplug { offset, data } => self.hotplug.write(*offset, &data[..data.len().min(9)]),
             Step::Start { bits, vrings } => {
                 [0, 1, 3].into_iter().for_each(|status| self.write(STATUS, &[status]));
-                let features = bits & OFFERED.0 | 1 << 32;
+                let features = bits & OFFERED.bits() | 1 << 32;
                 for half in [0u32, 1] {
                     self.write(0x08, &half.to_le_bytes());
                     self.write(0x0c, &((features >> (32 * half)) as u32).to_le_bytes());
@@ -241,7 +242,7 @@ impl Peer {
         drop(life);
         assert_eq!((self.config(0), self.config(0x2c)), (0x1042_1af4, 0x1042_1af4));
         let bar = self.config(0x10);
-        assert!([BASE, !(BAR_SIZE - 1)].contains(&bar), "the BAR is at {bar:#x}");
+        assert!([BASE, !(PCI_BAR_SIZE - 1)].contains(&bar), "the BAR is at {bar:#x}");
         assert_eq!(self.config(0x3c) >> 8, 0, "no interrupt pin");
         let news = self.hotplug.plugged | self.hotplug.wanted != 0;
         assert_eq!(

@@ -5,13 +5,12 @@ use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 
 use rustix::event::{EventfdFlags, eventfd};
-use volt_net::event::notify::Notifier;
-use volt_net::net::counters::Counters;
-use volt_net::net::health::{GoneFlag, Health};
-use volt_net::net::journal::Journal;
-use volt_net::net::vring::Vring;
+use volt_net::counters::Counters;
+use volt_net::health::{GoneFlag, Health};
 use volt_net::port::queue::FdQueue;
-use volt_net::virtio::ring::Ring;
+use volt_net::vring::Vring;
+use volt_virtio::notify::Notifier;
+use volt_virtio::ring::Ring;
 
 use super::guest::{Driver, Guest};
 
@@ -57,8 +56,7 @@ pub(super) fn vring(guest: &Guest, driver: &Driver) -> Option<Vring> {
         kick: notifier(),
         call: Some(notifier()),
         err: None,
-        scolded: false,
-        note: Journal::new().expect("memory").note(0),
-        killer: None,
+        bad_chain_logged: false,
+        watch: None,
     })
 }

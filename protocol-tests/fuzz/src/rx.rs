@@ -1,12 +1,12 @@
-//! Frames from a socket port into chains of the receive queue: whole, in order, in as many chains as `num_buffers` says,
-//! with used lengths that add up, and not a byte elsewhere.
+//! Frames from a socket port into chains of the receive queue: whole, in order, in as many chains as
+//! `num_buffers` says, with used lengths that add up, and not a byte elsewhere.
 
 use std::collections::VecDeque;
 
 use arbitrary::Arbitrary;
-use volt_net::net::Turn;
-use volt_net::net::rx::Rx;
-use volt_net::virtio::features::Features;
+use volt_net::batch::Turn;
+use volt_net::rx::Rx;
+use volt_virtio::features::Features;
 
 use super::STEPS;
 use super::guest::{BUFFERS, Borders, Driver, DriverStep, Guest, MEMORY, Part, chain};
@@ -76,10 +76,10 @@ pub(super) fn run(input: Input) {
     for (wanted, feature) in [
         (input.event_idx, Features::EVENT_IDX),
         (input.indirect, Features::INDIRECT_DESC),
-        (input.mergeable, Features::MRG_RXBUF),
-        (input.checksums, Features::GUEST_CSUM),
+        (input.mergeable, Features::NET_MRG_RXBUF),
+        (input.checksums, Features::NET_GUEST_CSUM),
     ] {
-        features = if wanted { features.with(feature) } else { features };
+        features = if wanted { features.union(feature) } else { features };
     }
     let driver = Driver::new(input.log, features);
     let Some(vring) = vring(&guest, &driver) else { return };
@@ -132,9 +132,10 @@ impl Peer {
         }
     }
 
-    /// A driver that behaves has no more descriptors out than the ring holds, and its buffers do not meet in memory.
+    /// A driver that behaves has no more descriptors out than the ring holds, and its buffers do not meet in
+    /// memory.
     fn offer(&mut self, parts: &[(u16, bool)], indirect: bool) {
-        let indirect = indirect && self.driver.features.has(Features::INDIRECT_DESC);
+        let indirect = indirect && self.driver.features.contains(Features::INDIRECT_DESC);
         let chain = Posted {
             bytes: parts.iter().map(|(len, _)| u64::from(*len)).sum(),
             descriptors: if indirect { 1 } else { parts.len() },
@@ -199,7 +200,7 @@ impl Peer {
             }
             let mut bytes = self.contents(&first, len);
             let count = u16::from_le_bytes([bytes[10], bytes[11]]);
-            assert!(count >= 1 && (count == 1 || self.driver.features.has(Features::MRG_RXBUF)));
+            assert!(count >= 1 && (count == 1 || self.driver.features.contains(Features::NET_MRG_RXBUF)));
             for _ in 1..count {
                 assert!(left > 0, "a merged frame's buffers are shown together");
                 let (parts, len) = self.used();
@@ -220,7 +221,7 @@ impl Peer {
         assert_eq!(self.guest.u32(at), Some(head.into()), "chains come back in order");
         self.seen = self.seen.wrapping_add(1);
         self.posted.pop_front().expect("a chain that is out");
-        let indirect = self.driver.features.has(Features::INDIRECT_DESC);
+        let indirect = self.driver.features.contains(Features::INDIRECT_DESC);
         let read = |at, len| self.guest.read(at, len);
         let parts = chain(read, (layout.desc, layout.size), indirect, head);
         (parts.unwrap_or_default(), self.guest.u32(at + 4).unwrap())
@@ -238,7 +239,7 @@ impl Peer {
     fn frame(&mut self, bytes: Vec<u8>, count: u16) {
         while let Some(mut sent) = self.frames.pop_front() {
             sent[10..12].copy_from_slice(&count.to_le_bytes());
-            if !self.driver.features.has(Features::GUEST_CSUM) {
+            if !self.driver.features.contains(Features::NET_GUEST_CSUM) {
                 sent[0] = 0;
             }
             if sent == bytes {

@@ -1,24 +1,23 @@
-//! A front-end's connection: bytes and descriptors through channel and session to a device of two pairs over a socket
-//! port, which processes hand on to each other. Each message is answered as the protocol has it, or ends the connection; no
-//! descriptor stays behind.
+//! A front-end's connection: bytes and descriptors through channel and session to a device of two pairs over
+//! a socket port, which processes hand on to each other. Each message is answered as the protocol has it, or
+//! ends the connection; no descriptor stays behind.
 
 use std::io::{IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixStream};
-use std::sync::Once;
 
 use arbitrary::Arbitrary;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
-use volt_net::net::config::Mac;
-use volt_net::net::device::{DeviceOptions, NetDevice};
+use volt_net::config::Mac;
+use volt_net::device::{DeviceOptions, NetDevice};
 use volt_net::port::socket::SocketPort;
-use volt_net::state::{Exporter, Importer, frame};
-use volt_net::vhost_user::channel::{Channel, ChannelState};
-use volt_net::vhost_user::session::state::SessionState;
-use volt_net::vhost_user::session::{Session, SessionError};
+use volt_net::state::{Exporter, Importer, transfer};
+use volt_vhost_user::channel::{Channel, ChannelState};
+use volt_vhost_user::session::state::SessionState;
+use volt_vhost_user::session::{Session, SessionError};
 
 use super::STEPS;
 use super::message::{Answer, Fd, Message, Negotiated, Offers, RING_SIZE_MAX};
@@ -65,8 +64,6 @@ struct Peer {
 
 pub(super) fn run(input: Input) {
     // Without it the signal that wakes a slow worker would end the process.
-    static PREPARED: Once = Once::new();
-    PREPARED.call_once(|| volt_net::event::worker::prepare_signals().expect("a signal handler"));
     let before = open_files();
     let mut peer = Peer::new(&input.memory);
     for step in input.steps.iter().take(STEPS) {
@@ -92,7 +89,7 @@ impl Peer {
             .unzip();
         let options = DeviceOptions { pairs: PAIRS, mac: Mac([2, 0, 0, 0, 0, 1]), mtu: None };
         let port = SocketPort::new(ports).expect("sockets");
-        let device = NetDevice::new(Box::new(port), options, notifier()).expect("memory");
+        let device = NetDevice::new(Box::new(port), options, notifier());
         let (socket, theirs) = UnixStream::pair().expect("a socket pair");
         socket.set_nonblocking(true).expect("a socket");
         let file = || {
@@ -169,9 +166,9 @@ impl Peer {
         let state = (self.channel.export(&mut out), self.session.export(&mut out));
         let (ids, fds): (Vec<_>, Vec<_>) = out.into_fds().into_iter().unzip();
         let (old, new) = UnixStream::pair().expect("a socket pair");
-        frame::send(&old, &state, &fds).expect("sent");
+        transfer::send(&old, &state, &fds).expect("sent");
         let ((channel, session), fds) =
-            frame::receive::<(ChannelState, SessionState)>(&new).expect("received");
+            transfer::receive::<(ChannelState, SessionState)>(&new).expect("received");
         let mut from = Importer::new(ids.into_iter().zip(fds).collect());
         let channel = Channel::import(channel, &mut from).expect("the connection is taken");
         let session = Session::import(&session, &mut from, &self.device, RING_SIZE_MAX);
@@ -257,7 +254,7 @@ impl Peer {
             match self.session.handle(message, &mut self.device) {
                 Ok(reply) => reply.iter().try_for_each(|reply| self.channel.send(reply)).ok()?,
                 Err(SessionError::Refused { .. }) => return None,
-                Err(error) => panic!("{}", volt_net::error_chain(&error)),
+                Err(error) => panic!("{}", volt_virtio::error_chain(&error)),
             }
         }
         let mut replies = vec![0; 0x4000];

@@ -1,17 +1,17 @@
-//! Chains of the transmit queue to a socket port: each good one is a frame with exactly its bytes, in order, each bad one
-//! goes back unused, and all used lengths are 0.
+//! Chains of the transmit queue to a socket port: each good one is a frame with exactly its bytes, in order,
+//! each bad one goes back unused, and all used lengths are 0.
 
 use arbitrary::Arbitrary;
-use volt_net::net::tx::Tx;
-use volt_net::net::{BATCH, Turn};
-use volt_net::virtio::features::Features;
+use volt_net::batch::{BATCH, Turn};
+use volt_net::tx::Tx;
+use volt_virtio::features::Features;
 
 use super::STEPS;
 use super::guest::{BUFFERS, Borders, Driver, DriverStep, Guest, Part, chain};
 use super::rig::{Rig, vring};
 
-/// Shortest and longest frame with its header of 12 bytes: an Ethernet header alone, and the largest IP packet behind one
-/// with two VLAN tags.
+/// Shortest and longest frame with its header of 12 bytes: an Ethernet header alone, and the largest IP
+/// packet behind one with two VLAN tags.
 const FRAME: std::ops::RangeInclusive<usize> = 26..=12 + 14 + 8 + 65535;
 
 #[derive(Arbitrary, Debug)]
@@ -39,7 +39,7 @@ pub(super) fn run(input: Input) {
     for (wanted, feature) in
         [(input.event_idx, Features::EVENT_IDX), (input.indirect, Features::INDIRECT_DESC)]
     {
-        features = if wanted { features.with(feature) } else { features };
+        features = if wanted { features.union(feature) } else { features };
     }
     let mut driver = Driver::new(input.log, features);
     let Some(vring) = vring(&guest, &driver) else { return };
@@ -85,7 +85,7 @@ fn drain(guest: &Guest, driver: &Driver, tx: &mut Tx, rig: &mut Rig) -> bool {
 
 fn check(guest: &Guest, driver: &Driver, tx: &Tx, rig: &mut Rig, before: u16, done: u16) {
     let layout = driver.layout;
-    let indirect = driver.features.has(Features::INDIRECT_DESC);
+    let indirect = driver.features.contains(Features::INDIRECT_DESC);
     for n in 0..done {
         let slot = u64::from(before.wrapping_add(n) % layout.size);
         let head = guest.u16(layout.avail + 4 + slot * 2).unwrap();

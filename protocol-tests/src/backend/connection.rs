@@ -1,5 +1,5 @@
-//! One connection of the scripted back-end: what the front-end has said of memory and vrings, and the frames that
-//! move by it. [`super::Backend`]'s thread owns it and calls [`Connection::handle`] for each message and
+//! One connection of the scripted back-end: what the front-end has said of memory and vrings, and the frames
+//! that move by it. [`super::Backend`]'s thread owns it and calls [`Connection::handle`] for each message and
 //! [`Connection::work`] after each wake-up.
 
 use std::collections::BTreeMap;
@@ -298,8 +298,8 @@ impl Connection {
         Ok(())
     }
 
-    /// The header with which an echo goes back: what the driver left to the other side is left to the driver again, if it
-    /// has acknowledged that.
+    /// The header with which an echo goes back: what the driver left to the other side is left to the driver
+    /// again, if it has acknowledged that.
     fn handed_back(&self, header: &NetHeader) -> NetHeader {
         if self.acked & feature::GUEST_CSUM == 0 || self.acked & feature::CSUM == 0 {
             return NetHeader::default();

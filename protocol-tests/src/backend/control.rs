@@ -1,4 +1,5 @@
-//! The control queue of the scripted back-end (virtio 1.2, 5.1.6.5): it sets the number of pairs, and nothing else.
+//! The control queue of the scripted back-end (virtio 1.2, 5.1.6.5): it sets the number of pairs, and nothing
+//! else.
 
 use super::fault::Fault;
 

@@ -1,4 +1,5 @@
-//! What the scripted back-end does to a front-end on purpose: the deeds of a back-end that dies, hangs or is wrong.
+//! What the scripted back-end does to a front-end on purpose: the deeds of a back-end that dies, hangs or is
+//! wrong.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! One vring of the scripted back-end: what the front-end said of it, and the frames that move by it, with the faults
-//! that concern them. [`super::connection::Connection`] owns it.
+//! One vring of the scripted back-end: what the front-end said of it, and the frames that move by it, with
+//! the faults that concern them. [`super::connection::Connection`] owns it.
 
 use std::os::fd::OwnedFd;
 
@@ -11,7 +11,8 @@ use crate::memory::GuestMemory;
 use crate::ring::{Layout, need_event};
 use crate::wire::feature;
 
-/// How long a fault leaves a half-done thing visible: for a driver that looks at once, and gets the processor late.
+/// How long a fault leaves a half-done thing visible: for a driver that looks at once, and gets the processor
+/// late.
 const PAUSE: std::time::Duration = std::time::Duration::from_millis(200);
 
 /// What the front-end said of one vring.

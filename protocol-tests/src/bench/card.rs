@@ -1,4 +1,5 @@
-//! A polling network card: memory of its own, a [`PollRing`] for each vring, set up with a back-end by the usual script.
+//! A polling network card: memory of its own, a [`PollRing`] for each vring, set up with a back-end by the
+//! usual script.
 
 use std::path::Path;
 use std::time::Duration;
@@ -31,7 +32,8 @@ pub struct Card {
 }
 
 impl Card {
-    /// Makes a card for `case`, fills transmit buffers with its frames, and connects it to the back-end at `socket`.
+    /// Makes a card for `case`, fills transmit buffers with its frames, and connects it to the back-end at
+    /// `socket`.
     pub fn connect(case: &Case, socket: &Path) -> Result<Card, BenchError> {
         let mut frontend = Frontend::connect(socket, LIMIT)?;
         frontend.channel().set_patience(LIMIT);

@@ -17,7 +17,8 @@ pub enum Direction {
 pub struct Case {
     /// Which way.
     pub direction: Direction,
-    /// Bytes of a frame without virtio-net header. Above [`MTU`] it is a TCP segment for the other side to cut.
+    /// Bytes of a frame without virtio-net header. Above [`MTU`] it is a TCP segment for the other side to
+    /// cut.
     pub size: usize,
     /// Queue pairs that carry frames.
     pub pairs: usize,
@@ -112,9 +113,10 @@ impl Case {
         features
     }
 
-    /// Lengths of a chain's buffers, header included. A transmit chain is laid out as Linux does it: what has no page
-    /// fragments is one buffer with headroom for the header, otherwise protocol headers and fragments of 32 KiB at
-    /// most. Receive buffers are those of Linux too: about the size of the frames, a page at most; or a chain of pages.
+    /// Lengths of a chain's buffers, header included. A transmit chain is laid out as Linux does it: what has
+    /// no page fragments is one buffer with headroom for the header, otherwise protocol headers and fragments
+    /// of 32 KiB at most. Receive buffers are those of Linux too: about the size of the frames, a page at
+    /// most; or a chain of pages.
     pub fn parts(&self) -> Vec<usize> {
         let whole = NET_HEADER_LEN + self.size;
         match self.direction {
@@ -156,8 +158,9 @@ impl Case {
         }
     }
 
-    /// A frame of flow `flow`: TCP over IPv4 from one address that nobody has to another. From the guest it has an
-    /// Ethertype that nobody knows where it can, so that the kernel drops it at once and the floor is low.
+    /// A frame of flow `flow`: TCP over IPv4 from one address that nobody has to another. From the guest it
+    /// has an Ethertype that nobody knows where it can, so that the kernel drops it at once and the floor is
+    /// low.
     pub fn frame(&self, flow: usize) -> Vec<u8> {
         let mut frame = self.tcp(flow);
         if self.direction == Direction::Tx && self.size <= MTU {

@@ -1,8 +1,9 @@
 //! The gap that replacing volt-netd leaves, as a polling front-end sees it.
 //!
-//! A card and the far end of its TAP send a numbered probe each way every 100 µs. A second thread replaces the daemon
-//! meanwhile: by a hand-over, by killing the worker below a supervisor, or by killing it and starting another one. The
-//! gap is the longest time between two probes that arrive; lost and repeated ones are counted by their numbers.
+//! A card and the far end of its TAP send a numbered probe each way every 100 µs. A second thread replaces
+//! the daemon meanwhile: by a hand-over, by killing the worker below a supervisor, or by killing it and
+//! starting another one. The gap is the longest time between two probes that arrive; lost and repeated ones
+//! are counted by their numbers.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +14,8 @@ use rustix::process::Signal;
 
 use crate::bench::card::{Card, LIMIT};
 use crate::bench::case::plan;
-use crate::bench::gap_report::{Event, table};
+use crate::bench::event::{Event, Kind};
+use crate::bench::gap_report::table;
 use crate::bench::host::{FarEnd, WIRE_HEADER, add_tap};
 use crate::bench::latency::{PROBE, probe};
 use crate::bench::process::{Process, own_daemon};
@@ -33,19 +35,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Where a probe has its number.
 const NUMBER: usize = 14;
 const TAP: &str = "gap0";
-
-/// How a daemon is replaced.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Kind {
-    /// Not at all: what the bench itself takes for a gap
-    None,
-    /// `volt-netd --take-over`
-    HandOver,
-    /// kill -9 of the worker below `volt-netd --supervise`
-    Crash,
-    /// kill -9, then the same command again; the front-end reconnects
-    Restart,
-}
 
 /// What to measure.
 #[derive(Clone, Debug, clap::Args)]
@@ -113,7 +102,8 @@ impl Served<'_> {
         match self.kind {
             Kind::None => Ok(()),
             Kind::HandOver => {
-                // It opens nothing, so that it need not be in the namespace: the way there would cost the only processor.
+                // It opens nothing, so that it need not be in the namespace: the way there would cost the
+                // only processor.
                 let mut command = std::process::Command::new(&self.program);
                 command.arg("--take-over").arg(self.dir.join("control")).args(["--log-level", "warn"]);
                 let successor = Process::spawn(command, self.cpu)?;
@@ -265,7 +255,8 @@ impl<'a> Probes<'a> {
         Probes { card, far, tx: Way::new(), rx: Way::new() }
     }
 
-    /// Probes until the event is over and probes arrive again, then until all that were sent have had their time.
+    /// Probes until the event is over and probes arrive again, then until all that were sent have had their
+    /// time.
     fn run(&mut self, done: &AtomicBool, socket: &Path) -> Result<Event, BenchError> {
         let (start, mut end, mut next) = (Instant::now(), None, Instant::now());
         let (mut stall, mut before) = (Duration::ZERO, Instant::now());
@@ -348,8 +339,9 @@ impl<'a> Probes<'a> {
             *tried = Instant::now();
             if let Ok(frontend) = Frontend::connect(socket, Duration::ZERO) {
                 match self.card.reconnect(frontend) {
-                    // A process that is killed may close its connection before the socket on which it listens, so that
-                    // whoever comes back at once waits in front of a door that is never opened.
+                    // A process that is killed may close its connection before the socket on which it
+                    // listens, so that whoever comes back at once waits in front of a door that is never
+                    // opened.
                     Err(BenchError::Wire(WireError::Closed(_))) => {}
                     result => result?,
                 }

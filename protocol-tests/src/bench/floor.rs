@@ -1,7 +1,8 @@
-//! The floor: bare loops of the system calls that a frame cannot do without, on a TAP equal to the back-end's.
+//! The floor: bare loops of the system calls that a frame cannot do without, on a TAP equal to the
+//! back-end's.
 //!
-//! Two shapes. *Same*: the iovecs that a daemon makes of the case's chains. *Best*: one contiguous buffer. Both
-//! go through as much memory as the case's ring has buffers.
+//! Two shapes. *Same*: the iovecs that a daemon makes of the case's chains. *Best*: one contiguous buffer.
+//! Both go through as much memory as the case's ring has buffers.
 #![expect(unsafe_code, reason = "readv and writev in loops with nothing around them")]
 
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -100,8 +101,8 @@ impl Floor {
     }
 }
 
-/// Lengths of the iovecs for one frame. A receiver cannot know how long the next frame is, so behind the guest's
-/// buffers there is room for the rest of the longest one.
+/// Lengths of the iovecs for one frame. A receiver cannot know how long the next frame is, so behind the
+/// guest's buffers there is room for the rest of the longest one.
 fn iovec_lens(case: &Case, shape: Shape) -> Vec<usize> {
     let whole = crate::frame::NET_HEADER_LEN + case.size;
     match (shape, case.direction) {
@@ -133,7 +134,8 @@ impl Buffers {
         let spill = usize::from(parts.len() > 1 && case.direction == Direction::Rx);
         let (own, shared) = parts.split_at(parts.len() - spill);
         let stride: usize = own.iter().map(|len| (len + 64).next_multiple_of(64)).sum();
-        // The same kind of memory as a guest's: the kernel copies from a file's pages and from its own at other speeds.
+        // The same kind of memory as a guest's: the kernel copies from a file's pages and from its own at
+        // other speeds.
         let bytes = GuestMemory::flat(0, (stride * sets + 65_600) as u64)?;
         let place = |at: usize, len: usize| {
             let outside = || BenchError::Wrong("a buffer outside memory".to_owned());

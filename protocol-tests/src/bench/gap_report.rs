@@ -1,31 +1,16 @@
 //! What replacements cost, as a table.
 
 use std::fmt::Write;
-use std::time::Duration;
 
-use crate::bench::continuity::Kind;
+use crate::bench::event::{Event, Kind};
 use crate::bench::report::Spread;
-
-/// One replacement; each pair is guest to wire, wire to guest.
-#[derive(Clone, Copy, Debug)]
-pub struct Event {
-    /// Longest time between two probes that arrived.
-    pub gaps: [Duration; 2],
-    /// Probes that never arrived.
-    pub lost: [usize; 2],
-    /// Probes that arrived once too often.
-    pub repeated: [usize; 2],
-    /// Probes in all.
-    pub sent: [usize; 2],
-    /// Longest time for which the bench itself did not run: no gap below it is known.
-    pub stall: Duration,
-}
 
 /// Median and worst of each kind, in Markdown.
 pub fn table(rows: &[(Kind, Vec<Event>)]) -> String {
     let mut out = String::from(
-        "| replaced by | events | gap to wire, ms: median | worst | gap to guest, ms: median | worst | lost to wire | \
-         lost to guest | repeated to wire | repeated to guest | bench's own stall, ms: worst |\n\
+        "| replaced by | events | gap to wire, ms: median | worst | gap to guest, ms: median | worst | \
+         lost to wire | lost to guest | repeated to wire | repeated to guest | \
+         bench's own stall, ms: worst |\n\
          |---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n",
     );
     for (kind, events) in rows {

@@ -1,9 +1,9 @@
-//! What a guest's programs see of its network: TCP each way, echo requests one after the other, and what a frame costs in
-//! exits of the guest. And what a VMM takes to get there: time and memory.
+//! What a guest's programs see of its network: TCP each way, echo requests one after the other, and what a
+//! frame costs in exits of the guest. And what a VMM takes to get there: time and memory.
 //!
-//! Every way to the wire gets a guest of its own in each round, on an equal TAP. QEMU guests are software-emulated where
-//! there is no KVM; volt-vmm's run in the lab then, which is itself emulated. So figures of one VMM compare with each
-//! other, and those of two do not.
+//! Every way to the wire gets a guest of its own in each round, on an equal TAP. QEMU guests are
+//! software-emulated where there is no KVM; volt-vmm's run in the lab then, which is itself emulated. So
+//! figures of one VMM compare with each other, and those of two do not.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -179,7 +179,8 @@ fn start(kind: Kind, spec: &Spec, directory: &Path, accel: Accel, queues: u16) -
         netd.wait_for("listening on", LIMIT);
         netd
     });
-    // Emulated QEMU 7.2 does not survive MSI-X with vhost-user; its own device has no more, for a fair comparison.
+    // Emulated QEMU 7.2 does not survive MSI-X with vhost-user; its own device has no more, for a fair
+    // comparison.
     let properties = if accel == Accel::Tcg { "vectors=0" } else { "vectors=3" }.to_owned();
     let mut command = match kind {
         Kind::QemuTap => spec.qemu(accel, &QemuNet::Tap { name: TAP.into(), properties }),
@@ -275,7 +276,8 @@ fn table(all: &BTreeMap<Kind, Vec<Figures>>) -> String {
         );
     }
     text.push_str(
-        "\n| guest | to the first line, ms | to init, ms | memory beside the guest's, KiB |\n|---|---:|---:|---:|\n",
+        "\n| guest | to the first line, ms | to init, ms | memory beside the guest's, KiB |\n\
+         |---|---:|---:|---:|\n",
     );
     for (kind, figures) in all {
         let column = |of: &dyn Fn(&Start) -> f64| spread(figures.iter().map(|one| of(&one.start)), 0);

@@ -1,8 +1,8 @@
 //! One frame at a time: how long it takes through the back-end each way, at idle and behind a full ring.
 //!
-//! One thread plays guest and wire, so that all times are of one clock: it puts a probe into the ring and polls the
-//! interface for it, or the reverse. The floor is a thread that waits for the TAP and an eventfd and does the bare
-//! calls.
+//! One thread plays guest and wire, so that all times are of one clock: it puts a probe into the ring and
+//! polls the interface for it, or the reverse. The floor is a thread that waits for the TAP and an eventfd
+//! and does the bare calls.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -55,8 +55,8 @@ pub fn probe() -> [u8; LEN] {
     frame
 }
 
-/// Sends `count` probes each way through the back-end behind `card`, whose transmit ring is kept full of other
-/// frames if `load`.
+/// Sends `count` probes each way through the back-end behind `card`, whose transmit ring is kept full of
+/// other frames if `load`.
 pub fn through(card: &mut Card, far: &FarEnd, count: usize, load: bool) -> Result<Times, BenchError> {
     let mut times = Times::default();
     let mut into = [0; 256];
@@ -138,7 +138,8 @@ fn receive(card: &mut Card, far: &FarEnd, load: bool) -> Result<u64, BenchError>
     Ok(start.elapsed().as_nanos() as u64)
 }
 
-/// The same probes through a bare echo: a thread on processor `cpu` that waits in `poll`, and reads or writes one frame.
+/// The same probes through a bare echo: a thread on processor `cpu` that waits in `poll`, and reads or writes
+/// one frame.
 pub fn floor(floor: &Floor, cpu: usize, count: usize) -> Result<Times, BenchError> {
     let (kick, end, received) = (eventfd()?, AtomicBool::new(false), AtomicU64::new(0));
     let far = floor.far_end(PROBE)?;

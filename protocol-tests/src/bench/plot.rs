@@ -1,4 +1,5 @@
-//! Results as a plot: for each case a bar of processor time per frame, floors beside the back-end, with its spread.
+//! Results as a plot: for each case a bar of processor time per frame, floors beside the back-end, with its
+//! spread.
 
 use std::fmt::Write;
 
@@ -29,7 +30,8 @@ pub fn svg(results: &Results) -> String {
     let x = |ns: f64| LEFT + ROOM * (ns.max(100.0) / 100.0).ln() / (most / 100.0).ln();
     let mut out = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{height}\" \
-         font-family=\"sans-serif\" font-size=\"11\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
+         font-family=\"sans-serif\" font-size=\"11\">\n\
+         <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
     );
     for (at, (colour, name)) in BARS.iter().enumerate() {
         let left = LEFT + 150.0 * at as f64;

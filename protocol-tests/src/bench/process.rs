@@ -68,7 +68,10 @@ impl Process {
     pub fn settle(&self) {
         let asleep = |task: std::io::Result<std::fs::DirEntry>| {
             let stat = task.ok().and_then(|task| std::fs::read_to_string(task.path().join("stat")).ok());
-            stat.is_none_or(|stat| !matches!(stat.rsplit(')').next().map(str::trim_start), Some(rest) if rest.starts_with('R')))
+            stat.is_none_or(|stat| {
+                let rest = stat.rsplit(')').next().map(str::trim_start);
+                !matches!(rest, Some(rest) if rest.starts_with('R'))
+            })
         };
         let deadline = Instant::now() + Duration::from_millis(100);
         while Instant::now() < deadline {
@@ -89,7 +92,8 @@ impl Process {
         Ok((field("VmRSS:"), field("RssAnon:")))
     }
 
-    /// Counts its system calls while `work` runs, by strace; `None` where there is no strace or it may not trace.
+    /// Counts its system calls while `work` runs, by strace; `None` where there is no strace or it may not
+    /// trace.
     pub fn system_calls(
         &self,
         work: impl FnOnce() -> Result<(), BenchError>,

@@ -89,14 +89,15 @@ fn latency(results: &Results, which: usize, way: &Way) -> [Spread; 3] {
 /// Tables in Markdown.
 pub fn table(results: &Results) -> String {
     let mut out = String::new();
-    let heads = "| case | floor, same iovecs | floor, one buffer | back-end | to same | to best | frames/s | Gbit/s \
-                 | kicks | calls | system calls |";
+    let heads = "| case | floor, same iovecs | floor, one buffer | back-end | to same | to best | \
+                 frames/s | Gbit/s | kicks | calls | system calls |";
     let _ = writeln!(out, "{heads}\n|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|");
     for (case, rounds, system_calls) in &results.cases {
         let f = figures(rounds);
         let _ = writeln!(
             out,
-            "| {} | {:.0} | {:.0} | {:.0} ({:.0}-{:.0}) | {:.2} ({:.2}-{:.2}) | {:.2} | {:.2} M | {:.1} | {:.3} | {:.3} | {} |",
+            "| {} | {:.0} | {:.0} | {:.0} ({:.0}-{:.0}) | {:.2} ({:.2}-{:.2}) | {:.2} | {:.2} M | {:.1} | \
+             {:.3} | {:.3} | {} |",
             case.name(),
             f.same.median,
             f.best.median,

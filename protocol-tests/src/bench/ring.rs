@@ -1,8 +1,9 @@
-//! The driver's side of a split ring for polling at full speed: plain pointers, nothing checked that a back-end that
-//! passes `volt-conform` does right.
+//! The driver's side of a split ring for polling at full speed: plain pointers, nothing checked that a
+//! back-end that passes `volt-conform` does right.
 //!
-//! All chains are laid out once; [`PollRing::offer`] writes the descriptor and the available entry of each anew, as
-//! a driver does, so that the device finds its cache lines in the state that a driver leaves them in.
+//! All chains are laid out once; [`PollRing::offer`] writes the descriptor and the available entry of each
+//! anew, as a driver does, so that the device finds its cache lines in the state that a driver leaves them
+//! in.
 #![expect(unsafe_code, reason = "ring fields in memory shared with the device")]
 
 use std::os::fd::OwnedFd;
@@ -116,7 +117,8 @@ impl PollRing {
     }
 
     fn avail_field(&self, index: usize) -> &AtomicU16 {
-        // SAFETY: callers' indices are inside the available ring, which `new` checked to be in `mem`, and aligned.
+        // SAFETY: callers' indices are inside the available ring, which `new` checked to be in `mem`, and
+        // aligned.
         unsafe { AtomicU16::from_ptr(self.avail.add(index)) }
     }
 

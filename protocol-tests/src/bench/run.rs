@@ -25,8 +25,8 @@ pub struct Cost {
     pub calls: u64,
 }
 
-/// Sends `frames` frames each with the card full all the time, or lets the interface deliver them in bursts that
-/// wait in its queue before the card has buffers.
+/// Sends `frames` frames each with the card full all the time, or lets the interface deliver them in bursts
+/// that wait in its queue before the card has buffers.
 pub fn run(
     case: &Case,
     card: &mut Card,

@@ -30,7 +30,8 @@ enum What {
 
 #[derive(Args)]
 struct Frames {
-    /// Shell command of the back-end; {socket}, {tap} and {queues} are replaced. Default: the volt-netd beside this program
+    /// Shell command of the back-end; {socket}, {tap} and {queues} are replaced. Default: the volt-netd
+    /// beside this program
     #[arg(long)]
     command: Option<String>,
     /// A back-end that listens here, whose TAP is in this network namespace

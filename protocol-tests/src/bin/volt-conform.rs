@@ -1,5 +1,5 @@
-//! `volt-conform`: plays a front-end against any vhost-user-net back-end, or a back-end against any front-end, and says what
-//! it keeps of the specifications.
+//! `volt-conform`: plays a front-end against any vhost-user-net back-end, or a back-end against any
+//! front-end, and says what it keeps of the specifications.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -23,7 +23,8 @@ struct Cli {
 enum Role {
     /// Play a front-end against a back-end. Exit status: 0 nothing failed, 1 something did, 2 wrong usage.
     Backend(Backend),
-    /// Play random sessions against a back-end: a seed tells what happens, and what must come of it. Exit status as above
+    /// Play random sessions against a back-end: a seed tells what happens, and what must come of it. Exit
+    /// status as above
     Random(Random),
     /// Play back-ends against a front-end. Exit status as above.
     Frontend(Frontend),
@@ -31,8 +32,8 @@ enum Role {
 
 #[derive(Args)]
 struct Frontend {
-    /// Shell command that starts the front-end in the foreground; {socket} is where it shall look for its back-end, {guest} a
-    /// kernel (vmlinux with PVH entry, for virtio-mmio) whose guest echoes frames
+    /// Shell command that starts the front-end in the foreground; {socket} is where it shall look for its
+    /// back-end, {guest} a kernel (vmlinux with PVH entry, for virtio-mmio) whose guest echoes frames
     #[arg(long)]
     command: Option<String>,
     /// Its guest, which the command chooses, echoes frames
@@ -87,8 +88,8 @@ struct Place {
     /// Where the back-end listens; one that serves one connection only cannot be tested so
     #[arg(long, value_name = "PATH", conflicts_with = "command")]
     socket: Option<PathBuf>,
-    /// Shell command that starts the back-end in the foreground, once for each check, and for each connection where it serves
-    /// one only; {socket} is where it shall listen
+    /// Shell command that starts the back-end in the foreground, once for each check, and for each connection
+    /// where it serves one only; {socket} is where it shall listen
     #[arg(long)]
     command: Option<String>,
     /// The back-end returns each frame on the receive queue of its pair

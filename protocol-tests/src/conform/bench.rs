@@ -1,8 +1,10 @@
-//! What a check works with: fresh connections to the back-end, numbered frames, and its far side if there is one.
+//! What a check works with: fresh connections to the back-end, numbered frames, and its far side if there is
+//! one.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+pub use super::LIMIT;
 use super::instance::{Instance, Next};
 use super::{Finding, ensure};
 use crate::frame::{ETHERTYPE, NetHeader, number_of, numbered};
@@ -12,8 +14,6 @@ use crate::nic::{Frame, NicError, Queue};
 use crate::session::{Session, Setup, negotiate};
 use crate::wire::{WireError, protocol};
 
-/// How long anything may take that should take microseconds.
-pub const LIMIT: Duration = Duration::from_secs(2);
 /// How long an answer may take: a back-end may keep the next front-end waiting after one that it has refused.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long is waited for something that must not happen.
@@ -91,7 +91,8 @@ impl Bench {
         Ok(frontend)
     }
 
-    /// A fresh connection that negotiated the usual features and these of the protocol, all of which must be offered.
+    /// A fresh connection that negotiated the usual features and these of the protocol, all of which must be
+    /// offered.
     pub fn negotiated(&self, want: u64) -> Result<Frontend, Finding> {
         let mut frontend = self.connect()?;
         let (_, both) = negotiate(&mut frontend, Setup::default().features, want)?;
@@ -108,8 +109,8 @@ impl Bench {
         Ok(frontend)
     }
 
-    /// A session by the usual script, with a kick for each ring: what waits for one to start it may do so (vhost-user,
-    /// Ring states), though those in use do not.
+    /// A session by the usual script, with a kick for each ring: what waits for one to start it may do so
+    /// (vhost-user, Ring states), though those in use do not.
     pub fn started(&self, setup: &Setup) -> Result<Session, Finding> {
         let mut session = Session::start(self.connect()?, setup)?;
         session.nic.queues.iter_mut().try_for_each(Queue::kick_always)?;
@@ -217,8 +218,8 @@ impl Bench {
         self.gets_exactly(session, frame)
     }
 
-    /// Makes a frame with offloads arrive and gives the header that the guest gets with it. `None`: an echo has
-    /// shown it already.
+    /// Makes a frame with offloads arrive and gives the header that the guest gets with it. `None`: an echo
+    /// has shown it already.
     pub fn arrives_with(
         &self,
         session: &mut Session,
@@ -273,7 +274,8 @@ impl Bench {
         }
     }
 
-    /// Neither a frame of the host's own, as neighbour discovery sends them, nor an intact one of another check.
+    /// Neither a frame of the host's own, as neighbour discovery sends them, nor an intact one of another
+    /// check.
     fn ours(&self, frame: &[u8]) -> bool {
         let foreign = frame.len() >= 14 && frame.get(12..14) != Some(&ETHERTYPE.to_be_bytes());
         !foreign && number_of(frame).is_none_or(|number| number > self.first)

@@ -14,10 +14,11 @@ checks! {
     "messages/need-reply-negotiating", Robust, Control, "User-mode Linux 6.1 and 7.2, measured",
         "The message that acknowledges REPLY_ACK is itself answered where it asks for that.", negotiating;
     "messages/need-reply-dropping", Robust, Control, "a front-end that asks waits, as User-mode Linux does",
-        "A message that drops REPLY_ACK is answered where it asks for that; those after it are not.", dropping;
+        "A message that drops REPLY_ACK is answered where it asks for that; those after it are not.",
+        dropping;
     "messages/backend-channel", Must, Completion, "vhost-user, SET_BACKEND_REQ_FD",
-        "Where BACKEND_REQ was negotiated, its descriptor is taken, also a second one, and rings run when the front-end has \
-         closed the other end.", backend_channel;
+        "Where BACKEND_REQ was negotiated, its descriptor is taken, also a second one, and rings run when \
+         the front-end has closed the other end.", backend_channel;
 }
 
 /// A connection whose front-end has read the protocol features, among them REPLY_ACK, and acknowledged none.

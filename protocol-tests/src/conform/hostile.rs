@@ -1,5 +1,5 @@
-//! Drivers that lie in their rings. What becomes of the bad chain is the back-end's choice (it may return it or
-//! stop the ring), but it lives, writes nothing where it should not, and serves the next session.
+//! Drivers that lie in their rings. What becomes of the bad chain is the back-end's choice (it may return it
+//! or stop the ring), but it lives, writes nothing where it should not, and serves the next session.
 
 use super::bench::{Bench, QUIET};
 use super::{Finding, checks, ensure};
@@ -31,7 +31,8 @@ checks! {
     "hostile/length-4-gib", Robust, Completion, "virtio 1.2, 2.7.5",
         "A buffer of 4 GiB does no harm.", |b| chain(b, |at| vec![desc(at, u32::MAX, 0, 0)]);
     "hostile/jumbo", Robust, Completion, "virtio 1.2, 5.1.6.2",
-        "A frame of 100,000 bytes, longer than any, does no harm.", |b| chain(b, |at| vec![desc(at, 100_000, 0, 0)]);
+        "A frame of 100,000 bytes, longer than any, does no harm.",
+        |b| chain(b, |at| vec![desc(at, 100_000, 0, 0)]);
     "hostile/loop", Robust, Completion, "virtio 1.2, 2.7.5.2 (no loops)",
         "A chain that is a loop does no harm.",
         |b| chain(b, |at| vec![desc(at, 40, NEXT, LAST), desc(at, 40, NEXT, LAST - 1)]);
@@ -42,9 +43,11 @@ checks! {
     "hostile/table-odd", Robust, Completion, "virtio 1.2, 2.7.5.3",
         "An indirect table of 17 bytes does no harm.", |b| chain(b, |at| vec![desc(at, 17, INDIRECT, 0)]);
     "hostile/table-nowhere", Robust, Completion, "virtio 1.2, 2.7.5.3",
-        "An indirect table outside memory does no harm.", |b| chain(b, |_| vec![desc(NOWHERE, 32, INDIRECT, 0)]);
+        "An indirect table outside memory does no harm.",
+        |b| chain(b, |_| vec![desc(NOWHERE, 32, INDIRECT, 0)]);
     "hostile/table-4-gib", Robust, Completion, "virtio 1.2, 2.7.5.3",
-        "An indirect table of 4 GiB does no harm.", |b| chain(b, |at| vec![desc(at, 0xffff_fff0, INDIRECT, 0)]);
+        "An indirect table of 4 GiB does no harm.",
+        |b| chain(b, |at| vec![desc(at, 0xffff_fff0, INDIRECT, 0)]);
     "hostile/head-beyond", Robust, Completion, "virtio 1.2, 2.7.6",
         "A head beyond the table does no harm.", head_beyond;
     "hostile/index-jump", Robust, Completion, "virtio 1.2, 2.7.6",

@@ -1,5 +1,5 @@
-//! The back-end that a check works with: started, started anew for a further connection where it serves one only, and
-//! how it ended.
+//! The back-end that a check works with: started, started anew for a further connection where it serves one
+//! only, and how it ended.
 
 use std::cell::RefCell;
 use std::os::unix::process::ExitStatusExt;
@@ -7,9 +7,8 @@ use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use super::Finding;
-use super::bench::LIMIT;
-use super::run::Wire;
+use super::target::Wire;
+use super::{Finding, LIMIT};
 use crate::daemon::{Daemon, poll_until};
 use crate::frontend::Frontend;
 use crate::netns::Netns;
@@ -109,8 +108,8 @@ impl Instance {
         Ok(())
     }
 
-    /// A fresh connection. A back-end that serves one only is started anew for each further one, when its last one
-    /// has ended.
+    /// A fresh connection. A back-end that serves one only is started anew for each further one, when its
+    /// last one has ended.
     pub(super) fn connect(&self) -> Result<Frontend, Finding> {
         if let Next::Lost { ended, .. } = &self.next {
             if self.command.is_none() {
@@ -145,8 +144,9 @@ impl Instance {
         self.start()
     }
 
-    /// Whether this is how the back-end ends with a connection, right or wrong: one that serves one connection may end
-    /// with any status where another one closes the connection, but not by another signal than it always does.
+    /// Whether this is how the back-end ends with a connection, right or wrong: one that serves one
+    /// connection may end with any status where another one closes the connection, but not by another signal
+    /// than it always does.
     fn parts_so(&self, status: ExitStatus) -> bool {
         match &self.next {
             Next::Lost { ended: Some(usual), .. } => usual.signal() == status.signal(),

@@ -37,7 +37,8 @@ checks! {
     "memory/across-border", Must, Completion, "virtio 1.2, 2.7.5 (buffers are guest-physical ranges)",
         "A frame may cross from one region into the next, another file.", |b| regions(b,
             RegionSpec::adjoining(0x10_0000, &[(0x1_8000, 0), (0x40_0000, 0x1000), (0x40_0000, 0)]));
-    "memory/ring-across-border", Robust, Completion, "vhost-user, Memory region description (does not say); virtio 1.2, 2.7",
+    "memory/ring-across-border", Robust, Completion,
+        "vhost-user, Memory region description (does not say); virtio 1.2, 2.7",
         "A ring may cross from one region into the next, another file.", rings_across;
     "memory/receive-across-border", Must, Frames, "virtio 1.2, 2.7.5 (buffers are guest-physical ranges)",
         "A receive buffer may cross from one region into the next, another file.", receive_across;
@@ -57,31 +58,34 @@ checks! {
         |b| table(b, &[RegionSpec::linear(0, 0x11000, 0)], 1);
     "memory/offset-beyond", Robust, Control, "robustness (SIGBUS)", "An offset beyond the file is refused.",
         |b| table(b, &[RegionSpec::linear(0, 0x1000, 1 << 40)], 1);
-    "memory/size-zero", Robust, Control, "vhost-user, Memory region description", "A region of no bytes is refused.",
-        |b| table(b, &[RegionSpec::linear(0, 0, 0)], 1);
+    "memory/size-zero", Robust, Control, "vhost-user, Memory region description",
+        "A region of no bytes is refused.", |b| table(b, &[RegionSpec::linear(0, 0, 0)], 1);
     "memory/address-wrap", Robust, Control, "vhost-user, Memory region description",
         "A region that wraps around the address space is refused.",
         |b| table(b, &[RegionSpec { guest: u64::MAX - 0xfff, size: 0x2000, user: 0, offset: 0 }], 1);
-    "memory/overlap", Robust, Control, "vhost-user, Multiple Memory regions description", "Regions that overlap are refused.",
+    "memory/overlap", Robust, Control, "vhost-user, Multiple Memory regions description",
+        "Regions that overlap are refused.",
         |b| table(b, &[RegionSpec::linear(0, 0x2000, 0), RegionSpec::linear(0x1000, 0x1000, 0)], 2);
-    "memory/fd-missing", Robust, Control, "vhost-user, SET_MEM_TABLE", "A table with too few descriptors is refused.",
+    "memory/fd-missing", Robust, Control, "vhost-user, SET_MEM_TABLE",
+        "A table with too few descriptors is refused.",
         |b| table(b, &[RegionSpec::linear(0, 0x1000, 0), RegionSpec::linear(0x1000, 0x1000, 0)], 1);
-    "memory/fd-surplus", Robust, Control, "vhost-user, SET_MEM_TABLE", "A table with too many descriptors is refused.",
-        |b| table(b, &[RegionSpec::linear(0, 0x1000, 0)], 3);
+    "memory/fd-surplus", Robust, Control, "vhost-user, SET_MEM_TABLE",
+        "A table with too many descriptors is refused.", |b| table(b, &[RegionSpec::linear(0, 0x1000, 0)], 3);
     "memory/count-far", Robust, Control, "vhost-user, Multiple Memory regions description",
         "A count of 4294967295 regions is refused.", |b| {
-            let body = [words(&[u32::MAX, 0]), mem_table(&[RegionSpec::linear(0, 0x1000, 0)])[8..].to_vec()].concat();
+            let regions = mem_table(&[RegionSpec::linear(0, 0x1000, 0)]);
+            let body = [words(&[u32::MAX, 0]), regions[8..].to_vec()].concat();
             told(b, request::SET_MEM_TABLE, &body, 1)
         };
-    "memory/remove-unknown", Robust, Control, "vhost-user, REM_MEM_REG", "A region that is not there is not removed.",
-        |b| {
+    "memory/remove-unknown", Robust, Control, "vhost-user, REM_MEM_REG",
+        "A region that is not there is not removed.", |b| {
             b.negotiated(protocol::CONFIGURE_MEM_SLOTS)?;
             told(b, request::REM_MEM_REG, &single_region(&RegionSpec::linear(0x7000, 0x1000, 0)), 0)
         };
 }
 
-/// Moves frames with rings in these regions and buffers at the end of each, and across each border, at which no ring or
-/// receive buffer may be.
+/// Moves frames with rings in these regions and buffers at the end of each, and across each border, at which
+/// no ring or receive buffer may be.
 fn regions(bench: &mut Bench, regions: Vec<RegionSpec>) -> Result {
     let ends: Vec<_> = regions.iter().map(|region| region.guest + region.size).collect();
     let mut session = bench.session(&Setup { regions, size: 64, ..Setup::default() })?;

@@ -18,7 +18,8 @@ checks! {
         "GET_FEATURES offers VIRTIO_F_VERSION_1.", version_1;
     "messages/features-again", Robust, Control, "vhost-user, GET_FEATURES; QEMU asks again for each driver",
         "GET_FEATURES answers the same twice, before and after SET_FEATURES.", features_again;
-    "messages/protocol-features-early", Must, Control, "vhost-user, GET_PROTOCOL_FEATURES and SET_PROTOCOL_FEATURES",
+    "messages/protocol-features-early", Must, Control,
+        "vhost-user, GET_PROTOCOL_FEATURES and SET_PROTOCOL_FEATURES",
         "Protocol features can be read and set before SET_FEATURES.", protocol_early;
     "messages/reply-header", Must, Control, "vhost-user, Header",
         "A reply has version 1, the reply flag, the request's number and the size of its body.", reply_header;
@@ -48,14 +49,15 @@ checks! {
         "Three messages in one write are three messages.", coalesced;
     "messages/half-and-gone", Robust, Control, "robustness",
         "A front-end that leaves in the middle of a message keeps nobody out.", half_and_gone;
-    "messages/second-connection", Robust, Control, "QEMU and Cloud Hypervisor reconnect; Cloud Hypervisor's daemon and passt serve one and end",
-        "A back-end that has served one connection serves the next. (Where it does not, it is started anew for each.)",
-        second_connection;
+    "messages/second-connection", Robust, Control,
+        "QEMU and Cloud Hypervisor reconnect; Cloud Hypervisor's daemon and passt serve one and end",
+        "A back-end that has served one connection serves the next. (Where it does not, it is started anew \
+         for each.)", second_connection;
     "messages/reconnect", Robust, Control, "front-ends reconnect",
         "Thirty front-ends are served one after another.", reconnect;
     "messages/unknown-request", Robust, Control, "vhost-user, Communication",
-        "Requests without a name are refused, ignored or end the connection: no hang, no end of the back-end.",
-        unknown_request;
+        "Requests without a name are refused, ignored or end the connection: no hang, no end of the \
+         back-end.", unknown_request;
     "messages/header-version", Robust, Control, "vhost-user, Header",
         "A header of another version is not served.", |b| bad_header(b, &header(request::GET_FEATURES, 2, 0));
     "messages/header-size", Robust, Control, "vhost-user, Header",
@@ -63,21 +65,23 @@ checks! {
         |b| bad_header(b, &header(request::GET_FEATURES, 1, u32::MAX));
     "messages/noise", Robust, Control, "robustness", "Noise is not served.",
         |b| bad_header(b, &[0xa5; 4096]);
-    "messages/features-unoffered", Robust, Control, "virtio 1.2, 2.2.1 (the driver must not accept what is not offered)",
+    "messages/features-unoffered", Robust, Control,
+        "virtio 1.2, 2.2.1 (the driver must not accept what is not offered)",
         "SET_FEATURES with bits that were not offered is refused.",
         |b| told(b, request::SET_FEATURES, &longs(&[u64::MAX]));
     "messages/protocol-unoffered", Robust, Control, "vhost-user, SET_PROTOCOL_FEATURES",
         "SET_PROTOCOL_FEATURES with bits that were not offered is refused.",
         |b| told(b, request::SET_PROTOCOL_FEATURES, &longs(&[u64::MAX]));
-    "messages/index-num", Robust, Control, "vhost-user, SET_VRING_NUM", "A vring that is not there has no size.",
-        |b| told(b, request::SET_VRING_NUM, &words(&[200, 256]));
-    "messages/index-base", Robust, Control, "vhost-user, SET_VRING_BASE", "A vring that is not there has no base.",
-        |b| told(b, request::SET_VRING_BASE, &words(&[200, 0]));
+    "messages/index-num", Robust, Control, "vhost-user, SET_VRING_NUM",
+        "A vring that is not there has no size.", |b| told(b, request::SET_VRING_NUM, &words(&[200, 256]));
+    "messages/index-base", Robust, Control, "vhost-user, SET_VRING_BASE",
+        "A vring that is not there has no base.", |b| told(b, request::SET_VRING_BASE, &words(&[200, 0]));
     "messages/index-addr", Robust, Control, "vhost-user, SET_VRING_ADDR",
         "A vring that is not there has no addresses.",
         |b| told(b, request::SET_VRING_ADDR, &[words(&[200, 0]), longs(&[0; 4])].concat());
     "messages/index-enable", Robust, Control, "vhost-user, SET_VRING_ENABLE",
-        "A vring that is not there is not enabled.", |b| told(b, request::SET_VRING_ENABLE, &words(&[200, 1]));
+        "A vring that is not there is not enabled.",
+        |b| told(b, request::SET_VRING_ENABLE, &words(&[200, 1]));
     "messages/index-kick", Robust, Control, "vhost-user, SET_VRING_KICK",
         "A vring that is not there takes no kick.", |b| index_fd(b, request::SET_VRING_KICK);
     "messages/index-call", Robust, Control, "vhost-user, SET_VRING_CALL",
@@ -86,16 +90,17 @@ checks! {
         "A vring that is not there takes no error descriptor.", |b| index_fd(b, request::SET_VRING_ERR);
     "messages/index-far", Robust, Control, "vhost-user, SET_VRING_NUM",
         "Vring 4294967295 has no size.", |b| told(b, request::SET_VRING_NUM, &words(&[u32::MAX, 256]));
-    "messages/size-zero", Robust, Control, "virtio 1.2, 2.7 (Queue Size)", "A ring of 0 descriptors is refused.",
-        |b| told(b, request::SET_VRING_NUM, &words(&[0, 0]));
-    "messages/size-odd", Robust, Control, "virtio 1.2, 2.7 (a power of 2)", "A split ring of 100 descriptors is refused.",
-        |b| told(b, request::SET_VRING_NUM, &words(&[0, 100]));
+    "messages/size-zero", Robust, Control, "virtio 1.2, 2.7 (Queue Size)",
+        "A ring of 0 descriptors is refused.", |b| told(b, request::SET_VRING_NUM, &words(&[0, 0]));
+    "messages/size-odd", Robust, Control, "virtio 1.2, 2.7 (a power of 2)",
+        "A split ring of 100 descriptors is refused.", |b| told(b, request::SET_VRING_NUM, &words(&[0, 100]));
     "messages/size-65536", Robust, Control, "virtio 1.2, 2.7 (at most 32768)",
         "A ring of 65536 descriptors is refused.", |b| told(b, request::SET_VRING_NUM, &words(&[0, 65_536]));
-    "messages/enable-by-2", Robust, Control, "vhost-user, SET_VRING_ENABLE (0 or 1)", "Enabled by 2 is refused.",
-        |b| told(b, request::SET_VRING_ENABLE, &words(&[0, 2]));
+    "messages/enable-by-2", Robust, Control, "vhost-user, SET_VRING_ENABLE (0 or 1)",
+        "Enabled by 2 is refused.", |b| told(b, request::SET_VRING_ENABLE, &words(&[0, 2]));
     "messages/short-bodies", Robust, Control, "vhost-user, Payload",
-        "Bodies that are too short are refused on every request that has one.", |b| bodies(b, &[1, 2, 3, 4, 5, 6, 7]);
+        "Bodies that are too short are refused on every request that has one.",
+        |b| bodies(b, &[1, 2, 3, 4, 5, 6, 7]);
     "messages/empty-bodies", Robust, Control, "vhost-user, Payload",
         "Missing bodies are refused on every request that has one.", |b| bodies(b, &[0]);
     "messages/long-bodies", Robust, Control, "vhost-user, Payload",
@@ -103,9 +108,11 @@ checks! {
     "config/pieces", Must, Control, "vhost-user, GET_CONFIG",
         "The configuration reads byte by byte as it does at once.", config_pieces;
     "config/beyond-end", Robust, Control, "vhost-user, GET_CONFIG (a size of zero tells of an error)",
-        "What lies far beyond the configuration is refused, and not served as 4 GiB of something.", config_beyond;
+        "What lies far beyond the configuration is refused, and not served as 4 GiB of something.",
+        config_beyond;
     "config/mac", Robust, Control, "virtio 1.2, 5.1.4 (which address is left open)",
-        "Where MAC is offered, the configuration begins with an individual address that is not zero.", config_mac;
+        "Where MAC is offered, the configuration begins with an individual address that is not zero.",
+        config_mac;
 }
 
 fn version_1(bench: &mut Bench) -> Result {

@@ -1,8 +1,8 @@
 //! Conformance checks for any vhost-user-net back-end, as the tool `volt-conform` runs them.
 //!
-//! A [`Check`] is a short script of a front-end with a name, a promise, and the section of the specification that
-//! makes it. [`catalogue`] has them all; each gets a fresh [`bench::Bench`] and answers `Ok` or a [`Finding`]. A
-//! back-end that hangs or dies is a finding too: nothing here waits without a limit.
+//! A [`Check`] is a short script of a front-end with a name, a promise, and the section of the specification
+//! that makes it. [`catalogue`] has them all; each gets a fresh [`bench::Bench`] and answers `Ok` or a
+//! [`Finding`]. A back-end that hangs or dies is a finding too: nothing here waits without a limit.
 
 use crate::nic::NicError;
 use crate::session::SessionError;
@@ -24,6 +24,10 @@ mod rings;
 pub mod run;
 pub mod sections;
 mod states;
+pub mod target;
+
+/// How long anything may take that should take microseconds.
+pub const LIMIT: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// What of the back-end a check must reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,8 +43,8 @@ pub enum Needs {
 /// How binding a check's promise is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
-    /// A specification demands it: by a MUST, or by what it says a message, a format or a ring is, so that nothing else
-    /// is left. What it only recommends (SHOULD), permits (MAY) or does not mention is no must.
+    /// A specification demands it: by a MUST, or by what it says a message, a format or a ring is, so that
+    /// nothing else is left. What it only recommends (SHOULD), permits (MAY) or does not mention is no must.
     Must,
     /// A peer in use depends on it, a specification recommends it, or a hostile one must not win.
     Robust,

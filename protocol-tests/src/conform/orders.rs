@@ -1,4 +1,5 @@
-//! The orders of messages that front-ends in use have, by their names; event windows; headers of what is received.
+//! The orders of messages that front-ends in use have, by their names; event windows; headers of what is
+//! received.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -16,24 +17,25 @@ type Result = std::result::Result<(), Finding>;
 
 checks! {
     "orders/qemu", Robust, Completion, "QEMU 7.2 to 11.1, measured",
-        "Vring 0 is enabled before SET_FEATURES, rings before they are there; stopped by ENABLE 0 and GET_VRING_BASE, and again.",
-        qemu;
+        "Vring 0 is enabled before SET_FEATURES, rings before they are there; stopped by ENABLE 0 and \
+         GET_VRING_BASE, and again.", qemu;
     "orders/cloud-hypervisor", Robust, Completion, "Cloud Hypervisor's sources",
-        "Kicks are written before ENABLE, and never again for what was offered then; a reconnect names the used index.",
-        cloud_hypervisor;
+        "Kicks are written before ENABLE, and never again for what was offered then; a reconnect names the \
+         used index.", cloud_hypervisor;
     "orders/uml", Robust, Completion, "User-mode Linux 6.1 and 7.2, measured",
-        "Every message without a reply asks for an answer, the one that acknowledges REPLY_ACK too; calls go to a socket pair, \
-         the memory table has room for two regions, rings stop by ENABLE 0 alone.", uml;
+        "Every message without a reply asks for an answer, the one that acknowledges REPLY_ACK too; calls go \
+         to a socket pair, the memory table has room for two regions, rings stop by ENABLE 0 alone.", uml;
     "orders/dpdk", Robust, Completion, "DPDK virtio-user's sources",
         "ENABLE comes before SET_FEATURES, base 0 before the addresses, also for rings that have run.", dpdk;
     "rings/event-windows", Must, Completion, "virtio 1.2, 2.7.7.2",
-        "The driver is called when the used index passes used_event, across 65,535.", |b| event_windows(b, true);
+        "The driver is called when the used index passes used_event, across 65,535.",
+        |b| event_windows(b, true);
     "rings/event-windows-quiet", Robust, Completion, "virtio 1.2, 2.7.7.2 (SHOULD NOT)",
         "The driver is not called when the used index does not pass used_event, across 65,535.",
         |b| event_windows(b, false);
     "rings/headers-not-stale", Must, Frames, "virtio 1.2, 5.1.6.4.1",
-        "After a driver has acknowledged fewer receive offloads, no frame carries a mark of the others, nor lacks what it stood for.",
-        not_stale;
+        "After a driver has acknowledged fewer receive offloads, no frame carries a mark of the others, nor \
+         lacks what it stood for.", not_stale;
 }
 
 fn running(
@@ -244,8 +246,8 @@ fn event_windows(bench: &mut Bench, inside: bool) -> Result {
     Ok(())
 }
 
-/// Frames with marks are made to wait before the change, as the receive ring has no buffers: they are the ones that may come
-/// with them.
+/// Frames with marks are made to wait before the change, as the receive ring has no buffers: they are the
+/// ones that may come with them.
 fn not_stale(bench: &mut Bench) -> Result {
     let receive = feature::GUEST_CSUM | feature::GUEST_TSO4 | feature::GUEST_TSO6;
     let base = Setup::default();

@@ -1,5 +1,5 @@
-//! Random sessions, the same for the same seed: a front-end that does what front-ends may, in any order, and sometimes what
-//! they may not. What must come of each deed is known before it is done.
+//! Random sessions, the same for the same seed: a front-end that does what front-ends may, in any order, and
+//! sometimes what they may not. What must come of each deed is known before it is done.
 
 use super::bench::{Bench, LIMIT, PLAIN};
 use super::{Finding, ensure};

@@ -112,7 +112,8 @@ pub fn json(outcomes: &[Outcome]) -> Value {
     })
 }
 
-/// All results as a JUnit file. What was not offered or not reachable is skipped; a broken connection is an error.
+/// All results as a JUnit file. What was not offered or not reachable is skipped; a broken connection is an
+/// error.
 pub fn junit(outcomes: &[Outcome]) -> String {
     let mut text = String::from("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n");
     let count = |word: &str| outcomes.iter().filter(|outcome| words(outcome).0 == word).count();

@@ -30,8 +30,10 @@ checks! {
         "Indices run through 65,535, with EVENT_IDX and without.", wrap;
     "rings/size-1", Must, Completion, "virtio 1.2, 2.7", "A ring of 1 descriptor works.", |b| size(b, 1);
     "rings/size-2", Must, Completion, "virtio 1.2, 2.7", "A ring of 2 descriptors works.", |b| size(b, 2);
-    "rings/size-1024", Robust, Completion, "virtio 1.2, 2.7 (how many is the device's choice); QEMU's most", "A ring of 1024 descriptors works.", |b| size(b, 1024);
-    "rings/size-32768", Robust, Completion, "virtio 1.2, 2.7 (how many is the device's choice)", "A ring of 32768 descriptors works.", |b| size(b, 32_768);
+    "rings/size-1024", Robust, Completion, "virtio 1.2, 2.7 (how many is the device's choice); QEMU's most",
+        "A ring of 1024 descriptors works.", |b| size(b, 1024);
+    "rings/size-32768", Robust, Completion, "virtio 1.2, 2.7 (how many is the device's choice)",
+        "A ring of 32768 descriptors works.", |b| size(b, 32_768);
     "rings/transmit-content", Must, Frames, "virtio 1.2, 5.1.6.2",
         "Frames of 60 to 1514 bytes leave as they were, in order.", content;
     "rings/order", Robust, Frames, "virtio 1.2, 5.1.6.2 (no order is demanded); TCP slows down without",
@@ -41,8 +43,10 @@ checks! {
     "rings/chain-100", Must, Frames, "virtio 1.2, 2.7.4.1",
         "A frame may lie in a hundred parts.", |b| long_chain(b, 256, 99);
     "rings/chain-1100", Must, Frames, "virtio 1.2, 2.7.4.1 and 2.7.5.2 (up to the queue size)",
-        "A frame may lie in more parts than one system call of the host takes.", |b| long_chain(b, 2048, 1099);
-    "rings/jumbo", Robust, Frames, "virtio 1.2, 5.1.6.3 (1514 bytes without offloads); Linux takes any MTU where none is offered",
+        "A frame may lie in more parts than one system call of the host takes.",
+        |b| long_chain(b, 2048, 1099);
+    "rings/jumbo", Robust, Frames,
+        "virtio 1.2, 5.1.6.3 (1514 bytes without offloads); Linux takes any MTU where none is offered",
         "Frames of 9014 and of 60,000 bytes leave as they were.", jumbo;
     "rings/indirect", Must, Frames, "virtio 1.2, 2.7.5.3", "A frame may lie in an indirect table.", indirect;
     "rings/direct-then-indirect", Must, Frames, "virtio 1.2, 2.7.5.3.2",
@@ -99,8 +103,8 @@ fn each_once(bench: &mut Bench) -> Result {
     Ok(())
 }
 
-/// Takes the next used chain the moment that the index shows it: a wait for the call would come too late to see an
-/// entry that is not written yet.
+/// Takes the next used chain the moment that the index shows it: a wait for the call would come too late to
+/// see an entry that is not written yet.
 fn watched(session: &mut Session) -> std::result::Result<Used, Finding> {
     let deadline = Instant::now() + LIMIT;
     loop {
@@ -157,8 +161,8 @@ pub(super) fn wait_used(session: &mut Session) -> Result {
     Ok(())
 }
 
-/// Uses two chains so that no call is under way: the calls of a ring that starts, and of the first chain, are made before
-/// the second is looked for, which wants none.
+/// Uses two chains so that no call is under way: the calls of a ring that starts, and of the first chain, are
+/// made before the second is looked for, which wants none.
 pub(super) fn settle(bench: &mut Bench, session: &mut Session) -> Result {
     let [first, second] = [70, 71].map(|len| bench.frame(len));
     session.tx(0).send(&first, LIMIT)?;

@@ -1,5 +1,5 @@
-//! The sections of the specifications that the checks name as their sources, so that a source cannot name one that does
-//! not exist. `--explain` shows their titles.
+//! The sections of the specifications that the checks name as their sources, so that a source cannot name one
+//! that does not exist. `--explain` shows their titles.
 
 use crate::wire::request_name;
 

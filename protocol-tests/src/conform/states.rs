@@ -11,11 +11,12 @@ type Result = std::result::Result<(), Finding>;
 checks! {
     "states/disabled-at-first", Must, Frames, "vhost-user, Ring states",
         "With protocol features no frame leaves before the first enable.", disabled_at_first;
-    "states/enable-first", Robust, Completion, "vhost-user, Ring states (discards); Cloud Hypervisor kicks before it enables",
-        "With protocol features nothing is used before the first enable, and all of it after; of the pair the transmit ring \
-         alone is enabled.",
-        |b| enable_first(b, &[1]);
-    "states/enable-first-pair", Robust, Completion, "vhost-user, Ring states (discards); Cloud Hypervisor kicks before it enables",
+    "states/enable-first", Robust, Completion,
+        "vhost-user, Ring states (discards); Cloud Hypervisor kicks before it enables",
+        "With protocol features nothing is used before the first enable, and all of it after; of the pair \
+         the transmit ring alone is enabled.", |b| enable_first(b, &[1]);
+    "states/enable-first-pair", Robust, Completion,
+        "vhost-user, Ring states (discards); Cloud Hypervisor kicks before it enables",
         "The same where both rings of the pair are enabled: some back-ends start with the pair.",
         |b| enable_first(b, &[0, 1]);
     "states/enabled-without-protocol", Must, Completion, "vhost-user, Ring states",
@@ -26,7 +27,8 @@ checks! {
         "A transmit ring that is disabled alone sends nothing, and goes on when it is enabled.",
         |b| disabled_transmit(b, &[1]);
     "states/disabled-receive", Must, Frames, "vhost-user, Ring states",
-        "A receive ring that is disabled alone gets nothing, and goes on when it is enabled.", disabled_receive;
+        "A receive ring that is disabled alone gets nothing, and goes on when it is enabled.",
+        disabled_receive;
     "states/disabled-pair", Must, Frames, "vhost-user, Ring states",
         "A pair that is disabled whole sends nothing, and goes on both ways when it is enabled.",
         |b| disabled_transmit(b, &[0, 1]);
@@ -34,8 +36,8 @@ checks! {
         "GET_VRING_BASE answers the next index, here used and available index at once, also behind 65,535.",
         base_answered;
     "states/base-stops", Must, Completion, "vhost-user, Ring states (GET_VRING_BASE stops)",
-        "A ring of a pair that was stopped alone is not processed until it is set up again, and then goes on.",
-        |b| base_stops(b, &[1]);
+        "A ring of a pair that was stopped alone is not processed until it is set up again, and then goes \
+         on.", |b| base_stops(b, &[1]);
     "states/base-stops-pair", Must, Completion, "vhost-user, Ring states (GET_VRING_BASE stops)",
         "A pair that was stopped whole is not processed until it is set up again, and then goes on.",
         |b| base_stops(b, &[0, 1]);
@@ -43,8 +45,10 @@ checks! {
         "A ring begins where its base and its indices say.", base_begins;
     "states/wrong-base", Robust, Completion, "Cloud Hypervisor sends the available index when it reconnects",
         "A ring begins at its used index when the base is another.", wrong_base;
-    "states/resumed", Robust, Completion, "vhost-user, Ring states (a kick starts a ring); front-ends reconnect without one",
-        "A card that outlives a connection goes on, and what was offered meanwhile is sent without a kick.", resumed;
+    "states/resumed", Robust, Completion,
+        "vhost-user, Ring states (a kick starts a ring); front-ends reconnect without one",
+        "A card that outlives a connection goes on, and what was offered meanwhile is sent without a kick.",
+        resumed;
     "states/call-replaced", Must, Completion, "vhost-user, SET_VRING_CALL",
         "A call descriptor can be replaced under a running ring.", call_replaced;
     "states/kick-replaced", Robust, Completion, "vhost-user, SET_VRING_KICK",

@@ -1,7 +1,8 @@
-//! One volt-netd after the other under a guest that moves TCP both ways and answers numbered echo requests all the time.
+//! One volt-netd after the other under a guest that moves TCP both ways and answers numbered echo requests
+//! all the time.
 //!
-//! The same body for every VMM: [`run`] starts the daemon, lets the caller start the guest, and then replaces the daemon
-//! by hand-over and kills its worker, so many times each.
+//! The same body for every VMM: [`run`] starts the daemon, lets the caller start the guest, and then replaces
+//! the daemon by hand-over and kills its worker, so many times each.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -112,7 +113,8 @@ pub fn run(rounds: usize, guest: impl FnOnce(&Path, &Spec) -> Process) {
     let mut succession = Succession::start(directory.path());
     let traffic = Traffic::of(8);
     let script = format!(
-        "dmesg -c >/dev/null; until ping -q -c 1 -w 1 {ENOUGH} >/dev/null; do report round; {}; done; complaints",
+        "dmesg -c >/dev/null; until ping -q -c 1 -w 1 {ENOUGH} >/dev/null; do report round; {}; done; \
+         complaints",
         traffic.both_ways_at_once()
     );
     let spec = Spec { flavour: Flavour::Cloud, image: Image::Vmlinux, ..Spec::new(&script) };
@@ -128,7 +130,8 @@ pub fn run(rounds: usize, guest: impl FnOnce(&Path, &Spec) -> Process) {
     let account = echo.stop();
     let gone = dropped() - before;
     eprintln!(
-        "{rounds} hand-overs in {:.0} s, an echo request every {INTERVAL:?}: {account:?}; dropped by the interface: {gone}",
+        "{rounds} hand-overs in {:.0} s, an echo request every {INTERVAL:?}: {account:?}; \
+         dropped by the interface: {gone}",
         start.elapsed().as_secs_f32()
     );
     let perfect = Account { sent: account.sent, lost: 0, repeated: 0 };

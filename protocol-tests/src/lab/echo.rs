@@ -1,5 +1,5 @@
-//! Numbered echo requests (ICMP, RFC 792) to the guest, each of which its kernel answers once: what does not come back was
-//! lost, what comes back again was repeated.
+//! Numbered echo requests (ICMP, RFC 792) to the guest, each of which its kernel answers once: what does not
+//! come back was lost, what comes back again was repeated.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};

@@ -119,8 +119,8 @@ impl Spec {
         ]
     }
 
-    /// User-mode Linux of one processor, its network device at a vhost-user socket. It is a process with children that it
-    /// traces: in a PID namespace of its own, so that they end with it however it ends.
+    /// User-mode Linux of one processor, its network device at a vhost-user socket. It is a process with
+    /// children that it traces: in a PID namespace of its own, so that they end with it however it ends.
     pub fn uml(&self, socket: &Path) -> Command {
         let mut command = Command::new("unshare");
         command
@@ -155,7 +155,8 @@ impl Spec {
             .arg(self.kernel())
             .arg("-initrd")
             .arg(self.initramfs())
-            // On a busy machine an emulated timer may be too late for the kernel's check at boot, which is a panic.
+            // On a busy machine an emulated timer may be too late for the kernel's check at boot, which is a
+            // panic.
             .args(["-append", &format!("no_timer_check {}", self.command_line())]);
         command
     }

@@ -3,8 +3,8 @@
 //! A test hands its body to [`here`] (a QEMU guest under software emulation on this machine) or to [`in_lab`]
 //! (anything that needs a KVM able to run a stock kernel). Both check what the body needs, print `SKIP name:
 //! reason` when something is missing, and run the body in a network namespace of its own. The body starts a
-//! [`netd::Netd`], a [`traffic::Traffic`] for the far side, and a guest from a [`guest::Spec`]; all of them end what
-//! they started when they are dropped, a panic included.
+//! [`netd::Netd`], a [`traffic::Traffic`] for the far side, and a guest from a [`guest::Spec`]; all of them
+//! end what they started when they are dropped, a panic included.
 //!
 //! This is test support: what goes wrong is a panic that carries the last output of the process concerned.
 
@@ -29,10 +29,12 @@ use std::time::Duration;
 pub use outer::in_lab;
 pub(crate) use outer::kvm_is_usable;
 
-/// How long anything may take that a guest or a program is waited for to do. Nothing takes a tenth of it on a quiet machine.
+/// How long anything may take that a guest or a program is waited for to do. Nothing takes a tenth of it on a
+/// quiet machine.
 pub const PATIENCE: Duration = Duration::from_secs(600);
 
-/// How often something is done again and again: `VOLT_ROUNDS`, which `scripts/soak` sets, otherwise `default`.
+/// How often something is done again and again: `VOLT_ROUNDS`, which `scripts/soak` sets, otherwise
+/// `default`.
 ///
 /// # Panics
 /// When the variable is no number.

@@ -16,8 +16,8 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 pub(super) fn run(body: impl FnOnce() + Send) -> thread::Result<()> {
     thread::scope(|scope| {
         let inside = scope.spawn(|| {
-            // SAFETY: only the network namespace changes, and only this new thread's; no file descriptor table,
-            // memory or file system view that other threads rely on is taken apart.
+            // SAFETY: only the network namespace changes, and only this new thread's; no file descriptor
+            // table, memory or file system view that other threads rely on is taken apart.
             unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.expect("a network namespace of the test's own");
             let status = Command::new("ip").args(["link", "set", "lo", "up"]).status();
             assert!(status.is_ok_and(|status| status.success()), "ip link set lo up");

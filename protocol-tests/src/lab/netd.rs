@@ -64,8 +64,8 @@ pub fn ip(arguments: &[&str]) {
     assert!(output.status.success(), "ip {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// What an interface of the caller's namespace has counted: `rx` or `tx`, and `bytes`, `packets`, `dropped`. Read at once,
-/// without a program that takes its time.
+/// What an interface of the caller's namespace has counted: `rx` or `tx`, and `bytes`, `packets`, `dropped`.
+/// Read at once, without a program that takes its time.
 ///
 /// # Panics
 /// When there is no such interface or counter.

@@ -1,9 +1,9 @@
 //! Bodies that need a KVM able to run a stock kernel.
 //!
 //! On a machine that has one, [`in_lab`] runs the body at once. On any other, the first call boots the lab
-//! (`scripts/lab`) and runs this very test program in it, with the same filters: there the bodies run one after the
-//! other and print a line each when they begin and end. Every call then takes its own result from that one run,
-//! because an outer boot costs more than most bodies do.
+//! (`scripts/lab`) and runs this very test program in it, with the same filters: there the bodies run one
+//! after the other and print a line each when they begin and end. Every call then takes its own result from
+//! that one run, because an outer boot costs more than most bodies do.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -34,9 +34,9 @@ struct Case {
 }
 
 impl Case {
-    /// Whether a guest was reset in the middle, without a word of its kernel but for the emulation's own fault. Any other
-    /// panic is the body's. A body that asks its host at that moment finds out otherwise, as by the API's socket: its
-    /// machine is found to have ended when the body is unwound.
+    /// Whether a guest was reset in the middle, without a word of its kernel but for the emulation's own
+    /// fault. Any other panic is the body's. A body that asks its host at that moment finds out otherwise, as
+    /// by the API's socket: its machine is found to have ended when the body is unwound.
     fn guest_was_reset(&self) -> bool {
         let says = |text: &str| self.output.iter().any(|line| line.contains(text));
         let qemu = says("qemu ended before it said '");
@@ -74,10 +74,11 @@ pub fn in_lab(name: &str, body: impl FnOnce() + Send) {
     let filters = || std::env::args().skip(1).filter(|word| !word.starts_with('-') || word == "--exact");
     let first = FIRST.get_or_init(|| run(filters()));
     let mut again = None;
-    // QEMU's emulation of SVM now and then interrupts a processor at the first instruction of its kernel's system call
-    // entry, where interrupts are masked and GS is still the program's: the lab's own kernel dies of that, or a guest's, with
-    // QEMU's own network device as with ours. That says nothing about the body, which gets another lab, alone; nor does what
-    // comes after it in that lab, whose kernel has been interrupted in the same way as the guest's.
+    // QEMU's emulation of SVM now and then interrupts a processor at the first instruction of its kernel's
+    // system call entry, where interrupts are masked and GS is still the program's: the lab's own kernel dies
+    // of that, or a guest's, with QEMU's own network device as with ours. That says nothing about the body,
+    // which gets another lab, alone; nor does what comes after it in that lab, whose kernel has been
+    // interrupted in the same way as the guest's.
     for _ in 0..MORE_LABS {
         let last = again.as_ref().unwrap_or(first);
         let case = last.cases.get(name);
@@ -94,15 +95,16 @@ pub fn in_lab(name: &str, body: impl FnOnce() + Send) {
     }
     let case = again.as_ref().unwrap_or(first).cases.get(name);
     let case = case.unwrap_or_else(|| panic!("the lab did not come to {name}"));
-    // A skip inside is one outside. The prefix keeps the inner test runner's lines from looking like the outer's.
+    // A skip inside is one outside. The prefix keeps the inner test runner's lines from looking like the
+    // outer's.
     for line in &case.output {
         eprintln!("lab: {line}");
     }
     assert!(case.passed, "{name} failed in the lab");
 }
 
-/// Ends the test program when the body `name` takes too long, unless what it returns is dropped before: the body hangs, and
-/// not the lab.
+/// Ends the test program when the body `name` takes too long, unless what it returns is dropped before: the
+/// body hangs, and not the lab.
 fn end_unless_done(name: &str) -> Sender<()> {
     let (over, done) = channel::<()>();
     let name = name.to_owned();
@@ -115,7 +117,8 @@ fn end_unless_done(name: &str) -> Sender<()> {
     over
 }
 
-/// As in `scripts/lib.sh`: a KVM without VMX or SVM below it emulates guest kernel mode and lacks instructions.
+/// As in `scripts/lib.sh`: a KVM without VMX or SVM below it emulates guest kernel mode and lacks
+/// instructions.
 pub(crate) fn kvm_is_usable() -> bool {
     let processor = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     processor.split_whitespace().any(|word| word == "vmx" || word == "svm") && Path::new("/dev/kvm").exists()
@@ -150,8 +153,8 @@ fn run(filters: impl Iterator<Item = String>) -> Run {
     Run { cases: sort(&console), died }
 }
 
-/// Tells of each body that has ended, past the test runner, which shows the output of a test at its end only: a lab's run takes
-/// minutes.
+/// Tells of each body that has ended, past the test runner, which shows the output of a test at its end only:
+/// a lab's run takes minutes.
 fn progress(line: &str) {
     if let Some((_, body)) = line.split_once(END) {
         let _ = write!(std::io::stderr(), "\n    in the lab: {body} ");

@@ -1,5 +1,5 @@
-//! A TFTP server (RFC 1350, with the block size of RFC 2348) that keeps one file in memory: what busybox has for UDP with a
-//! content that can be compared. A lost datagram is sent again by the client.
+//! A TFTP server (RFC 1350, with the block size of RFC 2348) that keeps one file in memory: what busybox has
+//! for UDP with a content that can be compared. A lost datagram is sent again by the client.
 
 use std::net::UdpSocket;
 use std::sync::Arc;

@@ -1,7 +1,8 @@
-//! The far side of a guest's network: TCP services on the TAP's address, and the judgement of what went over it.
+//! The far side of a guest's network: TCP services on the TAP's address, and the judgement of what went over
+//! it.
 //!
-//! Digests are SHA-256, by the `sha256sum` program on this side and busybox's on the guest's: what is compared was
-//! computed by neither of the programs under test.
+//! Digests are SHA-256, by the `sha256sum` program on this side and busybox's on the guest's: what is
+//! compared was computed by neither of the programs under test.
 
 use std::io::{Read, Seek, Write};
 use std::net::{TcpListener, TcpStream};
@@ -20,7 +21,8 @@ pub const HOST: &str = "10.77.0.1";
 pub const GUEST: &str = "10.77.0.2";
 /// How much goes each way: in the largest frames that is as many as a ring has descriptors.
 const MIB: usize = 16;
-/// How long a connection may stand still: longer than the longest time for which a test takes the network away.
+/// How long a connection may stand still: longer than the longest time for which a test takes the network
+/// away.
 const STANDSTILL: Duration = Duration::from_secs(300);
 
 const SINK: u16 = 7001;
@@ -71,8 +73,8 @@ impl Traffic {
         )
     }
 
-    /// For `volt.run`: an address for `interface`, then ping and checksummed TCP and UDP with `subnet`'s host; `name` is
-    /// for [`Traffic::judge_network`].
+    /// For `volt.run`: an address for `interface`, then ping and checksummed TCP and UDP with `subnet`'s
+    /// host; `name` is for [`Traffic::judge_network`].
     pub fn try_network(&self, name: &str, interface: &str, subnet: &str) -> String {
         format!("try_network {name} {interface} {subnet} {}", self.mib)
     }
@@ -163,7 +165,8 @@ pub fn value<'a>(reports: &'a [String], name: &str) -> &'a str {
     found.unwrap_or_else(|| panic!("the guest reported no '{name}': {reports:?}")).trim()
 }
 
-/// Whether the guest's network device and its driver agreed on feature `bit`, by the guest's `features` report.
+/// Whether the guest's network device and its driver agreed on feature `bit`, by the guest's `features`
+/// report.
 ///
 /// # Panics
 /// When the guest reported none.
@@ -186,7 +189,8 @@ pub fn iperf3() -> Process {
 /// For `volt.run`: eight flows each way at once, then the counters of each queue.
 pub fn many_flows() -> String {
     format!(
-        "step out speed tcp_out -c {HOST} -P 8 -t 2; step in speed tcp_in -R -c {HOST} -P 8 -t 2; queue_counters"
+        "step out speed tcp_out -c {HOST} -P 8 -t 2; step in speed tcp_in -R -c {HOST} -P 8 -t 2; \
+         queue_counters"
     )
 }
 

@@ -1,18 +1,20 @@
 //! `volt-vmm ctl`: asks the API of a machine that runs.
 
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use http_body_util::{BodyExt, Full};
-use hyper::body::Bytes;
-use hyper::{Method, Request};
-use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use thiserror::Error;
+use volt_http::Method;
+use volt_http::client::{AskError, Limits, Request};
+use volt_program::unix::{ConnectError, connect_within};
 
 /// How long an answer may take.
 const LIMIT: Duration = Duration::from_secs(20);
+/// Most bytes of an answer: a machine's status has some hundred for each of its devices' vrings.
+const ANSWER_MAX: usize = 16 << 20;
 
 /// Why there is no answer.
 #[derive(Debug, Error)]
@@ -28,10 +30,10 @@ pub enum CtlError {
     Late,
     /// It has ended, or what listens is no API.
     #[error("{} closes the connection without an answer: is that a machine's --api-socket?", .0.display())]
-    Closed(PathBuf, #[source] hyper::Error),
+    Closed(PathBuf, #[source] AskError),
     /// What came is no answer.
     #[error("what comes from {} is no answer: is that a machine's --api-socket?", .0.display())]
-    Http(PathBuf, #[source] hyper::Error),
+    Http(PathBuf, #[source] AskError),
     /// What came is no JSON.
     #[error("the machine's answer makes no sense")]
     Json(#[from] serde_json::Error),
@@ -52,39 +54,36 @@ pub enum CtlError {
 ///
 /// See [`CtlError`].
 pub fn ask(socket: &Path, method: Method, path: &str, body: Option<&Value>) -> Result<Value, CtlError> {
-    let request = request(method, path, body)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(CtlError::System)?;
-    runtime.block_on(async {
-        tokio::time::timeout(LIMIT, exchange(socket, request)).await.map_err(|_| CtlError::Late)?
-    })
-}
-
-fn request(method: Method, path: &str, body: Option<&Value>) -> Result<Request<Full<Bytes>>, CtlError> {
+    let end = Instant::now() + LIMIT;
+    let stream = connect(socket)?;
     let body = body.map(Value::to_string).unwrap_or_default();
-    let request = Request::builder().method(method).uri(path).header(hyper::header::HOST, "localhost");
-    request.body(Full::new(Bytes::from(body))).map_err(|_| CtlError::Path(path.to_owned()))
-}
-
-async fn exchange(socket: &Path, request: Request<Full<Bytes>>) -> Result<Value, CtlError> {
-    let path = || socket.to_owned();
-    let stream = tokio::net::UnixStream::connect(socket).await.map_err(|error| match error.kind() {
-        io::ErrorKind::PermissionDenied => CtlError::Foreign(path(), error),
-        _ => CtlError::Connect(path(), error),
-    })?;
-    let http = |error: hyper::Error| match error.is_closed() || error.is_incomplete_message() {
-        true => CtlError::Closed(path(), error),
-        false => CtlError::Http(path(), error),
-    };
-    let connected = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
-    let (mut sender, connection) = connected.map_err(http)?;
-    tokio::spawn(connection);
-    let response = sender.send_request(request).await.map_err(http)?;
-    let good = response.status().is_success();
-    let body = response.into_body().collect().await.map_err(http)?.to_bytes();
-    let answer: Value = serde_json::from_slice(&body)?;
+    let request = Request { method: &method, path, body: body.as_bytes() };
+    let limits = Limits { time: end.saturating_duration_since(Instant::now()), body: ANSWER_MAX };
+    let answer = volt_http::client::ask(&stream, &request, &limits);
+    let answer = answer.map_err(|error| no_answer(socket, error))?;
+    let (good, answer): (_, Value) = (answer.status.is_success(), serde_json::from_slice(&answer.body)?);
     match good {
         true => Ok(answer),
         false => Err(CtlError::Refused(answer["error"].as_str().unwrap_or("without a reason").to_owned())),
+    }
+}
+
+fn connect(socket: &Path) -> Result<UnixStream, CtlError> {
+    connect_within(socket, LIMIT).map_err(|error| match error {
+        ConnectError::System(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            CtlError::Foreign(socket.to_owned(), error)
+        }
+        ConnectError::System(error) => CtlError::Connect(socket.to_owned(), error),
+        other => CtlError::Connect(socket.to_owned(), io::Error::other(other)),
+    })
+}
+
+fn no_answer(socket: &Path, error: AskError) -> CtlError {
+    match error {
+        AskError::Late(_) => CtlError::Late,
+        AskError::Path(path) => CtlError::Path(path),
+        AskError::Closed | AskError::Cut => CtlError::Closed(socket.to_owned(), error),
+        AskError::Malformed(_) | AskError::TooLong { .. } => CtlError::Http(socket.to_owned(), error),
+        AskError::Broken(error) => CtlError::System(error),
     }
 }

@@ -1,14 +1,15 @@
 //! The API's paths: which there are, by which methods they are asked, and the names in them.
 //!
-//! A name may have any character: who asks encodes it ([`encode`]), each of its bytes that is not a letter or a digit as `%`
-//! and two hexadecimal digits, and here it is decoded. A path of a file may also stand there as it is, slashes and all.
+//! A name may have any character: who asks encodes it ([`encode`]), each of its bytes that is not a letter or
+//! a digit as `%` and two hexadecimal digits, and here it is decoded. A path of a file may also stand there
+//! as it is, slashes and all.
 
 use std::fmt;
 
-use hyper::Method;
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use volt_http::Method;
 
-use crate::devices::Kind;
+use crate::virtio::handle::DeviceKind;
 
 /// What is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,10 +19,10 @@ pub(super) enum Route {
     Resume,
     PowerButton,
     Shutdown,
-    Add(Kind),
+    Add(DeviceKind),
     /// Of the network device of this name.
     Limits(String),
-    Remove(Kind, String),
+    Remove(DeviceKind, String),
 }
 
 impl Route {
@@ -53,7 +54,7 @@ impl fmt::Display for Route {
 
 /// Why a path leads nowhere.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Lost {
+pub(super) enum PathError {
     /// There is none such.
     Unknown,
     /// A name is no text.
@@ -66,8 +67,8 @@ pub(crate) fn encode(name: &str) -> String {
 }
 
 /// What `path` is, by each method by which it is asked.
-pub(super) fn routes(path: &str) -> Result<Vec<(Method, Route)>, Lost> {
-    let segments: Vec<_> = path.strip_prefix('/').ok_or(Lost::Unknown)?.split('/').collect();
+pub(super) fn routes(path: &str) -> Result<Vec<(Method, Route)>, PathError> {
+    let segments: Vec<_> = path.strip_prefix('/').ok_or(PathError::Unknown)?.split('/').collect();
     let put = |route| vec![(Method::PUT, route)];
     Ok(match segments[..] {
         ["v1", "status"] => vec![(Method::GET, Route::Status)],
@@ -75,10 +76,10 @@ pub(super) fn routes(path: &str) -> Result<Vec<(Method, Route)>, Lost> {
         ["v1", "resume"] => put(Route::Resume),
         ["v1", "power-button"] => put(Route::PowerButton),
         ["v1", "shutdown"] => put(Route::Shutdown),
-        ["v1", "net"] => vec![(Method::POST, Route::Add(Kind::Net))],
-        ["v1", "disk"] => vec![(Method::POST, Route::Add(Kind::Disk))],
+        ["v1", "net"] => vec![(Method::POST, Route::Add(DeviceKind::Net))],
+        ["v1", "disk"] => vec![(Method::POST, Route::Add(DeviceKind::Disk))],
         ["v1", "net", ref name @ ..] => {
-            let mut routes = vec![(Method::DELETE, Route::Remove(Kind::Net, decode(name)?))];
+            let mut routes = vec![(Method::DELETE, Route::Remove(DeviceKind::Net, decode(name)?))];
             if let [net @ .., "limits"] = name
                 && !net.is_empty()
             {
@@ -86,15 +87,17 @@ pub(super) fn routes(path: &str) -> Result<Vec<(Method, Route)>, Lost> {
             }
             routes
         }
-        ["v1", "disk", ref name @ ..] => vec![(Method::DELETE, Route::Remove(Kind::Disk, decode(name)?))],
-        _ => return Err(Lost::Unknown),
+        ["v1", "disk", ref name @ ..] => {
+            vec![(Method::DELETE, Route::Remove(DeviceKind::Disk, decode(name)?))]
+        }
+        _ => return Err(PathError::Unknown),
     })
 }
 
 /// The name in `segments`, between which its slashes were if they are not encoded.
-fn decode(segments: &[&str]) -> Result<String, Lost> {
+fn decode(segments: &[&str]) -> Result<String, PathError> {
     let name = segments.join("/");
-    let name = percent_decode_str(&name).decode_utf8().map_err(|_| Lost::NotUtf8)?;
+    let name = percent_decode_str(&name).decode_utf8().map_err(|_| PathError::NotUtf8)?;
     Ok(name.into_owned())
 }
 
@@ -107,7 +110,8 @@ mod tests {
         routes.into_iter().find(|(by, _)| *by == method).map(|(_, route)| route)
     }
 
-    /// What is encoded and decoded is what it was, for each character by itself and for names that look like something else.
+    /// What is encoded and decoded is what it was, for each character by itself and for names that look like
+    /// something else.
     #[test]
     fn names_come_through_whole() {
         let each = (0..=0x2fff).chain([0xffff, 0x1_0000, 0x10_ffff]).filter_map(char::from_u32);
@@ -132,7 +136,7 @@ mod tests {
         for name in names {
             let path = encode(&name);
             assert!(path.bytes().all(|byte| byte == b'%' || byte.is_ascii_alphanumeric()), "{path}");
-            for (kind, word) in [(Kind::Net, "net"), (Kind::Disk, "disk")] {
+            for (kind, word) in [(DeviceKind::Net, "net"), (DeviceKind::Disk, "disk")] {
                 let removed = route(Method::DELETE, &format!("/v1/{word}/{path}"));
                 assert_eq!(removed, Some(Route::Remove(kind, name.clone())));
             }
@@ -143,12 +147,12 @@ mod tests {
 
     #[test]
     fn paths_of_files_may_stand_as_they_are() {
-        let disk = |name: &str| Some(Route::Remove(Kind::Disk, name.to_owned()));
+        let disk = |name: &str| Some(Route::Remove(DeviceKind::Disk, name.to_owned()));
         assert_eq!(route(Method::DELETE, "/v1/disk//srv/a.img"), disk("/srv/a.img"));
         assert_eq!(route(Method::DELETE, "/v1/disk/50%/limits"), disk("50%/limits"));
         let net = "/v1/net//run/a.sock/limits";
         assert_eq!(route(Method::PUT, net), Some(Route::Limits("/run/a.sock".to_owned())));
-        let named = Route::Remove(Kind::Net, "/run/a.sock/limits".to_owned());
+        let named = Route::Remove(DeviceKind::Net, "/run/a.sock/limits".to_owned());
         assert_eq!(route(Method::DELETE, net), Some(named));
         assert_eq!(route(Method::PUT, "/v1/net/limits"), None);
     }
@@ -156,8 +160,8 @@ mod tests {
     #[test]
     fn what_is_no_path_is_none() {
         for path in ["*", "", "/", "/v1", "/v1/", "/v1/status/", "/v2/status", "//v1/status"] {
-            assert_eq!(routes(path), Err(Lost::Unknown), "{path}");
+            assert_eq!(routes(path), Err(PathError::Unknown), "{path}");
         }
-        assert_eq!(routes("/v1/disk/%ff"), Err(Lost::NotUtf8));
+        assert_eq!(routes("/v1/disk/%ff"), Err(PathError::NotUtf8));
     }
 }

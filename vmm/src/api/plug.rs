@@ -2,17 +2,17 @@
 
 use std::time::Duration;
 
-use hyper::StatusCode;
 use serde_json::{Value, json};
+use volt_http::StatusCode;
 
-use crate::api::Machine;
-use crate::api::order::Order;
-use crate::api::routes::{Answer, error};
-use crate::cli;
-use crate::config::NetDeviceConfig;
-use crate::devices::{Kind, PlugError};
+use crate::api::answer::{Answer, error};
+use crate::api::completion::Completion;
+use crate::config::{DiskConfig, NetDeviceConfig};
+use crate::faults::chain;
+use crate::machine::devices::PlugError;
+use crate::machine::handle::MachineHandle;
 use crate::virtio::blk::Block;
-use crate::virtio::faults::chain;
+use crate::virtio::handle::DeviceKind;
 use crate::virtio::{VirtioDevice, net};
 
 /// How long a back-end may take to listen: with what follows, less than a client waits.
@@ -21,24 +21,29 @@ const BACK_END_LIMIT: Duration = Duration::from_secs(2);
 const GUEST_LIMIT: Duration = Duration::from_secs(8);
 
 /// Opens the device that `body` describes and plugs it.
-pub(super) fn add(machine: &Machine, kind: Kind, body: &[u8], order: &Order) -> Answer {
-    match try_add(machine, kind, body, order) {
+pub(super) fn add(machine: &MachineHandle, kind: DeviceKind, body: &[u8], completion: &Completion) -> Answer {
+    match try_add(machine, kind, body, completion) {
         Ok(slot) => (StatusCode::CREATED, json!({ "slot": slot })),
         Err(answer) => answer,
     }
 }
 
-fn try_add(machine: &Machine, kind: Kind, body: &[u8], order: &Order) -> Result<usize, Answer> {
+fn try_add(
+    machine: &MachineHandle,
+    kind: DeviceKind,
+    body: &[u8],
+    completion: &Completion,
+) -> Result<usize, Answer> {
     let bad = |text: String| error(StatusCode::BAD_REQUEST, text);
     let cannot = |why: &dyn std::error::Error| error(StatusCode::CONFLICT, chain(why).to_string());
     let options = options(body).map_err(bad)?;
     let room_for = |name: &str| machine.devices.room_for(kind, name).map_err(refusal);
-    let device: Box<dyn VirtioDevice> = if kind == Kind::Disk {
-        let config = cli::disk(&options).map_err(|why| bad(chain(&why).to_string()))?;
+    let device: Box<dyn VirtioDevice> = if kind == DeviceKind::Disk {
+        let config: DiskConfig = options.parse().map_err(|why| bad(chain(&why).to_string()))?;
         room_for(&config.path.display().to_string())?;
         Box::new(Block::open(&config, &machine.gate).map_err(|why| cannot(&why))?)
     } else {
-        let mut config = cli::net_device(&options).map_err(|why| bad(chain(&why).to_string()))?;
+        let mut config: NetDeviceConfig = options.parse().map_err(|why| bad(chain(&why).to_string()))?;
         if let NetDeviceConfig::Socket(config) = &mut config {
             config.timeout = Some(BACK_END_LIMIT);
         }
@@ -46,7 +51,7 @@ fn try_add(machine: &Machine, kind: Kind, body: &[u8], order: &Order) -> Result<
         net::open(&config, &machine.gate).map_err(|why| cannot(&why))?
     };
     // From here on it does not take long.
-    if !order.finish() {
+    if !completion.finish() {
         let text = format!("{}: opened too late, and closed again", device.label());
         return Err(error(StatusCode::GATEWAY_TIMEOUT, text));
     }
@@ -65,7 +70,7 @@ fn options(body: &[u8]) -> Result<String, String> {
 }
 
 /// Asks the guest for a device and waits for it.
-pub(super) fn remove(machine: &Machine, kind: Kind, name: &str) -> Answer {
+pub(super) fn remove(machine: &MachineHandle, kind: DeviceKind, name: &str) -> Answer {
     match machine.devices.remove(kind, name, GUEST_LIMIT) {
         Ok(()) => (StatusCode::OK, json!({})),
         Err(why) => refusal(why),

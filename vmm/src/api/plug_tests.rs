@@ -1,28 +1,30 @@
-//! Devices that come and go by the API, on a PCI bus of a virtual machine without a guest: a thread gives back what is wanted.
+//! Devices that come and go by the API, on a PCI bus of a virtual machine without a guest: a thread gives
+//! back what is wanted.
 
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-use hyper::Method;
 use kvm_ioctls::{Kvm, VmFd};
 use serde_json::{Value, json};
+use volt_http::Method;
 
 use super::client::{CtlError, ask};
 use super::*;
-use crate::bus::{Bus, BusDevice};
-use crate::cli::{Add, DeviceKind, Request};
-use crate::devices::Devices;
-use crate::exit::ExitEvent;
-use crate::gate::Gate;
-use crate::irq::LevelLine;
-use crate::pause::Pause;
+use crate::board::bus::{Bus, BusDevice};
+use crate::board::exit::ExitEvent;
+use crate::board::irq::LevelLine;
+use crate::board::pause_gate::PauseGate;
+use crate::cli::{AddCommand, CtlCommand, KindArg};
+use crate::machine::devices::Devices;
+use crate::machine::pause::Pause;
+use crate::machine::power::PowerButton;
 use crate::pci::hotplug::{HotplugEvents, HotplugRegisters};
-use crate::power::PowerButton;
+use crate::virtio::net::vhost_user::scripted::{End, serve};
 use crate::virtio::pci::slots::PciSlots;
 use crate::virtio::testing::memory;
-use crate::virtio::vhost_user_net::scripted::{End, serve};
 
 struct Rig {
     devices: Arc<Devices>,
@@ -33,13 +35,12 @@ struct Rig {
 }
 
 impl Rig {
-    fn ctl(&self, request: &Request) -> Result<Value, CtlError> {
+    fn ctl(&self, request: &CtlCommand) -> Result<Value, CtlError> {
         ask(&self.socket, request.method(), &request.path(), request.body().as_ref())
     }
 
     fn names(&self) -> Vec<String> {
-        let names =
-            self.devices.status().into_iter().map(|device| device["device"].as_str().unwrap().to_owned());
+        let names = self.devices.status().into_iter().map(|listed| listed.device.device);
         names.collect()
     }
 }
@@ -90,11 +91,19 @@ fn rig_with_limit(test: &str, limit: Duration) -> Option<Rig> {
     let devices = Arc::new(Devices::on_pci(slots, events.clone()));
     let ejecting = devices.clone();
     let guest = Guest::start(HotplugRegisters::new(events, Box::new(move |slot| ejecting.ejected(slot))));
-    let (exit, gate) = (Arc::new(ExitEvent::new().unwrap()), Arc::<Gate>::default());
+    let (exit, gate) = (Arc::new(ExitEvent::new().unwrap()), Arc::<PauseGate>::default());
     let pause = Pause::new(gate.clone(), devices.clone());
     let (started, power_button) = (Instant::now(), Arc::new(PowerButton::new(line())));
-    let machine =
-        Machine { cpus: 1, memory: 1, started, devices: devices.clone(), gate, exit, pause, power_button };
+    let machine = Arc::new(MachineHandle {
+        cpus: 1,
+        memory: 1,
+        started,
+        devices: devices.clone(),
+        gate,
+        exit,
+        pause,
+        power_button,
+    });
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("api");
     let api = Api::with_limit(&socket, machine, limit).unwrap();
@@ -113,12 +122,12 @@ fn the_device_of_a_name_goes_and_no_other() {
     let paths = names.map(|name| rig.dir.path().join(name));
     for path in &paths {
         std::fs::write(path, [0; 512]).unwrap();
-        rig.ctl(&Request::Add { what: Add::Disk { options: disk(path) } }).unwrap();
+        rig.ctl(&CtlCommand::Add { what: AddCommand::Disk { options: disk(path) } }).unwrap();
     }
     for (at, path) in paths.iter().enumerate().rev() {
         match at {
             0 => ask(&rig.socket, Method::DELETE, &format!("/v1/disk/{}", disk(path)), None).unwrap(),
-            _ => rig.ctl(&Request::Remove { kind: DeviceKind::Disk, name: disk(path) }).unwrap(),
+            _ => rig.ctl(&CtlCommand::Remove { kind: KindArg::Disk, name: disk(path) }).unwrap(),
         };
         let left: Vec<_> = paths[..at].iter().map(|path| format!("disk {}", disk(path))).collect();
         assert_eq!(rig.names(), left);
@@ -132,7 +141,8 @@ fn the_device_of_a_name_goes_and_no_other() {
     );
 }
 
-/// A back-end that answers when its client has been told that it takes too long: the device is closed again, and never seen.
+/// A back-end that answers when its client has been told that it takes too long: the device is closed again,
+/// and never seen.
 #[test]
 fn a_device_that_is_opened_too_late_is_not_added() {
     const NAME: &str = "a_device_that_is_opened_too_late_is_not_added";
@@ -140,7 +150,7 @@ fn a_device_that_is_opened_too_late_is_not_added() {
     let path = rig.dir.path().join("back-end");
     let listener = UnixListener::bind(&path).unwrap();
     let options = format!("socket={}", path.display());
-    let why = rig.ctl(&Request::Add { what: Add::Net { options } }).unwrap_err().to_string();
+    let why = rig.ctl(&CtlCommand::Add { what: AddCommand::Net { options } }).unwrap_err().to_string();
     assert!(why.contains("adding a network device takes more than 0.1 s: nothing is added"), "{why}");
     // Answers all that a device asks before it is there, and hears the end of the connection.
     let told = serve(&listener, 1, End::Theirs);

@@ -1,123 +1,80 @@
 //! What can be asked, and what is answered.
 
-use std::convert::Infallible;
-use std::error::Error;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use http_body_util::{BodyExt, Collected, Full, LengthLimitError, Limited};
-use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
-use hyper::{Method, Request, Response, StatusCode, Uri};
-use log::warn;
+use log::{debug, warn};
 use rustix::process::geteuid;
 use serde_json::{Map, Value, json};
-use tokio::sync::watch;
-use tokio::task::{JoinError, spawn_blocking};
-use tokio::time::{sleep, timeout};
-use volt_net::net::limiter::{LimitsChange, Rate};
-use volt_net::unix::Stranger;
+use volt_http::server::{Outcome, ServeError, Turn, WorkError};
+use volt_http::{Body, Head, JSON, Method, RequestError, Response, Service, StatusCode, Target};
+use volt_net::limiter::{LimitsChange, Rate};
+use volt_program::unix::check_user;
 
-use crate::api::LIMIT;
-use crate::api::order::Order;
-use crate::api::path::{self, Lost, Route};
+use crate::api::answer::{Answer, error};
+use crate::api::completion::Completion;
+use crate::api::path::{self, PathError, Route};
 use crate::api::plug;
-use crate::devices::{Devices, Kind};
-use crate::exit::{ExitEvent, ExitReason};
-use crate::gate::Gate;
-use crate::pause::Pause;
-use crate::power::PowerButton;
-use crate::virtio::faults::chain;
-use crate::virtio::net::{RateControlError, limits_json};
+use crate::board::exit::ExitReason;
+use crate::faults::chain;
+use crate::machine::handle::MachineHandle;
+use crate::virtio::handle::{DeviceKind, LimitsError};
+use crate::virtio::status::LimitsStatus;
 
-/// Most bytes of a request's body.
-const BODY_MAX: usize = 4096;
-
-/// Says how a device is, at any time and from any thread.
-pub type Status = Box<dyn Fn() -> Value + Send + Sync>;
-
-/// What the API shows and changes.
-pub struct Machine {
-    /// Number of vCPUs.
-    pub cpus: u8,
-    /// Bytes of guest memory.
-    pub memory: u64,
-    /// When the machine was built.
-    pub started: Instant,
-    /// The devices.
-    pub devices: Arc<Devices>,
-    /// What the threads of those to come pass.
-    pub gate: Arc<Gate>,
-    /// The end.
-    pub exit: Arc<ExitEvent>,
-    /// Stops everything for a while.
-    pub pause: Pause,
-    /// Asks the guest to end.
-    pub power_button: Arc<PowerButton>,
-}
-
-pub(super) type Answer = (StatusCode, Value);
+/// How long a client may take for the head of its request, and for its body.
+pub(super) const LIMIT: Duration = Duration::from_secs(5);
 
 /// What every request meets.
 pub(super) struct Serving {
-    pub(super) machine: Arc<Machine>,
+    pub(super) machine: Arc<MachineHandle>,
     /// How long carrying out a request may take.
     pub(super) limit: Duration,
-    /// Becomes true when the machine ends.
-    pub(super) ends: watch::Receiver<bool>,
 }
 
-/// Answers a request, of a `stranger` that it is none of his business.
-pub(super) async fn answer(
-    request: Request<Incoming>,
-    serving: &Serving,
-    stranger: Option<&Stranger>,
-) -> Result<Response<Full<Bytes>>, Infallible> {
-    let (parts, body) = request.into_parts();
-    let route = match stranger {
-        Some(stranger) => {
+impl Service for Serving {
+    type Task = Route;
+
+    /// A stranger is none of those who may ask.
+    fn accept(&self, head: &Head, client: &UnixStream) -> Result<Route, Response> {
+        if let Err(stranger) = check_user(client) {
+            warn!("{stranger} may not use the API");
             let owner = geteuid().as_raw();
             let text = format!("this API is for user {owner} and root, and you are {stranger}");
-            Err(error(StatusCode::FORBIDDEN, text))
+            return Err(response(error(StatusCode::FORBIDDEN, text)));
         }
-        None => route(&parts.method, &parts.uri),
-    };
-    let (code, body) = match route {
-        Ok(route) => match timeout(LIMIT, collected(body, serving)).await {
-            Ok(None) => machine_ends(),
-            Ok(Some(Ok(body))) => carry_out(serving, route, body.to_bytes()).await,
-            Ok(Some(Err(broken))) if broken.is::<LengthLimitError>() => {
-                error(StatusCode::PAYLOAD_TOO_LARGE, format!("a body has at most {BODY_MAX} bytes"))
+        route(head.method(), head.target()).map_err(|(code, body)| {
+            let answer = response((code, body));
+            match allowed(head.target().path()) {
+                Some(methods) if code == StatusCode::METHOD_NOT_ALLOWED => answer.allow(&methods),
+                _ => answer,
             }
-            Ok(Some(Err(broken))) => {
-                error(StatusCode::BAD_REQUEST, format!("the body cannot be read: {broken}"))
-            }
-            Err(_) => error(StatusCode::REQUEST_TIMEOUT, "the body does not come".to_owned()),
-        },
-        Err(answer) => answer,
-    };
-    let mut response = Response::new(Full::new(Bytes::from(format!("{body:#}\n"))));
-    *response.status_mut() = code;
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    if code == StatusCode::METHOD_NOT_ALLOWED
-        && let Some(allowed) = allowed(parts.uri.path()).and_then(|allowed| allowed.try_into().ok())
-    {
-        headers.insert(ALLOW, allowed);
+        })
     }
-    Ok(response)
+
+    fn answer(&self, route: Route, body: Body, turn: &Turn<'_>) -> Response {
+        response(carry_out(self, route, body.bytes, turn))
+    }
+
+    fn refuse(&self, status: StatusCode, why: &RequestError) -> Response {
+        response(match why {
+            RequestError::Ends => machine_ends(),
+            RequestError::BodyLate(_) => error(status, "the body does not come".to_owned()),
+            RequestError::BodyEnds => error(status, format!("the body cannot be read: {why}")),
+            _ => error(status, why.to_string()),
+        })
+    }
+
+    fn report(&self, why: &ServeError) {
+        match why {
+            ServeError::Accept(why) => warn!("accepting a client of the API failed: {why}"),
+            _ => debug!("a client of the API: {}", chain(why)),
+        }
+    }
 }
 
-/// The body, when it is there; `None` if the machine ends before.
-async fn collected(
-    body: Incoming,
-    serving: &Serving,
-) -> Option<Result<Collected<Bytes>, Box<dyn Error + Send + Sync>>> {
-    let mut ends = serving.ends.clone();
-    tokio::select! {
-        body = Limited::new(body, BODY_MAX).collect() => Some(body),
-        _ = ends.wait_for(|ends| *ends) => None,
-    }
+fn response((code, body): Answer) -> Response {
+    Response::new(code, JSON, format!("{body:#}\n"))
 }
 
 fn machine_ends() -> Answer {
@@ -125,58 +82,58 @@ fn machine_ends() -> Answer {
 }
 
 /// The methods by which a path is asked.
-fn allowed(path: &str) -> Option<String> {
-    let methods: Vec<_> =
-        path::routes(path).ok()?.into_iter().map(|(method, _)| method.to_string()).collect();
-    Some(methods.join(", "))
+fn allowed(path: &str) -> Option<Vec<Method>> {
+    Some(path::routes(path).ok()?.into_iter().map(|(method, _)| method).collect())
 }
 
-fn route(method: &Method, uri: &Uri) -> Result<Route, Answer> {
-    let path = uri.path();
-    if uri.query().is_some() {
+fn route(method: &Method, target: &Target) -> Result<Route, Answer> {
+    let path = target.path();
+    if target.query().is_some() {
         let text = format!("{path} is asked without a query: in a name, write ? as %3F and # as %23");
         return Err(error(StatusCode::BAD_REQUEST, text));
     }
     let routes = path::routes(path).map_err(|lost| match lost {
-        Lost::Unknown => error(StatusCode::NOT_FOUND, format!("there is no {path}: see docs/api.md")),
-        Lost::NotUtf8 => error(StatusCode::BAD_REQUEST, format!("the name in {path} is no UTF-8")),
+        PathError::Unknown => error(StatusCode::NOT_FOUND, format!("there is no {path}: see docs/api.md")),
+        PathError::NotUtf8 => error(StatusCode::BAD_REQUEST, format!("the name in {path} is no UTF-8")),
     })?;
-    routes.into_iter().find(|(by, _)| by == method).map(|(_, route)| route).ok_or_else(|| {
-        let allowed = allowed(path).unwrap_or_default();
-        error(StatusCode::METHOD_NOT_ALLOWED, format!("{path} is asked by {allowed}, not {method}"))
-    })
+    let methods: Vec<_> = routes.iter().map(|(by, _)| by.as_str()).collect();
+    let text = format!("{path} is asked by {}, not {method}", methods.join(", "));
+    let asked = routes.into_iter().find(|(by, _)| by == method).map(|(_, route)| route);
+    asked.ok_or_else(|| error(StatusCode::METHOD_NOT_ALLOWED, text))
 }
 
 /// Does what is asked for, on another thread, as it may take its time and others do not wait for it.
-async fn carry_out(serving: &Serving, route: Route, body: Bytes) -> Answer {
-    let Serving { machine, limit, ends } = serving;
+fn carry_out(serving: &Serving, route: Route, body: Vec<u8>, turn: &Turn<'_>) -> Answer {
+    let Serving { machine, limit } = serving;
     if route == Route::Shutdown {
         // Here, as the end that it brings about would come before its answer.
         return shutdown(machine);
     }
-    let (order, machine, mut ends) = (Arc::new(Order::default()), machine.clone(), ends.clone());
-    let (its, what, ending) = (order.clone(), route.clone(), ends.clone());
-    let mut done = spawn_blocking(move || {
+    let (completion, machine) = (Arc::new(Completion::default()), machine.clone());
+    let ending = turn.ending();
+    let (its, what) = (completion.clone(), route.clone());
+    let done = turn.carry_out(move || {
         let (code, body) = act(&machine, &route, &body, &its);
-        if !its.finish() && !*ending.borrow() {
+        if !its.finish() && !ending.has_begun() {
             warn!("{route}: its client was answered before, and this came of it: {code}, {body}");
         }
         (code, body)
     });
-    // A panic has ended the process by now.
-    let panicked = |panic: JoinError| error(StatusCode::INTERNAL_SERVER_ERROR, panic.to_string());
-    tokio::select! {
-        done = &mut done => return done.unwrap_or_else(panicked),
-        _ = ends.wait_for(|ends| *ends) => {
-            order.give_up();
+    let late = match done {
+        Outcome::Done(answer) => return answer,
+        Outcome::Ends => {
+            completion.give_up();
             return machine_ends();
         }
-        () = sleep(*limit) => {}
-    }
-    let outcome = if order.give_up() {
+        // What it asked for is done and kept, and nobody reads this.
+        Outcome::Gone => return error(StatusCode::GATEWAY_TIMEOUT, "the client is gone".to_owned()),
+        Outcome::Failed(why) => return not_begun(&what, &why),
+        Outcome::Late(late) => late,
+    };
+    let outcome = if completion.give_up() {
         what.when_late()
-    } else if let Ok(done) = timeout(LIMIT, done).await {
-        return done.unwrap_or_else(panicked);
+    } else if let Some(answer) = late.wait(LIMIT) {
+        return answer;
     } else {
         "it is being done all the same, and the status will show it"
     };
@@ -184,10 +141,19 @@ async fn carry_out(serving: &Serving, route: Route, body: Bytes) -> Answer {
     error(StatusCode::GATEWAY_TIMEOUT, text)
 }
 
-fn act(machine: &Machine, route: &Route, body: &[u8], order: &Order) -> Answer {
+fn not_begun(what: &Route, why: &WorkError) -> Answer {
+    let code = match why {
+        // By now it has ended the process.
+        WorkError::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
+        WorkError::TooMany(_) | WorkError::Thread(_) => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    error(code, format!("{what} cannot be done now: {}", chain(why)))
+}
+
+fn act(machine: &MachineHandle, route: &Route, body: &[u8], completion: &Completion) -> Answer {
     match route {
         Route::Status => status(machine),
-        Route::Pause => pause(machine, order),
+        Route::Pause => pause(machine, completion),
         Route::Resume => {
             machine.pause.resume();
             (StatusCode::OK, state(machine))
@@ -199,20 +165,16 @@ fn act(machine: &Machine, route: &Route, body: &[u8], order: &Order) -> Answer {
         // Carried out before, as above.
         Route::Shutdown => shutdown(machine),
         Route::Limits(net) => limits(machine, net, body),
-        Route::Add(kind) => plug::add(machine, *kind, body, order),
+        Route::Add(kind) => plug::add(machine, *kind, body, completion),
         Route::Remove(kind, name) => plug::remove(machine, *kind, name),
     }
 }
 
-pub(super) fn error(code: StatusCode, text: String) -> Answer {
-    (code, json!({ "error": text }))
-}
-
-fn state(machine: &Machine) -> Value {
+fn state(machine: &MachineHandle) -> Value {
     json!({ "state": if machine.pause.is_paused() { "paused" } else { "running" } })
 }
 
-fn status(machine: &Machine) -> Answer {
+fn status(machine: &MachineHandle) -> Answer {
     let status = json!({
         "program": concat!("volt-vmm ", env!("CARGO_PKG_VERSION")),
         "pid": std::process::id(),
@@ -226,9 +188,9 @@ fn status(machine: &Machine) -> Answer {
 }
 
 /// A pause that comes too late is none: whoever asked goes by that the guest runs.
-fn pause(machine: &Machine, order: &Order) -> Answer {
+fn pause(machine: &MachineHandle, completion: &Completion) -> Answer {
     match machine.pause.pause() {
-        Ok(true) if !order.finish() => {
+        Ok(true) if !completion.finish() => {
             machine.pause.resume();
             error(StatusCode::GATEWAY_TIMEOUT, "the machine was paused too late, and runs on".to_owned())
         }
@@ -241,33 +203,30 @@ fn pause(machine: &Machine, order: &Order) -> Answer {
 }
 
 /// Ends the machine as a signal would: at once, without asking the guest.
-fn shutdown(machine: &Machine) -> Answer {
+fn shutdown(machine: &MachineHandle) -> Answer {
     machine.exit.request(ExitReason::Api);
     (StatusCode::OK, json!({}))
 }
 
-fn limits(machine: &Machine, net: &str, body: &[u8]) -> Answer {
+fn limits(machine: &MachineHandle, net: &str, body: &[u8]) -> Answer {
     let change = parse_limits(body);
-    let data = match machine.devices.with(Kind::Net, net, |device| device.data.clone()) {
-        Ok(data) => data,
+    let device = match machine.devices.with(DeviceKind::Net, net, |device| device.handle.clone()) {
+        Ok(device) => device,
         Err(why) => return error(StatusCode::NOT_FOUND, why.to_string()),
     };
     let change = match change {
         Ok(change) => change,
         Err(text) => return error(StatusCode::BAD_REQUEST, text),
     };
-    let Some(data) = data else {
-        let text = "a vhost-user back-end moves this device's frames: ask that ('volt-netd ctl limits')";
-        return error(StatusCode::CONFLICT, text.to_owned());
-    };
-    match data.change_limits(change) {
-        Ok(limits) => (StatusCode::OK, limits_json(limits)),
-        Err(why @ RateControlError::Gone) => error(StatusCode::NOT_FOUND, why.to_string()),
+    match device.change_limits(change) {
+        Ok(limits) => (StatusCode::OK, json!(LimitsStatus::from(limits))),
+        Err(why @ LimitsError::Gone) => error(StatusCode::NOT_FOUND, why.to_string()),
         Err(why) => error(StatusCode::CONFLICT, why.to_string()),
     }
 }
 
-/// `{"rx_rate": "100Mbit", "tx_rate": "none"}`, one of them at least. With hyphens, too, as version 0.1 had them.
+/// `{"rx_rate": "100Mbit", "tx_rate": "none"}`, one of them at least. With hyphens, too, as version 0.1 had
+/// them.
 fn parse_limits(body: &[u8]) -> Result<LimitsChange, String> {
     const EXPECTED: &str = r#"expected an object like {"rx_rate": "100Mbit", "tx_rate": "none"}"#;
     let object: Map<String, Value> =

@@ -6,28 +6,30 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
+use std::thread;
 use std::time::Instant;
 
-use hyper::Method;
 use rustix::event::{PollFd, PollFlags, poll};
 use serde_json::{Value, json};
+use volt_http::Method;
 
 use super::client::{CtlError, ask};
 use super::*;
-use crate::cli::Request;
-use crate::devices::{Device, Devices, Kind};
-use crate::exit::ExitEvent;
-use crate::gate::Gate;
-use crate::irq::LevelLine;
-use crate::pause::Pause;
-use crate::power::PowerButton;
-use crate::virtio::net::Net;
-use crate::virtio::net::tests::socket_net;
+use crate::board::exit::ExitEvent;
+use crate::board::irq::LevelLine;
+use crate::board::pause_gate::PauseGate;
+use crate::cli::CtlCommand;
+use crate::machine::devices::{Device, Devices};
+use crate::machine::pause::Pause;
+use crate::machine::power::PowerButton;
+use crate::virtio::handle::{DeviceKind, Labelled};
+use crate::virtio::net::port::Net;
+use crate::virtio::net::port::tests::socket_net;
 
 struct Rig {
     api: Option<Api>,
     exit: Arc<ExitEvent>,
-    gate: Arc<Gate>,
+    gate: Arc<PauseGate>,
     button: Arc<AtomicBool>,
     net: Net,
     socket: PathBuf,
@@ -52,22 +54,24 @@ impl Rig {
 }
 
 /// A machine of one disk and two network devices: `net`, which is over an interface, and a back-end's.
-fn machine(exit: &Arc<ExitEvent>, gate: &Arc<Gate>, button: &Arc<AtomicBool>, net: &Net) -> Machine {
-    let named = |name: &'static str, kind| Device {
-        kind,
-        name: name.to_owned(),
-        mac: None,
-        status: Arc::new(Box::new(move || json!({ "device": name }))),
-        data: None,
+fn machine(
+    exit: &Arc<ExitEvent>,
+    gate: &Arc<PauseGate>,
+    button: &Arc<AtomicBool>,
+    net: &Net,
+) -> Arc<MachineHandle> {
+    let named = |name: &str, kind| {
+        let handle = Arc::new(Labelled(name.to_owned()));
+        Device { kind, name: name.to_owned(), mac: None, handle }
     };
-    let devices = vec![named("disk", Kind::Disk), Device::of(net), named("b", Kind::Net)];
+    let devices = vec![named("disk", DeviceKind::Disk), Device::of(net), named("b", DeviceKind::Net)];
     let devices = Arc::new(Devices::fixed(devices));
     let pause = Pause::new(gate.clone(), devices.clone());
     let pin = button.clone();
     let power_button =
         Arc::new(PowerButton::new(LevelLine::new(move |high| pin.store(high, Ordering::SeqCst))));
     let (started, exit, gate) = (Instant::now(), exit.clone(), gate.clone());
-    Machine { cpus: 2, memory: 1 << 29, started, devices, gate, exit, pause, power_button }
+    Arc::new(MachineHandle { cpus: 2, memory: 1 << 29, started, devices, gate, exit, pause, power_button })
 }
 
 fn rig() -> Rig {
@@ -139,7 +143,7 @@ fn names_with_any_character() {
     for name in
         ["/x/data#1", "/x/data?a=b", "..", "a b/%2F", "/r\u{e9}seau/\u{1f980}", "/run/a/limits", "100%"]
     {
-        let limits = Request::Limits { net: name.to_owned(), rx_rate: None, tx_rate: None };
+        let limits = CtlCommand::Limits { net: name.to_owned(), rx_rate: None, tx_rate: None };
         let refused = rig.refusal(Method::PUT, &limits.path(), Some(&json!({ "rx_rate": "1Mbit" })));
         assert!(refused.contains(&format!("no network device {name}:")), "{refused}");
     }
@@ -150,7 +154,8 @@ fn names_with_any_character() {
     assert!(rig.refusal(Method::DELETE, "/v1/disk/%ff", None).contains("UTF-8"));
 }
 
-/// Nothing is opened for a machine that cannot take it, and what is wrong is named by the command line's own words.
+/// Nothing is opened for a machine that cannot take it, and what is wrong is named by the command line's own
+/// words.
 #[test]
 fn devices_that_cannot_come_or_go() {
     let rig = rig();
@@ -194,7 +199,8 @@ fn pause_and_resume() {
     assert_eq!(rig.state(), "running");
 }
 
-/// While one client waits for a pause that cannot be, others are answered, and then it is named what held it up.
+/// While one client waits for a pause that cannot be, others are answered, and then it is named what held it
+/// up.
 #[test]
 fn a_pause_that_cannot_be_is_none() {
     let rig = rig();

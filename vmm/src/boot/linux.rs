@@ -3,9 +3,10 @@
 use linux_loader::bootparam::{boot_e820_entry, boot_params, setup_header};
 use vm_memory::{ByteValued, GuestMemoryMmap};
 
-use crate::boot::{BootError, Initramfs, put};
-use crate::layout::{CMDLINE, RSDP, ZERO_PAGE};
-use crate::memory::{RangeKind, map_for_guest};
+use crate::board::layout::{CMDLINE, RSDP, ZERO_PAGE};
+use crate::board::memory::{RangeKind, map_for_guest};
+use crate::boot::data::{Initramfs, put};
+use crate::boot::error::BootError;
 
 /// `type_of_loader` of a loader without a number of its own.
 const LOADER_UNDEFINED: u8 = 0xff;
@@ -58,7 +59,7 @@ fn zero_page(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::allocate;
+    use crate::board::memory::allocate;
 
     #[test]
     fn the_zero_page_tells_ram_initramfs_and_tables() {

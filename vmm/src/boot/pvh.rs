@@ -6,9 +6,10 @@ use linux_loader::start_info::{
 };
 use vm_memory::{ByteValued, GuestMemoryMmap};
 
-use crate::boot::{BootError, Initramfs, put};
-use crate::layout::{CMDLINE, PVH_MEMMAP, PVH_MODULES, PVH_START_INFO, RSDP};
-use crate::memory::{RangeKind, map_for_guest};
+use crate::board::layout::{CMDLINE, PVH_MEMMAP, PVH_MODULES, PVH_START_INFO, RSDP};
+use crate::board::memory::{RangeKind, map_for_guest};
+use crate::boot::data::{Initramfs, put};
+use crate::boot::error::BootError;
 
 /// Version of `hvm_start_info` that has the memory map.
 const VERSION: u32 = 1;
@@ -49,9 +50,10 @@ pub fn write_start_info(memory: &GuestMemoryMmap, initramfs: Option<Initramfs>) 
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::memory::allocate;
     use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+    use crate::board::memory::allocate;
 
     #[test]
     fn the_start_info_leads_to_everything_else() {

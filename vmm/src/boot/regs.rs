@@ -5,8 +5,8 @@ use kvm_ioctls::VcpuFd;
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
-use crate::boot::Entry;
-use crate::layout::{GDT, PAGE_TABLES, PVH_START_INFO, ZERO_PAGE};
+use crate::board::layout::{GDT, PAGE_TABLES, PVH_START_INFO, ZERO_PAGE};
+use crate::boot::data::Entry;
 
 /// Protection enable.
 const CR0_PE: u64 = 1;
@@ -203,7 +203,7 @@ fn write_page_tables(memory: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::allocate;
+    use crate::board::memory::allocate;
 
     #[test]
     fn descriptors_are_those_of_flat_segments() {

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
-use hyper::Method;
 use serde_json::{Map, Value, json};
-use volt_net::net::limiter::Rate;
+use volt_http::Method;
+use volt_net::limiter::Rate;
 
 use crate::api::path::encode;
 
@@ -19,12 +19,12 @@ pub struct Ctl {
 
     /// What it is asked
     #[command(subcommand)]
-    pub request: Request,
+    pub command: CtlCommand,
 }
 
 /// What a running machine is asked.
 #[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
-pub enum Request {
+pub enum CtlCommand {
     /// Print how the machine and its devices are, as JSON
     Status,
     /// Stop the guest where it is, until 'resume'; its connections wait as long as their far ends do
@@ -47,13 +47,13 @@ pub enum Request {
     Add {
         /// What is added
         #[command(subcommand)]
-        what: Add,
+        what: AddCommand,
     },
     /// Ask the guest for a device, and take it away when the guest has given it back
     Remove {
         /// What is removed
         #[arg(value_name = "net|disk")]
-        kind: DeviceKind,
+        kind: KindArg,
         /// The device: its interface, socket or image, or its number among those of its kind, from 0
         name: String,
     },
@@ -65,7 +65,7 @@ pub enum Request {
 
 /// A device to be added. Paths are those that the machine's process sees from where it was started.
 #[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
-pub enum Add {
+pub enum AddCommand {
     /// A network device
     Net {
         /// As with --net
@@ -82,20 +82,20 @@ pub enum Add {
 
 /// Kinds of devices that can be removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum DeviceKind {
+pub enum KindArg {
     /// A network device
     Net,
     /// A disk
     Disk,
 }
 
-impl Request {
+impl CtlCommand {
     /// How the API is asked for it.
     pub fn method(&self) -> Method {
         match self {
-            Request::Status => Method::GET,
-            Request::Add { .. } => Method::POST,
-            Request::Remove { .. } => Method::DELETE,
+            CtlCommand::Status => Method::GET,
+            CtlCommand::Add { .. } => Method::POST,
+            CtlCommand::Remove { .. } => Method::DELETE,
             _ => Method::PUT,
         }
     }
@@ -103,16 +103,16 @@ impl Request {
     /// Where the API is asked for it.
     pub fn path(&self) -> String {
         let path = match self {
-            Request::Add { what: Add::Net { .. } } => "net",
-            Request::Add { what: Add::Disk { .. } } => "disk",
-            Request::Remove { kind: DeviceKind::Net, name } => return format!("/v1/net/{}", encode(name)),
-            Request::Remove { kind: DeviceKind::Disk, name } => return format!("/v1/disk/{}", encode(name)),
-            Request::Status => "status",
-            Request::Pause => "pause",
-            Request::Resume => "resume",
-            Request::Limits { net, .. } => return format!("/v1/net/{}/limits", encode(net)),
-            Request::PowerButton => "power-button",
-            Request::Shutdown => "shutdown",
+            CtlCommand::Add { what: AddCommand::Net { .. } } => "net",
+            CtlCommand::Add { what: AddCommand::Disk { .. } } => "disk",
+            CtlCommand::Remove { kind: KindArg::Net, name } => return format!("/v1/net/{}", encode(name)),
+            CtlCommand::Remove { kind: KindArg::Disk, name } => return format!("/v1/disk/{}", encode(name)),
+            CtlCommand::Status => "status",
+            CtlCommand::Pause => "pause",
+            CtlCommand::Resume => "resume",
+            CtlCommand::Limits { net, .. } => return format!("/v1/net/{}/limits", encode(net)),
+            CtlCommand::PowerButton => "power-button",
+            CtlCommand::Shutdown => "shutdown",
         };
         format!("/v1/{path}")
     }
@@ -120,13 +120,13 @@ impl Request {
     /// What goes with it.
     pub fn body(&self) -> Option<Value> {
         match self {
-            Request::Limits { rx_rate, tx_rate, .. } => {
+            CtlCommand::Limits { rx_rate, tx_rate, .. } => {
                 let rates = [("rx_rate", rx_rate), ("tx_rate", tx_rate)].into_iter();
                 let given =
                     rates.filter_map(|(name, rate)| Some((name.to_owned(), (*rate)?.to_string().into())));
                 Some(Value::Object(given.collect::<Map<_, _>>()))
             }
-            Request::Add { what: Add::Net { options } | Add::Disk { options } } => {
+            CtlCommand::Add { what: AddCommand::Net { options } | AddCommand::Disk { options } } => {
                 Some(json!({ "options": options }))
             }
             _ => None,

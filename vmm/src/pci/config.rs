@@ -1,5 +1,5 @@
-//! The configuration space of a function: a type 0 header, one BAR of 32 bits, and a list of capabilities (PCI 3.0, 6.1 to
-//! 6.7). 256 bytes: there are no extended capabilities.
+//! The configuration space of a function: a type 0 header, one BAR of 32 bits, and a list of capabilities
+//! (PCI 3.0, 6.1 to 6.7). 256 bytes: there are no extended capabilities.
 
 use log::debug;
 
@@ -83,8 +83,9 @@ impl ConfigSpace {
         self.writable[BAR_0..BAR_0 + 4].fill(0xff);
     }
 
-    /// Appends the capability that says that the BAR is where it is for good (Enhanced Allocation, PCI Express 6.0, 7.8.5, which
-    /// is for every function): without it, Linux finds a place of its own for the BAR of a function that is plugged.
+    /// Appends the capability that says that the BAR is where it is for good (Enhanced Allocation, PCI
+    /// Express 6.0, 7.8.5, which is for every function): without it, Linux finds a place of its own for the
+    /// BAR of a function that is plugged.
     pub fn add_fixed_bar(&mut self) {
         /// One entry, of two words behind the first: 32 bits each of base and length.
         const ENTRIES: [u8; 2] = [1, 0];
@@ -97,8 +98,8 @@ impl ConfigSpace {
         self.add_capability(ENHANCED_ALLOCATION, &[&ENTRIES[..], words.as_flattened()].concat(), &[]);
     }
 
-    /// Appends a capability: its number, what follows the pointer to the next, and which bits of that a driver may change
-    /// (none behind the end of `writable`). Returns where it starts.
+    /// Appends a capability: its number, what follows the pointer to the next, and which bits of that a
+    /// driver may change (none behind the end of `writable`). Returns where it starts.
     pub fn add_capability(&mut self, id: u8, body: &[u8], writable: &[u8]) -> u16 {
         let at = self.next;
         self.bytes[self.link] = at as u8;

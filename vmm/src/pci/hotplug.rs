@@ -1,11 +1,11 @@
-//! Hot-plug of the bus's slots by ACPI: what tells the guest that a slot was filled or is wanted back, and where it says that it
-//! gives one back.
+//! Hot-plug of the bus's slots by ACPI: what tells the guest that a slot was filled or is wanted back, and
+//! where it says that it gives one back.
 //!
-//! The registers are this machine's own; the AML of [`boot::acpi`](crate::boot::acpi) is their only driver. Whoever fills a slot
-//! calls [`HotplugEvents::plugged`], whoever wants it back [`HotplugEvents::eject`]; both raise the interrupt of the event
-//! device, whose method reads what happened and notifies the slots (ACPI 6.5, 5.6.6: device check, eject request). The
-//! guest takes its drivers off and evaluates the slot's `_EJ0` (6.3.3), which writes the register that ends in the
-//! function given to [`HotplugRegisters::new`].
+//! The registers are this machine's own; the AML of [`boot::acpi`](crate::boot::acpi) is their only driver.
+//! Whoever fills a slot calls [`HotplugEvents::plugged`], whoever wants it back [`HotplugEvents::eject`];
+//! both raise the interrupt of the event device, whose method reads what happened and notifies the slots
+//! (ACPI 6.5, 5.6.6: device check, eject request). The guest takes its drivers off and evaluates the slot's
+//! `_EJ0` (6.3.3), which writes the register that ends in the function given to [`HotplugRegisters::new`].
 //!
 //! | offset | access | 32 bits, one for each slot |
 //! |---:|---|---|
@@ -15,15 +15,15 @@
 //!
 //! The interrupt is a level: high as long as there is something to read.
 //!
-//! A guest that has read an eject request has it in a queue of its own, from which nobody takes it back, and there it may lie
-//! when the slot is empty and filled again. So requests are counted, those read against those answered, and a slot with
-//! some left is filled last ([`HotplugEvents::is_settled`]).
+//! A guest that has read an eject request has it in a queue of its own, from which nobody takes it back, and
+//! there it may lie when the slot is empty and filled again. So requests are counted, those read against
+//! those answered, and a slot with some left is filled last ([`HotplugEvents::is_settled`]).
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::bus::BusDevice;
-use crate::irq::LevelLine;
-use crate::pci::SLOTS;
+use crate::board::bus::BusDevice;
+use crate::board::irq::LevelLine;
+use crate::board::layout::PCI_SLOTS;
 
 /// Number of the registers' ports.
 pub const SIZE: u16 = 12;
@@ -33,7 +33,7 @@ const WANTED: u64 = 4;
 const EJECTED: u64 = 8;
 
 // A bit for each slot.
-const _: () = assert!(SLOTS == u32::BITS as usize);
+const _: () = assert!(PCI_SLOTS == u32::BITS as usize);
 
 /// What the guest has not yet been told, or not yet answered.
 pub struct HotplugEvents {
@@ -47,7 +47,7 @@ struct State {
     plugged: u32,
     wanted: u32,
     /// By slot, the eject requests that the guest has read, less those that it has answered.
-    unanswered: [u32; SLOTS],
+    unanswered: [u32; PCI_SLOTS],
 }
 
 impl HotplugEvents {
@@ -76,7 +76,7 @@ impl HotplugEvents {
 
     /// Whether the guest has answered each eject request of `slot` that it has read.
     pub fn is_settled(&self, slot: usize) -> bool {
-        self.state().unanswered[slot % SLOTS] == 0
+        self.state().unanswered[slot % PCI_SLOTS] == 0
     }
 
     fn take_plugged(&self) -> u32 {
@@ -86,7 +86,7 @@ impl HotplugEvents {
     fn take_wanted(&self) -> u32 {
         self.change(|state| {
             let wanted = std::mem::take(&mut state.wanted);
-            for slot in (0..SLOTS).filter(|slot| wanted & bit(*slot) != 0) {
+            for slot in (0..PCI_SLOTS).filter(|slot| wanted & bit(*slot) != 0) {
                 state.unanswered[slot] = state.unanswered[slot].saturating_add(1);
             }
             wanted
@@ -122,14 +122,14 @@ impl State {
 }
 
 fn bit(slot: usize) -> u32 {
-    debug_assert!(slot < SLOTS, "slots come from the bus");
-    1 << (slot % SLOTS)
+    debug_assert!(slot < PCI_SLOTS, "slots come from the bus");
+    1 << (slot % PCI_SLOTS)
 }
 
 /// Empties a slot that the guest gives back, if there is something in it. Called on a vCPU's thread.
 pub type Eject = Box<dyn FnMut(usize) + Send>;
 
-/// The registers at [`HOTPLUG_PORTS`](crate::layout::HOTPLUG_PORTS).
+/// The registers at [`HOTPLUG_PORTS`](crate::board::layout::HOTPLUG_PORTS).
 pub struct HotplugRegisters {
     events: Arc<HotplugEvents>,
     eject: Eject,
@@ -159,7 +159,7 @@ impl BusDevice for HotplugRegisters {
     fn write(&mut self, offset: u64, data: &[u8]) {
         let (EJECTED, Ok(data)) = (offset, <[u8; 4]>::try_from(data)) else { return };
         let slots = u32::from_le_bytes(data);
-        for slot in (0..SLOTS).filter(|slot| slots & bit(*slot) != 0) {
+        for slot in (0..PCI_SLOTS).filter(|slot| slots & bit(*slot) != 0) {
             self.events.answered(slot);
             (self.eject)(slot);
         }
@@ -232,7 +232,8 @@ mod tests {
         assert_eq!((rig.read(0), rig.read(4)), (0, 0));
     }
 
-    /// What the guest has read it answers one by one, an empty slot's too; what it has not read it never does.
+    /// What the guest has read it answers one by one, an empty slot's too; what it has not read it never
+    /// does.
     #[test]
     fn a_slot_is_settled_when_all_requests_are_answered() {
         let mut rig = Rig::new();
@@ -254,8 +255,8 @@ mod tests {
         assert!(rig.events.is_settled(5) && rig.events.is_settled(31));
     }
 
-    /// Whatever a guest reads and writes, of whatever width: no panic, no event is lost in part, and only a whole write to the
-    /// one register ejects.
+    /// Whatever a guest reads and writes, of whatever width: no panic, no event is lost in part, and only a
+    /// whole write to the one register ejects.
     #[test]
     fn any_access_is_survived() {
         let mut rig = Rig::new();
@@ -274,6 +275,6 @@ mod tests {
         assert!(rig.ejected().is_empty());
         assert_eq!(rig.read(0), 4);
         rig.registers.write(8, &[0xff; 4]);
-        assert_eq!(rig.ejected(), (0..SLOTS).collect::<Vec<_>>());
+        assert_eq!(rig.ejected(), (0..PCI_SLOTS).collect::<Vec<_>>());
     }
 }

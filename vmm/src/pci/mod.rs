@@ -1,8 +1,10 @@
-//! The machine's PCI bus: one bus, its host bridge, and functions that a driver finds by configuration mechanism #1.
+//! The machine's PCI bus: one bus, its host bridge, and functions that a driver finds by configuration
+//! mechanism #1.
 //!
-//! The builder puts the [`ConfigPorts`] of a [`PciBus`] at [`CONFIG_PORTS`](crate::layout::CONFIG_PORTS), where vCPUs reach
-//! the functions' configuration spaces. Functions come and go by [`PciSlots`](crate::virtio::pci::slots::PciSlots), before the
-//! guest starts and while it runs. What lies in a function's memory (its BAR) is a range of its own on the bus for
+//! The builder puts the [`ConfigPorts`] of a [`PciBus`] at
+//! [`CONFIG_PORTS`](crate::board::layout::CONFIG_PORTS), where vCPUs reach the functions' configuration
+//! spaces. Functions come and go by [`PciSlots`](crate::virtio::pci::slots::PciSlots), before the guest
+//! starts and while it runs. What lies in a function's memory (its BAR) is a range of its own on the bus for
 //! memory-mapped I/O, so that two devices never wait for each other.
 //!
 //! | module | holds |
@@ -11,19 +13,18 @@
 //! | [`msix`] | the MSI-X capability's table and pending bits |
 //! | [`msi`] | eventfds that become messages to a local APIC, by KVM's routes |
 //! | [`hotplug`] | the registers by which the guest learns of slots that are filled, and empties them |
+#![forbid(unsafe_code)]
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::bus::BusDevice;
+use crate::board::bus::BusDevice;
+use crate::board::layout::PCI_SLOTS;
 use crate::pci::config::{ConfigSpace, Identity};
 
 pub mod config;
 pub mod hotplug;
 pub mod msi;
 pub mod msix;
-
-/// Functions that fit on the bus, the host bridge among them: one in each device number.
-pub const SLOTS: usize = 32;
 
 /// Part of `CONFIG_ADDRESS`: configuration accesses are on.
 const ENABLE: u32 = 1 << 31;
@@ -68,10 +69,11 @@ impl<F: PciFunction> PciFunction for Option<F> {
 }
 
 /// Functions by device number.
-type Functions = [Option<Arc<Mutex<dyn PciFunction>>>; SLOTS];
+type Functions = [Option<Arc<Mutex<dyn PciFunction>>>; PCI_SLOTS];
 
-/// Bus 0. An access to a function holds that function alone, and not the bus: a write to the configuration space may reset a
-/// device, which takes as long as its request in hand, and whoever adds or removes another waits for none of that.
+/// Bus 0. An access to a function holds that function alone, and not the bus: a write to the configuration
+/// space may reset a device, which takes as long as its request in hand, and whoever adds or removes another
+/// waits for none of that.
 pub struct PciBus {
     functions: Mutex<Functions>,
 }
@@ -79,14 +81,14 @@ pub struct PciBus {
 impl Default for PciBus {
     /// A bus with its host bridge.
     fn default() -> PciBus {
-        let bus = PciBus { functions: Mutex::new([const { None }; SLOTS]) };
+        let bus = PciBus { functions: Mutex::new([const { None }; PCI_SLOTS]) };
         bus.insert(0, Arc::new(Mutex::new(ConfigSpace::new(HOST_BRIDGE))));
         bus
     }
 }
 
 impl PciBus {
-    /// Gives `function` the device number `slot`, below [`SLOTS`].
+    /// Gives `function` the device number `slot`, below [`PCI_SLOTS`].
     pub fn insert(&self, slot: usize, function: Arc<Mutex<dyn PciFunction>>) {
         self.functions()[slot] = Some(function);
     }

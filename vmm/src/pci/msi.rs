@@ -1,9 +1,10 @@
-//! Eventfds that become messages to a local APIC, by KVM's routes (Linux, virt/kvm/api.rst, `KVM_SET_GSI_ROUTING`).
+//! Eventfds that become messages to a local APIC, by KVM's routes (Linux, virt/kvm/api.rst,
+//! `KVM_SET_GSI_ROUTING`).
 //!
-//! Each source of interrupts has a [`MsiLine`]: an eventfd, and a GSI of its own for as long as the line lives. To connect a
-//! line is to give its GSI the route to a message and its eventfd to KVM. While a line is not connected, which is what a
-//! masked vector comes to, its eventfd counts, and what it counted is sent when it is connected again: the pending bit of
-//! MSI-X, which so needs nobody to look at each interrupt.
+//! Each source of interrupts has a [`MsiLine`]: an eventfd, and a GSI of its own for as long as the line
+//! lives. To connect a line is to give its GSI the route to a message and its eventfd to KVM. While a line is
+//! not connected, which is what a masked vector comes to, its eventfd counts, and what it counted is sent
+//! when it is connected again: the pending bit of MSI-X, which so needs nobody to look at each interrupt.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,8 +19,8 @@ use log::warn;
 use vmm_sys_util::errno;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::faults;
 use crate::pci::msix::Message;
-use crate::virtio::faults;
 
 /// Pins of the IOAPIC, and so the first GSI that is free for messages.
 const IOAPIC_PINS: u32 = 24;
@@ -59,7 +60,8 @@ impl MsiRoutes {
         Some(gsi)
     }
 
-    /// Takes a GSI back that nothing leads to any more. Its route stays with KVM, where it does nothing, until the next change.
+    /// Takes a GSI back that nothing leads to any more. Its route stays with KVM, where it does nothing,
+    /// until the next change.
     fn give_back(&self, gsi: u32) {
         let mut state = self.state();
         state.messages.remove(&gsi);
@@ -127,7 +129,8 @@ pub struct MsiLine {
 }
 
 impl MsiLine {
-    /// A line for what is written to `eventfd`, which is non-blocking and nobody else's; `None` when there are no more.
+    /// A line for what is written to `eventfd`, which is non-blocking and nobody else's; `None` when there
+    /// are no more.
     pub fn new(eventfd: Arc<EventFd>, routes: &Arc<MsiRoutes>) -> Option<MsiLine> {
         let gsi = routes.take_gsi()?;
         Some(MsiLine { eventfd, wire: Some((Arc::clone(routes), gsi)), message: None })

@@ -1,7 +1,7 @@
 //! The MSI-X capability of a function: its table of messages, masks and pending bits (PCI 3.0, 6.8.2).
 //!
-//! Here is only what the driver wrote; whoever owns a [`Msix`] asks for [`Msix::message`] after each change and connects its
-//! interrupts accordingly ([`crate::pci::msi`]).
+//! Here is only what the driver wrote; whoever owns a [`Msix`] asks for [`Msix::message`] after each change
+//! and connects its interrupts accordingly ([`crate::pci::msi`]).
 
 /// The capability's number.
 pub const CAPABILITY: u8 = 0x11;
@@ -48,7 +48,8 @@ impl Msix {
         (self.table.len() / ENTRY_SIZE) as u16
     }
 
-    /// The capability's body, with table and pending bits at these places of BAR 0 (multiples of 8), and its writable bits.
+    /// The capability's body, with table and pending bits at these places of BAR 0 (multiples of 8), and its
+    /// writable bits.
     pub fn capability(&self, table: u32, pending: u32) -> ([u8; 10], [u8; 2]) {
         let mut body = [0; 10];
         body[..2].copy_from_slice(&(self.vectors() - 1).to_le_bytes());

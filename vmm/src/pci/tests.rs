@@ -41,7 +41,7 @@ fn slots_are_filled_and_emptied() {
     let mut ports = ports();
     let function =
         |device| Identity { vendor: 0x1af4, device, revision: 1, class: 0x02_0000, subsystem: [1, 2] };
-    for slot in 2..SLOTS {
+    for slot in 2..PCI_SLOTS {
         ports.bus.insert(slot, Arc::new(Mutex::new(ConfigSpace::new(function(slot as u16)))));
     }
     assert_eq!(config(&mut ports, 31 << 11), 0x001f_1af4);
@@ -51,7 +51,7 @@ fn slots_are_filled_and_emptied() {
         assert_eq!(config(&mut ports, (slot as u32) << 11), u32::MAX);
     }
     ports.write(4, &[0xff; 4]);
-    ports.bus.remove(SLOTS);
+    ports.bus.remove(PCI_SLOTS);
     ports.bus.remove(usize::MAX);
     assert_eq!(config(&mut ports, 0), 0x0008_1b36);
 }
@@ -79,7 +79,8 @@ fn parts_of_a_register_are_read_alone() {
     assert_eq!(data, [0x1a]);
 }
 
-/// Whatever a guest writes and reads at the ports, of whatever width: no panic, and nothing outside of the ports' range.
+/// Whatever a guest writes and reads at the ports, of whatever width: no panic, and nothing outside of the
+/// ports' range.
 #[test]
 fn any_access_is_survived() {
     let mut ports = ports();
@@ -113,7 +114,8 @@ impl PciFunction for Slow {
     }
 }
 
-/// An access that takes its time holds up neither who adds another function nor who takes one away, be it the slow one.
+/// An access that takes its time holds up neither who adds another function nor who takes one away, be it the
+/// slow one.
 #[test]
 fn a_slow_function_does_not_hold_the_bus() {
     let mut ports = ports();

@@ -1,9 +1,10 @@
 //! Where the guest's output goes: a bounded buffer that vCPUs fill, and a thread that empties it.
 //!
-//! The thread is the only one that ever waits for a reader: a terminal that is held, a pipe whose other end sleeps, a slow
-//! disk. The main thread could wait with `poll` for most of these, but not for a file's disk, nor for a pipe or terminal that
-//! somebody else fills between `poll` and `write`; and what it inherited is not its own to make non-blocking. A reader that
-//! never comes costs this thread alone, which the process's end does not wait for.
+//! The thread is the only one that ever waits for a reader: a terminal that is held, a pipe whose other end
+//! sleeps, a slow disk. The main thread could wait with `poll` for most of these, but not for a file's disk,
+//! nor for a pipe or terminal that somebody else fills between `poll` and `write`; and what it inherited is
+//! not its own to make non-blocking. A reader that never comes costs this thread alone, which the process's
+//! end does not wait for.
 
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
@@ -19,12 +20,12 @@ use log::warn;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
-use crate::serial::Room;
+use crate::serial::room::Room;
 
 /// From here on the transmitter is busy.
 pub(super) const LIMIT: usize = 32 << 10;
-/// What a driver writes all the same has this much more room: a burst of the size of its FIFO, and what Linux's console
-/// prints after 10 ms of waiting for each byte.
+/// What a driver writes all the same has this much more room: a burst of the size of its FIFO, and what
+/// Linux's console prints after 10 ms of waiting for each byte.
 pub(super) const RESERVE: usize = 4 << 10;
 /// The transmitter's interrupt comes when no more than this is left.
 const LOW: usize = LIMIT / 2;
@@ -105,8 +106,8 @@ impl Output {
         Output::new(open(path)?, room)
     }
 
-    /// Whether one more byte makes the transmitter busy. [`Room::event`] is written when it is worth asking again by
-    /// [`Output::busy_until`].
+    /// Whether one more byte makes the transmitter busy. [`Room::event`] is written when it is worth asking
+    /// again by [`Output::busy_until`].
     pub fn fills(&self) -> bool {
         let mut state = self.shared().state();
         let fills = state.buffer.len() + 1 >= LIMIT && !state.is_stalled();
@@ -117,8 +118,8 @@ impl Output {
         fills
     }
 
-    /// When to ask again, if nobody takes anything until then; `None` when the transmitter is free: there is room, or nobody
-    /// has read for a second.
+    /// When to ask again, if nobody takes anything until then; `None` when the transmitter is free: there is
+    /// room, or nobody has read for a second.
     pub fn busy_until(&self) -> Option<Instant> {
         let mut state = self.shared().state();
         state.busy = state.buffer.len() >= LIMIT && !state.is_stalled();
@@ -181,7 +182,8 @@ impl Write for Output {
         self.shared().filled.notify_one();
         if first {
             warn!(
-                "nobody reads the serial port's output, or not fast enough: bytes are lost until somebody does"
+                "nobody reads the serial port's output, or not fast enough: bytes are lost until somebody \
+                 does"
             );
         }
         Ok(bytes.len())

@@ -1,8 +1,10 @@
-use super::*;
-use std::io::Read;
+use std::io::{self, Read};
 
 use rustix::io::ioctl_fionread;
 use rustix::pipe::fcntl_setpipe_size;
+use vmm_sys_util::eventfd::EFD_NONBLOCK;
+
+use super::*;
 
 /// Bytes in the pipe behind the UART.
 const PIPE: usize = 4096;
@@ -105,7 +107,8 @@ fn interrupt(uart: &mut Uart) -> u8 {
 const NONE: u8 = 1;
 const THRE: u8 = 2;
 
-/// Writes a pattern, as a driver that looks at the status does, until pipe and buffer are full; returns what it wrote.
+/// Writes a pattern, as a driver that looks at the status does, until pipe and buffer are full; returns what
+/// it wrote.
 fn fill(rig: &mut Rig) -> Vec<u8> {
     let mut written = Vec::new();
     // A page of a pipe takes no part of a write.
@@ -240,7 +243,8 @@ fn output_without_a_reader_does_not_stop_the_guest() {
     assert_eq!((transmitter(&mut uart), output.lost()), (LSR_EMPTY, 3000));
 }
 
-/// A FIFO's reader may come when there is something to read, and go; a terminal does not become this process's own.
+/// A FIFO's reader may come when there is something to read, and go; a terminal does not become this
+/// process's own.
 #[test]
 fn a_fifo_needs_no_reader_to_be_opened() {
     let dir = tempfile::tempdir().unwrap();

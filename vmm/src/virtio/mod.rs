@@ -1,22 +1,24 @@
 //! The virtual machine's virtio devices.
 //!
-//! Life cycle: the builder makes a device (`Block::open`, `Rng::new`, `net::open`) and puts
-//! it behind a transport ([`mmio::MmioTransport`], [`pci::PciTransport`]) on the bus. The driver's register writes reach the
-//! transport on a vCPU's thread; at `DRIVER_OK` the transport calls [`VirtioDevice::activate`], from
-//! where the device serves its vrings on a thread of its own, and at a reset [`VirtioDevice::reset`],
-//! after which it touches neither vrings nor memory. Both may come any number of times, in turn.
-//! Dropping a device stops its thread.
+//! Life cycle: the builder makes a device (`Block::open`, `Rng::new`, `net::open`) and puts it behind a
+//! transport ([`mmio::MmioTransport`], [`pci::PciTransport`]) on the bus. The driver's register writes reach
+//! the transport on a vCPU's thread; at `DRIVER_OK` the transport calls [`VirtioDevice::activate`], from
+//! where the device serves its vrings on a thread of its own, and at a reset [`VirtioDevice::reset`], after
+//! which it touches neither vrings nor memory. Both may come any number of times, in turn. Dropping a device
+//! stops its thread.
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`handle`] | a device for everybody but its transport: kind, status, limits, pause |
+//! | [`status`] | how a device is, as the API shows it |
+//! | [`interrupt`] | how a device interrupts its driver |
 //! | [`registers`] | what every transport has: device status, features and vrings |
 //! | [`mmio`] | the virtio-mmio transport: ioeventfd, one irqfd |
 //! | [`pci`] | the virtio-pci transport: capabilities, an ioeventfd and an irqfd for each vring |
 //! | [`ring`] | a vring that the VMM serves itself, one checked chain at a time |
 //! | [`chain`] | a descriptor chain as two lists of buffers |
 //! | [`worker`] | the thread that serves one ring |
-//! | [`faults`] | counted, rate-limited complaints |
-//! | [`blk`], [`rng`], [`net`], [`vhost_user_net`] | the devices: `mod.rs` is the [`VirtioDevice`], `queue.rs` serves its requests |
+//! | [`blk`], [`rng`], [`net`] | the devices |
 
 use std::io;
 use std::sync::Arc;
@@ -25,22 +27,23 @@ use thiserror::Error;
 use virtio_queue::Queue;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
-use volt_net::net::config::Mac;
-use volt_net::virtio::features::Features;
+use volt_net::config::Mac;
+use volt_virtio::features::Features;
 
-use crate::api::Status;
-use crate::irq::Interrupt;
+use crate::virtio::handle::{DeviceHandle, DeviceKind, Labelled};
+use crate::virtio::interrupt::Interrupt;
 
 pub mod blk;
 pub mod chain;
-pub mod faults;
+pub mod handle;
+pub mod interrupt;
 pub mod mmio;
 pub mod net;
 pub mod pci;
 pub mod registers;
 pub mod ring;
 pub mod rng;
-pub mod vhost_user_net;
+pub mod status;
 pub mod worker;
 
 #[cfg(test)]
@@ -51,13 +54,22 @@ pub trait VirtioDevice: Send {
     /// The device's number (virtio 1.2, section 5).
     fn device_id(&self) -> u32;
 
-    /// The device in logs: kind and image or socket.
+    /// What it is for whoever names it.
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::Other
+    }
+
+    /// Its name among the devices of its kind: interface, socket or image.
+    fn name(&self) -> &str {
+        self.label()
+    }
+
+    /// The device in logs: kind and name.
     fn label(&self) -> &str;
 
-    /// Says how the device is, as JSON for the API: its label, and what else there is to tell.
-    fn status(&self) -> Status {
-        let label = self.label().to_owned();
-        Box::new(move || serde_json::json!({ "device": label }))
+    /// What shows and changes it beside the transport.
+    fn handle(&self) -> Arc<dyn DeviceHandle> {
+        Arc::new(Labelled(self.label().to_owned()))
     }
 
     /// Feature bits on offer; they never change.
@@ -83,11 +95,6 @@ pub trait VirtioDevice: Send {
 
     /// The address that a network device has after a reset.
     fn mac(&self) -> Option<Mac> {
-        None
-    }
-
-    /// What changes limits and stops frames while the guest runs, for a network device over an interface.
-    fn data_control(&self) -> Option<net::DataControl> {
         None
     }
 }

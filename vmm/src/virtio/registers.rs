@@ -1,8 +1,8 @@
-//! What the registers of every transport come down to: device status, features and vrings (virtio 1.2, 2.1, 2.2, 2.6
-//! and 3.1).
+//! What the registers of every transport come down to: device status, features and vrings (virtio 1.2, 2.1,
+//! 2.2, 2.6 and 3.1).
 //!
-//! A transport owns a [`Registers`] and turns the driver's reads and writes, wherever its specification puts them, into
-//! calls of these methods. They activate and reset the device.
+//! A transport owns a [`Registers`] and turns the driver's reads and writes, wherever its specification puts
+//! them, into calls of these methods. They activate and reset the device.
 
 use std::io;
 use std::sync::Arc;
@@ -17,10 +17,11 @@ use virtio_bindings::virtio_config::{
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
-use volt_net::virtio::features::Features;
+use volt_virtio::features::Features;
 
-use crate::irq::TransportInterrupt;
-use crate::virtio::{ActivateError, Activation, VirtioDevice, Vring, faults};
+use crate::faults;
+use crate::virtio::interrupt::TransportInterrupt;
+use crate::virtio::{ActivateError, Activation, VirtioDevice, Vring};
 
 /// Why a device was not connected to the virtual machine.
 #[derive(Debug, Error)]
@@ -48,14 +49,15 @@ pub enum TransportError {
         #[source]
         source: kvm_ioctls::Error,
     },
-    /// KVM has as many interrupts as it has, each vring takes one, and PCI has vectors for [`MAX_VRINGS`](super::pci::MAX_VRINGS).
+    /// KVM has as many interrupts as it has, each vring takes one, and PCI has vectors for
+    /// [`MAX_VRINGS`](super::pci::MAX_VRINGS).
     #[error("there are no interrupts left for a device of {0} vrings: use fewer queue pairs or devices")]
     Interrupts(usize),
 }
 
 /// Which address of a vring; the number is its place in [`VringRegisters`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Part {
+pub(super) enum VringPart {
     DescriptorTable,
     AvailableRing,
     UsedRing,
@@ -76,12 +78,12 @@ impl VringRegisters {
     }
 
     /// What the driver wrote as the address of `part`.
-    pub(super) fn address(&self, part: Part) -> u64 {
+    pub(super) fn address(&self, part: VringPart) -> u64 {
         self.addresses[part as usize]
     }
 
     /// The same, for a write.
-    pub(super) fn address_mut(&mut self, part: Part) -> &mut u64 {
+    pub(super) fn address_mut(&mut self, part: VringPart) -> &mut u64 {
         &mut self.addresses[part as usize]
     }
 
@@ -162,7 +164,7 @@ impl<I: TransportInterrupt + 'static> Registers<I> {
 
     /// The half of the offer that the driver selected.
     pub(super) fn device_features(&self) -> u32 {
-        half(self.device.features().0, self.device_features_sel)
+        half(self.device.features().bits(), self.device_features_sel)
     }
 
     /// The half of the acknowledged features that the driver selected.
@@ -192,8 +194,8 @@ impl<I: TransportInterrupt + 'static> Registers<I> {
         self.vrings.get(self.vring_sel as usize)
     }
 
-    /// The selected vring, for a write: open between `FEATURES_OK` and `DRIVER_OK`, so that nothing of it changes while it
-    /// is in use.
+    /// The selected vring, for a write: open between `FEATURES_OK` and `DRIVER_OK`, so that nothing of it
+    /// changes while it is in use.
     fn open_vring(&mut self, value: u64) -> Option<&mut VringRegisters> {
         if self.status & (FEATURES_OK | DRIVER_OK) != FEATURES_OK {
             self.refuse("a vring register", value);
@@ -208,7 +210,8 @@ impl<I: TransportInterrupt + 'static> Registers<I> {
         }
     }
 
-    /// Changes the selected vring as `change` says, unless it is ready; `value` is what the driver wrote, for the log.
+    /// Changes the selected vring as `change` says, unless it is ready; `value` is what the driver wrote, for
+    /// the log.
     pub(super) fn change_vring(&mut self, value: u64, change: impl FnOnce(&mut VringRegisters)) {
         match self.open_vring(value) {
             Some(vring) if vring.ready => self.refuse("a register of a vring that is ready", value),
@@ -263,13 +266,13 @@ impl<I: TransportInterrupt + 'static> Registers<I> {
     }
 
     fn features_are_good(&self) -> bool {
-        let (acked, offered) = (Features(self.driver_features), self.device.features());
-        let surplus = acked.without(offered);
-        let (known, modern) = (surplus.is_empty(), acked.has(Features::VERSION_1));
+        let (acked, offered) = (Features::from_bits_retain(self.driver_features), self.device.features());
+        let surplus = acked.difference(offered);
+        let (known, modern) = (surplus.is_empty(), acked.contains(Features::VERSION_1));
         if !(known && modern) && faults::may_log() {
             let label = self.device.label();
             if modern {
-                warn!("{label}: the guest acknowledges features {:#x} that were not offered", surplus.0);
+                warn!("{label}: the guest acknowledges features {:#x} that were not offered", surplus.bits());
             } else {
                 warn!("{label}: the guest's driver is older than virtio 1.0, which is not served");
             }
@@ -277,8 +280,8 @@ impl<I: TransportInterrupt + 'static> Registers<I> {
         known && modern
     }
 
-    /// Whether the device may touch the guest's memory. When it may not any more while it runs, it ends what it does as at a
-    /// reset, and asks for one: what it had of its rings is nobody's any more.
+    /// Whether the device may touch the guest's memory. When it may not any more while it runs, it ends what
+    /// it does as at a reset, and asks for one: what it had of its rings is nobody's any more.
     pub(super) fn set_dma(&mut self, allowed: bool) {
         self.dma = allowed;
         self.follow_dma();
@@ -299,7 +302,7 @@ impl<I: TransportInterrupt + 'static> Registers<I> {
     }
 
     fn start(&mut self) {
-        let features = Features(self.driver_features);
+        let features = Features::from_bits_retain(self.driver_features);
         let result = self.ready_vrings(features).and_then(|vrings| {
             let (memory, interrupt) = (self.memory.clone(), self.interrupt.clone());
             self.device.activate(Activation { memory, features, vrings, interrupt })
@@ -310,7 +313,7 @@ impl<I: TransportInterrupt + 'static> Registers<I> {
         if faults::may_log() {
             let label = self.device.label();
             match &result {
-                Ok(()) => info!("{label}: started by the guest, features {:#x}", features.0),
+                Ok(()) => info!("{label}: started by the guest, features {:#x}", features.bits()),
                 Err(error) => warn!("{label}: does not start: {}", faults::chain(error)),
             }
         }
@@ -321,7 +324,7 @@ impl<I: TransportInterrupt + 'static> Registers<I> {
         for (index, registers) in self.vrings.iter().enumerate().filter(|(_, vring)| vring.ready) {
             let max = self.device.vring_sizes()[index];
             let mut queue = registers.check(index as u16, max, &self.memory)?;
-            queue.set_event_idx(features.has(Features::EVENT_IDX));
+            queue.set_event_idx(features.contains(Features::EVENT_IDX));
             vrings.push(Vring { index: index as u16, queue, kick: self.kicks[index].clone() });
         }
         Ok(vrings)

@@ -10,8 +10,8 @@ use virtio_queue::{QueueOwnedT, QueueT};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::irq::Interrupt;
 use crate::virtio::chain::{Chain, ChainError};
+use crate::virtio::interrupt::Interrupt;
 use crate::virtio::{Activation, Vring};
 
 /// Why a ring can be served no more.

@@ -10,9 +10,9 @@ use kvm_ioctls::VcpuFd;
 use rustix::fs::{MemfdFlags, memfd_create};
 use virtio_bindings::virtio_mmio::*;
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
-use volt_net::virtio::features::Features;
+use volt_virtio::features::Features;
 
-use crate::bus::BusDevice;
+use crate::board::bus::BusDevice;
 use crate::virtio::VirtioDevice;
 use crate::virtio::mmio::MmioTransport;
 
@@ -107,7 +107,7 @@ impl Driver {
         self.write(VIRTIO_MMIO_DEVICE_FEATURES_SEL, 0);
         let low = self.read(VIRTIO_MMIO_DEVICE_FEATURES);
         self.write(VIRTIO_MMIO_DEVICE_FEATURES_SEL, 1);
-        Features(u64::from(self.read(VIRTIO_MMIO_DEVICE_FEATURES)) << 32 | u64::from(low))
+        Features::from_bits_retain(u64::from(self.read(VIRTIO_MMIO_DEVICE_FEATURES)) << 32 | u64::from(low))
     }
 
     /// From a reset to FEATURES_OK; answers the status that the device shows then.
@@ -118,7 +118,7 @@ impl Driver {
         }
         for half in [0, 1] {
             self.write(VIRTIO_MMIO_DRIVER_FEATURES_SEL, half);
-            self.write(VIRTIO_MMIO_DRIVER_FEATURES, (features.0 >> (32 * half)) as u32);
+            self.write(VIRTIO_MMIO_DRIVER_FEATURES, (features.bits() >> (32 * half)) as u32);
         }
         self.write(VIRTIO_MMIO_STATUS, 11);
         self.read(VIRTIO_MMIO_STATUS)

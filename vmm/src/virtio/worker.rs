@@ -1,7 +1,8 @@
-//! The thread that serves one ring: sleeps until a kick, serves chains until there are none. While the machine is paused it
-//! waits at the [`Gate`].
+//! The thread that serves one ring: sleeps until a kick, serves chains until there are none. While the
+//! machine is paused it waits at the [`PauseGate`].
 //!
-//! It takes a thread and no file: a device's control vring has to be served when the process may open no more of them, too.
+//! It takes a thread and no file: a device's control vring has to be served when the process may open no more
+//! of them, too.
 #![expect(unsafe_code, reason = "EventFd gives its descriptor only as a number")]
 
 use std::io;
@@ -14,19 +15,20 @@ use log::error;
 use rustix::event::{PollFd, PollFlags, poll};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::gate::{Gate, Member};
+use crate::board::pause_gate::{Member, PauseGate};
+use crate::faults;
 use crate::virtio::chain::{Chain, ChainError};
-use crate::virtio::faults;
 use crate::virtio::ring::Ring;
 
 /// A running thread; dropping it ends the thread behind the request in hand, and waits for that.
 pub struct Worker {
     stop: Arc<Stop>,
-    gate: Arc<Gate>,
+    gate: Arc<PauseGate>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// How a worker is told to end, or to come to the gate: the flag is read between requests, and a kick ends its sleep.
+/// How a worker is told to end, or to come to the gate: the flag is read between requests, and a kick ends
+/// its sleep.
 struct Stop {
     asked: AtomicBool,
     kick: Arc<EventFd>,
@@ -40,8 +42,8 @@ impl Stop {
 }
 
 impl Worker {
-    /// Starts a thread that serves `ring` by `request` (see [`Ring::serve`]) while `gate` is open. `label` names the device in
-    /// the log, `thread` the thread in process listings.
+    /// Starts a thread that serves `ring` by `request` (see [`Ring::serve`]) while `gate` is open. `label`
+    /// names the device in the log, `thread` the thread in process listings.
     ///
     /// # Errors
     ///
@@ -49,13 +51,13 @@ impl Worker {
     pub fn spawn(
         label: &str,
         thread: &str,
-        gate: &Arc<Gate>,
+        gate: &Arc<PauseGate>,
         ring: Ring,
         request: impl FnMut(Result<&Chain<'_>, ChainError>) -> u32 + Send + 'static,
     ) -> io::Result<Worker> {
         let stop = Arc::new(Stop { asked: AtomicBool::new(false), kick: ring.kick().clone() });
-        let (label, its_stop, to_fetch) = (label.to_owned(), stop.clone(), stop.clone());
-        let member = gate.join(&label, move || to_fetch.wake());
+        let (label, its_stop, to_kick) = (label.to_owned(), stop.clone(), stop.clone());
+        let member = gate.join(&label, move || to_kick.wake());
         let thread = thread::Builder::new().name(thread.to_owned()).spawn(move || {
             run(&label, ring, request, &its_stop, &member);
         })?;

@@ -2,8 +2,8 @@
 
 use std::process::Command;
 
+use volt_vmm::board::layout::mmio_slot;
 use volt_vmm::boot::acpi::{Hardware, tables};
-use volt_vmm::layout::mmio_slot;
 
 /// ACPICA's compiler disassembles every table without a complaint and takes its own output back.
 #[test]

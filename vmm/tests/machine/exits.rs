@@ -135,7 +135,8 @@ fn a_host_that_cannot_run_the_guest_is_named() {
     ends(&end, 4, "The limit is the host's KVM");
 }
 
-/// A guest that works at one instruction is told of, before its first output. One that sleeps is not, nor one that has written.
+/// A guest that works at one instruction is told of, before its first output. One that sleeps is not, nor one
+/// that has written.
 #[test]
 fn a_guest_that_does_not_get_on_is_noticed() {
     if !kvm("a_guest_that_does_not_get_on_is_noticed") {

@@ -44,7 +44,8 @@ impl Code {
         self.raw(&[0xbf]).raw(&address.to_le_bytes()).raw(&[0xc7, 0x07]).raw(&value.to_le_bytes())
     }
 
-    /// This code that many times: `mov ecx, times`; the body; `dec ecx; jnz` back to the body, which leaves ecx alone.
+    /// This code that many times: `mov ecx, times`; the body; `dec ecx; jnz` back to the body, which leaves
+    /// ecx alone.
     pub(crate) fn times(self, times: u32) -> Code {
         let back = -i32::try_from(self.0.len() + 8).unwrap();
         let start = Code::new().raw(&[0xb9]).raw(&times.to_le_bytes());
@@ -210,7 +211,8 @@ impl Machine {
         self
     }
 
-    /// Started by `program`, which executes what follows its arguments. After what `args` gives, before the others.
+    /// Started by `program`, which executes what follows its arguments. After what `args` gives, before the
+    /// others.
     pub(crate) fn by(mut self, program: &[&str]) -> Machine {
         let mut command = Command::new(program[0]);
         command.args(&program[1..]).arg(self.command.get_program()).args(self.command.get_args());
@@ -260,7 +262,8 @@ impl Running {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
         let fields: Vec<u32> =
             stat.rsplit(')').next().unwrap().split(' ').map(|field| field.parse().unwrap_or(0)).collect();
-        // utime and stime are fields 14 and 15; what is behind the command begins with an empty one and the state.
+        // utime and stime are fields 14 and 15; what is behind the command begins with an empty one and the
+        // state.
         TICK * (fields[12] + fields[13])
     }
 
@@ -293,7 +296,8 @@ impl Running {
     /// Waits until the program takes `signal` itself: it blocks the signals that a thread of its own takes.
     pub(crate) fn takes(&self, signal: rustix::process::Signal) {
         let start = Instant::now();
-        // What starts it is another program for a moment; and before it has that thread, it blocks all signals for moments.
+        // What starts it is another program for a moment; and before it has that thread, it blocks all
+        // signals for moments.
         while !self.find().is_some_and(|pid| has_thread(pid, "signals") && is_blocked(pid, signal)) {
             assert!(start.elapsed() < PATIENCE, "{signal:?} is not taken");
             thread::sleep(Duration::from_millis(5));

@@ -9,11 +9,12 @@ use crate::guest::{Code, Machine, kvm};
 const PLUGGED: [u8; 2] = 0x610u16.to_le_bytes();
 const BUTTON: [u8; 2] = 0x603u16.to_le_bytes();
 
-/// Waits, with all pins of the IOAPIC masked, until there is something in slot 2; then switches its local APIC and pins 5 and 3
-/// on, and says "I" when both have interrupted.
+/// Waits, with all pins of the IOAPIC masked, until there is something in slot 2; then switches its local
+/// APIC and pins 5 and 3 on, and says "I" when both have interrupted.
 fn guest() -> Code {
     let word = |opcode: u8, value: u32| [&[opcode][..], &value.to_le_bytes()].concat();
-    // mov edx, 0xcf8; mov eax, slot 2; out dx, eax; mov edx, 0xcfc; in eax, dx; cmp eax, -1; je back to the first
+    // mov edx, 0xcf8; mov eax, slot 2; out dx, eax; mov edx, 0xcfc; in eax, dx; cmp eax, -1; je back to the
+    // first
     let wait = [
         word(0xba, 0xcf8),
         word(0xb8, 0x8000_1000),
@@ -50,8 +51,8 @@ fn print_port(code: Code, port: [u8; 2], opcode: u8) -> Code {
     code.raw(&[0x66, 0xba, low, high, opcode, 0x04, b'0', 0x66, 0xba, 0xf8, 0x03, 0xee])
 }
 
-/// A device that is added and a button that is pressed while the guest has their interrupts masked, as it has until its drivers
-/// come, interrupt when they are unmasked; what happened is read once.
+/// A device that is added and a button that is pressed while the guest has their interrupts masked, as it has
+/// until its drivers come, interrupt when they are unmasked; what happened is read once.
 #[test]
 fn what_happens_while_a_guest_boots_waits_for_it() {
     if !kvm("what_happens_while_a_guest_boots_waits_for_it") {
@@ -66,9 +67,9 @@ fn what_happens_while_a_guest_boots_waits_for_it() {
     std::fs::write(&disk, [0; 512]).unwrap();
     let mut machine = machine.args(&["--api-socket", socket.to_str().unwrap()]).spawn();
     machine.expect("up");
-    ask(&socket, hyper::Method::PUT, "/v1/power-button", None).unwrap();
+    ask(&socket, volt_http::Method::PUT, "/v1/power-button", None).unwrap();
     let body = json!({ "options": disk });
-    assert_eq!(ask(&socket, hyper::Method::POST, "/v1/disk", Some(&body)).unwrap()["slot"], 2);
+    assert_eq!(ask(&socket, volt_http::Method::POST, "/v1/disk", Some(&body)).unwrap()["slot"], 2);
     machine.expect("I4100");
     assert_eq!(machine.wait().status.code(), Some(0));
 }

@@ -21,8 +21,8 @@ fn full_pipe() -> (PipeReader, Stdio) {
     (reader, writer.into())
 }
 
-/// A driver that starts the network device with both rings of pair 0, whose available indices jump by more than a ring, and
-/// resets it when the device asks for that.
+/// A driver that starts the network device with both rings of pair 0, whose available indices jump by more
+/// than a ring, and resets it when the device asks for that.
 fn start_and_reset() -> Code {
     let mut code = Code::new().store(STATUS, 1).store(STATUS, 3);
     // VERSION_1 is the first bit of the second word.
@@ -66,7 +66,8 @@ fn a_log_that_nobody_reads_holds_no_processor() {
     assert_eq!((end.status.code(), &*end.output), (Some(0), "done"));
 }
 
-/// A guest that resets its network device in a loop brings about a bounded log, which says why the machine ends all the same.
+/// A guest that resets its network device in a loop brings about a bounded log, which says why the machine
+/// ends all the same.
 #[test]
 fn a_guest_that_resets_in_a_loop_is_bounded() {
     const NAME: &str = "a_guest_that_resets_in_a_loop_is_bounded";

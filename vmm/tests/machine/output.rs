@@ -98,7 +98,8 @@ fn terminal() -> (File, String) {
     (File::from(user), path)
 }
 
-/// `--serial file=` is no other: a FIFO that has no reader and one whose reader sleeps, a terminal that nobody reads.
+/// `--serial file=` is no other: a FIFO that has no reader and one whose reader sleeps, a terminal that
+/// nobody reads.
 #[test]
 fn a_file_that_takes_nothing_holds_nobody() {
     if !kvm("a_file_that_takes_nothing_holds_nobody") {
@@ -123,8 +124,8 @@ fn a_file_that_takes_nothing_holds_nobody() {
     }
 }
 
-/// A guest that looks at the transmitter loses nothing to a reader who is slow, and nothing at its end, which finds pipe and
-/// buffer full.
+/// A guest that looks at the transmitter loses nothing to a reader who is slow, and nothing at its end, which
+/// finds pipe and buffer full.
 #[test]
 fn a_slow_reader_gets_everything() {
     if !kvm("a_slow_reader_gets_everything") {

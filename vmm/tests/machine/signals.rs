@@ -1,4 +1,5 @@
-//! What each signal does: every line of the table in volt-netd's operations.md, and those that limits of the process bring.
+//! What each signal does: every line of the table in volt-netd's operations.md, and those that limits of the
+//! process bring.
 #![expect(unsafe_code, reason = "real-time signals are sent by libc only")]
 
 use std::io::Write;

@@ -77,8 +77,8 @@ fn the_terminal_is_restored() {
     }
 }
 
-/// An end that has begun gives the terminal back before it waits for a reader of the last output, and the first signal leaves
-/// it alone: the status is the guest's.
+/// An end that has begun gives the terminal back before it waits for a reader of the last output, and the
+/// first signal leaves it alone: the status is the guest's.
 #[test]
 fn an_end_that_waits_has_given_the_terminal_back() {
     if !kvm("an_end_that_waits_has_given_the_terminal_back") {
@@ -110,7 +110,8 @@ fn print_on_key(count: u32) -> Code {
     Code::new().print("up").out(0x3f9, 1).raw(&key).digits(count)
 }
 
-/// A machine that was stopped has the terminal in raw mode again when it goes on, whatever a shell has made of it.
+/// A machine that was stopped has the terminal in raw mode again when it goes on, whatever a shell has made
+/// of it.
 #[test]
 fn a_machine_that_goes_on_is_raw_again() {
     if !kvm("a_machine_that_goes_on_is_raw_again") {
@@ -130,8 +131,9 @@ fn a_machine_that_goes_on_is_raw_again() {
     terminal.assert_restored();
 }
 
-/// In a shell's background the guest runs and the terminal is the shell's; in the foreground the guest has the keys; stopped
-/// by SIGTSTP, it leaves the terminal as it was, and has it again when the shell continues it.
+/// In a shell's background the guest runs and the terminal is the shell's; in the foreground the guest has
+/// the keys; stopped by SIGTSTP, it leaves the terminal as it was, and has it again when the shell continues
+/// it.
 #[test]
 fn a_shell_puts_it_into_the_background_and_back() {
     if !kvm("a_shell_puts_it_into_the_background_and_back") {
@@ -165,7 +167,8 @@ fn a_shell_puts_it_into_the_background_and_back() {
     terminal.assert_restored();
 }
 
-/// In a process group that no shell could continue, the kernel ignores SIGTSTP: the guest runs on and has its keys.
+/// In a process group that no shell could continue, the kernel ignores SIGTSTP: the guest runs on and has its
+/// keys.
 #[test]
 fn a_stop_that_the_kernel_ignores_leaves_the_keys_to_the_guest() {
     if !kvm("a_stop_that_the_kernel_ignores_leaves_the_keys_to_the_guest") {

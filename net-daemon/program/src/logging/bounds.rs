@@ -47,8 +47,8 @@ impl Bounds {
         fits
     }
 
-    /// How many lines were left out since this was asked, as soon as a line of `kind` may say so: with the next window, or at
-    /// the end.
+    /// How many lines were left out since this was asked, as soon as a line of `kind` may say so: with the
+    /// next window, or at the end.
     pub(super) fn left_out(&mut self, kind: Kind) -> Option<u64> {
         let tell = kind == Kind::End || (self.story <= LINES && self.warnings <= LINES);
         (tell && self.left_out > 0).then(|| std::mem::take(&mut self.left_out))

@@ -1,4 +1,5 @@
-//! What the scripted back-end refuses, rightly or by a fault, and the answers that faults give in place of right ones.
+//! What the scripted back-end refuses, rightly or by a fault, and the answers that faults give in place of
+//! right ones.
 
 use super::super::fault::Fault;
 use super::Connection;

@@ -23,11 +23,13 @@ front_checks! {
     "NEED_REPLY is set only from the message on that negotiates REPLY_ACK.", need_reply;
     "conversation/requests-negotiated", Must, Control, "vhost-user, Protocol features",
     "Requests that belong to a protocol feature come only when it was negotiated.", requests_negotiated;
-    "conversation/memory-descriptors", Must, Control, "vhost-user, VHOST_USER_SET_MEM_TABLE, VHOST_USER_ADD_MEM_REG",
+    "conversation/memory-descriptors", Must, Control,
+    "vhost-user, VHOST_USER_SET_MEM_TABLE, VHOST_USER_ADD_MEM_REG",
     "Each memory region comes with its descriptor.", memory_descriptors;
     "conversation/memory-files", Must, Control, "vhost-user, Memory region description",
     "Each memory region lies within its file, has a length, and overlaps no other.", memory_files;
-    "conversation/vring-complete", Robust, Control, "vhost-user, Ring states; back-ends in use start a ring by its descriptor",
+    "conversation/vring-complete", Robust, Control,
+    "vhost-user, Ring states; back-ends in use start a ring by its descriptor",
     "A ring has its memory, size, base and addresses before its kick descriptor starts it.", vring_complete;
     "conversation/vring-size", Must, Control, "virtio 1.2, 2.7",
     "Ring sizes are powers of two from 1 to 32768.", vring_size;
@@ -35,10 +37,13 @@ front_checks! {
     "The parts of a ring lie whole in the shared memory, aligned to 16, 2 and 4.", vring_addresses;
     "conversation/vring-index", Robust, Control, "vhost-user, Multiple queue support (should)",
     "No vring is named that the back-end does not have.", vring_index;
-    "conversation/kick-descriptors", Must, Control, "vhost-user, VHOST_USER_SET_VRING_KICK, VHOST_USER_SET_VRING_CALL",
-    "Kick and call come with one descriptor that can be waited for, or with bit 8 and none.", kick_descriptors;
+    "conversation/kick-descriptors", Must, Control,
+    "vhost-user, VHOST_USER_SET_VRING_KICK, VHOST_USER_SET_VRING_CALL",
+    "Kick and call come with one descriptor that can be waited for, or with bit 8 and none.",
+    kick_descriptors;
     "conversation/enable", Must, Control, "vhost-user, Ring states",
-    "With VHOST_USER_F_PROTOCOL_FEATURES each started ring of the first pair is enabled by a message.", enable;
+    "With VHOST_USER_F_PROTOCOL_FEATURES each started ring of the first pair is enabled by a message.",
+    enable;
 }
 
 /// The messages for `wanted`, with their places.

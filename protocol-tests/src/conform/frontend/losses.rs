@@ -1,5 +1,5 @@
-//! Back-ends that go, die, hang, lie and refuse, at each step of a connection. The front-end must be there afterwards, and
-//! serve its guest with the next good back-end.
+//! Back-ends that go, die, hang, lie and refuse, at each step of a connection. The front-end must be there
+//! afterwards, and serve its guest with the next good back-end.
 
 use std::time::Duration;
 
@@ -35,22 +35,28 @@ front_checks! {
     "losses/at-vring-num", Robust, Control, "vhost-user, Communication (reconnection)",
     "A back-end that dies at SET_VRING_NUM is looked for again.", |stage| dies(stage, request::SET_VRING_NUM);
     "losses/at-kick", Robust, Control, "vhost-user, Communication (reconnection)",
-    "A back-end that dies at SET_VRING_KICK is looked for again.", |stage| dies(stage, request::SET_VRING_KICK);
+    "A back-end that dies at SET_VRING_KICK is looked for again.",
+    |stage| dies(stage, request::SET_VRING_KICK);
     "losses/at-enable", Robust, Control, "vhost-user, Communication (reconnection)",
-    "A back-end that dies at SET_VRING_ENABLE is looked for again.", |stage| dies(stage, request::SET_VRING_ENABLE);
+    "A back-end that dies at SET_VRING_ENABLE is looked for again.",
+    |stage| dies(stage, request::SET_VRING_ENABLE);
     "losses/silence", Robust, Control, "vhost-user, Communication",
     "A back-end that never answers GET_FEATURES is given up within 10 seconds, and the next one served.",
     |stage| lies(stage, Tamper::Silence(request::GET_FEATURES));
     "replies/late", Robust, Control, "vhost-user, Communication (no time is named)",
     "Answers may come late.", |stage| odd(stage, Tamper::Late(Duration::from_millis(150)));
     "replies/split", Must, Control, "unix(7): a stream socket keeps no borders",
-    "An answer may come in pieces, cut in its header, behind it, and in its body.", |stage| odd(stage, Tamper::Split);
+    "An answer may come in pieces, cut in its header, behind it, and in its body.",
+    |stage| odd(stage, Tamper::Split);
     "replies/other-request", Robust, Control, "vhost-user, Header",
-    "An answer to another request is not believed.", |stage| lies(stage, Tamper::OtherRequest(request::GET_FEATURES));
+    "An answer to another request is not believed.",
+    |stage| lies(stage, Tamper::OtherRequest(request::GET_FEATURES));
     "replies/no-flag", Robust, Control, "vhost-user, Header",
-    "An answer without the reply flag is not believed.", |stage| lies(stage, Tamper::NoReplyFlag(request::GET_FEATURES));
+    "An answer without the reply flag is not believed.",
+    |stage| lies(stage, Tamper::NoReplyFlag(request::GET_FEATURES));
     "replies/version-2", Robust, Control, "vhost-user, Header",
-    "An answer of another protocol version is not believed.", |stage| lies(stage, Tamper::Version2(request::GET_FEATURES));
+    "An answer of another protocol version is not believed.",
+    |stage| lies(stage, Tamper::Version2(request::GET_FEATURES));
     "replies/short", Robust, Control, "vhost-user, Front-end message types",
     "An answer that is too short is not believed.", |stage| lies(stage, Tamper::Short(request::GET_FEATURES));
     "replies/long", Robust, Control, "vhost-user, Front-end message types",
@@ -60,7 +66,8 @@ front_checks! {
     "replies/refused", Must, Control, "vhost-user, VHOST_USER_PROTOCOL_F_REPLY_ACK",
     "A back-end that refuses the memory is not started.", refused;
     "features/fewer", Robust, Control, "virtio 1.2, 2.2.1: features stay as negotiated until a reset",
-    "A back-end that offers less than the driver has acknowledged is not started; a good one is taken later.", fewer;
+    "A back-end that offers less than the driver has acknowledged is not started; a good one is taken later.",
+    fewer;
 }
 
 fn left(stage: &mut Stage) -> Checked {

@@ -1,7 +1,9 @@
-//! Checks of a front-end: a scripted back-end that behaves, dies, hangs or lies, and what the front-end makes of it.
+//! Checks of a front-end: a scripted back-end that behaves, dies, hangs or lies, and what the front-end makes
+//! of it.
 //!
-//! One front-end serves many checks: each check plays one back-end or several at the front-end's socket, and leaves; the
-//! front-end, which looks for its back-end again, meets the next check. One that does not is started anew for each.
+//! One front-end serves many checks: each check plays one back-end or several at the front-end's socket, and
+//! leaves; the front-end, which looks for its back-end again, meets the next check. One that does not is
+//! started anew for each.
 
 mod conversation;
 mod losses;

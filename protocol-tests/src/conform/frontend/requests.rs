@@ -8,8 +8,10 @@ use crate::daemon::poll_until;
 use crate::wire::request;
 
 front_checks! {
-    "requests/config-change", Robust, Control, "vhost-user, VHOST_USER_SET_BACKEND_REQ_FD, VHOST_USER_GET_CONFIG",
-    "A front-end that gives its back-end a channel reads the configuration again when that says it is another.", config_change;
+    "requests/config-change", Robust, Control,
+    "vhost-user, VHOST_USER_SET_BACKEND_REQ_FD, VHOST_USER_GET_CONFIG",
+    "A front-end that gives its back-end a channel reads the configuration again when that says it is \
+     another.", config_change;
 }
 
 fn config_change(stage: &mut Stage) -> Result<(), Finding> {

@@ -13,7 +13,8 @@ use crate::daemon::{Daemon, poll_until};
 use crate::frame::{NetHeader, numbered};
 use crate::wire::{feature, request};
 
-/// How long a front-end may take to look for its back-end, and to set it up. Some wait a second between tries.
+/// How long a front-end may take to look for its back-end, and to set it up. Some wait a second between
+/// tries.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 /// How long an echo may take.
 const ECHO: Duration = Duration::from_secs(3);
@@ -33,8 +34,8 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// A front-end that is started by the shell's `command`, in which `{socket}` stands for its back-end's socket and
-    /// `{guest}` for the kernel of a guest that echoes frames. With `echo` its guest does so.
+    /// A front-end that is started by the shell's `command`, in which `{socket}` stands for its back-end's
+    /// socket and `{guest}` for the kernel of a guest that echoes frames. With `echo` its guest does so.
     ///
     /// # Errors
     ///
@@ -80,8 +81,8 @@ impl Stage {
             return Ok(());
         }
         let act = self.play(Script::default())?;
-        // An echo comes behind all that a front-end says to set up its rings; one that tries again and again is judged by a
-        // try that is over.
+        // An echo comes behind all that a front-end says to set up its rings; one that tries again and again
+        // is judged by a try that is over.
         let result = act.running().and_then(|()| self.echo(&act, 1));
         self.conversation = Some(if result.is_ok() { act.last() } else { act.whole() });
         result
@@ -204,8 +205,8 @@ impl Act {
         })
     }
 
-    /// Waits until connection `number` has ended, or `enough` says that no more is to be seen. A process that has ended
-    /// has no more of them.
+    /// Waits until connection `number` has ended, or `enough` says that no more is to be seen. A process that
+    /// has ended has no more of them.
     pub(super) fn ended(
         &self,
         stage: &mut Stage,

@@ -12,16 +12,19 @@ front_checks! {
     "traffic/content", Must, Frames, "virtio 1.2, 5.1.6",
     "Frames of all lengths go to the guest and come back as they are, once each and in order.", content;
     "traffic/without-protocol", Must, Control, "vhost-user, Protocol features",
-    "A back-end without VHOST_USER_F_PROTOCOL_FEATURES hears no request of theirs; a front-end that needs them says so and ends.",
-    without_protocol;
+    "A back-end without VHOST_USER_F_PROTOCOL_FEATURES hears no request of theirs; a front-end that needs \
+     them says so and ends.", without_protocol;
     "traffic/without-reply-ack", Must, Control, "vhost-user, VHOST_USER_PROTOCOL_F_REPLY_ACK",
-    "A back-end without REPLY_ACK is not asked for replies.", |stage| without(stage, protocol::REPLY_ACK, &[]);
+    "A back-end without REPLY_ACK is not asked for replies.",
+    |stage| without(stage, protocol::REPLY_ACK, &[]);
     "traffic/without-config", Must, Control, "vhost-user, Protocol features (VHOST_USER_PROTOCOL_F_CONFIG)",
     "A back-end without CONFIG is not asked for its configuration.",
     |stage| without(stage, protocol::CONFIG, &[request::GET_CONFIG]);
-    "traffic/without-slots", Must, Control, "vhost-user, Protocol features (VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS)",
+    "traffic/without-slots", Must, Control,
+    "vhost-user, Protocol features (VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS)",
     "A back-end without CONFIGURE_MEM_SLOTS gets its memory by SET_MEM_TABLE.",
-    |stage| without(stage, protocol::CONFIGURE_MEM_SLOTS, &[request::ADD_MEM_REG, request::GET_MAX_MEM_SLOTS]);
+    |stage| without(stage, protocol::CONFIGURE_MEM_SLOTS,
+        &[request::ADD_MEM_REG, request::GET_MAX_MEM_SLOTS]);
     "traffic/without-mq", Robust, Control, "vhost-user, GET_QUEUE_NUM (should)",
     "A back-end without MQ is not asked for its number of queues.",
     |stage| without(stage, protocol::MQ, &[request::GET_QUEUE_NUM]);

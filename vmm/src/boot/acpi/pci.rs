@@ -7,12 +7,12 @@ use acpi_tables::aml::{
 };
 use acpi_tables::{Aml, AmlSink};
 
-use crate::layout::{
-    CONFIG_PORTS, CONFIG_PORTS_SIZE, HOTPLUG_GSI, HOTPLUG_PORTS, PCI_WINDOW, PCI_WINDOW_SIZE,
+use crate::board::layout::{
+    CONFIG_PORTS, CONFIG_PORTS_SIZE, HOTPLUG_GSI, HOTPLUG_PORTS, PCI_SLOTS, PCI_WINDOW, PCI_WINDOW_SIZE,
 };
-use crate::pci::{SLOTS, hotplug};
+use crate::pci::hotplug;
 
-/// The hot-plug controller's registers ([`hotplug`]), as fields of this device.
+/// The hot-plug controller's registers ([`mod@hotplug`]), as fields of this device.
 const PLUGGED: &str = "\\_SB_.HPC0.PLUG";
 const WANTED: &str = "\\_SB_.HPC0.WANT";
 const EJECTED: &str = "\\_SB_.HPC0.EJCT";
@@ -21,8 +21,8 @@ const EJECTED: &str = "\\_SB_.HPC0.EJCT";
 const DEVICE_CHECK: u8 = 1;
 const EJECT_REQUEST: u8 = 3;
 
-/// The root of the PCI bus: bus 0 only, found by configuration mechanism #1, with a window for BARs. No `_PRT`: its
-/// functions have no interrupt pins.
+/// The root of the PCI bus: bus 0 only, found by configuration mechanism #1, with a window for BARs. No
+/// `_PRT`: its functions have no interrupt pins.
 pub(super) fn host_bridge(sink: &mut dyn AmlSink) {
     let bus = AddressSpace::new_bus_number(0u16, 0);
     let ports = IO::new(CONFIG_PORTS, CONFIG_PORTS, 1, CONFIG_PORTS_SIZE as u8);
@@ -50,15 +50,15 @@ pub(super) fn host_bridge(sink: &mut dyn AmlSink) {
 
 /// The slots that are not the host bridge's.
 fn slots() -> impl Iterator<Item = u32> {
-    1..SLOTS as u32
+    1..PCI_SLOTS as u32
 }
 
 fn slot_path(slot: u32) -> String {
     format!("S{slot:03}")
 }
 
-/// Each slot as a device that can be ejected, whether or not there is something in it: a driver finds that out by the
-/// function's configuration space, so there is no `_STA`.
+/// Each slot as a device that can be ejected, whether or not there is something in it: a driver finds that
+/// out by the function's configuration space, so there is no `_STA`.
 struct Slots;
 
 impl Aml for Slots {
@@ -80,7 +80,8 @@ impl Aml for Slots {
     }
 }
 
-/// The hot-plug controller, and the generic event device (5.6.9) whose one interrupt means that it has something to tell.
+/// The hot-plug controller, and the generic event device (5.6.9) whose one interrupt means that it has
+/// something to tell.
 pub(super) fn hotplug(sink: &mut dyn AmlSink) {
     let (length, base) = (hotplug::SIZE as u8, HOTPLUG_PORTS);
     let ports = IO::new(base, base, 1, length);

@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 use tempfile::TempDir;
+use virtio_bindings::virtio_blk::*;
 
 use super::tests::{DATA, FLUSH, OK, config, image, range, reopen, request, start};
 use super::*;

@@ -1,7 +1,7 @@
 //! Formats of disk images that are not raw, by their signatures.
 //!
-//! Given to a guest as they are, it would find no partitions, and destroy the image with its first writes. LUKS is not among
-//! them: a raw disk that the guest itself has encrypted begins like that too.
+//! Given to a guest as they are, it would find no partitions, and destroy the image with its first writes.
+//! LUKS is not among them: a raw disk that the guest itself has encrypted begins like that too.
 
 use std::fs::File;
 use std::io;

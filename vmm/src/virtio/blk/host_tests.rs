@@ -4,6 +4,8 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use virtio_bindings::virtio_blk::*;
+
 use super::tests::{DATA, FLUSH, IOERR, OK, config, image, request, start};
 use super::*;
 

@@ -29,7 +29,10 @@ const IOV_MAX: usize = 1024;
 #[derive(Debug, Error)]
 pub enum ImageError {
     /// Missing, no permission, and the like.
-    #[error("cannot open disk image {}{}", path.display(), if *read_only { "" } else { " for writing (append ',ro' for read-only)" })]
+    #[error(
+        "cannot open disk image {}{}",
+        path.display(), if *read_only { "" } else { " for writing (append ',ro' for read-only)" }
+    )]
     Open {
         /// The image.
         path: PathBuf,
@@ -43,18 +46,22 @@ pub enum ImageError {
     #[error("{} is neither a file nor a block device", .0.display())]
     Kind(PathBuf),
     /// A block device that takes no writes, as `blockdev --setro` makes it.
-    #[error("block device {} is read-only: append ',ro', or make it writable (blockdev --setrw)", .0.display())]
+    #[error(
+        "block device {} is read-only: append ',ro', or make it writable (blockdev --setrw)",
+        .0.display()
+    )]
     ReadOnlyDevice(PathBuf),
     /// Locked by another process.
     #[error(
-        "disk image {} is in use by another process; two may share it only when both open it read-only (',ro')",
+        "disk image {} is in use by another process; two may share it only when both open it read-only \
+         (',ro')",
         .0.display()
     )]
     InUse(PathBuf),
     /// Given to this machine before.
     #[error(
-        "disk image {} is the same as {}, which this machine has already; it may have it twice only when both are \
-         read-only (',ro')", path.display(), other.display()
+        "disk image {} is the same as {}, which this machine has already; it may have it twice only when \
+         both are read-only (',ro')", path.display(), other.display()
     )]
     Twice {
         /// The image.
@@ -64,9 +71,9 @@ pub enum ImageError {
     },
     /// The guest would see the format's own data.
     #[error(
-        "disk image {} begins as one in the format {format}, and disks here are raw: append ',format=raw' if it has been a \
-         guest's raw disk before (the guest may have written that, so never convert it); convert it (qemu-img convert \
-         -O raw) only if you have made it in that format", path.display()
+        "disk image {} begins as one in the format {format}, and disks here are raw: append ',format=raw' if \
+         it has been a guest's raw disk before (the guest may have written that, so never convert it); \
+         convert it (qemu-img convert -O raw) only if you have made it in that format", path.display()
     )]
     Format {
         /// The image.
@@ -85,20 +92,20 @@ pub enum ImageError {
 }
 
 /// An open, locked image.
-pub struct Image {
+pub struct DiskImage {
     file: File,
     len: u64,
     read_only: bool,
     id: [u8; ID_LEN],
 }
 
-impl Image {
+impl DiskImage {
     /// Opens the image and locks it against writers, and when it is writable against readers too.
     ///
     /// # Errors
     ///
     /// See [`ImageError`].
-    pub fn open(config: &DiskConfig) -> Result<Image, ImageError> {
+    pub fn open(config: &DiskConfig) -> Result<DiskImage, ImageError> {
         let DiskConfig { path, read_only, raw } = config.clone();
         let failed = |source| ImageError::Open { path: path.clone(), read_only, source };
         let file = files::open(&path, !read_only, |kind| kind.is_file() || kind.is_block_device());
@@ -132,7 +139,7 @@ impl Image {
         for (to, from) in id.iter_mut().zip(text.bytes()) {
             *to = from;
         }
-        Ok(Image { file, len, read_only, id })
+        Ok(DiskImage { file, len, read_only, id })
     }
 
     /// Whole sectors in the image.

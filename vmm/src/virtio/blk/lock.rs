@@ -1,9 +1,10 @@
 //! Locks that keep two programs from using one image at a time, if one of them writes.
 //!
-//! There are two kinds, which know nothing of each other. `flock` is what `systemd` and `udev` respect on block devices. QEMU has
-//! locks of open file descriptions on single bytes, whatever the image contains there: byte 100 + N is locked by who has permission N, byte 200 + N by who does not let others have it. All are read locks, so that
-//! they go together with each other; who has locked its own then looks at the others' bytes, and gives up when somebody
-//! does not share what it has, or has what it does not share.
+//! There are two kinds, which know nothing of each other. `flock` is what `systemd` and `udev` respect on
+//! block devices. QEMU has locks of open file descriptions on single bytes, whatever the image contains
+//! there: byte 100 + N is locked by who has permission N, byte 200 + N by who does not let others have it.
+//! All are read locks, so that they go together with each other; who has locked its own then looks at the
+//! others' bytes, and gives up when somebody does not share what it has, or has what it does not share.
 #![expect(unsafe_code, reason = "locks of open file descriptions exist in libc only")]
 
 use std::fs::File;
@@ -18,7 +19,8 @@ use rustix::io::Errno;
 const CONSISTENT_READ: off_t = 0;
 const WRITE: off_t = 1;
 const RESIZE: off_t = 3;
-/// What others may not have, whether we write or not: the guest is told that nobody else writes, and the length once.
+/// What others may not have, whether we write or not: the guest is told that nobody else writes, and the
+/// length once.
 const NOT_SHARED: [off_t; 2] = [WRITE, RESIZE];
 /// Where the bytes of permissions had and of those not shared begin.
 const HAD: off_t = 100;
@@ -72,8 +74,8 @@ fn lock_bytes(file: &File, write: bool) -> Result<(), LockError> {
     Ok(())
 }
 
-/// Network file systems make a lock of all the file's bytes out of `flock`, QEMU's bytes too: readers would be in each other's
-/// way.
+/// Network file systems make a lock of all the file's bytes out of `flock`, QEMU's bytes too: readers would
+/// be in each other's way.
 fn has_one_kind_only(file: &File) -> bool {
     const NFS: u32 = 0x6969;
     const CIFS: u32 = 0xff53_4d42;

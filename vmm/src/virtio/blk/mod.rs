@@ -1,23 +1,22 @@
 //! The block device (virtio 1.2, section 5.2): one vring, one thread, one raw image.
 //!
 //! [`Block::open`] opens and locks the image, which stays so as long as the device lives. Each activation
-//! starts a thread that serves the vring by [`queue::Requests`]; a reset ends it.
+//! starts a thread that serves the vring by [`queue::RequestQueue`]; a reset ends it.
 
 use std::sync::Arc;
 
 use log::warn;
-use serde_json::json;
 use thiserror::Error;
-use virtio_bindings::virtio_blk::*;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
-use volt_net::virtio::features::Features;
+use volt_virtio::features::Features;
 
-use crate::api::Status;
+use crate::board::pause_gate::PauseGate;
 use crate::config::DiskConfig;
-use crate::gate::Gate;
-use crate::virtio::blk::image::{Image, ImageError};
-use crate::virtio::blk::queue::{Counts, Requests};
+use crate::virtio::blk::image::{DiskImage, ImageError};
+use crate::virtio::blk::queue::{Counts, RequestQueue};
+use crate::virtio::handle::{DeviceHandle, DeviceKind};
 use crate::virtio::ring::Ring;
+use crate::virtio::status::{DeviceDetails, DeviceStatus, VringStatus};
 use crate::virtio::worker::Worker;
 use crate::virtio::{ActivateError, Activation, VirtioDevice, copy_config};
 
@@ -51,11 +50,12 @@ pub enum BlockError {
 
 /// A block device over an image.
 pub struct Block {
+    name: String,
     label: String,
-    image: Arc<Image>,
+    image: Arc<DiskImage>,
     features: Features,
     config: Vec<u8>,
-    gate: Arc<Gate>,
+    gate: Arc<PauseGate>,
     counts: Arc<Counts>,
     worker: Option<Worker>,
 }
@@ -66,9 +66,10 @@ impl Block {
     /// # Errors
     ///
     /// See [`ImageError`].
-    pub fn open(config: &DiskConfig, gate: &Arc<Gate>) -> Result<Block, BlockError> {
-        let image = Image::open(config)?;
-        let label = format!("disk {}", config.path.display());
+    pub fn open(config: &DiskConfig, gate: &Arc<PauseGate>) -> Result<Block, BlockError> {
+        let image = DiskImage::open(config)?;
+        let name = config.path.display().to_string();
+        let label = format!("disk {name}");
         if image.surplus() != 0 {
             warn!(
                 "{label}: its last {} bytes are no whole sector of 512, and the guest does not see them",
@@ -76,6 +77,7 @@ impl Block {
             );
         }
         Ok(Block {
+            name,
             label,
             features: features(config.read_only),
             config: config_space(image.sectors()),
@@ -88,18 +90,17 @@ impl Block {
 }
 
 fn features(read_only: bool) -> Features {
-    let bit = |bit: u32| Features(1 << bit);
     let common = Features::VERSION_1
-        .with(Features::EVENT_IDX)
-        .with(Features::INDIRECT_DESC)
-        .with(bit(VIRTIO_BLK_F_SIZE_MAX))
-        .with(bit(VIRTIO_BLK_F_SEG_MAX))
-        .with(bit(VIRTIO_BLK_F_BLK_SIZE))
-        .with(bit(VIRTIO_BLK_F_FLUSH));
+        .union(Features::EVENT_IDX)
+        .union(Features::INDIRECT_DESC)
+        .union(Features::BLK_SIZE_MAX)
+        .union(Features::BLK_SEG_MAX)
+        .union(Features::BLK_BLK_SIZE)
+        .union(Features::BLK_FLUSH);
     if read_only {
-        common.with(bit(VIRTIO_BLK_F_RO))
+        common.union(Features::BLK_RO)
     } else {
-        common.with(bit(VIRTIO_BLK_F_DISCARD)).with(bit(VIRTIO_BLK_F_WRITE_ZEROES))
+        common.union(Features::BLK_DISCARD).union(Features::BLK_WRITE_ZEROES)
     }
 }
 
@@ -123,17 +124,20 @@ impl VirtioDevice for Block {
         VIRTIO_ID_BLOCK
     }
 
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::Disk
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
     fn label(&self) -> &str {
         &self.label
     }
 
-    fn status(&self) -> Status {
-        let (label, counts) = (self.label.clone(), self.counts.clone());
-        Box::new(move || {
-            let (requests, failed) = counts.get();
-            let vring = json!({ "vring": 0, "kind": "requests", "requests": requests, "failed": failed });
-            json!({ "device": label, "kind": "disk", "vrings": [vring] })
-        })
+    fn handle(&self) -> Arc<dyn DeviceHandle> {
+        Arc::new(Handle { label: self.label.clone(), counts: self.counts.clone() })
     }
 
     fn features(&self) -> Features {
@@ -151,7 +155,7 @@ impl VirtioDevice for Block {
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
         let vring = activation.take_vring(0)?;
         let mut requests =
-            Requests::new(&self.label, self.image.clone(), activation.features, self.counts.clone());
+            RequestQueue::new(&self.label, self.image.clone(), activation.features, self.counts.clone());
         let ring = Ring::new(vring, &activation);
         let worker = Worker::spawn(&self.label, "disk", &self.gate, ring, move |chain| requests.serve(chain));
         self.worker = Some(worker.map_err(ActivateError::Thread)?);
@@ -160,6 +164,20 @@ impl VirtioDevice for Block {
 
     fn reset(&mut self) {
         self.worker = None;
+    }
+}
+
+/// The device beside its transport.
+struct Handle {
+    label: String,
+    counts: Arc<Counts>,
+}
+
+impl DeviceHandle for Handle {
+    fn status(&self) -> DeviceStatus {
+        let (requests, failed) = self.counts.get();
+        let vrings = [VringStatus::Requests { vring: 0, requests, failed }];
+        DeviceStatus { device: self.label.clone(), details: Some(DeviceDetails::Disk { vrings }) }
     }
 }
 

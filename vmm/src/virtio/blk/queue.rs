@@ -1,4 +1,4 @@
-//! Requests of the block device (virtio 1.2, 5.2.6): header, data, status.
+//! RequestQueue of the block device (virtio 1.2, 5.2.6): header, data, status.
 
 use std::io;
 use std::sync::Arc;
@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use thiserror::Error;
 use virtio_bindings::virtio_blk::*;
-use volt_net::virtio::features::Features;
+use volt_virtio::features::Features;
 
-use crate::virtio::blk::image::Image;
+use crate::faults::Faults;
+use crate::virtio::blk::image::DiskImage;
 use crate::virtio::blk::{RANGE_SECTORS_MAX, RANGES_MAX, SECTOR_SIZE, SEG_MAX, SIZE_MAX};
 use crate::virtio::chain::{Buffers, Chain, ChainError};
-use crate::virtio::faults::Faults;
 
 /// `type`, `reserved`, `sector`.
 const HEADER_LEN: usize = 16;
@@ -61,8 +61,8 @@ impl Counts {
 }
 
 /// Serves requests on an image, for one activation.
-pub struct Requests {
-    image: Arc<Image>,
+pub struct RequestQueue {
+    image: Arc<DiskImage>,
     counts: Arc<Counts>,
     /// Without FLUSH the driver takes a completed write for a stable one (5.2.6.2).
     write_through: bool,
@@ -72,11 +72,11 @@ pub struct Requests {
     host: Faults,
 }
 
-impl Requests {
+impl RequestQueue {
     /// A server for a driver that acknowledged `features`; `label` begins its log lines.
-    pub fn new(label: &str, image: Arc<Image>, features: Features, counts: Arc<Counts>) -> Requests {
-        let write_through = !features.has(Features(1 << VIRTIO_BLK_F_FLUSH));
-        Requests { image, counts, write_through, guest: Faults::new(label), host: Faults::new(label) }
+    pub fn new(label: &str, image: Arc<DiskImage>, features: Features, counts: Arc<Counts>) -> RequestQueue {
+        let write_through = !features.contains(Features::BLK_FLUSH);
+        RequestQueue { image, counts, write_through, guest: Faults::new(label), host: Faults::new(label) }
     }
 
     /// Serves one chain; answers the bytes written from the start of its writable half.

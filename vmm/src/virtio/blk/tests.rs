@@ -2,6 +2,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
+use virtio_bindings::virtio_blk::*;
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_STATUS;
 use vm_memory::GuestAddress;
 
@@ -14,7 +15,7 @@ pub(super) const DATA: u64 = BUFFERS + 0x1000;
 pub(super) const OK: u8 = VIRTIO_BLK_S_OK as u8;
 pub(super) const IOERR: u8 = VIRTIO_BLK_S_IOERR as u8;
 const UNSUPP: u8 = VIRTIO_BLK_S_UNSUPP as u8;
-pub(super) const FLUSH: Features = Features(1 << VIRTIO_BLK_F_FLUSH);
+pub(super) const FLUSH: Features = Features::BLK_FLUSH;
 
 pub(super) fn config(path: &Path, read_only: bool) -> DiskConfig {
     DiskConfig { path: path.to_owned(), read_only, raw: false }
@@ -29,8 +30,8 @@ pub(super) fn image() -> (TempDir, PathBuf) {
     (dir, path)
 }
 
-/// Opens an image that was given back just now: a program that another test starts may have a copy of its descriptor, and so
-/// of its lock, for a moment.
+/// Opens an image that was given back just now: a program that another test starts may have a copy of its
+/// descriptor, and so of its lock, for a moment.
 pub(super) fn reopen(path: &Path, read_only: bool) -> Block {
     let mut disk = None;
     eventually("the image is free", || {
@@ -42,7 +43,7 @@ pub(super) fn reopen(path: &Path, read_only: bool) -> Block {
 
 pub(super) fn start(path: &Path, read_only: bool, features: Features) -> Driver {
     let mut driver = Driver::new(Block::open(&config(path, read_only), &Arc::default()).unwrap());
-    driver.run(Features::VERSION_1.with(features), &[0]);
+    driver.run(Features::VERSION_1.union(features), &[0]);
     driver
 }
 
@@ -119,7 +120,7 @@ fn requests_may_be_cut_anywhere() {
 #[test]
 fn indirect_chains_with_many_pieces() {
     let (_dir, path) = image();
-    let mut driver = start(&path, false, FLUSH.with(Features::INDIRECT_DESC));
+    let mut driver = start(&path, false, FLUSH.union(Features::INDIRECT_DESC));
     put_header(&driver, VIRTIO_BLK_T_IN, 0);
     let table = BUFFERS + 0x10_0000;
     // 2048 pieces of 16 bytes: more than one vectored call takes, more than the ring has descriptors.
@@ -142,8 +143,8 @@ fn indirect_chains_with_many_pieces() {
 fn read_only_disks_stay_as_they_are() {
     let (_dir, path) = image();
     let before = fs::read(&path).unwrap();
-    let mut driver = start(&path, true, FLUSH.with(Features(1 << VIRTIO_BLK_F_RO)));
-    assert!(!driver.offered_features().has(Features(1 << VIRTIO_BLK_F_DISCARD)));
+    let mut driver = start(&path, true, FLUSH.union(Features::BLK_RO));
+    assert!(!driver.offered_features().contains(Features::BLK_DISCARD));
     assert_eq!(request(&mut driver, VIRTIO_BLK_T_OUT, 0, &[(DATA, 512, false)]), (IOERR, 1));
     driver.put(DATA, &range(0, 1, 0));
     for kind in [VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_WRITE_ZEROES] {
@@ -274,7 +275,7 @@ fn an_impossible_ring_asks_for_a_reset() {
 #[test]
 fn any_chain_is_survived() {
     let (_dir, path) = image();
-    let mut driver = start(&path, true, FLUSH.with(Features::INDIRECT_DESC));
+    let mut driver = start(&path, true, FLUSH.union(Features::INDIRECT_DESC));
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     let mut random = |choices: u64| {
         // xorshift64: the same chains in each run.
@@ -308,8 +309,8 @@ fn any_chain_is_survived() {
 #[test]
 fn many_requests_with_and_without_event_index() {
     let (_dir, path) = image();
-    for features in [Features::NONE, Features::EVENT_IDX] {
-        let mut driver = start(&path, false, FLUSH.with(features));
+    for features in [Features::empty(), Features::EVENT_IDX] {
+        let mut driver = start(&path, false, FLUSH.union(features));
         for n in 0..1000u32 {
             let sector = u64::from(n % 64);
             assert_eq!(request(&mut driver, VIRTIO_BLK_T_IN, sector, &[(DATA, 512, true)]), (OK, 513));

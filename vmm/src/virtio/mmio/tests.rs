@@ -2,14 +2,15 @@ use std::sync::{Arc, Mutex};
 
 use virtio_queue::QueueT;
 use vm_memory::GuestAddress;
-use volt_net::virtio::features::Features;
+use volt_virtio::features::Features;
 
 use super::*;
-use crate::irq::Interrupt;
+use crate::board::layout::MMIO_SLOT_SIZE;
+use crate::virtio::interrupt::Interrupt;
 use crate::virtio::testing::{Driver, HIGH, REGION};
 use crate::virtio::{ActivateError, Activation, copy_config};
 
-const EXTRA: Features = Features(1 << 40 | 1);
+const EXTRA: Features = Features::from_bits_retain(1 << 40 | 1);
 
 /// What a device was told.
 #[derive(Default)]
@@ -35,7 +36,7 @@ impl VirtioDevice for Recorder {
     }
 
     fn features(&self) -> Features {
-        Features::VERSION_1.with(EXTRA)
+        Features::VERSION_1.union(EXTRA)
     }
 
     fn vring_sizes(&self) -> &[u16] {
@@ -73,7 +74,7 @@ fn identity_and_offer() {
     assert_eq!(driver.read(VIRTIO_MMIO_MAGIC_VALUE).to_le_bytes(), *b"virt");
     assert_eq!(driver.read(VIRTIO_MMIO_VERSION), 2);
     assert_eq!(driver.read(VIRTIO_MMIO_DEVICE_ID), 42);
-    assert_eq!(driver.offered_features(), Features::VERSION_1.with(EXTRA));
+    assert_eq!(driver.offered_features(), Features::VERSION_1.union(EXTRA));
     driver.write(VIRTIO_MMIO_DEVICE_FEATURES_SEL, 2);
     assert_eq!(driver.read(VIRTIO_MMIO_DEVICE_FEATURES), 0);
     let mut sizes = [0; 3];
@@ -94,17 +95,17 @@ fn a_driver_starts_and_resets_as_often_as_it_likes() {
         driver.reset();
         assert_eq!(driver.read(VIRTIO_MMIO_QUEUE_READY), 0);
     }
-    driver.run(Features::VERSION_1.with(EXTRA), &[1]);
+    driver.run(Features::VERSION_1.union(EXTRA), &[1]);
     let log = log.lock().unwrap();
     assert_eq!(log.activations[0], (Features::VERSION_1, vec![(0, 16), (1, 16)]));
-    assert_eq!(log.activations[3], (Features::VERSION_1.with(EXTRA), vec![(1, 16)]));
+    assert_eq!(log.activations[3], (Features::VERSION_1.union(EXTRA), vec![(1, 16)]));
     assert_eq!(log.activations.len(), 4);
 }
 
 #[test]
 fn features_not_offered_or_without_version_1_are_not_ok() {
     let (mut driver, _) = recorder(false);
-    assert_eq!(driver.negotiate(Features::VERSION_1.with(Features::MAC)), 3);
+    assert_eq!(driver.negotiate(Features::VERSION_1.union(Features::NET_MAC)), 3);
     assert_eq!(driver.negotiate(EXTRA), 3);
     assert_eq!(driver.start(), 3, "DRIVER_OK without FEATURES_OK");
     assert_eq!(driver.negotiate(Features::VERSION_1), 11);
@@ -202,7 +203,7 @@ fn any_access_is_survived() {
         if start {
             driver.run(Features::VERSION_1, &[0, 1]);
         }
-        for offset in (0..0x120).chain([SLOT_SIZE - 1, SLOT_SIZE, u64::MAX]) {
+        for offset in (0..0x120).chain([MMIO_SLOT_SIZE - 1, MMIO_SLOT_SIZE, u64::MAX]) {
             for width in [1, 2, 3, 4, 8, 16] {
                 for fill in [0x00, 0x01, 0x0f, 0x80, 0xff] {
                     let mut data = vec![fill; width];

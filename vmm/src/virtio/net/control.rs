@@ -1,32 +1,34 @@
-//! The control vring (virtio 1.2, 5.1.6.5), as the VMM serves it for its network devices, whoever moves their frames.
+//! The control vring (virtio 1.2, 5.1.6.5), as the VMM serves it for its network devices, whoever moves their
+//! frames.
 //!
-//! It has a thread of its own, so that commands are answered whatever the data path does. Where there is no data path, as it
-//! did not start, each is refused: a driver that has sent one waits for the answer, Linux's in a loop that keeps its processor.
+//! It has a thread of its own, so that commands are answered whatever the data path does. Where there is no
+//! data path, as it did not start, each is refused: a driver that has sent one waits for the answer, Linux's
+//! in a loop that keeps its processor.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use log::debug;
 use thiserror::Error;
-use volt_net::net::config::NetConfig;
-use volt_net::net::ctrl::{self, ACK_ERR, ACK_OK, Command, CommandError, Limits, MAX_COMMAND_LEN};
-use volt_net::virtio::features::Features;
+use volt_net::config::NetConfig;
+use volt_net::control::command::{self, ACK_ERR, ACK_OK, Command, CommandError, Limits, MAX_COMMAND_LEN};
+use volt_virtio::features::Features;
 
-use crate::gate::Gate;
+use crate::board::pause_gate::PauseGate;
+use crate::faults::Faults;
 use crate::virtio::chain::{Chain, ChainError};
-use crate::virtio::faults::Faults;
 use crate::virtio::ring::Ring;
 use crate::virtio::worker::Worker;
 use crate::virtio::{ActivateError, Activation};
 
-/// Features of the control vring and of the configuration space, which are the VMM's own. Receive modes and filters are
-/// best effort by specification (5.1.6.5.1), and nothing is filtered here: every frame passes, and the driver drops
-/// what it did not ask for.
-pub const OWN: Features = Features::MAC
-    .with(Features::STATUS)
-    .with(Features::CTRL_VQ)
-    .with(Features::CTRL_RX)
-    .with(Features::CTRL_VLAN)
-    .with(Features::CTRL_MAC_ADDR);
+/// Features of the control vring and of the configuration space, which are the VMM's own. Receive modes and
+/// filters are best effort by specification (5.1.6.5.1), and nothing is filtered here: every frame passes,
+/// and the driver drops what it did not ask for.
+pub const OWN: Features = Features::NET_MAC
+    .union(Features::NET_STATUS)
+    .union(Features::NET_CTRL_VQ)
+    .union(Features::NET_CTRL_RX)
+    .union(Features::NET_CTRL_VLAN)
+    .union(Features::NET_CTRL_MAC_ADDR);
 
 /// Entries of a receive or transmit vring.
 const DATA_VRING_SIZE: u16 = 256;
@@ -42,7 +44,7 @@ pub fn vring_sizes(pairs: u16) -> Vec<u16> {
 
 /// What a driver that acknowledged `acked` can use of `pairs` queue pairs.
 pub fn usable_pairs(acked: Features, pairs: u16) -> u16 {
-    if acked.has(Features::MQ) { pairs } else { 1 }
+    if acked.contains(Features::NET_MQ) { pairs } else { 1 }
 }
 
 /// The control vring's number: behind those of all pairs with MQ, behind the first pair without (5.1.2).
@@ -68,12 +70,13 @@ pub struct Served<'a> {
     /// Its configuration, where the driver sets the MAC.
     pub config: &'a Arc<Mutex<NetConfig>>,
     /// No command is served while this is closed.
-    pub gate: &'a Arc<Gate>,
+    pub gate: &'a Arc<PauseGate>,
 }
 
-/// Takes the control vring out of `activation` and serves it until the thread is dropped; `apply` is called on that thread,
-/// before the driver has its answer. The first command waits until `started` is set, and where that says that the data path did
-/// not start, every one is refused. `None` when the driver uses no control vring.
+/// Takes the control vring out of `activation` and serves it until the thread is dropped; `apply` is called
+/// on that thread, before the driver has its answer. The first command waits until `started` is set, and
+/// where that says that the data path did not start, every one is refused. `None` when the driver uses no
+/// control vring.
 ///
 /// # Errors
 ///
@@ -87,12 +90,12 @@ pub fn serve(
     let Served { label, pairs, config, gate } = *served;
     let acked = activation.features;
     let Ok(vring) = activation.take_vring(control_index(acked, pairs)) else { return Ok(None) };
-    if !acked.has(Features::CTRL_VQ) {
+    if !acked.contains(Features::NET_CTRL_VQ) {
         return Ok(None);
     }
     let ring = Ring::new(vring, activation);
     let limits = Limits { acked, max_pairs: usable_pairs(acked, pairs) };
-    let mut requests = Requests { limits, started, config: config.clone(), faults: Faults::new(label) };
+    let mut requests = ControlQueue { limits, started, config: config.clone(), faults: Faults::new(label) };
     let worker =
         Worker::spawn(label, "net-control", gate, ring, move |chain| requests.serve(chain, &mut apply));
     worker.map(Some).map_err(ActivateError::Thread)
@@ -113,14 +116,14 @@ enum ControlError {
 }
 
 /// Serves control commands for one activation.
-struct Requests {
+struct ControlQueue {
     limits: Limits,
     started: Arc<OnceLock<bool>>,
     config: Arc<Mutex<NetConfig>>,
     faults: Faults,
 }
 
-impl Requests {
+impl ControlQueue {
     /// Serves one command; answers the bytes written.
     fn serve(&mut self, chain: Result<&Chain<'_>, ChainError>, apply: impl FnMut(Change)) -> u32 {
         let result = match chain {
@@ -148,7 +151,7 @@ impl Requests {
         }
         let mut bytes = vec![0; len];
         chain.readable.copy_to(&mut bytes);
-        let command = ctrl::parse(&bytes, self.limits)?;
+        let command = command::parse(&bytes, self.limits)?;
         debug!("control command {command:?}");
         match command {
             Command::SetPairs(pairs) => apply(Change::Pairs(pairs)),

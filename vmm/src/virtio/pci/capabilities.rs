@@ -1,11 +1,10 @@
-//! What a virtio function's configuration space tells its driver: which device it is (virtio 1.2, 4.1.2), and where in the BAR
-//! each structure lies (4.1.4).
+//! What a virtio function's configuration space tells its driver: which device it is (virtio 1.2, 4.1.2), and
+//! where in the BAR each structure lies (4.1.4).
 
+use crate::board::layout::PCI_BAR_SIZE;
 use crate::pci::config::{ConfigSpace, Identity};
 use crate::pci::msix::{self, Msix};
 
-/// Bytes of the BAR.
-pub const BAR_SIZE: u32 = 0x8000;
 /// Vrings of a device at most: each has a vector, and the configuration one more.
 pub const MAX_VRINGS: usize = 255;
 
@@ -40,7 +39,8 @@ const PCI_CFG: u8 = 5;
 /// Where `pci_cfg_data` stands in its capability, behind `bar`, `offset` and `length`.
 const PCI_CFG_DATA: u16 = 16;
 
-/// The function of virtio device number `device_id`; its class is what firmware and drivers that know no virtio go by.
+/// The function of virtio device number `device_id`; its class is what firmware and drivers that know no
+/// virtio go by.
 pub(super) fn identity(device_id: u32) -> Identity {
     let class = match device_id {
         1 => 0x02_0000, // Ethernet
@@ -98,7 +98,8 @@ impl Capabilities {
         (config.u32(self.msix) >> 16) as u16
     }
 
-    /// The access to the BAR that one of `len` bytes to the configuration space at `offset` is, when it is one.
+    /// The access to the BAR that one of `len` bytes to the configuration space at `offset` is, when it is
+    /// one.
     pub(super) fn window(&self, config: &ConfigSpace, offset: u16, len: usize) -> Option<Window> {
         let register = self.pci_cfg + PCI_CFG_DATA;
         let (at, first) = (usize::from(offset), usize::from(register));
@@ -109,7 +110,11 @@ impl Capabilities {
         let offset = config.u32(self.pci_cfg + 8);
         let len = config.u32(self.pci_cfg + 12);
         let aligned = matches!(len, 1 | 2 | 4) && offset.is_multiple_of(len);
-        (bar == 0 && aligned && offset < BAR_SIZE).then_some(Window { offset, len: len as usize, register })
+        (bar == 0 && aligned && offset < PCI_BAR_SIZE).then_some(Window {
+            offset,
+            len: len as usize,
+            register,
+        })
     }
 }
 

@@ -1,9 +1,10 @@
-//! The common configuration structure (virtio 1.2, 4.1.4.3): the device's registers as PCI has them. Each field is accessed by
-//! its own width, those of 64 bits by halves (4.1.3.1); everything else reads as zero and changes nothing.
+//! The common configuration structure (virtio 1.2, 4.1.4.3): the device's registers as PCI has them. Each
+//! field is accessed by its own width, those of 64 bits by halves (4.1.3.1); everything else reads as zero
+//! and changes nothing.
 
 use super::{NO_VECTOR, PciTransport};
-use crate::irq::TransportInterrupt;
-use crate::virtio::registers::{Part, VringRegisters, set_high, set_low};
+use crate::virtio::interrupt::TransportInterrupt;
+use crate::virtio::registers::{VringPart, VringRegisters, set_high, set_low};
 
 const DEVICE_FEATURE_SELECT: u32 = 0x00;
 const DEVICE_FEATURE: u32 = 0x04;
@@ -139,11 +140,11 @@ impl PciTransport {
 }
 
 /// Which address of a vring stands at `offset`, and whether its high half.
-fn address(offset: u32) -> Option<(Part, bool)> {
+fn address(offset: u32) -> Option<(VringPart, bool)> {
     if !(QUEUE_DESC..QUEUE_DEVICE_END).contains(&offset) || !offset.is_multiple_of(4) {
         return None;
     }
-    let part =
-        [Part::DescriptorTable, Part::AvailableRing, Part::UsedRing][((offset - QUEUE_DESC) / 8) as usize];
+    let part = [VringPart::DescriptorTable, VringPart::AvailableRing, VringPart::UsedRing]
+        [((offset - QUEUE_DESC) / 8) as usize];
     Some((part, !offset.is_multiple_of(8)))
 }

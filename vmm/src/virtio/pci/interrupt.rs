@@ -1,5 +1,5 @@
-//! The interrupts of a virtio-pci device on the device's side: an eventfd for each vring and one for the configuration. To
-//! which vector each leads, and whether it does, is the transport's affair.
+//! The interrupts of a virtio-pci device on the device's side: an eventfd for each vring and one for the
+//! configuration. To which vector each leads, and whether it does, is the transport's affair.
 
 use std::io;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::irq::{Interrupt, TransportInterrupt};
+use crate::virtio::interrupt::{Interrupt, TransportInterrupt};
 
 /// A device's interrupts.
 pub struct PciInterrupt {

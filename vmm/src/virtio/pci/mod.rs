@@ -1,12 +1,13 @@
 //! virtio over PCI (virtio 1.2, section 4.1): a modern device, with MSI-X only.
 //!
-//! [`PciSlots`](slots::PciSlots) makes one [`PciTransport`] per device, adds it to the [`PciBus`](crate::pci::PciBus) for its
-//! configuration space and to the bus for memory-mapped I/O for its BAR, and takes it from both again. Neither notifications nor
-//! interrupts come by here: each vring has an address of its own at which KVM turns the driver's write into an eventfd write
-//! (ioeventfd), and an eventfd of its own that KVM turns into the message of the vring's MSI-X vector (irqfd).
+//! [`PciSlots`](slots::PciSlots) makes one [`PciTransport`] per device, adds it to the
+//! [`PciBus`](crate::pci::PciBus) for its configuration space and to the bus for memory-mapped I/O for its
+//! BAR, and takes it from both again. Neither notifications nor interrupts come by here: each vring has an
+//! address of its own at which KVM turns the driver's write into an eventfd write (ioeventfd), and an eventfd
+//! of its own that KVM turns into the message of the vring's MSI-X vector (irqfd).
 //!
-//! The BAR stays where it is: the notifications' addresses are KVM's from the start. Dropping a transport resets its device and
-//! gives everything back.
+//! The BAR stays where it is: the notifications' addresses are KVM's from the start. Dropping a transport
+//! resets its device and gives everything back.
 //!
 //! | module | holds |
 //! |---|---|
@@ -22,7 +23,8 @@ use kvm_ioctls::VmFd;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::bus::BusDevice;
+use crate::board::bus::BusDevice;
+use crate::board::layout::PCI_BAR_SIZE;
 use crate::pci::PciFunction;
 use crate::pci::config::ConfigSpace;
 use crate::pci::msi::{MsiLine, MsiRoutes};
@@ -36,7 +38,7 @@ mod interrupt;
 mod notification;
 pub mod slots;
 
-pub use capabilities::{BAR_SIZE, MAX_VRINGS};
+pub use capabilities::MAX_VRINGS;
 use capabilities::{COMMON, Capabilities, DEVICE, ISR, NOTIFY, NOTIFY_MULTIPLIER, PENDING, TABLE, Window};
 pub use interrupt::PciInterrupt;
 use notification::Notification;
@@ -66,8 +68,8 @@ pub struct PciTransport {
 }
 
 impl PciTransport {
-    /// Connects `device` to `vm` with its BAR at `base`, a multiple of [`BAR_SIZE`]: from here on its notifications work, and
-    /// its interrupts as soon as the driver has chosen vectors.
+    /// Connects `device` to `vm` with its BAR at `base`, a multiple of [`PCI_BAR_SIZE`]: from here on its
+    /// notifications work, and its interrupts as soon as the driver has chosen vectors.
     ///
     /// # Errors
     ///
@@ -91,7 +93,8 @@ impl PciTransport {
         Ok(transport)
     }
 
-    /// The function alone; notifications work by [`BusDevice::write`], interrupts stay in their eventfds. For tests.
+    /// The function alone; notifications work by [`BusDevice::write`], interrupts stay in their eventfds. For
+    /// tests.
     ///
     /// # Errors
     ///
@@ -120,15 +123,15 @@ impl PciTransport {
         let sources: Vec<_> = interrupt.eventfds().map(source).collect::<Result<_, _>>()?;
         let msix = Msix::new(sources.len() as u16);
         let mut config = ConfigSpace::new(capabilities::identity(device.device_id()));
-        config.set_bar(base, BAR_SIZE);
+        config.set_bar(base, PCI_BAR_SIZE);
         let capabilities = Capabilities::add(&mut config, &msix, vrings as u32);
         let mut registers = Registers::new(device, memory, interrupt)?;
         registers.set_dma(config.is_bus_master());
         Ok(PciTransport { registers, config, capabilities, msix, sources, notifications: Vec::new() })
     }
 
-    /// Connects each source of interrupts to the message of its vector, as all of them are now. A message is a write to memory,
-    /// so one of a function that may not write waits.
+    /// Connects each source of interrupts to the message of its vector, as all of them are now. A message is
+    /// a write to memory, so one of a function that may not write waits.
     fn rewire(&mut self) {
         let may_write = self.config.is_bus_master();
         for Source { vector, line } in &mut self.sources {
@@ -160,8 +163,8 @@ impl PciTransport {
         self.sources.iter().any(|source| source.vector == vector && source.line.is_pending())
     }
 
-    /// The ISR status (4.1.4.5), which reading clears: bit 0 for vrings, which only a driver without MSI-X may want to know,
-    /// bit 1 for the configuration.
+    /// The ISR status (4.1.4.5), which reading clears: bit 0 for vrings, which only a driver without MSI-X
+    /// may want to know, bit 1 for the configuration.
     fn read_isr(&mut self) -> u8 {
         let config = self.registers.interrupt.take_config_changed();
         let without_msix = !self.msix.is_enabled();
@@ -215,14 +218,16 @@ impl Drop for PciTransport {
 impl BusDevice for PciTransport {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         match u32::try_from(offset) {
-            Ok(offset) if offset < BAR_SIZE && self.config.memory_enabled() => self.read_bar(offset, data),
+            Ok(offset) if offset < PCI_BAR_SIZE && self.config.memory_enabled() => {
+                self.read_bar(offset, data);
+            }
             _ => data.fill(0xff),
         }
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
         if let Ok(offset) = u32::try_from(offset)
-            && offset < BAR_SIZE
+            && offset < PCI_BAR_SIZE
             && self.config.memory_enabled()
         {
             self.write_bar(offset, data);

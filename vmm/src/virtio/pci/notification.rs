@@ -1,4 +1,5 @@
-//! How a driver's write to a vring's notification address (virtio 1.2, 4.1.4.4) becomes a kick: by an ioeventfd of KVM's.
+//! How a driver's write to a vring's notification address (virtio 1.2, 4.1.4.4) becomes a kick: by an
+//! ioeventfd of KVM's.
 
 use std::sync::Arc;
 
@@ -21,7 +22,8 @@ impl Notification {
         kick: &Arc<EventFd>,
         address: u64,
     ) -> Result<Notification, errno::Error> {
-        // Whatever is written, and however wide: the address alone says which vring, and KVM need not decode the write.
+        // Whatever is written, and however wide: the address alone says which vring, and KVM need not decode
+        // the write.
         vm.register_ioevent(kick, &IoEventAddress::Mmio(address), NoDatamatch)?;
         Ok(Notification { vm: vm.clone(), kick: kick.clone(), address })
     }

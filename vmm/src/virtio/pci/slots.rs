@@ -1,7 +1,8 @@
 //! The virtio devices of a machine's PCI bus, each in its slot.
 //!
-//! [`PciSlots::put`] connects a device and shows it to the guest's next look at the bus, [`PciSlots::take`] ends it with all that
-//! was connected. That waits for accesses of vCPUs to this device, so it is not called in one.
+//! [`PciSlots::put`] connects a device and shows it to the guest's next look at the bus, [`PciSlots::take`]
+//! ends it with all that was connected. That waits for accesses of vCPUs to this device, so it is not called
+//! in one.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,12 +11,12 @@ use kvm_ioctls::VmFd;
 use thiserror::Error;
 use vm_memory::GuestMemoryMmap;
 
-use crate::bus::{Bus, RangeError};
-use crate::layout::pci_bar;
+use crate::board::bus::{Bus, RangeError};
+use crate::board::layout::{PCI_BAR_SIZE, PCI_SLOTS, pci_bar};
+use crate::pci::PciBus;
 use crate::pci::msi::MsiRoutes;
-use crate::pci::{PciBus, SLOTS};
 use crate::virtio::VirtioDevice;
-use crate::virtio::pci::{BAR_SIZE, PciTransport};
+use crate::virtio::pci::PciTransport;
 use crate::virtio::registers::TransportError;
 
 /// Why a device was not put into a slot.
@@ -50,11 +51,11 @@ struct State {
 }
 
 impl PciSlots {
-    /// Slots of a bus with nothing but its host bridge, for BARs on `mmio`. The VM has its interrupt controllers, and nobody else
-    /// sets its routes.
+    /// Slots of a bus with nothing but its host bridge, for BARs on `mmio`. The VM has its interrupt
+    /// controllers, and nobody else sets its routes.
     pub fn new(vm: Arc<VmFd>, memory: GuestMemoryMmap, mmio: Arc<Bus>) -> PciSlots {
         let routes = Arc::new(MsiRoutes::new(vm.clone()));
-        let state = State { free: (1..SLOTS).collect(), taken: BTreeMap::new() };
+        let state = State { free: (1..PCI_SLOTS).collect(), taken: BTreeMap::new() };
         PciSlots { vm, memory, routes, bus: Arc::default(), mmio, state: Mutex::new(state) }
     }
 
@@ -63,7 +64,8 @@ impl PciSlots {
         self.bus.clone()
     }
 
-    /// A slot for a device: among those that are `good`, or among all if none is, the one that has been empty longest.
+    /// A slot for a device: among those that are `good`, or among all if none is, the one that has been empty
+    /// longest.
     ///
     /// # Errors
     ///
@@ -83,7 +85,7 @@ impl PciSlots {
         let base = pci_bar(slot).ok_or(SlotError::Full)?;
         let transport = PciTransport::new(device, self.memory.clone(), &self.vm, &self.routes, base)?;
         let transport = Arc::new(Mutex::new(Some(transport)));
-        self.mmio.insert(base.into(), BAR_SIZE.into(), transport.clone())?;
+        self.mmio.insert(base.into(), PCI_BAR_SIZE.into(), transport.clone())?;
         self.bus.insert(slot, transport.clone());
         let mut state = self.state();
         state.free.retain(|free| *free != slot);
@@ -91,8 +93,9 @@ impl PciSlots {
         Ok(())
     }
 
-    /// Empties `slot`: the device is reset and closed, which may take as long as its request in hand, and what it had of KVM's
-    /// is free again. Answers whether there was one; then the slot is given out again after [`PciSlots::release`].
+    /// Empties `slot`: the device is reset and closed, which may take as long as its request in hand, and
+    /// what it had of KVM's is free again. Answers whether there was one; then the slot is given out again
+    /// after [`PciSlots::release`].
     pub fn take(&self, slot: usize) -> bool {
         let Some(base) = pci_bar(slot) else { return false };
         let Some(function) = self.state().taken.remove(&slot) else { return false };

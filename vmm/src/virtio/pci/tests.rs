@@ -1,11 +1,11 @@
 use std::sync::Mutex;
 
 use virtio_queue::QueueT;
-use volt_net::virtio::features::Features;
+use volt_virtio::features::Features;
 
 use super::*;
-use crate::irq::Interrupt;
 use crate::pci::msix::Message;
+use crate::virtio::interrupt::Interrupt;
 use crate::virtio::testing::{REGION, memory};
 use crate::virtio::{ActivateError, Activation, copy_config};
 
@@ -36,7 +36,7 @@ impl VirtioDevice for Recorder {
     }
 
     fn features(&self) -> Features {
-        Features::VERSION_1.with(Features::MAC)
+        Features::VERSION_1.union(Features::NET_MAC)
     }
 
     fn vring_sizes(&self) -> &[u16] {
@@ -130,7 +130,7 @@ impl Driver {
         }
         for half in [0, 1] {
             self.write_32(0x08, half);
-            self.write_32(0x0c, (features.0 >> (32 * half)) as u32);
+            self.write_32(0x0c, (features.bits() >> (32 * half)) as u32);
         }
         self.write(0x14, &[11]);
         self.status()
@@ -201,7 +201,7 @@ fn a_driver_finds_every_structure_by_its_capability() {
         assert_eq!(driver.config::<1>(at + 4), [0], "BAR 0");
         assert_eq!(u32::from_le_bytes(driver.config(at + 8)), offset);
         assert_eq!(u32::from_le_bytes(driver.config(at + 12)), len);
-        assert!(offset + len <= BAR_SIZE);
+        assert!(offset + len <= PCI_BAR_SIZE);
     }
     let notify = driver.capability(9, Some(2));
     assert_eq!(u32::from_le_bytes(driver.config(notify + 16)), NOTIFY_MULTIPLIER);
@@ -276,7 +276,8 @@ fn the_bar_is_reached_by_the_configuration_space() {
     driver.function.write_config(cap + 16, &[1, 0]);
     assert_eq!(driver.function.registers.kicks[1].read().unwrap(), 1);
     // Misaligned, behind the end, too wide, another BAR: no access.
-    for (bar, offset, len) in [(0u8, 0x11, 2u32), (0, BAR_SIZE, 4), (0, 0x14, 8), (0, 0, 0), (1, 0x14, 1)] {
+    for (bar, offset, len) in [(0u8, 0x11, 2u32), (0, PCI_BAR_SIZE, 4), (0, 0x14, 8), (0, 0, 0), (1, 0x14, 1)]
+    {
         driver.function.write_config(cap + 4, &[bar]);
         driver.function.write_config(cap + 8, &offset.to_le_bytes());
         driver.function.write_config(cap + 12, &len.to_le_bytes());
@@ -299,7 +300,7 @@ fn a_vring_is_notified_at_its_address() {
 #[test]
 fn any_access_is_survived() {
     let mut driver = Driver::new();
-    let structures = [COMMON, ISR, DEVICE, NOTIFY, TABLE, PENDING, BAR_SIZE].map(u64::from);
+    let structures = [COMMON, ISR, DEVICE, NOTIFY, TABLE, PENDING, PCI_BAR_SIZE].map(u64::from);
     for start in [false, true] {
         for around in structures {
             for offset in (around.saturating_sub(4)..around + 0x48).chain([u64::MAX]) {

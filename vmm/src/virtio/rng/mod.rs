@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
-use volt_net::virtio::features::Features;
+use volt_virtio::features::Features;
 
-use crate::gate::Gate;
+use crate::board::pause_gate::PauseGate;
 use crate::virtio::ring::Ring;
 use crate::virtio::worker::Worker;
 use crate::virtio::{ActivateError, Activation, VirtioDevice};
@@ -17,13 +17,13 @@ const VRING_SIZE: u16 = 64;
 
 /// An entropy device on the host's random numbers.
 pub struct Rng {
-    gate: Arc<Gate>,
+    gate: Arc<PauseGate>,
     worker: Option<Worker>,
 }
 
 impl Rng {
     /// A device that runs once it is activated.
-    pub fn new(gate: &Arc<Gate>) -> Rng {
+    pub fn new(gate: &Arc<PauseGate>) -> Rng {
         Rng { gate: gate.clone(), worker: None }
     }
 }
@@ -38,7 +38,7 @@ impl VirtioDevice for Rng {
     }
 
     fn features(&self) -> Features {
-        Features::VERSION_1.with(Features::EVENT_IDX).with(Features::INDIRECT_DESC)
+        Features::VERSION_1.union(Features::EVENT_IDX).union(Features::INDIRECT_DESC)
     }
 
     fn vring_sizes(&self) -> &[u16] {
@@ -52,7 +52,7 @@ impl VirtioDevice for Rng {
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
         let vring = activation.take_vring(0)?;
         let ring = Ring::new(vring, &activation);
-        let mut requests = queue::Requests::new(LABEL);
+        let mut requests = queue::RequestQueue::new(LABEL);
         let worker = Worker::spawn(LABEL, LABEL, &self.gate, ring, move |chain| requests.serve(chain));
         self.worker = Some(worker.map_err(ActivateError::Thread)?);
         Ok(())

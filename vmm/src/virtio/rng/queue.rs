@@ -1,20 +1,20 @@
-//! Requests of the entropy device (virtio 1.2, 5.4.6): buffers to fill.
+//! RequestQueue of the entropy device (virtio 1.2, 5.4.6): buffers to fill.
 
+use crate::faults::Faults;
 use crate::virtio::chain::{Chain, ChainError};
-use crate::virtio::faults::Faults;
 
 /// Most bytes for one request; the device may fill less than the driver offers.
 const FILL_MAX: usize = 1 << 16;
 
 /// Serves requests for one activation.
-pub(super) struct Requests {
+pub(super) struct RequestQueue {
     faults: Faults,
     bytes: Vec<u8>,
 }
 
-impl Requests {
-    pub(super) fn new(label: &str) -> Requests {
-        Requests { faults: Faults::new(label), bytes: vec![0; FILL_MAX] }
+impl RequestQueue {
+    pub(super) fn new(label: &str) -> RequestQueue {
+        RequestQueue { faults: Faults::new(label), bytes: vec![0; FILL_MAX] }
     }
 
     /// Fills a chain; answers how many bytes.

@@ -27,8 +27,9 @@ fn each_vring_has_the_message_of_its_vector() {
     assert_eq!(driver.messages(), [Some(message(7)), None, None], "but not the table");
 }
 
-/// A function whose bus mastering is switched off, as kexec does with all of them, touches no memory and sends no message from
-/// then on. What it had of its rings is lost, so it asks for a reset, and its driver hears that when it may.
+/// A function whose bus mastering is switched off, as kexec does with all of them, touches no memory and
+/// sends no message from then on. What it had of its rings is lost, so it asks for a reset, and its driver
+/// hears that when it may.
 #[test]
 fn without_bus_mastering_it_touches_no_memory() {
     let mut driver = Driver::new();

@@ -41,8 +41,8 @@ fn requested(vcpu: &VcpuFd, number: usize) -> bool {
     lapic.regs[IRR + number / 32 * 16 + number % 32 / 8] as u8 & 1 << (number % 8) != 0
 }
 
-/// A vring's eventfd becomes the message of its vector; what is written while the vector is masked becomes one when it no
-/// longer is; another message is what comes after the driver has changed it.
+/// A vring's eventfd becomes the message of its vector; what is written while the vector is masked becomes
+/// one when it no longer is; another message is what comes after the driver has changed it.
 #[test]
 fn interrupts_by_irqfd_and_route() {
     let Some((vm, vcpu)) = machine("interrupts_by_irqfd_and_route") else { return };
@@ -73,8 +73,8 @@ fn interrupts_by_irqfd_and_route() {
     assert_eq!(driver.messages(), [None; 3]);
 }
 
-/// A guest's write to a vring's notification address reaches the vring's eventfd inside the kernel, without an exit, whatever
-/// it writes.
+/// A guest's write to a vring's notification address reaches the vring's eventfd inside the kernel, without
+/// an exit, whatever it writes.
 #[test]
 fn notification_by_ioeventfd() {
     const LOW_BASE: u32 = 0xd_0000;

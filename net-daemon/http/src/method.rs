@@ -1,0 +1,39 @@
+//! What is asked of a path.
+
+use std::borrow::Cow;
+use std::fmt;
+
+/// A request's method (RFC 9110, section 9), one of those below or any other token. Case counts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Method(Cow<'static, str>);
+
+impl Method {
+    /// Remove.
+    pub const DELETE: Method = Method(Cow::Borrowed("DELETE"));
+    /// Read.
+    pub const GET: Method = Method(Cow::Borrowed("GET"));
+    /// Read, and answer with the head alone.
+    pub const HEAD: Method = Method(Cow::Borrowed("HEAD"));
+    /// Add.
+    pub const POST: Method = Method(Cow::Borrowed("POST"));
+    /// Set.
+    pub const PUT: Method = Method(Cow::Borrowed("PUT"));
+
+    /// The method of this name, of which the parser has seen that it is a token.
+    pub(crate) fn named(name: &str) -> Method {
+        let known = [Method::DELETE, Method::GET, Method::HEAD, Method::POST, Method::PUT];
+        let known = known.into_iter().find(|method| method.as_str() == name);
+        known.unwrap_or_else(|| Method(Cow::Owned(name.to_owned())))
+    }
+
+    /// Its name, as it is on the wire.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}

@@ -1,0 +1,152 @@
+//! Clients: accepted one after the other, and each served by a thread.
+
+use std::io;
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use rustix::event::PollFlags;
+
+use super::shared::{Count, Counted, Shared};
+use super::{ServeError, Service, Settings, Turn};
+use crate::Method;
+use crate::request::{Head, Incoming, RequestError};
+use crate::response::Response;
+use crate::socket::{Deadline, Received, Woken, receive, send_all, wait};
+
+/// How long it is waited after a failure of the system that may pass.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Most bytes that are read and dropped behind the answer to a request that was not read to its end.
+const REST_MAX: usize = 1 << 20;
+/// How long these may take to come.
+const REST_LIMIT: Duration = Duration::from_secs(5);
+
+/// What the threads of clients work with.
+#[derive(Debug)]
+pub(super) struct Connections<S> {
+    pub(super) shared: Arc<Shared>,
+    pub(super) settings: Settings,
+    pub(super) service: S,
+}
+
+impl<S: Service> Connections<S> {
+    /// Accepts clients until the end, as long as there is a place for one more.
+    pub(super) fn accept_all(self: Arc<Self>, listener: &UnixListener) {
+        while let Some(place) = self.shared.count(Count::Connections, self.settings.clients) {
+            let begun = match self.accept(listener) {
+                Ok(Some(client)) => self.begin(client, place).map_err(ServeError::Thread),
+                Ok(None) => Ok(()),
+                Err(error) => Err(ServeError::Accept(error)),
+            };
+            if let Err(error) = begun {
+                self.service.report(&error);
+                let _ = wait(self.shared.end(), PollFlags::IN, None, Some(Deadline::after(PAUSE)));
+            }
+        }
+    }
+
+    /// The next client; none when the server ends, or when the client is gone again.
+    fn accept(&self, listener: &UnixListener) -> io::Result<Option<UnixStream>> {
+        if wait(listener, PollFlags::IN, Some(self.shared.end()), None)? != Woken::Ready || self.shared.ends()
+        {
+            return Ok(None);
+        }
+        match listener.accept() {
+            Ok((client, _)) => Ok(Some(client)),
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => {
+                    Ok(None)
+                }
+                _ => Err(error),
+            },
+        }
+    }
+
+    fn begin(self: &Arc<Self>, client: UnixStream, place: Counted) -> io::Result<()> {
+        let connections = self.clone();
+        let body = move || {
+            // Until the connection is closed and the service is not used any more: what is first is dropped
+            // last.
+            let _place = place;
+            let connections = connections;
+            if let Err(error) = connections.converse(&client) {
+                connections.service.report(&error);
+            }
+            drop(client);
+        };
+        thread::Builder::new().name(format!("{}-client", self.settings.name)).spawn(body).map(drop)
+    }
+
+    /// A client's request and its answer.
+    fn converse(&self, client: &UnixStream) -> Result<(), ServeError> {
+        let deadline = Deadline::after(self.settings.connection);
+        let mut incoming = Incoming::new(client, self.shared.end(), self.settings.descriptors);
+        let head = incoming.head(self.settings.head);
+        // The end waits for it from here on.
+        let asked = self.shared.try_count(Count::Requests, usize::MAX);
+        let (minor, with_body) =
+            head.as_ref().map_or((1, true), |head| (head.minor(), *head.method() != Method::HEAD));
+        let answer = head.and_then(|head| self.answer(&head, &mut incoming, client, deadline));
+        let response = match answer {
+            Ok(response) => response,
+            Err(error) => match error.status() {
+                Some(status) => {
+                    let response = self.service.refuse(status, &error);
+                    self.service.report(&error.into());
+                    response
+                }
+                None => return Err(error.into()),
+            },
+        };
+        // With the descriptors of a request that is refused.
+        let complete = incoming.is_complete();
+        drop(incoming);
+        let bytes = response.encode(minor, with_body, SystemTime::now());
+        let sent = send_all(client, &bytes, self.shared.over(), deadline).map_err(ServeError::Answer);
+        drop(asked);
+        sent?;
+        self.close(client, complete, deadline);
+        Ok(())
+    }
+
+    /// What the service answers to a request of this head, whose body comes if the service wants to have it.
+    fn answer(
+        &self,
+        head: &Head,
+        incoming: &mut Incoming<'_>,
+        client: &UnixStream,
+        deadline: Deadline,
+    ) -> Result<Response, RequestError> {
+        let task = match self.service.accept(head, client) {
+            Ok(task) => task,
+            Err(answer) => return Ok(answer),
+        };
+        let body = incoming.body(head, self.settings.body_max, self.settings.body)?;
+        let turn = Turn { shared: &self.shared, socket: client, settings: &self.settings, deadline };
+        Ok(self.service.answer(task, body, &turn))
+    }
+
+    /// Says that there is no more to come, and takes what the client has sent or, if its request was not
+    /// `complete`, still sends: closing the connection before would break it off for a client that sends
+    /// first and reads then.
+    fn close(&self, client: &UnixStream, complete: bool, deadline: Deadline) {
+        let _ = client.shutdown(Shutdown::Write);
+        let deadline = Deadline::after(REST_LIMIT).or(deadline);
+        let mut left = REST_MAX;
+        while left > 0 {
+            let (mut bytes, mut descriptors) = (Vec::new(), Vec::new());
+            match receive(client, &mut bytes, left, &mut descriptors) {
+                Ok(Received::Bytes(_) | Received::Truncated) => left -= bytes.len(),
+                Ok(Received::Nothing) if !complete => {
+                    let woken = wait(client, PollFlags::IN, Some(self.shared.end()), Some(deadline));
+                    if !woken.is_ok_and(|woken| woken == Woken::Ready) {
+                        return;
+                    }
+                }
+                Ok(Received::Nothing | Received::End) | Err(_) => return,
+            }
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! Reading and writing a socket within bounded time. No call of this module waits but [`wait`], so it does
+//! not matter whether the socket itself is a blocking one.
+
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, recvmsg, send,
+};
+
+/// Most descriptors that a request can carry.
+pub const DESCRIPTORS_MAX: usize = 16;
+/// Most bytes read at once.
+const PIECE: usize = 4096;
+
+/// A point in time by which something has happened, or is not waited for any more.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Deadline(Instant);
+
+impl Deadline {
+    pub(crate) fn after(limit: Duration) -> Deadline {
+        Deadline(Instant::now() + limit)
+    }
+
+    pub(crate) fn or(self, other: Deadline) -> Deadline {
+        Deadline(self.0.min(other.0))
+    }
+
+    /// Rounded up to a millisecond, so that waiting for it does not end just before it.
+    pub(crate) fn left(self) -> Timespec {
+        let left = self.0.saturating_duration_since(Instant::now());
+        let left = left + Duration::from_millis(u64::from(!left.is_zero()));
+        // Only a time of centuries is none.
+        Timespec::try_from(left).unwrap_or(Timespec { tv_sec: i64::from(i32::MAX), tv_nsec: 0 })
+    }
+}
+
+/// Why a wait is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Woken {
+    /// One of the first descriptor's events. It counts before the other's.
+    Ready,
+    /// The second descriptor can be read: whoever waits is to end.
+    Ends,
+    /// Time is up.
+    Late,
+}
+
+/// Waits for `events` of `fd`, or until `end` can be read, or until `deadline`, if there are such. Hang-ups
+/// and errors of `fd` count as its events.
+///
+/// # Errors
+///
+/// Only when the system is out of memory.
+pub(crate) fn wait(
+    fd: impl AsFd,
+    events: PollFlags,
+    end: Option<BorrowedFd<'_>>,
+    deadline: Option<Deadline>,
+) -> io::Result<Woken> {
+    let fd = PollFd::from_borrowed_fd(fd.as_fd(), events);
+    let end = end.map(|end| PollFd::from_borrowed_fd(end, PollFlags::IN));
+    let mut both: Vec<_> = std::iter::once(fd).chain(end).collect();
+    loop {
+        match poll(&mut both, deadline.map(Deadline::left).as_ref()) {
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+            Ok(0) => return Ok(Woken::Late),
+            Ok(_) if both[0].revents().is_empty() => return Ok(Woken::Ends),
+            Ok(_) => return Ok(Woken::Ready),
+        }
+    }
+}
+
+/// What a look at a socket brings.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Received {
+    /// So many bytes, one at least.
+    Bytes(usize),
+    /// Nothing yet.
+    Nothing,
+    /// The other side sends no more.
+    End,
+    /// Bytes with descriptors, of which the system had no room for some. It has closed those.
+    Truncated,
+}
+
+/// Reads what is there behind `bytes`, at most `most` of it. Descriptors that come along are closed when
+/// another program is executed, and go behind `descriptors`: up to [`DESCRIPTORS_MAX`] in one message.
+///
+/// # Errors
+///
+/// The socket's.
+pub(crate) fn receive(
+    socket: &UnixStream,
+    bytes: &mut Vec<u8>,
+    most: usize,
+    descriptors: &mut Vec<OwnedFd>,
+) -> io::Result<Received> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut piece = [0; PIECE];
+    let piece = &mut piece[..most.min(PIECE)];
+    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+    let received = loop {
+        match recvmsg(socket, &mut [IoSliceMut::new(piece)], &mut control, flags) {
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => return Ok(Received::Nothing),
+            result => break result?,
+        }
+    };
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(more) = message {
+            descriptors.extend(more);
+        }
+    }
+    bytes.extend(&piece[..received.bytes]);
+    Ok(match received.bytes {
+        _ if received.flags.contains(ReturnFlags::CTRUNC) => Received::Truncated,
+        0 => Received::End,
+        count => Received::Bytes(count),
+    })
+}
+
+/// Sends as much of `bytes` as the socket takes, and says how much that is: 0 when it is full.
+///
+/// # Errors
+///
+/// The socket's; `BrokenPipe` when nobody reads any more.
+pub(crate) fn send_some(socket: &UnixStream, bytes: &[u8]) -> io::Result<usize> {
+    loop {
+        match send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => return Ok(0),
+            result => return Ok(result?),
+        }
+    }
+}
+
+/// Sends all of `bytes`, unless `end` can be read before.
+///
+/// # Errors
+///
+/// As above; `TimedOut` when the other side does not read it by the deadline, `Interrupted` by the end.
+pub(crate) fn send_all(
+    socket: &UnixStream,
+    mut bytes: &[u8],
+    end: BorrowedFd<'_>,
+    deadline: Deadline,
+) -> io::Result<()> {
+    while !bytes.is_empty() {
+        bytes = &bytes[send_some(socket, bytes)?..];
+        if bytes.is_empty() {
+            break;
+        }
+        match wait(socket, PollFlags::OUT, Some(end), Some(deadline))? {
+            Woken::Ready => {}
+            Woken::Ends => return Err(io::ErrorKind::Interrupted.into()),
+            Woken::Late => return Err(io::ErrorKind::TimedOut.into()),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,148 @@
+//! A network device in a few words, for programs that embed one.
+
+use std::io;
+use std::sync::Arc;
+
+use rustix::event::{EventfdFlags, eventfd};
+use thiserror::Error;
+use volt_virtio::notify::{Notifier, NotifyError};
+
+use crate::config::{MIN_MTU, Mac};
+use crate::device::{DeviceOptions, NetDevice};
+use crate::limiter::RateLimits;
+use crate::port::Port;
+use crate::port::tap::{Tap, TapError, TapOptions};
+use crate::virtio_net::VirtioNet;
+
+/// Most queue pairs of a device.
+pub const MAX_PAIRS: u16 = 127;
+
+/// Why there is no device.
+#[derive(Debug, Error)]
+pub enum BuildError {
+    /// No queue pairs, or too many.
+    #[error("{0} queue pairs asked for: 1 to {MAX_PAIRS} are possible")]
+    Queues(u16),
+    /// An MTU that virtio does not allow (5.1.4.1).
+    #[error("an MTU of {0} bytes is less than the smallest, {MIN_MTU}")]
+    Mtu(u16),
+    /// The TAP interface cannot be used.
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    /// No random bytes for an address.
+    #[error("no random MAC address")]
+    Random(#[source] getrandom::Error),
+    /// No descriptor for the news of the port's end.
+    #[error("cannot make an eventfd")]
+    Wake(#[source] NotifyError),
+    /// The workers' signal.
+    #[error("cannot set up a signal handler")]
+    Signal(#[source] io::Error),
+}
+
+/// Where frames are to go.
+#[derive(Debug)]
+enum Source {
+    Tap(String),
+    Port(Box<dyn Port>),
+}
+
+/// Builds a [`VirtioNet`]. What is not said has a default: a random address, one queue pair, the port's MTU.
+#[derive(Debug)]
+pub struct VirtioNetBuilder {
+    source: Source,
+    mac: Option<Mac>,
+    mtu: Option<u16>,
+    queues: u16,
+    limits: RateLimits,
+    wake: Option<Arc<Notifier>>,
+}
+
+impl VirtioNetBuilder {
+    /// A device over the TAP interface `name`, which is created when it is not there.
+    pub fn new(name: impl Into<String>) -> VirtioNetBuilder {
+        VirtioNetBuilder::from_source(Source::Tap(name.into()))
+    }
+
+    /// A device over a port of any kind, your own included, that has as many queues as
+    /// [`VirtioNetBuilder::queues`] will say.
+    pub fn over(port: impl Port + 'static) -> VirtioNetBuilder {
+        VirtioNetBuilder::from_source(Source::Port(Box::new(port)))
+    }
+
+    fn from_source(source: Source) -> VirtioNetBuilder {
+        VirtioNetBuilder {
+            source,
+            mac: None,
+            mtu: None,
+            queues: 1,
+            limits: RateLimits::default(),
+            wake: None,
+        }
+    }
+
+    /// The device's address.
+    pub fn mac(mut self, mac: Mac) -> VirtioNetBuilder {
+        self.mac = Some(mac);
+        self
+    }
+
+    /// The MTU in bytes that the driver is told, and of an interface that is created.
+    pub fn mtu(mut self, mtu: u16) -> VirtioNetBuilder {
+        self.mtu = Some(mtu);
+        self
+    }
+
+    /// Queue pairs.
+    pub fn queues(mut self, queues: u16) -> VirtioNetBuilder {
+        self.queues = queues;
+        self
+    }
+
+    /// Rate limits of the device; [`VirtioNet::set_limits`] changes them.
+    pub fn limits(mut self, limits: RateLimits) -> VirtioNetBuilder {
+        self.limits = limits;
+        self
+    }
+
+    /// What is notified when the port is found gone; see [`NetDevice::port_gone`].
+    pub fn wake(mut self, wake: Arc<Notifier>) -> VirtioNetBuilder {
+        self.wake = Some(wake);
+        self
+    }
+
+    /// Opens the port and makes the device.
+    ///
+    /// Also sets up the signal (SIGRTMIN+1) that gets workers out of system calls.
+    ///
+    /// # Errors
+    ///
+    /// See [`BuildError`].
+    pub fn build(self) -> Result<VirtioNet, BuildError> {
+        let VirtioNetBuilder { source, mac, mtu, queues, limits, wake } = self;
+        if !(1..=MAX_PAIRS).contains(&queues) {
+            return Err(BuildError::Queues(queues));
+        }
+        if let Some(mtu) = mtu.filter(|mtu| *mtu < MIN_MTU) {
+            return Err(BuildError::Mtu(mtu));
+        }
+        let port = match source {
+            Source::Tap(name) => {
+                Box::new(Tap::open(TapOptions { name, queues: queues.into(), persist: false, mtu })?)
+            }
+            Source::Port(port) => port,
+        };
+        let mac = mac.or(port.mac()).map_or_else(Mac::random, Ok).map_err(BuildError::Random)?;
+        let wake = wake.map_or_else(new_notifier, Ok)?;
+        let options = DeviceOptions { pairs: queues, mac, mtu };
+        let mut device = NetDevice::new(port, options, wake);
+        device.set_limits(limits);
+        Ok(VirtioNet::new(device))
+    }
+}
+
+fn new_notifier() -> Result<Arc<Notifier>, BuildError> {
+    let fd = eventfd(0, EventfdFlags::CLOEXEC)
+        .map_err(|errno| BuildError::Wake(NotifyError::System(errno.into())))?;
+    Notifier::new(fd).map(Arc::new).map_err(BuildError::Wake)
+}

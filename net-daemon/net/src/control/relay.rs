@@ -1,0 +1,242 @@
+//! Another thread for a vring's descriptors, where the ring is served by one that must never wait.
+//!
+//! Whether a descriptor blocks is a property of the open file, which the front-end shares: it can change that
+//! at any time, also between a question and the read or write after it. A queue pair's worker may be held by
+//! that, as it can be interrupted. The control queue is served by a daemon's main thread, which nobody
+//! interrupts. So the thread here reads the kick and writes call and err, and between it and the ring are
+//! notifiers of our own.
+
+use std::io;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use log::{error, warn};
+use volt_virtio::notify::Notifier;
+use volt_virtio::poller::{EventFlags, Poller};
+
+use crate::thread::{WorkerError, join, prepare_signal};
+use crate::vring::{NO_KICK, Vring};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Token {
+    Stop,
+    Kick,
+    Call,
+    Err,
+}
+
+/// The thread of one vring's descriptors. It ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Relay {
+    thread: Option<JoinHandle<()>>,
+    stop: Arc<Notifier>,
+    kicked: Arc<Notifier>,
+    call: Arc<Notifier>,
+    err: Arc<Notifier>,
+}
+
+impl Relay {
+    /// Starts a thread for the descriptors of `vring`.
+    ///
+    /// # Errors
+    ///
+    /// When there can be no thread, or the kick descriptor cannot be waited for.
+    pub(crate) fn start(vring: &Vring) -> Result<Relay, WorkerError> {
+        prepare_signal().map_err(WorkerError::Start)?;
+        let mut poller = Poller::new().map_err(WorkerError::Start)?;
+        let mut own = |token| -> io::Result<_> {
+            let notifier = Arc::new(Notifier::eventfd()?);
+            poller.add(&*notifier, EventFlags::IN, token)?;
+            Ok(notifier)
+        };
+        let ours = (|| -> io::Result<_> { Ok((own(Token::Stop)?, own(Token::Call)?, own(Token::Err)?)) })();
+        let (stop, call, err) = ours.map_err(WorkerError::Start)?;
+        let kicked = Arc::new(Notifier::eventfd().map_err(WorkerError::Start)?);
+        poller
+            .add(&*vring.kick, EventFlags::IN | EventFlags::ET, Token::Kick)
+            .map_err(|source| WorkerError::Kick(vring.index, source))?;
+        let mut running = Running {
+            poller,
+            index: vring.index,
+            theirs: Ends { kick: vring.kick.clone(), call: vring.call.clone(), err: vring.err.clone() },
+            kicked: kicked.clone(),
+            asked: [call.clone(), err.clone()],
+        };
+        let thread = thread::Builder::new()
+            .name(format!("vring{}", vring.index))
+            .spawn(move || running.run())
+            .map_err(WorkerError::Start)?;
+        Ok(Relay { thread: Some(thread), stop, kicked, call, err })
+    }
+
+    /// Becomes readable when the driver has kicked; of our own, so that reading it never waits.
+    pub(crate) fn kicked(&self) -> &Arc<Notifier> {
+        &self.kicked
+    }
+
+    /// Has the driver notified.
+    pub(crate) fn call(&self) {
+        self.call.notify();
+    }
+
+    /// Has the front-end told that the ring is broken.
+    pub(crate) fn err(&self) {
+        self.err.notify();
+    }
+}
+
+impl Drop for Relay {
+    /// What was asked for before is done; one that a descriptor holds is interrupted.
+    fn drop(&mut self) {
+        self.stop.notify();
+        if let Some(Err(error)) = self.thread.take().map(join) {
+            error!("the thread for a vring's descriptors is left behind: {error}");
+        }
+    }
+}
+
+/// The front-end's descriptors.
+struct Ends {
+    kick: Arc<Notifier>,
+    call: Option<Arc<Notifier>>,
+    err: Option<Arc<Notifier>>,
+}
+
+struct Running {
+    poller: Poller<Token>,
+    index: usize,
+    theirs: Ends,
+    kicked: Arc<Notifier>,
+    /// Call and err, as asked for.
+    asked: [Arc<Notifier>; 2],
+}
+
+impl Running {
+    fn run(&mut self) {
+        loop {
+            let mut happened = Vec::new();
+            if let Err(error) = self.poller.wait(None, |token, _| happened.push(token)) {
+                return error!("vring {}: waiting for its descriptors failed: {error}", self.index);
+            }
+            for token in &happened {
+                self.pass_on(*token);
+            }
+            if happened.contains(&Token::Stop) {
+                return;
+            }
+        }
+    }
+
+    fn pass_on(&mut self, token: Token) {
+        let Ends { kick, call, err } = &self.theirs;
+        let [asked_call, asked_err] = &self.asked;
+        match token {
+            Token::Stop => {}
+            Token::Kick => {
+                let alive = kick.clear();
+                self.kicked.notify();
+                if !alive {
+                    warn!("vring {}: {}", self.index, NO_KICK);
+                    // It was added.
+                    let _ = self.poller.remove(&**kick);
+                }
+            }
+            Token::Call => {
+                asked_call.clear();
+                call.iter().for_each(|call| call.notify());
+            }
+            Token::Err => {
+                asked_err.clear();
+                err.iter().for_each(|err| err.notify());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::{Read, Write};
+    use std::time::{Duration, Instant};
+
+    use rustix::event::{EventfdFlags, eventfd};
+    use rustix::fs::{OFlags, fcntl_setfl};
+    use rustix::pipe::{PipeFlags, pipe_with};
+    use volt_virtio::features::Features;
+    use volt_virtio::testing::Driver;
+
+    use super::*;
+    use crate::testing::Rig;
+
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    fn ends() -> (File, Arc<Notifier>) {
+        let fd = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        (File::from(fd.try_clone().unwrap()), Arc::new(Notifier::new(fd).unwrap()))
+    }
+
+    fn until(mut done: impl FnMut() -> bool) {
+        let start = Instant::now();
+        while !done() {
+            assert!(start.elapsed() < LIMIT);
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn what_is_asked_for_is_done_before_the_end() {
+        let driver = Driver::new(8, Features::empty());
+        let ((mut kick, kick_end), (mut call, call_end), (mut err, err_end)) = (ends(), ends(), ends());
+        let vring =
+            Vring { kick: kick_end, call: Some(call_end), err: Some(err_end), ..Rig::vring(&driver, 2) };
+        let relay = Relay::start(&vring).unwrap();
+        kick.write_all(&1u64.to_ne_bytes()).unwrap();
+        let mut bytes = [0; 8];
+        until(|| relay.kicked().wait(Duration::ZERO));
+        relay.call();
+        relay.err();
+        drop(relay);
+        call.read_exact(&mut bytes).unwrap();
+        err.read_exact(&mut bytes).unwrap();
+    }
+
+    /// Full, and made blocking again behind our back.
+    #[test]
+    fn descriptors_that_block_hold_nobody() {
+        let driver = Driver::new(8, Features::empty());
+        let ((mut call, call_end), (mut err, err_end)) = (ends(), ends());
+        for mut end in [&call, &err] {
+            end.write_all(&(u64::MAX - 1).to_ne_bytes()).unwrap();
+            fcntl_setfl(end, OFlags::RDWR).unwrap();
+        }
+        let vring = Vring { call: Some(call_end), err: Some(err_end), ..Rig::vring(&driver, 2) };
+        let relay = Relay::start(&vring).unwrap();
+        let start = Instant::now();
+        relay.call();
+        relay.err();
+        thread::sleep(Duration::from_millis(20));
+        drop(relay);
+        assert!(start.elapsed() < LIMIT / 10);
+        let mut bytes = [0; 8];
+        call.read_exact(&mut bytes).unwrap();
+        err.read_exact(&mut bytes).unwrap();
+    }
+
+    /// However many kicks one takes together, none is left: a pipe would be full for ever.
+    #[test]
+    fn a_pipe_of_kicks_is_drained() {
+        let driver = Driver::new(8, Features::empty());
+        let (read, write) = pipe_with(PipeFlags::NONBLOCK).unwrap();
+        let (mut write, mut kicks) = (File::from(write), 0);
+        let vring = Vring { kick: Arc::new(Notifier::new(read).unwrap()), ..Rig::vring(&driver, 2) };
+        while write.write(&1u64.to_ne_bytes()).is_ok() {
+            kicks += 1;
+        }
+        let relay = Relay::start(&vring).unwrap();
+        for _ in 0..2 * kicks {
+            until(|| write.write(&1u64.to_ne_bytes()).is_ok());
+        }
+        until(|| relay.kicked().wait(Duration::ZERO));
+        drop(relay);
+    }
+}

@@ -1,0 +1,75 @@
+//! A device as data: what does not change while it runs, and what workers change by themselves.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use volt_virtio::features::Features;
+
+use super::NetDevice;
+use crate::limiter::RateLimits;
+
+/// What a device knows that its port does not, in a state.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct DeviceState {
+    /// Queue pairs.
+    pub pairs: u16,
+    /// MAC address.
+    pub mac: [u8; 6],
+    /// MTU, if the guest is told one.
+    pub mtu: Option<u16>,
+    /// Rate limits.
+    #[serde(default)]
+    pub limits: RateLimits,
+    /// Microseconds for which workers poll before they sleep.
+    #[serde(default)]
+    pub busy_poll_us: u16,
+}
+
+/// What workers change by themselves: what is left of a stopped device beside a [`DeviceState`].
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct RunState {
+    /// For each pair, its counters by name.
+    pub counters: Vec<BTreeMap<String, u64>>,
+    /// For each pair, a frame that was received and not delivered, in hexadecimal.
+    pub stashes: Vec<Option<HexBytes>>,
+}
+
+/// Bytes that are text in a state.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct HexBytes(#[serde(with = "crate::state::hex")] pub Vec<u8>);
+
+impl NetDevice {
+    /// Writes out what does not change while the device runs.
+    pub fn export(&self) -> DeviceState {
+        let mtu = self.offered.contains(Features::NET_MTU).then_some(self.config.mtu);
+        DeviceState {
+            pairs: self.config.max_pairs,
+            mac: self.config.mac.0,
+            mtu,
+            limits: self.limits,
+            busy_poll_us: self.busy_poll_us,
+        }
+    }
+
+    /// Writes out what workers change. Of pairs that run, no frame.
+    pub fn run_state(&self) -> RunState {
+        let counters = self.counters.iter();
+        RunState {
+            counters: counters
+                .map(|c| c.all().map(|(name, count)| (name.to_owned(), count)).collect())
+                .collect(),
+            stashes: self.stashes.iter().map(|stash| stash.clone().map(HexBytes)).collect(),
+        }
+    }
+
+    /// Goes on from what another process left. No pair may run yet.
+    pub fn set_run_state(&mut self, run_state: RunState) {
+        for (counters, counts) in self.counters.iter().zip(&run_state.counters) {
+            counters.set(counts);
+        }
+        for (stash, frame) in self.stashes.iter_mut().zip(run_state.stashes) {
+            *stash = frame.map(|bytes| bytes.0);
+        }
+    }
+}

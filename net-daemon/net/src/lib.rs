@@ -1,0 +1,58 @@
+//! `volt_net`: a virtio network device (virtio 1.2, section 5.1) over a TAP or macvtap interface, or sockets.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`builder`], [`virtio_net`] | the device for a virtual machine monitor: built, activated, notified, reset |
+//! | [`device`] | what it offers, and the seam at which its queue pairs start and stop |
+//! | [`worker`] | the thread of a queue pair |
+//! | [`pair`], [`tx`], [`rx`], [`vring`] | a queue pair, guest to wire and wire to guest |
+//! | [`control`] | the control virtqueue |
+//! | [`config`], [`counters`], [`limiter`] | configuration space, counters, rate limits |
+//! | [`port`] | the host's side: interfaces and sockets |
+//! | [`state`] | all of it as data, for another process to go on with |
+//!
+//! Frames go worker → [`pair`] → [`tx`] → port, and worker → [`pair`] → [`rx`] → ring → call; everything else
+//! is set-up around that.
+//!
+//! # In a program of your own
+//!
+//! ```no_run
+//! use volt_net::builder::VirtioNetBuilder;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let device = VirtioNetBuilder::new("tap0").mac("52:54:00:12:34:56".parse()?).mtu(1500).queues(2).build()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Its life from `DRIVER_OK` to reset is the trait [`virtio_net::Lifecycle`]. Frames go to a [`port::Port`]:
+//! a [TAP](port::tap::Tap) or [macvtap](port::macvtap::Macvtap) interface, [socket
+//! pairs](port::socket::SocketPort), or an implementation of yours. `examples/embed.rs` has one, and runs a
+//! device from end to end.
+
+pub mod batch;
+pub mod builder;
+pub mod config;
+pub mod control;
+pub mod counters;
+pub mod crash_note;
+pub mod device;
+pub mod health;
+pub mod limiter;
+mod offloads;
+pub mod pair;
+pub mod port;
+pub mod rx;
+pub mod state;
+mod thread;
+pub mod tx;
+pub mod unshared;
+pub mod virtio_net;
+pub mod vring;
+pub mod worker;
+
+/// What the interfaces of this crate take of memory, rings and notifiers, in the version that it uses.
+pub use volt_virtio;
+
+#[cfg(test)]
+pub(crate) mod testing;

@@ -1,0 +1,313 @@
+//! Rate limits: token buckets for bytes and frames, one pair of them for each direction of a device.
+//!
+//! A limited device puts a [`LimitedQueue`] in front of each of its port's queues; one without limits has
+//! nothing in the way. An empty bucket looks like a port that is not ready, `WouldBlock`, and a timer in the
+//! worker's epoll ends that, so that nothing is ever polled. What waits does so where it is: frames to the
+//! guest in the interface's queue, which drops what is too much, frames from the guest in its ring.
+//!
+//! A frame passes as long as there is one byte, or one frame, in the bucket, and what it takes beyond that is
+//! a debt. So a frame may be longer than the burst, and the rate holds over time.
+
+use std::fmt::{self, Debug};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::str::FromStr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use volt_virtio::part::IoPart;
+
+use crate::port::{HEADER_LEN, PortQueue};
+
+/// Shortest wait: more wake-ups in a second than this allows would cost more than they smooth.
+const SHORTEST_WAIT: Duration = Duration::from_millis(1);
+/// A burst that is not given is what flows in one part of this many of a second.
+const BURSTS_PER_SECOND: u64 = 20;
+
+/// One bucket: so much a second, and so much at once after a pause.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limit {
+    /// Bytes or frames a second, at least 1.
+    pub per_second: u64,
+    /// Bytes or frames that the bucket holds, at least 1.
+    pub burst: u64,
+}
+
+impl Limit {
+    /// A bucket with the usual burst: a twentieth of a second.
+    pub fn new(per_second: u64) -> Limit {
+        Limit { per_second, burst: (per_second / BURSTS_PER_SECOND).max(1) }
+    }
+}
+
+/// Why a text is no rate.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error(
+    "'{0}' is no rate: a number with bit or pps, like 100Mbit or 20kpps, with a burst in bytes or frames \
+     behind a colon, like 100Mbit:256K, or both kinds, like 100Mbit+20kpps; or none"
+)]
+pub struct RateError(String);
+
+/// The limits of one direction. Bytes are those of frames, from the Ethernet header on; a frame that is to be
+/// segmented counts as the one frame that it is on its way through the device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rate {
+    /// Limit in bytes.
+    pub bytes: Option<Limit>,
+    /// Limit in frames.
+    pub frames: Option<Limit>,
+}
+
+impl Rate {
+    /// Whether there is any limit.
+    pub fn is_limited(self) -> bool {
+        self.bytes.is_some() || self.frames.is_some()
+    }
+}
+
+impl FromStr for Rate {
+    type Err = RateError;
+
+    fn from_str(text: &str) -> Result<Rate, RateError> {
+        let wrong = || RateError(text.to_owned());
+        let mut rate = Rate::default();
+        if text == "none" {
+            return Ok(rate);
+        }
+        for term in text.split('+') {
+            let (amount, burst) = match term.split_once(':') {
+                Some((amount, burst)) => (amount, Some(number(burst, 1024).ok_or_else(wrong)?)),
+                None => (term, None),
+            };
+            let (bits, frames) = (amount.strip_suffix("bit"), amount.strip_suffix("pps"));
+            let per_second = number(bits.or(frames).ok_or_else(wrong)?, 1000).ok_or_else(wrong)?;
+            let per_second = if bits.is_some() { per_second.div_ceil(8) } else { per_second };
+            let limit = Limit { burst: burst.unwrap_or(Limit::new(per_second).burst), per_second };
+            let slot = if bits.is_some() { &mut rate.bytes } else { &mut rate.frames };
+            if slot.replace(limit).is_some() {
+                return Err(wrong());
+            }
+        }
+        Ok(rate)
+    }
+}
+
+impl fmt::Display for Rate {
+    /// As it is parsed, with all bursts: `12500kbit:78125+20kpps:1000`, or `none`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes = self.bytes.map(|limit| (u128::from(limit.per_second) * 8, "bit", limit.burst));
+        let frames = self.frames.map(|limit| (limit.per_second.into(), "pps", limit.burst));
+        let mut plus = "";
+        for (per_second, unit, burst) in bytes.into_iter().chain(frames) {
+            let (number, power) = match per_second {
+                n if n % 1_000_000_000 == 0 => (n / 1_000_000_000, "G"),
+                n if n % 1_000_000 == 0 => (n / 1_000_000, "M"),
+                n if n % 1000 == 0 => (n / 1000, "k"),
+                n => (n, ""),
+            };
+            write!(f, "{plus}{number}{power}{unit}:{burst}")?;
+            plus = "+";
+        }
+        if plus.is_empty() { f.write_str("none") } else { Ok(()) }
+    }
+}
+
+/// A number of at least 1, with k, M or G behind it for powers of `base`.
+fn number(text: &str, base: u64) -> Option<u64> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let power = match text.get(digits.len()..)? {
+        "" => 0,
+        "k" | "K" => 1,
+        "M" => 2,
+        "G" => 3,
+        _ => return None,
+    };
+    let plain = digits.bytes().all(|byte| byte.is_ascii_digit());
+    let number: u64 = digits.parse().ok().filter(|number| *number > 0 && plain)?;
+    number.checked_mul(base.pow(power))
+}
+
+/// The limits of a device, for all its queue pairs together. None is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RateLimits {
+    /// Wire to guest.
+    pub rx: Rate,
+    /// Guest to wire.
+    pub tx: Rate,
+}
+
+/// What to change about [`RateLimits`] at run time. A direction that is not named stays as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitsChange {
+    /// Wire to guest.
+    pub rx: Option<Rate>,
+    /// Guest to wire.
+    pub tx: Option<Rate>,
+}
+
+impl RateLimits {
+    /// These limits with `change` made.
+    #[must_use]
+    pub fn changed(self, change: LimitsChange) -> RateLimits {
+        RateLimits { rx: change.rx.unwrap_or(self.rx), tx: change.tx.unwrap_or(self.tx) }
+    }
+}
+
+#[derive(Debug)]
+struct Bucket {
+    limit: Limit,
+    /// Below 0 it is a debt.
+    level: f64,
+    filled: Instant,
+}
+
+impl Bucket {
+    fn new(limit: Limit, now: Instant) -> Bucket {
+        Bucket { limit, level: limit.burst as f64, filled: now }
+    }
+
+    /// How long until something may pass.
+    fn wait(&mut self, now: Instant) -> Option<Duration> {
+        let rate = self.limit.per_second as f64;
+        let gained = now.saturating_duration_since(self.filled).as_secs_f64() * rate;
+        self.level = (self.level + gained).min(self.limit.burst as f64);
+        self.filled = now;
+        (self.level < 1.0).then(|| Duration::from_secs_f64(((1.0 - self.level) / rate).min(3600.0)))
+    }
+}
+
+/// The buckets of one direction.
+#[derive(Debug)]
+struct Direction(Mutex<(Option<Bucket>, Option<Bucket>)>);
+
+impl Direction {
+    fn new(rate: Rate) -> Direction {
+        let now = Instant::now();
+        let bucket = |limit: Option<Limit>| limit.map(|limit| Bucket::new(limit, now));
+        Direction(Mutex::new((bucket(rate.bytes), bucket(rate.frames))))
+    }
+
+    /// How long until something may pass.
+    fn wait(&self, now: Instant) -> Option<Duration> {
+        let mut buckets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (bytes, frames) = &mut *buckets;
+        let waits = [bytes, frames].map(|bucket| bucket.as_mut().and_then(|bucket| bucket.wait(now)));
+        waits.into_iter().flatten().max()
+    }
+
+    /// One frame of `len` bytes, header included, has passed.
+    fn charge(&self, len: usize) {
+        let mut buckets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (bytes, frames) = &mut *buckets;
+        if let Some(bucket) = bytes {
+            bucket.level -= len.saturating_sub(HEADER_LEN) as f64;
+        }
+        if let Some(bucket) = frames {
+            bucket.level -= 1.0;
+        }
+    }
+}
+
+/// The buckets of a device, which all its queue pairs share.
+#[derive(Clone, Debug)]
+pub struct Limiter {
+    rx: Arc<Direction>,
+    tx: Arc<Direction>,
+}
+
+impl Limiter {
+    /// Full buckets, or `None` where nothing is limited.
+    pub fn new(limits: RateLimits) -> Option<Limiter> {
+        let RateLimits { rx, tx } = limits;
+        let limited = rx.is_limited() || tx.is_limited();
+        limited.then(|| Limiter { rx: Arc::new(Direction::new(rx)), tx: Arc::new(Direction::new(tx)) })
+    }
+
+    /// `queue` behind these limits.
+    ///
+    /// # Errors
+    ///
+    /// When the process has no descriptor left.
+    pub fn limit(&self, queue: Arc<dyn PortQueue>) -> io::Result<Arc<dyn PortQueue>> {
+        let timer = || {
+            let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+            rustix::time::timerfd_create(TimerfdClockId::Monotonic, flags)
+        };
+        let timers = [timer()?, timer()?];
+        let (began, armed) = (Instant::now(), Default::default());
+        Ok(Arc::new(LimitedQueue { queue, limiter: self.clone(), timers, began, armed }))
+    }
+}
+
+/// A port's queue behind a device's limits.
+#[derive(Debug)]
+struct LimitedQueue {
+    queue: Arc<dyn PortQueue>,
+    limiter: Limiter,
+    /// One for each direction: rx, tx.
+    timers: [OwnedFd; 2],
+    began: Instant,
+    /// Until when, in nanoseconds after `began`, each timer is set. A worker that polls asks again and again.
+    armed: [AtomicU64; 2],
+}
+
+impl LimitedQueue {
+    fn pass(
+        &self,
+        direction: &Direction,
+        timer: usize,
+        frame: impl FnOnce() -> io::Result<usize>,
+    ) -> io::Result<usize> {
+        let now = Instant::now();
+        if let Some(wait) = direction.wait(now) {
+            self.arm(timer, now, wait.max(SHORTEST_WAIT))?;
+            // Not io::ErrorKind::WouldBlock: what the kernel says of a port that is not ready.
+            return Err(io::Error::from_raw_os_error(libc::EAGAIN));
+        }
+        let len = frame()?;
+        direction.charge(len);
+        Ok(len)
+    }
+
+    /// Makes timer number `timer` readable `wait` after `now`, unless it will be earlier.
+    fn arm(&self, timer: usize, now: Instant, wait: Duration) -> io::Result<()> {
+        let now = now.duration_since(self.began);
+        if u128::from(self.armed[timer].load(Ordering::Relaxed)) > now.as_nanos() {
+            return Ok(());
+        }
+        let never = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let once = Timespec::try_from(wait).map_err(io::Error::other)?;
+        let setting = Itimerspec { it_interval: never, it_value: once };
+        rustix::time::timerfd_settime(&self.timers[timer], TimerfdTimerFlags::empty(), &setting)?;
+        self.armed[timer].store((now + wait).as_nanos() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+impl AsFd for LimitedQueue {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.queue.as_fd()
+    }
+}
+
+impl PortQueue for LimitedQueue {
+    fn send(&self, parts: &[IoPart<'_>]) -> io::Result<usize> {
+        self.pass(&self.limiter.tx, 1, || self.queue.send(parts))
+    }
+
+    fn recv(&self, parts: &[IoPart<'_>]) -> io::Result<usize> {
+        self.pass(&self.limiter.rx, 0, || self.queue.recv(parts))
+    }
+
+    fn wakers(&self) -> Vec<BorrowedFd<'_>> {
+        let own = self.timers.iter().map(AsFd::as_fd);
+        self.queue.wakers().into_iter().chain(own).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,141 @@
+//! A queue pair: one receive and one transmit half over one queue of the port, owned by one worker.
+
+use std::sync::Arc;
+
+use log::warn;
+use volt_virtio::notify::Notifier;
+use volt_virtio::part::IoPart;
+use volt_virtio::ring::RingError;
+
+use crate::batch::Turn;
+use crate::counters::Counters;
+use crate::health::Health;
+use crate::port::PortQueue;
+use crate::rx::Rx;
+use crate::tx::Tx;
+use crate::unshared::UnsharedCheck;
+use crate::vring::Vring;
+
+/// A queue pair that can run. Either half may be missing: not started, not enabled, or broken by the driver.
+#[derive(Debug)]
+pub struct Pair {
+    /// The receive half.
+    pub rx: Option<Rx>,
+    /// The transmit half.
+    pub tx: Option<Tx>,
+    /// The port's queue.
+    pub queue: Arc<dyn PortQueue>,
+    /// What the pair counts.
+    pub counters: Arc<Counters>,
+    /// What the pair knows about its port.
+    pub health: Health,
+    /// Whether the rings fill, where that is asked.
+    pub unshared: Option<Arc<UnsharedCheck>>,
+    /// Virtqueues that the driver broke while the pair ran.
+    pub broken: Vec<usize>,
+    /// A frame that was received and waits for the guest's buffers, while the pair does not run.
+    pub stash: Option<Vec<u8>>,
+}
+
+impl Pair {
+    /// Notifies the driver on both rings, in case whoever served them before died between publishing and
+    /// notifying.
+    pub fn call_all(&self) {
+        self.vrings().for_each(|vring| vring.call(&self.counters));
+    }
+
+    /// Notifies the driver of vring `index` by another descriptor from now on. Once at once: what was told by
+    /// the one before may have been missed.
+    pub(crate) fn set_call(&mut self, index: usize, call: Option<Arc<Notifier>>) {
+        let rx = self.rx.as_mut().map(|rx| &mut rx.vring);
+        let vrings = rx.into_iter().chain(self.tx.as_mut().map(|tx| &mut tx.vring));
+        for vring in vrings.filter(|vring| vring.index == index) {
+            vring.call = call.clone();
+            vring.call(&self.counters);
+        }
+    }
+
+    /// The vrings that run.
+    pub fn vrings(&self) -> impl Iterator<Item = &Vring> {
+        let rx = self.rx.iter().map(|rx| &rx.vring);
+        rx.chain(self.tx.iter().map(|tx| &tx.vring))
+    }
+
+    /// Takes note of a kick.
+    pub fn kicked(&self) {
+        self.counters.kicks.add(1);
+        if let Some(unshared) = &self.unshared {
+            unshared.kicked(self.vrings());
+        }
+    }
+
+    /// Leaves the rings so that their driver kicks when it has something: whoever comes next may wait for
+    /// that.
+    pub fn leave(&mut self) {
+        if let Some(tx) = &mut self.tx {
+            // An error is the next one's to find.
+            let _ = tx.vring.ring.enable_kicks();
+        }
+        self.stash = self.rx.as_mut().and_then(Rx::take_stash);
+    }
+
+    /// Looks at a port that reports an error, which receiving would do if the guest had buffers.
+    pub fn probe(&mut self) {
+        let mut byte = [0];
+        if let Err(error) = self.queue.recv(&[IoPart::from_slice(&mut byte)]) {
+            self.health.failed(&error);
+        }
+    }
+
+    /// Whether the guest has something to send, as far as can be seen without a kick.
+    #[inline]
+    pub fn wants_to_send(&self) -> bool {
+        self.tx.as_ref().is_some_and(|tx| tx.polled && tx.vring.ring.has_available())
+    }
+
+    /// Before nobody looks at a polled transmit ring any more: answers whether there is something to send
+    /// already.
+    pub fn expect_kicks(&mut self) -> bool {
+        let Some(tx) = self.tx.as_mut().filter(|tx| tx.polled) else { return false };
+        tx.expect_kicks().unwrap_or_else(|error| {
+            self.broken.extend(self.tx.take().map(|tx| broken(&tx.vring, error)));
+            false
+        })
+    }
+
+    /// One batch from the wire to the guest.
+    #[inline]
+    pub fn run_rx(&mut self) -> Turn {
+        let Some(rx) = &mut self.rx else { return Turn::Idle };
+        match rx.run(&*self.queue, &mut self.health, &self.counters) {
+            Ok(turn) => turn,
+            Err(error) => {
+                self.broken.extend(self.rx.take().map(|rx| broken(&rx.vring, error)));
+                Turn::Idle
+            }
+        }
+    }
+
+    /// One batch from the guest to the wire.
+    #[inline]
+    pub fn run_tx(&mut self) -> Turn {
+        let Some(tx) = &mut self.tx else { return Turn::Idle };
+        match tx.run(&*self.queue, &mut self.health, &self.counters) {
+            Ok(turn) => turn,
+            Err(error) => {
+                self.broken.extend(self.tx.take().map(|tx| broken(&tx.vring, error)));
+                Turn::Idle
+            }
+        }
+    }
+}
+
+/// A ring that cannot be trusted stops, and says so once: to the log and to the front-end.
+#[cold]
+fn broken(vring: &Vring, error: RingError) -> usize {
+    warn!("vring {} stopped: {error}; only a reset by the driver starts it again", vring.index);
+    if let Some(err) = &vring.err {
+        err.notify();
+    }
+    vring.index
+}

@@ -1,0 +1,21 @@
+//! A port of a state becomes one that works.
+
+use crate::port::Port;
+use crate::port::macvtap::Macvtap;
+use crate::port::socket::SocketPort;
+use crate::port::state::PortState;
+use crate::port::tap::Tap;
+use crate::state::{Importer, StateError};
+
+/// Takes the port over. Nothing about it is changed: it may still be in use.
+///
+/// # Errors
+///
+/// When the state is not whole.
+pub fn import(state: PortState, from: &mut Importer) -> Result<Box<dyn Port>, StateError> {
+    Ok(match state {
+        PortState::Tap(state) => Box::new(Tap::import(state, from)?),
+        PortState::Macvtap(state) => Box::new(Macvtap::import(state, from)?),
+        PortState::Socket(fds) => Box::new(SocketPort::import(&fds, from)?),
+    })
+}

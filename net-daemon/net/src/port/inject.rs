@@ -1,0 +1,173 @@
+//! Frames that the device's own program makes for its guest: a queue in front of a port's receive side.
+//!
+//! [`Injector::push`] leaves a frame and wakes the pair's worker, from any thread and without waiting. The
+//! queue is bounded: what a guest does not take is dropped and counted. A device has one where it is given
+//! one ([`NetDevice::inject`](crate::device::NetDevice::inject)), and pays nothing for it otherwise.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use thiserror::Error;
+use volt_virtio::notify::Notifier;
+use volt_virtio::part::{IoPart, write_parts};
+
+use crate::port::{ETHERNET_LEN, HEADER_LEN, MAX_FRAME_LEN, PortQueue};
+
+/// Bytes of the shortest frame with its header.
+const SHORTEST: usize = HEADER_LEN + ETHERNET_LEN;
+
+/// Why a frame is not taken.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum InjectError {
+    /// Shorter than a header and an Ethernet header, or longer than any frame.
+    #[error("a frame of {0} bytes with its header: there are none under {SHORTEST} and over {MAX_FRAME_LEN}")]
+    Length(usize),
+    /// The guest has not taken those before it.
+    #[error("{0} frames wait for the guest already")]
+    Full(usize),
+}
+
+/// Where frames for the guest are left. Clones are one and the same.
+#[derive(Clone, Debug)]
+pub struct Injector(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    frames: Mutex<VecDeque<Vec<u8>>>,
+    /// How many there are, for who only wants to know whether there are any.
+    waiting: AtomicUsize,
+    most: usize,
+    dropped: AtomicU64,
+    /// Notified with each frame.
+    filled: Notifier,
+}
+
+impl Injector {
+    /// For up to `most` frames that the guest has not taken.
+    ///
+    /// # Errors
+    ///
+    /// When the process may have no more descriptors.
+    pub fn new(most: usize) -> io::Result<Injector> {
+        Ok(Injector(Arc::new(Shared {
+            frames: Mutex::default(),
+            waiting: AtomicUsize::new(0),
+            most,
+            dropped: AtomicU64::new(0),
+            filled: Notifier::eventfd()?,
+        })))
+    }
+
+    /// Leaves `frame`, header first, for the guest.
+    ///
+    /// # Errors
+    ///
+    /// See [`InjectError`]; one that is dropped because there is no room is counted.
+    pub fn push(&self, frame: Vec<u8>) -> Result<(), InjectError> {
+        if !(SHORTEST..=MAX_FRAME_LEN).contains(&frame.len()) {
+            return Err(InjectError::Length(frame.len()));
+        }
+        let mut frames = self.0.frames.lock().unwrap_or_else(PoisonError::into_inner);
+        if frames.len() >= self.0.most {
+            self.0.dropped.fetch_add(1, Relaxed);
+            return Err(InjectError::Full(frames.len()));
+        }
+        frames.push_back(frame);
+        self.0.waiting.store(frames.len(), Relaxed);
+        drop(frames);
+        self.0.filled.notify();
+        Ok(())
+    }
+
+    /// Frames for which there was no room.
+    pub fn dropped(&self) -> u64 {
+        self.0.dropped.load(Relaxed)
+    }
+
+    /// `queue` behind these frames.
+    pub(crate) fn before(&self, queue: Arc<dyn PortQueue>) -> Arc<dyn PortQueue> {
+        Arc::new(InjectedQueue { queue, injector: self.clone() })
+    }
+
+    fn take(&self) -> Option<Vec<u8>> {
+        let mut frames = self.0.frames.lock().unwrap_or_else(PoisonError::into_inner);
+        let frame = frames.pop_front();
+        self.0.waiting.store(frames.len(), Relaxed);
+        frame
+    }
+}
+
+/// A port's queue, and the frames that come before its own.
+#[derive(Debug)]
+struct InjectedQueue {
+    queue: Arc<dyn PortQueue>,
+    injector: Injector,
+}
+
+impl AsFd for InjectedQueue {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.queue.as_fd()
+    }
+}
+
+impl PortQueue for InjectedQueue {
+    fn send(&self, parts: &[IoPart<'_>]) -> io::Result<usize> {
+        self.queue.send(parts)
+    }
+
+    fn recv(&self, parts: &[IoPart<'_>]) -> io::Result<usize> {
+        if self.injector.0.waiting.load(Relaxed) > 0
+            && let Some(frame) = self.injector.take()
+        {
+            write_parts(parts, 0, &frame);
+            return Ok(frame.len());
+        }
+        self.queue.recv(parts)
+    }
+
+    fn wakers(&self) -> Vec<BorrowedFd<'_>> {
+        let mut wakers = self.queue.wakers();
+        wakers.push(self.injector.0.filled.as_fd());
+        wakers
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use volt_virtio::features::Features;
+    use volt_virtio::testing::{BUFFERS, Driver};
+
+    use super::*;
+    use crate::rx::Rx;
+    use crate::testing::{Rig, frame};
+
+    #[test]
+    fn frames_come_in_order_and_before_the_ports_own() {
+        let (mut rig, wire) = Rig::new();
+        let injector = Injector::new(2).unwrap();
+        let queue = injector.before(rig.queue.clone());
+        let mut driver = Driver::new(8, Features::empty());
+        let mut rx = Rx::new(Rig::vring(&driver, 0), Features::empty());
+        for number in 0..3 {
+            driver.add(&[(BUFFERS + number * 2048, 2048, true)]);
+        }
+        wire.send(&frame(60, 9));
+        for seed in [1, 2] {
+            injector.push(frame(60, seed)).unwrap();
+        }
+        assert_eq!(injector.push(frame(60, 3)), Err(InjectError::Full(2)));
+        assert_eq!(injector.push(vec![0; 25]), Err(InjectError::Length(25)));
+        assert_eq!(injector.push(vec![0; MAX_FRAME_LEN + 1]), Err(InjectError::Length(MAX_FRAME_LEN + 1)));
+        assert_eq!(injector.dropped(), 1);
+        rx.run(&*queue, &mut rig.health, &rig.counters).unwrap();
+        assert_eq!(driver.take_used().len(), 3);
+        for (number, seed) in [(0, 1), (1, 2), (2, 9)] {
+            // Behind the header, which the device finishes.
+            assert_eq!(driver.read_vec(BUFFERS + number * 2048 + 12, 60), frame(60, seed)[12..]);
+        }
+        injector.push(frame(60, 3)).unwrap();
+    }
+}

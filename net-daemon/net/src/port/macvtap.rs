@@ -1,0 +1,235 @@
+//! A macvtap interface as a port: a network card of the host's, shared with guests without a bridge.
+//!
+//! The interface exists already (`ip link add link eth0 name mv0 type macvtap mode bridge`). Its frames are
+//! at the character device `/dev/tapN`, N being the interface's index, which speaks the TAP driver's
+//! language: header and offloads are set as for a TAP, and each open file is a queue. Different from a TAP,
+//! the interface has the address that the guest must use, as the card below passes on nothing else (but in
+//! mode passthru).
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use log::warn;
+use thiserror::Error;
+use volt_virtio::features::Features;
+
+use crate::config::Mac;
+use crate::port::state::{MacvtapState, PortState};
+use crate::port::tap::{Tap, TapError, ioctl};
+use crate::port::{Port, PortQueue, link};
+use crate::state::{Exporter, Importer, StateError};
+
+/// The driver of macvtap and macvlan interfaces, as it calls itself.
+const DRIVER: &str = "macvlan";
+
+/// Why a macvtap interface cannot be used, and what to do.
+#[derive(Debug, Error)]
+pub enum MacvtapError {
+    /// There is no such link.
+    #[error(
+        "there is no interface {0}: create it with 'ip link add link eth0 name {0} type macvtap mode \
+         bridge', with your network card for eth0"
+    )]
+    Missing(String),
+    /// Another kind of interface.
+    #[error("{name} exists and is no macvtap interface (its driver is '{driver}')")]
+    NotMacvtap {
+        /// The interface.
+        name: String,
+        /// Its driver.
+        driver: String,
+    },
+    /// Nobody has made the device's file.
+    #[error("{name} has no file {}: {hint}", .node.display())]
+    NoNode {
+        /// The interface.
+        name: String,
+        /// The file.
+        node: PathBuf,
+        /// How to make it.
+        hint: String,
+    },
+    /// The file is somebody else's.
+    #[error(
+        "no permission to open {node}: give it to this user ('chown USER {node}'), or run as root",
+        node = .0.display()
+    )]
+    Permission(PathBuf),
+    /// All queues of the interface are taken.
+    #[error("{} has no queue left: another process has it open", .0.display())]
+    Busy(PathBuf),
+    /// The file leads to an interface of another network namespace with the same index, or of another time.
+    #[error(
+        "{} belongs to {found} and not to {name}: remove it, and make it again as \
+         'cat /sys/class/net/{name}/tap*/dev' says",
+        .node.display()
+    )]
+    OtherInterface {
+        /// The interface.
+        name: String,
+        /// The file.
+        node: PathBuf,
+        /// Whose it is.
+        found: String,
+    },
+    /// What an open queue says.
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    /// Anything else that the system refuses.
+    #[error("cannot open {}", .node.display())]
+    Open {
+        /// The file.
+        node: PathBuf,
+        /// The reason.
+        source: io::Error,
+    },
+}
+
+/// An open macvtap interface.
+#[derive(Debug)]
+pub struct Macvtap {
+    tap: Tap,
+    mac: Option<Mac>,
+    queues: usize,
+}
+
+impl Macvtap {
+    /// Opens the interface `name` with `queues` queues, 1 to [`MAX_QUEUES`](crate::port::tap::MAX_QUEUES).
+    ///
+    /// # Errors
+    ///
+    /// See [`MacvtapError`].
+    pub fn open(name: &str, queues: usize) -> Result<Macvtap, MacvtapError> {
+        let index = link::index(name).map_err(|_| MacvtapError::Missing(name.to_owned()))?;
+        let driver = link::driver(name).unwrap_or_else(|_| "unknown".to_owned());
+        if driver != DRIVER {
+            return Err(MacvtapError::NotMacvtap { name: name.to_owned(), driver });
+        }
+        let node = PathBuf::from(format!("/dev/tap{index}"));
+        let files: Result<Vec<_>, _> = (0..queues).map(|_| open_queue(name, &node)).collect();
+        let tap = Tap::over(name.to_owned(), files?)?;
+        Ok(Macvtap { tap, mac: link::mac(name).ok(), queues })
+    }
+}
+
+impl Macvtap {
+    pub(super) fn import(state: MacvtapState, from: &mut Importer) -> Result<Macvtap, StateError> {
+        let MacvtapState { tap, mac, queues } = state;
+        Ok(Macvtap { tap: Tap::import(tap, from)?, mac: mac.map(Mac), queues })
+    }
+}
+
+fn open_queue(name: &str, node: &Path) -> Result<File, MacvtapError> {
+    let own = || node.to_owned();
+    let failed = |source: io::Error| match source.raw_os_error() {
+        Some(libc::ENOENT | libc::ENXIO | libc::ENODEV) => {
+            MacvtapError::NoNode { name: name.to_owned(), node: own(), hint: hint(name, node) }
+        }
+        Some(libc::EACCES | libc::EPERM) => MacvtapError::Permission(own()),
+        Some(libc::EBUSY | libc::E2BIG) => MacvtapError::Busy(own()),
+        _ => MacvtapError::Open { node: own(), source },
+    };
+    let file = File::options().read(true).write(true).open(node).map_err(failed)?;
+    ioctl::set_interface(&file, "", true).map_err(failed)?;
+    let found = ioctl::name(&file).map_err(failed)?;
+    if found != name {
+        return Err(MacvtapError::OtherInterface { name: name.to_owned(), node: own(), found });
+    }
+    Ok(file)
+}
+
+/// How to make the file. Its numbers are in sysfs, where that shows this network namespace.
+fn hint(name: &str, node: &Path) -> String {
+    let file = node.file_name().unwrap_or_default().to_string_lossy();
+    let numbers = std::fs::read_to_string(format!("/sys/class/net/{name}/{file}/dev"));
+    match numbers.ok().as_deref().and_then(|numbers| numbers.trim().split_once(':')) {
+        Some((major, minor)) => format!(
+            "udev, which makes it, is not there or not done; make it with 'mknod {} c {major} {minor}'",
+            node.display()
+        ),
+        None => format!(
+            "if this is a macvtap interface (and not macvlan), make it with 'mknod {} c MAJOR MINOR', with \
+             the numbers from /sys/class/net/{name}/{file}/dev",
+            node.display()
+        ),
+    }
+}
+
+impl Port for Macvtap {
+    fn name(&self) -> &str {
+        self.tap.name()
+    }
+
+    fn queue(&self, pair: usize) -> Arc<dyn PortQueue> {
+        self.tap.queue(pair)
+    }
+
+    fn extra_features(&self) -> Features {
+        self.tap.extra_features()
+    }
+
+    fn mtu(&self) -> Option<u16> {
+        link::mtu(self.name()).ok().and_then(|mtu| u16::try_from(mtu).ok())
+    }
+
+    fn is_up(&self) -> Option<bool> {
+        link::is_up(self.name())
+    }
+
+    fn mac(&self) -> Option<Mac> {
+        self.mac
+    }
+
+    fn set_offloads(&mut self, acked: Features) -> io::Result<()> {
+        self.tap.set_offloads(acked)
+    }
+
+    fn attach(&mut self, active: &[bool]) -> io::Result<()> {
+        self.tap.attach(active)
+    }
+
+    fn reopen(&mut self) -> io::Result<()> {
+        *self = Macvtap::open(self.name(), self.queues).map_err(io::Error::other)?;
+        Ok(())
+    }
+
+    fn own(&mut self) {
+        self.tap.own();
+    }
+
+    fn export<'a>(&'a self, out: &mut Exporter<'a>) -> Option<PortState> {
+        let (mac, queues) = (self.mac.map(|mac| mac.0), self.queues);
+        Some(PortState::Macvtap(MacvtapState { tap: self.tap.state(out), mac, queues }))
+    }
+}
+
+/// Says what comes of an address that is not the interface's own.
+pub fn check_mac(port: &dyn Port, mac: Mac) {
+    if let Some(own) = port.mac().filter(|own| *own != mac) {
+        warn!(
+            "{0}: the guest's address is {mac} and the interface's {own}, so that frames to the guest get \
+             lost but in mode passthru: leave the guest's out, or 'ip link set {0} address {mac}'",
+            port.name()
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_there_or_of_another_kind_is_named() {
+        assert!(matches!(Macvtap::open("nosuch0", 1), Err(MacvtapError::Missing(_))));
+        let error = Macvtap::open("lo", 1).unwrap_err();
+        assert!(matches!(&error, MacvtapError::NotMacvtap { name, .. } if name == "lo"), "{error}");
+    }
+
+    #[test]
+    fn a_missing_node_comes_with_how_to_make_it() {
+        let error = open_queue("mv0", Path::new("/dev/tap-none")).unwrap_err();
+        assert!(error.to_string().contains("mknod /dev/tap-none c MAJOR MINOR"), "{error}");
+    }
+}

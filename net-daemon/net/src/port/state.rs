@@ -1,0 +1,58 @@
+//! Ports in a state: what a process that goes on with one has to know. Made by the ports, read by
+//! [`import`](super::import).
+
+use serde::{Deserialize, Serialize};
+
+use crate::state::FdId;
+
+/// A port in a state.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PortState {
+    /// A TAP interface.
+    Tap(TapState),
+    /// A macvtap interface.
+    Macvtap(MacvtapState),
+    /// Datagram sockets.
+    Socket(Vec<FdId>),
+}
+
+/// A TAP interface in a state. Header size, offloads and which queues take part go with the open files.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct TapState {
+    /// Name of the interface.
+    pub name: String,
+    pub(super) queues: Vec<FdId>,
+    pub(super) attached: Vec<bool>,
+    pub(super) uso: bool,
+    pub(super) options: Option<TapOptions>,
+    pub(super) existed: bool,
+}
+
+/// How to open a TAP interface by name.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TapOptions {
+    /// Name of the interface.
+    pub name: String,
+    /// Queue pairs, 1 to [`MAX_QUEUES`](super::tap::MAX_QUEUES).
+    pub queues: usize,
+    /// An interface that is created stays when its last descriptor is closed.
+    pub persist: bool,
+    /// MTU for an interface that is created.
+    pub mtu: Option<u16>,
+}
+
+/// A macvtap interface in a state.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct MacvtapState {
+    pub(super) tap: TapState,
+    pub(super) mac: Option<[u8; 6]>,
+    pub(super) queues: usize,
+}
+
+impl MacvtapState {
+    /// Name of the interface.
+    pub fn name(&self) -> &str {
+        &self.tap.name
+    }
+}

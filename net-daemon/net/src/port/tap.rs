@@ -1,0 +1,325 @@
+//! A TAP interface as a port: opened by name, or over descriptors that somebody else opened.
+//!
+//! Of an interface that exists already, only what belongs to the open file is set: header size, offloads,
+//! which queues take part. Its addresses, MTU, link state and MAC address are its administrator's.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use log::warn;
+use thiserror::Error;
+use volt_virtio::features::Features;
+
+use crate::port::queue::FdQueue;
+pub use crate::port::state::TapOptions;
+use crate::port::state::{PortState, TapState};
+use crate::port::{HEADER_LEN, Port, PortQueue, link};
+use crate::state::{Exporter, Importer, StateError};
+
+pub(super) mod ioctl;
+
+/// Most queues of a TAP interface (`MAX_TAP_QUEUES`).
+pub const MAX_QUEUES: usize = 256;
+const TUN: &str = "/dev/net/tun";
+
+/// Why a TAP interface cannot be used, and what to do.
+#[derive(Debug, Error)]
+pub enum TapError {
+    /// Not a name that an interface can have.
+    #[error(
+        "'{0}' is no interface name: 1 to {max} bytes without '/', '%', ':' or space",
+        max = link::MAX_NAME
+    )]
+    Name(String),
+    /// The kernel's TAP driver is not there or not for us.
+    #[error("cannot open {TUN}: load the kernel module 'tun', and check who may open the file")]
+    Driver(#[source] io::Error),
+    /// There is none, and none may be made.
+    #[error(
+        "there is no interface {0}, and creating one needs CAP_NET_ADMIN: create it beforehand with \
+         'ip tuntap add dev {0} mode tap user USER', or pass an open descriptor with --tap-fd"
+    )]
+    Missing(String),
+    /// It belongs to somebody else.
+    #[error(
+        "no permission to open {0}: it belongs to another user; create it with 'ip tuntap add dev {0} mode \
+         tap user USER', or run with CAP_NET_ADMIN"
+    )]
+    Permission(String),
+    /// Another process has it.
+    #[error("{0} is busy: another process, perhaps another volt-netd or a VM, has it open")]
+    Busy(String),
+    /// It was created with one queue.
+    #[error(
+        "{0} has a single queue, and {1} are asked for: create it with 'ip tuntap add dev {0} mode tap \
+         multi_queue', or use --queues 1"
+    )]
+    SingleQueue(String, usize),
+    /// Another kind of interface.
+    #[error("{0} exists and is no TAP interface")]
+    NotTap(String),
+    /// A descriptor that is something else.
+    #[error("descriptor {0} is not an open TAP interface")]
+    FdNotTap(i32, #[source] io::Error),
+    /// A descriptor opened in the wrong way.
+    #[error("descriptor {0} of {1} was opened without {2}: open it with TUNSETIFF and this flag")]
+    FdFlag(i32, String, &'static str),
+    /// Descriptors of more than one interface.
+    #[error("descriptor {0} belongs to {1}, the first one to {2}: all queues must be of one interface")]
+    FdName(i32, String, String),
+    /// No descriptors, where each queue is one.
+    #[error("an interface needs a queue: no descriptors, or 0 queues, are asked for")]
+    NoQueue,
+    /// Anything else that the system refuses.
+    #[error("{name}: {doing} failed")]
+    System {
+        /// The interface.
+        name: String,
+        /// The operation.
+        doing: &'static str,
+        /// The reason.
+        source: io::Error,
+    },
+}
+
+/// An open TAP interface.
+#[derive(Debug)]
+pub struct Tap {
+    name: String,
+    queues: Vec<Arc<FdQueue>>,
+    attached: Vec<bool>,
+    uso: bool,
+    /// How to open it again; `None` for descriptors from elsewhere.
+    options: Option<TapOptions>,
+    /// Whether it was there before; then it is not ours to create again.
+    existed: bool,
+    /// Whether it is ours to clean up.
+    owned: bool,
+}
+
+impl Tap {
+    /// Opens the interface, or creates it and sets it up.
+    ///
+    /// # Errors
+    ///
+    /// See [`TapError`].
+    pub fn open(options: TapOptions) -> Result<Tap, TapError> {
+        check_name(&options.name)?;
+        let existed = link::exists(&options.name);
+        if existed && options.persist {
+            warn!("{} exists already: whether it persists is left as it is", options.name);
+        }
+        let files = open_queues(&options, existed)?;
+        let mut tap = Tap::over(options.name.clone(), files)?;
+        if !existed {
+            tap.created(&options).map_err(|source| tap.error("setting up the new interface", source))?;
+        }
+        (tap.options, tap.existed) = (Some(options), existed);
+        Ok(tap)
+    }
+
+    /// Takes open descriptors, one for each queue pair.
+    ///
+    /// # Errors
+    ///
+    /// See [`TapError`].
+    pub fn from_fds(fds: Vec<OwnedFd>) -> Result<Tap, TapError> {
+        let name = ioctl::check_fds(&fds)?;
+        Tap::over(name, fds.into_iter().map(File::from).collect())
+    }
+
+    /// Takes open queues of `name`.
+    pub(super) fn over(name: String, files: Vec<File>) -> Result<Tap, TapError> {
+        let error = |doing, source| TapError::System { name: name.clone(), doing, source };
+        for file in &files {
+            ioctl::set_header(file, HEADER_LEN).map_err(|e| error("setting the header size", e))?;
+        }
+        let first = files.first().ok_or(TapError::NoQueue)?;
+        let uso = ioctl::set_offload(first, libc::TUN_F_CSUM | ioctl::USO).is_ok();
+        ioctl::set_offload(first, 0).map_err(|e| error("setting offloads", e))?;
+        let queues: Result<Vec<_>, _> =
+            files.into_iter().map(|file| FdQueue::new(file.into()).map(Arc::new)).collect();
+        let queues = queues.map_err(|e| error("making it non-blocking", e))?;
+        let attached = vec![true; queues.len()];
+        let mut tap = Tap { name, queues, attached, uso, options: None, existed: true, owned: true };
+        // Until a front-end enables pairs, the first queue holds what arrives.
+        let first: Vec<bool> = (0..tap.queues.len()).map(|pair| pair == 0).collect();
+        tap.attach(&first).map_err(|e| tap.error("detaching idle queues", e))?;
+        Ok(tap)
+    }
+
+    pub(super) fn import(state: TapState, from: &mut Importer) -> Result<Tap, StateError> {
+        let TapState { name, queues, attached, uso, options, existed } = state;
+        if queues.is_empty() || queues.len() != attached.len() {
+            return Err(StateError::Contradiction("the interface's queues"));
+        }
+        let queues = queues.into_iter().map(|fd| FdQueue::import(fd, from).map(Arc::new));
+        let queues = queues.collect::<Result<_, _>>()?;
+        Ok(Tap { name, queues, attached, uso, options, existed, owned: false })
+    }
+
+    pub(super) fn state<'a>(&'a self, out: &mut Exporter<'a>) -> TapState {
+        TapState {
+            name: self.name.clone(),
+            queues: self.queues.iter().map(|queue| queue.export(out)).collect(),
+            attached: self.attached.clone(),
+            uso: self.uso,
+            options: self.options.clone(),
+            existed: self.existed,
+        }
+    }
+
+    fn error(&self, doing: &'static str, source: io::Error) -> TapError {
+        TapError::System { name: self.name.clone(), doing, source }
+    }
+
+    fn created(&self, options: &TapOptions) -> io::Result<()> {
+        if options.persist {
+            ioctl::set_persist(&self.queues[0])?;
+        }
+        if let Some(mtu) = options.mtu {
+            link::set_mtu(&self.name, mtu)?;
+        }
+        link::set_up(&self.name)
+    }
+}
+
+impl Port for Tap {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn queue(&self, pair: usize) -> Arc<dyn PortQueue> {
+        self.queues[pair].clone()
+    }
+
+    fn extra_features(&self) -> Features {
+        match self.uso {
+            true => Features::NET_HOST_USO.union(Features::NET_GUEST_USO4).union(Features::NET_GUEST_USO6),
+            false => Features::empty(),
+        }
+    }
+
+    /// Of descriptors from elsewhere the MTU is not asked: their interface may be in another network
+    /// namespace, where its name means something else.
+    fn mtu(&self) -> Option<u16> {
+        self.options.as_ref()?;
+        link::mtu(&self.name).ok().and_then(|mtu| u16::try_from(mtu).ok())
+    }
+
+    /// As for the MTU.
+    fn is_up(&self) -> Option<bool> {
+        self.options.as_ref().and_then(|_| link::is_up(&self.name))
+    }
+
+    fn set_offloads(&mut self, acked: Features) -> io::Result<()> {
+        ioctl::set_offload(&self.queues[0], ioctl::offloads(acked, self.uso))
+    }
+
+    fn attach(&mut self, active: &[bool]) -> io::Result<()> {
+        let wants = |pair| active.get(pair).copied().unwrap_or(false);
+        let mut result = Ok(());
+        // Attached first, so that the interface always has a queue.
+        for attach in [true, false] {
+            for (pair, queue) in self.queues.iter().enumerate() {
+                if wants(pair) == attach && self.attached[pair] != attach {
+                    match ioctl::set_queue(queue, attach) {
+                        // EINVAL: it is so already. A process before this one died between doing and
+                        // recording it.
+                        Err(error) if error.raw_os_error() != Some(libc::EINVAL) => result = Err(error),
+                        _ => self.attached[pair] = attach,
+                    }
+                }
+            }
+        }
+        result
+    }
+
+    fn reopen(&mut self) -> io::Result<()> {
+        let Some(options) = self.options.clone() else {
+            return Err(io::ErrorKind::Unsupported.into());
+        };
+        if self.existed && !link::exists(&self.name) {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "there is no such interface"));
+        }
+        let existed = self.existed;
+        *self = Tap::open(options).map_err(io::Error::other)?;
+        self.existed = existed;
+        Ok(())
+    }
+
+    fn own(&mut self) {
+        self.owned = true;
+    }
+
+    fn export<'a>(&'a self, out: &mut Exporter<'a>) -> Option<PortState> {
+        Some(PortState::Tap(self.state(out)))
+    }
+}
+
+fn check_name(name: &str) -> Result<(), TapError> {
+    let bad = |c: char| c.is_whitespace() || matches!(c, '/' | '%' | ':' | '\0');
+    if name.is_empty() || name.len() > link::MAX_NAME || name.contains(bad) || matches!(name, "." | "..") {
+        return Err(TapError::Name(name.to_owned()));
+    }
+    Ok(())
+}
+
+/// Opens the first queue in the way that fits the interface, then the others.
+fn open_queues(options: &TapOptions, existed: bool) -> Result<Vec<File>, TapError> {
+    let name = &options.name;
+    let open = |multi: bool| {
+        let file = File::options().read(true).write(true).open(TUN).map_err(TapError::Driver)?;
+        Ok(ioctl::set_interface(&file, name, multi).map(|()| file))
+    };
+    let many = options.queues > 1;
+    let first = match open(many)? {
+        // EINVAL: of the two ways to open an interface that exists, the other one fits, or none.
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) && existed => match open(!many)? {
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => return Err(TapError::NotTap(name.clone())),
+            _ if many => return Err(TapError::SingleQueue(name.clone(), options.queues)),
+            other => other,
+        },
+        other => other,
+    };
+    let mut files = vec![first.map_err(|source| refusal(name, existed, source))?];
+    for _ in 1..options.queues {
+        files.push(open(true)?.map_err(|source| refusal(name, existed, source))?);
+    }
+    Ok(files)
+}
+
+fn refusal(name: &str, existed: bool, source: io::Error) -> TapError {
+    let name = name.to_owned();
+    match source.raw_os_error() {
+        Some(libc::EPERM) if existed => TapError::Permission(name),
+        Some(libc::EPERM) => TapError::Missing(name),
+        Some(libc::EBUSY | libc::E2BIG) => TapError::Busy(name),
+        _ => TapError::System { name, doing: "opening the interface", source },
+    }
+}
+
+impl Drop for Tap {
+    /// A persistent interface keeps its offloads when its descriptors close, and would hand whoever opens it
+    /// next frames that it did not ask for.
+    fn drop(&mut self) {
+        if self.owned
+            && let Err(error) = self.set_offloads(Features::empty())
+            && error.raw_os_error() != Some(libc::EBADFD)
+        {
+            warn!("{}: resetting offloads failed: {error}", self.name);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_descriptors_are_no_interface() {
+        assert!(matches!(Tap::from_fds(Vec::new()), Err(TapError::NoQueue)));
+    }
+}

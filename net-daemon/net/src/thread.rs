@@ -1,0 +1,87 @@
+//! Threads that can be stopped whatever system call holds them: a queue pair's worker, the control queue's
+//! relay.
+
+use std::io;
+use std::sync::OnceLock;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+/// After this long without an answer, a thread is woken from whatever call it is stuck in.
+const PATIENCE: Duration = Duration::from_millis(20);
+/// After this long, it is given up.
+pub(crate) const LIMIT: Duration = Duration::from_secs(2);
+
+/// Why a worker has no pair to give back.
+#[derive(Debug, Error)]
+pub enum WorkerError {
+    /// Its thread or one of its descriptors could not be made.
+    #[error("cannot start a worker")]
+    Start(#[source] io::Error),
+    /// A kick descriptor that cannot be waited for.
+    #[error("cannot wait for the kick descriptor of vring {0}")]
+    Kick(usize, #[source] io::Error),
+    /// It does not answer: the kernel holds it, for instance in memory of the front-end that never comes.
+    #[error("the worker of a queue pair did not stop within {} s", LIMIT.as_secs())]
+    Stuck,
+    /// It panicked, which is an error of this program.
+    #[error("the worker of a queue pair panicked")]
+    Panicked,
+}
+
+/// Takes back what a thread that has been told to stop returns.
+pub(crate) fn join<T>(thread: JoinHandle<T>) -> Result<T, WorkerError> {
+    if !ends_within(&thread, LIMIT) {
+        return Err(WorkerError::Stuck);
+    }
+    thread.join().map_err(|_| WorkerError::Panicked)
+}
+
+/// Waits for a thread that has been told to stop, and interrupts it. Whether it has ended.
+pub(crate) fn ends_within<T>(thread: &JoinHandle<T>, limit: Duration) -> bool {
+    interrupted_until(thread, limit, || thread.is_finished())
+}
+
+/// Interrupts a thread in its system calls until `done`. Whether that has come.
+pub(crate) fn interrupted_until<T>(
+    thread: &JoinHandle<T>,
+    limit: Duration,
+    mut done: impl FnMut() -> bool,
+) -> bool {
+    let start = Instant::now();
+    while !done() {
+        let waited = start.elapsed();
+        if waited > limit {
+            return false;
+        }
+        if waited > PATIENCE {
+            // A front-end that makes a call descriptor blocking again can hold a thread in write().
+            let _ = thread.kill(wake_signal());
+            thread::sleep(Duration::from_millis(1));
+        } else {
+            thread::yield_now();
+        }
+    }
+    true
+}
+
+/// The signal that gets a worker out of a system call. The first real-time signal is left to virtual machine
+/// monitors, which kick their vCPUs by it.
+fn wake_signal() -> libc::c_int {
+    SIGRTMIN() + 1
+}
+
+/// Lets threads be interrupted in system calls: the signal does nothing else, where it would end the process.
+/// For whoever starts one.
+///
+/// # Errors
+///
+/// When the system refuses the signal handler.
+pub(crate) fn prepare_signal() -> io::Result<()> {
+    extern "C" fn interrupt(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+    static PREPARED: OnceLock<Result<(), i32>> = OnceLock::new();
+    let prepare = || register_signal_handler(wake_signal(), interrupt).map_err(|error| error.errno());
+    PREPARED.get_or_init(prepare).map_err(io::Error::from_raw_os_error)
+}

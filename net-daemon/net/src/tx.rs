@@ -1,0 +1,156 @@
+//! Guest to wire: chains of the transmit queue to the port, a batch at a time.
+//!
+//! Header and payload go to the port as the guest wrote them, so nothing is decided on bytes that the guest
+//! can still change: lengths are checked here, contents by the kernel, which copies first.
+
+use volt_virtio::chain::ChainError;
+use volt_virtio::gather::{Chain, Gathered};
+use volt_virtio::part::{IoPart, read_parts};
+use volt_virtio::ring::{Head, RingError};
+
+use crate::batch::{BATCH, Turn};
+use crate::counters::Counters;
+use crate::health::{Health, Verdict};
+use crate::port::queue::MAX_PARTS;
+use crate::port::{ETHERNET_LEN, HEADER_LEN, MAX_FRAME_LEN, PortQueue};
+use crate::vring::Vring;
+
+/// The shortest frame, with its header.
+const SHORTEST: usize = HEADER_LEN + ETHERNET_LEN;
+
+/// The transmit half of a queue pair.
+#[derive(Debug)]
+pub struct Tx {
+    pub(crate) vring: Vring,
+    /// The front-end has disabled the ring after it was enabled: what the guest kicks for is dropped.
+    pub discard: bool,
+    /// Whoever runs this half looks at the ring by itself: no kicks until [`Tx::expect_kicks`].
+    pub polled: bool,
+    parts: Gathered,
+    /// For a frame in more parts than one call takes.
+    bounce: Vec<u8>,
+}
+
+impl Tx {
+    /// The transmit half over `vring`.
+    pub fn new(vring: Vring, discard: bool) -> Tx {
+        let parts = Gathered::new(&vring.ring, MAX_PARTS);
+        Tx { vring, discard, polled: false, parts, bounce: Vec::new() }
+    }
+
+    /// The used index as the driver sees it.
+    pub fn base(&self) -> u16 {
+        self.vring.ring.base()
+    }
+
+    /// Sends up to [`BATCH`] frames, or as many as fill half the ring, and publishes them.
+    ///
+    /// # Errors
+    ///
+    /// When the driver broke the ring. What was sent before is published.
+    pub fn run(
+        &mut self,
+        port: &dyn PortQueue,
+        health: &mut Health,
+        counters: &Counters,
+    ) -> Result<Turn, RingError> {
+        self.vring.ring.disable_kicks();
+        let turn = self.batch(port, health, counters);
+        self.vring.idle();
+        self.vring.publish(counters);
+        match turn? {
+            Turn::Idle if !self.polled && self.expect_kicks()? => Ok(Turn::More),
+            turn => Ok(turn),
+        }
+    }
+
+    /// Asks the driver for kicks; answers whether there is something to send already.
+    ///
+    /// # Errors
+    ///
+    /// When the driver broke the ring.
+    pub fn expect_kicks(&mut self) -> Result<bool, RingError> {
+        self.vring.ring.enable_kicks()
+    }
+
+    fn batch(
+        &mut self,
+        port: &dyn PortQueue,
+        health: &mut Health,
+        counters: &Counters,
+    ) -> Result<Turn, RingError> {
+        for _ in 0..BATCH {
+            if self.vring.ring.is_due() {
+                break;
+            }
+            let index = self.vring.ring.next_index();
+            let Some(head) = self.vring.ring.pop()? else { return Ok(Turn::Idle) };
+            match self.vring.begin(index).and_then(|()| self.collect(head)) {
+                Err(error) => self.vring.bad_chain(error, &counters.tx_bad_chain, counters),
+                Ok(_) if self.discard => counters.tx_disabled.add(1),
+                Ok(_) => match self.send(port, health, counters) {
+                    Some(Verdict::Wait) => {
+                        self.vring.ring.unpop();
+                        return Ok(Turn::PortFull);
+                    }
+                    Some(Verdict::Refused) => counters.tx_refused.add(1),
+                    Some(Verdict::NoPort) => counters.tx_no_port.add(1),
+                    None => {}
+                },
+            }
+            // The device writes nothing into a transmit chain.
+            self.vring.ring.push_used(head, 0);
+        }
+        Ok(Turn::More)
+    }
+
+    /// Gathers the chain's parts; returns the frame's bytes, header included.
+    #[inline]
+    fn collect(&mut self, head: Head) -> Result<usize, ChainError> {
+        self.parts.clear();
+        match self.parts.single(&self.vring.ring, head, SHORTEST..=MAX_FRAME_LEN, false) {
+            Some(len) => Ok(len),
+            None => self.collect_chain(head),
+        }
+    }
+
+    #[inline(never)]
+    fn collect_chain(&mut self, head: Head) -> Result<usize, ChainError> {
+        // One byte more than the longest frame is enough to see that it is too long.
+        match self.parts.chain(&self.vring.ring, head, MAX_FRAME_LEN + 1)? {
+            Chain { writable: true, .. } => Err(ChainError::Direction),
+            Chain { len, .. } if len < SHORTEST => Err(ChainError::Short(len)),
+            Chain { len, .. } if len > MAX_FRAME_LEN => Err(ChainError::Long(MAX_FRAME_LEN)),
+            Chain { len, .. } => Ok(len),
+        }
+    }
+
+    /// `None` when the port took the frame.
+    #[inline]
+    fn send(&mut self, port: &dyn PortQueue, health: &mut Health, counters: &Counters) -> Option<Verdict> {
+        let sent = match self.parts.len() {
+            0..=MAX_PARTS => port.send(self.parts.from(0)),
+            _ => port.send(&[linear(self.parts.from(0), &mut self.bounce)]),
+        };
+        match sent {
+            Ok(bytes) => {
+                health.works();
+                counters.tx_frames.add(1);
+                counters.tx_bytes.add(bytes as u64);
+                None
+            }
+            Err(error) => Some(health.failed(&error)),
+        }
+    }
+}
+
+/// Copies a frame of very many parts into one.
+#[cold]
+fn linear<'b>(parts: &[IoPart<'_>], bounce: &'b mut Vec<u8>) -> IoPart<'b> {
+    bounce.resize(MAX_FRAME_LEN, 0);
+    let len = read_parts(parts, bounce);
+    IoPart::from_slice(&mut bounce[..len])
+}
+
+#[cfg(test)]
+mod tests;

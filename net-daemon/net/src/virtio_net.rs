@@ -1,0 +1,395 @@
+//! The device as an embedding virtual machine monitor sees it: activated, notified, reset, any number of
+//! times.
+//!
+//! Life cycle: a [`VirtioNet`] comes from [`VirtioNetBuilder`](crate::builder::VirtioNetBuilder). Its
+//! transport shows the driver [`Lifecycle::offered`] and [`Lifecycle::config`]; at `DRIVER_OK` it calls
+//! [`Lifecycle::activate`], at a reset [`Lifecycle::reset`], and in between nothing but notifications and
+//! what comes by the control virtqueue. Frames never pass through here: workers wait for the kick descriptors
+//! by themselves.
+
+use std::sync::Arc;
+
+use log::{error, warn};
+use thiserror::Error;
+use volt_virtio::error_chain;
+use volt_virtio::features::Features;
+use volt_virtio::memory::GuestMemory;
+use volt_virtio::notify::Notifier;
+use volt_virtio::ring::{Ring, RingLayout, StartError};
+
+use crate::config::NetConfig;
+use crate::control::command::GUEST_OFFLOADS;
+use crate::crash_note::Watch;
+use crate::device::{DeviceError, NetDevice, PairVrings};
+use crate::limiter::RateLimits;
+use crate::vring::Vring;
+
+/// A virtqueue that the driver made ready (virtio 1.2, section 4.2.3.2 for a transport's view of it).
+#[derive(Clone, Debug)]
+pub struct QueueSetup {
+    /// Its number: 2N receives and 2N+1 transmits for queue pair N (5.1.2).
+    pub index: u16,
+    /// Size and guest addresses.
+    pub layout: RingLayout,
+    /// What the driver's notification writes to.
+    pub kick: Arc<Notifier>,
+    /// What interrupts the driver.
+    pub call: Arc<Notifier>,
+    /// Notified once when the driver has broken the ring, which only a reset mends.
+    pub err: Arc<Notifier>,
+}
+
+/// What a device gets at `DRIVER_OK`.
+#[derive(Clone, Debug)]
+pub struct Activation {
+    /// The guest's memory.
+    pub memory: Arc<GuestMemory>,
+    /// What the driver acknowledged, a subset of what was offered.
+    pub features: Features,
+    /// The data virtqueues that are ready, without the control virtqueue, which is its server's.
+    pub queues: Vec<QueueSetup>,
+}
+
+/// Why a device was not activated. It is as after a reset then.
+#[derive(Debug, Error)]
+pub enum ActivateError {
+    /// There was no reset since the last activation.
+    #[error("the device is active already: reset it first")]
+    Active,
+    /// More queues than the device has.
+    #[error("virtqueue {index} is none of the {pairs} queue pairs")]
+    Queue {
+        /// The queue's number.
+        index: u16,
+        /// Queue pairs of the device.
+        pairs: usize,
+    },
+    /// A ring's size or place is not as it must be.
+    #[error("virtqueue {index}")]
+    Ring {
+        /// The queue's number.
+        index: u16,
+        /// What is wrong.
+        source: StartError,
+    },
+    /// There can be no worker.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}
+
+/// A network device between `DRIVER_OK` and reset, whoever serves its data path.
+///
+/// One thread at a time calls; no call waits for a frame or for the guest.
+pub trait Lifecycle {
+    /// The features that a driver may acknowledge. Of those that need a control virtqueue, which is the
+    /// caller's to serve, MQ and CTRL_VQ are among them where there are several pairs.
+    fn offered(&self) -> Features;
+
+    /// The configuration space as it was made (5.1.4); what changes at run time is the caller's.
+    fn config(&self) -> NetConfig;
+
+    /// Runs the queues. Frames flow on the first pair until [`Lifecycle::set_active_pairs`] says otherwise.
+    ///
+    /// # Errors
+    ///
+    /// See [`ActivateError`]; the device is then as after a reset.
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
+
+    /// Tells the device that there is something in queue `index`, as writing to its kick descriptor does. For
+    /// a transport whose notifications come as register writes.
+    fn queue_notify(&self, index: u16);
+
+    /// Lets frames come by the first `pairs` pairs and no others (5.1.6.5.5). Those that are not there are
+    /// left out.
+    fn set_active_pairs(&mut self, pairs: u16);
+
+    /// Puts these receive offloads in force (5.1.6.5.6), a subset of those that the driver acknowledged.
+    fn set_guest_offloads(&mut self, offloads: Features);
+
+    /// Gives up what [`Lifecycle::activate`] took: after the return nothing of the guest's memory is touched.
+    ///
+    /// # Errors
+    ///
+    /// When a worker does not come back; the guest's memory must then not be given to anything else.
+    fn reset(&mut self) -> Result<(), DeviceError>;
+}
+
+/// A [`NetDevice`] with the driver that it is active for.
+#[derive(Debug)]
+pub struct VirtioNet {
+    device: NetDevice,
+    active: Option<Active>,
+    paused: bool,
+}
+
+#[derive(Debug)]
+struct Active {
+    setup: Activation,
+    pairs: u16,
+    offloads: Features,
+}
+
+impl VirtioNet {
+    /// A device that is not active.
+    pub fn new(device: NetDevice) -> VirtioNet {
+        VirtioNet { device, active: None, paused: false }
+    }
+
+    /// The device inside, for its name and counters.
+    pub fn device(&self) -> &NetDevice {
+        &self.device
+    }
+
+    /// The device alone, for who serves its queues by other means. It must not be active.
+    pub fn into_device(self) -> NetDevice {
+        self.device
+    }
+
+    /// Puts other rate limits in force, at once.
+    pub fn set_limits(&mut self, limits: RateLimits) {
+        self.device.set_limits(limits);
+        self.restart();
+    }
+
+    /// Touches neither rings nor guest memory until [`VirtioNet::resume`], active or not. Frames wait where
+    /// they are: those to the guest in the port's queue, which drops what is too much, those from the guest
+    /// in its rings.
+    ///
+    /// # Errors
+    ///
+    /// When a worker does not come back; the pairs that did are stopped then.
+    pub fn pause(&mut self) -> Result<(), DeviceError> {
+        self.paused = true;
+        self.stop_pairs()
+    }
+
+    /// Goes on after [`VirtioNet::pause`], with the rings where they were. A queue that cannot says so by its
+    /// `err`.
+    pub fn resume(&mut self) {
+        if std::mem::take(&mut self.paused) {
+            self.restart();
+        }
+    }
+
+    /// Opens a port that was found gone again (see [`NetDevice::port_gone`]), and moves the running pairs
+    /// there.
+    ///
+    /// # Errors
+    ///
+    /// While the port cannot be opened.
+    pub fn reopen_port(&mut self) -> std::io::Result<()> {
+        self.device.reopen_port()?;
+        self.restart();
+        // What workers said of the old queues is no news of the new ones.
+        self.device.port_gone();
+        Ok(())
+    }
+
+    /// Stops the pairs and runs them again. Rings continue where they are. A pair that cannot says so by its
+    /// queues' `err`.
+    fn restart(&mut self) {
+        let Some(active) = self.active.take() else { return };
+        // Whichever does not stop is not started either: see NetDevice::start.
+        if let Err(error) = self.stop_pairs() {
+            error!("{}: {}", self.device.port_name(), error_chain(&error));
+        }
+        for (pair, error) in self.run(&active) {
+            error!("{}: {}", self.device.port_name(), error_chain(&error));
+            let queues = active.setup.queues.iter().filter(|queue| queue.pair() == pair);
+            queues.for_each(|queue| queue.err.notify());
+        }
+        self.active = Some(active);
+    }
+
+    /// Runs the queues, or leaves that to [`VirtioNet::resume`]. Answers which pairs do not run, and why.
+    fn run(&mut self, active: &Active) -> Vec<(usize, ActivateError)> {
+        if self.paused {
+            return Vec::new();
+        }
+        let Activation { memory, queues, .. } = &active.setup;
+        let features = active.in_force();
+        let pairs = self.device.pairs();
+        let mut vrings: Vec<PairVrings> = (0..pairs).map(|_| PairVrings::default()).collect();
+        let mut failed = Vec::new();
+        for queue in queues {
+            let Some(pair) = vrings.get_mut(queue.pair()) else {
+                failed.push((queue.pair(), ActivateError::Queue { index: queue.index, pairs }));
+                continue;
+            };
+            match queue.vring(memory, features, self.device.watch(queue.index.into())) {
+                Ok(vring) if queue.receives() => pair.rx = Some(vring),
+                Ok(vring) => pair.tx = Some(vring),
+                Err(error) => failed.push((queue.pair(), error)),
+            }
+        }
+        self.device.set_offloads(features);
+        for (pair, vrings) in vrings.into_iter().enumerate() {
+            if failed.iter().all(|(other, _)| *other != pair)
+                && let Err(error) = self.device.start(pair, vrings, features)
+            {
+                failed.push((pair, error.into()));
+            }
+        }
+        self.attach(active);
+        failed
+    }
+
+    /// Lets frames come by the pairs that the driver uses, of those that run and receive: another one's would
+    /// be lost.
+    fn attach(&mut self, active: &Active) {
+        let mut takes_part = vec![false; self.device.pairs()];
+        for queue in active.setup.queues.iter().filter(|queue| queue.receives()) {
+            if let Some(takes_part) = takes_part.get_mut(queue.pair()) {
+                *takes_part = queue.pair() < usize::from(active.pairs) && self.device.runs(queue.pair());
+            }
+        }
+        self.device.attach(&takes_part);
+    }
+
+    fn stop_pairs(&mut self) -> Result<(), DeviceError> {
+        // All of them, also behind one that does not stop. Rings that the driver broke have said so already.
+        let stopped: Vec<_> = (0..self.device.pairs()).map(|pair| self.device.stop(pair)).collect();
+        stopped.into_iter().try_for_each(|result| result.map(drop))
+    }
+}
+
+impl Active {
+    /// The features with the receive offloads that the driver has switched on.
+    fn in_force(&self) -> Features {
+        self.setup.features.difference(GUEST_OFFLOADS).union(self.offloads)
+    }
+}
+
+impl QueueSetup {
+    /// Which pair it is of.
+    fn pair(&self) -> usize {
+        usize::from(self.index / 2)
+    }
+
+    fn receives(&self) -> bool {
+        self.index.is_multiple_of(2)
+    }
+
+    fn vring(
+        &self,
+        memory: &Arc<GuestMemory>,
+        features: Features,
+        watch: Option<Watch>,
+    ) -> Result<Vring, ActivateError> {
+        let ring = Ring::start(memory.clone(), self.layout, features);
+        Ok(Vring {
+            index: self.index.into(),
+            ring: ring.map_err(|source| ActivateError::Ring { index: self.index, source })?,
+            kick: self.kick.clone(),
+            call: Some(self.call.clone()),
+            err: Some(self.err.clone()),
+            bad_chain_logged: false,
+            watch,
+        })
+    }
+}
+
+impl Lifecycle for VirtioNet {
+    fn offered(&self) -> Features {
+        self.device.offered()
+    }
+
+    fn config(&self) -> NetConfig {
+        self.device.config()
+    }
+
+    fn activate(&mut self, setup: Activation) -> Result<(), ActivateError> {
+        if self.active.is_some() {
+            return Err(ActivateError::Active);
+        }
+        let offloads = setup.features.intersection(GUEST_OFFLOADS);
+        let active = Active { setup, pairs: 1, offloads };
+        let first = self.run(&active).into_iter().next();
+        self.active = Some(active);
+        let Some((_, why)) = first else { return Ok(()) };
+        if let Err(error) = self.reset() {
+            warn!("{}: {}", self.device.port_name(), error_chain(&error));
+        }
+        Err(why)
+    }
+
+    fn queue_notify(&self, index: u16) {
+        let queues = self.active.iter().flat_map(|active| &active.setup.queues);
+        queues.filter(|queue| queue.index == index).for_each(|queue| queue.kick.notify());
+    }
+
+    fn set_active_pairs(&mut self, pairs: u16) {
+        let Some(mut active) = self.active.take() else { return };
+        active.pairs = pairs;
+        self.attach(&active);
+        self.active = Some(active);
+    }
+
+    fn set_guest_offloads(&mut self, offloads: Features) {
+        let Some(active) = &mut self.active else { return };
+        active.offloads = offloads.intersection(active.setup.features);
+        // Frames of before are not to be handed over as they are: those in the port, and one that waits for
+        // buffers.
+        self.restart();
+    }
+
+    fn reset(&mut self) -> Result<(), DeviceError> {
+        if self.active.take().is_none() {
+            return Ok(());
+        }
+        self.stop_pairs()?;
+        self.device.give_up_stashes();
+        // Frames for the next driver must not be larger than it can take.
+        self.device.set_offloads(Features::empty());
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use volt_virtio::testing::{BUFFERS, Driver};
+
+    use super::*;
+    use crate::builder::VirtioNetBuilder;
+    use crate::port::socket::SocketPort;
+    use crate::testing::{frame, notifier};
+
+    /// A driver that switches its checksums off at run time (5.1.6.5.6) gets none unfinished from then on.
+    #[test]
+    fn offloads_that_are_switched_off_are_in_force_for_what_comes_next() {
+        let (near, far) = std::os::unix::net::UnixDatagram::pair().unwrap();
+        let port = SocketPort::new(vec![near.into()]).unwrap();
+        let mut device = VirtioNetBuilder::over(port).build().unwrap();
+        let features = Features::VERSION_1.union(Features::NET_GUEST_CSUM);
+        let mut driver = Driver::new(8, features);
+        let ends = QueueSetup {
+            index: 0,
+            layout: driver.layout,
+            kick: notifier(),
+            call: notifier(),
+            err: notifier(),
+        };
+        device.activate(Activation { memory: driver.memory.clone(), features, queues: vec![ends] }).unwrap();
+        let mut sent = frame(100, 1);
+        (sent[0], sent[6], sent[8]) = (1, 34, 6);
+        for (round, offloads) in [(1, features), (2, Features::empty()), (3, Features::NET_GUEST_CSUM)] {
+            if round > 1 {
+                device.set_guest_offloads(offloads);
+            }
+            driver.add(&[(BUFFERS, 2000, true)]);
+            device.queue_notify(0);
+            far.send(&sent).unwrap();
+            let start = Instant::now();
+            while driver.used_idx() != round {
+                assert!(start.elapsed() < Duration::from_secs(20), "round {round}");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let unfinished = offloads.contains(Features::NET_GUEST_CSUM);
+            let got = driver.read_vec(BUFFERS, sent.len());
+            assert_eq!((got[0] == 1, got[12..] == sent[12..]), (unfinished, unfinished), "round {round}");
+        }
+        device.reset().unwrap();
+    }
+}

@@ -1,0 +1,349 @@
+//! The thread of one queue pair: owns the pair by value while it runs, and gives it back when it is stopped.
+//!
+//! When there is nothing to do it sleeps until a kick or a frame wakes it; one that is to poll looks for them
+//! by itself for a while before, see [`Polling`].
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, channel, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use log::{error, warn};
+use volt_virtio::notify::Notifier;
+use volt_virtio::poller::{EventFlags, Poller};
+
+use crate::batch::Turn;
+use crate::pair::Pair;
+pub use crate::thread::WorkerError;
+use crate::thread::prepare_signal;
+use crate::thread::{LIMIT, ends_within, interrupted_until};
+use crate::vring::NO_KICK;
+use crate::vring::Vring;
+
+/// What a worker waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Token {
+    Order,
+    Port,
+    RxKick,
+    TxKick,
+    /// The port may be used again: see [`PortQueue::wakers`](crate::port::PortQueue::wakers).
+    Waker,
+}
+
+/// What a worker is told while it runs.
+#[derive(Debug)]
+enum Order {
+    Stop,
+    /// Another call descriptor for a vring; to be said when it is in use.
+    SetCall {
+        vring: usize,
+        call: Option<Arc<Notifier>>,
+        done: SyncSender<()>,
+    },
+}
+
+/// A running queue pair.
+#[derive(Debug)]
+pub struct Worker {
+    thread: JoinHandle<Pair>,
+    orders: Sender<Order>,
+    /// Notified with each order.
+    ordered: Arc<Notifier>,
+    stuck: bool,
+}
+
+impl Worker {
+    /// Starts a thread called `name` that runs `pair`, and polls for `polling` before it sleeps.
+    ///
+    /// # Errors
+    ///
+    /// Gives the pair back when it cannot run.
+    pub fn start(name: String, pair: Pair, polling: Duration) -> Result<Worker, (WorkerError, Box<Pair>)> {
+        let ready = || -> Result<_, WorkerError> {
+            prepare_signal().map_err(WorkerError::Start)?;
+            let ordered = Notifier::eventfd().map_err(WorkerError::Start)?;
+            let poller = watch(&ordered, &pair)?;
+            Ok((Arc::new(ordered), poller))
+        };
+        let (ordered, poller) = match ready() {
+            Ok(ready) => ready,
+            Err(error) => return Err((error, Box::new(pair))),
+        };
+        // The pair goes to the thread by a channel, so that it is not lost when there is no thread.
+        let (send, receive) = sync_channel::<Pair>(1);
+        let (orders, received) = channel();
+        let notified = ordered.clone();
+        let spawned = std::thread::Builder::new().name(name).spawn(move || {
+            let pair = receive.recv().expect("sent right after the thread has started");
+            let orders = Orders { received, notified };
+            Running { pair, poller, polling: Polling::new(polling), orders }.run()
+        });
+        match spawned {
+            Ok(thread) => {
+                send.send(pair).expect("the thread waits for it");
+                Ok(Worker { thread, orders, ordered, stuck: false })
+            }
+            Err(error) => Err((WorkerError::Start(error), Box::new(pair))),
+        }
+    }
+
+    /// Stops the thread and takes the pair back; everything popped is published by then.
+    ///
+    /// # Errors
+    ///
+    /// When the thread does not come back. The worker is returned then, as it may still touch its rings:
+    /// nobody else may have them until it has stopped, which another call finds out without waiting.
+    pub fn stop(mut self) -> Result<Pair, (WorkerError, Option<Worker>)> {
+        self.order(Order::Stop);
+        let limit = if self.stuck { Duration::ZERO } else { LIMIT };
+        if !ends_within(&self.thread, limit) {
+            self.stuck = true;
+            return Err((WorkerError::Stuck, Some(self)));
+        }
+        self.thread.join().map_err(|_| (WorkerError::Panicked, None))
+    }
+
+    /// Notifies the driver of vring `vring` by another descriptor from now on; the one before is not used any
+    /// more. The pair runs on. Without such a vring nothing happens.
+    ///
+    /// # Errors
+    ///
+    /// When the thread does not answer; it is as one that did not stop then.
+    pub fn set_call(&mut self, vring: usize, call: Option<Arc<Notifier>>) -> Result<(), WorkerError> {
+        let (done, answer) = sync_channel(1);
+        self.order(Order::SetCall { vring, call, done });
+        // Disconnected: it has ended by itself, and touches nothing any more.
+        let answered = || !matches!(answer.try_recv(), Err(TryRecvError::Empty));
+        if self.stuck || !interrupted_until(&self.thread, LIMIT, answered) {
+            self.stuck = true;
+            return Err(WorkerError::Stuck);
+        }
+        Ok(())
+    }
+
+    fn order(&self, order: Order) {
+        // Fails for a thread that has ended by itself.
+        let _ = self.orders.send(order);
+        self.ordered.notify();
+    }
+
+    /// Whether it was stopped, and did not.
+    pub fn is_stuck(&self) -> bool {
+        self.stuck
+    }
+}
+
+/// Everything is edge-triggered: what is not finished is remembered in [`Ready`], and nothing that nobody
+/// drains can make the worker spin.
+fn watch(ordered: &Notifier, pair: &Pair) -> Result<Poller<Token>, WorkerError> {
+    let mut poller = Poller::new().map_err(WorkerError::Start)?;
+    let edge = EventFlags::IN | EventFlags::ET;
+    poller.add(ordered, edge, Token::Order).map_err(WorkerError::Start)?;
+    poller.add(pair.queue.as_fd(), edge | EventFlags::OUT, Token::Port).map_err(WorkerError::Start)?;
+    for waker in pair.queue.wakers() {
+        poller.add(waker, edge, Token::Waker).map_err(WorkerError::Start)?;
+    }
+    for (vring, token) in [
+        (pair.rx.as_ref().map(|rx| &rx.vring), Token::RxKick),
+        (pair.tx.as_ref().map(|tx| &tx.vring), Token::TxKick),
+    ] {
+        if let Some(vring) = vring {
+            let added = poller.add(&*vring.kick, edge, token);
+            added.map_err(|source| WorkerError::Kick(vring.index, source))?;
+        }
+    }
+    Ok(poller)
+}
+
+/// What there is to do.
+#[derive(Debug)]
+struct Ready {
+    rx: bool,
+    tx: bool,
+    /// What the halves wait for: the guest's buffers, and room in the port.
+    rx_waits_for_kick: bool,
+    tx_waits_for_port: bool,
+}
+
+/// How long a worker looks for work before it sleeps. All of what it was told, as long as that finds
+/// something, or would have found what woke it; half as long after each sleep that was longer, so that a
+/// guest that has become quiet costs nothing. Kicks are unwanted meanwhile.
+#[derive(Debug)]
+struct Polling {
+    most: Duration,
+    now: Duration,
+    began: Instant,
+}
+
+impl Polling {
+    fn new(most: Duration) -> Polling {
+        Polling { most, now: most, began: Instant::now() }
+    }
+
+    fn is_on(&self) -> bool {
+        !self.most.is_zero()
+    }
+
+    fn begin(&mut self) {
+        self.began = Instant::now();
+    }
+
+    fn is_over(&self) -> bool {
+        self.began.elapsed() >= self.now
+    }
+
+    fn woken(&mut self) {
+        self.now = if self.began.elapsed() < self.most { self.most } else { self.now / 2 };
+    }
+}
+
+/// The orders as the worker gets them.
+struct Orders {
+    received: Receiver<Order>,
+    notified: Arc<Notifier>,
+}
+
+struct Running {
+    pair: Pair,
+    poller: Poller<Token>,
+    polling: Polling,
+    orders: Orders,
+}
+
+impl Running {
+    fn run(mut self) -> Pair {
+        // A kick may have been taken by whoever served the rings before: look once without one. A disabled
+        // transmit ring is only drained when its driver kicks.
+        let enabled_tx = self.pair.tx.as_ref().is_some_and(|tx| !tx.discard);
+        let mut ready =
+            Ready { rx: true, tx: enabled_tx, rx_waits_for_kick: false, tx_waits_for_port: false };
+        self.pair.call_all();
+        if let Some(tx) = &mut self.pair.tx {
+            tx.polled = self.polling.is_on() && !tx.discard;
+        }
+        loop {
+            if self.polling.is_on() && !ready.tx && !ready.rx {
+                self.poll(&mut ready);
+            }
+            let sleeps = !ready.tx && !ready.rx;
+            match self.wait(&mut ready) {
+                Ok(true) => {}
+                Ok(false) => {
+                    self.pair.leave();
+                    return self.pair;
+                }
+                Err(error) => {
+                    error!("a queue pair stops: waiting for events failed: {error}");
+                    self.pair.leave();
+                    return self.pair;
+                }
+            }
+            if sleeps && self.polling.is_on() {
+                self.polling.woken();
+            }
+            // Nobody kicks a polled ring, however busy the other direction is.
+            ready.tx |= !ready.tx_waits_for_port && self.pair.wants_to_send();
+            if ready.tx {
+                let turn = self.pair.run_tx();
+                ready.tx = turn == Turn::More;
+                ready.tx_waits_for_port = turn == Turn::PortFull;
+            }
+            if ready.rx {
+                self.receive(&mut ready);
+            }
+        }
+    }
+
+    fn receive(&mut self, ready: &mut Ready) {
+        let turn = self.pair.run_rx();
+        ready.rx = turn == Turn::More;
+        ready.rx_waits_for_kick = turn == Turn::NoBuffers;
+    }
+
+    /// Looks at ring and port for a while. Returns with something to do, or with kicks asked for.
+    fn poll(&mut self, ready: &mut Ready) {
+        self.polling.begin();
+        while !ready.tx && !ready.rx && !self.polling.is_over() {
+            if !ready.rx_waits_for_kick {
+                self.receive(ready);
+            }
+            ready.tx = !ready.tx_waits_for_port && self.pair.wants_to_send();
+            std::hint::spin_loop();
+        }
+        // A port that is full tells when it is not, and kicks are of no use until then.
+        if !ready.tx && !ready.rx && !ready.tx_waits_for_port {
+            ready.tx = self.pair.expect_kicks();
+        }
+    }
+
+    /// Takes what has happened into `ready`, after waiting for it if there is nothing to do. `false` ends the
+    /// run.
+    fn wait(&mut self, ready: &mut Ready) -> io::Result<bool> {
+        let timeout = (ready.tx || ready.rx).then_some(Duration::ZERO);
+        let (mut ordered, mut failed, mut dead) = (false, false, Vec::new());
+        let pair = &self.pair;
+        self.poller.wait(timeout, |token, flags| match token {
+            Token::Order => ordered = true,
+            Token::Port => {
+                // Where there is something to read as well, that tells, and no frame is lost of it.
+                let readable = flags.contains(EventFlags::IN);
+                failed |= flags.intersects(EventFlags::ERR | EventFlags::HUP) && !readable;
+                ready.rx |= !ready.rx_waits_for_kick;
+                ready.tx |= ready.tx_waits_for_port && flags.contains(EventFlags::OUT);
+            }
+            Token::Waker => {
+                ready.rx |= !ready.rx_waits_for_kick;
+                ready.tx |= ready.tx_waits_for_port;
+            }
+            Token::RxKick => {
+                // Buffers are looked for when there are frames; a kick counts only if the guest had none.
+                ready.rx |= ready.rx_waits_for_kick;
+                let vring = pair.rx.as_ref().map(|rx| &rx.vring);
+                dead.extend(vring.filter(|vring| !taken(pair, vring)).map(|vring| vring.kick.clone()));
+            }
+            Token::TxKick => {
+                ready.tx = true;
+                let vring = pair.tx.as_ref().map(|tx| &tx.vring);
+                dead.extend(vring.filter(|vring| !taken(pair, vring)).map(|vring| vring.kick.clone()));
+            }
+        })?;
+        if failed {
+            self.pair.probe();
+        }
+        for kick in dead {
+            self.poller.remove(&*kick)?;
+        }
+        Ok(!ordered || self.carry_out())
+    }
+
+    /// Does what was ordered. `false` ends the run.
+    fn carry_out(&mut self) -> bool {
+        self.orders.notified.clear();
+        for order in self.orders.received.try_iter() {
+            match order {
+                Order::Stop => return false,
+                Order::SetCall { vring, call, done } => {
+                    self.pair.set_call(vring, call);
+                    let _ = done.send(());
+                }
+            }
+        }
+        true
+    }
+}
+
+/// Takes a kick; `false` when no other can come.
+fn taken(pair: &Pair, vring: &Vring) -> bool {
+    pair.kicked();
+    let alive = vring.kick.clear();
+    if !alive {
+        warn!("vring {}: {NO_KICK}", vring.index);
+    }
+    alive
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,13 @@
+//! The library in a program of one's own: the example does what it says.
+
+#[path = "../examples/embed.rs"]
+mod embed;
+
+/// A device over a backend of the program's own is built, activated, notified and reset, twice, and its frame
+/// arrives.
+#[test]
+fn the_example_sends_its_frame() {
+    let frame = embed::send_a_frame().unwrap();
+    assert_eq!(frame[12..18], [0xff; 6]);
+    assert_eq!(frame[18..], *b"hello, wire and all on it");
+}

@@ -1,0 +1,212 @@
+//! Where front-ends come from: a socket to listen on, one to connect to, or an open descriptor.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf, absolute};
+
+use rustix::net::{AddressFamily, SocketType, getpeername, sockopt};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use volt_net::state::{Exporter, FdId, Importer, Numbered, StateError};
+use volt_program::unix::{Access, BindError, PathTooLong, SocketFile, bind, check_path};
+
+/// Why there is no endpoint.
+#[derive(Debug, Error)]
+pub(crate) enum EndpointError {
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    #[error("descriptor {0} of --fd is not a Unix stream socket, listening or connected")]
+    Fd(i32),
+    #[error(transparent)]
+    TooLong(#[from] PathTooLong),
+    #[error("socket error")]
+    System(#[from] io::Error),
+}
+
+/// A source of front-ends.
+#[derive(Debug)]
+pub(crate) enum Endpoint {
+    /// Each connection is a front-end.
+    Listen(Listener),
+    /// The front-end listens.
+    Client(PathBuf),
+    /// One connection and no other.
+    Connected(Option<UnixStream>),
+}
+
+/// An [`Endpoint`] in a state.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum EndpointState {
+    Listen(ListenerState),
+    Client(#[serde(with = "volt_net::state::path")] PathBuf),
+    Connected,
+}
+
+/// A socket that listens. Its file goes with it.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    socket: Numbered<UnixListener>,
+    file: Option<SocketFile>,
+    /// Whether the file is this process's to remove.
+    owned: bool,
+}
+
+/// A [`Listener`] in a state.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct ListenerState {
+    fd: FdId,
+    file: Option<FileState>,
+}
+
+/// The file of a socket in a state.
+#[derive(Debug, Serialize, Deserialize)]
+struct FileState {
+    #[serde(with = "volt_net::state::path")]
+    path: PathBuf,
+    inode: (u64, u64),
+}
+
+impl Listener {
+    /// Listens on `path`.
+    pub(crate) fn bind(path: &Path, access: &Access) -> Result<Listener, EndpointError> {
+        let (listener, file) = bind(path, access)?;
+        Ok(Listener::over(listener, Some(file))?)
+    }
+
+    fn over(socket: UnixListener, file: Option<SocketFile>) -> io::Result<Listener> {
+        socket.set_nonblocking(true)?;
+        Ok(Listener { socket: Numbered::fresh(socket), file, owned: true })
+    }
+
+    /// The next connection; `WouldBlock` where there is none.
+    pub(crate) fn accept(&self) -> io::Result<UnixStream> {
+        Ok(self.socket.accept()?.0)
+    }
+
+    /// Where it is in the file system, if it was made by a daemon.
+    pub(crate) fn path(&self) -> Option<&Path> {
+        self.file.as_ref().map(SocketFile::path)
+    }
+
+    /// Writes it out. The file is its successor's to remove.
+    pub(crate) fn export<'a>(&'a self, out: &mut Exporter<'a>) -> ListenerState {
+        let file = |file: &SocketFile| FileState { path: file.path().to_owned(), inode: file.inode() };
+        ListenerState { fd: self.socket.export(out), file: self.file.as_ref().map(file) }
+    }
+
+    /// The file of an imported listener is this process's to remove from here on.
+    pub(crate) fn own(&mut self) {
+        self.owned = true;
+    }
+
+    /// Takes over the listener of a state. It may still be another process's.
+    pub(crate) fn import(state: ListenerState, from: &mut Importer) -> Result<Listener, StateError> {
+        let socket = UnixListener::from(from.take(state.fd)?);
+        // Those that systemd has passed again block again.
+        let failed = |error| StateError::System("a listening socket cannot be made non-blocking", error);
+        socket.set_nonblocking(true).map_err(failed)?;
+        let file = state.file.map(|file| SocketFile::again(file.path, file.inode));
+        Ok(Listener { socket: Numbered::known(state.fd, socket), file, owned: false })
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl EndpointState {
+    /// The socket to listen on, if it came open from whoever started the daemon.
+    pub(crate) fn given_listener(&self) -> Option<FdId> {
+        match self {
+            EndpointState::Listen(ListenerState { fd, file: None }) => Some(*fd),
+            _ => None,
+        }
+    }
+
+    /// Whether front-ends would be those of a daemon with this path or open socket.
+    pub(crate) fn is_at(&self, path: Option<&Path>, socket: Option<&OwnedFd>) -> bool {
+        let is = |own: &Path| path.and_then(|path| absolute(path).ok()).is_some_and(|path| path == own);
+        match self {
+            EndpointState::Listen(ListenerState { file: Some(file), .. }) => is(&file.path),
+            EndpointState::Listen(_) => socket.is_some_and(|socket| listens(socket) == Some(true)),
+            EndpointState::Client(own) => is(own),
+            EndpointState::Connected => socket.is_some_and(|socket| listens(socket) == Some(false)),
+        }
+    }
+}
+
+impl Endpoint {
+    /// Writes the endpoint out.
+    pub(crate) fn export<'a>(&'a self, out: &mut Exporter<'a>) -> EndpointState {
+        match self {
+            Endpoint::Listen(listener) => EndpointState::Listen(listener.export(out)),
+            Endpoint::Client(path) => EndpointState::Client(path.clone()),
+            Endpoint::Connected(_) => EndpointState::Connected,
+        }
+    }
+
+    /// Takes over the endpoint of a state.
+    pub(crate) fn import(state: EndpointState, from: &mut Importer) -> Result<Endpoint, StateError> {
+        Ok(match state {
+            EndpointState::Listen(state) => Endpoint::Listen(Listener::import(state, from)?),
+            EndpointState::Client(path) => Endpoint::Client(path),
+            EndpointState::Connected => Endpoint::Connected(None),
+        })
+    }
+
+    /// What was taken over from a state is this process's from here on.
+    pub(crate) fn own(&mut self) {
+        if let Endpoint::Listen(listener) = self {
+            listener.own();
+        }
+    }
+
+    /// What to call it.
+    pub(crate) fn describe(&self) -> String {
+        match self {
+            Endpoint::Listen(listener) => match listener.path() {
+                Some(path) => format!("listening on {}", path.display()),
+                None => "on an open socket".to_owned(),
+            },
+            Endpoint::Client(path) => format!("connecting to {}", path.display()),
+            Endpoint::Connected(_) => "on an open connection".to_owned(),
+        }
+    }
+
+    /// Will connect to `path`.
+    pub(crate) fn client(path: &Path) -> Result<Endpoint, EndpointError> {
+        // Also from the directory of a process that takes over.
+        let path = absolute(path)?;
+        check_path(&path)?;
+        Ok(Endpoint::Client(path))
+    }
+
+    /// Takes an open socket.
+    pub(crate) fn from_fd(fd: OwnedFd) -> Result<Endpoint, EndpointError> {
+        match listens(&fd) {
+            Some(true) => Ok(Endpoint::Listen(Listener::over(fd.into(), None)?)),
+            Some(false) => Ok(Endpoint::Connected(Some(fd.into()))),
+            None => Err(EndpointError::Fd(fd.as_raw_fd())),
+        }
+    }
+}
+
+/// Whether a Unix stream socket listens, or is connected; `None` for anything else.
+fn listens(socket: &OwnedFd) -> Option<bool> {
+    let unix = matches!(sockopt::socket_domain(socket), Ok(AddressFamily::UNIX));
+    let stream = matches!(sockopt::socket_type(socket), Ok(SocketType::STREAM));
+    let listens = sockopt::socket_acceptconn(socket).ok().filter(|_| unix && stream)?;
+    (listens || getpeername(socket).is_ok()).then_some(listens)
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Some(file) = self.file.as_ref().filter(|_| self.owned) {
+            file.remove();
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! From the command line, or from a state, to a daemon that runs.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use log::{info, warn};
+use thiserror::Error;
+use volt_net::config::Mac;
+use volt_net::crash_note::{CrashNote, CrashNotes, REQUESTS, Watches};
+use volt_net::device::{DeviceOptions, NetDevice};
+use volt_net::limiter::RateLimits;
+use volt_net::port::Port;
+use volt_net::port::import::import as import_port;
+use volt_net::port::macvtap::Macvtap;
+use volt_net::port::tap::{Tap, TapOptions};
+use volt_net::state::{FdId, Importer};
+use volt_program::signals::SignalSet;
+use volt_program::unix::Access;
+use volt_vhost_user::channel::Piece;
+use volt_virtio::notify::Notifier;
+
+use crate::cli::Cli;
+use crate::endpoint::{Endpoint, Listener};
+use crate::handover::Predecessor;
+use crate::server::{End, Parts, Server};
+use crate::signals::{self, Signals};
+use crate::state::{DaemonState, FinalState};
+use crate::supervision::Line;
+
+/// Connecting to a socket takes permission to write.
+const WRITE_BY_GROUP: u32 = 0o020;
+
+pub(crate) type AnyError = Box<dyn Error>;
+
+/// Descriptors that the command line names.
+#[derive(Debug)]
+pub(crate) struct Given {
+    pub(crate) tap: Vec<OwnedFd>,
+    pub(crate) socket: Option<OwnedFd>,
+}
+
+/// A state that another process has left.
+#[derive(Debug)]
+pub(crate) struct Inheritance {
+    pub(crate) state: String,
+    pub(crate) fds: BTreeMap<FdId, OwnedFd>,
+    /// What the front-end has not taken of replies, where that is not as the state says.
+    pub(crate) unsent: Option<Vec<u8>>,
+    /// What has come on the connection since the state was written.
+    pub(crate) read: Vec<Piece>,
+    /// The connection is not to be gone on with: its next request has ended two processes.
+    pub(crate) drop_connection: bool,
+    /// What was known only when the process before had stopped, if that is not in the state yet.
+    pub(crate) last: Option<FinalState>,
+}
+
+/// Where a daemon comes from.
+#[derive(Debug)]
+pub(crate) enum Origin {
+    /// The command line.
+    Fresh(Given),
+    /// A process that is dead.
+    Dead(Inheritance),
+    /// A process that still runs, and stops when it is told that this one is ready.
+    Running(Inheritance, GoSignal),
+}
+
+/// Who tells a successor to start.
+#[derive(Debug)]
+pub(crate) enum GoSignal {
+    /// The process that runs.
+    Direct(Predecessor),
+    /// The supervisor, which has asked that process.
+    Supervisor,
+}
+
+/// What a supervisor gives its worker.
+#[derive(Debug)]
+pub(crate) struct Supervision {
+    pub(crate) supervisor: Line,
+    pub(crate) notes: CrashNotes,
+    /// Chains to leave out, by vring.
+    pub(crate) deadly: BTreeMap<usize, u16>,
+    pub(crate) restarts: u64,
+    pub(crate) leave: bool,
+    /// Signals that are blocked, because they are the supervisor's: systemd and terminals send them to all
+    /// processes.
+    pub(crate) blocked: SignalSet,
+}
+
+/// A state that no next worker could use either.
+#[derive(Debug, Error)]
+#[error("the state of the process before cannot be gone on with")]
+pub(crate) struct Unusable(#[source] AnyError);
+
+/// Runs a daemon to its end.
+pub(crate) fn run(cli: &Cli, origin: Origin, supervision: Option<Supervision>) -> Result<End, AnyError> {
+    let mut ending = signals::ending();
+    ending.extend(supervision.is_some().then_some(signals::END.as_raw()));
+    let signals = Signals::watch(&ending)?;
+    if supervision.is_some() {
+        SignalSet::of(&signals::OF_A_WORKER).unblock()?;
+    }
+    let supervision = Supervised::by(supervision);
+    match origin {
+        Origin::Fresh(given) => fresh(cli, given, supervision, signals)?.run().map_err(Into::into),
+        Origin::Dead(mut inheritance) => {
+            let last = inheritance.last.take();
+            let mut server = import(inheritance, supervision, signals).map_err(Unusable)?;
+            server.resume(last)?;
+            Ok(server.run()?)
+        }
+        Origin::Running(inheritance, go_signal) => {
+            let mut server = match import(inheritance, supervision, signals) {
+                Ok(server) => server,
+                Err(error) => {
+                    if let GoSignal::Direct(predecessor) = go_signal {
+                        predecessor.give_up(&volt_virtio::error_chain(&*error));
+                    }
+                    return Err(error);
+                }
+            };
+            let last = match go_signal {
+                GoSignal::Direct(predecessor) => predecessor.wait_for_go()?,
+                GoSignal::Supervisor => server.wait_for_start()?,
+            };
+            server.resume(Some(last))?;
+            Ok(server.run()?)
+        }
+    }
+}
+
+/// What a server has of its supervisor.
+struct Supervised {
+    supervisor: Option<Line>,
+    watches: Option<Watches>,
+    request: Option<CrashNote>,
+    restarts: u64,
+    leave: bool,
+    blocked: SignalSet,
+}
+
+impl Supervised {
+    fn by(supervision: Option<Supervision>) -> Supervised {
+        let Some(Supervision { supervisor, notes, deadly, restarts, leave, blocked }) = supervision else {
+            let blocked = SignalSet::of(&[]);
+            return Supervised {
+                supervisor: None,
+                watches: None,
+                request: None,
+                restarts: 0,
+                leave: false,
+                blocked,
+            };
+        };
+        let request = Some(notes.note(REQUESTS));
+        let watches = Some(Watches::new(notes, deadly));
+        Supervised { supervisor: Some(supervisor), watches, request, restarts, leave, blocked }
+    }
+}
+
+fn fresh(cli: &Cli, given: Given, supervised: Supervised, signals: Signals) -> Result<Server, AnyError> {
+    let pairs = cli.pairs();
+    let port = open_port(cli, given.tap)?;
+    advise(cli, &*port);
+    let endpoint = open_endpoint(cli, given.socket)?;
+    let control = cli.control.as_ref().map(|path| Listener::bind(path, &Access::PRIVATE)).transpose()?;
+    let mac = cli.mac.or(port.mac()).map_or_else(Mac::random, Ok)?;
+    let options = DeviceOptions { pairs, mac, mtu: cli.mtu };
+    let described = format!("offering MAC {}, {}", options.mac, endpoint.describe());
+    let limits = RateLimits { rx: cli.rx_rate.unwrap_or_default(), tx: cli.tx_rate.unwrap_or_default() };
+    let mut server = build(port, options, endpoint, control, cli.queue_size, supervised, signals)?;
+    server.set_limits(limits);
+    server.set_busy_poll(cli.busy_poll_us);
+    info!("{} with {pairs} queue pairs, {described}", server.port_name());
+    Ok(server)
+}
+
+/// Says what is allowed, and yet hardly meant.
+fn advise(cli: &Cli, port: &dyn Port) {
+    let name = port.name();
+    if port.is_up() == Some(false) {
+        warn!("{name} is down, so that no frame comes or goes: ip link set {name} up");
+    }
+    if let (Some(told), Some(mtu)) = (cli.mtu, port.mtu())
+        && told > mtu
+    {
+        warn!(
+            "the guest is told an MTU of {told}, and what is longer than the {mtu} of {name} is lost: \
+             ip link set {name} mtu {told}"
+        );
+    }
+    if let Some(group) = &cli.socket_group
+        && cli.socket_mode & WRITE_BY_GROUP == 0
+    {
+        warn!("--socket-group {group} lets nobody connect without its permission: --socket-mode 0660");
+    }
+}
+
+/// A daemon over what another process has left. Nothing is touched.
+fn import(inheritance: Inheritance, supervised: Supervised, signals: Signals) -> Result<Server, AnyError> {
+    let mut state = DaemonState::parse(&inheritance.state)?;
+    let mut from = Importer::new(inheritance.fds);
+    let port = import_port(state.port, &mut from)?;
+    let device = &state.device;
+    let options = DeviceOptions { pairs: device.pairs, mac: Mac(device.mac), mtu: device.mtu };
+    let endpoint = Endpoint::import(state.endpoint, &mut from)?;
+    let control = state.control.map(|control| Listener::import(control, &mut from)).transpose()?;
+    if let Some(connection) = &mut state.connection
+        && let Some(unsent) = inheritance.unsent
+    {
+        connection.channel.unsent = unsent;
+    }
+    let (limits, busy_poll_us) = (device.limits, device.busy_poll_us);
+    let mut server = build(port, options, endpoint, control, state.max_ring_size, supervised, signals)?;
+    server.set_limits(limits);
+    server.set_busy_poll(busy_poll_us);
+    server.import(state.connection, inheritance.read, state.run_state, state.take_overs, &mut from)?;
+    server.drop_connection_on_resume(inheritance.drop_connection);
+    Ok(server)
+}
+
+fn build(
+    port: Box<dyn Port>,
+    options: DeviceOptions,
+    endpoint: Endpoint,
+    control: Option<Listener>,
+    max_ring_size: u16,
+    supervised: Supervised,
+    signals: Signals,
+) -> Result<Server, AnyError> {
+    let Supervised { supervisor, watches, request, restarts, leave, blocked } = supervised;
+    let wake = Arc::new(Notifier::eventfd()?);
+    let mut device = NetDevice::new(port, options, wake.clone());
+    if let Some(watches) = watches {
+        device.watched_by(watches);
+    }
+    let parts = Parts {
+        device,
+        wake,
+        max_ring_size,
+        endpoint,
+        control,
+        supervisor,
+        blocked,
+        drop_connection: false,
+        request,
+        leave,
+        restarts,
+        signals,
+    };
+    Ok(Server::new(parts)?)
+}
+
+fn open_port(cli: &Cli, fds: Vec<OwnedFd>) -> Result<Box<dyn Port>, AnyError> {
+    Ok(match (&cli.tap, &cli.macvtap) {
+        (Some(name), _) => Box::new(Tap::open(TapOptions {
+            name: name.clone(),
+            queues: cli.pairs().into(),
+            persist: cli.persist,
+            mtu: cli.mtu,
+        })?),
+        (None, Some(name)) => Box::new(Macvtap::open(name, cli.pairs().into())?),
+        (None, None) => Box::new(Tap::from_fds(fds)?),
+    })
+}
+
+fn open_endpoint(cli: &Cli, fd: Option<OwnedFd>) -> Result<Endpoint, AnyError> {
+    let access = Access { mode: cli.socket_mode, group: cli.socket_group.clone() };
+    Ok(match (&cli.socket, fd) {
+        (Some(path), _) if cli.client => Endpoint::client(path)?,
+        (Some(path), _) => Endpoint::Listen(Listener::bind(path, &access)?),
+        (None, Some(fd)) => Endpoint::from_fd(fd)?,
+        (None, None) => unreachable!("checked before"),
+    })
+}

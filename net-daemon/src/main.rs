@@ -1,0 +1,153 @@
+//! `volt-netd`: the vhost-user-net back-end daemon.
+//!
+//! [`cli`] says what is wanted, [`launch`] makes a daemon of that or of what another process left, [`server`]
+//! runs it, and [`supervisor`] starts it again when it dies.
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, error::ErrorKind};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use volt_net::limiter::LimitsChange;
+use volt_program::{logging, output};
+use volt_virtio::error_chain;
+
+use crate::cli::{Cli, Command, Ctl, MAX_PAIRS};
+use crate::control::Request;
+use crate::handover::Predecessor;
+use crate::launch::{AnyError, Given, GoSignal, Inheritance, Origin};
+use crate::server::End;
+
+mod cli;
+mod connection;
+mod control;
+mod endpoint;
+mod fds;
+mod handover;
+mod launch;
+mod server;
+mod signals;
+mod state;
+mod supervision;
+mod supervisor;
+mod systemd;
+
+/// How long a daemon that has handed over leaves its processor to the successor before it ends.
+const COURTESY: std::time::Duration = std::time::Duration::from_millis(20);
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let status = start(&cli).unwrap_or_else(|error| {
+        logging::say(&format_args!("volt-netd: {}", error_chain(&*error)));
+        ExitCode::FAILURE
+    });
+    logging::flush();
+    status
+}
+
+fn start(cli: &Cli) -> Result<ExitCode, AnyError> {
+    if cli.print_capabilities {
+        output::print(&serde_json::json!({ "type": "net" }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if cli.command.is_none() {
+        check(cli);
+    }
+    volt_program::signals::prepare()?;
+    logging::init(cli.log_level.into())?;
+    if let Some(Command::Ctl { control, request }) = &cli.command {
+        return ctl(control, request);
+    }
+    end_on_panic();
+    run(cli)
+}
+
+fn ctl(control: &std::path::Path, request: &Ctl) -> Result<ExitCode, AnyError> {
+    let request = match *request {
+        Ctl::Status => Request::Status,
+        Ctl::Limits { rx_rate, tx_rate } => Request::Limits(LimitsChange { rx: rx_rate, tx: tx_rate }),
+    };
+    let answer = control::ctl(control, &request)?;
+    output::print(&format_args!("{answer:#}"))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A thread that panics takes the process with it: front-end and supervisor see that, and can do something
+/// about it. A ring that nobody serves any more would be worse.
+fn end_on_panic() {
+    std::panic::set_hook(Box::new(|panic| {
+        logging::say_panic(panic);
+        std::process::abort();
+    }));
+}
+
+/// What clap cannot check by itself. Ends the program.
+fn check(cli: &Cli) {
+    let wrong = |kind, text: &str| Cli::command().error(kind, text).exit();
+    if cli.take_over.is_some() {
+        return;
+    }
+    if cli.tap.is_none() && cli.tap_fd.is_empty() && cli.macvtap.is_none() {
+        wrong(
+            ErrorKind::MissingRequiredArgument,
+            "where do frames go? give --tap NAME, --macvtap NAME or --tap-fd N",
+        );
+    }
+    if cli.socket.is_none() && cli.fd.is_none() {
+        wrong(
+            ErrorKind::MissingRequiredArgument,
+            "where do front-ends come from? give --socket PATH or --fd N",
+        );
+    }
+    if let (Some(socket), Some(control)) = (&cli.socket, &cli.control)
+        && std::path::absolute(socket).ok() == std::path::absolute(control).ok()
+    {
+        let text = "--socket and --control are two sockets: one for front-ends, one for 'volt-netd ctl'";
+        wrong(ErrorKind::ArgumentConflict, text);
+    }
+    if cli.tap_fd.len() > MAX_PAIRS {
+        wrong(
+            ErrorKind::TooManyValues,
+            "more --tap-fd descriptors than the 127 queue pairs that vhost-user can name",
+        );
+    }
+    if !cli.tap_fd.is_empty() && cli.queues.is_some_and(|queues| usize::from(queues) != cli.tap_fd.len()) {
+        let text = "--queues differs from the number of --tap-fd descriptors: leave it out";
+        wrong(ErrorKind::ArgumentConflict, text);
+    }
+}
+
+fn run(cli: &Cli) -> Result<ExitCode, AnyError> {
+    raise_limit();
+    // Descriptors from the command line first, so that none that is opened here can be mistaken for one.
+    let given = Given { tap: fds::take(&cli.tap_fd)?, socket: fds::take(cli.fd.as_slice())?.pop() };
+    let origin = match &cli.take_over {
+        Some(path) => take_over(path)?,
+        None => Origin::Fresh(given),
+    };
+    if cli.supervise {
+        return supervisor::run(cli, origin);
+    }
+    if launch::run(cli, origin, None)? == End::GivenAway {
+        // Taking this process's memory down would keep a processor from the successor, which has frames to
+        // catch up with.
+        std::thread::sleep(COURTESY);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A daemon with very many queue pairs has more descriptors than the usual limit of 1024. Where the limit
+/// stays, so does the daemon that needs no more.
+fn raise_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+}
+
+fn take_over(path: &std::path::Path) -> Result<Origin, AnyError> {
+    let (predecessor, offer, fds) = Predecessor::ask(path)?;
+    let fds: BTreeMap<_, _> = offer.fds.iter().copied().zip(fds).collect();
+    let state = offer.state.get().to_owned();
+    let inheritance =
+        Inheritance { state, fds, unsent: None, read: Vec::new(), drop_connection: false, last: None };
+    Ok(Origin::Running(inheritance, GoSignal::Direct(predecessor)))
+}

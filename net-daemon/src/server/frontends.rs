@@ -1,0 +1,237 @@
+//! Front-ends come and go, one at a time.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use log::{info, warn};
+use volt_program::unix::connect;
+use volt_vhost_user::channel::{Channel, ChannelError};
+use volt_vhost_user::session::{Session, SessionError};
+use volt_virtio::error_chain;
+use volt_virtio::poller::EventFlags;
+
+use super::{RETRY, Server, ServerError, Token};
+use crate::connection::{Connection, Ended};
+use crate::endpoint::Endpoint;
+
+/// Between a refusal and the next front-end: one that is refused comes back at once, for as long as it lives.
+const HOLD_OFF: Duration = Duration::from_secs(1);
+/// At most one line in this time about refused connections.
+const REFUSALS: Duration = Duration::from_secs(10);
+/// Errors of accept that say that there is nobody, or nobody any more.
+const NOBODY: [io::ErrorKind; 3] =
+    [io::ErrorKind::WouldBlock, io::ErrorKind::Interrupted, io::ErrorKind::ConnectionAborted];
+/// Most messages served before the rest of the daemon gets its turn.
+const MESSAGES: usize = 64;
+
+impl Server {
+    /// Takes a new front-end, or refuses it while there is another.
+    pub(super) fn accept(&mut self) -> Result<(), ServerError> {
+        let Endpoint::Listen(listener) = &self.endpoint else { return Ok(()) };
+        let stream = match listener.accept() {
+            Ok(stream) => stream,
+            Err(error) if NOBODY.contains(&error.kind()) => return Ok(()),
+            Err(error) => {
+                warn!("accepting a connection failed: {error}");
+                // Out of descriptors, most likely: not again at once.
+                return Ok(self.hold_off()?);
+            }
+        };
+        match &self.connection {
+            Some(connection) if !connection.channel.is_hung_up() => {
+                self.refuse();
+                return Ok(self.hold_off()?);
+            }
+            // The news of its end may be behind that of the new one.
+            Some(_) => self.disconnect("closed by the front-end")?,
+            None => {}
+        }
+        self.connect(stream)
+    }
+
+    fn refuse(&mut self) {
+        self.refused += 1;
+        if self.refusal_logged.is_none_or(|when| when.elapsed() >= REFUSALS) {
+            warn!(
+                "a second front-end was refused: this daemon serves one at a time ({} refused so far)",
+                self.refused
+            );
+            self.refusal_logged = Some(Instant::now());
+        }
+    }
+
+    /// Lets nobody in for a while. Who comes waits in the listener's queue.
+    fn hold_off(&mut self) -> io::Result<()> {
+        let Endpoint::Listen(listener) = &self.endpoint else { return Ok(()) };
+        if self.accept_after.replace(Instant::now() + HOLD_OFF).is_none() {
+            self.poller.remove(listener)?;
+        }
+        Ok(())
+    }
+
+    /// Lets front-ends in again when it is time.
+    pub(super) fn accept_again(&mut self) -> io::Result<()> {
+        let Endpoint::Listen(listener) = &self.endpoint else { return Ok(()) };
+        if self.accept_after.is_some_and(|after| after <= Instant::now()) {
+            self.accept_after = None;
+            self.poller.add(listener, EventFlags::IN, Token::Listener)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn connect_as_client(&mut self) -> Result<(), ServerError> {
+        let Endpoint::Client(path) = &self.endpoint else { return Ok(()) };
+        if self.connection.is_some() || self.next_connect > Instant::now() {
+            return Ok(());
+        }
+        // Also after a connection that ends at once.
+        self.next_connect = Instant::now() + RETRY;
+        match connect(path) {
+            Ok(stream) => {
+                self.waiting_logged = false;
+                self.connect(stream)
+            }
+            Err(error) => {
+                if !self.waiting_logged {
+                    info!("waiting for a front-end at {}: {}", path.display(), error_chain(&error));
+                    self.waiting_logged = true;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) fn connect(&mut self, stream: UnixStream) -> Result<(), ServerError> {
+        let channel = Channel::new(stream)?;
+        info!("front-end connected");
+        let session = Session::new(&self.device, self.max_ring_size);
+        self.connection = Some(Connection::new(channel, session));
+        self.watch_connection()?;
+        self.commit();
+        Ok(())
+    }
+
+    /// Waits for what the front-end says, and looks whether it has said something.
+    pub(super) fn watch_connection(&mut self) -> io::Result<()> {
+        let Some(connection) = &mut self.connection else { return Ok(()) };
+        let edge = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
+        self.poller.add(&connection.channel, edge, Token::Connection)?;
+        self.pending.messages = true;
+        Ok(())
+    }
+
+    /// Ends the connection, if there is one.
+    pub(super) fn disconnect(&mut self, why: &str) -> Result<(), ServerError> {
+        let Some(connection) = self.connection.take() else { return Ok(()) };
+        connection.session.close(&mut self.device)?;
+        self.poller.remove(&connection.channel)?;
+        if let Some(kick) = connection.control {
+            self.poller.remove(&*kick)?;
+        }
+        info!("front-end gone: {why}");
+        let counters = (0..self.device.pairs()).map(|pair| (pair, self.device.counters(pair)));
+        for (pair, counters) in counters.filter(|(_, counters)| counters.all().any(|(_, count)| count > 0)) {
+            info!("queue pair {pair} so far: {counters}");
+        }
+        self.commit();
+        Ok(())
+    }
+
+    /// Carries out the messages that have come, and answers them.
+    pub(super) fn serve(&mut self) -> Result<(), ServerError> {
+        for _ in 0..MESSAGES {
+            let error = match self.step() {
+                Ok(true) => continue,
+                Ok(false) => return Ok(()),
+                Err(error) => error,
+            };
+            let why = match error {
+                Ended::Channel(error @ (ChannelError::Closed | ChannelError::ClosedInside)) => {
+                    return self.left(&error.to_string());
+                }
+                // It went away before it had read everything, say.
+                Ended::Channel(error @ ChannelError::System(_)) => {
+                    warn!("the connection is closed: {}", error_chain(&error));
+                    return self.left("socket error");
+                }
+                Ended::Channel(error) => {
+                    warn!("the connection is closed: {}", error_chain(&error));
+                    "protocol error".to_owned()
+                }
+                Ended::Session(SessionError::Device(error)) => return Err(error.into()),
+                Ended::Session(error) => {
+                    warn!("the connection is closed, a request is refused: {}", error_chain(&error));
+                    "request refused".to_owned()
+                }
+            };
+            self.disconnect(&why)?;
+            return Ok(self.hold_off()?);
+        }
+        self.pending.messages = true;
+        Ok(())
+    }
+
+    /// Ends a connection that the front-end has closed. One that asked for the number of queues and left at
+    /// once has found too few, most likely: it refuses this daemon, and comes back at once as well.
+    fn left(&mut self, why: &str) -> Result<(), ServerError> {
+        let Some(connection) = &self.connection else { return Ok(()) };
+        let too_few = connection.session.left_at_queues() && connection.since.elapsed() < HOLD_OFF;
+        self.disconnect(why)?;
+        if too_few {
+            self.complain_of_queues();
+            return Ok(self.hold_off()?);
+        }
+        // Whoever was kept waiting because there was another has its turn.
+        self.accept_after = self.accept_after.map(|_| Instant::now());
+        Ok(())
+    }
+
+    fn complain_of_queues(&mut self) {
+        if self.queues_logged.is_none_or(|when| when.elapsed() >= REFUSALS) {
+            warn!(
+                "the front-end asked for the number of queues and left: if it has more than {} queue pairs \
+                 (queues= of QEMU's netdev), give this daemon as many by --queues",
+                self.device.pairs()
+            );
+            self.queues_logged = Some(Instant::now());
+        }
+    }
+
+    /// One message; `false` when there is none, or the front-end has not read its last reply.
+    fn step(&mut self) -> Result<bool, Ended> {
+        if !self.flush()? {
+            return Ok(false);
+        }
+        let Some(connection) = &mut self.connection else { return Ok(false) };
+        let id = connection.channel.id();
+        let message = match &self.supervisor {
+            Some(supervisor) => {
+                match connection.channel.receive_with(|socket, begun| supervisor.read(socket, id, begun)) {
+                    // Nobody has read anything.
+                    Err(ChannelError::System(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+                        self.lose_supervisor(&error);
+                        return Ok(true);
+                    }
+                    // It may have read something.
+                    Err(ChannelError::System(error)) if error.kind() == io::ErrorKind::TimedOut => {
+                        self.lose_supervisor(&error);
+                        return Err(ChannelError::from(error).into());
+                    }
+                    result => result?,
+                }
+            }
+            None => connection.channel.receive()?,
+        };
+        let Some(message) = message else { return Ok(false) };
+        if let Some(note) = &mut self.request {
+            note.serving(0);
+        }
+        let reply = connection.session.handle(message, &mut self.device);
+        if let Some(note) = &self.request {
+            note.idle();
+        }
+        self.conclude(reply?.unwrap_or_default())?;
+        Ok(true)
+    }
+}

@@ -1,0 +1,100 @@
+//! The running daemon's side of a hand-over: `crate::handover` has the picture.
+//!
+//! It serves up to the last step, and goes on wherever the new process does not come so far.
+
+use std::os::unix::net::UnixStream;
+
+use log::{error, info, warn};
+use rustix::process::getpid;
+use volt_net::state::FORMAT;
+use volt_program::logging;
+
+use super::{Server, ServerError};
+use crate::control::{Offer, Reply, answer};
+use crate::handover;
+use crate::state::FinalState;
+
+impl Server {
+    /// Gives everything to the process behind `client`. Whether that happened.
+    pub(super) fn hand_over(
+        &mut self,
+        client: &UnixStream,
+        formats: &[u32],
+        program: &str,
+    ) -> Result<bool, ServerError> {
+        let refuse = |why: String| {
+            warn!("not handed over to {program}: {why}");
+            answer(client, &Reply::Refused(why));
+            Ok(false)
+        };
+        if !formats.contains(&FORMAT) {
+            return refuse(format!(
+                "this daemon writes state of format {FORMAT}, the new program reads {formats:?}"
+            ));
+        }
+        let offered = {
+            let (state, fds) = match self.export() {
+                Ok(exported) => exported,
+                Err(why) => return refuse(why),
+            };
+            let offer = Offer {
+                pid: getpid().as_raw_nonzero().get(),
+                supervised: self.supervisor.is_some(),
+                fds: fds.iter().map(|(id, _)| *id).collect(),
+                state,
+            };
+            let fds: Vec<_> = fds.into_iter().map(|(_, fd)| fd).collect();
+            handover::offer(client, offer, &fds, &self.signals)
+        };
+        if let Err(why) = offered {
+            warn!("not handed over to {program}: {why}");
+            return Ok(false);
+        }
+        let gone = self.stop_and_go(client, program).unwrap_or_else(|error| {
+            // The new process may have everything: nothing is cleaned up.
+            error!(target: logging::END, "the hand-over failed: {}", volt_virtio::error_chain(&error));
+            logging::exit(1)
+        });
+        if gone {
+            info!(target: logging::END, "handed over to {program}");
+        } else {
+            warn!("{program} went away in the last moment: this daemon goes on");
+            self.resume_after_refusal()?;
+        }
+        Ok(gone)
+    }
+
+    /// The last steps. Whether the new process has been told to go.
+    fn stop_and_go(&mut self, client: &UnixStream, program: &str) -> Result<bool, ServerError> {
+        let mut broken = Vec::new();
+        if let Some(connection) = &mut self.connection {
+            connection.session.pause(&mut self.device)?;
+            broken = connection.session.broken();
+        }
+        let last = FinalState { run_state: self.device.run_state(), broken };
+        if handover::send_last(client, &last).is_err() {
+            return Ok(false);
+        }
+        match self.supervisor.as_ref().map(|supervisor| supervisor.hand_over(client, program)) {
+            Some(Ok(())) => return Ok(false),
+            Some(Err(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => {
+                self.lose_supervisor(&error);
+            }
+            Some(Err(error)) => {
+                // It may have told the other one to go. This process must not touch anything any more.
+                warn!(target: logging::END, "the supervisor ended during the hand-over: {error}");
+                return Ok(true);
+            }
+            None => {}
+        }
+        Ok(handover::send_go(client).is_ok())
+    }
+
+    fn resume_after_refusal(&mut self) -> Result<(), ServerError> {
+        if let Some(connection) = &mut self.connection {
+            connection.session.resume(&mut self.device);
+            self.pending.messages = true;
+        }
+        Ok(())
+    }
+}

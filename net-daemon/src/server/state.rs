@@ -1,0 +1,105 @@
+//! The daemon written out, and read back by the next process.
+//!
+//! ```text
+//! export -> state and descriptors -> (hand-over, supervisor, systemd's store) -> import -> resume
+//! ```
+//!
+//! Up to `resume` nothing is touched; from there on everything is this process's.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use serde_json::value::{RawValue, to_raw_value};
+use volt_net::device::RunState;
+use volt_net::state::{Exporter, FORMAT, FdId, Importer, StateError};
+use volt_vhost_user::channel::Piece;
+
+use super::{Server, ServerError};
+use crate::connection::Connection;
+use crate::state::{ConnectionState, DaemonState, FinalState, program};
+
+/// Descriptors of a state.
+pub(super) type Fds<'a> = Vec<(FdId, BorrowedFd<'a>)>;
+
+impl Server {
+    /// Writes the daemon out. An error says why no other process can have it.
+    pub(super) fn export(&self) -> Result<(Box<RawValue>, Fds<'_>), String> {
+        let mut out = Exporter::default();
+        let state = DaemonState {
+            format: FORMAT,
+            program: program(),
+            take_overs: self.take_overs,
+            device: self.device.export(),
+            port: self.device.port().export(&mut out).ok_or("its port cannot be handed over")?,
+            max_ring_size: self.max_ring_size,
+            endpoint: self.endpoint.export(&mut out),
+            control: self.control.as_ref().map(|control| control.export(&mut out)),
+            connection: self.connection.as_ref().map(|connection| connection.export(&mut out)),
+            run_state: self.device.run_state(),
+        };
+        let state = to_raw_value(&state).map_err(|error| format!("its state cannot be written: {error}"))?;
+        Ok((state, out.into_fds()))
+    }
+
+    /// Goes on with the connection of a state, stopped.
+    pub(crate) fn import(
+        &mut self,
+        connection: Option<ConnectionState>,
+        read: Vec<Piece>,
+        run_state: RunState,
+        take_overs: u64,
+        from: &mut Importer,
+    ) -> Result<(), StateError> {
+        self.take_overs = take_overs;
+        self.device.set_run_state(run_state);
+        let import = |state| Connection::import(state, from, &self.device, self.max_ring_size);
+        self.connection = connection.map(import).transpose()?;
+        if let Some(connection) = &mut self.connection {
+            let added = read.into_iter().try_for_each(|piece| connection.channel.add(piece));
+            self.drop_connection |= added.is_err();
+        }
+        Ok(())
+    }
+
+    /// Closes the imported connection as soon as everything is this daemon's, if `drop`.
+    pub(crate) fn drop_connection_on_resume(&mut self, drop: bool) {
+        self.drop_connection |= drop;
+    }
+
+    /// Says that this daemon can start, and waits until its supervisor lets it.
+    pub(crate) fn wait_for_start(&self) -> io::Result<FinalState> {
+        self.supervisor.as_ref().ok_or(io::ErrorKind::NotConnected)?.wait_for_start()
+    }
+
+    /// What frames go to.
+    pub(crate) fn port_name(&self) -> &str {
+        self.device.port_name()
+    }
+
+    /// Starts what was running in the process before this one.
+    pub(crate) fn resume(&mut self, last: Option<FinalState>) -> Result<(), ServerError> {
+        self.device.own_port();
+        self.endpoint.own();
+        if let Some(control) = &mut self.control {
+            control.own();
+        }
+        if let Some(last) = &last
+            && let Some(connection) = &mut self.connection
+        {
+            connection.session.set_broken(&last.broken);
+        }
+        if let Some(last) = last {
+            self.device.set_run_state(last.run_state);
+            self.take_overs += 1;
+        }
+        self.watch_connection()?;
+        if std::mem::take(&mut self.drop_connection) {
+            return self.disconnect("a request of its ends this daemon, or was lost with the last one");
+        }
+        if let Some(connection) = &mut self.connection {
+            connection.session.resume(&mut self.device);
+        }
+        self.commit();
+        Ok(())
+    }
+}

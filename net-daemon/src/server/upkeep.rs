@@ -1,0 +1,98 @@
+//! What comes and goes beside front-ends: the control queue's kick, the interface.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+
+use log::warn;
+use volt_net::port::watch::LinkWatch;
+use volt_virtio::error_chain;
+use volt_virtio::poller::{EventFlags, Poller};
+
+use super::{RETRY, Server, ServerError, Token};
+
+/// A daemon without news of interfaces serves as well: its guests see their link up all the time.
+pub(super) fn watch_links(poller: &mut Poller<Token>) -> Option<LinkWatch> {
+    let watch = LinkWatch::new().and_then(|watch| {
+        poller.add(&watch, EventFlags::IN, Token::Links)?;
+        Ok(watch)
+    });
+    watch.inspect_err(|error| warn!("no news of the interface going down or up: {error}")).ok()
+}
+
+impl Server {
+    pub(super) fn serve_control(&mut self) {
+        let Some(connection) = &mut self.connection else { return };
+        let more = connection.session.control_kicked(&mut self.device);
+        // Before the answer: what the driver was told cannot be forgotten.
+        self.commit();
+        let Some(connection) = &mut self.connection else { return };
+        self.pending.control = connection.session.answer_control() || more;
+    }
+
+    /// The control queue comes and goes with what the front-end sets up.
+    pub(super) fn watch_control(&mut self) -> Result<(), ServerError> {
+        let Some(connection) = &mut self.connection else { return Ok(()) };
+        let now = connection.session.control_kick();
+        if now.map(Arc::as_ptr) == connection.control.as_ref().map(Arc::as_ptr) {
+            return Ok(());
+        }
+        if let Some(old) = connection.control.take() {
+            self.poller.remove(&*old)?;
+        }
+        if let Some(kick) = now {
+            match self.poller.add(&**kick, EventFlags::IN, Token::ControlKick) {
+                Ok(()) => connection.control = Some(kick.clone()),
+                Err(error) => warn!("cannot wait for the control queue's kick descriptor: {error}"),
+            }
+            // It may have been kicked before.
+            self.pending.control = true;
+        }
+        Ok(())
+    }
+
+    /// Looks whether the interface has gone down or come up, and tells the front-end.
+    pub(super) fn check_link(&mut self) {
+        let Some(links) = &self.links else { return };
+        links.clear();
+        self.device.look_at_link();
+        if let Some(connection) = &mut self.connection
+            && connection.session.tell_link(&self.device)
+        {
+            self.commit();
+        }
+    }
+
+    /// Opens an interface that is gone again, as soon as it can be.
+    pub(super) fn check_port(&mut self) -> Result<(), ServerError> {
+        if self.reopen.is_none_or(|when| when > Instant::now()) {
+            return Ok(());
+        }
+        match self.device.reopen_port() {
+            Ok(()) => {
+                self.reopen = None;
+                self.reopen_failure.clear();
+                if let Some(connection) = &mut self.connection {
+                    connection.session.port_changed(&mut self.device)?;
+                }
+                self.commit();
+            }
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                warn!(
+                    "{}: its descriptors came from whoever started this daemon: start it again with new ones",
+                    self.device.port_name()
+                );
+                self.reopen = None;
+            }
+            Err(error) => {
+                let failure = error_chain(&error);
+                if failure != self.reopen_failure {
+                    warn!("{} cannot be opened again yet: {failure}", self.device.port_name());
+                    self.reopen_failure = failure;
+                }
+                self.reopen = Some(Instant::now() + RETRY);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,135 @@
+//! The whole daemon as data: what one process writes and the next one reads.
+
+use std::os::fd::OwnedFd;
+
+use serde::{Deserialize, Serialize};
+use volt_net::config::Mac;
+use volt_net::device::{DeviceState, RunState};
+use volt_net::port::state::PortState;
+use volt_net::state::{FORMAT, StateError};
+use volt_vhost_user::channel::ChannelState;
+use volt_vhost_user::session::state::SessionState;
+
+use crate::cli::Cli;
+use crate::endpoint::{EndpointState, ListenerState};
+
+/// A daemon. Every change of this structure, or of one inside it, that an older program would misread needs a
+/// new [`FORMAT`].
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct DaemonState {
+    pub(crate) format: u32,
+    /// The program that wrote it, for logs.
+    pub(crate) program: String,
+    /// How often a daemon was replaced by `--take-over` since the first one was started.
+    pub(crate) take_overs: u64,
+    pub(crate) device: DeviceState,
+    pub(crate) port: PortState,
+    pub(crate) max_ring_size: u16,
+    pub(crate) endpoint: EndpointState,
+    pub(crate) control: Option<ListenerState>,
+    pub(crate) connection: Option<ConnectionState>,
+    /// Counters as they were; a hand-over brings later ones.
+    #[serde(rename = "leftover")]
+    pub(crate) run_state: RunState,
+}
+
+/// A front-end that is connected.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct ConnectionState {
+    pub(crate) channel: ChannelState,
+    pub(crate) session: SessionState,
+}
+
+/// What comes last in a hand-over, when nothing runs any more.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct FinalState {
+    #[serde(rename = "leftover")]
+    pub(crate) run_state: RunState,
+    /// Vrings that their driver broke.
+    pub(crate) broken: Vec<usize>,
+}
+
+impl DaemonState {
+    /// Whether a daemon with this command line, and the socket that it names, would serve the same interface
+    /// to the same front-ends.
+    pub(crate) fn is_for(&self, cli: &Cli, socket: Option<&OwnedFd>) -> bool {
+        let is = |wanted: &Option<String>, name: &str| wanted.as_ref().is_none_or(|wanted| wanted == name);
+        let interface = match &self.port {
+            PortState::Tap(tap) => is(&cli.tap, &tap.name) && cli.macvtap.is_none(),
+            PortState::Macvtap(macvtap) => is(&cli.macvtap, macvtap.name()) && cli.tap.is_none(),
+            PortState::Socket(_) => false,
+        };
+        let pairs = cli.queues.is_none_or(|pairs| pairs == self.device.pairs);
+        interface && pairs && self.endpoint.is_at(cli.socket.as_deref(), socket)
+    }
+
+    /// Options whose values on this command line are not those that the daemon goes on with.
+    pub(crate) fn kept_options(&self, cli: &Cli) -> Vec<&'static str> {
+        fn other<T: PartialEq>(given: Option<T>, kept: T) -> bool {
+            given.is_some_and(|given| given != kept)
+        }
+        let DeviceState { mac, mtu, limits, busy_poll_us, .. } = self.device;
+        let options = [
+            ("--mac", other(cli.mac, Mac(mac))),
+            ("--mtu", other(cli.mtu.map(Some), mtu)),
+            ("--queue-size", cli.queue_size != self.max_ring_size),
+            ("--rx-rate", other(cli.rx_rate, limits.rx)),
+            ("--tx-rate", other(cli.tx_rate, limits.tx)),
+            ("--busy-poll-us", cli.busy_poll_us != busy_poll_us),
+            ("--control", cli.control.is_some() != self.control.is_some()),
+        ];
+        options.into_iter().filter(|(_, other)| *other).map(|(name, _)| name).collect()
+    }
+
+    /// Reads a state, if it is of a format that this program knows.
+    pub(crate) fn parse(text: &str) -> Result<DaemonState, StateError> {
+        #[derive(Deserialize)]
+        struct Version {
+            format: u32,
+        }
+        let Version { format } = serde_json::from_str(text)?;
+        if format != FORMAT {
+            return Err(StateError::Format(format));
+        }
+        Ok(serde_json::from_str(text)?)
+    }
+}
+
+/// This program and its version.
+pub(crate) fn program() -> String {
+    concat!("volt-netd ", env!("CARGO_PKG_VERSION")).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    /// As the first program that had this format wrote it.
+    const FIRST: &str = include_str!("state/format-1.json");
+
+    /// Whether all that `old` has is in `new`, with the same values.
+    fn assert_within(old: &Value, new: &Value, at: &str) {
+        match (old, new) {
+            (Value::Object(old), Value::Object(new)) => {
+                for (key, value) in old {
+                    assert_within(value, &new[key], &format!("{at}/{key}"));
+                }
+            }
+            (Value::Array(old), Value::Array(new)) if old.len() == new.len() => {
+                old.iter().zip(new).for_each(|(old, new)| assert_within(old, new, at));
+            }
+            _ => assert_eq!(old, new, "{at}"),
+        }
+    }
+
+    #[test]
+    fn programs_of_one_format_read_each_other() {
+        let state = DaemonState::parse(FIRST).unwrap();
+        let written = serde_json::to_value(&state).unwrap();
+        assert_within(&serde_json::from_str(FIRST).unwrap(), &written, "");
+        let other = FIRST.replace("\"format\": 1", "\"format\": 2");
+        assert!(matches!(DaemonState::parse(&other), Err(StateError::Format(2))));
+    }
+}

@@ -1,0 +1,152 @@
+//! A look at a front-end's descriptors before anybody uses them.
+//!
+//! What is on a file system that the front-end serves itself (FUSE) can hold whoever touches it: in fstat()
+//! and fstatfs(), at each access to memory that is mapped from it, even in close(). So of a descriptor that
+//! could be such, a thread finds out that can be left behind, and closes it if it is one. Nothing is asked of
+//! a file system about all that front-ends send in general: eventfds, pipes and local sockets, memfds, files
+//! on tmpfs and hugetlbfs.
+//!
+//! A file on any other file system passes: QEMU's memory-backend-file may be one. The front-end is not who
+//! answers for it.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, sync_channel};
+use std::thread;
+use std::time::Duration;
+
+use log::warn;
+use rustix::fs::{AtFlags, FileType, OFlags, StatxFlags, fcntl_get_seals, fcntl_getfl, fstatfs, statx};
+use rustix::net::AddressFamily;
+use rustix::net::sockopt::socket_domain;
+use rustix::pipe::fcntl_getpipe_size;
+
+/// How long a file system has for its answer.
+const LIMIT: Duration = Duration::from_secs(2);
+/// Most threads that are left behind. Descriptors of more than these stay open, unseen.
+const MOST_LEFT: usize = 16;
+const FUSE_MAGIC: i64 = 0x6573_5546;
+const OVERLAYFS_MAGIC: i64 = 0x794c_7630;
+
+static LEFT: AtomicUsize = AtomicUsize::new(0);
+
+/// Lets descriptors pass that cannot hold who uses them.
+///
+/// # Errors
+///
+/// `EOPNOTSUPP` when one can; it has been logged, and all of them are closed, sooner or later.
+pub(super) fn admit(fds: Vec<OwnedFd>) -> io::Result<Vec<OwnedFd>> {
+    if fds.iter().all(is_harmless) {
+        return Ok(fds);
+    }
+    let refused = |why: &str| {
+        warn!("the front-end sent a descriptor that is refused, as it could hold this daemon: {why}");
+        Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
+    };
+    if LEFT.fetch_add(1, Ordering::Relaxed) >= MOST_LEFT {
+        LEFT.fetch_sub(1, Ordering::Relaxed);
+        // To close them could wait.
+        std::mem::forget(fds);
+        return refused("too many before it are still waited for");
+    }
+    match examine(fds).recv_timeout(LIMIT) {
+        Ok(Ok(fds)) => Ok(fds),
+        Ok(Err(why)) => refused(why),
+        Err(_) => refused("its file system does not answer"),
+    }
+}
+
+/// Has a thread find out, which keeps what is refused and closes it.
+fn examine(fds: Vec<OwnedFd>) -> mpsc::Receiver<Result<Vec<OwnedFd>, &'static str>> {
+    let (verdict, result) = sync_channel(1);
+    // By a channel, so that nothing is closed here when there is no thread.
+    let (send, receive) = sync_channel::<Vec<OwnedFd>>(1);
+    let spawned = thread::Builder::new().name("descriptors".to_owned()).spawn(move || {
+        let Ok(fds) = receive.recv() else { return };
+        match fds.iter().find_map(could_hold) {
+            Some(why) => {
+                let _ = verdict.send(Err(why));
+                drop(fds);
+            }
+            // Closed here when nobody waits any more.
+            None => drop(verdict.send(Ok(fds))),
+        }
+        LEFT.fetch_sub(1, Ordering::Relaxed);
+    });
+    match spawned {
+        Ok(_) => send.send(fds).expect("the thread waits for it"),
+        Err(_) => {
+            LEFT.fetch_sub(1, Ordering::Relaxed);
+            std::mem::forget(fds);
+        }
+    }
+    result
+}
+
+/// Whether a descriptor is of a kind that no file system is asked about.
+fn is_harmless(fd: &OwnedFd) -> bool {
+    let is_anonymous = || {
+        // Of what is known here, which FUSE answers by itself too: that it is a file or directory.
+        let known = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        let stat = statx(fd, c"", known, StatxFlags::TYPE);
+        stat.is_ok_and(|stat| FileType::from_raw_mode(stat.stx_mode.into()) == FileType::Unknown)
+    };
+    // Seals are known of tmpfs and hugetlbfs alone, which memfds are on.
+    fcntl_getpipe_size(fd).is_ok()
+        || socket_domain(fd).is_ok_and(|domain| domain == AddressFamily::UNIX)
+        || fcntl_get_seals(fd).is_ok()
+        || is_anonymous()
+}
+
+/// Why a descriptor could hold who uses it. This can take for ever.
+fn could_hold(fd: &OwnedFd) -> Option<&'static str> {
+    if socket_domain(fd).is_ok_and(|domain| domain != AddressFamily::UNIX) {
+        // SO_LINGER makes close() wait for the peer.
+        return Some("it is a network socket");
+    }
+    match fstatfs(fd).map(|fs| fs.f_type) {
+        Ok(FUSE_MAGIC) => Some("it is on a FUSE file system"),
+        // Written to, a file is copied into the upper layer, which is never FUSE; before, it may be.
+        Ok(OVERLAYFS_MAGIC) if !fcntl_getfl(fd).is_ok_and(|flags| flags.contains(OFlags::RDWR)) => {
+            Some("it is on an overlay file system, and cannot be written")
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use rustix::event::{EventfdFlags, eventfd};
+    use rustix::fs::{MemfdFlags, memfd_create};
+    use rustix::net::{SocketType, socket};
+
+    use super::*;
+
+    #[test]
+    fn what_front_ends_send_passes_without_a_question() {
+        let (read, write) = rustix::pipe::pipe().unwrap();
+        let fds = vec![
+            eventfd(0, EventfdFlags::CLOEXEC).unwrap(),
+            memfd_create("memory", MemfdFlags::CLOEXEC).unwrap(),
+            socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap(),
+            read,
+            write,
+        ];
+        assert!(fds.iter().all(is_harmless));
+        assert_eq!(admit(fds).unwrap().len(), 5);
+    }
+
+    #[test]
+    fn files_pass_after_one_and_network_sockets_do_not() {
+        let file: OwnedFd = tempfile::tempfile_in("/var/tmp").unwrap().into();
+        let device: OwnedFd = File::open("/dev/null").unwrap().into();
+        let directory: OwnedFd = File::open("/proc").unwrap().into();
+        assert!(!is_harmless(&device) && !is_harmless(&directory));
+        assert_eq!(admit(vec![file, device, directory]).unwrap().len(), 3);
+        let distant = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        assert_eq!(admit(vec![distant]).unwrap_err().raw_os_error(), Some(libc::EOPNOTSUPP));
+    }
+}

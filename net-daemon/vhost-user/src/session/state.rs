@@ -1,0 +1,145 @@
+//! A session as data.
+
+use serde::{Deserialize, Serialize};
+use volt_net::state::{Exporter, FdId, Importer, StateError};
+
+use super::*;
+use crate::memory::RegionState;
+use crate::vring::VringSetupState;
+
+/// A session in a state. What lies in the guest's memory is not part of it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SessionState {
+    /// Acknowledged features.
+    acked: Option<u64>,
+    /// Acknowledged protocol features.
+    protocol: u64,
+    /// The memory table.
+    memory: Option<Vec<RegionState>>,
+    /// Regions that were added again.
+    repeated: Vec<MemoryRegion>,
+    /// The vrings, the control vring last.
+    vrings: Vec<VringSetupState>,
+    /// Pairs that the driver uses, where the control queue is served here.
+    control_pairs: u16,
+    /// The channel for requests of the back-end.
+    #[serde(default)]
+    backend: Option<FdId>,
+    /// The front-end was told last that its link is down.
+    #[serde(default)]
+    told_down: bool,
+}
+
+impl Session {
+    /// Writes the session out. It may run.
+    pub fn export<'a>(&'a self, out: &mut Exporter<'a>) -> SessionState {
+        SessionState {
+            acked: self.acked.map(|acked| acked.bits()),
+            protocol: self.protocol.bits(),
+            memory: self.memory.as_ref().map(|memory| memory.export(out)),
+            repeated: self.repeated.clone(),
+            vrings: self.vrings.iter().map(|vring| vring.export(out)).collect(),
+            control_pairs: self.control_pairs,
+            backend: self.backend.as_ref().map(|backend| backend.export(out)),
+            told_down: self.told_down,
+        }
+    }
+
+    /// Reads a session back, stopped: nothing is touched before [`Session::resume`].
+    ///
+    /// # Errors
+    ///
+    /// When the state is not one for `device`, or not whole.
+    pub fn import(
+        state: &SessionState,
+        from: &mut Importer,
+        device: &NetDevice,
+        max_ring_size: u16,
+    ) -> Result<Session, StateError> {
+        let fresh = Session::new(device, max_ring_size);
+        if state.vrings.len() != fresh.vrings.len() {
+            return Err(StateError::Contradiction("the number of vrings does not fit that of queue pairs"));
+        }
+        if state.control_pairs == 0 || usize::from(state.control_pairs) > device.pairs() {
+            return Err(StateError::Contradiction("the driver uses pairs that there are not"));
+        }
+        let acked = state.acked.map(Features::from_bits_retain);
+        let offered = device.offered().union(Features::PROTOCOL_FEATURES);
+        let surplus = acked.map_or(Features::empty(), |acked| acked.difference(offered));
+        if !surplus.is_empty() {
+            return Err(StateError::Features(surplus));
+        }
+        if state.protocol & !PROTOCOL.bits() != 0 {
+            return Err(StateError::Contradiction("protocol features that this program does not serve"));
+        }
+        let memory = state.memory.as_ref().map(|regions| MemoryTable::import(regions, from)).transpose()?;
+        let vrings = state.vrings.iter().map(|vring| VringSetup::import(vring, from));
+        let vrings = vrings.collect::<Result<Vec<_>, StateError>>()?;
+        if vrings.iter().filter_map(|vring| vring.size).any(|n| !n.is_power_of_two() || n > max_ring_size) {
+            return Err(StateError::Contradiction("a vring has a size that it cannot have"));
+        }
+        Ok(Session {
+            acked,
+            protocol: Protocol::from_bits_truncate(state.protocol),
+            memory,
+            repeated: state.repeated.clone(),
+            vrings,
+            control_pairs: state.control_pairs,
+            backend: state.backend.map(|id| BackendChannel::import(id, from)).transpose()?,
+            told_down: state.told_down,
+            ..fresh
+        })
+    }
+
+    /// Stops all rings; everything popped is published. The session is as it was otherwise.
+    ///
+    /// # Errors
+    ///
+    /// When a worker does not stop.
+    pub fn pause(&mut self, device: &mut NetDevice) -> Result<(), DeviceError> {
+        self.stop_all(device)
+    }
+
+    /// Runs again what was running when the session was paused or exported.
+    pub fn resume(&mut self, device: &mut NetDevice) {
+        // Whoever set them last may have died before that was recorded.
+        if let Some(acked) = self.acked {
+            device.set_offloads(acked);
+        }
+        self.run_all(device);
+        self.tell_link(device);
+    }
+
+    /// The vrings that their driver broke, as far as is known while they run.
+    pub fn broken(&self) -> Vec<usize> {
+        let vrings = self.vrings.iter().enumerate();
+        vrings.filter(|(_, vring)| vring.broken).map(|(index, _)| index).collect()
+    }
+
+    /// Takes over which vrings were broken.
+    pub fn set_broken(&mut self, broken: &[usize]) {
+        for (index, vring) in self.vrings.iter_mut().enumerate() {
+            vring.broken |= broken.contains(&index);
+        }
+    }
+
+    /// Whether the front-end has asked how many vrings there are, and has started none since.
+    pub fn left_at_queues(&self) -> bool {
+        self.at_queues
+    }
+
+    /// The features that the driver acknowledged.
+    pub fn acked(&self) -> Option<Features> {
+        self.acked
+    }
+
+    /// The guest's memory, in bytes and regions.
+    pub fn memory_size(&self) -> (u64, usize) {
+        self.memory.as_ref().map_or((0, 0), MemoryTable::size)
+    }
+
+    /// Pairs that are served.
+    pub fn serving(&self) -> Vec<usize> {
+        self.serving.iter().enumerate().filter(|(_, on)| **on).map(|(pair, _)| pair).collect()
+    }
+}

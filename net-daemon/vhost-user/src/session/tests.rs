@@ -1,0 +1,202 @@
+//! The session by its messages, without a socket. What needs rings that run is tested by the scripted
+//! front-end of `protocol-tests`.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixDatagram;
+
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use volt_net::config::Mac;
+use volt_net::device::DeviceOptions;
+use volt_net::port::socket::SocketPort;
+use volt_net::state::{Exporter, Importer};
+
+use super::*;
+
+const NEED_REPLY: u32 = 8;
+
+struct Peer {
+    device: NetDevice,
+    session: Session,
+}
+
+impl Peer {
+    fn new(pairs: u16) -> Peer {
+        let sockets = (0..pairs).map(|_| UnixDatagram::pair().unwrap().0.into()).collect();
+        let wake = Arc::new(Notifier::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap()).unwrap());
+        let options = DeviceOptions { pairs, mac: Mac([2, 0, 0, 0, 0, 1]), mtu: None };
+        let device = NetDevice::new(Box::new(SocketPort::new(sockets).unwrap()), options, wake);
+        let session = Session::new(&device, 256);
+        Peer { device, session }
+    }
+
+    fn send(
+        &mut self,
+        request: FrontendReq,
+        flags: u32,
+        body: &[u8],
+        fds: Vec<OwnedFd>,
+    ) -> Result<Option<Vec<u8>>, SessionError> {
+        let words = [request.into(), flags | 1, body.len() as u32];
+        let bytes: Vec<u8> = words.iter().flat_map(|word: &u32| word.to_ne_bytes()).collect();
+        let header = Header::decode(bytes.try_into().unwrap()).unwrap();
+        self.session.handle(Message { header, body: body.to_vec(), fds }, &mut self.device)
+    }
+
+    /// The status that a request with NEED_REPLY is answered with.
+    fn status(&mut self, request: FrontendReq, body: &[u8], fds: Vec<OwnedFd>) -> u8 {
+        let reply = self.send(request, NEED_REPLY, body, fds).unwrap().expect("an acknowledgement");
+        reply[12]
+    }
+
+    fn negotiate(&mut self) {
+        let bits = (Protocol::REPLY_ACK | Protocol::CONFIGURE_MEM_SLOTS).bits();
+        self.send(FrontendReq::SET_PROTOCOL_FEATURES, 0, &bits.to_ne_bytes(), Vec::new()).unwrap();
+    }
+
+    fn regions(&self) -> usize {
+        self.session.memory.as_ref().map_or(0, |memory| memory.size().1)
+    }
+}
+
+fn memfd() -> OwnedFd {
+    let fd = memfd_create("test", MemfdFlags::CLOEXEC).unwrap();
+    ftruncate(&fd, 0x4000).unwrap();
+    fd
+}
+
+/// The body of ADD_MEM_REG and REM_MEM_REG.
+fn region(guest: u64, offset: u64) -> Vec<u8> {
+    [0, guest, 0x1000, guest + 0x10_0000, offset].iter().flat_map(|word| word.to_ne_bytes()).collect()
+}
+
+#[test]
+fn a_region_that_was_added_twice_is_there_until_it_was_removed_twice() {
+    let mut peer = Peer::new(2);
+    peer.negotiate();
+    let fd = memfd();
+    let again = || vec![fd.as_fd().try_clone_to_owned().unwrap()];
+    for _ in 0..2 {
+        assert_eq!(peer.status(FrontendReq::ADD_MEM_REG, &region(0, 0), again()), 0);
+        assert_eq!(peer.regions(), 1);
+    }
+    // Another one at the same place is no repetition.
+    let other: Vec<u8> = [0, 0, 0x2000, 0x10_0000, 0u64].iter().flat_map(|w| w.to_ne_bytes()).collect();
+    assert_eq!(peer.status(FrontendReq::ADD_MEM_REG, &other, again()), 1);
+    for left in [1, 0] {
+        // The offset is left out by some front-ends.
+        assert_eq!(peer.status(FrontendReq::REM_MEM_REG, &region(0, 0x1000), Vec::new()), 0);
+        assert_eq!(peer.regions(), left);
+    }
+    assert_eq!(peer.status(FrontendReq::REM_MEM_REG, &region(0, 0), Vec::new()), 1);
+}
+
+#[test]
+fn repetitions_are_bounded_and_forgotten_with_the_table() {
+    let mut peer = Peer::new(1);
+    peer.negotiate();
+    let fd = memfd();
+    let again = || vec![fd.as_fd().try_clone_to_owned().unwrap()];
+    for _ in 0..=MAX_SLOTS {
+        assert_eq!(peer.status(FrontendReq::ADD_MEM_REG, &region(0, 0), again()), 0);
+    }
+    assert_eq!(peer.status(FrontendReq::ADD_MEM_REG, &region(0, 0), again()), 1);
+    let table: Vec<u8> = [1, 0, 0x1000, 0x10_0000, 0u64].iter().flat_map(|w| w.to_ne_bytes()).collect();
+    assert_eq!(peer.status(FrontendReq::SET_MEM_TABLE, &table, again()), 0);
+    assert_eq!(peer.status(FrontendReq::REM_MEM_REG, &region(0, 0), Vec::new()), 0);
+    assert_eq!(peer.regions(), 0);
+}
+
+#[test]
+fn what_cannot_be_answered_ends_the_connection_by_name() {
+    let mut peer = Peer::new(1);
+    let num: Vec<u8> = [0u32, 100].iter().flat_map(|word| word.to_ne_bytes()).collect();
+    // NEED_REPLY counts only once REPLY_ACK was negotiated.
+    for flags in [0, NEED_REPLY] {
+        let error = peer.send(FrontendReq::SET_VRING_NUM, flags, &num, Vec::new()).unwrap_err();
+        let text = volt_virtio::error_chain(&error);
+        assert!(text.starts_with("SET_VRING_NUM: ring size 100 "), "{text}");
+    }
+    peer.negotiate();
+    assert_eq!(peer.status(FrontendReq::SET_VRING_NUM, &num, Vec::new()), 1);
+    let base: Vec<u8> = [7u32, 0].iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let error = peer.send(FrontendReq::GET_VRING_BASE, NEED_REPLY, &base, Vec::new()).unwrap_err();
+    assert!(volt_virtio::error_chain(&error).contains("there is no vring 7"));
+}
+
+/// UML's SET_PROTOCOL_FEATURES asks for the answer that it negotiates itself, and waits for it.
+#[test]
+fn an_answer_is_due_by_what_was_or_is_negotiated() {
+    let mut peer = Peer::new(1);
+    let set = |bits: Protocol| bits.bits().to_ne_bytes();
+    let request = FrontendReq::SET_PROTOCOL_FEATURES;
+    assert_eq!(peer.status(request, &set(Protocol::REPLY_ACK | Protocol::MQ), Vec::new()), 0);
+    assert_eq!(peer.status(request, &set(Protocol::MQ), Vec::new()), 0);
+    assert!(peer.send(FrontendReq::SET_OWNER, NEED_REPLY, &[], Vec::new()).unwrap().is_none());
+    // One that is refused negotiates nothing, and its front-end must not wait for ever.
+    let unoffered = set(Protocol::REPLY_ACK | Protocol::RARP);
+    let error = peer.send(request, NEED_REPLY, &unoffered, Vec::new()).unwrap_err();
+    assert!(volt_virtio::error_chain(&error).contains("not offered"), "{error:?}");
+}
+
+/// The descriptor for the back-end's requests is kept until another comes or BACKEND_REQ is given up.
+#[test]
+fn the_back_ends_channel_is_taken_and_given_up() {
+    let mut peer = Peer::new(1);
+    let negotiate = |peer: &mut Peer, bits: Protocol| {
+        peer.send(FrontendReq::SET_PROTOCOL_FEATURES, 0, &bits.bits().to_ne_bytes(), Vec::new()).unwrap();
+    };
+    negotiate(&mut peer, Protocol::REPLY_ACK | Protocol::BACKEND_REQ | Protocol::CONFIG);
+    let request = FrontendReq::SET_BACKEND_REQ_FD;
+    assert_eq!(peer.status(request, &[], Vec::new()), 1, "no descriptor");
+    assert_eq!(peer.status(request, &[], vec![memfd()]), 1, "no socket");
+    assert!(!peer.session.tells_of_link());
+    let (first, second) = (UnixDatagram::pair().unwrap(), UnixDatagram::pair().unwrap());
+    assert_eq!(peer.status(request, &[], vec![first.0.into()]), 0);
+    assert_eq!(peer.status(request, &[], vec![second.0.into()]), 0);
+    assert!(first.1.send(&[0]).is_err(), "the first one is closed");
+    assert!(second.1.send(&[0]).is_ok());
+    assert_eq!(peer.status(FrontendReq::RESET_DEVICE, &[], Vec::new()), 0);
+    assert!(peer.session.tells_of_link(), "a reset of the device is none of the connection");
+    negotiate(&mut peer, Protocol::REPLY_ACK | Protocol::CONFIG);
+    assert!(second.1.send(&[0]).is_err(), "closed");
+}
+
+#[test]
+fn what_changes_nothing_does_not_end_the_connection() {
+    let mut peer = Peer::new(1);
+    assert!(peer.send(FrontendReq::SEND_RARP, 0, &[0; 8], Vec::new()).unwrap().is_none());
+    let legacy = Features::NET_CSUM.bits().to_ne_bytes();
+    assert!(peer.send(FrontendReq::SET_FEATURES, 0, &legacy, Vec::new()).unwrap().is_none());
+    assert!(peer.session.acked.is_none());
+    peer.negotiate();
+    assert_eq!(peer.status(FrontendReq::SEND_RARP, &[0; 8], Vec::new()), 1);
+    assert_eq!(peer.status(FrontendReq::SET_FEATURES, &legacy, Vec::new()), 1);
+}
+
+#[test]
+fn a_reset_keeps_what_was_negotiated_for_the_connection() {
+    let mut peer = Peer::new(1);
+    peer.negotiate();
+    let enable: Vec<u8> = [0u32, 1].iter().flat_map(|word| word.to_ne_bytes()).collect();
+    assert_eq!(peer.status(FrontendReq::SET_VRING_ENABLE, &enable, Vec::new()), 0);
+    assert!(peer.session.vrings[0].enabled);
+    peer.status(FrontendReq::ADD_MEM_REG, &region(0, 0), vec![memfd()]);
+    assert_eq!(peer.status(FrontendReq::RESET_DEVICE, &[], Vec::new()), 0);
+    assert!(!peer.session.vrings[0].enabled);
+    assert_eq!(peer.regions(), 1);
+}
+
+/// A state of a program that knew no channel for the back-end's requests is read as one without.
+#[test]
+fn states_from_before_the_back_ends_channel_are_read() {
+    let mut peer = Peer::new(1);
+    peer.negotiate();
+    let mut state = serde_json::to_value(peer.session.export(&mut Exporter::default())).unwrap();
+    for field in ["backend", "told_down"] {
+        assert!(state.as_object_mut().unwrap().remove(field).is_some(), "{field} is in {state}");
+    }
+    let state = serde_json::from_value(state).unwrap();
+    let session = Session::import(&state, &mut Importer::default(), &peer.device, 256).unwrap();
+    assert!(session.protocol.contains(Protocol::REPLY_ACK) && !session.tells_of_link());
+}

@@ -1,0 +1,184 @@
+//! Pieces of host memory for `readv` and `writev`, bound to the memory that they are of.
+#![expect(unsafe_code, reason = "copies to and from memory shared with the guest")]
+
+use std::marker::PhantomData;
+
+/// A piece of host memory for `readv` and `writev`: part of a guest's buffer, or of a buffer of one's own.
+///
+/// Borrows that memory: there is none that outlives the ring, and by it the mapping, or the buffer that it is
+/// of. The bytes may change at any time, so they are only ever copied.
+///
+/// So a port can use the parts of a call, and pass them on, but not keep them:
+///
+/// ```compile_fail,E0521
+/// use std::sync::Mutex;
+/// use volt_virtio::part::IoPart;
+///
+/// struct Port {
+///     kept: Mutex<Vec<IoPart<'static>>>,
+/// }
+/// impl Port {
+///     fn recv(&self, parts: &[IoPart<'_>]) {
+///         self.kept.lock().unwrap().extend_from_slice(parts);
+///     }
+/// }
+/// ```
+///
+/// make one of memory that it does not borrow,
+///
+/// ```compile_fail,E0133
+/// volt_virtio::part::IoPart::new(std::ptr::dangling_mut(), 64);
+/// ```
+///
+/// nor use them on another thread, where the borrow would not be known:
+///
+/// ```compile_fail,E0277
+/// fn elsewhere(parts: &[volt_virtio::part::IoPart<'_>]) {
+///     std::thread::scope(|scope| {
+///         scope.spawn(|| parts.len());
+///     });
+/// }
+/// ```
+#[derive(Clone, Copy, Debug)]
+#[repr(transparent)]
+pub struct IoPart<'m>(libc::iovec, PhantomData<&'m [u8]>);
+
+impl<'m> IoPart<'m> {
+    /// A part of other memory than a slice's.
+    ///
+    /// # Safety
+    ///
+    /// For `'m`, the `len` bytes at `base` must be mapped, readable and writable, and nobody may hold a
+    /// reference to them.
+    pub unsafe fn new(base: *mut u8, len: usize) -> IoPart<'m> {
+        IoPart(libc::iovec { iov_base: base.cast(), iov_len: len }, PhantomData)
+    }
+
+    /// A part for a buffer of one's own.
+    pub fn from_slice(buffer: &'m mut [u8]) -> IoPart<'m> {
+        IoPart(libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() }, PhantomData)
+    }
+
+    /// The same part for whoever keeps its memory by other means than a borrow.
+    ///
+    /// # Safety
+    ///
+    /// As long as it is used, its memory must be as [`IoPart::new`] demands.
+    pub(crate) unsafe fn unbound(self) -> IoPart<'static> {
+        IoPart(self.0, PhantomData)
+    }
+
+    pub(crate) fn base(self) -> *mut u8 {
+        self.0.iov_base.cast()
+    }
+
+    /// Bytes.
+    #[expect(clippy::len_without_is_empty, reason = "parts are made with at least a byte")]
+    pub fn len(self) -> usize {
+        self.0.iov_len
+    }
+
+    /// Whether `next` begins where this part ends; then one part can stand for both.
+    #[inline]
+    pub(crate) fn extend(&mut self, next: IoPart<'m>) -> bool {
+        let adjoins = self.base().wrapping_add(self.len()) == next.base();
+        if adjoins {
+            self.0.iov_len += next.len();
+        }
+        adjoins
+    }
+
+    /// The system's view of `parts`, for `readv` and `writev`. They are good for as long as `parts` is.
+    pub fn as_iovecs<'a>(parts: &'a [IoPart<'_>]) -> &'a [libc::iovec] {
+        // SAFETY: repr(transparent).
+        unsafe { std::slice::from_raw_parts(parts.as_ptr().cast(), parts.len()) }
+    }
+}
+
+/// Copies `bytes` into `parts`, beginning `offset` bytes into them. Stops at the end of the shorter one.
+pub fn write_parts(parts: &[IoPart<'_>], mut offset: usize, mut bytes: &[u8]) {
+    for part in parts {
+        let Some(room) = part.len().checked_sub(offset).filter(|room| *room > 0) else {
+            offset -= part.len();
+            continue;
+        };
+        let now = room.min(bytes.len());
+        // SAFETY: offset + now <= part.len(), and the part borrows its memory. Guest memory never overlaps
+        // `bytes`, which is ours.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), part.base().add(offset), now) };
+        bytes = &bytes[now..];
+        offset = 0;
+        if bytes.is_empty() {
+            return;
+        }
+    }
+}
+
+/// Copies from the start of `parts` into `bytes`, each byte once, whatever the guest does to them meanwhile;
+/// returns how many bytes. Not for the common frame, which is never copied.
+pub fn read_parts(parts: &[IoPart<'_>], bytes: &mut [u8]) -> usize {
+    let mut done = 0;
+    for part in parts {
+        let now = part.len().min(bytes.len() - done);
+        for (offset, byte) in bytes[done..done + now].iter_mut().enumerate() {
+            // SAFETY: offset < now <= part.len(), and the part borrows its memory.
+            *byte = unsafe { part.base().add(offset).read_volatile() };
+        }
+        done += now;
+    }
+    done
+}
+
+/// The first two bytes of a buffer that has that many, which is at the start of each frame's header.
+#[inline(always)]
+pub fn read_two(parts: &[IoPart<'_>]) -> [u8; 2] {
+    match parts {
+        [first, ..] if first.len() >= 2 => {
+            // SAFETY: two bytes, of any alignment, in a part that borrows its memory.
+            unsafe { first.base().cast::<[u8; 2]>().read_volatile() }
+        }
+        _ => read_two_apart(parts),
+    }
+}
+
+/// [`write_parts`] of two bytes, which mostly go into the first part.
+#[inline(always)]
+pub fn write_two(parts: &[IoPart<'_>], offset: usize, bytes: [u8; 2]) {
+    match parts {
+        [first, ..] if first.len() >= offset + 2 => {
+            // SAFETY: as many bytes, of any alignment, in a part that borrows its memory.
+            unsafe { first.base().add(offset).cast::<[u8; 2]>().write_volatile(bytes) };
+        }
+        _ => write_parts(parts, offset, &bytes),
+    }
+}
+
+#[cold]
+fn read_two_apart(parts: &[IoPart<'_>]) -> [u8; 2] {
+    let mut bytes = [0; 2];
+    read_parts(parts, &mut bytes);
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_across_parts() {
+        let (mut a, mut b) = ([0u8; 3], [0u8; 4]);
+        let parts = [IoPart::from_slice(&mut a), IoPart::from_slice(&mut b)];
+        write_parts(&parts, 2, &[1, 2, 3]);
+        let mut all = [9; 8];
+        assert_eq!(read_parts(&parts, &mut all), 7);
+        assert_eq!(all, [0, 0, 1, 2, 3, 0, 0, 9]);
+        assert_eq!((read_two(&parts), read_two(&parts[1..])), ([0, 0], [2, 3]));
+        write_parts(&parts, 6, &[7, 8]);
+        assert_eq!(read_parts(&parts, &mut all), 7);
+        assert_eq!(all, [0, 0, 1, 2, 3, 0, 7, 9]);
+        write_two(&parts, 1, [4, 5]);
+        write_two(&parts, 2, [6, 7]);
+        assert_eq!(read_parts(&parts, &mut all), 7);
+        assert_eq!(all, [0, 4, 6, 7, 3, 0, 7, 9]);
+    }
+}

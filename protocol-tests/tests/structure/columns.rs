@@ -1,0 +1,68 @@
+//! Lines fit a screen beside another: 110 columns at most, as rustfmt's `max_width` has it for code. rustfmt
+//! leaves comments and strings alone, and does not see scripts.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::relative;
+use protocol_tests::lab::repository;
+
+const COLUMNS: usize = 110;
+
+/// What is built or fetched, and inputs of fuzzing; none of it is written by a person.
+const SKIPPED: [&str; 4] = ["target", "artifacts", "corpus", "guest"];
+
+/// Rust sources, TOML files and scripts below `folder`.
+fn files(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        let name = path.file_name().expect("a name").to_string_lossy();
+        let in_scripts = path.starts_with(repository().join("scripts"));
+        let skipped = SKIPPED.contains(&&*name) && !in_scripts || name.starts_with('.') && name != ".ci";
+        if path.is_dir() && !skipped {
+            files(&path, found);
+        } else if path.is_file()
+            && (in_scripts || [".rs", ".toml", "run"].iter().any(|end| name.ends_with(end)))
+        {
+            found.push(path);
+        }
+    }
+}
+
+/// The numbers of the lines that are too long. A table in a comment cannot be broken.
+fn too_long(text: &str) -> Vec<usize> {
+    let is_table = |line: &str| {
+        let text = line.trim_start();
+        let comment = text.trim_start_matches(['/', '!', '#']);
+        comment.len() < text.len() && comment.trim_start().starts_with('|')
+    };
+    let lines = text.lines().zip(1..);
+    lines
+        .filter(|(line, _)| line.chars().count() > COLUMNS && !is_table(line))
+        .map(|(_, number)| number)
+        .collect()
+}
+
+#[test]
+fn lines_have_110_columns_at_most() {
+    let mut found = Vec::new();
+    files(&repository(), &mut found);
+    assert!(found.len() > 100, "only {} files were found", found.len());
+    found.sort();
+    let mut said = String::new();
+    for path in found {
+        let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        for line in too_long(&text) {
+            said += &format!("{}:{line}\n", relative(&path));
+        }
+    }
+    let count = said.lines().count();
+    assert!(said.is_empty(), "{said}{count} lines have more than {COLUMNS} columns: break them there");
+}
+
+#[test]
+fn a_line_is_measured_in_characters_and_a_table_is_let_be() {
+    let (just, over) = ("ä".repeat(COLUMNS), "ä".repeat(COLUMNS + 1));
+    assert_eq!(too_long(&format!("{just}\n{over}\n\n    // {over}\n{just}")), [2, 4]);
+    assert_eq!(too_long(&format!("//! | {over} |\n    /// | {over} |\n")), Vec::<usize>::new());
+}

@@ -1,0 +1,279 @@
+//! A network device: `--net KIND=WHERE,option,...` and its shorthands, `--tap` and `--net-socket`.
+
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use thiserror::Error;
+use volt_net::config::{MIN_MTU, Mac, MacError};
+use volt_net::limiter::{Rate, RateError, RateLimits};
+
+/// Most queue pairs of a device: a PCI function has no vectors for more.
+pub const MAX_QUEUE_PAIRS: u16 = 127;
+
+const MTU: RangeInclusive<u16> = MIN_MTU..=u16::MAX;
+const QUEUES: RangeInclusive<u16> = 1..=MAX_QUEUE_PAIRS;
+
+/// One `--net`, `--tap` or `--net-socket`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NetDeviceConfig {
+    /// Frames go to an interface of the host from here.
+    Port(NetPortConfig),
+    /// They go by a vhost-user back-end.
+    Socket(NetSocketConfig),
+}
+
+impl NetDeviceConfig {
+    /// Its interface, or the path of its socket.
+    pub fn name(&self) -> String {
+        match self {
+            NetDeviceConfig::Port(port) => port.name.clone(),
+            NetDeviceConfig::Socket(socket) => socket.socket.display().to_string(),
+        }
+    }
+
+    /// Reads what follows `tap=`, as `--tap` has it.
+    ///
+    /// # Errors
+    ///
+    /// See [`NetOptionError`].
+    pub fn tap(text: &str) -> Result<NetDeviceConfig, NetOptionError> {
+        port(PortKind::Tap, text)
+    }
+
+    /// Reads what follows `socket=`, as `--net-socket` has it.
+    ///
+    /// # Errors
+    ///
+    /// See [`NetOptionError`].
+    pub fn socket(text: &str) -> Result<NetDeviceConfig, NetOptionError> {
+        let (path, options) = split(text)?;
+        if options.vhost_net.is_some() {
+            let why = "the back-end moves the frames, wherever it does";
+            return Err(NetOptionError::Combination { option: "vhost-net", kind: "socket", why });
+        }
+        if let Some(option) = options.rate() {
+            let why = "the back-end limits the rate ('volt-netd --rx-rate' and '--tx-rate')";
+            return Err(NetOptionError::Combination { option, kind: "socket", why });
+        }
+        Ok(NetDeviceConfig::Socket(NetSocketConfig {
+            socket: path.into(),
+            mac: options.mac,
+            mtu: options.mtu,
+            queues: options.queues.unwrap_or(1),
+            timeout: None,
+            link_down_after: options.link_down_after,
+        }))
+    }
+}
+
+/// A kind of interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PortKind {
+    /// A TAP interface: used when it is there, created when not.
+    Tap,
+    /// A macvtap interface, which is there.
+    Macvtap,
+}
+
+impl PortKind {
+    /// As `--net` names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            PortKind::Tap => "tap",
+            PortKind::Macvtap => "macvtap",
+        }
+    }
+}
+
+/// Whether the kernel's vhost-net moves an interface's frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum VhostNet {
+    /// This process does.
+    #[default]
+    Off,
+    /// The kernel does where it can, otherwise this process.
+    On,
+    /// The kernel does, or there is no device.
+    Require,
+}
+
+/// A network device over an interface of the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetPortConfig {
+    /// What the interface is.
+    pub kind: PortKind,
+    /// Its name.
+    pub name: String,
+    /// The guest's address; otherwise the macvtap's own, or random.
+    pub mac: Option<Mac>,
+    /// The MTU the guest is told; otherwise the interface's.
+    pub mtu: Option<u16>,
+    /// Queue pairs, 1 or more.
+    pub queues: u16,
+    /// Who moves the frames.
+    pub vhost_net: VhostNet,
+    /// How many of them.
+    pub limits: RateLimits,
+}
+
+/// A network device served by a vhost-user back-end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetSocketConfig {
+    /// The back-end's listening Unix socket.
+    pub socket: PathBuf,
+    /// The guest's address; otherwise the back-end's, otherwise random.
+    pub mac: Option<Mac>,
+    /// The MTU the guest is told; otherwise the back-end's.
+    pub mtu: Option<u16>,
+    /// Queue pairs, 1 or more.
+    pub queues: u16,
+    /// How long to wait for the back-end at start; `None` waits for ever.
+    pub timeout: Option<Duration>,
+    /// The guest sees its link down when the back-end is away that long; `None` never shows it.
+    pub link_down_after: Option<Duration>,
+}
+
+/// Why a network device's options are wrong.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each text says what its variant and fields mean")]
+pub enum NetOptionError {
+    #[error("'{0}' does not say where frames go: begin with tap=NAME, macvtap=NAME or socket=PATH")]
+    Kind(String),
+    #[error("no interface or socket is named before '{0}'")]
+    NoName(String),
+    #[error(
+        "unknown option '{0}': a network device knows mac=, mtu= and queues=, with tap= and macvtap= also \
+         vhost-net=, rx-rate= and tx-rate=, and with socket= link-down-after= (a path cannot contain a comma)"
+    )]
+    Option(String),
+    #[error("the option '{0}' is given twice")]
+    Twice(String),
+    #[error("mtu={0} is no number from {min} to {max}", min = MTU.start(), max = MTU.end())]
+    Mtu(String),
+    #[error("queues={0} is no number from {min} to {max}", min = QUEUES.start(), max = QUEUES.end())]
+    Queues(String),
+    #[error("link-down-after={0} is no number of seconds from 0 to {max}", max = u32::MAX)]
+    LinkDown(String),
+    #[error("vhost-net={0} is none of off, on and require")]
+    VhostNet(String),
+    #[error("{option}= does not go with {kind}=: {why}")]
+    Combination { option: &'static str, kind: &'static str, why: &'static str },
+    #[error(transparent)]
+    Mac(#[from] MacError),
+    #[error(transparent)]
+    Rate(#[from] RateError),
+}
+
+impl FromStr for NetDeviceConfig {
+    type Err = NetOptionError;
+
+    /// Reads "KIND=WHERE,option,option".
+    fn from_str(text: &str) -> Result<NetDeviceConfig, NetOptionError> {
+        let of_kind = |kind| text.strip_prefix(kind);
+        if let Some(rest) = of_kind("tap=") {
+            NetDeviceConfig::tap(rest)
+        } else if let Some(rest) = of_kind("macvtap=") {
+            port(PortKind::Macvtap, rest)
+        } else if let Some(rest) = of_kind("socket=") {
+            NetDeviceConfig::socket(rest)
+        } else {
+            Err(NetOptionError::Kind(text.to_owned()))
+        }
+    }
+}
+
+impl FromStr for VhostNet {
+    type Err = NetOptionError;
+
+    fn from_str(text: &str) -> Result<VhostNet, NetOptionError> {
+        match text {
+            "off" => Ok(VhostNet::Off),
+            "on" => Ok(VhostNet::On),
+            "require" => Ok(VhostNet::Require),
+            _ => Err(NetOptionError::VhostNet(text.to_owned())),
+        }
+    }
+}
+
+fn port(kind: PortKind, text: &str) -> Result<NetDeviceConfig, NetOptionError> {
+    let (name, options) = split(text)?;
+    let refuse = |option, why| NetOptionError::Combination { option, kind: kind.name(), why };
+    if options.link_down_after.is_some() {
+        return Err(refuse("link-down-after", "the link is down whenever the interface is gone"));
+    }
+    let vhost_net = options.vhost_net.unwrap_or_default();
+    if let Some(option) = options.rate().filter(|_| vhost_net != VhostNet::Off) {
+        let why = "the kernel moves the frames, past the limit: use 'tc' on the interface";
+        return Err(NetOptionError::Combination { option, kind: "vhost-net", why });
+    }
+    Ok(NetDeviceConfig::Port(NetPortConfig {
+        kind,
+        name: name.to_owned(),
+        mac: options.mac,
+        mtu: options.mtu,
+        queues: options.queues.unwrap_or(1),
+        vhost_net,
+        limits: RateLimits {
+            rx: options.rx_rate.unwrap_or_default(),
+            tx: options.tx_rate.unwrap_or_default(),
+        },
+    }))
+}
+
+/// What may follow the name.
+#[derive(Default)]
+struct Options {
+    mac: Option<Mac>,
+    mtu: Option<u16>,
+    queues: Option<u16>,
+    link_down_after: Option<Duration>,
+    vhost_net: Option<VhostNet>,
+    rx_rate: Option<Rate>,
+    tx_rate: Option<Rate>,
+}
+
+impl Options {
+    /// The rate that is limited, if one is.
+    fn rate(&self) -> Option<&'static str> {
+        let rx = self.rx_rate.map(|_| "rx-rate");
+        rx.or(self.tx_rate.map(|_| "tx-rate"))
+    }
+}
+
+/// Splits "NAME,option,option".
+fn split(text: &str) -> Result<(&str, Options), NetOptionError> {
+    let mut parts = text.split(',');
+    let name = parts.next().unwrap_or_default();
+    if name.is_empty() {
+        return Err(NetOptionError::NoName(text.to_owned()));
+    }
+    let mut options = Options::default();
+    for part in parts {
+        let unknown = || NetOptionError::Option(part.to_owned());
+        let (key, value) = part.split_once('=').ok_or_else(unknown)?;
+        let number = |range: RangeInclusive<u16>| value.parse().ok().filter(|n| range.contains(n));
+        let own = || value.to_owned();
+        let again = match key {
+            "mac" => options.mac.replace(value.parse()?).is_some(),
+            "mtu" => options.mtu.replace(number(MTU).ok_or_else(|| NetOptionError::Mtu(own()))?).is_some(),
+            "queues" => {
+                let number = number(QUEUES).ok_or_else(|| NetOptionError::Queues(own()))?;
+                options.queues.replace(number).is_some()
+            }
+            "link-down-after" => {
+                let seconds: u32 = value.parse().map_err(|_| NetOptionError::LinkDown(own()))?;
+                options.link_down_after.replace(Duration::from_secs(seconds.into())).is_some()
+            }
+            "vhost-net" => options.vhost_net.replace(value.parse()?).is_some(),
+            "rx-rate" => options.rx_rate.replace(value.parse()?).is_some(),
+            "tx-rate" => options.tx_rate.replace(value.parse()?).is_some(),
+            _ => return Err(unknown()),
+        };
+        if again {
+            return Err(NetOptionError::Twice(key.to_owned()));
+        }
+    }
+    Ok((name, options))
+}

@@ -1,0 +1,267 @@
+//! The data path in this process: `volt_net`'s device, its workers, and a thread that hears of their trouble.
+//!
+//! The thread sleeps until a worker finds its port gone or its ring broken. A port that is gone is opened
+//! again as soon as it can be, and until then the guest sees its link down; a broken ring makes the device
+//! ask for a reset.
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use log::{error, info, warn};
+use virtio_queue::QueueT;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use volt_net::config::{NetConfig, STATUS_LINK_UP};
+use volt_net::counters::{Counter, Counters};
+use volt_net::device::DeviceError;
+use volt_net::limiter::{LimitsChange, RateLimits};
+use volt_net::virtio_net::{Activation, Lifecycle, QueueSetup, VirtioNet};
+use volt_virtio::features::Features;
+use volt_virtio::notify::Notifier;
+use volt_virtio::poller::{EventFlags, Poller};
+use volt_virtio::ring::RingLayout;
+
+use crate::faults;
+use crate::virtio::interrupt::Interrupt;
+use crate::virtio::net::port::convert;
+use crate::virtio::net::port::data_path::{DataPath, DataSetup, StartError};
+use crate::virtio::status::{FrameCounts, TrafficStatus, VringStatus};
+
+/// Until a port that is gone is tried again.
+const RETRY: Duration = Duration::from_millis(500);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Token {
+    Port,
+    Ring,
+    Quit,
+}
+
+/// What the device and its thread share.
+struct Shared {
+    label: String,
+    device: Mutex<VirtioNet>,
+    config: Arc<Mutex<NetConfig>>,
+    /// The way to the driver, from activation to reset.
+    interrupt: Mutex<Option<Arc<dyn Interrupt>>>,
+    /// Written by workers that find the port gone.
+    gone: Arc<Notifier>,
+    /// Written by workers whose ring is broken, by `broken_end`.
+    broken: EventFd,
+    broken_end: Arc<Notifier>,
+    quit: Arc<Notifier>,
+}
+
+/// A network device of `volt_net` as a data path.
+pub(super) struct InProcess {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl InProcess {
+    /// Takes `device`, which notifies `gone`.
+    pub(super) fn new(
+        label: &str,
+        device: VirtioNet,
+        gone: Arc<Notifier>,
+        config: Arc<Mutex<NetConfig>>,
+    ) -> io::Result<InProcess> {
+        let broken = EventFd::new(EFD_NONBLOCK)?;
+        let broken_end = convert::notifier(&broken)?;
+        let quit = convert::notifier(&EventFd::new(EFD_NONBLOCK)?)?;
+        let mut poller = Poller::new()?;
+        poller.add(&*gone, EventFlags::IN, Token::Port)?;
+        poller.add(&*broken_end, EventFlags::IN, Token::Ring)?;
+        poller.add(&*quit, EventFlags::IN, Token::Quit)?;
+        let shared = Arc::new(Shared {
+            label: label.to_owned(),
+            device: Mutex::new(device),
+            config,
+            interrupt: Mutex::new(None),
+            gone,
+            broken,
+            broken_end,
+            quit,
+        });
+        let its = shared.clone();
+        let thread = thread::Builder::new().name("net-port".to_owned()).spawn(move || its.watch(&poller))?;
+        Ok(InProcess { shared, thread: Some(thread) })
+    }
+}
+
+impl DataPath for InProcess {
+    fn start(&self, setup: DataSetup<'_>) -> Result<(), StartError> {
+        let broken = &self.shared.broken_end;
+        let queues = setup.vrings.iter().map(|vring| {
+            let layout = RingLayout {
+                size: vring.queue.size(),
+                desc: vring.queue.desc_table(),
+                avail: vring.queue.avail_ring(),
+                used: vring.queue.used_ring(),
+            };
+            let kick = convert::notifier(&vring.kick)?;
+            let call = convert::notifier(setup.interrupt.call(vring.index))?;
+            Ok(QueueSetup { index: vring.index, layout, kick, call, err: broken.clone() })
+        });
+        let queues = queues.collect::<io::Result<_>>()?;
+        let memory = convert::guest_memory(setup.memory)?;
+        *self.shared.interrupt() = Some(setup.interrupt.clone());
+        self.shared.device().activate(Activation { memory, features: setup.acked, queues })?;
+        Ok(())
+    }
+
+    fn stop(&self) {
+        if let Err(error) = self.shared.device().reset() {
+            error!("{}: {}", self.shared.label, faults::chain(&error));
+        }
+        let mut interrupt = self.shared.interrupt();
+        *interrupt = None;
+        // What was said of these rings is not about the next ones.
+        let _ = self.shared.broken.read();
+    }
+
+    fn set_active_pairs(&self, pairs: u16) {
+        self.shared.device().set_active_pairs(pairs);
+    }
+
+    fn set_offloads(&self, offloads: Features) {
+        self.shared.device().set_guest_offloads(offloads);
+    }
+
+    fn change_limits(&self, change: LimitsChange) -> Option<RateLimits> {
+        let mut device = self.shared.device();
+        let limits = device.device().limits().changed(change);
+        device.set_limits(limits);
+        Some(limits)
+    }
+
+    fn pause(&self) -> Result<(), DeviceError> {
+        self.shared.device().pause()
+    }
+
+    fn resume(&self) {
+        self.shared.device().resume();
+    }
+
+    fn traffic(&self) -> Option<TrafficStatus> {
+        let device = self.shared.device();
+        let device = device.device();
+        let vrings = (0..device.pairs()).flat_map(|pair| vrings(pair, device.counters(pair))).collect();
+        Some(TrafficStatus { limits: device.limits().into(), vrings })
+    }
+}
+
+/// The counters of a pair's two vrings, as the API shows them.
+fn vrings(pair: usize, counters: &Counters) -> [VringStatus; 2] {
+    let rx_drops =
+        [&counters.rx_bad_chain, &counters.rx_too_long, &counters.rx_not_offloaded, &counters.rx_failed];
+    let tx_drops = [
+        &counters.tx_bad_chain,
+        &counters.tx_refused,
+        &counters.tx_no_port,
+        &counters.tx_disabled,
+        &counters.deadly_chains,
+    ];
+    let of = |vring, frames: &Counter, bytes: &Counter, drops: &[&Counter]| {
+        let drops = drops.iter().map(|drops| drops.get()).sum();
+        FrameCounts { vring, pair, frames: frames.get(), bytes: bytes.get(), drops }
+    };
+    [
+        VringStatus::Rx(of(2 * pair, &counters.rx_frames, &counters.rx_bytes, &rx_drops)),
+        VringStatus::Tx(of(2 * pair + 1, &counters.tx_frames, &counters.tx_bytes, &tx_drops)),
+    ]
+}
+
+impl Drop for InProcess {
+    fn drop(&mut self) {
+        self.shared.quit.notify();
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            error!("{}: a thread ended in a panic", self.shared.label);
+        }
+    }
+}
+
+impl Shared {
+    fn watch(&self, poller: &Poller<Token>) {
+        let mut gone = false;
+        loop {
+            let (mut port, mut ring, mut quit) = (false, false, false);
+            let waited = poller.wait(gone.then_some(RETRY), |token, _| match token {
+                Token::Port => port = true,
+                Token::Ring => ring = true,
+                Token::Quit => quit = true,
+            });
+            if let Err(error) = waited {
+                return error!("{}: nobody looks after its port: {error}", self.label);
+            }
+            if quit {
+                return;
+            }
+            if port {
+                self.gone.clear();
+                if self.device().device().port_gone() && !gone {
+                    gone = true;
+                    self.set_link(false);
+                }
+            }
+            if ring {
+                self.give_up_ring();
+            }
+            // Not at once: what took the interface away may be about to bring it back.
+            if gone && !port {
+                gone = !self.reopen();
+            }
+        }
+    }
+
+    /// Asks the driver for a reset, unless that has come already.
+    fn give_up_ring(&self) {
+        let interrupt = self.interrupt();
+        if self.broken.read().is_ok()
+            && let Some(interrupt) = &*interrupt
+        {
+            interrupt.needs_reset();
+        }
+    }
+
+    fn reopen(&self) -> bool {
+        let result = self.device().reopen_port();
+        match result {
+            Ok(()) => {
+                self.set_link(true);
+                true
+            }
+            Err(error) => {
+                log::debug!("{}: not opened again yet: {error}", self.label);
+                false
+            }
+        }
+    }
+
+    /// Shows the guest its link up or down (virtio 1.2, 5.1.4).
+    fn set_link(&self, up: bool) {
+        {
+            let mut config = self.config.lock().unwrap_or_else(PoisonError::into_inner);
+            config.status = if up { config.status | STATUS_LINK_UP } else { config.status & !STATUS_LINK_UP };
+        }
+        if let Some(interrupt) = &*self.interrupt() {
+            interrupt.config_changed();
+        }
+        if faults::may_log() {
+            if up {
+                info!("{}: the guest sees its link up again", self.label);
+            } else {
+                warn!("{}: the guest sees its link down until the interface is back", self.label);
+            }
+        }
+    }
+
+    fn device(&self) -> MutexGuard<'_, VirtioNet> {
+        self.device.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn interrupt(&self) -> MutexGuard<'_, Option<Arc<dyn Interrupt>>> {
+        self.interrupt.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,290 @@
+//! The network device over an interface of the host: TAP or macvtap.
+//!
+//! A [`Net`] answers the driver, serves the control vring ([`control`]), and starts and stops a `DataPath`
+//! for the rest. Any thread of these may go while the guest's driver is there, none outlives the device.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`error`] | why there is no such device |
+//! | `data_path` | what the device wants of whoever moves its frames |
+//! | `in_process` | frames moved by workers of this process, on `volt_net`'s device |
+//! | `vhost_net` | frames moved by the kernel's vhost-net |
+//! | `convert` | between the types of the VMM's crates and those of `volt_net` |
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+
+use log::{info, warn};
+use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use volt_net::builder::VirtioNetBuilder;
+use volt_net::config::{Mac, NetConfig, STATUS_LINK_UP};
+use volt_net::device::{DeviceError, NetDevice};
+use volt_net::limiter::{LimitsChange, RateLimits};
+use volt_net::port::macvtap::Macvtap;
+use volt_net::virtio_net::{Lifecycle, VirtioNet};
+use volt_virtio::features::{Class, Features};
+use volt_virtio::notify::Notifier;
+
+use crate::board::pause_gate::PauseGate;
+use crate::config::{NetPortConfig, PortKind, VhostNet};
+use crate::faults;
+use crate::virtio::handle::{DeviceHandle, DeviceKind, LimitsError};
+use crate::virtio::net::control::{self, Change, OWN, Served};
+use crate::virtio::net::port::data_path::{DataPath, DataSetup};
+pub use crate::virtio::net::port::error::PortError;
+use crate::virtio::net::port::in_process::InProcess;
+use crate::virtio::net::port::vhost_net::VhostNetPath;
+use crate::virtio::status::{DeviceDetails, DeviceStatus, NetStatus};
+use crate::virtio::worker::Worker;
+use crate::virtio::{ActivateError, Activation, VirtioDevice, copy_config};
+
+mod convert;
+mod data_path;
+pub mod error;
+mod in_process;
+mod vhost_net;
+
+/// The device beside its transport. It does not keep the interface, which is closed with the device.
+struct Handle {
+    label: String,
+    pairs: u16,
+    config: Arc<Mutex<NetConfig>>,
+    path: RwLock<Option<Arc<dyn DataPath>>>,
+}
+
+impl Handle {
+    /// `None` when the device has gone.
+    fn with<T>(&self, act: impl FnOnce(&dyn DataPath) -> T) -> Option<T> {
+        self.path.read().unwrap_or_else(PoisonError::into_inner).as_deref().map(act)
+    }
+
+    /// The device goes. Waits for a call in progress.
+    fn let_go(&self) {
+        *self.path.write().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+impl DeviceHandle for Handle {
+    fn status(&self) -> DeviceStatus {
+        let config = *self.config.lock().unwrap_or_else(PoisonError::into_inner);
+        let net = NetStatus {
+            guest_mac: config.mac.to_string(),
+            link_up: config.status & STATUS_LINK_UP != 0,
+            queue_pairs: self.pairs,
+            traffic: self.with(|path| path.traffic()).flatten(),
+        };
+        DeviceStatus { device: self.label.clone(), details: Some(DeviceDetails::Net(net)) }
+    }
+
+    fn change_limits(&self, change: LimitsChange) -> Result<RateLimits, LimitsError> {
+        let limits = self.with(|path| path.change_limits(change)).ok_or(LimitsError::Gone)?;
+        limits.ok_or(LimitsError::Kernel)
+    }
+
+    fn pause(&self) -> Result<(), DeviceError> {
+        self.with(|path| path.pause()).unwrap_or(Ok(()))
+    }
+
+    fn resume(&self) {
+        self.with(|path| path.resume());
+    }
+}
+
+/// A network device over an interface of the host.
+pub struct Net {
+    name: String,
+    label: String,
+    features: Features,
+    pairs: u16,
+    vring_sizes: Vec<u16>,
+    /// The address after a reset; the driver may set another by the control vring.
+    mac: Mac,
+    config: Arc<Mutex<NetConfig>>,
+    gate: Arc<PauseGate>,
+    /// Serves the control vring, from activation to reset.
+    control: Option<Worker>,
+    path: Arc<dyn DataPath>,
+    /// Has the same path for others, who may outlive this device.
+    handle: Arc<Handle>,
+}
+
+impl Net {
+    /// Opens the interface.
+    ///
+    /// # Errors
+    ///
+    /// See [`PortError`].
+    pub fn open(config: &NetPortConfig, gate: &Arc<PauseGate>) -> Result<Net, PortError> {
+        let gone = convert::notifier(&EventFd::new(EFD_NONBLOCK)?)?;
+        let builder = match config.kind {
+            PortKind::Tap => VirtioNetBuilder::new(&config.name),
+            PortKind::Macvtap => VirtioNetBuilder::over(Macvtap::open(&config.name, config.queues.into())?),
+        };
+        let NetPortConfig { mac, mtu, queues, .. } = *config;
+        let builder = builder.queues(queues).limits(config.limits).wake(gone.clone());
+        let builder = mac.into_iter().fold(builder, VirtioNetBuilder::mac);
+        let builder = mtu.into_iter().fold(builder, VirtioNetBuilder::mtu);
+        let name = &config.name;
+        let device = builder.build().map_err(|source| PortError::Interface { name: name.clone(), source })?;
+        match kernel_features(&label(name), config.vhost_net)? {
+            Some(features) => Ok(Net::in_kernel(name, device.into_device(), features, gate)),
+            None => Net::in_process(name, device, gone, gate),
+        }
+    }
+
+    /// A device whose frames the kernel moves, with `kernel`'s features.
+    fn in_kernel(name: &str, device: NetDevice, kernel: Features, gate: &Arc<PauseGate>) -> Net {
+        let (offered, net_config) = (VhostNetPath::offer(kernel, device.offered()), device.config());
+        let config = Arc::new(Mutex::new(net_config));
+        let path = Arc::new(VhostNetPath::new(&label(name), device, kernel));
+        Net::new(name, offered, net_config, config, path, gate)
+    }
+
+    /// A device whose frames this process moves; `device` notifies `gone`.
+    fn in_process(
+        name: &str,
+        device: VirtioNet,
+        gone: Arc<Notifier>,
+        gate: &Arc<PauseGate>,
+    ) -> Result<Net, PortError> {
+        let (offered, net_config) = (device.offered(), device.config());
+        let config = Arc::new(Mutex::new(net_config));
+        let path = Arc::new(InProcess::new(&label(name), device, gone, config.clone())?);
+        Ok(Net::new(name, offered, net_config, config, path, gate))
+    }
+
+    fn start_data_path(&mut self, activation: &Activation) -> Result<(), ActivateError> {
+        for index in [0, 1] {
+            if !activation.vrings.iter().any(|vring| vring.index == index) {
+                return Err(ActivateError::NoVring(index));
+            }
+        }
+        let end = control::control_index(activation.features, self.pairs);
+        let data = activation.vrings.partition_point(|vring| vring.index < end);
+        let Activation { memory, features, vrings, interrupt } = activation;
+        let setup = DataSetup { memory, acked: *features, vrings: &vrings[..data], interrupt };
+        self.path.start(setup).map_err(|error| ActivateError::DataPath(Box::new(error)))
+    }
+
+    fn serve_control(&mut self, activation: &mut Activation) -> Result<Arc<OnceLock<bool>>, ActivateError> {
+        let (path, started) = (self.path.clone(), Arc::<OnceLock<bool>>::default());
+        let served = Served { label: &self.label, pairs: self.pairs, config: &self.config, gate: &self.gate };
+        self.control = control::serve(&served, activation, started.clone(), move |change| match change {
+            Change::Pairs(pairs) => path.set_active_pairs(pairs),
+            Change::Offloads(offloads) => path.set_offloads(offloads),
+        })?;
+        Ok(started)
+    }
+
+    /// A device that offers `offered` and what the control vring makes possible.
+    fn new(
+        name: &str,
+        offered: Features,
+        net_config: NetConfig,
+        config: Arc<Mutex<NetConfig>>,
+        path: Arc<dyn DataPath>,
+        gate: &Arc<PauseGate>,
+    ) -> Net {
+        let (name, label, pairs) = (name.to_owned(), label(name), net_config.max_pairs);
+        let features = offered.union(OWN).union(Features::NET_CTRL_GUEST_OFFLOADS);
+        info!(
+            "{label}: MAC {}, {pairs} queue pairs, offering {}",
+            net_config.mac,
+            features.named(Class::Net)
+        );
+        let vring_sizes = control::vring_sizes(pairs);
+        let (mac, gate) = (net_config.mac, gate.clone());
+        let for_others = RwLock::new(Some(path.clone()));
+        let handle = Handle { label: label.clone(), pairs, config: config.clone(), path: for_others };
+        let handle = Arc::new(handle);
+        Net { name, label, features, pairs, vring_sizes, mac, config, gate, control: None, path, handle }
+    }
+}
+
+impl Drop for Net {
+    fn drop(&mut self) {
+        // First: then the path, and with it the interface, is nobody else's.
+        self.handle.let_go();
+    }
+}
+
+/// Begins the log lines of the device over interface `name`.
+fn label(name: &str) -> String {
+    format!("net {name}")
+}
+
+/// The features of the kernel's vhost-net, when it is to move the frames and can.
+fn kernel_features(label: &str, wanted: VhostNet) -> Result<Option<Features>, PortError> {
+    if wanted == VhostNet::Off {
+        return Ok(None);
+    }
+    match vhost_net::probe() {
+        Ok(features) => Ok(Some(features)),
+        Err(error) if wanted == VhostNet::On => {
+            warn!("{label}: frames are moved by this process, not by the kernel: {}", faults::chain(&error));
+            Ok(None)
+        }
+        Err(source) => Err(PortError::VhostNet { label: label.to_owned(), source }),
+    }
+}
+
+impl VirtioDevice for Net {
+    fn device_id(&self) -> u32 {
+        VIRTIO_ID_NET
+    }
+
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::Net
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn label(&self) -> &str {
+        &self.label
+    }
+
+    fn handle(&self) -> Arc<dyn DeviceHandle> {
+        self.handle.clone()
+    }
+
+    fn mac(&self) -> Option<Mac> {
+        Some(self.mac)
+    }
+
+    fn features(&self) -> Features {
+        self.features
+    }
+
+    fn vring_sizes(&self) -> &[u16] {
+        &self.vring_sizes
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let config = *self.config.lock().unwrap_or_else(PoisonError::into_inner);
+        copy_config(&config.to_bytes(), offset, data);
+    }
+
+    /// The control vring first, so that it has its thread whatever becomes of the data path.
+    fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
+        let started = self.serve_control(&mut activation)?;
+        let result = self.start_data_path(&activation);
+        if result.is_err() {
+            self.path.stop();
+        }
+        let _ = started.set(result.is_ok());
+        result
+    }
+
+    fn reset(&mut self) {
+        self.control = None;
+        self.path.stop();
+        self.config.lock().unwrap_or_else(PoisonError::into_inner).mac = self.mac;
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;
+#[cfg(test)]
+mod trouble_tests;

@@ -1,0 +1,372 @@
+//! The thread between a network device and its back-end.
+//!
+//! It holds the session and the activation. The back-end is set up at each activation, told which pairs
+//! are active, stopped at each reset, and watched: when it closes the connection, fails in a request, or
+//! does not answer the one that is sent every [`PROBE_EVERY`], it has gone. Then it is tried again for
+//! ever, and one that comes back is set up as the guest has its device at that moment.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use log::{debug, error, info, warn};
+use thiserror::Error;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use volt_net::config::{NetConfig, STATUS_LINK_UP};
+
+use crate::faults::{self, LogBudget};
+use crate::virtio::net::vhost_user::connection;
+use crate::virtio::net::vhost_user::error::SessionError;
+use crate::virtio::net::vhost_user::link_state::{Backoff, LinkState};
+use crate::virtio::net::vhost_user::session::Session;
+use crate::virtio::net::vhost_user::setup::Setup;
+use crate::virtio::net::vhost_user::shared::{Command, Requirements, STOP_LIMIT, Shared};
+
+/// Between two requests that only show whether the back-end still answers.
+const PROBE_EVERY: Duration = Duration::from_secs(2);
+
+/// A back-end that goes again before this is one that cannot hold out, and is not tried at once.
+const STEADY: Duration = Duration::from_millis(100);
+
+/// Why an attempt to have the back-end back came to nothing.
+#[derive(Debug, Error)]
+enum RetryError {
+    #[error("cannot connect")]
+    Connect(#[source] volt_program::unix::ConnectError),
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    #[error("the guest resets its device")]
+    Cut,
+    #[error("the host is out of resources")]
+    Host(#[from] io::Error),
+}
+
+impl RetryError {
+    /// Whether this is what an absent or dying back-end looks like, and so nothing to tell anybody.
+    fn is_absence(&self) -> bool {
+        match self {
+            RetryError::Connect(error) => connection::is_absent(error),
+            RetryError::Session(error) => matches!(error, SessionError::Closed { .. }),
+            RetryError::Cut => true,
+            RetryError::Host(_) => false,
+        }
+    }
+}
+
+enum BackEnd {
+    Connected {
+        session: Session,
+        since: Instant,
+        probe_at: Instant,
+    },
+    Away {
+        since: Instant,
+        retry_at: Instant,
+        /// The last refusal that was logged.
+        logged: String,
+    },
+}
+
+/// What woke the thread.
+#[derive(Clone, Copy)]
+enum Token {
+    Command,
+    Peer,
+    Request,
+}
+
+/// The thread's own.
+pub(super) struct BackendThread {
+    label: String,
+    required: Requirements,
+    shared: Arc<Shared>,
+    commands: Receiver<Command>,
+    epoll: Epoll,
+    back_end: BackEnd,
+    active: Option<Box<Setup>>,
+    backoff: Backoff,
+    budget: LogBudget,
+}
+
+impl BackendThread {
+    pub(super) fn new(
+        label: String,
+        session: Session,
+        required: Requirements,
+        shared: Arc<Shared>,
+        commands: Receiver<Command>,
+    ) -> io::Result<BackendThread> {
+        let epoll = Epoll::new()?;
+        watch(&epoll, shared.wake.as_raw_fd(), EventSet::IN, Token::Command)?;
+        shared.cancellation.attach(session.stream())?;
+        let now = Instant::now();
+        let thread = BackendThread {
+            label,
+            required,
+            shared,
+            commands,
+            epoll,
+            back_end: BackEnd::Connected { session, since: now, probe_at: now + PROBE_EVERY },
+            active: None,
+            backoff: Backoff::default(),
+            budget: LogBudget::new(),
+        };
+        if let BackEnd::Connected { session, .. } = &thread.back_end {
+            thread.watch_session(session)?;
+        }
+        Ok(thread)
+    }
+
+    pub(super) fn run(mut self) {
+        let mut events = [EpollEvent::default(); 3];
+        loop {
+            let count = match self.epoll.wait(self.timeout(), &mut events) {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+                Err(error) => return error!("{}: stopped, as waiting failed: {error}", self.label),
+            };
+            let came = |token| events[..count].iter().any(|event| event.data() == token as u64);
+            let (ended, asked) = (came(Token::Peer), came(Token::Request));
+            // Before the end of a connection, which at the end of the device is our doing.
+            if self.take_commands() {
+                return;
+            }
+            if ended {
+                self.lose("it closed the connection");
+            } else if asked {
+                self.take_requests();
+            }
+            self.follow();
+            self.keep_time();
+        }
+    }
+
+    /// Milliseconds until something is due.
+    fn timeout(&self) -> i32 {
+        let due = match &self.back_end {
+            BackEnd::Connected { probe_at, .. } => *probe_at,
+            BackEnd::Away { retry_at, .. } => {
+                self.link_down_at().map_or(*retry_at, |down_at| down_at.min(*retry_at))
+            }
+        };
+        let wait = due.saturating_duration_since(Instant::now());
+        // Rounded up: woken too early, the thread would spin for the rest of a millisecond.
+        wait.as_micros().div_ceil(1000).try_into().unwrap_or(i32::MAX)
+    }
+
+    /// Carries out what the device asked for; true at the end.
+    fn take_commands(&mut self) -> bool {
+        let _ = self.shared.wake.read();
+        loop {
+            match self.commands.try_recv() {
+                Ok(Command::Start(setup)) => self.start(setup),
+                Ok(Command::Stop { done }) => {
+                    self.stop();
+                    let _ = done.send(());
+                }
+                Ok(Command::Quit) | Err(TryRecvError::Disconnected) => return true,
+                Err(TryRecvError::Empty) => return false,
+            }
+        }
+    }
+
+    fn start(&mut self, setup: Box<Setup>) {
+        if let BackEnd::Connected { session, .. } = &mut self.back_end {
+            match session.start(&setup) {
+                Ok(()) if faults::may_log() => {
+                    info!("{}: the back-end serves {} vrings", self.label, setup.vrings.len());
+                }
+                Ok(()) => {}
+                Err(error) => self.lose_for(&error),
+            }
+        }
+        self.active = Some(setup);
+    }
+
+    fn stop(&mut self) {
+        let Some(setup) = self.active.take() else { return };
+        if let BackEnd::Connected { session, .. } = &mut self.back_end
+            && let Err(error) = session.stop(&setup)
+        {
+            self.lose_for(&error);
+        }
+    }
+
+    /// Takes what the back-end asks for by itself, and shows the guest what has come of it.
+    fn take_requests(&mut self) {
+        let BackEnd::Connected { session, .. } = &mut self.back_end else { return };
+        match session.take_requests() {
+            Ok(()) => {
+                let up = session.link_up();
+                self.set_link(up);
+            }
+            Err(error) => self.lose_for(&error),
+        }
+    }
+
+    /// Tells the back-end what the driver has changed since.
+    fn follow(&mut self) {
+        if let (BackEnd::Connected { session, .. }, Some(setup)) = (&mut self.back_end, &self.active)
+            && let Err(error) = session.follow(setup)
+        {
+            self.lose_for(&error);
+        }
+    }
+
+    /// Does what is due.
+    fn keep_time(&mut self) {
+        let now = Instant::now();
+        match &mut self.back_end {
+            BackEnd::Connected { session, probe_at, .. } if *probe_at <= now => match session.probe() {
+                Ok(()) => *probe_at = Instant::now() + PROBE_EVERY,
+                Err(error) => self.lose_for(&error),
+            },
+            BackEnd::Away { retry_at, .. } if *retry_at <= now => match self.attempt() {
+                Ok(session) => self.found(session),
+                Err(error) => self.try_later(&error),
+            },
+            _ => {}
+        }
+        if self.link_down_at().is_some_and(|at| at <= Instant::now()) {
+            self.set_link(false);
+        }
+    }
+
+    fn lose_for(&mut self, error: &SessionError) {
+        if self.shared.cancellation.has_cancelled() {
+            let limit = STOP_LIMIT.as_secs();
+            return self.lose(&format!("it did not stop within {limit} s when the guest reset its device"));
+        }
+        self.lose(&faults::chain(error));
+    }
+
+    /// The back-end is no more. The guest is not told: its device stays, and frames wait in its vrings.
+    fn lose(&mut self, why: &str) {
+        let BackEnd::Connected { session, since: found, .. } = &self.back_end else { return };
+        unwatch(&self.epoll, session.as_raw_fd(), &self.label);
+        self.shared.cancellation.detach();
+        if found.elapsed() >= STEADY {
+            self.backoff.reset();
+        }
+        let since = Instant::now();
+        // Closes the connection, so that a back-end that lives on lets go of the guest's memory.
+        self.back_end =
+            BackEnd::Away { since, retry_at: since + self.backoff.delay(), logged: String::new() };
+        self.state().lost(since);
+        if self.budget.take() {
+            warn!(
+                "{}: the back-end has gone ({why}): the guest runs on without this network, and a back-end \
+                 is looked for until there is one",
+                self.label
+            );
+        }
+    }
+
+    /// One attempt, as far as a back-end that serves the guest.
+    fn attempt(&mut self) -> Result<Session, RetryError> {
+        let stream = connection::try_connect(&self.required.socket).map_err(RetryError::Connect)?;
+        if !self.shared.cancellation.attach(&stream)? {
+            return Err(RetryError::Cut);
+        }
+        let mut session = Session::open(stream, self.required.pairs)?;
+        match &self.active {
+            Some(setup) => session.start(setup)?,
+            None => {
+                let missing = self.required.offered.difference(session.features());
+                if !missing.is_empty() {
+                    return Err(SessionError::Offered(missing).into());
+                }
+            }
+        }
+        self.watch_session(&session)?;
+        Ok(session)
+    }
+
+    fn try_later(&mut self, error: &RetryError) {
+        self.shared.cancellation.detach();
+        let text = faults::chain(error);
+        debug!("{}: {text}", self.label);
+        let delay = self.backoff.delay();
+        let BackEnd::Away { retry_at, logged, .. } = &mut self.back_end else { return };
+        *retry_at = Instant::now() + delay;
+        if !error.is_absence() && *logged != text && self.budget.take() {
+            warn!("{}: a back-end is there but not taken, and tried again: {text}", self.label);
+            *logged = text;
+        }
+    }
+
+    fn found(&mut self, session: Session) {
+        let now = Instant::now();
+        let (theirs, before, up) = (session.mtu(), self.required.mtu, session.link_up());
+        self.back_end = BackEnd::Connected { session, since: now, probe_at: now + PROBE_EVERY };
+        self.set_link(up);
+        let (away, losses) = {
+            let mut state = self.state();
+            (state.found(now), state.losses)
+        };
+        if self.budget.take() {
+            let seconds = away.as_secs_f32();
+            info!("{}: the back-end is back after {seconds:.3} s; it has gone {losses} times", self.label);
+            if theirs != before {
+                let text = |mtu: Option<u16>| mtu.map_or("none".to_owned(), |mtu| mtu.to_string());
+                let (theirs, before) = (text(theirs), text(before));
+                warn!("{}: its MTU is {theirs} and was {before}, which the guest goes by", self.label);
+            }
+        }
+    }
+
+    /// When the guest is to see its link down, unless it does.
+    fn link_down_at(&self) -> Option<Instant> {
+        match self.back_end {
+            BackEnd::Away { since, .. } if self.config().status & STATUS_LINK_UP != 0 => {
+                since.checked_add(self.required.link_down_after?)
+            }
+            _ => None,
+        }
+    }
+
+    /// Shows the guest its link up or down (virtio 1.2, 5.1.4), and says so when that is new.
+    fn set_link(&self, up: bool) {
+        let mut config = self.config();
+        let status = if up { config.status | STATUS_LINK_UP } else { config.status & !STATUS_LINK_UP };
+        if std::mem::replace(&mut config.status, status) == status {
+            return;
+        }
+        drop(config);
+        if let Some(setup) = &self.active {
+            setup.interrupt.config_changed();
+        }
+        if self.budget.take() {
+            info!("{}: the guest sees its link {}", self.label, if up { "up" } else { "down" });
+        }
+    }
+
+    fn config(&self) -> MutexGuard<'_, NetConfig> {
+        self.shared.config.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn state(&self) -> MutexGuard<'_, LinkState> {
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The connection only for its end: a back-end that says something unasked has a channel for that, or is
+    /// not listened to.
+    fn watch_session(&self, session: &Session) -> io::Result<()> {
+        if let Some(channel) = session.channel() {
+            watch(&self.epoll, channel.as_raw_fd(), EventSet::IN, Token::Request)?;
+        }
+        watch(&self.epoll, session.as_raw_fd(), EventSet::READ_HANG_UP, Token::Peer)
+    }
+}
+
+fn watch(epoll: &Epoll, fd: RawFd, events: EventSet, token: Token) -> io::Result<()> {
+    epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, token as u64))
+}
+
+fn unwatch(epoll: &Epoll, fd: RawFd, label: &str) {
+    if let Err(error) = epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default()) {
+        debug!("{label}: {error} when a descriptor is taken out of the poll set");
+    }
+}
