@@ -1,4 +1,5 @@
 //! The command line, following the vhost-user back-end program conventions.
+#![forbid(unsafe_code)]
 
 use std::path::PathBuf;
 

@@ -3,6 +3,7 @@
 //! Whoever may connect gets the guest's memory and the interface, so that only the daemon's own user and root
 //! may. One request a connection. The main thread answers at once; a client that stops in the middle of a
 //! request costs it [`PATIENCE`].
+#![forbid(unsafe_code)]
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -15,7 +16,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use thiserror::Error;
 use volt_net::limiter::LimitsChange;
-use volt_net::state::{FdId, transfer};
+use volt_net::state::{FdId, Format, transfer};
 use volt_program::unix::{ConnectError, connect_within};
 
 /// How long a client may take for its request, from its first byte on.
@@ -31,7 +32,7 @@ pub(crate) enum Request {
     Limits(LimitsChange),
     /// Gives everything to the client, which reads states of these formats.
     TakeOver {
-        formats: Vec<u32>,
+        formats: Vec<Format>,
         program: String,
     },
 }

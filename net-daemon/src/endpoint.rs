@@ -1,4 +1,5 @@
 //! Where front-ends come from: a socket to listen on, one to connect to, or an open descriptor.
+#![forbid(unsafe_code)]
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};

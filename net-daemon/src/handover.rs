@@ -15,6 +15,7 @@
 //! The one byte decides: whoever could send it never serves again, whoever could not goes on. Before a new
 //! process gives up waiting it shuts its end for reading, so that the byte has either come by then or can
 //! never be sent.
+#![forbid(unsafe_code)]
 
 use std::io::{self, Read};
 use std::net::Shutdown;
@@ -29,7 +30,7 @@ use rustix::net::{SendFlags, send};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use volt_net::state::FORMAT;
+use volt_net::state::Format;
 use volt_net::state::transfer;
 
 use crate::control::{self, ControlError, Offer, Reply, Request};
@@ -79,7 +80,7 @@ pub(crate) struct Predecessor {
 impl Predecessor {
     /// Asks the daemon that is controlled at `path` for its state.
     pub(crate) fn ask(path: &Path) -> Result<(Predecessor, Offer, Vec<OwnedFd>), HandOverError> {
-        let request = Request::TakeOver { formats: vec![FORMAT], program: program() };
+        let request = Request::TakeOver { formats: Format::ALL.to_vec(), program: program() };
         match control::ask(path, &request, PATIENCE)? {
             (socket, Reply::Offer(offer), fds) if offer.fds.len() == fds.len() => {
                 let process = process(offer.pid);

@@ -213,10 +213,13 @@ fn import(inheritance: Inheritance, supervised: Supervised, signals: Signals) ->
     {
         connection.channel.unsent = unsent;
     }
-    let (limits, busy_poll_us) = (device.limits, device.busy_poll_us);
+    let (limits, busy_poll_us, counters) = (device.limits, device.busy_poll_us, device.counters);
     let mut server = build(port, options, endpoint, control, state.max_ring_size, supervised, signals)?;
     server.set_limits(limits);
     server.set_busy_poll(busy_poll_us);
+    if let Some(counters) = counters {
+        server.import_counters(counters, &mut from)?;
+    }
     server.import(state.connection, inheritance.read, state.run_state, state.take_overs, &mut from)?;
     server.drop_connection_on_resume(inheritance.drop_connection);
     Ok(server)
@@ -233,7 +236,7 @@ fn build(
 ) -> Result<Server, AnyError> {
     let Supervised { supervisor, watches, request, restarts, leave, blocked } = supervised;
     let wake = Arc::new(Notifier::eventfd()?);
-    let mut device = NetDevice::new(port, options, wake.clone());
+    let mut device = NetDevice::new(port, options, wake.clone())?;
     if let Some(watches) = watches {
         device.watched_by(watches);
     }

@@ -2,6 +2,7 @@
 //!
 //! Waits for everything at once and never for one thing alone, so that no front-end can keep it from ending
 //! when it is told to.
+#![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
 use std::io;

@@ -1,4 +1,5 @@
 //! The whole daemon as data: what one process writes and the next one reads.
+#![forbid(unsafe_code)]
 
 use std::os::fd::OwnedFd;
 
@@ -6,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use volt_net::config::Mac;
 use volt_net::device::{DeviceState, RunState};
 use volt_net::port::state::PortState;
-use volt_net::state::{FORMAT, StateError};
+use volt_net::state::{Format, StateError};
 use volt_vhost_user::channel::ChannelState;
 use volt_vhost_user::session::state::SessionState;
 
@@ -14,10 +15,10 @@ use crate::cli::Cli;
 use crate::endpoint::{EndpointState, ListenerState};
 
 /// A daemon. Every change of this structure, or of one inside it, that an older program would misread needs a
-/// new [`FORMAT`].
+/// new [`Format`].
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct DaemonState {
-    pub(crate) format: u32,
+    pub(crate) format: Format,
     /// The program that wrote it, for logs.
     pub(crate) program: String,
     /// How often a daemon was replaced by `--take-over` since the first one was started.
@@ -85,10 +86,10 @@ impl DaemonState {
     pub(crate) fn parse(text: &str) -> Result<DaemonState, StateError> {
         #[derive(Deserialize)]
         struct Version {
-            format: u32,
+            format: Format,
         }
         let Version { format } = serde_json::from_str(text)?;
-        if format != FORMAT {
+        if !format.is_known() {
             return Err(StateError::Format(format));
         }
         Ok(serde_json::from_str(text)?)
@@ -106,8 +107,8 @@ mod tests {
 
     use super::*;
 
-    /// As the first program that had this format wrote it.
-    const FIRST: &str = include_str!("state/format-1.json");
+    /// As the first programs that had these formats wrote them.
+    const FIRST: [&str; 2] = [include_str!("state/format-1.json"), include_str!("state/format-2.json")];
 
     /// Whether all that `old` has is in `new`, with the same values.
     fn assert_within(old: &Value, new: &Value, at: &str) {
@@ -126,10 +127,14 @@ mod tests {
 
     #[test]
     fn programs_of_one_format_read_each_other() {
-        let state = DaemonState::parse(FIRST).unwrap();
-        let written = serde_json::to_value(&state).unwrap();
-        assert_within(&serde_json::from_str(FIRST).unwrap(), &written, "");
-        let other = FIRST.replace("\"format\": 1", "\"format\": 2");
-        assert!(matches!(DaemonState::parse(&other), Err(StateError::Format(2))));
+        assert_eq!(FIRST.len(), Format::ALL.len());
+        for first in FIRST {
+            let state = DaemonState::parse(first).unwrap();
+            let written = serde_json::to_value(&state).unwrap();
+            assert_within(&serde_json::from_str(first).unwrap(), &written, "");
+        }
+        let other = FIRST[0].replace("\"format\": 1", "\"format\": 3");
+        let error = DaemonState::parse(&other).unwrap_err();
+        assert_eq!(error.to_string(), "the state has format 3, and this program reads 1 to 2");
     }
 }

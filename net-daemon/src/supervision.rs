@@ -6,6 +6,7 @@
 //!
 //! A supervisor that does not answer is ended: it could start another worker, with what has become an old
 //! state, at any time later. Its worker goes on as after any other death of its supervisor.
+#![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
 use std::io;

@@ -21,6 +21,18 @@ pub fn program(name: &str) -> PathBuf {
     found.unwrap_or_else(|| panic!("no {name} near {}: run `cargo build --workspace` first", test.display()))
 }
 
+/// A copy of a program at `path`, to be run.
+///
+/// Made by another process: a fork of this one, of another test, would hold the copy open for writing until
+/// it runs its own program, and what is open for writing cannot be run (ETXTBSY).
+///
+/// # Panics
+/// When it cannot be made.
+pub fn copy_of(name: &str, path: &Path) {
+    let copied = Command::new("cp").arg(program(name)).arg(path).status().expect("cp");
+    assert!(copied.success(), "no copy of {name} at {}", path.display());
+}
+
 /// What a process uses, from /proc.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Usage {

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::time::Duration;
 
-use protocol_tests::daemon::program;
+use protocol_tests::daemon::copy_of;
 use protocol_tests::frame::{NetHeader, number_of, numbered};
 use protocol_tests::rig::{LIMIT, Rig};
 use protocol_tests::session::{Session, Setup};
@@ -260,6 +260,31 @@ fn a_successor_that_fails_changes_nothing() {
     }
 }
 
+/// A program from before a format gets the one that it reads, with all that is in it.
+#[test]
+fn each_reader_gets_the_newest_format_that_it_reads() {
+    let test = "each_reader_gets_the_newest_format_that_it_reads";
+    let Some(mut rig) = Rig::new(test, &CONTROL) else { return };
+    let mut session = rig.session(&Setup::default());
+    rig.both_ways(&mut session, 3);
+    for (formats, expected) in [("[1]", 1), ("[1,2]", 2), ("[2,7]", 2)] {
+        let take_over = format!(r#"{{"TakeOver":{{"formats":{formats},"program":"another"}}}}"#);
+        let offer: serde_json::Value =
+            serde_json::from_str(&answer(&mut ask(&rig, &take_over))).expect("JSON");
+        let state = &offer["Offer"]["state"];
+        assert_eq!(state["format"], expected, "{formats}: {state:#}");
+        // Counters are in the state, or in memory that it names.
+        let written = &state["leftover"]["counters"][0]["tx frames"];
+        let named = &state["device"]["counters"];
+        assert_eq!(written.as_u64(), (expected == 1).then_some(3), "{formats}: {state:#}");
+        assert_eq!(named.is_u64(), expected > 1, "{formats}: {state:#}");
+        let fds = offer["Offer"]["fds"].as_array().expect("descriptors");
+        assert!(named.is_null() || fds.contains(named), "{formats}: {offer:#}");
+        rig.both_ways(&mut session, 0);
+    }
+    assert_eq!(rig.status()["counters"][0]["tx_frames"], 3);
+}
+
 /// A daemon that is stopped while its successor waits: the successor gives up, and the daemon goes on when it
 /// runs again.
 #[test]
@@ -296,7 +321,7 @@ fn others_may_not_control() {
     open(&rig.control(), 0o666);
     // A copy, and names from its directory on: nobody need be able to reach the directories above.
     let copy = rig.dir.path().join("volt-netd");
-    std::fs::copy(program("volt-netd"), &copy).expect("a copy");
+    copy_of("volt-netd", &copy);
     open(&copy, 0o755);
     let mut command = Command::new("setpriv");
     command.args(["--reuid", "65534", "--clear-groups", "./volt-netd", "ctl", "status", "--control"]);

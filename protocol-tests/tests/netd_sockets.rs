@@ -8,7 +8,7 @@ use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Command, Output};
 
-use protocol_tests::daemon::{Daemon, program};
+use protocol_tests::daemon::{Daemon, copy_of, program};
 use protocol_tests::frontend::Frontend;
 use protocol_tests::netns::Netns;
 use protocol_tests::rig::{LIMIT, Rig, namespace};
@@ -82,7 +82,7 @@ fn a_socket_that_may_not_be_given_to_its_group_is_not_left_behind() {
     let dir = tempfile::tempdir().expect("a directory");
     chown(dir.path(), Some(65534), Some(65534)).expect("its owner");
     let copy = dir.path().join("volt-netd");
-    std::fs::copy(program("volt-netd"), &copy).expect("a copy");
+    copy_of("volt-netd", &copy);
     std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o755)).expect("permissions");
     let start = |arguments: &[&str]| {
         let tap = netns.open_tap("tap0", protocol_tests::netns::TAP_FLAGS).expect("a TAP");
@@ -153,7 +153,7 @@ fn a_user_of_another_namespace_is_a_stranger() {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("permissions");
     };
     let copy = rig.dir.path().join("volt-netd");
-    std::fs::copy(program("volt-netd"), &copy).expect("a copy");
+    copy_of("volt-netd", &copy);
     open(&copy, 0o755);
     open(rig.dir.path(), 0o755);
     open(&rig.control(), 0o666);

@@ -172,10 +172,10 @@ fn a_unit_that_is_killed_or_restarted_goes_on() {
     assert!(readable(&requests, LIMIT).expect("the channel"), "the front-end is told of its link");
     rig.netns.ip("link set dev tap0 up").expect("ip");
     rig.netns.wait_until_up("tap0", LIMIT).expect("up");
-    // The store holds what is in use and no more: state, TAP, two listeners, connection, its channel, memory,
-    // kick and call twice.
+    // The store holds what is in use and no more: state, counters, TAP, two listeners, connection, its
+    // channel, memory, kick and call twice.
     session.frontend.sync().expect("served");
-    let settled = poll_until(LIMIT, || (unit(&shared).store.len() == 11).then_some(()));
+    let settled = poll_until(LIMIT, || (unit(&shared).store.len() == 12).then_some(()));
     assert!(settled.is_some(), "{:?}", unit(&shared).store.keys());
     // A unit that is stopped for good loses its store.
     assert!(rig.daemon.stop(LIMIT).expect("it ends").success());

@@ -12,6 +12,7 @@ use crate::device::{DeviceOptions, NetDevice};
 use crate::limiter::RateLimits;
 use crate::port::Port;
 use crate::port::tap::{Tap, TapError, TapOptions};
+use crate::shared_words::WordsError;
 use crate::virtio_net::VirtioNet;
 
 /// Most queue pairs of a device.
@@ -35,6 +36,9 @@ pub enum BuildError {
     /// No descriptor for the news of the port's end.
     #[error("cannot make an eventfd")]
     Wake(#[source] NotifyError),
+    /// No memory for counters.
+    #[error(transparent)]
+    Memory(#[from] WordsError),
     /// The workers' signal.
     #[error("cannot set up a signal handler")]
     Signal(#[source] io::Error),
@@ -135,7 +139,7 @@ impl VirtioNetBuilder {
         let mac = mac.or(port.mac()).map_or_else(Mac::random, Ok).map_err(BuildError::Random)?;
         let wake = wake.map_or_else(new_notifier, Ok)?;
         let options = DeviceOptions { pairs: queues, mac, mtu };
-        let mut device = NetDevice::new(port, options, wake);
+        let mut device = NetDevice::new(port, options, wake).map_err(BuildError::Memory)?;
         device.set_limits(limits);
         Ok(VirtioNet::new(device))
     }

@@ -1,11 +1,18 @@
-//! What happened on a queue pair, counted.
+//! What happened on a queue pair, counted, where it is still to be read after a death.
+#![expect(unsafe_code, reason = "says that counters are words")]
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Deref;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::shared_words::{AllWords, Kind, SharedWords, WordsError};
 
 /// A number that one thread counts up and others read.
 #[derive(Debug, Default)]
+#[repr(transparent)]
 pub struct Counter(AtomicU64);
 
 impl Counter {
@@ -25,6 +32,7 @@ macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident: $text:literal;)*) => {
         /// The counters of one queue pair.
         #[derive(Debug, Default)]
+        #[repr(C)]
         pub struct Counters {
             $($(#[$doc])* pub $name: Counter,)*
         }
@@ -79,6 +87,75 @@ counters! {
     calls: "calls";
     /// Notifications from the driver.
     kicks: "kicks";
+}
+
+// SAFETY: repr(C), and every field a word (the macro).
+unsafe impl AllWords for Counters {}
+
+/// Words of a pair's counters.
+const WORDS: usize = size_of::<Counters>() / size_of::<u64>();
+
+/// The counters are words in their order. One that is added comes last, and makes a new version.
+const KIND: Kind = Kind { magic: *b"voltCNTR", version: 1 };
+
+/// The counters of all queue pairs of a device, in memory that another process can go on with.
+#[derive(Clone, Debug)]
+pub struct CounterMemory(Arc<SharedWords>);
+
+impl CounterMemory {
+    /// Counters at zero.
+    ///
+    /// # Errors
+    ///
+    /// When there is no memory.
+    pub fn new(pairs: usize) -> Result<CounterMemory, WordsError> {
+        Ok(CounterMemory(Arc::new(SharedWords::create("volt-counters", KIND, pairs * WORDS)?)))
+    }
+
+    /// Those of another process.
+    ///
+    /// # Errors
+    ///
+    /// When it is something else.
+    pub fn open(memory: OwnedFd, pairs: usize) -> Result<CounterMemory, WordsError> {
+        Ok(CounterMemory(Arc::new(SharedWords::open(memory, KIND, pairs * WORDS)?)))
+    }
+
+    /// The counters of `pair`.
+    ///
+    /// # Panics
+    ///
+    /// When there are fewer pairs, as where they are used.
+    pub fn of(&self, pair: usize) -> &Counters {
+        self.0.view(pair * WORDS)
+    }
+
+    /// The same for a worker.
+    pub fn pair(&self, pair: usize) -> PairCounters {
+        PairCounters { memory: self.clone(), pair }
+    }
+}
+
+impl AsFd for CounterMemory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// The counters of one queue pair.
+#[derive(Clone, Debug)]
+pub struct PairCounters {
+    memory: CounterMemory,
+    pair: usize,
+}
+
+impl Deref for PairCounters {
+    type Target = Counters;
+
+    #[inline]
+    fn deref(&self) -> &Counters {
+        self.memory.of(self.pair)
+    }
 }
 
 impl fmt::Display for Counters {

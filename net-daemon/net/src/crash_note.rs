@@ -3,15 +3,14 @@
 //! A chain that kills the process that serves it would kill the next one too. So a worker notes, before it
 //! looks at a chain, at which index of the available ring that is: one store a chain. Whoever starts the next
 //! process finds the note, and has the chain left out that did so twice.
-#![expect(unsafe_code, reason = "memory that a supervisor shares with the processes it starts")]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use vm_memory::MmapRegion;
-use vm_memory::mmap::MmapRegionError;
 use volt_virtio::chain::ChainError;
+
+use crate::shared_words::{Kind, SharedWords, WordsError};
 
 /// A note: bit 0 whether a chain is being served, bits 16 to 31 its index, from bit 32 how many were served
 /// before it.
@@ -22,10 +21,12 @@ pub const NOTES: usize = 256;
 /// The note for requests, beside those for vrings.
 pub const REQUESTS: usize = NOTES - 1;
 
+const KIND: Kind = Kind { magic: *b"voltNOTE", version: 1 };
+
 /// One note for each vring, in memory that is shared with forked processes.
 #[derive(Clone, Debug)]
 pub struct CrashNotes {
-    memory: Arc<MmapRegion>,
+    words: Arc<SharedWords>,
 }
 
 impl CrashNotes {
@@ -34,12 +35,8 @@ impl CrashNotes {
     /// # Errors
     ///
     /// When there is no memory.
-    pub fn new() -> Result<CrashNotes, MmapRegionError> {
-        let (protection, flags) =
-            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
-        let bytes = (NOTES * size_of::<u64>()).next_multiple_of(4096);
-        let memory = MmapRegion::build(None, bytes, protection, flags)?;
-        Ok(CrashNotes { memory: Arc::new(memory) })
+    pub fn new() -> Result<CrashNotes, WordsError> {
+        Ok(CrashNotes { words: Arc::new(SharedWords::create("volt-notes", KIND, NOTES)?) })
     }
 
     /// The note of vring `vring`.
@@ -53,9 +50,7 @@ impl CrashNotes {
     }
 
     fn word(&self, vring: usize) -> &AtomicU64 {
-        // SAFETY: vring < NOTES (checked by `note`), the mapping has a word for each, aligned because it
-        // begins at a page, and lives as long as `self`. All processes access it atomically.
-        unsafe { AtomicU64::from_ptr(self.memory.as_ptr().cast::<u64>().add(vring)) }
+        self.words.word(vring)
     }
 
     /// The chains that were being served: vring, index, and how many the vring's worker had served before.

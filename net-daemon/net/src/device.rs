@@ -15,7 +15,7 @@ use volt_virtio::features::Features;
 use volt_virtio::notify::Notifier;
 
 use crate::config::{DUPLEX_UNKNOWN, MIN_MTU, Mac, NetConfig, SPEED_UNKNOWN, STATUS_LINK_UP};
-use crate::counters::Counters;
+use crate::counters::{CounterMemory, Counters};
 use crate::crash_note::{Watch, Watches};
 use crate::health::{GoneFlag, Health};
 use crate::limiter::{Limiter, RateLimits};
@@ -24,6 +24,8 @@ use crate::port::inject::Injector;
 use crate::port::macvtap::check_mac;
 use crate::port::{Port, PortQueue};
 use crate::rx::Rx;
+use crate::shared_words::WordsError;
+use crate::state::Numbered;
 use crate::tx::Tx;
 use crate::unshared::UnsharedCheck;
 use crate::vring::Vring;
@@ -92,7 +94,7 @@ pub struct NetDevice {
     offered: Features,
     config: NetConfig,
     workers: Vec<Option<Worker>>,
-    counters: Vec<Arc<Counters>>,
+    counters: Numbered<CounterMemory>,
     /// Frames that were received and not delivered when their pair stopped.
     stashes: Vec<Option<Vec<u8>>>,
     gone: GoneFlag,
@@ -109,7 +111,15 @@ pub struct NetDevice {
 
 impl NetDevice {
     /// A device over `port`. `wake` is notified when the port is found gone.
-    pub fn new(port: Box<dyn Port>, options: DeviceOptions, wake: Arc<Notifier>) -> NetDevice {
+    ///
+    /// # Errors
+    ///
+    /// When there is no memory for its counters.
+    pub fn new(
+        port: Box<dyn Port>,
+        options: DeviceOptions,
+        wake: Arc<Notifier>,
+    ) -> Result<NetDevice, WordsError> {
         let pairs = usize::from(options.pairs);
         let mut offered = ALWAYS.union(port.extra_features());
         if options.pairs > 1 {
@@ -128,11 +138,11 @@ impl NetDevice {
             duplex: DUPLEX_UNKNOWN,
         };
         check_mac(&*port, options.mac);
-        let counters = (0..pairs).map(|_| Arc::default()).collect();
+        let counters = Numbered::fresh(CounterMemory::new(pairs)?);
         let workers = (0..pairs).map(|_| None).collect();
         let stashes = vec![None; pairs];
         let gone = GoneFlag::new(wake);
-        NetDevice {
+        Ok(NetDevice {
             port,
             offered,
             config,
@@ -147,7 +157,7 @@ impl NetDevice {
             injectors: BTreeMap::new(),
             link_up: true,
             failing: Vec::new(),
-        }
+        })
     }
 
     /// The port.
@@ -177,9 +187,9 @@ impl NetDevice {
 
     /// Gives up the frames that were received and not delivered: the guest they were for has gone.
     pub fn give_up_stashes(&mut self) {
-        for (stash, counters) in self.stashes.iter_mut().zip(&self.counters) {
+        for (pair, stash) in self.stashes.iter_mut().enumerate() {
             if stash.take().is_some() {
-                counters.rx_failed.add(1);
+                self.counters.of(pair).rx_failed.add(1);
             }
         }
     }
@@ -211,7 +221,7 @@ impl NetDevice {
 
     /// What pair `pair` has counted since the device was made.
     pub fn counters(&self, pair: usize) -> &Counters {
-        &self.counters[pair]
+        self.counters.of(pair)
     }
 
     /// The rate limits in force.
@@ -259,7 +269,7 @@ impl NetDevice {
             rx,
             tx: vrings.tx.map(|vring| Tx::new(vring, vrings.discard_tx)),
             queue,
-            counters: self.counters[pair].clone(),
+            counters: self.counters.pair(pair),
             health: Health::new(self.port.name().to_owned(), self.gone.clone()),
             unshared: vrings.unshared,
             broken: Vec::new(),

@@ -43,6 +43,7 @@ mod offloads;
 pub mod pair;
 pub mod port;
 pub mod rx;
+pub mod shared_words;
 pub mod state;
 mod thread;
 pub mod tx;

@@ -8,7 +8,7 @@ use volt_virtio::part::IoPart;
 use volt_virtio::ring::RingError;
 
 use crate::batch::Turn;
-use crate::counters::Counters;
+use crate::counters::PairCounters;
 use crate::health::Health;
 use crate::port::PortQueue;
 use crate::rx::Rx;
@@ -26,7 +26,7 @@ pub struct Pair {
     /// The port's queue.
     pub queue: Arc<dyn PortQueue>,
     /// What the pair counts.
-    pub counters: Arc<Counters>,
+    pub counters: PairCounters,
     /// What the pair knows about its port.
     pub health: Health,
     /// Whether the rings fill, where that is asked.

@@ -10,6 +10,7 @@
 //! then.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -18,10 +19,43 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use volt_virtio::features::{Class, Features};
 
+use crate::shared_words::WordsError;
+
 pub mod transfer;
 
-/// Version of the state's format: see `docs/continuity.md`. One that is not known is not read.
-pub const FORMAT: u32 = 1;
+/// Version of a state's format: see `docs/continuity.md`. A program reads all of them, and writes the newest
+/// that the reader knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Format(u32);
+
+impl Format {
+    /// All that this program knows, the newest last. In 2, counters are in memory of their own.
+    pub const ALL: [Format; 2] = [Format(1), Format(2)];
+    /// What this program reads by itself later.
+    pub const NEWEST: Format = Format(2);
+
+    /// The newest that this program and one that reads `theirs` know.
+    pub fn in_common(theirs: &[Format]) -> Option<Format> {
+        Format::ALL.into_iter().rev().find(|format| theirs.contains(format))
+    }
+
+    /// Whether it is one that this program knows.
+    pub fn is_known(self) -> bool {
+        Format::ALL.contains(&self)
+    }
+
+    /// Whether counters are in memory that the state names, and not in the state.
+    pub fn has_counter_memory(self) -> bool {
+        self >= Format(2)
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
 
 /// Number of a descriptor within a state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -93,11 +127,11 @@ impl<T> Deref for Numbered<T> {
 #[derive(Debug, Error)]
 pub enum StateError {
     /// It is no JSON, or not of this shape.
-    #[error("the state is not of format {FORMAT}")]
+    #[error("the state is not of the shape that its format has")]
     Shape(#[from] serde_json::Error),
     /// A version from another time.
-    #[error("the state has format {0}, and this program reads format {FORMAT}")]
-    Format(u32),
+    #[error("the state has format {0}, and this program reads 1 to {newest}", newest = Format::NEWEST)]
+    Format(Format),
     /// A descriptor did not come with it.
     #[error("the state names descriptor {}, which did not come with it", .0.0)]
     Descriptor(FdId),
@@ -107,6 +141,9 @@ pub enum StateError {
     /// Its parts do not go together.
     #[error("the state contradicts itself: {0}")]
     Contradiction(&'static str),
+    /// Counters.
+    #[error("counters of the state")]
+    Counters(#[source] WordsError),
     /// Guest memory.
     #[error("guest memory of the state")]
     Memory(#[source] Box<dyn std::error::Error + Send + Sync>),

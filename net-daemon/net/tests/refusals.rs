@@ -76,7 +76,7 @@ fn a_refusal_is_told_when_it_is_new() {
     let wake = Arc::new(Notifier::new(wake).expect("a notifier"));
     let options = DeviceOptions { pairs: 1, mac: Mac([2, 0, 0, 0, 0, 1]), mtu: None };
     let port = Box::new(GonePort(port, gone.clone()));
-    let mut device = NetDevice::new(port, options, wake);
+    let mut device = NetDevice::new(port, options, wake).expect("memory");
     let mut lines_of = |count: usize| {
         let before = LINES.load(Ordering::SeqCst);
         for _ in 0..count {

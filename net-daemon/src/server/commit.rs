@@ -16,6 +16,7 @@
 use std::io;
 
 use log::warn;
+use volt_net::state::Format;
 use volt_vhost_user::channel::ChannelError;
 
 use super::Server;
@@ -34,7 +35,7 @@ impl Server {
     fn commit_with(&mut self, answer: Option<&Answer>) -> Result<Option<usize>, ChannelError> {
         let is_answer = answer.is_some();
         let Some(mut supervisor) = self.supervisor.take() else { return Ok(None) };
-        let (state, fds) = match self.export() {
+        let (state, fds) = match self.export(Format::NEWEST) {
             Ok(exported) => exported,
             Err(why) => {
                 warn!("this daemon is not left with its supervisor: {why}");

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 
 use log::{error, info, warn};
 use rustix::process::getpid;
-use volt_net::state::FORMAT;
+use volt_net::state::Format;
 use volt_program::logging;
 
 use super::{Server, ServerError};
@@ -19,7 +19,7 @@ impl Server {
     pub(super) fn hand_over(
         &mut self,
         client: &UnixStream,
-        formats: &[u32],
+        formats: &[Format],
         program: &str,
     ) -> Result<bool, ServerError> {
         let refuse = |why: String| {
@@ -27,13 +27,16 @@ impl Server {
             answer(client, &Reply::Refused(why));
             Ok(false)
         };
-        if !formats.contains(&FORMAT) {
+        let Some(format) = Format::in_common(formats) else {
+            let theirs: Vec<_> = formats.iter().map(Format::to_string).collect();
             return refuse(format!(
-                "this daemon writes state of format {FORMAT}, the new program reads {formats:?}"
+                "this daemon writes state of formats 1 to {}, the new program reads {}",
+                Format::NEWEST,
+                theirs.join(", ")
             ));
-        }
+        };
         let offered = {
-            let (state, fds) = match self.export() {
+            let (state, fds) = match self.export(format) {
                 Ok(exported) => exported,
                 Err(why) => return refuse(why),
             };
@@ -50,7 +53,7 @@ impl Server {
             warn!("not handed over to {program}: {why}");
             return Ok(false);
         }
-        let gone = self.stop_and_go(client, program).unwrap_or_else(|error| {
+        let gone = self.stop_and_go(client, format, program).unwrap_or_else(|error| {
             // The new process may have everything: nothing is cleaned up.
             error!(target: logging::END, "the hand-over failed: {}", volt_virtio::error_chain(&error));
             logging::exit(1)
@@ -65,13 +68,18 @@ impl Server {
     }
 
     /// The last steps. Whether the new process has been told to go.
-    fn stop_and_go(&mut self, client: &UnixStream, program: &str) -> Result<bool, ServerError> {
+    fn stop_and_go(
+        &mut self,
+        client: &UnixStream,
+        format: Format,
+        program: &str,
+    ) -> Result<bool, ServerError> {
         let mut broken = Vec::new();
         if let Some(connection) = &mut self.connection {
             connection.session.pause(&mut self.device)?;
             broken = connection.session.broken();
         }
-        let last = FinalState { run_state: self.device.run_state(), broken };
+        let last = FinalState { run_state: self.device.run_state(format), broken };
         if handover::send_last(client, &last).is_err() {
             return Ok(false);
         }

@@ -11,7 +11,7 @@ use std::os::fd::BorrowedFd;
 
 use serde_json::value::{RawValue, to_raw_value};
 use volt_net::device::RunState;
-use volt_net::state::{Exporter, FORMAT, FdId, Importer, StateError};
+use volt_net::state::{Exporter, FdId, Format, Importer, StateError};
 use volt_vhost_user::channel::Piece;
 
 use super::{Server, ServerError};
@@ -22,23 +22,28 @@ use crate::state::{ConnectionState, DaemonState, FinalState, program};
 pub(super) type Fds<'a> = Vec<(FdId, BorrowedFd<'a>)>;
 
 impl Server {
-    /// Writes the daemon out. An error says why no other process can have it.
-    pub(super) fn export(&self) -> Result<(Box<RawValue>, Fds<'_>), String> {
+    /// Writes the daemon out in this format. An error says why no other process can have it.
+    pub(super) fn export(&self, format: Format) -> Result<(Box<RawValue>, Fds<'_>), String> {
         let mut out = Exporter::default();
         let state = DaemonState {
-            format: FORMAT,
+            format,
             program: program(),
             take_overs: self.take_overs,
-            device: self.device.export(),
+            device: self.device.export(format, &mut out),
             port: self.device.port().export(&mut out).ok_or("its port cannot be handed over")?,
             max_ring_size: self.max_ring_size,
             endpoint: self.endpoint.export(&mut out),
             control: self.control.as_ref().map(|control| control.export(&mut out)),
             connection: self.connection.as_ref().map(|connection| connection.export(&mut out)),
-            run_state: self.device.run_state(),
+            run_state: self.device.run_state(format),
         };
         let state = to_raw_value(&state).map_err(|error| format!("its state cannot be written: {error}"))?;
         Ok((state, out.into_fds()))
+    }
+
+    /// Counts on where the process before has.
+    pub(crate) fn import_counters(&mut self, id: FdId, from: &mut Importer) -> Result<(), StateError> {
+        self.device.import_counters(id, from)
     }
 
     /// Goes on with the connection of a state, stopped.

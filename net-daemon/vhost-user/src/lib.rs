@@ -6,6 +6,7 @@
 //! device's port.
 //!
 //! The protocol is described in QEMU's `docs/interop/vhost-user.rst`; names are those used there.
+#![forbid(unsafe_code)]
 
 pub mod backend_channel;
 pub mod channel;

@@ -89,7 +89,7 @@ impl Peer {
             .unzip();
         let options = DeviceOptions { pairs: PAIRS, mac: Mac([2, 0, 0, 0, 0, 1]), mtu: None };
         let port = SocketPort::new(ports).expect("sockets");
-        let device = NetDevice::new(Box::new(port), options, notifier());
+        let device = NetDevice::new(Box::new(port), options, notifier()).expect("memory");
         let (socket, theirs) = UnixStream::pair().expect("a socket pair");
         socket.set_nonblocking(true).expect("a socket");
         let file = || {

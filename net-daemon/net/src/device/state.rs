@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 use volt_virtio::features::Features;
 
 use super::NetDevice;
+use crate::counters::CounterMemory;
 use crate::limiter::RateLimits;
+use crate::state::{Exporter, FdId, Format, Importer, Numbered, StateError};
 
 /// What a device knows that its port does not, in a state.
 #[derive(Debug, Serialize, Deserialize)]
@@ -23,12 +25,15 @@ pub struct DeviceState {
     /// Microseconds for which workers poll before they sleep.
     #[serde(default)]
     pub busy_poll_us: u16,
+    /// Where its counters are, from format 2 on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counters: Option<FdId>,
 }
 
 /// What workers change by themselves: what is left of a stopped device beside a [`DeviceState`].
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct RunState {
-    /// For each pair, its counters by name.
+    /// For each pair, its counters by name, in format 1.
     pub counters: Vec<BTreeMap<String, u64>>,
     /// For each pair, a frame that was received and not delivered, in hexadecimal.
     pub stashes: Vec<Option<HexBytes>>,
@@ -40,8 +45,8 @@ pub struct RunState {
 pub struct HexBytes(#[serde(with = "crate::state::hex")] pub Vec<u8>);
 
 impl NetDevice {
-    /// Writes out what does not change while the device runs.
-    pub fn export(&self) -> DeviceState {
+    /// Writes out what does not change while the device runs, in this format.
+    pub fn export<'a>(&'a self, format: Format, out: &mut Exporter<'a>) -> DeviceState {
         let mtu = self.offered.contains(Features::NET_MTU).then_some(self.config.mtu);
         DeviceState {
             pairs: self.config.max_pairs,
@@ -49,24 +54,36 @@ impl NetDevice {
             mtu,
             limits: self.limits,
             busy_poll_us: self.busy_poll_us,
+            counters: format.has_counter_memory().then(|| self.counters.export(out)),
         }
     }
 
     /// Writes out what workers change. Of pairs that run, no frame.
-    pub fn run_state(&self) -> RunState {
-        let counters = self.counters.iter();
+    pub fn run_state(&self, format: Format) -> RunState {
+        let written =
+            |pair| self.counters(pair).all().map(|(name, count)| (name.to_owned(), count)).collect();
+        let written_here = if format.has_counter_memory() { 0 } else { self.pairs() };
         RunState {
-            counters: counters
-                .map(|c| c.all().map(|(name, count)| (name.to_owned(), count)).collect())
-                .collect(),
+            counters: (0..written_here).map(written).collect(),
             stashes: self.stashes.iter().map(|stash| stash.clone().map(HexBytes)).collect(),
         }
     }
 
+    /// Counts on in another process's memory, that of a state. No pair may run yet.
+    ///
+    /// # Errors
+    ///
+    /// When it did not come, or is something else.
+    pub fn import_counters(&mut self, id: FdId, from: &mut Importer) -> Result<(), StateError> {
+        let memory = CounterMemory::open(from.take(id)?, self.pairs()).map_err(StateError::Counters)?;
+        self.counters = Numbered::known(id, memory);
+        Ok(())
+    }
+
     /// Goes on from what another process left. No pair may run yet.
     pub fn set_run_state(&mut self, run_state: RunState) {
-        for (counters, counts) in self.counters.iter().zip(&run_state.counters) {
-            counters.set(counts);
+        for (pair, counts) in (0..self.pairs()).zip(&run_state.counters) {
+            self.counters.of(pair).set(counts);
         }
         for (stash, frame) in self.stashes.iter_mut().zip(run_state.stashes) {
             *stash = frame.map(|bytes| bytes.0);

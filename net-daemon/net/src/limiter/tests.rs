@@ -6,6 +6,7 @@ use volt_virtio::features::Features;
 use volt_virtio::testing::{BUFFERS, Driver};
 
 use super::*;
+use crate::counters::CounterMemory;
 use crate::pair::Pair;
 use crate::rx::Rx;
 use crate::testing::{Rig, frame};
@@ -165,7 +166,7 @@ fn a_limited_worker_keeps_the_rate_and_sleeps() {
         rx: Some(Rx::new(Rig::vring(&rx_driver, 0), Features::empty())),
         tx: Some(Tx::new(Rig::vring(&tx_driver, 1), false)),
         queue: watched.clone(),
-        counters: Arc::default(),
+        counters: CounterMemory::new(1).unwrap().pair(0),
         health: rig.health,
         unshared: None,
         broken: Vec::new(),

@@ -17,6 +17,7 @@ use volt_virtio::testing::{BUFFERS, Driver};
 
 use super::*;
 use crate::batch::BATCH;
+use crate::counters::CounterMemory;
 use crate::port::inject::Injector;
 use crate::port::socket::SocketPort;
 use crate::port::{Port, PortQueue};
@@ -38,7 +39,7 @@ fn transmitter(driver: &Driver) -> (Pair, File, File, Wire) {
         rx: None,
         tx: Some(Tx::new(vring, false)),
         queue: rig.queue,
-        counters: Arc::default(),
+        counters: CounterMemory::new(1).unwrap().pair(0),
         health: rig.health,
         unshared: None,
         broken: Vec::new(),

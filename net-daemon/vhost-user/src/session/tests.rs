@@ -25,7 +25,7 @@ impl Peer {
         let sockets = (0..pairs).map(|_| UnixDatagram::pair().unwrap().0.into()).collect();
         let wake = Arc::new(Notifier::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap()).unwrap());
         let options = DeviceOptions { pairs, mac: Mac([2, 0, 0, 0, 0, 1]), mtu: None };
-        let device = NetDevice::new(Box::new(SocketPort::new(sockets).unwrap()), options, wake);
+        let device = NetDevice::new(Box::new(SocketPort::new(sockets).unwrap()), options, wake).unwrap();
         let session = Session::new(&device, 256);
         Peer { device, session }
     }

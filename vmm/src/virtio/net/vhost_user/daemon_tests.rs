@@ -53,7 +53,7 @@ impl Daemon {
         let port = Switched { port, up: up.clone() };
         let (its_stop, its_hang_up) = (stop.clone(), hang_up.clone());
         let thread = thread::spawn(move || {
-            let mut device = NetDevice::new(Box::new(port), options, Arc::new(wake));
+            let mut device = NetDevice::new(Box::new(port), options, Arc::new(wake)).unwrap();
             while let Some(channel) = accept(&listener, &its_stop) {
                 serve(channel, &mut device, || {
                     its_stop.load(Ordering::Acquire) || its_hang_up.swap(false, Ordering::AcqRel)

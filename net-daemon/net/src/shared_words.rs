@@ -1,0 +1,189 @@
+//! Words in memory that outlives this process: a sealed memfd, which another process maps again.
+//!
+//! What changes by the frame lies in such memory (counters, notes of what is served), so that it is there
+//! after a death at any store, and is written nowhere else. The first two words say what it is: a magic
+//! number, then version and length.
+#![expect(unsafe_code, reason = "memory that processes share")]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate, memfd_create};
+use thiserror::Error;
+use vm_memory::mmap::MmapRegionError;
+use vm_memory::{FileOffset, MmapRegion};
+
+/// Words before those that are counted.
+const HEADER: usize = 2;
+
+/// What words are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kind {
+    /// Eight characters that nothing else begins with.
+    pub magic: [u8; 8],
+    /// Changed with the meaning of the words.
+    pub version: u32,
+}
+
+/// Why there are no such words.
+#[derive(Debug, Error)]
+pub enum WordsError {
+    /// The system refuses the file.
+    #[error("no memory that processes share")]
+    File(#[from] io::Error),
+    /// The system refuses the mapping.
+    #[error("shared memory cannot be mapped")]
+    Map(#[from] MmapRegionError),
+    /// Something else than what is expected.
+    #[error("shared memory is not what the state says it is: {0}")]
+    Other(&'static str),
+}
+
+impl From<rustix::io::Errno> for WordsError {
+    fn from(errno: rustix::io::Errno) -> WordsError {
+        WordsError::File(errno.into())
+    }
+}
+
+/// Words, all zero at first.
+#[derive(Debug)]
+pub struct SharedWords {
+    mapping: MmapRegion,
+    len: usize,
+}
+
+/// A structure of words and nothing else.
+///
+/// # Safety
+///
+/// `repr(C)` or `repr(transparent)`, and every field an [`AtomicU64`] or a structure of such.
+pub(crate) unsafe trait AllWords {}
+
+impl SharedWords {
+    /// `len` words in a memfd called `name`.
+    ///
+    /// # Errors
+    ///
+    /// See [`WordsError`].
+    pub fn create(name: &str, kind: Kind, len: usize) -> Result<SharedWords, WordsError> {
+        let memory = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+        ftruncate(&memory, bytes(len) as u64)?;
+        fcntl_add_seals(&memory, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+        let words = SharedWords::map(memory, len)?;
+        words.at(0).store(u64::from_le_bytes(kind.magic), Relaxed);
+        words.at(1).store(u64::from(kind.version) << 32 | len as u64, Relaxed);
+        Ok(words)
+    }
+
+    /// The `len` words of another process.
+    ///
+    /// # Errors
+    ///
+    /// When it is something else, or could be cut off under the mapping.
+    pub fn open(memory: OwnedFd, kind: Kind, len: usize) -> Result<SharedWords, WordsError> {
+        if !fcntl_get_seals(&memory).is_ok_and(|seals| seals.contains(SealFlags::SHRINK)) {
+            return Err(WordsError::Other("it is not sealed"));
+        }
+        if fstat(&memory)?.st_size < bytes(len) as i64 {
+            return Err(WordsError::Other("it is too short"));
+        }
+        let words = SharedWords::map(memory, len)?;
+        let header = [words.at(0), words.at(1)].map(|word| word.load(Relaxed));
+        match header {
+            [magic, _] if magic != u64::from_le_bytes(kind.magic) => {
+                Err(WordsError::Other("its magic number"))
+            }
+            [_, rest] if rest >> 32 != u64::from(kind.version) => Err(WordsError::Other("its version")),
+            [_, rest] if rest & u64::from(u32::MAX) != len as u64 => Err(WordsError::Other("its length")),
+            _ => Ok(words),
+        }
+    }
+
+    fn map(memory: OwnedFd, len: usize) -> Result<SharedWords, WordsError> {
+        let file = FileOffset::new(File::from(memory), 0);
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let mapping = MmapRegion::build(Some(file), bytes(len), protection, libc::MAP_SHARED)?;
+        Ok(SharedWords { mapping, len })
+    }
+
+    /// Word number `index`.
+    ///
+    /// # Panics
+    ///
+    /// When there are fewer.
+    #[inline]
+    pub fn word(&self, index: usize) -> &AtomicU64 {
+        assert!(index < self.len, "word {index} of {}", self.len);
+        self.at(HEADER + index)
+    }
+
+    /// The words from number `first` on, as a `T`.
+    ///
+    /// # Panics
+    ///
+    /// When there are fewer.
+    #[inline]
+    pub(crate) fn view<T: AllWords>(&self, first: usize) -> &T {
+        let words = size_of::<T>() / size_of::<u64>();
+        assert!(first <= self.len && words <= self.len - first, "{words} words from {first} of {}", self.len);
+        // SAFETY: a `T` is words (AllWords) and all of them are there (checked); any bits are a word.
+        unsafe { &*std::ptr::from_ref(self.at(HEADER + first)).cast::<T>() }
+    }
+
+    #[inline]
+    fn at(&self, index: usize) -> &AtomicU64 {
+        debug_assert!(index < HEADER + self.len);
+        // SAFETY: callers stay inside header and words, for which the mapping has room. It begins at a page,
+        // so words are aligned, lives as long as `self`, and its file cannot shrink (sealed). Everybody
+        // accesses it atomically.
+        unsafe { AtomicU64::from_ptr(self.mapping.as_ptr().cast::<u64>().add(index)) }
+    }
+}
+
+impl AsFd for SharedWords {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // `map` is what makes one, and gives it a file.
+        self.mapping.file_offset().expect("it is mapped from a file").file().as_fd()
+    }
+}
+
+/// Bytes of a file with `len` words: whole pages.
+fn bytes(len: usize) -> usize {
+    ((HEADER + len) * size_of::<u64>()).next_multiple_of(4096)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KIND: Kind = Kind { magic: *b"voltTEST", version: 3 };
+
+    #[test]
+    fn words_are_the_same_ones_for_whoever_maps_them() {
+        let words = SharedWords::create("test", KIND, 1000).unwrap();
+        words.word(999).store(7, Relaxed);
+        let again = words.as_fd().try_clone_to_owned().unwrap();
+        let again = SharedWords::open(again, KIND, 1000).unwrap();
+        assert_eq!(again.word(999).load(Relaxed), 7);
+        again.word(0).store(8, Relaxed);
+        assert_eq!(words.word(0).load(Relaxed), 8);
+    }
+
+    #[test]
+    fn other_memory_is_refused_by_name() {
+        let words = SharedWords::create("test", KIND, 10).unwrap();
+        let refusal = |kind, len| {
+            let again = words.as_fd().try_clone_to_owned().unwrap();
+            SharedWords::open(again, kind, len).unwrap_err().to_string()
+        };
+        assert!(refusal(Kind { magic: *b"voltTSET", ..KIND }, 10).ends_with("its magic number"));
+        assert!(refusal(Kind { version: 4, ..KIND }, 10).ends_with("its version"));
+        assert!(refusal(KIND, 11).ends_with("its length"));
+        assert!(refusal(KIND, 100_000).ends_with("it is too short"));
+        let plain = memfd_create("test", MemfdFlags::CLOEXEC).unwrap();
+        ftruncate(&plain, 4096).unwrap();
+        assert!(SharedWords::open(plain, KIND, 10).unwrap_err().to_string().ends_with("it is not sealed"));
+    }
+}
