@@ -4,7 +4,7 @@
 //! The crate's handler waits for the rest of a message that has begun; here nothing is waited for.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
 use log::debug;
@@ -91,9 +91,9 @@ impl BackendChannel {
     }
 }
 
-impl AsRawFd for BackendChannel {
-    fn as_raw_fd(&self) -> RawFd {
-        self.socket.as_raw_fd()
+impl AsFd for BackendChannel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 

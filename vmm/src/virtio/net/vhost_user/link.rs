@@ -11,8 +11,8 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use log::error;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use volt_net::config::NetConfig;
+use volt_virtio::notify::Notifier;
 
 use crate::virtio::net::vhost_user::connection::Cancellation;
 use crate::virtio::net::vhost_user::link_state::LinkState;
@@ -36,8 +36,7 @@ pub struct Waker(Arc<Shared>);
 impl Waker {
     /// Says that the number of active pairs is another.
     pub fn wake(&self) {
-        // Fails only when the counter is full, and then the thread wakes anyway.
-        let _ = self.0.wake.write(1);
+        self.0.wake.notify();
     }
 }
 
@@ -69,7 +68,7 @@ impl Link {
             config,
             state: Mutex::default(),
             cancellation: Cancellation::default(),
-            wake: EventFd::new(EFD_NONBLOCK)?,
+            wake: Notifier::eventfd()?,
         });
         let thread = BackendThread::new(label, session, required, shared.clone(), receiver)?;
         let thread = thread::Builder::new().name("net".to_owned()).spawn(move || thread.run())?;
@@ -113,7 +112,7 @@ impl Link {
     fn send(&self, command: Command) {
         // An error is the end of the thread.
         let _ = self.commands.send(command);
-        let _ = self.shared.wake.write(1);
+        self.shared.wake.notify();
     }
 }
 

@@ -4,7 +4,7 @@
 //! back-end has to know is in a [`Setup`], and `start` says all of it, so that it serves a first
 //! activation, a later one, and one on a new connection alike.
 
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
 
@@ -350,8 +350,8 @@ impl Session {
     }
 }
 
-impl AsRawFd for Session {
-    fn as_raw_fd(&self) -> RawFd {
-        self.stream.as_raw_fd()
+impl AsFd for Session {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
     }
 }

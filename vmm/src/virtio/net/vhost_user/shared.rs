@@ -8,9 +8,9 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use vmm_sys_util::eventfd::EventFd;
 use volt_net::config::NetConfig;
 use volt_virtio::features::Features;
+use volt_virtio::notify::Notifier;
 
 use crate::virtio::net::vhost_user::connection::Cancellation;
 use crate::virtio::net::vhost_user::link_state::LinkState;
@@ -40,7 +40,7 @@ pub(super) struct Shared {
     pub(super) state: Mutex<LinkState>,
     pub(super) cancellation: Cancellation,
     /// Written after each command.
-    pub(super) wake: EventFd,
+    pub(super) wake: Notifier,
 }
 
 pub(super) enum Command {

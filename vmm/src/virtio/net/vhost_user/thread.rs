@@ -6,15 +6,14 @@
 //! ever, and one that comes back is set up as the guest has its device at that moment.
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use log::{debug, error, info, warn};
 use thiserror::Error;
-use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use volt_net::config::{NetConfig, STATUS_LINK_UP};
+use volt_virtio::poller::{EventFlags, Poller};
 
 use crate::faults::{self, LogBudget};
 use crate::virtio::net::vhost_user::connection;
@@ -70,7 +69,7 @@ enum BackEnd {
 }
 
 /// What woke the thread.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Token {
     Command,
     Peer,
@@ -83,7 +82,7 @@ pub(super) struct BackendThread {
     required: Requirements,
     shared: Arc<Shared>,
     commands: Receiver<Command>,
-    epoll: Epoll,
+    poller: Poller<Token>,
     back_end: BackEnd,
     active: Option<Box<Setup>>,
     backoff: Backoff,
@@ -98,37 +97,36 @@ impl BackendThread {
         shared: Arc<Shared>,
         commands: Receiver<Command>,
     ) -> io::Result<BackendThread> {
-        let epoll = Epoll::new()?;
-        watch(&epoll, shared.wake.as_raw_fd(), EventSet::IN, Token::Command)?;
+        let mut poller = Poller::new()?;
+        poller.add(&shared.wake, EventFlags::IN, Token::Command)?;
         shared.cancellation.attach(session.stream())?;
+        watch(&mut poller, &session)?;
         let now = Instant::now();
-        let thread = BackendThread {
+        Ok(BackendThread {
             label,
             required,
             shared,
             commands,
-            epoll,
+            poller,
             back_end: BackEnd::Connected { session, since: now, probe_at: now + PROBE_EVERY },
             active: None,
             backoff: Backoff::default(),
             budget: LogBudget::new(),
-        };
-        if let BackEnd::Connected { session, .. } = &thread.back_end {
-            thread.watch_session(session)?;
-        }
-        Ok(thread)
+        })
     }
 
     pub(super) fn run(mut self) {
-        let mut events = [EpollEvent::default(); 3];
         loop {
-            let count = match self.epoll.wait(self.timeout(), &mut events) {
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
-                Err(error) => return error!("{}: stopped, as waiting failed: {error}", self.label),
-            };
-            let came = |token| events[..count].iter().any(|event| event.data() == token as u64);
-            let (ended, asked) = (came(Token::Peer), came(Token::Request));
+            let (mut ended, mut asked) = (false, false);
+            let waited = self.poller.wait(Some(self.timeout()), |token, _| match token {
+                // Looked for at each turn.
+                Token::Command => {}
+                Token::Peer => ended = true,
+                Token::Request => asked = true,
+            });
+            if let Err(error) = waited {
+                return error!("{}: stopped, as waiting failed: {error}", self.label);
+            }
             // Before the end of a connection, which at the end of the device is our doing.
             if self.take_commands() {
                 return;
@@ -143,22 +141,20 @@ impl BackendThread {
         }
     }
 
-    /// Milliseconds until something is due.
-    fn timeout(&self) -> i32 {
+    /// Time until something is due.
+    fn timeout(&self) -> Duration {
         let due = match &self.back_end {
             BackEnd::Connected { probe_at, .. } => *probe_at,
             BackEnd::Away { retry_at, .. } => {
                 self.link_down_at().map_or(*retry_at, |down_at| down_at.min(*retry_at))
             }
         };
-        let wait = due.saturating_duration_since(Instant::now());
-        // Rounded up: woken too early, the thread would spin for the rest of a millisecond.
-        wait.as_micros().div_ceil(1000).try_into().unwrap_or(i32::MAX)
+        due.saturating_duration_since(Instant::now())
     }
 
     /// Carries out what the device asked for; true at the end.
     fn take_commands(&mut self) -> bool {
-        let _ = self.shared.wake.read();
+        self.shared.wake.clear();
         loop {
             match self.commands.try_recv() {
                 Ok(Command::Start(setup)) => self.start(setup),
@@ -245,7 +241,9 @@ impl BackendThread {
     /// The back-end is no more. The guest is not told: its device stays, and frames wait in its vrings.
     fn lose(&mut self, why: &str) {
         let BackEnd::Connected { session, since: found, .. } = &self.back_end else { return };
-        unwatch(&self.epoll, session.as_raw_fd(), &self.label);
+        if let Err(error) = self.poller.remove(session) {
+            debug!("{}: {error} when a descriptor is taken out of the poll set", self.label);
+        }
         self.shared.cancellation.detach();
         if found.elapsed() >= STEADY {
             self.backoff.reset();
@@ -280,7 +278,7 @@ impl BackendThread {
                 }
             }
         }
-        self.watch_session(&session)?;
+        watch(&mut self.poller, &session)?;
         Ok(session)
     }
 
@@ -350,23 +348,13 @@ impl BackendThread {
     fn state(&self) -> MutexGuard<'_, LinkState> {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    /// The connection only for its end: a back-end that says something unasked has a channel for that, or is
-    /// not listened to.
-    fn watch_session(&self, session: &Session) -> io::Result<()> {
-        if let Some(channel) = session.channel() {
-            watch(&self.epoll, channel.as_raw_fd(), EventSet::IN, Token::Request)?;
-        }
-        watch(&self.epoll, session.as_raw_fd(), EventSet::READ_HANG_UP, Token::Peer)
-    }
 }
 
-fn watch(epoll: &Epoll, fd: RawFd, events: EventSet, token: Token) -> io::Result<()> {
-    epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, token as u64))
-}
-
-fn unwatch(epoll: &Epoll, fd: RawFd, label: &str) {
-    if let Err(error) = epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default()) {
-        debug!("{label}: {error} when a descriptor is taken out of the poll set");
+/// The connection only for its end: a back-end that says something unasked has a channel for that, or is not
+/// listened to.
+fn watch(poller: &mut Poller<Token>, session: &Session) -> io::Result<()> {
+    if let Some(channel) = session.channel() {
+        poller.add(channel, EventFlags::IN, Token::Request)?;
     }
+    poller.add(session, EventFlags::RDHUP, Token::Peer)
 }
