@@ -4,7 +4,7 @@
 //! thread asks [`Terminal::follow`] before it waits, and takes input in the foreground only; a terminal is
 //! put back when the [`Terminal`] is dropped. The signal thread calls [`give_up`], the panic hook and the
 //! handler of fatal signals [`restore`].
-#![expect(unsafe_code, reason = "termios and signal handlers exist in libc only")]
+#![expect(unsafe_code, reason = "signal handlers exist in libc only")]
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -12,11 +12,13 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use libc::{STDIN_FILENO, TCSANOW, c_int, termios};
+use libc::{STDIN_FILENO, c_int};
 use log::{info, warn};
+use rustix::stdio::stdin;
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 
 /// The terminal's settings as we found them; written before they are changed.
-static FOUND: OnceLock<termios> = OnceLock::new();
+static FOUND: OnceLock<Termios> = OnceLock::new();
 /// They are changed, as far as we know.
 static RAW: AtomicBool = AtomicBool::new(false);
 /// This process has been stopped since: whoever had the terminal meanwhile may have changed them.
@@ -34,7 +36,7 @@ pub struct Terminal {
 impl Terminal {
     /// `None` when standard input is no terminal. Nothing is changed before [`Terminal::follow`].
     pub fn find() -> Option<Terminal> {
-        settings().map(|_| Terminal { told: None })
+        tcgetattr(stdin()).ok().map(|_| Terminal { told: None })
     }
 
     /// Takes the terminal as soon as this process is in the foreground, or is there again; whether it is.
@@ -60,14 +62,6 @@ impl Drop for Terminal {
     }
 }
 
-fn settings() -> Option<termios> {
-    let mut settings = MaybeUninit::uninit();
-    // SAFETY: tcgetattr fills the struct or fails.
-    let result = unsafe { libc::tcgetattr(STDIN_FILENO, settings.as_mut_ptr()) };
-    // SAFETY: tcgetattr succeeded.
-    (result == 0).then(|| unsafe { settings.assume_init() })
-}
-
 /// Whether this process is in the foreground, and there, what came of taking the terminal; `None` while that
 /// is left alone.
 fn take() -> Option<(bool, io::Result<()>)> {
@@ -86,18 +80,15 @@ fn left() -> MutexGuard<'static, bool> {
 
 /// Puts the terminal into raw mode.
 fn enter() -> io::Result<()> {
-    let Some(settings) = settings() else { return Err(io::Error::last_os_error()) };
-    let mut raw = *FOUND.get_or_init(|| settings);
-    let output = raw.c_oflag;
-    // SAFETY: changes only the struct.
-    unsafe { libc::cfmakeraw(&raw mut raw) };
-    raw.c_oflag = output;
+    let settings = tcgetattr(stdin())?;
+    let mut raw = FOUND.get_or_init(|| settings).clone();
+    let output = raw.output_modes;
+    raw.make_raw();
+    raw.output_modes = output;
     RAW.store(true, Ordering::SeqCst);
-    // SAFETY: reads only the struct.
-    if unsafe { libc::tcsetattr(STDIN_FILENO, TCSANOW, &raw const raw) } != 0 {
-        let error = io::Error::last_os_error();
+    if let Err(error) = tcsetattr(stdin(), OptionalActions::Now, &raw) {
         restore();
-        return Err(error);
+        return Err(error.into());
     }
     Ok(())
 }
@@ -105,6 +96,8 @@ fn enter() -> io::Result<()> {
 /// Whether the terminal on standard input is this process's to read and to set. One that does not control
 /// this process knows no background.
 pub fn is_foreground() -> bool {
+    // Not by rustix, whose process groups are never 0: the kernel's are, where a group's leader is outside of
+    // this PID namespace.
     // SAFETY: plain calls with plain values.
     let (theirs, ours) = unsafe { (libc::tcgetpgrp(STDIN_FILENO), libc::getpgrp()) };
     theirs == -1 || theirs == ours
@@ -117,8 +110,9 @@ pub fn restore() {
         && RAW.swap(false, Ordering::SeqCst)
         && is_foreground()
     {
-        // SAFETY: reads only the struct; tcsetattr is async-signal-safe, as is what finds out the foreground.
-        unsafe { libc::tcsetattr(STDIN_FILENO, TCSANOW, ptr::from_ref(found)) };
+        // Async-signal-safe, as is what finds out the foreground: rustix makes its ioctl by a bare system
+        // call, which takes no lock and allocates nothing.
+        let _ = tcsetattr(stdin(), OptionalActions::Now, found);
     }
 }
 
