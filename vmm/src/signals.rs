@@ -2,18 +2,17 @@
 //!
 //! They are blocked in every thread and taken by one thread of their own, so that no code is interrupted in
 //! the middle of anything.
-#![expect(unsafe_code, reason = "signal masks exist in libc only")]
+#![expect(unsafe_code, reason = "libc alone raises a signal in this thread")]
 
 use std::io;
-use std::mem::{self, MaybeUninit};
-use std::ptr;
+use std::mem;
 use std::sync::Arc;
 use std::thread;
 
-use libc::{SIG_BLOCK, SIG_UNBLOCK, c_int, sigset_t};
+use libc::c_int;
 use log::info;
 use volt_program::logging;
-use volt_program::signals::{ENDING, is_default, name};
+use volt_program::signals::{ENDING, SignalSet, is_default, name};
 
 use crate::board::exit::{ExitEvent, ExitReason, signal_status};
 use crate::console::terminal;
@@ -35,14 +34,12 @@ pub fn watch(exit: Arc<ExitEvent>) -> io::Result<()> {
             taken.push(signal);
         }
     }
-    let set = set_of(&taken);
-    mask(SIG_BLOCK, &set)?;
+    let set = SignalSet::of(&taken);
+    set.block()?;
     thread::Builder::new().name("signals".to_owned()).spawn(move || {
         let mut asked = false;
         loop {
-            let mut signal = 0;
-            // SAFETY: both point to initialised variables of this frame.
-            if unsafe { libc::sigwait(&raw const set, &raw mut signal) } == 0 {
+            if let Ok(signal) = set.wait() {
                 take(signal, &exit, &mut asked);
             }
         }
@@ -81,32 +78,10 @@ fn go_on(exit: &ExitEvent) {
 /// leaves it running.
 fn stop() {
     terminal::give_up();
-    let set = set_of(&[libc::SIGTSTP]);
+    let set = SignalSet::of(&[libc::SIGTSTP]);
     // SAFETY: a valid signal, for this thread. It is blocked here and has its default action.
     unsafe { libc::raise(libc::SIGTSTP) };
     // Fails for no valid set.
-    let _ = mask(SIG_UNBLOCK, &set);
-    let _ = mask(SIG_BLOCK, &set);
-}
-
-fn mask(how: c_int, set: &sigset_t) -> io::Result<()> {
-    // SAFETY: `set` is initialised; the old mask is not asked for.
-    match unsafe { libc::pthread_sigmask(how, set, ptr::null_mut()) } {
-        0 => Ok(()),
-        error => Err(io::Error::from_raw_os_error(error)),
-    }
-}
-
-fn set_of(signals: &[c_int]) -> sigset_t {
-    let mut set = MaybeUninit::uninit();
-    // SAFETY: sigemptyset initialises the set.
-    let mut set = unsafe {
-        libc::sigemptyset(set.as_mut_ptr());
-        set.assume_init()
-    };
-    for &signal in signals {
-        // SAFETY: `set` is initialised. A number that is no signal is refused.
-        unsafe { libc::sigaddset(&raw mut set, signal) };
-    }
-    set
+    let _ = set.unblock();
+    let _ = set.block();
 }
