@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use serde::Deserialize;
 use serde_json::{Value, json};
 use volt_http::StatusCode;
 
@@ -59,14 +60,20 @@ fn try_add(
 }
 
 /// `{"options": "tap=tap1,mac=52:54:00:00:00:02"}`
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Wanted {
+    options: String,
+}
+
 fn options(body: &[u8]) -> Result<String, String> {
     const EXPECTED: &str =
         r#"expected an object like {"options": "tap=tap1"}, with what --net or --disk would have"#;
-    let object: Value = serde_json::from_slice(body).map_err(|error| format!("{EXPECTED}: {error}"))?;
-    match object.as_object().map(|object| (object.len(), object.get("options"))) {
-        Some((1, Some(Value::String(options)))) => Ok(options.clone()),
-        _ => Err(EXPECTED.to_owned()),
-    }
+    // To the end before a look at what is in it: what is no JSON is told as such.
+    let body: Value = serde_json::from_slice(body).map_err(|error| format!("{EXPECTED}: {error}"))?;
+    // From an object: serde takes a list of the fields for a struct as well.
+    let wanted = body.as_object().and_then(|object| Wanted::deserialize(object).ok());
+    wanted.map(|wanted| wanted.options).ok_or_else(|| EXPECTED.to_owned())
 }
 
 /// Asks the guest for a device and waits for it.
@@ -86,4 +93,40 @@ fn refusal(why: PlugError) -> Answer {
         PlugError::Ended => StatusCode::SERVICE_UNAVAILABLE,
     };
     error(code, chain(&why).to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_is_an_object_of_its_options_alone() {
+        const EXPECTED: &str =
+            r#"expected an object like {"options": "tap=tap1"}, with what --net or --disk would have"#;
+        assert_eq!(options(br#" {"options": "tap=t,mtu=1400"} "#).unwrap(), "tap=t,mtu=1400");
+        // Of two, the last, as everywhere in JSON.
+        assert_eq!(options(br#"{"options": 5, "options": "tap=t"}"#).unwrap(), "tap=t");
+        for body in [
+            "{}",
+            "[]",
+            r#"["tap=t"]"#,
+            "null",
+            r#""tap=t""#,
+            r#"{"options": 5}"#,
+            r#"{"options": null}"#,
+            r#"{"options": ["tap=t"]}"#,
+            r#"{"Options": "tap=t"}"#,
+            r#"{"options": "tap=t", "more": 1}"#,
+        ] {
+            assert_eq!(options(body.as_bytes()).unwrap_err(), EXPECTED, "{body}");
+        }
+        // Of what is no JSON, where it ceases to be: that comes before what else is wrong.
+        for (body, place) in [
+            ("", "EOF while parsing a value at line 1 column 0"),
+            (r#"{"options": 5, x"#, "key must be a string at line 1 column 16"),
+            (r#"{"options": "tap=t"} x"#, "trailing characters at line 1 column 22"),
+        ] {
+            assert_eq!(options(body.as_bytes()).unwrap_err(), format!("{EXPECTED}: {place}"), "{body}");
+        }
+    }
 }

@@ -227,6 +227,9 @@ fn limits(machine: &MachineHandle, net: &str, body: &[u8]) -> Answer {
 
 /// `{"rx_rate": "100Mbit", "tx_rate": "none"}`, one of them at least. With hyphens, too, as version 0.1 had
 /// them.
+///
+/// Not a struct of serde's, whose errors do not name the limit that they are about, and to which both
+/// spellings of a limit would be one that comes twice.
 fn parse_limits(body: &[u8]) -> Result<LimitsChange, String> {
     const EXPECTED: &str = r#"expected an object like {"rx_rate": "100Mbit", "tx_rate": "none"}"#;
     let object: Map<String, Value> =
@@ -242,4 +245,30 @@ fn parse_limits(body: &[u8]) -> Result<LimitsChange, String> {
         }
     }
     if object.is_empty() { Err(EXPECTED.to_owned()) } else { Ok(change) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_of_limits_is_an_object_and_what_is_wrong_is_named() {
+        const EXPECTED: &str = r#"expected an object like {"rx_rate": "100Mbit", "tx_rate": "none"}"#;
+        let rate = |text: &str| Some(text.parse::<Rate>().unwrap());
+        let change =
+            parse_limits(br#"{"tx-rate": "5kpps", "rx_rate": "1Mbit", "rx-rate": "2Mbit"}"#).unwrap();
+        assert_eq!((change.rx, change.tx), (rate("1Mbit"), rate("5kpps")));
+        let wrong = "5".parse::<Rate>().unwrap_err();
+        for (body, why) in [
+            ("{}", EXPECTED.to_owned()),
+            (r#"{"rx_rate": 5}"#, format!("rx_rate is no text: {EXPECTED}")),
+            (r#"{"rx-rate": null}"#, format!("rx-rate is no text: {EXPECTED}")),
+            (r#"{"tx_rate": "5"}"#, format!("tx_rate: {wrong}")),
+            (r#"{"rate": "5pps"}"#, format!("unknown limit 'rate': {EXPECTED}")),
+            (r#"{"rate": 5}"#, format!("rate is no text: {EXPECTED}")),
+            ("[]", format!("{EXPECTED}: invalid type: sequence, expected a map at line 1 column 0")),
+        ] {
+            assert_eq!(parse_limits(body.as_bytes()).unwrap_err(), why, "{body}");
+        }
+    }
 }
