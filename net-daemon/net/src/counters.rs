@@ -3,8 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::File;
 use std::ops::Deref;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -121,6 +122,11 @@ impl CounterMemory {
         Ok(CounterMemory(Arc::new(SharedWords::open(memory, KIND, pairs * WORDS)?)))
     }
 
+    /// The memory, for another process; `None` where it cannot have it.
+    pub fn file(&self) -> Option<&File> {
+        self.0.file()
+    }
+
     /// The counters of `pair`.
     ///
     /// # Panics
@@ -133,12 +139,6 @@ impl CounterMemory {
     /// The same for a worker.
     pub fn pair(&self, pair: usize) -> PairCounters {
         PairCounters { memory: self.clone(), pair }
-    }
-}
-
-impl AsFd for CounterMemory {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
     }
 }
 

@@ -25,7 +25,7 @@ use crate::port::macvtap::check_mac;
 use crate::port::{Port, PortQueue};
 use crate::rx::Rx;
 use crate::shared_words::WordsError;
-use crate::state::Numbered;
+use crate::state::FdId;
 use crate::tx::Tx;
 use crate::unshared::UnsharedCheck;
 use crate::vring::Vring;
@@ -94,7 +94,9 @@ pub struct NetDevice {
     offered: Features,
     config: NetConfig,
     workers: Vec<Option<Worker>>,
-    counters: Numbered<CounterMemory>,
+    counters: CounterMemory,
+    /// Its number in a state.
+    counters_id: FdId,
     /// Frames that were received and not delivered when their pair stopped.
     stashes: Vec<Option<Vec<u8>>>,
     gone: GoneFlag,
@@ -138,7 +140,7 @@ impl NetDevice {
             duplex: DUPLEX_UNKNOWN,
         };
         check_mac(&*port, options.mac);
-        let counters = Numbered::fresh(CounterMemory::new(pairs)?);
+        let counters = CounterMemory::new(pairs)?;
         let workers = (0..pairs).map(|_| None).collect();
         let stashes = vec![None; pairs];
         let gone = GoneFlag::new(wake);
@@ -148,6 +150,7 @@ impl NetDevice {
             config,
             workers,
             counters,
+            counters_id: FdId::fresh(),
             stashes,
             gone,
             limits: RateLimits::default(),

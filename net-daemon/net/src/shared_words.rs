@@ -7,10 +7,12 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use log::warn;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate, memfd_create};
+use rustix::process::{Resource, getrlimit};
 use thiserror::Error;
 use vm_memory::mmap::MmapRegionError;
 use vm_memory::{FileOffset, MmapRegion};
@@ -62,16 +64,22 @@ pub struct SharedWords {
 pub(crate) unsafe trait AllWords {}
 
 impl SharedWords {
-    /// `len` words in a memfd called `name`.
+    /// `len` words in a memfd called `name`. Where there can be none, as under a limit of a file's size, they
+    /// are in memory that forks share and nobody else, which the log tells.
     ///
     /// # Errors
     ///
     /// See [`WordsError`].
     pub fn create(name: &str, kind: Kind, len: usize) -> Result<SharedWords, WordsError> {
-        let memory = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-        ftruncate(&memory, bytes(len) as u64)?;
-        fcntl_add_seals(&memory, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
-        let words = SharedWords::map(memory, len)?;
+        let words = match sealed(name, bytes(len)) {
+            Ok(memory) => SharedWords::map(memory, len)?,
+            Err(error) => {
+                warn!("{name} will not outlive this process: {error}");
+                let (protection, flags) =
+                    (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+                SharedWords { mapping: MmapRegion::build(None, bytes(len), protection, flags)?, len }
+            }
+        };
         words.at(0).store(u64::from_le_bytes(kind.magic), Relaxed);
         words.at(1).store(u64::from(kind.version) << 32 | len as u64, Relaxed);
         Ok(words)
@@ -108,6 +116,11 @@ impl SharedWords {
         Ok(SharedWords { mapping, len })
     }
 
+    /// The memory, for another process; `None` where only forks share it.
+    pub fn file(&self) -> Option<&File> {
+        self.mapping.file_offset().map(FileOffset::file)
+    }
+
     /// Word number `index`.
     ///
     /// # Panics
@@ -142,11 +155,16 @@ impl SharedWords {
     }
 }
 
-impl AsFd for SharedWords {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        // `map` is what makes one, and gives it a file.
-        self.mapping.file_offset().expect("it is mapped from a file").file().as_fd()
+/// A memfd of `bytes` bytes that stays as long as it is.
+fn sealed(name: &str, bytes: usize) -> io::Result<OwnedFd> {
+    // To go beyond the limit would be a signal, whose default is death.
+    if getrlimit(Resource::Fsize).current.is_some_and(|limit| limit < bytes as u64) {
+        return Err(rustix::io::Errno::FBIG.into());
     }
+    let memory = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    ftruncate(&memory, bytes as u64)?;
+    fcntl_add_seals(&memory, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    Ok(memory)
 }
 
 /// Bytes of a file with `len` words: whole pages.
@@ -164,8 +182,8 @@ mod tests {
     fn words_are_the_same_ones_for_whoever_maps_them() {
         let words = SharedWords::create("test", KIND, 1000).unwrap();
         words.word(999).store(7, Relaxed);
-        let again = words.as_fd().try_clone_to_owned().unwrap();
-        let again = SharedWords::open(again, KIND, 1000).unwrap();
+        let again = words.file().unwrap().try_clone().unwrap();
+        let again = SharedWords::open(again.into(), KIND, 1000).unwrap();
         assert_eq!(again.word(999).load(Relaxed), 7);
         again.word(0).store(8, Relaxed);
         assert_eq!(words.word(0).load(Relaxed), 8);
@@ -175,7 +193,7 @@ mod tests {
     fn other_memory_is_refused_by_name() {
         let words = SharedWords::create("test", KIND, 10).unwrap();
         let refusal = |kind, len| {
-            let again = words.as_fd().try_clone_to_owned().unwrap();
+            let again = words.file().unwrap().try_clone().unwrap().into();
             SharedWords::open(again, kind, len).unwrap_err().to_string()
         };
         assert!(refusal(Kind { magic: *b"voltTSET", ..KIND }, 10).ends_with("its magic number"));

@@ -1,6 +1,7 @@
 //! A device as data: what does not change while it runs, and what workers change by themselves.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 
 use serde::{Deserialize, Serialize};
 use volt_virtio::features::Features;
@@ -8,7 +9,7 @@ use volt_virtio::features::Features;
 use super::NetDevice;
 use crate::counters::CounterMemory;
 use crate::limiter::RateLimits;
-use crate::state::{Exporter, FdId, Format, Importer, Numbered, StateError};
+use crate::state::{Exporter, FdId, Format, Importer, StateError};
 
 /// What a device knows that its port does not, in a state.
 #[derive(Debug, Serialize, Deserialize)]
@@ -54,7 +55,7 @@ impl NetDevice {
             mtu,
             limits: self.limits,
             busy_poll_us: self.busy_poll_us,
-            counters: format.has_counter_memory().then(|| self.counters.export(out)),
+            counters: self.counter_file(format).map(|file| out.fd(self.counters_id, file)),
         }
     }
 
@@ -62,11 +63,16 @@ impl NetDevice {
     pub fn run_state(&self, format: Format) -> RunState {
         let written =
             |pair| self.counters(pair).all().map(|(name, count)| (name.to_owned(), count)).collect();
-        let written_here = if format.has_counter_memory() { 0 } else { self.pairs() };
+        let written_here = if self.counter_file(format).is_some() { 0 } else { self.pairs() };
         RunState {
             counters: (0..written_here).map(written).collect(),
             stashes: self.stashes.iter().map(|stash| stash.clone().map(HexBytes)).collect(),
         }
+    }
+
+    /// What a state of this format names in place of counters, where that can be.
+    fn counter_file(&self, format: Format) -> Option<&File> {
+        self.counters.file().filter(|_| format.has_counter_memory())
     }
 
     /// Counts on in another process's memory, that of a state. No pair may run yet.
@@ -76,7 +82,7 @@ impl NetDevice {
     /// When it did not come, or is something else.
     pub fn import_counters(&mut self, id: FdId, from: &mut Importer) -> Result<(), StateError> {
         let memory = CounterMemory::open(from.take(id)?, self.pairs()).map_err(StateError::Counters)?;
-        self.counters = Numbered::known(id, memory);
+        (self.counters, self.counters_id) = (memory, id);
         Ok(())
     }
 
