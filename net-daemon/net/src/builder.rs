@@ -1,6 +1,5 @@
 //! A network device in a few words, for programs that embed one.
 
-use std::io;
 use std::sync::Arc;
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -39,9 +38,6 @@ pub enum BuildError {
     /// No memory for counters.
     #[error(transparent)]
     Memory(#[from] WordsError),
-    /// The workers' signal.
-    #[error("cannot set up a signal handler")]
-    Signal(#[source] io::Error),
 }
 
 /// Where frames are to go.
@@ -116,8 +112,6 @@ impl VirtioNetBuilder {
     }
 
     /// Opens the port and makes the device.
-    ///
-    /// Also sets up the signal (SIGRTMIN+1) that gets workers out of system calls.
     ///
     /// # Errors
     ///
