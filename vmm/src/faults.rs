@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use log::warn;
-pub use volt_virtio::error_chain as chain;
+use volt_virtio::error_chain;
 
 /// Least time between two lines of one counter.
 const QUIET: Duration = Duration::from_secs(5);
@@ -71,7 +71,7 @@ impl Faults {
             return;
         }
         self.last_line = Some(Instant::now());
-        warn!("{}: {} ({} so far)", self.label, chain(fault), self.total);
+        warn!("{}: {} ({} so far)", self.label, error_chain(fault), self.total);
     }
 }
 

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use log::info;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use volt_program::{logging, output};
+use volt_virtio::error_chain;
 use volt_vmm::api::{self, Api, client};
 use volt_vmm::board::exit::{ExitEvent, status};
 use volt_vmm::cli::{Ctl, Invocation};
 use volt_vmm::console::terminal;
-use volt_vmm::faults::chain;
 use volt_vmm::machine::builder;
 use volt_vmm::{cli, signals};
 
@@ -22,7 +22,7 @@ fn main() -> ExitCode {
         Err(error) => error.exit(),
     };
     let status = ended.unwrap_or_else(|error| {
-        logging::say(&format_args!("volt-vmm: {}", chain(&*error)));
+        logging::say(&format_args!("volt-vmm: {}", error_chain(&*error)));
         status::ERROR
     });
     logging::flush();

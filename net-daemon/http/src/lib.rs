@@ -16,7 +16,6 @@
 #![forbid(unsafe_code)]
 
 pub mod client;
-mod date;
 mod method;
 mod request;
 mod response;

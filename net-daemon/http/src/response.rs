@@ -1,9 +1,9 @@
 //! An answer: what a service makes of a request, and its bytes.
 
-use std::time::SystemTime;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::date::imf_fixdate;
 use crate::{Method, StatusCode};
+use httpdate::fmt_http_date;
 
 /// The content type of JSON.
 pub const JSON: &str = "application/json";
@@ -58,7 +58,8 @@ impl Response {
             header("connection", "close");
         }
         header("content-length", &self.body.len().to_string());
-        header("date", &imf_fixdate(now));
+        // Dates begin in 1970.
+        header("date", &fmt_http_date(now.max(UNIX_EPOCH)));
         head.push_str("\r\n");
         let mut bytes = head.into_bytes();
         if with_body {
@@ -70,7 +71,7 @@ impl Response {
 
 #[cfg(test)]
 mod tests {
-    use std::time::UNIX_EPOCH;
+    use std::time::Duration;
 
     use super::*;
 
@@ -82,6 +83,7 @@ mod tests {
                     connection: close\r\ncontent-length: 3\r\ndate: Thu, 01 Jan 1970 00:00:00 GMT\r\n\r\n";
         assert_eq!(answer.encode(1, true, UNIX_EPOCH), format!("{head}{{}}\n").into_bytes());
         assert_eq!(answer.encode(1, false, UNIX_EPOCH), head.as_bytes());
+        assert_eq!(answer.encode(1, false, UNIX_EPOCH - Duration::from_secs(1)), head.as_bytes());
         let old = head.replace("HTTP/1.1", "HTTP/1.0").replace("connection: close\r\n", "");
         assert_eq!(answer.encode(0, false, UNIX_EPOCH), old.as_bytes());
     }

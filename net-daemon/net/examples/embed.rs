@@ -15,7 +15,7 @@ use std::time::Duration;
 use volt_net::builder::VirtioNetBuilder;
 use volt_net::port::queue::FdQueue;
 use volt_net::port::{Port, PortQueue};
-use volt_net::virtio_net::{Activation, Lifecycle, QueueSetup};
+use volt_net::virtio_net::{Activation, QueueSetup};
 use volt_net::volt_virtio::features::Features;
 use volt_net::volt_virtio::memory::{GuestMemory, Region};
 use volt_net::volt_virtio::notify::Notifier;

@@ -25,7 +25,7 @@
 //! # }
 //! ```
 //!
-//! Its life from `DRIVER_OK` to reset is the trait [`virtio_net::Lifecycle`]. Frames go to a [`port::Port`]:
+//! Its life from `DRIVER_OK` to reset is in [`virtio_net::VirtioNet`]. Frames go to a [`port::Port`]:
 //! a [TAP](port::tap::Tap) or [macvtap](port::macvtap::Macvtap) interface, [socket
 //! pairs](port::socket::SocketPort), or an implementation of yours. `examples/embed.rs` has one, and runs a
 //! device from end to end.

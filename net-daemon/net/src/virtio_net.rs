@@ -2,8 +2,8 @@
 //! times.
 //!
 //! Life cycle: a [`VirtioNet`] comes from [`VirtioNetBuilder`](crate::builder::VirtioNetBuilder). Its
-//! transport shows the driver [`Lifecycle::offered`] and [`Lifecycle::config`]; at `DRIVER_OK` it calls
-//! [`Lifecycle::activate`], at a reset [`Lifecycle::reset`], and in between nothing but notifications and
+//! transport shows the driver [`VirtioNet::offered`] and [`VirtioNet::config`]; at `DRIVER_OK` it calls
+//! [`VirtioNet::activate`], at a reset [`VirtioNet::reset`], and in between nothing but notifications and
 //! what comes by the control virtqueue. Frames never pass through here: workers wait for the kick descriptors
 //! by themselves.
 
@@ -77,44 +77,9 @@ pub enum ActivateError {
     Device(#[from] DeviceError),
 }
 
-/// A network device between `DRIVER_OK` and reset, whoever serves its data path.
+/// A [`NetDevice`] with the driver that it is active for, from `DRIVER_OK` to reset.
 ///
 /// One thread at a time calls; no call waits for a frame or for the guest.
-pub trait Lifecycle {
-    /// The features that a driver may acknowledge. Of those that need a control virtqueue, which is the
-    /// caller's to serve, MQ and CTRL_VQ are among them where there are several pairs.
-    fn offered(&self) -> Features;
-
-    /// The configuration space as it was made (5.1.4); what changes at run time is the caller's.
-    fn config(&self) -> NetConfig;
-
-    /// Runs the queues. Frames flow on the first pair until [`Lifecycle::set_active_pairs`] says otherwise.
-    ///
-    /// # Errors
-    ///
-    /// See [`ActivateError`]; the device is then as after a reset.
-    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
-
-    /// Tells the device that there is something in queue `index`, as writing to its kick descriptor does. For
-    /// a transport whose notifications come as register writes.
-    fn queue_notify(&self, index: u16);
-
-    /// Lets frames come by the first `pairs` pairs and no others (5.1.6.5.5). Those that are not there are
-    /// left out.
-    fn set_active_pairs(&mut self, pairs: u16);
-
-    /// Puts these receive offloads in force (5.1.6.5.6), a subset of those that the driver acknowledged.
-    fn set_guest_offloads(&mut self, offloads: Features);
-
-    /// Gives up what [`Lifecycle::activate`] took: after the return nothing of the guest's memory is touched.
-    ///
-    /// # Errors
-    ///
-    /// When a worker does not come back; the guest's memory must then not be given to anything else.
-    fn reset(&mut self) -> Result<(), DeviceError>;
-}
-
-/// A [`NetDevice`] with the driver that it is active for.
 #[derive(Debug)]
 pub struct VirtioNet {
     device: NetDevice,
@@ -143,6 +108,78 @@ impl VirtioNet {
     /// The device alone, for who serves its queues by other means. It must not be active.
     pub fn into_device(self) -> NetDevice {
         self.device
+    }
+
+    /// The features that a driver may acknowledge. Of those that need a control virtqueue, which is the
+    /// caller's to serve, MQ and CTRL_VQ are among them where there are several pairs.
+    pub fn offered(&self) -> Features {
+        self.device.offered()
+    }
+
+    /// The configuration space as it was made (5.1.4); what changes at run time is the caller's.
+    pub fn config(&self) -> NetConfig {
+        self.device.config()
+    }
+
+    /// Runs the queues. Frames flow on the first pair until [`VirtioNet::set_active_pairs`] says otherwise.
+    ///
+    /// # Errors
+    ///
+    /// See [`ActivateError`]; the device is then as after a reset.
+    pub fn activate(&mut self, setup: Activation) -> Result<(), ActivateError> {
+        if self.active.is_some() {
+            return Err(ActivateError::Active);
+        }
+        let offloads = setup.features.intersection(GUEST_OFFLOADS);
+        let active = Active { setup, pairs: 1, offloads };
+        let first = self.run(&active).into_iter().next();
+        self.active = Some(active);
+        let Some((_, why)) = first else { return Ok(()) };
+        if let Err(error) = self.reset() {
+            warn!("{}: {}", self.device.port_name(), error_chain(&error));
+        }
+        Err(why)
+    }
+
+    /// Tells the device that there is something in queue `index`, as writing to its kick descriptor does. For
+    /// a transport whose notifications come as register writes.
+    pub fn queue_notify(&self, index: u16) {
+        let queues = self.active.iter().flat_map(|active| &active.setup.queues);
+        queues.filter(|queue| queue.index == index).for_each(|queue| queue.kick.notify());
+    }
+
+    /// Lets frames come by the first `pairs` pairs and no others (5.1.6.5.5). Those that are not there are
+    /// left out.
+    pub fn set_active_pairs(&mut self, pairs: u16) {
+        let Some(mut active) = self.active.take() else { return };
+        active.pairs = pairs;
+        self.attach(&active);
+        self.active = Some(active);
+    }
+
+    /// Puts these receive offloads in force (5.1.6.5.6), a subset of those that the driver acknowledged.
+    pub fn set_guest_offloads(&mut self, offloads: Features) {
+        let Some(active) = &mut self.active else { return };
+        active.offloads = offloads.intersection(active.setup.features);
+        // Frames of before are not to be handed over as they are: those in the port, and one that waits for
+        // buffers.
+        self.restart();
+    }
+
+    /// Gives up what [`VirtioNet::activate`] took: after the return nothing of the guest's memory is touched.
+    ///
+    /// # Errors
+    ///
+    /// When a worker does not come back; the guest's memory must then not be given to anything else.
+    pub fn reset(&mut self) -> Result<(), DeviceError> {
+        if self.active.take().is_none() {
+            return Ok(());
+        }
+        self.stop_pairs()?;
+        self.device.give_up_stashes();
+        // Frames for the next driver must not be larger than it can take.
+        self.device.set_offloads(Features::empty());
+        Ok(())
     }
 
     /// Puts other rate limits in force, at once.
@@ -286,62 +323,6 @@ impl QueueSetup {
             bad_chain_logged: false,
             watch,
         })
-    }
-}
-
-impl Lifecycle for VirtioNet {
-    fn offered(&self) -> Features {
-        self.device.offered()
-    }
-
-    fn config(&self) -> NetConfig {
-        self.device.config()
-    }
-
-    fn activate(&mut self, setup: Activation) -> Result<(), ActivateError> {
-        if self.active.is_some() {
-            return Err(ActivateError::Active);
-        }
-        let offloads = setup.features.intersection(GUEST_OFFLOADS);
-        let active = Active { setup, pairs: 1, offloads };
-        let first = self.run(&active).into_iter().next();
-        self.active = Some(active);
-        let Some((_, why)) = first else { return Ok(()) };
-        if let Err(error) = self.reset() {
-            warn!("{}: {}", self.device.port_name(), error_chain(&error));
-        }
-        Err(why)
-    }
-
-    fn queue_notify(&self, index: u16) {
-        let queues = self.active.iter().flat_map(|active| &active.setup.queues);
-        queues.filter(|queue| queue.index == index).for_each(|queue| queue.kick.notify());
-    }
-
-    fn set_active_pairs(&mut self, pairs: u16) {
-        let Some(mut active) = self.active.take() else { return };
-        active.pairs = pairs;
-        self.attach(&active);
-        self.active = Some(active);
-    }
-
-    fn set_guest_offloads(&mut self, offloads: Features) {
-        let Some(active) = &mut self.active else { return };
-        active.offloads = offloads.intersection(active.setup.features);
-        // Frames of before are not to be handed over as they are: those in the port, and one that waits for
-        // buffers.
-        self.restart();
-    }
-
-    fn reset(&mut self) -> Result<(), DeviceError> {
-        if self.active.take().is_none() {
-            return Ok(());
-        }
-        self.stop_pairs()?;
-        self.device.give_up_stashes();
-        // Frames for the next driver must not be larger than it can take.
-        self.device.set_offloads(Features::empty());
-        Ok(())
     }
 }
 

@@ -5,11 +5,11 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use volt_http::StatusCode;
+use volt_virtio::error_chain;
 
 use crate::api::answer::{Answer, error};
 use crate::api::completion::Completion;
 use crate::config::{DiskConfig, NetDeviceConfig};
-use crate::faults::chain;
 use crate::machine::devices::PlugError;
 use crate::machine::handle::MachineHandle;
 use crate::virtio::blk::Block;
@@ -36,15 +36,16 @@ fn try_add(
     completion: &Completion,
 ) -> Result<usize, Answer> {
     let bad = |text: String| error(StatusCode::BAD_REQUEST, text);
-    let cannot = |why: &dyn std::error::Error| error(StatusCode::CONFLICT, chain(why).to_string());
+    let cannot = |why: &dyn std::error::Error| error(StatusCode::CONFLICT, error_chain(why).to_string());
     let options = options(body).map_err(bad)?;
     let room_for = |name: &str| machine.devices.room_for(kind, name).map_err(refusal);
     let device: Box<dyn VirtioDevice> = if kind == DeviceKind::Disk {
-        let config: DiskConfig = options.parse().map_err(|why| bad(chain(&why).to_string()))?;
+        let config: DiskConfig = options.parse().map_err(|why| bad(error_chain(&why).to_string()))?;
         room_for(&config.path.display().to_string())?;
         Box::new(Block::open(&config, &machine.gate).map_err(|why| cannot(&why))?)
     } else {
-        let mut config: NetDeviceConfig = options.parse().map_err(|why| bad(chain(&why).to_string()))?;
+        let mut config: NetDeviceConfig =
+            options.parse().map_err(|why| bad(error_chain(&why).to_string()))?;
         if let NetDeviceConfig::Socket(config) = &mut config {
             config.timeout = Some(BACK_END_LIMIT);
         }
@@ -92,7 +93,7 @@ fn refusal(why: PlugError) -> Answer {
         PlugError::Late { .. } => StatusCode::GATEWAY_TIMEOUT,
         PlugError::Ended => StatusCode::SERVICE_UNAVAILABLE,
     };
-    error(code, chain(&why).to_string())
+    error(code, error_chain(&why).to_string())
 }
 
 #[cfg(test)]

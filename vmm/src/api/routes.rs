@@ -11,13 +11,13 @@ use volt_http::server::{Outcome, ServeError, Turn, WorkError};
 use volt_http::{Body, Head, JSON, Method, RequestError, Response, Service, StatusCode, Target};
 use volt_net::limiter::{LimitsChange, Rate};
 use volt_program::unix::check_user;
+use volt_virtio::error_chain;
 
 use crate::api::answer::{Answer, error};
 use crate::api::completion::Completion;
 use crate::api::path::{self, PathError, Route};
 use crate::api::plug;
 use crate::board::exit::ExitReason;
-use crate::faults::chain;
 use crate::machine::handle::MachineHandle;
 use crate::virtio::handle::{DeviceKind, LimitsError};
 use crate::virtio::status::LimitsStatus;
@@ -68,7 +68,7 @@ impl Service for Serving {
     fn report(&self, why: &ServeError) {
         match why {
             ServeError::Accept(why) => warn!("accepting a client of the API failed: {why}"),
-            _ => debug!("a client of the API: {}", chain(why)),
+            _ => debug!("a client of the API: {}", error_chain(why)),
         }
     }
 }
@@ -147,7 +147,7 @@ fn not_begun(what: &Route, why: &WorkError) -> Answer {
         WorkError::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
         WorkError::TooMany(_) | WorkError::Thread(_) => StatusCode::SERVICE_UNAVAILABLE,
     };
-    error(code, format!("{what} cannot be done now: {}", chain(why)))
+    error(code, format!("{what} cannot be done now: {}", error_chain(why)))
 }
 
 fn act(machine: &MachineHandle, route: &Route, body: &[u8], completion: &Completion) -> Answer {
@@ -196,7 +196,7 @@ fn pause(machine: &MachineHandle, completion: &Completion) -> Answer {
         }
         Ok(_) => (StatusCode::OK, state(machine)),
         Err(why) => {
-            let text = format!("the machine runs on, try again: {}", chain(&why));
+            let text = format!("the machine runs on, try again: {}", error_chain(&why));
             error(StatusCode::SERVICE_UNAVAILABLE, text)
         }
     }

@@ -22,12 +22,12 @@ use log::{error, info, warn};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vm_memory::GuestMemoryMmap;
 use volt_program::logging::END;
+use volt_virtio::error_chain;
 
 use crate::board::Board;
 use crate::board::exit::{ExitEvent, ExitReason, status};
 use crate::console::terminal::Terminal;
 use crate::console::{Command, Console, Ready};
-use crate::faults::chain;
 use crate::machine::handle::MachineHandle;
 use crate::vcpu::{Vcpu, VcpuThread};
 
@@ -123,9 +123,9 @@ fn stop(threads: &[VcpuThread]) {
 /// Tells why the machine ended, and returns the status for it.
 fn report(reason: &ExitReason) -> u8 {
     match reason {
-        ExitReason::Vcpu(error) => error!(target: END, "{reason}: {}", chain(error)),
+        ExitReason::Vcpu(error) => error!(target: END, "{reason}: {}", error_chain(error)),
         ExitReason::Thread(error) | ExitReason::Console(error) => {
-            error!(target: END, "{reason}: {}", chain(error));
+            error!(target: END, "{reason}: {}", error_chain(error));
         }
         ExitReason::TripleFault => warn!(target: END, "{reason}"),
         _ => info!(target: END, "{reason}"),

@@ -17,6 +17,7 @@ use virtio_bindings::virtio_config::{
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use volt_virtio::error_chain;
 use volt_virtio::features::Features;
 
 use crate::faults;
@@ -314,7 +315,7 @@ impl<I: TransportInterrupt + 'static> Registers<I> {
             let label = self.device.label();
             match &result {
                 Ok(()) => info!("{label}: started by the guest, features {:#x}", features.bits()),
-                Err(error) => warn!("{label}: does not start: {}", faults::chain(error)),
+                Err(error) => warn!("{label}: does not start: {}", error_chain(error)),
             }
         }
     }

@@ -14,6 +14,7 @@ use std::thread::{self, JoinHandle};
 use log::error;
 use rustix::event::{PollFd, PollFlags, poll};
 use vmm_sys_util::eventfd::EventFd;
+use volt_virtio::error_chain;
 
 use crate::board::pause_gate::{Member, PauseGate};
 use crate::faults;
@@ -100,7 +101,7 @@ fn run(
                 Ok(false) => break,
                 Err(error) => {
                     if faults::may_log() {
-                        error!("{label}: stopped until the guest resets it: {}", faults::chain(&error));
+                        error!("{label}: stopped until the guest resets it: {}", error_chain(&error));
                     }
                     return ring.give_up();
                 }

@@ -1,20 +1,21 @@
 //! Commands of the control virtqueue (virtio 1.2, section 5.1.6.5).
 //!
-//! Pure parsing: bytes in, a [`Command`] or a reason out. Who serves the queue takes the bytes off its
-//! ring, applies the command and answers [`ACK_OK`] or [`ACK_ERR`]. volt-netd does so for front-ends
-//! that leave the queue to the back-end, volt-vmm for all of its own devices.
+//! Bytes in, a [`Command`] carried out or a reason out: [`execute`]. Who serves the queue takes the chain off
+//! its ring and writes the [`ack`] back: [`ControlQueue`](super::queue::ControlQueue) for front-ends that
+//! leave the queue to the back-end, volt-vmm for all of its own devices.
 
+use log::debug;
 use thiserror::Error;
 use volt_virtio::features::{Class, Features};
 
 use crate::config::Mac;
 
 /// `VIRTIO_NET_OK`: the command was carried out.
-pub const ACK_OK: u8 = 0;
+const ACK_OK: u8 = 0;
 /// `VIRTIO_NET_ERR`: the command was refused.
-pub const ACK_ERR: u8 = 1;
+const ACK_ERR: u8 = 1;
 
-/// Longest command that a server needs to take off its ring, in bytes: a MAC table command with two full
+/// Longest command that is read, in bytes: a MAC table command with two full
 /// tables of [`MAX_MAC_TABLE`] addresses.
 pub const MAX_COMMAND_LEN: usize = 2 + 2 * (4 + MAX_MAC_TABLE * 6);
 /// Most addresses in one table of a MAC table command; the driver falls back to a receive mode for more.
@@ -66,6 +67,9 @@ pub enum Command {
 /// Why a command is refused.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum CommandError {
+    /// More bytes than any command has.
+    #[error("command of {0} bytes is longer than any")]
+    Long(usize),
     /// Fewer bytes than the command's header or data need.
     #[error("command of {0} bytes is too short")]
     Short(usize),
@@ -117,12 +121,40 @@ pub const GUEST_OFFLOADS: Features = Features::NET_GUEST_CSUM
     .union(Features::NET_GUEST_USO4)
     .union(Features::NET_GUEST_USO6);
 
+/// Carries out one command of `len` bytes, which `read` copies from the driver's buffers: `class`, `command`
+/// and the data, without the `ack` byte, which is [`ack`]'s.
+///
+/// # Errors
+///
+/// See [`CommandError`]; nothing was carried out.
+pub fn execute(
+    len: usize,
+    read: impl FnOnce(&mut [u8]) -> usize,
+    limits: Limits,
+    carry_out: impl FnOnce(Command),
+) -> Result<(), CommandError> {
+    if len > MAX_COMMAND_LEN {
+        return Err(CommandError::Long(len));
+    }
+    let mut bytes = vec![0; len];
+    read(&mut bytes);
+    let command = parse(&bytes, limits)?;
+    debug!("control queue: {command:?}");
+    carry_out(command);
+    Ok(())
+}
+
+/// The answer that the driver finds in its buffer (`ack`, 5.1.6.5).
+pub fn ack<E>(result: &Result<(), E>) -> u8 {
+    if result.is_ok() { ACK_OK } else { ACK_ERR }
+}
+
 /// Reads the driver's part of a command: `class`, `command` and the data, without the `ack` byte.
 ///
 /// # Errors
 ///
 /// A command that the driver must see as [`ACK_ERR`], with the reason for the log.
-pub fn parse(bytes: &[u8], limits: Limits) -> Result<Command, CommandError> {
+fn parse(bytes: &[u8], limits: Limits) -> Result<Command, CommandError> {
     let [class, command, data @ ..] = bytes else {
         return Err(CommandError::Short(bytes.len()));
     };
@@ -224,6 +256,28 @@ mod tests {
         assert_eq!(parse(&[4, 0, 5, 0], ALL), Err(CommandError::Pairs { asked: 5, max: 4 }));
         assert_eq!(parse(&[4, 0, 5], ALL), Err(CommandError::Short(3)));
         assert_eq!(parse(&[4, 1, 5, 0], ALL), Err(CommandError::Unknown { class: 4, command: 1 }));
+    }
+
+    /// What is carried out is acknowledged; what is not, by the driver's fault, is not.
+    #[test]
+    fn commands_are_carried_out_and_acknowledged() {
+        let run = |len: usize, bytes: &[u8]| {
+            let mut commands = Vec::new();
+            let copy = |into: &mut [u8]| {
+                into.copy_from_slice(bytes);
+                bytes.len()
+            };
+            let result = execute(len, copy, ALL, |command| commands.push(command));
+            (ack(&result), result, commands)
+        };
+        assert_eq!(run(4, &[4, 0, 2, 0]), (ACK_OK, Ok(()), vec![Command::SetPairs(2)]));
+        assert_eq!(
+            run(4, &[4, 0, 5, 0]),
+            (ACK_ERR, Err(CommandError::Pairs { asked: 5, max: 4 }), Vec::new())
+        );
+        // Not even read.
+        let long = MAX_COMMAND_LEN + 1;
+        assert_eq!(run(long, &[]), (ACK_ERR, Err(CommandError::Long(long)), Vec::new()));
     }
 
     #[test]

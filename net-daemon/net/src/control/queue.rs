@@ -3,13 +3,13 @@
 
 use std::sync::Arc;
 
-use log::{debug, warn};
+use log::warn;
 use volt_virtio::chain::ChainError;
 use volt_virtio::notify::Notifier;
 use volt_virtio::part::{IoPart, read_parts, write_parts};
 use volt_virtio::ring::{Head, RingError};
 
-use crate::control::command::{self, ACK_ERR, ACK_OK, Command, Limits, MAX_COMMAND_LEN};
+use crate::control::command::{self, Command, Limits, MAX_COMMAND_LEN};
 use crate::control::relay::Relay;
 use crate::counters::Counters;
 use crate::vring::Vring;
@@ -117,23 +117,11 @@ impl ControlQueue {
             false => len = len.saturating_add(part.len()),
         })?;
         let ack = writable.ok_or(ChainError::Direction)?;
-        if len > MAX_COMMAND_LEN {
-            return Err(ChainError::Long(MAX_COMMAND_LEN));
+        let result = command::execute(len, |bytes| read_parts(&readable, bytes), limits, carry_out);
+        if let Err(error) = &result {
+            warn!("control queue: command refused: {error}");
         }
-        let mut bytes = vec![0; len];
-        read_parts(&readable, &mut bytes);
-        let answer = match command::parse(&bytes, limits) {
-            Ok(command) => {
-                debug!("control queue: {command:?}");
-                carry_out(command);
-                ACK_OK
-            }
-            Err(error) => {
-                warn!("control queue: command refused: {error}");
-                ACK_ERR
-            }
-        };
-        write_parts(&[ack], 0, &[answer]);
+        write_parts(&[ack], 0, &[command::ack(&result)]);
         Ok(())
     }
 }

@@ -7,10 +7,9 @@
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use log::debug;
 use thiserror::Error;
 use volt_net::config::NetConfig;
-use volt_net::control::command::{self, ACK_ERR, ACK_OK, Command, CommandError, Limits, MAX_COMMAND_LEN};
+use volt_net::control::command::{self, Command, CommandError, Limits};
 use volt_virtio::features::Features;
 
 use crate::board::pause_gate::PauseGate;
@@ -107,8 +106,6 @@ enum ControlError {
     Chain(#[from] ChainError),
     #[error("control command without room for its answer")]
     NoAck,
-    #[error("control command of {0} bytes")]
-    Long(usize),
     #[error("control command")]
     Command(#[from] CommandError),
     #[error("control command of a device that did not start")]
@@ -129,7 +126,7 @@ impl ControlQueue {
         let result = match chain {
             Ok(chain) if !chain.writable.is_empty() => {
                 let result = self.execute(chain, apply);
-                chain.writable.copy_from(&[if result.is_ok() { ACK_OK } else { ACK_ERR }]);
+                chain.writable.copy_from(&[command::ack(&result)]);
                 result.map(|()| 1).map_err(|error| (error, 1))
             }
             Ok(_) => Err((ControlError::NoAck, 0)),
@@ -145,15 +142,7 @@ impl ControlQueue {
         if !*self.started.wait() {
             return Err(ControlError::NoDataPath);
         }
-        let len = chain.readable.len();
-        if len > MAX_COMMAND_LEN {
-            return Err(ControlError::Long(len));
-        }
-        let mut bytes = vec![0; len];
-        chain.readable.copy_to(&mut bytes);
-        let command = command::parse(&bytes, self.limits)?;
-        debug!("control command {command:?}");
-        match command {
+        let carry_out = |command| match command {
             Command::SetPairs(pairs) => apply(Change::Pairs(pairs)),
             Command::SetGuestOffloads(offloads) => apply(Change::Offloads(offloads)),
             Command::SetMac(mac) => self.config.lock().unwrap_or_else(PoisonError::into_inner).mac = mac,
@@ -164,7 +153,8 @@ impl ControlQueue {
             | Command::DeleteVlan(_) => {}
             // Its feature is not offered, so the parser does not let it through.
             Command::AckAnnounce => {}
-        }
-        Ok(())
+        };
+        let read = |bytes: &mut [u8]| chain.readable.copy_to(bytes);
+        Ok(command::execute(chain.readable.len(), read, self.limits, carry_out)?)
     }
 }

@@ -16,7 +16,8 @@ use volt_net::config::{NetConfig, STATUS_LINK_UP};
 use volt_net::counters::{Counter, Counters};
 use volt_net::device::DeviceError;
 use volt_net::limiter::{LimitsChange, RateLimits};
-use volt_net::virtio_net::{Activation, Lifecycle, QueueSetup, VirtioNet};
+use volt_net::virtio_net::{Activation, QueueSetup, VirtioNet};
+use volt_virtio::error_chain;
 use volt_virtio::features::Features;
 use volt_virtio::notify::Notifier;
 use volt_virtio::poller::{EventFlags, Poller};
@@ -113,7 +114,7 @@ impl DataPath for InProcess {
 
     fn stop(&self) {
         if let Err(error) = self.shared.device().reset() {
-            error!("{}: {}", self.shared.label, faults::chain(&error));
+            error!("{}: {}", self.shared.label, error_chain(&error));
         }
         let mut interrupt = self.shared.interrupt();
         *interrupt = None;

@@ -21,13 +21,13 @@ use volt_net::config::{Mac, NetConfig, STATUS_LINK_UP};
 use volt_net::device::{DeviceError, NetDevice};
 use volt_net::limiter::{LimitsChange, RateLimits};
 use volt_net::port::macvtap::Macvtap;
-use volt_net::virtio_net::{Lifecycle, VirtioNet};
+use volt_net::virtio_net::VirtioNet;
+use volt_virtio::error_chain;
 use volt_virtio::features::{Class, Features};
 use volt_virtio::notify::Notifier;
 
 use crate::board::pause_gate::PauseGate;
 use crate::config::{NetPortConfig, PortKind, VhostNet};
-use crate::faults;
 use crate::virtio::handle::{DeviceHandle, DeviceKind, LimitsError};
 use crate::virtio::net::control::{self, Change, OWN, Served};
 use crate::virtio::net::port::data_path::{DataPath, DataSetup};
@@ -221,7 +221,7 @@ fn kernel_features(label: &str, wanted: VhostNet) -> Result<Option<Features>, Po
     match vhost_net::probe() {
         Ok(features) => Ok(Some(features)),
         Err(error) if wanted == VhostNet::On => {
-            warn!("{label}: frames are moved by this process, not by the kernel: {}", faults::chain(&error));
+            warn!("{label}: frames are moved by this process, not by the kernel: {}", error_chain(&error));
             Ok(None)
         }
         Err(source) => Err(PortError::VhostNet { label: label.to_owned(), source }),

@@ -54,7 +54,7 @@ fn a_path_where_no_back_end_can_be_is_not_waited_for() {
     for (path, why) in [(path, "no socket"), (datagrams, "datagrams"), (long, "108 bytes")] {
         let error = VhostUserNet::connect(&config(&path, 1), &Arc::default()).err().unwrap();
         assert!(matches!(error, VhostUserNetError::Connect(ConnectError::Refused { .. })), "{error}");
-        let error = crate::faults::chain(&error);
+        let error = volt_virtio::error_chain(&error);
         assert!(error.contains(why), "{error}");
     }
 }
@@ -80,7 +80,7 @@ fn a_back_end_that_hangs_in_the_handshake_is_given_up() {
     let started = Instant::now();
     let text = match VhostUserNet::connect(&config(&path, 1), &Arc::default()) {
         Ok(_) => panic!("connected"),
-        Err(error) => crate::faults::chain(&error),
+        Err(error) => volt_virtio::error_chain(&error),
     };
     assert!(text.contains("no answer to GET_FEATURES"), "{text}");
     assert!((ANSWER_LIMIT..12 * ANSWER_LIMIT).contains(&started.elapsed()));
@@ -93,7 +93,7 @@ fn a_back_end_that_dies_in_the_handshake_is_an_error() {
     let peer = thread::spawn(move || drop(listener.accept()));
     let text = match VhostUserNet::connect(&config(&path, 1), &Arc::default()) {
         Ok(_) => panic!("connected"),
-        Err(error) => crate::faults::chain(&error),
+        Err(error) => volt_virtio::error_chain(&error),
     };
     assert!(text.contains(path.to_str().unwrap()) && text.contains("closed the connection"), "{text}");
     peer.join().unwrap();

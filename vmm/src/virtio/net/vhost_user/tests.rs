@@ -44,7 +44,7 @@ fn refusal(options: Options, queues: u16) -> String {
     let _peer = Peer::start(&path, options);
     match VhostUserNet::connect(&config(&path, queues), &Arc::default()) {
         Ok(_) => panic!("connected"),
-        Err(error) => crate::faults::chain(&error),
+        Err(error) => volt_virtio::error_chain(&error),
     }
 }
 
@@ -270,7 +270,7 @@ fn queue_numbers_may_count_pairs_or_vrings() {
     let (_dir, path) = socket();
     let peer = scripted(&path, 1);
     let error = VhostUserNet::connect(&config(&path, 2), &Arc::default()).err().unwrap();
-    let text = crate::faults::chain(&error);
+    let text = volt_virtio::error_chain(&error);
     assert!(text.contains("1 queue pairs and 2 are asked for"), "{text}");
     peer.join().unwrap();
 }

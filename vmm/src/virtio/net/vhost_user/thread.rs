@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use log::{debug, error, info, warn};
 use thiserror::Error;
 use volt_net::config::{NetConfig, STATUS_LINK_UP};
+use volt_virtio::error_chain;
 use volt_virtio::poller::{EventFlags, Poller};
 
 use crate::faults::{self, LogBudget};
@@ -235,7 +236,7 @@ impl BackendThread {
             let limit = STOP_LIMIT.as_secs();
             return self.lose(&format!("it did not stop within {limit} s when the guest reset its device"));
         }
-        self.lose(&faults::chain(error));
+        self.lose(&error_chain(error));
     }
 
     /// The back-end is no more. The guest is not told: its device stays, and frames wait in its vrings.
@@ -284,7 +285,7 @@ impl BackendThread {
 
     fn try_later(&mut self, error: &RetryError) {
         self.shared.cancellation.detach();
-        let text = faults::chain(error);
+        let text = error_chain(error);
         debug!("{}: {text}", self.label);
         let delay = self.backoff.delay();
         let BackEnd::Away { retry_at, logged, .. } = &mut self.back_end else { return };
