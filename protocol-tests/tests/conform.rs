@@ -1,6 +1,7 @@
 //! The checks of volt-conform judge as they should: volt-netd fails none, and each broken back-end is caught
 //! by the check that names its fault, which its unbroken parent passes.
 
+use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock};
 
@@ -376,6 +377,16 @@ fn one_connection_of_a_socket_is_one_complaint() {
     let words = names.map(|name| report::words(&subject.run(check(name))).0);
     assert_eq!(words, ["no access", "BROKEN", "no access"]);
     drop(backend);
+}
+
+/// A TAP is made for a command, which runs where it is; a back-end elsewhere would never serve it.
+#[test]
+fn a_tap_is_for_a_command() {
+    let mut conform = Command::new(program("volt-conform"));
+    let output = conform.args(["backend", "--socket", "s", "--tap", "tap0"]).output().expect("volt-conform");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("'--socket <PATH>' cannot be used with") && said.contains("--tap"), "{said}");
 }
 
 /// A back-end that dies says by which signal or with which status, in every form of the results.

@@ -99,7 +99,7 @@ struct Place {
     #[arg(long, value_name = "IFACE", conflicts_with = "tap")]
     wire: Option<String>,
     /// Make a network namespace with a TAP of this name and run the command in it
-    #[arg(long, value_name = "NAME", requires = "command")]
+    #[arg(long, value_name = "NAME", requires = "command", conflicts_with = "socket")]
     tap: Option<String>,
     /// That TAP has several queues
     #[arg(long, requires = "tap")]
