@@ -48,7 +48,7 @@ fn main() -> ExitCode {
 fn frontend(socket: &Path, kind: &str) -> Result<(), String> {
     let fault = FrontFault::ALL.iter().copied().find(|fault| fault.name() == kind);
     let result = match kind {
-        "crate" => front_peer::on_crate(socket),
+        "crate" => front_peer::by_crate::serve(socket),
         "scripted" => front_peer::scripted(socket, None),
         _ if fault.is_some() => front_peer::scripted(socket, fault),
         _ => return Err(format!("no fault '{kind}': frontend --faults lists them")),

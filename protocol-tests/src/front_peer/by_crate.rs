@@ -1,0 +1,110 @@
+//! A front-end on `vhost`'s `Frontend`, with the guest of the scripted one.
+#![expect(unsafe_code, reason = "vhost takes eventfds in a type that is only made of raw descriptors")]
+
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures as Protocol};
+use vhost::vhost_user::{Frontend, VhostUserFrontend};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{ANSWER, RETRY, Scripted};
+use crate::frontend::Frontend as ScriptedFrontend;
+use crate::nic::{Nic, Queue};
+use crate::session::{SessionError, Setup};
+use crate::wire::{WireError, feature};
+
+/// Echoes, and looks for its back-end at `path` for ever.
+///
+/// # Errors
+///
+/// When the system gives no memory or descriptor.
+pub fn serve(path: &Path) -> Result<(), SessionError> {
+    let mut nic: Option<(Nic, u64)> = None;
+    loop {
+        if let Ok(socket) = UnixStream::connect(path) {
+            let end = socket.try_clone().map_err(WireError::from)?;
+            // The crate has no limits of its own.
+            end.set_read_timeout(Some(ANSWER)).map_err(WireError::from)?;
+            if let Err(error) = meet(&mut nic, socket, end) {
+                eprintln!("{error}");
+            }
+        }
+        std::thread::sleep(RETRY);
+    }
+}
+
+fn meet(
+    card: &mut Option<(Nic, u64)>,
+    socket: UnixStream,
+    end: UnixStream,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let mut frontend = Frontend::from_stream(socket, 2);
+    frontend.set_owner()?;
+    let offered = frontend.get_features()?;
+    let wanted = feature::VERSION_1 | feature::PROTOCOL_FEATURES | feature::EVENT_IDX;
+    let acked = card.as_ref().map_or(offered & wanted, |(_, acked)| *acked);
+    if acked & !offered != 0 {
+        return Err("features are missing".into());
+    }
+    if acked & feature::PROTOCOL_FEATURES != 0 {
+        let both = frontend.get_protocol_features()? & (Protocol::REPLY_ACK | Protocol::MQ);
+        frontend.set_protocol_features(both)?;
+        if both.contains(Protocol::REPLY_ACK) {
+            frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+        }
+    }
+    frontend.set_features(acked)?;
+    let nic = match card {
+        Some((nic, _)) => nic,
+        None => {
+            let mut nic = Setup { size: 16, ..Setup::default() }.nic(acked)?;
+            nic.rx(0).fill(16, &[2048])?;
+            &mut card.insert((nic, acked)).0
+        }
+    };
+    let fds = nic.mem.fds();
+    let regions: Vec<VhostUserMemoryRegionInfo> = nic
+        .mem
+        .specs()
+        .iter()
+        .zip(&fds)
+        .map(|(spec, fd)| VhostUserMemoryRegionInfo {
+            guest_phys_addr: spec.guest,
+            memory_size: spec.size,
+            userspace_addr: spec.user,
+            mmap_offset: spec.offset,
+            mmap_handle: fd.as_raw_fd(),
+        })
+        .collect();
+    frontend.set_mem_table(&regions)?;
+    // SAFETY: into_raw_fd gives the clone away, so that the EventFd is its only owner.
+    let eventfd = |fd: &OwnedFd| fd.try_clone().map(|fd| unsafe { EventFd::from_raw_fd(fd.into_raw_fd()) });
+    for queue in &nic.queues {
+        let (index, layout) = (queue.vring as usize, queue.ring.layout());
+        frontend.set_vring_num(index, layout.size)?;
+        frontend.set_vring_base(index, queue.ring.used_idx())?;
+        let config = VringConfigData {
+            queue_max_size: layout.size,
+            queue_size: layout.size,
+            flags: 0,
+            desc_table_addr: nic.mem.user(layout.desc),
+            used_ring_addr: nic.mem.user(layout.used),
+            avail_ring_addr: nic.mem.user(layout.avail),
+            log_addr: None,
+        };
+        frontend.set_vring_addr(index, &config)?;
+        frontend.set_vring_call(index, &eventfd(&queue.call)?)?;
+        frontend.set_vring_kick(index, &eventfd(&queue.kick)?)?;
+        if acked & feature::PROTOCOL_FEATURES != 0 {
+            frontend.set_vring_enable(index, true)?;
+        }
+    }
+    nic.queues.iter_mut().try_for_each(Queue::kick_always)?;
+    let mut scripted = Scripted { nic: card.take().expect("set above").0, acked };
+    let result = scripted.echo(&mut ScriptedFrontend::new(end.try_clone()?), None, None);
+    *card = Some((scripted.nic, acked));
+    Ok(result?)
+}
