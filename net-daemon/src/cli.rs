@@ -9,8 +9,8 @@ use volt_net::config::{MIN_MTU, Mac};
 use volt_net::limiter::Rate;
 use volt_virtio::ring::MAX_RING_SIZE;
 
-/// Most queue pairs: vhost-user names a vring in 8 bits, and there is a control vring.
-pub(crate) const MAX_PAIRS: usize = 127;
+/// Most queue pairs.
+pub(crate) const MAX_PAIRS: usize = volt_net::builder::MAX_PAIRS as usize;
 
 /// Serve a virtual machine's network device over vhost-user, with a TAP or macvtap interface on the host's
 /// side.

@@ -7,7 +7,7 @@
 //!  | imports, checks, touches nothing
 //!  |------ ready ------------->|
 //!  |                           |  stops popping, publishes
-//!  |<----- last ---------------|  counters, frames that wait for buffers
+//!  |<----- last ---------------|  frames that wait for buffers, broken vrings; format 1: counters
 //!  |<----- go: one byte -------|  its last act
 //!  | starts
 //! ```

@@ -29,7 +29,7 @@ pub(crate) struct DaemonState {
     pub(crate) endpoint: EndpointState,
     pub(crate) control: Option<ListenerState>,
     pub(crate) connection: Option<ConnectionState>,
-    /// Counters as they were; a hand-over brings later ones.
+    /// Frames that wait, and in format 1 counters, as they were; a hand-over brings later ones.
     #[serde(rename = "leftover")]
     pub(crate) run_state: RunState,
 }

@@ -12,19 +12,24 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
 
-/// A program of this workspace, beside the test that runs; of volt-netd by turns the one that `VOLT_NETD_BEFORE`
-/// names, if any, so that an older and this one hand over to each other.
+/// The volt-netd for the next daemon of a row that take over from each other: by turns the one that
+/// `VOLT_NETD_BEFORE` names, if any, and this workspace's.
+///
+/// # Panics
+/// As [`program`] does.
+pub fn next_netd() -> PathBuf {
+    static TURN: AtomicBool = AtomicBool::new(false);
+    match std::env::var_os("VOLT_NETD_BEFORE") {
+        Some(before) if !TURN.fetch_not(Ordering::Relaxed) => before.into(),
+        _ => program("volt-netd"),
+    }
+}
+
+/// A program of this workspace, beside the test that runs.
 ///
 /// # Panics
 /// When it has not been built; the message says how.
 pub fn program(name: &str) -> PathBuf {
-    static TURN: AtomicBool = AtomicBool::new(false);
-    if name == "volt-netd"
-        && let Some(before) = std::env::var_os("VOLT_NETD_BEFORE")
-        && !TURN.fetch_not(Ordering::Relaxed)
-    {
-        return before.into();
-    }
     let test = std::env::current_exe().unwrap_or_default();
     let found = test.ancestors().skip(1).take(3).map(|dir| dir.join(name)).find(|path| path.is_file());
     found.unwrap_or_else(|| panic!("no {name} near {}: run `cargo build --workspace` first", test.display()))

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::daemon::{Daemon, Usage, program};
+use crate::daemon::{Daemon, Usage, next_netd};
 use crate::frame::{NetHeader, number_of, numbered};
 use crate::frontend::Frontend;
 use crate::netns::{Netns, TapWire};
@@ -195,7 +195,7 @@ impl Rig {
 }
 
 fn start(netns: &Netns, socket: &Path, arguments: &[&str]) -> Daemon {
-    let mut command = netns.command(program("volt-netd"));
+    let mut command = netns.command(next_netd());
     command.args(["--tap", "tap0", "--log-level", "debug", "--socket"]).arg(socket);
     for argument in arguments {
         match *argument {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::daemon::{Daemon, child, poll_until, program};
+use crate::daemon::{Daemon, child, next_netd, poll_until, program};
 use crate::frame::{NetHeader, number_of, numbered};
 use crate::netns::TapWire;
 use crate::rig::{LIMIT, QUIET, Rig};
@@ -23,7 +23,7 @@ impl Rig {
     /// # Panics
     /// When it does not start.
     pub fn successor(&self, arguments: &[&str]) -> Daemon {
-        let mut command = self.netns.command(program("volt-netd"));
+        let mut command = self.netns.command(next_netd());
         command.args(["--log-level", "debug", "--take-over"]).arg(self.control()).args(arguments);
         Daemon::start(command).expect("volt-netd")
     }

@@ -29,6 +29,7 @@ impl Counter {
     }
 }
 
+/// Declares the counters: name, and what the log calls it, by which states of format 1 have it too.
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident: $text:literal;)*) => {
         /// The counters of one queue pair.
@@ -96,12 +97,17 @@ unsafe impl AllWords for Counters {}
 /// Words of a pair's counters.
 const WORDS: usize = size_of::<Counters>() / size_of::<u64>();
 
-/// The counters are words in their order. One that is added comes last, and makes a new version.
+/// The counters are words in their order, as many for each pair. One that is added comes last: a program of
+/// another version finds those that it knows in their places.
 const KIND: Kind = Kind { magic: *b"voltCNTR", version: 1 };
 
 /// The counters of all queue pairs of a device, in memory that another process can go on with.
 #[derive(Clone, Debug)]
-pub struct CounterMemory(Arc<SharedWords>);
+pub struct CounterMemory {
+    words: Arc<SharedWords>,
+    /// Words of a pair: more than ours in memory that a later version has made.
+    stride: usize,
+}
 
 impl CounterMemory {
     /// Counters at zero.
@@ -110,21 +116,38 @@ impl CounterMemory {
     ///
     /// When there is no memory.
     pub fn new(pairs: usize) -> Result<CounterMemory, WordsError> {
-        Ok(CounterMemory(Arc::new(SharedWords::create("volt-counters", KIND, pairs * WORDS)?)))
+        let words = SharedWords::create("volt-counters", KIND, pairs * WORDS)?;
+        Ok(CounterMemory { words: Arc::new(words), stride: WORDS })
     }
 
-    /// Those of another process.
+    /// Those of another process; of an earlier version, which has fewer, a copy with room for all. Whether it
+    /// is one.
     ///
     /// # Errors
     ///
     /// When it is something else.
-    pub fn open(memory: OwnedFd, pairs: usize) -> Result<CounterMemory, WordsError> {
-        Ok(CounterMemory(Arc::new(SharedWords::open(memory, KIND, pairs * WORDS)?)))
+    pub fn open(memory: OwnedFd, pairs: usize) -> Result<(CounterMemory, bool), WordsError> {
+        let words = SharedWords::open(memory, KIND)?;
+        let stride = words.len().checked_div(pairs).unwrap_or(0);
+        if stride == 0 || stride * pairs != words.len() {
+            return Err(WordsError::Other("its length"));
+        }
+        if stride >= WORDS {
+            return Ok((CounterMemory { words: Arc::new(words), stride }, false));
+        }
+        let copy = CounterMemory::new(pairs)?;
+        for pair in 0..pairs {
+            for word in 0..stride {
+                let count = words.word(pair * stride + word).load(Relaxed);
+                copy.words.word(pair * WORDS + word).store(count, Relaxed);
+            }
+        }
+        Ok((copy, true))
     }
 
     /// The memory, for another process; `None` where it cannot have it.
     pub fn file(&self) -> Option<&File> {
-        self.0.file()
+        self.words.file()
     }
 
     /// The counters of `pair`.
@@ -133,7 +156,7 @@ impl CounterMemory {
     ///
     /// When there are fewer pairs, as where they are used.
     pub fn of(&self, pair: usize) -> &Counters {
-        self.0.view(pair * WORDS)
+        self.words.view(pair * self.stride)
     }
 
     /// The same for a worker.
@@ -167,5 +190,72 @@ impl fmt::Display for Counters {
             comma = ", ";
         }
         if comma.is_empty() { f.write_str("nothing") } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Memory of a version that has so many counters, each holding its number, on two pairs.
+    fn of_version(counters: usize) -> (SharedWords, OwnedFd) {
+        let words = SharedWords::create("test", KIND, 2 * counters).unwrap();
+        (0..2 * counters).for_each(|word| words.word(word).store(word as u64, Relaxed));
+        let file = words.file().unwrap().try_clone().unwrap();
+        (words, file.into())
+    }
+
+    /// They are words in memory that other versions go on with: what is there stays where it is.
+    #[test]
+    fn what_is_added_comes_last() {
+        let first = [
+            "tx_frames",
+            "tx_bytes",
+            "rx_frames",
+            "rx_bytes",
+            "tx_bad_chain",
+            "tx_refused",
+            "tx_no_port",
+            "tx_disabled",
+            "rx_bad_chain",
+            "rx_too_long",
+            "rx_not_offloaded",
+            "rx_failed",
+            "deadly_chains",
+            "calls",
+            "kicks",
+        ];
+        let counters = Counters::default();
+        assert!(counters.fields().map(|(name, _)| name).take(first.len()).eq(first));
+    }
+
+    #[test]
+    fn memory_of_an_earlier_version_is_copied() {
+        let (_, file) = of_version(2);
+        let (memory, copied) = CounterMemory::open(file, 2).unwrap();
+        assert!(copied);
+        let of = |pair| memory.of(pair).fields().map(|(_, count)| count).take(3).collect::<Vec<_>>();
+        assert_eq!((of(0), of(1)), (vec![0, 1, 0], vec![2, 3, 0]));
+    }
+
+    #[test]
+    fn memory_of_a_later_version_is_counted_on_in() {
+        let counters = WORDS + 3;
+        let (words, file) = of_version(counters);
+        let (memory, copied) = CounterMemory::open(file, 2).unwrap();
+        assert!(!copied);
+        memory.of(1).tx_frames.add(100);
+        let first = counters as u64;
+        assert_eq!(memory.of(1).tx_frames.get(), first + 100);
+        // What only the later one knows is still there.
+        assert_eq!(words.word(counters + WORDS).load(Relaxed), first + WORDS as u64);
+    }
+
+    #[test]
+    fn memory_of_other_pairs_is_refused() {
+        for pairs in [0, 4, usize::MAX] {
+            let (_, file) = of_version(7);
+            assert!(CounterMemory::open(file, pairs).unwrap_err().to_string().ends_with("its length"));
+        }
     }
 }

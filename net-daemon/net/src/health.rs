@@ -94,15 +94,48 @@ impl Health {
                 | libc::ECONNREFUSED
                 | libc::ECONNRESET
                 | libc::EPIPE,
-            ) => {
-                if self.state != State::Gone {
-                    warn!("{} is gone: frames of the guest are dropped until it is back", self.name);
-                    self.state = State::Gone;
-                    self.gone.raise();
-                }
-                Verdict::NoPort
-            }
-            _ => Verdict::Refused,
+            ) => self.is_gone(),
+            // A port that is no descriptor's has made its errors itself.
+            None => match error.kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Verdict::Wait,
+                io::ErrorKind::BrokenPipe => self.is_gone(),
+                _ => Verdict::Refused,
+            },
+            Some(_) => Verdict::Refused,
         }
+    }
+
+    fn is_gone(&mut self) -> Verdict {
+        if self.state != State::Gone {
+            warn!("{} is gone: frames of the guest are dropped until it is back", self.name);
+            self.state = State::Gone;
+            self.gone.raise();
+        }
+        Verdict::NoPort
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::notifier;
+
+    /// What a port that is no descriptor's says counts as what the system says (`PortQueue::recv`).
+    #[test]
+    fn errors_that_a_port_made_itself_are_understood() {
+        let gone = GoneFlag::new(notifier());
+        let mut health = Health::new("wire".into(), gone.clone());
+        let mut verdict = |error: io::Error| (health.failed(&error), gone.take());
+        for (own, systems) in [
+            (io::ErrorKind::WouldBlock, libc::EAGAIN),
+            (io::ErrorKind::Interrupted, libc::EINTR),
+            (io::ErrorKind::InvalidInput, libc::EINVAL),
+        ] {
+            assert_eq!(verdict(own.into()), verdict(io::Error::from_raw_os_error(systems)), "{own}");
+        }
+        assert_eq!(verdict(io::ErrorKind::WouldBlock.into()), (Verdict::Wait, false));
+        assert_eq!(verdict(io::ErrorKind::InvalidInput.into()), (Verdict::Refused, false));
+        assert_eq!(verdict(io::ErrorKind::BrokenPipe.into()), (Verdict::NoPort, true));
+        assert_eq!(verdict(io::ErrorKind::BrokenPipe.into()), (Verdict::NoPort, false));
     }
 }

@@ -7,9 +7,11 @@
 //! | [`worker`] | the thread of a queue pair |
 //! | [`pair`], [`tx`], [`rx`], [`vring`] | a queue pair, guest to wire and wire to guest |
 //! | [`control`] | the control virtqueue |
+//! | [`batch`], [`health`], [`unshared`] | what both directions have: a batch's turns, a port's troubles, memory that is not shared |
 //! | [`config`], [`counters`], [`limiter`] | configuration space, counters, rate limits |
 //! | [`port`] | the host's side: interfaces and sockets |
 //! | [`state`] | all of it as data, for another process to go on with |
+//! | [`shared_words`], [`crash_note`] | what outlives a process: memory that it shares, and what it was doing when it died |
 //!
 //! Frames go worker → [`pair`] → [`tx`] → port, and worker → [`pair`] → [`rx`] → ring → call; everything else
 //! is set-up around that.
@@ -29,6 +31,9 @@
 //! a [TAP](port::tap::Tap) or [macvtap](port::macvtap::Macvtap) interface, [socket
 //! pairs](port::socket::SocketPort), or an implementation of yours. `examples/embed.rs` has one, and runs a
 //! device from end to end.
+//!
+//! A thread that is slow to stop is woken by the signal SIGRTMIN+1. The first one to start installs a handler
+//! for it that does nothing; a program that uses that signal for something else has to leave it.
 
 pub mod batch;
 pub mod builder;

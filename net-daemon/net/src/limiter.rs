@@ -303,6 +303,10 @@ impl PortQueue for LimitedQueue {
         self.pass(&self.limiter.rx, 0, || self.queue.recv(parts))
     }
 
+    fn probe(&self) -> io::Result<()> {
+        self.queue.probe()
+    }
+
     fn wakers(&self) -> Vec<BorrowedFd<'_>> {
         let own = self.timers.iter().map(AsFd::as_fd);
         self.queue.wakers().into_iter().chain(own).collect()

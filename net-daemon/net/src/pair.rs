@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use log::warn;
 use volt_virtio::notify::Notifier;
-use volt_virtio::part::IoPart;
 use volt_virtio::ring::RingError;
 
 use crate::batch::Turn;
@@ -79,10 +78,9 @@ impl Pair {
         self.stash = self.rx.as_mut().and_then(Rx::take_stash);
     }
 
-    /// Looks at a port that reports an error, which receiving would do if the guest had buffers.
+    /// Looks at a port that reports an error.
     pub fn probe(&mut self) {
-        let mut byte = [0];
-        if let Err(error) = self.queue.recv(&[IoPart::from_slice(&mut byte)]) {
+        if let Err(error) = self.queue.probe() {
             self.health.failed(&error);
         }
     }

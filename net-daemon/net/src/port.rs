@@ -13,13 +13,15 @@
 //!
 //! So frames that the program makes have no limit but their own, and nothing is sent that a limit has held
 //! back. What decides on a frame's bytes stands between the first two, decides on a copy of its own, and
-//! passes that copy on.
+//! passes that copy on. What makes frames has its way in from
+//! [`NetDevice::inject`](crate::device::NetDevice::inject).
 
 use std::fmt::Debug;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
+use log::warn;
 use volt_virtio::features::Features;
 use volt_virtio::part::IoPart;
 
@@ -42,6 +44,8 @@ pub mod watch;
 pub const HEADER_LEN: usize = 12;
 /// Length of an Ethernet header: the shortest frame there is.
 pub const ETHERNET_LEN: usize = 14;
+/// Shortest frame with its header.
+pub const MIN_FRAME_LEN: usize = HEADER_LEN + ETHERNET_LEN;
 /// Longest frame with its header: the largest IP packet, an Ethernet header and two VLAN tags.
 pub const MAX_FRAME_LEN: usize = HEADER_LEN + ETHERNET_LEN + 8 + 65535;
 
@@ -62,6 +66,16 @@ pub trait PortQueue: AsFd + Debug + Send + Sync {
     /// `WouldBlock` when there is none, `BrokenPipe` when none can come any more, otherwise what the system
     /// says of the interface.
     fn recv(&self, parts: &[IoPart<'_>]) -> io::Result<usize>;
+
+    /// What is wrong with a port whose descriptor reports an error, which receiving would say if the guest
+    /// had buffers. What stands in front of a port's queue asks that one.
+    ///
+    /// # Errors
+    ///
+    /// As [`PortQueue::recv`].
+    fn probe(&self) -> io::Result<()> {
+        self.recv(&[IoPart::from_slice(&mut [0])]).map(drop)
+    }
 
     /// Descriptors that become readable when a call that would have had to wait is worth another try,
     /// although the queue's own says nothing. Nobody reads them.
@@ -124,5 +138,16 @@ pub trait Port: Debug + Send {
     /// Writes the port out for a process that is to go on with it; `None` where that cannot be done.
     fn export<'a>(&'a self, _out: &mut Exporter<'a>) -> Option<PortState> {
         None
+    }
+}
+
+/// Says what comes of an address that is not the interface's own.
+pub fn check_mac(port: &dyn Port, mac: Mac) {
+    if let Some(own) = port.mac().filter(|own| *own != mac) {
+        warn!(
+            "{0}: the guest's address is {mac} and the interface's {own}, so that frames to the guest get \
+             lost but in mode passthru: leave the guest's out, or 'ip link set {0} address {mac}'",
+            port.name()
+        );
     }
 }

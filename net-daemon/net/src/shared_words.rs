@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use log::warn;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate, memfd_create};
+use rustix::io::pread;
 use rustix::process::{Resource, getrlimit};
 use thiserror::Error;
 use vm_memory::mmap::MmapRegionError;
@@ -85,28 +86,42 @@ impl SharedWords {
         Ok(words)
     }
 
-    /// The `len` words of another process.
+    /// The words of another process, however many they are.
     ///
     /// # Errors
     ///
     /// When it is something else, or could be cut off under the mapping.
-    pub fn open(memory: OwnedFd, kind: Kind, len: usize) -> Result<SharedWords, WordsError> {
+    pub fn open(memory: OwnedFd, kind: Kind) -> Result<SharedWords, WordsError> {
         if !fcntl_get_seals(&memory).is_ok_and(|seals| seals.contains(SealFlags::SHRINK)) {
             return Err(WordsError::Other("it is not sealed"));
         }
+        let mut header = [0; HEADER * size_of::<u64>()];
+        if pread(&memory, &mut header, 0)? < header.len() {
+            return Err(WordsError::Other("it is too short"));
+        }
+        let ([magic, rest], _) = header.as_chunks() else { unreachable!("two words") };
+        let rest = u64::from_ne_bytes(*rest);
+        if *magic != kind.magic {
+            return Err(WordsError::Other("its magic number"));
+        }
+        if rest >> 32 != u64::from(kind.version) {
+            return Err(WordsError::Other("its version"));
+        }
+        let len = (rest & u64::from(u32::MAX)) as usize;
         if fstat(&memory)?.st_size < bytes(len) as i64 {
             return Err(WordsError::Other("it is too short"));
         }
-        let words = SharedWords::map(memory, len)?;
-        let header = [words.at(0), words.at(1)].map(|word| word.load(Relaxed));
-        match header {
-            [magic, _] if magic != u64::from_le_bytes(kind.magic) => {
-                Err(WordsError::Other("its magic number"))
-            }
-            [_, rest] if rest >> 32 != u64::from(kind.version) => Err(WordsError::Other("its version")),
-            [_, rest] if rest & u64::from(u32::MAX) != len as u64 => Err(WordsError::Other("its length")),
-            _ => Ok(words),
-        }
+        SharedWords::map(memory, len)
+    }
+
+    /// How many words there are.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
     }
 
     fn map(memory: OwnedFd, len: usize) -> Result<SharedWords, WordsError> {
@@ -183,7 +198,8 @@ mod tests {
         let words = SharedWords::create("test", KIND, 1000).unwrap();
         words.word(999).store(7, Relaxed);
         let again = words.file().unwrap().try_clone().unwrap();
-        let again = SharedWords::open(again.into(), KIND, 1000).unwrap();
+        let again = SharedWords::open(again.into(), KIND).unwrap();
+        assert_eq!(again.len(), 1000);
         assert_eq!(again.word(999).load(Relaxed), 7);
         again.word(0).store(8, Relaxed);
         assert_eq!(words.word(0).load(Relaxed), 8);
@@ -192,16 +208,18 @@ mod tests {
     #[test]
     fn other_memory_is_refused_by_name() {
         let words = SharedWords::create("test", KIND, 10).unwrap();
-        let refusal = |kind, len| {
+        let refusal = |kind| {
             let again = words.file().unwrap().try_clone().unwrap().into();
-            SharedWords::open(again, kind, len).unwrap_err().to_string()
+            SharedWords::open(again, kind).unwrap_err().to_string()
         };
-        assert!(refusal(Kind { magic: *b"voltTSET", ..KIND }, 10).ends_with("its magic number"));
-        assert!(refusal(Kind { version: 4, ..KIND }, 10).ends_with("its version"));
-        assert!(refusal(KIND, 11).ends_with("its length"));
-        assert!(refusal(KIND, 100_000).ends_with("it is too short"));
+        assert!(refusal(Kind { magic: *b"voltTSET", ..KIND }).ends_with("its magic number"));
+        assert!(refusal(Kind { version: 4, ..KIND }).ends_with("its version"));
+        words.at(1).store(3 << 32 | 100_000, Relaxed);
+        assert!(refusal(KIND).ends_with("it is too short"));
         let plain = memfd_create("test", MemfdFlags::CLOEXEC).unwrap();
         ftruncate(&plain, 4096).unwrap();
-        assert!(SharedWords::open(plain, KIND, 10).unwrap_err().to_string().ends_with("it is not sealed"));
+        assert!(SharedWords::open(plain, KIND).unwrap_err().to_string().ends_with("it is not sealed"));
+        let empty = sealed("test", 0).unwrap();
+        assert!(SharedWords::open(empty, KIND).unwrap_err().to_string().ends_with("it is too short"));
     }
 }

@@ -12,11 +12,8 @@ use crate::batch::{BATCH, Turn};
 use crate::counters::Counters;
 use crate::health::{Health, Verdict};
 use crate::port::queue::MAX_PARTS;
-use crate::port::{ETHERNET_LEN, HEADER_LEN, MAX_FRAME_LEN, PortQueue};
+use crate::port::{MAX_FRAME_LEN, MIN_FRAME_LEN, PortQueue};
 use crate::vring::Vring;
-
-/// The shortest frame, with its header.
-const SHORTEST: usize = HEADER_LEN + ETHERNET_LEN;
 
 /// The transmit half of a queue pair.
 #[derive(Debug)]
@@ -108,7 +105,7 @@ impl Tx {
     #[inline]
     fn collect(&mut self, head: Head) -> Result<usize, ChainError> {
         self.parts.clear();
-        match self.parts.single(&self.vring.ring, head, SHORTEST..=MAX_FRAME_LEN, false) {
+        match self.parts.single(&self.vring.ring, head, MIN_FRAME_LEN..=MAX_FRAME_LEN, false) {
             Some(len) => Ok(len),
             None => self.collect_chain(head),
         }
@@ -119,7 +116,7 @@ impl Tx {
         // One byte more than the longest frame is enough to see that it is too long.
         match self.parts.chain(&self.vring.ring, head, MAX_FRAME_LEN + 1)? {
             Chain { writable: true, .. } => Err(ChainError::Direction),
-            Chain { len, .. } if len < SHORTEST => Err(ChainError::Short(len)),
+            Chain { len, .. } if len < MIN_FRAME_LEN => Err(ChainError::Short(len)),
             Chain { len, .. } if len > MAX_FRAME_LEN => Err(ChainError::Long(MAX_FRAME_LEN)),
             Chain { len, .. } => Ok(len),
         }

@@ -216,9 +216,11 @@ impl VirtioNet {
     /// While the port cannot be opened.
     pub fn reopen_port(&mut self) -> std::io::Result<()> {
         self.device.reopen_port()?;
-        self.restart();
-        // What workers said of the old queues is no news of the new ones.
+        // What workers said of the old queues is no news of the new ones, of which they know nothing before
+        // they run again. One that does not stop is told of there.
+        let _ = self.stop_pairs();
         self.device.port_gone();
+        self.restart();
         Ok(())
     }
 

@@ -36,16 +36,15 @@ fn try_add(
     completion: &Completion,
 ) -> Result<usize, Answer> {
     let bad = |text: String| error(StatusCode::BAD_REQUEST, text);
-    let cannot = |why: &dyn std::error::Error| error(StatusCode::CONFLICT, error_chain(why).to_string());
+    let cannot = |why: &dyn std::error::Error| error(StatusCode::CONFLICT, error_chain(why));
     let options = options(body).map_err(bad)?;
     let room_for = |name: &str| machine.devices.room_for(kind, name).map_err(refusal);
     let device: Box<dyn VirtioDevice> = if kind == DeviceKind::Disk {
-        let config: DiskConfig = options.parse().map_err(|why| bad(error_chain(&why).to_string()))?;
+        let config: DiskConfig = options.parse().map_err(|why| bad(error_chain(&why)))?;
         room_for(&config.path.display().to_string())?;
         Box::new(Block::open(&config, &machine.gate).map_err(|why| cannot(&why))?)
     } else {
-        let mut config: NetDeviceConfig =
-            options.parse().map_err(|why| bad(error_chain(&why).to_string()))?;
+        let mut config: NetDeviceConfig = options.parse().map_err(|why| bad(error_chain(&why)))?;
         if let NetDeviceConfig::Socket(config) = &mut config {
             config.timeout = Some(BACK_END_LIMIT);
         }
@@ -93,7 +92,7 @@ fn refusal(why: PlugError) -> Answer {
         PlugError::Late { .. } => StatusCode::GATEWAY_TIMEOUT,
         PlugError::Ended => StatusCode::SERVICE_UNAVAILABLE,
     };
-    error(code, error_chain(&why).to_string())
+    error(code, error_chain(&why))
 }
 
 #[cfg(test)]

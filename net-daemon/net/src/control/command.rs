@@ -15,8 +15,8 @@ const ACK_OK: u8 = 0;
 /// `VIRTIO_NET_ERR`: the command was refused.
 const ACK_ERR: u8 = 1;
 
-/// Longest command that is read, in bytes: a MAC table command with two full
-/// tables of [`MAX_MAC_TABLE`] addresses.
+/// Longest command that is read, in bytes: a MAC table command with two full tables of [`MAX_MAC_TABLE`]
+/// addresses.
 pub const MAX_COMMAND_LEN: usize = 2 + 2 * (4 + MAX_MAC_TABLE * 6);
 /// Most addresses in one table of a MAC table command; the driver falls back to a receive mode for more.
 pub const MAX_MAC_TABLE: usize = 512;
@@ -137,7 +137,8 @@ pub fn execute(
         return Err(CommandError::Long(len));
     }
     let mut bytes = vec![0; len];
-    read(&mut bytes);
+    let read = read(&mut bytes);
+    bytes.truncate(read);
     let command = parse(&bytes, limits)?;
     debug!("control queue: {command:?}");
     carry_out(command);

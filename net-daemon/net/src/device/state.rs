@@ -75,14 +75,18 @@ impl NetDevice {
         self.counters.file().filter(|_| format.has_counter_memory())
     }
 
-    /// Counts on in another process's memory, that of a state. No pair may run yet.
+    /// Counts on in another process's memory, that of a state, or in a copy. No pair may run yet.
     ///
     /// # Errors
     ///
     /// When it did not come, or is something else.
     pub fn import_counters(&mut self, id: FdId, from: &mut Importer) -> Result<(), StateError> {
-        let memory = CounterMemory::open(from.take(id)?, self.pairs()).map_err(StateError::Counters)?;
-        (self.counters, self.counters_id) = (memory, id);
+        let (memory, copied) =
+            CounterMemory::open(from.take(id)?, self.pairs()).map_err(StateError::Counters)?;
+        self.counters = memory;
+        if !copied {
+            self.counters_id = id;
+        }
         Ok(())
     }
 

@@ -14,16 +14,15 @@ use thiserror::Error;
 use volt_virtio::notify::Notifier;
 use volt_virtio::part::{IoPart, write_parts};
 
-use crate::port::{ETHERNET_LEN, HEADER_LEN, MAX_FRAME_LEN, PortQueue};
-
-/// Bytes of the shortest frame with its header.
-const SHORTEST: usize = HEADER_LEN + ETHERNET_LEN;
+use crate::port::{MAX_FRAME_LEN, MIN_FRAME_LEN, PortQueue};
 
 /// Why a frame is not taken.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum InjectError {
     /// Shorter than a header and an Ethernet header, or longer than any frame.
-    #[error("a frame of {0} bytes with its header: there are none under {SHORTEST} and over {MAX_FRAME_LEN}")]
+    #[error(
+        "a frame of {0} bytes with its header: there are none under {MIN_FRAME_LEN} and over {MAX_FRAME_LEN}"
+    )]
     Length(usize),
     /// The guest has not taken those before it.
     #[error("{0} frames wait for the guest already")]
@@ -67,7 +66,7 @@ impl Injector {
     ///
     /// See [`InjectError`]; one that is dropped because there is no room is counted.
     pub fn push(&self, frame: Vec<u8>) -> Result<(), InjectError> {
-        if !(SHORTEST..=MAX_FRAME_LEN).contains(&frame.len()) {
+        if !(MIN_FRAME_LEN..=MAX_FRAME_LEN).contains(&frame.len()) {
             return Err(InjectError::Length(frame.len()));
         }
         let mut frames = self.0.frames.lock().unwrap_or_else(PoisonError::into_inner);
@@ -128,6 +127,10 @@ impl PortQueue for InjectedQueue {
         self.queue.recv(parts)
     }
 
+    fn probe(&self) -> io::Result<()> {
+        self.queue.probe()
+    }
+
     fn wakers(&self) -> Vec<BorrowedFd<'_>> {
         let mut wakers = self.queue.wakers();
         wakers.push(self.injector.0.filled.as_fd());
@@ -169,5 +172,8 @@ mod tests {
             assert_eq!(driver.read_vec(BUFFERS + number * 2048 + 12, 60), frame(60, seed)[12..]);
         }
         injector.push(frame(60, 3)).unwrap();
+        // Who asks after the port takes no frame.
+        assert_eq!(queue.probe().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(injector.take(), Some(frame(60, 3)));
     }
 }

@@ -11,7 +11,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use log::warn;
 use thiserror::Error;
 use volt_virtio::features::Features;
 
@@ -202,17 +201,6 @@ impl Port for Macvtap {
     fn export<'a>(&'a self, out: &mut Exporter<'a>) -> Option<PortState> {
         let (mac, queues) = (self.mac.map(|mac| mac.0), self.queues);
         Some(PortState::Macvtap(MacvtapState { tap: self.tap.state(out), mac, queues }))
-    }
-}
-
-/// Says what comes of an address that is not the interface's own.
-pub fn check_mac(port: &dyn Port, mac: Mac) {
-    if let Some(own) = port.mac().filter(|own| *own != mac) {
-        warn!(
-            "{0}: the guest's address is {mac} and the interface's {own}, so that frames to the guest get \
-             lost but in mode passthru: leave the guest's out, or 'ip link set {0} address {mac}'",
-            port.name()
-        );
     }
 }
 
