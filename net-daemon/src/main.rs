@@ -8,8 +8,10 @@
 //! | [`server`] | the main thread's loop: front-ends, clients of the control socket, hand-over, commits |
 //! | [`connection`], [`endpoint`] | a front-end that is connected; where front-ends come from |
 //! | [`control`], [`handover`] | the control socket's requests; the new side of a hand-over |
-//! | [`state`], [`systemd`], [`supervision`] | what another process goes on with; where it is kept: in systemd's store, or by the supervisor |
-//! | [`fds`], [`signals`] | descriptors that the command line names; signals that end the daemon, as a descriptor |
+//! | [`state`] | what another process goes on with |
+//! | [`systemd`], [`supervision`] | where it is kept: in systemd's store, or by the supervisor |
+//! | [`fds`] | descriptors that the command line names |
+//! | [`signals`] | signals that end the daemon, as a descriptor |
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;

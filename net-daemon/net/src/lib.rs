@@ -7,11 +7,11 @@
 //! | [`worker`] | the thread of a queue pair |
 //! | [`pair`], [`tx`], [`rx`], [`vring`] | a queue pair, guest to wire and wire to guest |
 //! | [`control`] | the control virtqueue |
-//! | [`batch`], [`health`], [`unshared`] | what both directions have: a batch's turns, a port's troubles, memory that is not shared |
+//! | [`batch`], [`health`], [`unshared`] | a batch's turns, a port's troubles, memory that is not shared |
 //! | [`config`], [`counters`], [`limiter`] | configuration space, counters, rate limits |
 //! | [`port`] | the host's side: interfaces and sockets |
 //! | [`state`] | all of it as data, for another process to go on with |
-//! | [`shared_words`], [`crash_note`] | what outlives a process: memory that it shares, and what it was doing when it died |
+//! | [`shared_words`], [`crash_note`] | memory that outlives a process, and what it was doing |
 //!
 //! Frames go worker → [`pair`] → [`tx`] → port, and worker → [`pair`] → [`rx`] → ring → call; everything else
 //! is set-up around that.
