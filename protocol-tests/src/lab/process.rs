@@ -86,7 +86,9 @@ impl Process {
                     tell(&line.text);
                     self.seen.push(line);
                 }
-                Err(RecvTimeoutError::Timeout) => panic!("{} did not end in {limit:?}: {self}", self.name),
+                Err(RecvTimeoutError::Timeout) => {
+                    panic!("{} did not end in {limit:?}: {self}{}", self.name, self.threads())
+                }
                 // Every writer has closed: the program has ended, or is about to.
                 Err(RecvTimeoutError::Disconnected) => break,
             }
