@@ -90,6 +90,8 @@ fn every_kind(name: &str, pairs: u16, transport: Transport) {
             script
                 .push(format!("report pairs $(ethtool -l {interface} | grep -c 'Combined:[^0-9]*{pairs}$')"));
         }
+        // It sends until it has powered off, by all of them at once.
+        script.extend((0..kinds.len()).map(|n| format!("(ping -i 0.005 10.77.{n}.1 >/dev/null &)")));
         let nets: Vec<_> = kinds.iter().map(|(_, net)| format!("{net},queues={pairs}")).collect();
         let nets: Vec<_> = nets.iter().map(String::as_str).collect();
         for transport in variants(&TRANSPORTS, transport) {
