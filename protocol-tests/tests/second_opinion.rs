@@ -1,23 +1,18 @@
 //! The scripted peers against independent implementations: `vhost-user-backend` and `vhost`'s `Frontend`.
 //! What both sides of these tests agree on is not one author's misreading of the specification.
 
-#![expect(unsafe_code, reason = "vmm-sys-util takes descriptors by number only")]
-
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
-
 use protocol_tests::backend::{Backend, Script};
 use protocol_tests::daemon::poll_until;
 use protocol_tests::frame::{NetHeader, number_of, numbered};
+use protocol_tests::front_peer::by_crate::describe;
 use protocol_tests::frontend::Frontend;
 use protocol_tests::memory::RegionSpec;
-use protocol_tests::nic::Nic;
 use protocol_tests::peer::CratePeer;
 use protocol_tests::rig::LIMIT;
 use protocol_tests::session::{Session, Setup};
 use protocol_tests::wire::feature;
+use vhost::VhostBackend;
 use vhost::vhost_user::{Frontend as CrateFrontend, VhostUserFrontend, VhostUserProtocolFeatures};
-use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
-use vmm_sys_util::eventfd::EventFd;
 
 /// The scripted front-end drives a back-end on the crates, with chains of every shape and rings and buffers
 /// in two regions at offsets of their files: frames come back whole.
@@ -66,7 +61,7 @@ fn the_crates_front_end_and_the_scripted_back_end() {
     frontend.set_features(features).expect("features");
     assert_eq!(frontend.get_queue_num().expect("queues"), 2);
     let mut nic = Setup::default().nic(features).expect("a card");
-    describe(&mut frontend, &nic);
+    describe(&mut frontend, &nic).expect("a description");
     nic.rx(0).fill(4, &[2048]).expect("buffers");
     for number in 0..10 {
         nic.tx(0).send(&numbered(number, 700), LIMIT).expect("sent");
@@ -74,42 +69,4 @@ fn the_crates_front_end_and_the_scripted_back_end() {
     }
     assert_eq!(frontend.get_vring_base(1).expect("a base"), 10);
     assert!(backend.faults().is_empty(), "{:?}", backend.faults());
-}
-
-/// Tells the crate's front-end of a scripted card.
-fn describe(frontend: &mut CrateFrontend, nic: &Nic) {
-    let region = |(spec, fd): (&RegionSpec, BorrowedFd<'_>)| VhostUserMemoryRegionInfo {
-        guest_phys_addr: spec.guest,
-        memory_size: spec.size,
-        userspace_addr: spec.user,
-        mmap_offset: spec.offset,
-        mmap_handle: fd.as_raw_fd(),
-    };
-    let regions: Vec<_> = nic.mem.specs().iter().zip(nic.mem.fds()).map(region).collect();
-    frontend.set_mem_table(&regions).expect("memory");
-    for queue in &nic.queues {
-        let (vring, layout) = (queue.vring as usize, queue.ring.layout());
-        frontend.set_vring_num(vring, layout.size).expect("size");
-        let addresses = VringConfigData {
-            queue_max_size: layout.size,
-            queue_size: layout.size,
-            flags: 0,
-            desc_table_addr: nic.mem.user(layout.desc),
-            used_ring_addr: nic.mem.user(layout.used),
-            avail_ring_addr: nic.mem.user(layout.avail),
-            log_addr: None,
-        };
-        frontend.set_vring_addr(vring, &addresses).expect("addresses");
-        frontend.set_vring_base(vring, 0).expect("base");
-        frontend.set_vring_call(vring, &event(&queue.call)).expect("call");
-        frontend.set_vring_kick(vring, &event(&queue.kick)).expect("kick");
-        frontend.set_vring_enable(vring, true).expect("enable");
-    }
-}
-
-/// A descriptor as the crate wants it.
-fn event(fd: &OwnedFd) -> EventFd {
-    let copy = fd.try_clone().expect("a copy").into_raw_fd();
-    // SAFETY: the copy is owned by nobody else.
-    unsafe { EventFd::from_raw_fd(copy) }
 }

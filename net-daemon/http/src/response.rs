@@ -2,8 +2,9 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::{Method, StatusCode};
 use httpdate::fmt_http_date;
+
+use crate::{Method, StatusCode};
 
 /// The content type of JSON.
 pub const JSON: &str = "application/json";
@@ -58,7 +59,7 @@ impl Response {
             header("connection", "close");
         }
         header("content-length", &self.body.len().to_string());
-        // Dates begin in 1970.
+        // HTTP dates begin in 1970, and a clock can be set to before that.
         header("date", &fmt_http_date(now.max(UNIX_EPOCH)));
         head.push_str("\r\n");
         let mut bytes = head.into_bytes();

@@ -14,8 +14,7 @@ use crate::port::tap::{Tap, TapError, TapOptions};
 use crate::shared_words::WordsError;
 use crate::virtio_net::VirtioNet;
 
-/// Most queue pairs of a device: vhost-user names a vring in 8 bits, a PCI function has no more vectors, and
-/// there is a control queue.
+/// Most queue pairs of a device: vhost-user names a vring in 8 bits, and there is a control queue.
 pub const MAX_PAIRS: u16 = 127;
 
 /// Why there is no device.

@@ -193,17 +193,18 @@ impl fmt::Display for Counters {
     }
 }
 
+/// Memory of a version that has so many counters, on so many pairs, each word holding its number.
+#[cfg(test)]
+pub(crate) fn memory_of_version(counters: usize, pairs: usize) -> (SharedWords, OwnedFd) {
+    let words = SharedWords::create("test", KIND, counters * pairs).unwrap();
+    (0..words.len()).for_each(|word| words.word(word).store(word as u64, Relaxed));
+    let file = words.file().unwrap().try_clone().unwrap();
+    (words, file.into())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Memory of a version that has so many counters, each holding its number, on two pairs.
-    fn of_version(counters: usize) -> (SharedWords, OwnedFd) {
-        let words = SharedWords::create("test", KIND, 2 * counters).unwrap();
-        (0..2 * counters).for_each(|word| words.word(word).store(word as u64, Relaxed));
-        let file = words.file().unwrap().try_clone().unwrap();
-        (words, file.into())
-    }
 
     /// They are words in memory that other versions go on with: what is there stays where it is.
     #[test]
@@ -231,7 +232,7 @@ mod tests {
 
     #[test]
     fn memory_of_an_earlier_version_is_copied() {
-        let (_, file) = of_version(2);
+        let (_, file) = memory_of_version(2, 2);
         let (memory, copied) = CounterMemory::open(file, 2).unwrap();
         assert!(copied);
         let of = |pair| memory.of(pair).fields().map(|(_, count)| count).take(3).collect::<Vec<_>>();
@@ -241,7 +242,7 @@ mod tests {
     #[test]
     fn memory_of_a_later_version_is_counted_on_in() {
         let counters = WORDS + 3;
-        let (words, file) = of_version(counters);
+        let (words, file) = memory_of_version(counters, 2);
         let (memory, copied) = CounterMemory::open(file, 2).unwrap();
         assert!(!copied);
         memory.of(1).tx_frames.add(100);
@@ -254,7 +255,7 @@ mod tests {
     #[test]
     fn memory_of_other_pairs_is_refused() {
         for pairs in [0, 4, usize::MAX] {
-            let (_, file) = of_version(7);
+            let (_, file) = memory_of_version(7, 2);
             assert!(CounterMemory::open(file, pairs).unwrap_err().to_string().ends_with("its length"));
         }
     }

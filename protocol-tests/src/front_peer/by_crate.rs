@@ -65,6 +65,20 @@ fn meet(
             &mut card.insert((nic, acked)).0
         }
     };
+    describe(&mut frontend, nic)?;
+    nic.queues.iter_mut().try_for_each(Queue::kick_always)?;
+    let mut scripted = Scripted { nic: card.take().expect("set above").0, acked };
+    let result = scripted.echo(&mut ScriptedFrontend::new(end.try_clone()?), None, None);
+    *card = Some((scripted.nic, acked));
+    Ok(result?)
+}
+
+/// Tells `frontend` of a scripted card: its memory, and its rings from where they are.
+///
+/// # Errors
+///
+/// When the back-end refuses one of it.
+pub fn describe(frontend: &mut Frontend, nic: &Nic) -> Result<(), Box<dyn std::error::Error>> {
     let fds = nic.mem.fds();
     let regions: Vec<VhostUserMemoryRegionInfo> = nic
         .mem
@@ -98,13 +112,9 @@ fn meet(
         frontend.set_vring_addr(index, &config)?;
         frontend.set_vring_call(index, &eventfd(&queue.call)?)?;
         frontend.set_vring_kick(index, &eventfd(&queue.kick)?)?;
-        if acked & feature::PROTOCOL_FEATURES != 0 {
+        if nic.features & feature::PROTOCOL_FEATURES != 0 {
             frontend.set_vring_enable(index, true)?;
         }
     }
-    nic.queues.iter_mut().try_for_each(Queue::kick_always)?;
-    let mut scripted = Scripted { nic: card.take().expect("set above").0, acked };
-    let result = scripted.echo(&mut ScriptedFrontend::new(end.try_clone()?), None, None);
-    *card = Some((scripted.nic, acked));
-    Ok(result?)
+    Ok(())
 }

@@ -100,3 +100,37 @@ impl NetDevice {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::os::unix::net::UnixDatagram;
+
+    use super::*;
+    use crate::builder::VirtioNetBuilder;
+    use crate::counters::memory_of_version;
+    use crate::port::socket::SocketPort;
+
+    fn device() -> NetDevice {
+        let (near, _) = UnixDatagram::pair().unwrap();
+        let port = SocketPort::new(vec![near.into()]).unwrap();
+        VirtioNetBuilder::over(port).build().unwrap().into_device()
+    }
+
+    /// Who keeps a state is sent descriptors that it does not know: a copy has a number of its own, and what
+    /// is counted on in has the one it had.
+    #[test]
+    fn a_copy_of_counters_is_another_descriptor() {
+        let ours = device().counters(0).fields().count();
+        for (counters, is_copy) in [(2, true), (ours, false), (ours + 1, false)] {
+            let (id, mut device) = (FdId::fresh(), device());
+            let (_words, memory) = memory_of_version(counters, 1);
+            device.import_counters(id, &mut Importer::new(BTreeMap::from([(id, memory)]))).unwrap();
+            assert_eq!(device.counters(0).tx_bytes.get(), 1, "{counters} counters");
+            let mut out = Exporter::default();
+            let newest = Format::ALL.iter().copied().find(|format| format.has_counter_memory()).unwrap();
+            let named = device.export(newest, &mut out).counters;
+            assert_eq!(named != Some(id), is_copy, "{counters} counters");
+        }
+    }
+}
