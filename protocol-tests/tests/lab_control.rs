@@ -91,12 +91,12 @@ fn a_rate_limit_changes_under_traffic() {
         let directory = tempfile::tempdir().expect("a directory");
         tap();
         let _server = iperf3();
-        let run = format!("report ready; speed out -u -l 1448 -b 8M -c {HOST} -t 80");
-        let mut machine = start(directory.path(), &run, &["tap=k0,tx-rate=1Mbit", "tap=k1,vhost-net=on"]);
+        let run = format!("report ready; speed out -u -l 1448 -b 6M -c {HOST} -t 80");
+        let mut machine = start(directory.path(), &run, &["tap=k0,tx-rate=500kbit", "tap=k1,vhost-net=on"]);
         machine.guest.wait_for("VOLT out begin", PATIENCE);
         sleep(Duration::from_secs(2));
-        for (megabits, burst) in [(2.0, "40K"), (5.0, "100K"), (3.0, "60K")] {
-            let rate = format!("{megabits}Mbit:{burst}");
+        for (megabits, burst) in [(1.0, "20K"), (2.5, "50K"), (1.5, "30K")] {
+            let rate = format!("{}kbit:{burst}", 1000.0 * megabits);
             let limits = machine.done(&["limits", TAP, "--tx-rate", &rate]);
             assert_eq!(limits["rx_rate"], "none", "{limits}");
             // The new bucket is full.
@@ -114,9 +114,9 @@ fn a_rate_limit_changes_under_traffic() {
         }
         machine.done(&["limits", "0", "--tx-rate", "none"]);
         sleep(Duration::from_secs(1));
-        // Twice what was the limit, and less than is sent.
-        let freed = (0..WINDOWS).any(|_| measure(Duration::from_secs(2)).1 > 6.0);
-        assert!(freed, "not even 6 Mbit/s without a limit");
+        // Twice what was the limit, and half of what is sent: on a starved machine a guest hardly does more.
+        let freed = (0..WINDOWS).any(|_| measure(Duration::from_secs(2)).1 > 3.0);
+        assert!(freed, "not even 3 Mbit/s without a limit");
 
         if Path::new("/dev/vhost-net").exists() {
             let why =
