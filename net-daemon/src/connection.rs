@@ -16,14 +16,14 @@ pub(crate) struct Connection {
     pub(crate) channel: Channel,
     pub(crate) session: Session,
     /// The control queue's kick, as it is watched.
-    pub(crate) control: Option<Arc<Notifier>>,
+    pub(crate) control_kick: Option<Arc<Notifier>>,
     /// When this process took it up.
     pub(crate) since: Instant,
 }
 
 impl Connection {
     pub(crate) fn new(channel: Channel, session: Session) -> Connection {
-        Connection { channel, session, control: None, since: Instant::now() }
+        Connection { channel, session, control_kick: None, since: Instant::now() }
     }
 
     pub(crate) fn export<'a>(&'a self, out: &mut Exporter<'a>) -> ConnectionState {

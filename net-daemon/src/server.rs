@@ -112,9 +112,11 @@ struct Pending {
     stop: bool,
     accept: bool,
     messages: bool,
-    control: bool,
+    control_queue: bool,
     client: bool,
     requests: bool,
+    /// Rings may be broken.
+    rings: bool,
     links: bool,
     alone: bool,
 }
@@ -245,8 +247,8 @@ impl Server {
             if std::mem::take(&mut self.pending.messages) {
                 self.serve()?;
             }
-            if std::mem::take(&mut self.pending.control) {
-                self.serve_control();
+            if std::mem::take(&mut self.pending.control_queue) {
+                self.serve_control_queue();
             }
             if std::mem::take(&mut self.pending.client) {
                 self.accept_client()?;
@@ -254,8 +256,11 @@ impl Server {
             if std::mem::take(&mut self.pending.requests) && self.serve_clients()? == Some(End::GivenAway) {
                 return Ok(End::GivenAway);
             }
-            self.watch_control()?;
+            self.watch_control_queue()?;
             self.check_port()?;
+            if std::mem::take(&mut self.pending.rings) {
+                self.check_rings();
+            }
             if std::mem::take(&mut self.pending.links) {
                 self.check_link();
             }
@@ -289,16 +294,16 @@ impl Server {
         let timeout = self.timeout();
         let (pending, wake, reopen) = (&mut self.pending, &self.wake, &mut self.reopen);
         let device = &self.device;
-        let control = self.connection.as_ref().and_then(|connection| connection.control.as_ref());
+        let control_kick = self.connection.as_ref().and_then(|connection| connection.control_kick.as_ref());
         self.poller.wait(timeout, |token, _| match token {
             Token::Signal => pending.stop = true,
             Token::Listener => pending.accept = true,
             Token::Connection => pending.messages = true,
             Token::ControlKick => {
-                if let Some(kicked) = control {
+                if let Some(kicked) = control_kick {
                     kicked.clear();
                 }
-                pending.control = true;
+                pending.control_queue = true;
             }
             Token::Control => pending.client = true,
             Token::Client => pending.requests = true,
@@ -306,6 +311,7 @@ impl Server {
             Token::Line => pending.alone = true,
             Token::Device => {
                 wake.clear();
+                pending.rings = true;
                 if device.port_gone() {
                     reopen.get_or_insert_with(Instant::now);
                 }
@@ -315,7 +321,7 @@ impl Server {
 
     /// `None` where nothing is to be done before something happens.
     fn timeout(&self) -> Option<Duration> {
-        if self.pending.messages || self.pending.control {
+        if self.pending.messages || self.pending.control_queue {
             return Some(Duration::ZERO);
         }
         let client = matches!(self.endpoint, Endpoint::Client(_)) && self.connection.is_none();

@@ -3,12 +3,11 @@
 //! [`Rig::take_over`], [`Rig::kill_worker`] change who serves; a [`Flow`] moves numbered frames both ways
 //! meanwhile and says what came, what did not, and what came twice.
 
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::daemon::{Daemon, child, next_netd, poll_until, program};
+use crate::daemon::{Daemon, child, next_netd, poll_until};
 use crate::frame::{NetHeader, number_of, numbered};
 use crate::netns::TapWire;
 use crate::rig::{LIMIT, QUIET, Rig};
@@ -16,6 +15,9 @@ use crate::session::Session;
 
 /// Bytes of the frames of a [`Flow`].
 const LEN: usize = 200;
+
+/// Arguments of a [`Rig`] whose daemon is controlled, and started again when it dies.
+pub const SUPERVISED: [&str; 3] = ["--control", "{control}", "--supervise"];
 
 impl Rig {
     /// Starts a successor, which has not taken over yet when this returns.
@@ -85,11 +87,7 @@ impl Rig {
     /// # Panics
     /// When it says no JSON.
     pub fn status(&self) -> serde_json::Value {
-        let mut command = Command::new(program("volt-netd"));
-        command.args(["ctl", "status", "--control"]).arg(self.control()).stderr(Stdio::inherit());
-        let output = command.output().expect("volt-netd ctl");
-        assert!(output.status.success(), "{output:?}");
-        serde_json::from_slice(&output.stdout).expect("JSON")
+        crate::daemon::status(&self.control())
     }
 }
 

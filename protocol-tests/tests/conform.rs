@@ -10,11 +10,13 @@ use protocol_tests::backend::{Backend, Script};
 use protocol_tests::conform::frontend::{self, Stage};
 use protocol_tests::conform::random::session;
 use protocol_tests::conform::run::{Outcome, Subject, Target, Wire};
-use protocol_tests::conform::sections::titles;
 use protocol_tests::conform::{Check, Finding, Level, catalogue, report};
 use protocol_tests::daemon::program;
 use protocol_tests::front_peer::FrontFault;
 use protocol_tests::rig::namespace;
+
+/// Its tables are compared with what comes of a run.
+const README: &str = include_str!("../README.md");
 
 fn check(name: &str) -> &'static Check {
     let found = catalogue().into_iter().find(|check| check.name == name);
@@ -167,46 +169,9 @@ fn volt_netd_passes() {
     assert!(bad.is_empty(), "{}", bad.join("\n"));
 }
 
-/// README.md of this package.
-fn readme() -> String {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md");
-    std::fs::read_to_string(path).expect("README.md")
-}
-
-/// The tables of broken peers in README.md are those that the tests above go through: each row, and no other.
-#[test]
-fn readme_lists_the_broken_peers() {
-    let readme = readme();
-    let backs = Fault::ALL.iter().map(|fault| (fault.name(), fault.what(), fault.caught_by()));
-    let fronts = FrontFault::ALL.iter().map(|fault| (fault.name(), fault.what(), fault.caught_by()));
-    for (title, faults) in
-        [("## Broken back-ends", backs.collect::<Vec<_>>()), ("## Broken front-ends", fronts.collect())]
-    {
-        let section = readme.split(title).nth(1).expect(title).split("\n## ").next().unwrap_or_default();
-        let rows: Vec<_> = section.lines().filter(|line| line.starts_with("| ")).skip(1).collect();
-        let wanted: Vec<_> = faults
-            .iter()
-            .map(|(name, what, check)| {
-                let what = what.trim_end_matches('.');
-                let first = what.chars().take(1).flat_map(char::to_lowercase);
-                // A name in capitals keeps them.
-                let capitals =
-                    what.chars().nth(1).is_some_and(|second| !second.is_lowercase() && second != ' ');
-                let what =
-                    if capitals { what.to_owned() } else { first.chain(what.chars().skip(1)).collect() };
-                format!("| {name} | {what} | {check} |")
-            })
-            .collect();
-        assert_eq!(rows, wanted, "{title}: the rows should be\n{}\n", wanted.join("\n"));
-        let count = format!("**{0} of {0}", wanted.len());
-        assert!(section.contains(&count), "{title}: {count}");
-    }
-}
-
 /// The calibration table of README.md says what the two echoing back-ends pass, group by group.
 #[test]
 fn readme_has_the_calibration() {
-    let readme = readme();
     let checks = catalogue();
     let columns = [of_crate(), scripted()];
     let mut groups: Vec<_> = checks.iter().filter_map(|check| check.name.split('/').next()).collect();
@@ -226,7 +191,7 @@ fn readme_has_the_calibration() {
         });
         let [(total, crates), (_, scripted)] = counts;
         let row = format!("| {group} | {total} | {total} / 0 / 0 | {crates} | {scripted} |");
-        if !readme.contains(&row) {
+        if !README.contains(&row) {
             lacking.push(row);
         }
     }
@@ -243,22 +208,6 @@ fn every_check_can_fail() {
     let never: Vec<_> = catalogue().into_iter().map(|check| check.name).collect();
     let never: Vec<_> = never.iter().filter(|name| !known.contains(name) && !failed.contains(name)).collect();
     assert!(never.is_empty(), "no back-end that fails these is known: {never:?}");
-}
-
-/// Each check names where its promise is made: a section that exists, or, where no specification says it, who
-/// depends on it.
-#[test]
-fn each_check_names_its_section() {
-    for check in catalogue().into_iter().chain(frontend::catalogue()) {
-        let titles = titles(check.source);
-        let titles = titles.unwrap_or_else(|bad| panic!("{}: no such section: {bad}", check.name));
-        let elsewhere = check.source.starts_with("unix(7)") || check.level == Level::Robust;
-        assert!(!titles.is_empty() || elsewhere, "{}: {} is no section", check.name, check.source);
-        assert!(!check.source.is_empty() && !check.promise.is_empty(), "{}", check.name);
-    }
-    for wrong in ["virtio 1.2, 2.7.99", "vhost-user, Ring state", "virtio 1.1, 2.6", "vhost-user: Header"] {
-        assert!(titles(wrong).is_err(), "{wrong}");
-    }
 }
 
 /// A hundred random sessions go as their model says; the model is no rubber stamp.
@@ -409,25 +358,4 @@ fn a_back_end_that_dies_says_how() {
         let junit = report::junit(&[outcome]);
         assert!(junit.contains("errors=\"1\"") && junit.contains(how), "{junit}");
     });
-}
-
-/// Names are unique and have a group; each promise names its source; JUnit text is well-formed where reasons
-/// hold bytes and quotes.
-#[test]
-fn catalogue_and_reports() {
-    let mut names: Vec<_> =
-        catalogue().iter().chain(&frontend::catalogue()).map(|check| check.name).collect();
-    let count = names.len();
-    names.sort_unstable();
-    names.dedup();
-    assert_eq!(names.len(), count, "no name twice");
-    assert!(catalogue().iter().all(|check| check.name.contains('/') && !check.source.is_empty()));
-    let finding = protocol_tests::conform::Finding::Fail("\"<&\u{1b}".to_owned());
-    let outcome = protocol_tests::conform::run::Outcome {
-        check: check("messages/version-1"),
-        result: Err(finding),
-        took: std::time::Duration::ZERO,
-    };
-    assert!(report::junit(std::slice::from_ref(&outcome)).contains("message=\"&quot;&lt;&amp;?\""));
-    assert_eq!(report::json(&[outcome])["checks"][0]["result"], "fail");
 }

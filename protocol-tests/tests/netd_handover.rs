@@ -12,12 +12,11 @@ use protocol_tests::daemon::copy_of;
 use protocol_tests::frame::{NetHeader, number_of, numbered};
 use protocol_tests::rig::{LIMIT, Rig};
 use protocol_tests::session::{Session, Setup};
-use protocol_tests::succession::Flow;
+use protocol_tests::succession::{Flow, SUPERVISED};
 use protocol_tests::wire::{encode, flags, longs, request, words};
 use rustix::process::Signal;
 
 const CONTROL: [&str; 2] = ["--control", "{control}"];
-const SUPERVISED: [&str; 3] = ["--control", "{control}", "--supervise"];
 
 /// Every kind of daemon takes over from every kind, and the same connection, rings and interface go on.
 #[test]

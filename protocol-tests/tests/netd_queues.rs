@@ -4,12 +4,13 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use protocol_tests::daemon::poll_until;
+use protocol_tests::daemon::{poll_until, status};
 use protocol_tests::frame::{NetHeader, numbered, udp};
 use protocol_tests::rig::{LIMIT, QUIET, Rig};
 use protocol_tests::ring::Part;
 use protocol_tests::session::{Session, Setup};
 use protocol_tests::wire::{feature, request};
+use serde_json::json;
 
 /// Flows that are sent each time.
 const FLOWS: u16 = 200;
@@ -70,6 +71,34 @@ fn exactly_the_enabled_pairs_are_attached() {
     }
     session.frontend.sync().expect("taken");
     assert_eq!(share(&spread(&rig, &mut session), 0), usize::from(FLOWS), "one pair gets all flows again");
+}
+
+/// A pair whose receive ring the driver has broken gets no frames any more: the others get them. The daemon
+/// says so by itself, while the pair's other ring goes on.
+#[test]
+fn a_pair_with_a_broken_ring_gets_no_frames() {
+    let arguments = ["--queues", "2", "--control", "{control}"];
+    let Some(rig) = Rig::new("a_pair_with_a_broken_ring_gets_no_frames", &arguments) else { return };
+    let mut session = rig.session(&Setup::pairs(2));
+    assert!((10..150).contains(&share(&spread(&rig, &mut session), 1)), "both pairs get frames");
+    let from = rig.daemon.log().len();
+    let ring = &session.rx(1).ring;
+    ring.set_avail_idx(ring.avail_idx().wrapping_add(300));
+    // It is found when the buffers that the daemon has seen already are used up.
+    let noticed = poll_until(LIMIT, || {
+        for flow in 0..FLOWS {
+            rig.wire.send(&udp((1, 10_000 + flow), (2, 53), &[0; 40])).expect("sent");
+        }
+        while session.rx(0).recv(Duration::from_millis(5)).is_ok() {}
+        rig.daemon.logged(from, &["serving queue pairs [0]"], Duration::ZERO)
+    });
+    assert!(noticed.is_some(), "frames still go to a broken ring:\n{}", rig.daemon.log());
+    assert_eq!(status(&rig.control())["front_end"]["broken_vrings"], json!([2]));
+    while session.rx(0).recv(QUIET).is_ok() {}
+    assert_eq!(share(&spread(&rig, &mut session), 0), usize::from(FLOWS), "the other pair gets all flows");
+    rig.guest_to_wire(&mut session, &numbered(1, 100));
+    session.tx(1).send(&numbered(2, 100), LIMIT).expect("used");
+    rig.expect(&numbered(2, 100));
 }
 
 /// A front-end with one pair on a four-queue daemon, that has never heard of more.

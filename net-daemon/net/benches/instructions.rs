@@ -14,9 +14,10 @@ use std::sync::Arc;
 use rustix::event::{EventfdFlags, eventfd};
 use vm_memory::{Bytes, MmapRegion, VolatileMemory};
 use volt_net::counters::Counters;
-use volt_net::health::{GoneFlag, Health};
+use volt_net::health::Health;
 use volt_net::port::PortQueue;
 use volt_net::rx::Rx;
+use volt_net::trouble::Trouble;
 use volt_net::tx::Tx;
 use volt_net::vring::Vring;
 use volt_virtio::features::Features;
@@ -169,7 +170,7 @@ fn counted(work: &mut dyn FnMut()) {
 fn run(case: &Case) {
     let mut driver = Driver::new(case);
     let port = Endless { null: File::open("/dev/null").expect("/dev/null"), frame: case.frame };
-    let mut health = Health::new("endless".to_owned(), GoneFlag::new(notifier()));
+    let mut health = Health::new("endless".to_owned(), Trouble::new(2, notifier()));
     let counters = Counters::default();
     let mut tx = Tx::new(driver.vring(), false);
     let mut rx = Rx::new(driver.vring(), Features::NET_MRG_RXBUF.union(Features::NET_GUEST_CSUM));

@@ -105,7 +105,8 @@ impl VirtioNetBuilder {
         self
     }
 
-    /// What is notified when the port is found gone; see [`NetDevice::port_gone`].
+    /// What is notified when the port is found gone or a ring broken; see [`NetDevice::port_gone`] and
+    /// [`VirtioNet::leave_out_broken`].
     pub fn wake(mut self, wake: Arc<Notifier>) -> VirtioNetBuilder {
         self.wake = Some(wake);
         self

@@ -81,7 +81,8 @@ counters! {
     rx_too_long: "rx too long for the guest's buffers";
     /// Frames dropped because they are to be segmented, which their driver did not acknowledge to do.
     rx_not_offloaded: "rx for another driver's offloads";
-    /// Frames lost because receiving them failed, for instance into memory that the front-end has taken away.
+    /// Frames lost because receiving them failed, for instance into memory that the front-end has taken away,
+    /// because they were shorter than an Ethernet header, or because their guest had gone.
     rx_failed: "rx failed";
     /// Chains that were returned unserved because this process died of them twice.
     deadly_chains: "chains that killed this daemon";

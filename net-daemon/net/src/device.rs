@@ -17,7 +17,7 @@ use volt_virtio::notify::Notifier;
 use crate::config::{DUPLEX_UNKNOWN, MIN_MTU, Mac, NetConfig, SPEED_UNKNOWN, STATUS_LINK_UP};
 use crate::counters::{CounterMemory, Counters};
 use crate::crash_note::{Watch, Watches};
-use crate::health::{GoneFlag, Health};
+use crate::health::Health;
 use crate::limiter::{Limiter, RateLimits};
 use crate::pair::Pair;
 use crate::port::inject::Injector;
@@ -25,6 +25,7 @@ use crate::port::{Port, PortQueue, check_mac};
 use crate::rx::Rx;
 use crate::shared_words::WordsError;
 use crate::state::FdId;
+use crate::trouble::Trouble;
 use crate::tx::Tx;
 use crate::unshared::UnsharedCheck;
 use crate::vring::Vring;
@@ -98,7 +99,7 @@ pub struct NetDevice {
     counters_id: FdId,
     /// Frames that were received and not delivered when their pair stopped.
     stashes: Vec<Option<Vec<u8>>>,
-    gone: GoneFlag,
+    trouble: Trouble,
     limits: RateLimits,
     limiter: Option<Limiter>,
     busy_poll_us: u16,
@@ -111,7 +112,8 @@ pub struct NetDevice {
 }
 
 impl NetDevice {
-    /// A device over `port`. `wake` is notified when the port is found gone.
+    /// A device over `port`. `wake` is notified when the port is found gone or a ring broken: see
+    /// [`NetDevice::port_gone`] and [`NetDevice::take_broken`].
     ///
     /// # Errors
     ///
@@ -142,7 +144,7 @@ impl NetDevice {
         let counters = CounterMemory::new(pairs)?;
         let workers = (0..pairs).map(|_| None).collect();
         let stashes = vec![None; pairs];
-        let gone = GoneFlag::new(wake);
+        let trouble = Trouble::new(2 * pairs, wake);
         Ok(NetDevice {
             port,
             offered,
@@ -151,7 +153,7 @@ impl NetDevice {
             counters,
             counters_id: FdId::fresh(),
             stashes,
-            gone,
+            trouble,
             limits: RateLimits::default(),
             limiter: None,
             busy_poll_us: 0,
@@ -272,9 +274,9 @@ impl NetDevice {
             tx: vrings.tx.map(|vring| Tx::new(vring, vrings.discard_tx)),
             queue,
             counters: self.counters.pair(pair),
-            health: Health::new(self.port.name().to_owned(), self.gone.clone()),
+            health: Health::new(self.port.name().to_owned(), self.trouble.clone()),
             unshared: vrings.unshared,
-            broken: Vec::new(),
+            trouble: self.trouble.clone(),
             stash: None,
         };
         if running.vrings().next().is_none() {
@@ -299,14 +301,14 @@ impl NetDevice {
         Ok(())
     }
 
-    /// Stops `pair` if it runs, and returns the numbers of the virtqueues that the driver broke meanwhile.
+    /// Stops `pair` if it runs.
     ///
     /// # Errors
     ///
     /// When the worker does not come back; this process can then not serve the guest's memory safely any
     /// more.
-    pub fn stop(&mut self, pair: usize) -> Result<Vec<usize>, DeviceError> {
-        let Some(worker) = self.workers[pair].take() else { return Ok(Vec::new()) };
+    pub fn stop(&mut self, pair: usize) -> Result<(), DeviceError> {
+        let Some(worker) = self.workers[pair].take() else { return Ok(()) };
         let pair_back = worker.stop().map_err(|(source, stuck)| {
             self.workers[pair] = stuck;
             DeviceError { pair, source }
@@ -314,7 +316,13 @@ impl NetDevice {
         if pair_back.stash.is_some() {
             self.stashes[pair] = pair_back.stash;
         }
-        Ok(pair_back.broken)
+        Ok(())
+    }
+
+    /// The vrings that their driver broke since the last call. They are not served any more, and are not to
+    /// be started again before a reset.
+    pub fn take_broken(&self) -> Vec<usize> {
+        self.trouble.take_broken()
     }
 
     /// Notifies the driver of vring `vring` of `pair` by another descriptor from now on, while the pair runs.

@@ -1,11 +1,10 @@
 //! What the interface's errors say about it, told once.
 
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use log::{info, warn};
-use volt_virtio::notify::Notifier;
+
+use crate::trouble::Trouble;
 
 /// The interface as a pair's worker sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,36 +16,12 @@ enum State {
     Gone,
 }
 
-/// Tells whoever can open the interface again that it is gone.
-#[derive(Clone, Debug)]
-pub struct GoneFlag {
-    gone: Arc<AtomicBool>,
-    wake: Arc<Notifier>,
-}
-
-impl GoneFlag {
-    /// A flag that notifies `wake` when it is raised.
-    pub fn new(wake: Arc<Notifier>) -> GoneFlag {
-        GoneFlag { gone: Arc::default(), wake }
-    }
-
-    /// Whether it was raised since the last call.
-    pub fn take(&self) -> bool {
-        self.gone.swap(false, Ordering::Relaxed)
-    }
-
-    fn raise(&self) {
-        self.gone.store(true, Ordering::Relaxed);
-        self.wake.notify();
-    }
-}
-
 /// Sorts a port's errors and logs changes.
 #[derive(Debug)]
 pub struct Health {
     name: String,
     state: State,
-    gone: GoneFlag,
+    trouble: Trouble,
 }
 
 /// What to do with a frame that the port did not take.
@@ -62,8 +37,8 @@ pub enum Verdict {
 
 impl Health {
     /// Of the port called `name`, taken to be fine.
-    pub fn new(name: String, gone: GoneFlag) -> Health {
-        Health { name, state: State::Fine, gone }
+    pub fn new(name: String, trouble: Trouble) -> Health {
+        Health { name, state: State::Fine, trouble }
     }
 
     /// A call worked.
@@ -109,7 +84,7 @@ impl Health {
         if self.state != State::Gone {
             warn!("{} is gone: frames of the guest are dropped until it is back", self.name);
             self.state = State::Gone;
-            self.gone.raise();
+            self.trouble.port_is_gone();
         }
         Verdict::NoPort
     }
@@ -123,9 +98,9 @@ mod tests {
     /// What a port that is no descriptor's says counts as what the system says (`PortQueue::recv`).
     #[test]
     fn errors_that_a_port_made_itself_are_understood() {
-        let gone = GoneFlag::new(notifier());
-        let mut health = Health::new("wire".into(), gone.clone());
-        let mut verdict = |error: io::Error| (health.failed(&error), gone.take());
+        let trouble = Trouble::new(0, notifier());
+        let mut health = Health::new("wire".into(), trouble.clone());
+        let mut verdict = |error: io::Error| (health.failed(&error), trouble.take_port_gone());
         for (own, systems) in [
             (io::ErrorKind::WouldBlock, libc::EAGAIN),
             (io::ErrorKind::Interrupted, libc::EINTR),

@@ -7,7 +7,8 @@
 //! | [`worker`] | the thread of a queue pair |
 //! | [`pair`], [`tx`], [`rx`], [`vring`] | a queue pair, guest to wire and wire to guest |
 //! | [`control`] | the control virtqueue |
-//! | [`batch`], [`health`], [`unshared`] | a batch's turns, a port's troubles, memory that is not shared |
+//! | [`batch`], [`health`], [`unshared`] | a batch's turns, a port's errors, memory that is not shared |
+//! | [`trouble`] | what workers tell the device's owner |
 //! | [`config`], [`counters`], [`limiter`] | configuration space, counters, rate limits |
 //! | [`port`] | the host's side: interfaces and sockets |
 //! | [`state`] | all of it as data, for another process to go on with |
@@ -51,6 +52,7 @@ pub mod rx;
 pub mod shared_words;
 pub mod state;
 mod thread;
+pub mod trouble;
 pub mod tx;
 pub mod unshared;
 pub mod virtio_net;

@@ -11,6 +11,7 @@ use crate::counters::PairCounters;
 use crate::health::Health;
 use crate::port::PortQueue;
 use crate::rx::Rx;
+use crate::trouble::Trouble;
 use crate::tx::Tx;
 use crate::unshared::UnsharedCheck;
 use crate::vring::Vring;
@@ -30,8 +31,8 @@ pub struct Pair {
     pub health: Health,
     /// Whether the rings fill, where that is asked.
     pub unshared: Option<Arc<UnsharedCheck>>,
-    /// Virtqueues that the driver broke while the pair ran.
-    pub broken: Vec<usize>,
+    /// Told of rings that the driver broke.
+    pub trouble: Trouble,
     /// A frame that was received and waits for the guest's buffers, while the pair does not run.
     pub stash: Option<Vec<u8>>,
 }
@@ -96,7 +97,7 @@ impl Pair {
     pub fn expect_kicks(&mut self) -> bool {
         let Some(tx) = self.tx.as_mut().filter(|tx| tx.polled) else { return false };
         tx.expect_kicks().unwrap_or_else(|error| {
-            self.broken.extend(self.tx.take().map(|tx| broken(&tx.vring, error)));
+            self.tx_broken(error);
             false
         })
     }
@@ -108,7 +109,9 @@ impl Pair {
         match rx.run(&*self.queue, &mut self.health, &self.counters) {
             Ok(turn) => turn,
             Err(error) => {
-                self.broken.extend(self.rx.take().map(|rx| broken(&rx.vring, error)));
+                if let Some(rx) = self.rx.take() {
+                    self.ring_broken(&rx.vring, error);
+                }
                 Turn::Idle
             }
         }
@@ -121,19 +124,26 @@ impl Pair {
         match tx.run(&*self.queue, &mut self.health, &self.counters) {
             Ok(turn) => turn,
             Err(error) => {
-                self.broken.extend(self.tx.take().map(|tx| broken(&tx.vring, error)));
+                self.tx_broken(error);
                 Turn::Idle
             }
         }
     }
-}
 
-/// A ring that cannot be trusted stops, and says so once: to the log and to the front-end.
-#[cold]
-fn broken(vring: &Vring, error: RingError) -> usize {
-    warn!("vring {} stopped: {error}; only a reset by the driver starts it again", vring.index);
-    if let Some(err) = &vring.err {
-        err.notify();
+    fn tx_broken(&mut self, error: RingError) {
+        if let Some(tx) = self.tx.take() {
+            self.ring_broken(&tx.vring, error);
+        }
     }
-    vring.index
+
+    /// A ring that cannot be trusted stops, and says so once: to the log, to the device's owner, and to the
+    /// front-end.
+    #[cold]
+    fn ring_broken(&self, vring: &Vring, error: RingError) {
+        warn!("vring {} stopped: {error}; only a reset by the driver starts it again", vring.index);
+        self.trouble.ring_is_broken(vring.index);
+        if let Some(err) = &vring.err {
+            err.notify();
+        }
+    }
 }

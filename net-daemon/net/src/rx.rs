@@ -19,7 +19,7 @@ use crate::counters::Counters;
 use crate::health::{Health, Verdict};
 use crate::offloads::Offloads;
 use crate::port::queue::MAX_PARTS;
-use crate::port::{ETHERNET_LEN, HEADER_LEN, MAX_FRAME_LEN, PortQueue};
+use crate::port::{HEADER_LEN, MAX_FRAME_LEN, MIN_FRAME_LEN, PortQueue};
 use crate::vring::Vring;
 
 /// Offset of `num_buffers` in the header.
@@ -243,7 +243,8 @@ impl Rx {
     fn deliver(&mut self, len: usize, counters: &Counters) {
         // Follows long frames at once and forgets them slowly.
         self.wanted = len.max(self.wanted - self.wanted / 256);
-        if len < HEADER_LEN + ETHERNET_LEN {
+        if len < MIN_FRAME_LEN {
+            counters.rx_failed.add(1);
             return;
         }
         if len > self.capacity {

@@ -11,9 +11,10 @@ use volt_virtio::testing::Driver;
 
 use crate::batch::Turn;
 use crate::counters::Counters;
-use crate::health::{GoneFlag, Health};
+use crate::health::Health;
 use crate::port::queue::FdQueue;
 use crate::rx::Rx;
+use crate::trouble::Trouble;
 use crate::tx::Tx;
 use crate::vring::Vring;
 
@@ -47,7 +48,7 @@ pub(crate) fn notifier() -> Arc<Notifier> {
 pub(crate) struct Rig {
     pub(crate) queue: Arc<FdQueue>,
     pub(crate) health: Health,
-    pub(crate) gone: GoneFlag,
+    pub(crate) trouble: Trouble,
     pub(crate) counters: Counters,
 }
 
@@ -57,9 +58,9 @@ impl Rig {
         let (ours, theirs) = UnixDatagram::pair().unwrap();
         theirs.set_nonblocking(true).unwrap();
         let queue = Arc::new(FdQueue::new(OwnedFd::from(ours)).unwrap());
-        let gone = GoneFlag::new(notifier());
-        let health = Health::new("wire".to_owned(), gone.clone());
-        (Rig { queue, health, gone, counters: Counters::default() }, Wire(theirs))
+        let trouble = Trouble::new(2, notifier());
+        let health = Health::new("wire".to_owned(), trouble.clone());
+        (Rig { queue, health, trouble, counters: Counters::default() }, Wire(theirs))
     }
 
     pub(crate) fn vring(driver: &Driver, index: usize) -> Vring {

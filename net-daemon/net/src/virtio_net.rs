@@ -92,6 +92,8 @@ struct Active {
     setup: Activation,
     pairs: u16,
     offloads: Features,
+    /// Virtqueues that the driver broke.
+    broken: Vec<usize>,
 }
 
 impl VirtioNet {
@@ -131,7 +133,7 @@ impl VirtioNet {
             return Err(ActivateError::Active);
         }
         let offloads = setup.features.intersection(GUEST_OFFLOADS);
-        let active = Active { setup, pairs: 1, offloads };
+        let active = Active { setup, pairs: 1, offloads, broken: Vec::new() };
         let first = self.run(&active).into_iter().next();
         self.active = Some(active);
         let Some((_, why)) = first else { return Ok(()) };
@@ -176,10 +178,24 @@ impl VirtioNet {
             return Ok(());
         }
         self.stop_pairs()?;
+        // What was said of these rings is not about the next ones.
+        self.device.take_broken();
         self.device.give_up_stashes();
         // Frames for the next driver must not be larger than it can take.
         self.device.set_offloads(Features::empty());
         Ok(())
+    }
+
+    /// Lets no more frames come by pairs whose receive queue the driver broke, which have said so by its `err`.
+    /// To be called when the device's owner is [woken](crate::builder::VirtioNetBuilder::wake).
+    pub fn leave_out_broken(&mut self) {
+        let Some(mut active) = self.active.take() else { return };
+        let broken = self.device.take_broken();
+        if !broken.is_empty() {
+            active.broken.extend(broken);
+            self.attach(&active);
+        }
+        self.active = Some(active);
     }
 
     /// Puts other rate limits in force, at once.
@@ -224,14 +240,15 @@ impl VirtioNet {
         Ok(())
     }
 
-    /// Stops the pairs and runs them again. Rings continue where they are. A pair that cannot says so by its
+    /// Stops the pairs and runs them again. Rings continue where they are, but for those that are broken. A pair that cannot says so by its
     /// queues' `err`.
     fn restart(&mut self) {
-        let Some(active) = self.active.take() else { return };
+        let Some(mut active) = self.active.take() else { return };
         // Whichever does not stop is not started either: see NetDevice::start.
         if let Err(error) = self.stop_pairs() {
             error!("{}: {}", self.device.port_name(), error_chain(&error));
         }
+        active.broken.extend(self.device.take_broken());
         for (pair, error) in self.run(&active) {
             error!("{}: {}", self.device.port_name(), error_chain(&error));
             let queues = active.setup.queues.iter().filter(|queue| queue.pair() == pair);
@@ -250,7 +267,7 @@ impl VirtioNet {
         let pairs = self.device.pairs();
         let mut vrings: Vec<PairVrings> = (0..pairs).map(|_| PairVrings::default()).collect();
         let mut failed = Vec::new();
-        for queue in queues {
+        for queue in queues.iter().filter(|queue| active.serves(queue)) {
             let Some(pair) = vrings.get_mut(queue.pair()) else {
                 failed.push((queue.pair(), ActivateError::Queue { index: queue.index, pairs }));
                 continue;
@@ -277,7 +294,7 @@ impl VirtioNet {
     /// be lost.
     fn attach(&mut self, active: &Active) {
         let mut takes_part = vec![false; self.device.pairs()];
-        for queue in active.setup.queues.iter().filter(|queue| queue.receives()) {
+        for queue in active.setup.queues.iter().filter(|queue| queue.receives() && active.serves(queue)) {
             if let Some(takes_part) = takes_part.get_mut(queue.pair()) {
                 *takes_part = queue.pair() < usize::from(active.pairs) && self.device.runs(queue.pair());
             }
@@ -293,6 +310,11 @@ impl VirtioNet {
 }
 
 impl Active {
+    /// Not broken, that is.
+    fn serves(&self, queue: &QueueSetup) -> bool {
+        !self.broken.contains(&usize::from(queue.index))
+    }
+
     /// The features with the receive offloads that the driver has switched on.
     fn in_force(&self) -> Features {
         self.setup.features.difference(GUEST_OFFLOADS).union(self.offloads)
@@ -329,50 +351,4 @@ impl QueueSetup {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::{Duration, Instant};
-
-    use volt_virtio::testing::{BUFFERS, Driver};
-
-    use super::*;
-    use crate::builder::VirtioNetBuilder;
-    use crate::port::socket::SocketPort;
-    use crate::testing::{frame, notifier};
-
-    /// A driver that switches its checksums off at run time (5.1.6.5.6) gets none unfinished from then on.
-    #[test]
-    fn offloads_that_are_switched_off_are_in_force_for_what_comes_next() {
-        let (near, far) = std::os::unix::net::UnixDatagram::pair().unwrap();
-        let port = SocketPort::new(vec![near.into()]).unwrap();
-        let mut device = VirtioNetBuilder::over(port).build().unwrap();
-        let features = Features::VERSION_1.union(Features::NET_GUEST_CSUM);
-        let mut driver = Driver::new(8, features);
-        let ends = QueueSetup {
-            index: 0,
-            layout: driver.layout,
-            kick: notifier(),
-            call: notifier(),
-            err: notifier(),
-        };
-        device.activate(Activation { memory: driver.memory.clone(), features, queues: vec![ends] }).unwrap();
-        let mut sent = frame(100, 1);
-        (sent[0], sent[6], sent[8]) = (1, 34, 6);
-        for (round, offloads) in [(1, features), (2, Features::empty()), (3, Features::NET_GUEST_CSUM)] {
-            if round > 1 {
-                device.set_guest_offloads(offloads);
-            }
-            driver.add(&[(BUFFERS, 2000, true)]);
-            device.queue_notify(0);
-            far.send(&sent).unwrap();
-            let start = Instant::now();
-            while driver.used_idx() != round {
-                assert!(start.elapsed() < Duration::from_secs(20), "round {round}");
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            let unfinished = offloads.contains(Features::NET_GUEST_CSUM);
-            let got = driver.read_vec(BUFFERS, sent.len());
-            assert_eq!((got[0] == 1, got[12..] == sent[12..]), (unfinished, unfinished), "round {round}");
-        }
-        device.reset().unwrap();
-    }
-}
+mod tests;

@@ -126,7 +126,7 @@ impl Server {
         let Some(connection) = self.connection.take() else { return Ok(()) };
         connection.session.close(&mut self.device)?;
         self.poller.remove(&connection.channel)?;
-        if let Some(kick) = connection.control {
+        if let Some(kick) = connection.control_kick {
             self.poller.remove(&*kick)?;
         }
         info!("front-end gone: {why}");

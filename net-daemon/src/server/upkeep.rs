@@ -21,32 +21,32 @@ pub(super) fn watch_links(poller: &mut Poller<Token>) -> Option<LinkWatch> {
 }
 
 impl Server {
-    pub(super) fn serve_control(&mut self) {
+    pub(super) fn serve_control_queue(&mut self) {
         let Some(connection) = &mut self.connection else { return };
         let more = connection.session.control_kicked(&mut self.device);
         // Before the answer: what the driver was told cannot be forgotten.
         self.commit();
         let Some(connection) = &mut self.connection else { return };
-        self.pending.control = connection.session.answer_control() || more;
+        self.pending.control_queue = connection.session.answer_control() || more;
     }
 
     /// The control queue comes and goes with what the front-end sets up.
-    pub(super) fn watch_control(&mut self) -> Result<(), ServerError> {
+    pub(super) fn watch_control_queue(&mut self) -> Result<(), ServerError> {
         let Some(connection) = &mut self.connection else { return Ok(()) };
         let now = connection.session.control_kick();
-        if now.map(Arc::as_ptr) == connection.control.as_ref().map(Arc::as_ptr) {
+        if now.map(Arc::as_ptr) == connection.control_kick.as_ref().map(Arc::as_ptr) {
             return Ok(());
         }
-        if let Some(old) = connection.control.take() {
+        if let Some(old) = connection.control_kick.take() {
             self.poller.remove(&*old)?;
         }
         if let Some(kick) = now {
             match self.poller.add(&**kick, EventFlags::IN, Token::ControlKick) {
-                Ok(()) => connection.control = Some(kick.clone()),
+                Ok(()) => connection.control_kick = Some(kick.clone()),
                 Err(error) => warn!("cannot wait for the control queue's kick descriptor: {error}"),
             }
             // It may have been kicked before.
-            self.pending.control = true;
+            self.pending.control_queue = true;
         }
         Ok(())
     }
@@ -58,6 +58,15 @@ impl Server {
         self.device.look_at_link();
         if let Some(connection) = &mut self.connection
             && connection.session.tell_link(&self.device)
+        {
+            self.commit();
+        }
+    }
+
+    /// Takes note of rings that the driver has broken.
+    pub(super) fn check_rings(&mut self) {
+        if let Some(connection) = &mut self.connection
+            && connection.session.leave_out_broken(&mut self.device)
         {
             self.commit();
         }

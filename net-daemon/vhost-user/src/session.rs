@@ -272,6 +272,32 @@ impl Session {
             _ => Err(Fault::Unserved),
         }
     }
+
+    /// The vrings that their driver broke.
+    pub fn broken(&self) -> Vec<usize> {
+        let vrings = self.vrings.iter().enumerate();
+        vrings.filter(|(_, vring)| vring.broken).map(|(index, _)| index).collect()
+    }
+
+    /// Whether the front-end has asked how many vrings there are, and has started none since.
+    pub fn left_at_queues(&self) -> bool {
+        self.at_queues
+    }
+
+    /// The features that the driver acknowledged.
+    pub fn acked(&self) -> Option<Features> {
+        self.acked
+    }
+
+    /// The guest's memory, in bytes and regions.
+    pub fn memory_size(&self) -> (u64, usize) {
+        self.memory.as_ref().map_or((0, 0), MemoryTable::size)
+    }
+
+    /// Pairs that are served.
+    pub fn serving(&self) -> Vec<usize> {
+        self.serving.iter().enumerate().filter(|(_, on)| **on).map(|(pair, _)| pair).collect()
+    }
 }
 
 /// A reply of one number.

@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use rustix::event::{EventfdFlags, eventfd};
 use volt_net::counters::Counters;
-use volt_net::health::{GoneFlag, Health};
+use volt_net::health::Health;
 use volt_net::port::queue::FdQueue;
+use volt_net::trouble::Trouble;
 use volt_net::vring::Vring;
 use volt_virtio::notify::Notifier;
 use volt_virtio::ring::Ring;
@@ -28,7 +29,7 @@ impl Rig {
         wire.set_nonblocking(true).expect("a socket");
         Rig {
             queue: FdQueue::new(OwnedFd::from(ours)).expect("a socket"),
-            health: Health::new("wire".to_owned(), GoneFlag::new(notifier())),
+            health: Health::new("wire".to_owned(), Trouble::new(2, notifier())),
             counters: Counters::default(),
             wire,
         }

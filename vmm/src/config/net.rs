@@ -6,11 +6,12 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use thiserror::Error;
+use volt_net::builder::MAX_PAIRS;
 use volt_net::config::{MIN_MTU, Mac, MacError};
 use volt_net::limiter::{Rate, RateError, RateLimits};
 
 /// Most queue pairs of a device: a PCI function has no vectors for more.
-pub const MAX_QUEUE_PAIRS: u16 = 127;
+pub const MAX_QUEUE_PAIRS: u16 = MAX_PAIRS;
 
 const MTU: RangeInclusive<u16> = MIN_MTU..=u16::MAX;
 const QUEUES: RangeInclusive<u16> = 1..=MAX_QUEUE_PAIRS;

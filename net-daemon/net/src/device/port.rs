@@ -43,7 +43,7 @@ impl NetDevice {
 
     /// Whether a worker found the port gone since the last call.
     pub fn port_gone(&self) -> bool {
-        self.gone.take()
+        self.trouble.take_port_gone()
     }
 
     /// Opens the port again. Pairs that run go on with its old queues until they are stopped and started.

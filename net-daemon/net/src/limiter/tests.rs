@@ -169,7 +169,7 @@ fn a_limited_worker_keeps_the_rate_and_sleeps() {
         counters: CounterMemory::new(1).unwrap().pair(0),
         health: rig.health,
         unshared: None,
-        broken: Vec::new(),
+        trouble: rig.trouble,
         stash: None,
     };
     let worker = Worker::start("limited".to_owned(), pair, Duration::ZERO).unwrap();

@@ -120,7 +120,7 @@ mod tests {
             sender.add(&[(BUFFERS, 72, false)]);
             rig.tx(&mut Tx::new(Rig::vring(&sender, 1), false)).unwrap();
             assert_eq!(sender.take_used().len(), 1, "{kind:?}: given back");
-            assert!(rig.gone.take(), "{kind:?}");
+            assert!(rig.trouble.take_port_gone(), "{kind:?}");
             assert_eq!((rig.counters.tx_no_port.get(), rig.counters.rx_failed.get()), (1, 0), "{kind:?}");
         }
     }
@@ -138,7 +138,7 @@ mod tests {
         send(&far, &frame(60, 1), SendFlags::empty()).unwrap();
         rig.rx(&mut rx).unwrap();
         assert_eq!(driver.take_used().len(), 1);
-        assert!(!rig.gone.take());
+        assert!(!rig.trouble.take_port_gone());
     }
 
     #[test]

@@ -72,6 +72,19 @@ fn a_mergeable_frame_takes_several_buffers_first_by_copy_then_directly() {
 }
 
 #[test]
+fn what_is_shorter_than_any_frame_is_counted() {
+    let mut driver = Driver::new(8, MERGE);
+    let (mut rig, wire) = Rig::new();
+    let mut rx = rx(&driver);
+    post(&mut driver, 2, 2000);
+    [0, 13].into_iter().for_each(|len| wire.send(&frame(len, 1)));
+    wire.send(&frame(14, 2));
+    rig.rx(&mut rx).unwrap();
+    assert_eq!((rig.counters.rx_failed.get(), rig.counters.rx_frames.get()), (2, 1));
+    assert_eq!(driver.take_used(), [(0, 26)]);
+}
+
+#[test]
 fn a_frame_waits_for_buffers_and_is_given_up_only_for_a_full_ring() {
     let mut driver = Driver::new(8, MERGE);
     let (mut rig, wire) = Rig::new();

@@ -136,7 +136,7 @@ fn a_port_that_is_gone_drops_frames_and_raises_the_flag() {
     assert_eq!(rig.tx(&mut tx), Ok(Turn::Idle));
     assert_eq!(driver.take_used(), [(0, 0)]);
     assert_eq!(rig.counters.tx_no_port.get(), 1);
-    assert!(rig.gone.take());
+    assert!(rig.trouble.take_port_gone());
     let (ours, _theirs) = UnixDatagram::pair().unwrap();
     rig.queue = Arc::new(crate::port::queue::FdQueue::new(OwnedFd::from(ours)).unwrap());
     driver.add(&[(BUFFERS, 72, false)]);

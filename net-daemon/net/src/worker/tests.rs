@@ -42,7 +42,7 @@ fn transmitter(driver: &Driver) -> (Pair, File, File, Wire) {
         counters: CounterMemory::new(1).unwrap().pair(0),
         health: rig.health,
         unshared: None,
-        broken: Vec::new(),
+        trouble: rig.trouble,
         stash: None,
     };
     (pair, kick, call, wire)
@@ -173,7 +173,7 @@ fn a_ring_that_is_broken_ends_alone() {
         driver.used_idx() == 0
     });
     let pair = worker.stop().unwrap();
-    assert_eq!(pair.broken, [1]);
+    assert_eq!(pair.trouble.take_broken(), [1]);
     assert!(pair.tx.is_none() && pair.rx.is_some());
 }
 

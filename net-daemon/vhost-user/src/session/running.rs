@@ -99,6 +99,25 @@ impl Session {
         self.attach(device);
     }
 
+    /// Stops all rings; everything popped is published. The session is as it was otherwise.
+    ///
+    /// # Errors
+    ///
+    /// When a worker does not stop.
+    pub fn pause(&mut self, device: &mut NetDevice) -> Result<(), DeviceError> {
+        self.stop_all(device)
+    }
+
+    /// Runs again what was running when the session was paused or exported.
+    pub fn resume(&mut self, device: &mut NetDevice) {
+        // Whoever set them last may have died before that was recorded.
+        if let Some(acked) = self.acked {
+            device.set_offloads(acked);
+        }
+        self.run_all(device);
+        self.tell_link(device);
+    }
+
     /// Ends the session: nothing of the guest's memory is touched afterwards.
     ///
     /// # Errors
@@ -113,10 +132,33 @@ impl Session {
     }
 
     fn stop_pair(&mut self, pair: usize, device: &mut NetDevice) -> Result<(), DeviceError> {
-        for index in device.stop(pair)? {
-            self.vrings[index].broken = true;
-        }
+        device.stop(pair)?;
+        self.note_broken(device);
         Ok(())
+    }
+
+    /// Takes over which vrings were broken.
+    pub fn set_broken(&mut self, broken: &[usize]) {
+        for (index, vring) in self.vrings.iter_mut().enumerate() {
+            vring.broken |= broken.contains(&index);
+        }
+    }
+
+    /// Marks the rings that workers found broken. Whether there are any.
+    fn note_broken(&mut self, device: &NetDevice) -> bool {
+        let broken = device.take_broken();
+        self.set_broken(&broken);
+        !broken.is_empty()
+    }
+
+    /// Lets no more frames come by pairs whose receive ring the driver broke, when the device has woken its
+    /// owner. Whether anything has changed.
+    pub fn leave_out_broken(&mut self, device: &mut NetDevice) -> bool {
+        let changed = self.note_broken(device);
+        if changed {
+            self.attach(device);
+        }
+        changed
     }
 
     fn guest_memory(&self) -> Option<Arc<GuestMemory>> {

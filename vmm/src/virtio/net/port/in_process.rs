@@ -1,6 +1,6 @@
 //! The data path in this process: `volt_net`'s device, its workers, and a thread that hears of their trouble.
 //!
-//! The thread sleeps until a worker finds its port gone or its ring broken. A port that is gone is opened
+//! The thread sleeps until a worker finds its port gone or a ring broken. A port that is gone is opened
 //! again as soon as it can be, and until then the guest sees its link down; a broken ring makes the device
 //! ask for a reset.
 
@@ -34,7 +34,7 @@ const RETRY: Duration = Duration::from_millis(500);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Token {
-    Port,
+    Device,
     Ring,
     Quit,
 }
@@ -46,8 +46,8 @@ struct Shared {
     config: Arc<Mutex<NetConfig>>,
     /// The way to the driver, from activation to reset.
     interrupt: Mutex<Option<Arc<dyn Interrupt>>>,
-    /// Written by workers that find the port gone.
-    gone: Arc<Notifier>,
+    /// Written by workers that find the port gone or a ring broken.
+    wake: Arc<Notifier>,
     /// Written by workers whose ring is broken, by `broken_end`.
     broken: EventFd,
     broken_end: Arc<Notifier>,
@@ -61,18 +61,18 @@ pub(super) struct InProcess {
 }
 
 impl InProcess {
-    /// Takes `device`, which notifies `gone`.
+    /// Takes `device`, which notifies `wake`.
     pub(super) fn new(
         label: &str,
         device: VirtioNet,
-        gone: Arc<Notifier>,
+        wake: Arc<Notifier>,
         config: Arc<Mutex<NetConfig>>,
     ) -> io::Result<InProcess> {
         let broken = EventFd::new(EFD_NONBLOCK)?;
         let broken_end = convert::notifier(&broken)?;
         let quit = convert::notifier(&EventFd::new(EFD_NONBLOCK)?)?;
         let mut poller = Poller::new()?;
-        poller.add(&*gone, EventFlags::IN, Token::Port)?;
+        poller.add(&*wake, EventFlags::IN, Token::Device)?;
         poller.add(&*broken_end, EventFlags::IN, Token::Ring)?;
         poller.add(&*quit, EventFlags::IN, Token::Quit)?;
         let shared = Arc::new(Shared {
@@ -80,7 +80,7 @@ impl InProcess {
             device: Mutex::new(device),
             config,
             interrupt: Mutex::new(None),
-            gone,
+            wake,
             broken,
             broken_end,
             quit,
@@ -182,9 +182,9 @@ impl Shared {
     fn watch(&self, poller: &Poller<Token>) {
         let mut gone = false;
         loop {
-            let (mut port, mut ring, mut quit) = (false, false, false);
+            let (mut woken, mut ring, mut quit) = (false, false, false);
             let waited = poller.wait(gone.then_some(RETRY), |token, _| match token {
-                Token::Port => port = true,
+                Token::Device => woken = true,
                 Token::Ring => ring = true,
                 Token::Quit => quit = true,
             });
@@ -194,9 +194,13 @@ impl Shared {
             if quit {
                 return;
             }
-            if port {
-                self.gone.clear();
-                if self.device().device().port_gone() && !gone {
+            if woken {
+                self.wake.clear();
+                let mut device = self.device();
+                device.leave_out_broken();
+                let found_gone = device.device().port_gone();
+                drop(device);
+                if found_gone && !gone {
                     gone = true;
                     self.set_link(false);
                 }
@@ -205,7 +209,7 @@ impl Shared {
                 self.give_up_ring();
             }
             // Not at once: what took the interface away may be about to bring it back.
-            if gone && !port {
+            if gone && !woken {
                 gone = !self.reopen();
             }
         }

@@ -115,20 +115,20 @@ impl Net {
     ///
     /// See [`PortError`].
     pub fn open(config: &NetPortConfig, gate: &Arc<PauseGate>) -> Result<Net, PortError> {
-        let gone = convert::notifier(&EventFd::new(EFD_NONBLOCK)?)?;
+        let wake = convert::notifier(&EventFd::new(EFD_NONBLOCK)?)?;
         let builder = match config.kind {
             PortKind::Tap => VirtioNetBuilder::new(&config.name),
             PortKind::Macvtap => VirtioNetBuilder::over(Macvtap::open(&config.name, config.queues.into())?),
         };
         let NetPortConfig { mac, mtu, queues, .. } = *config;
-        let builder = builder.queues(queues).limits(config.limits).wake(gone.clone());
+        let builder = builder.queues(queues).limits(config.limits).wake(wake.clone());
         let builder = mac.into_iter().fold(builder, VirtioNetBuilder::mac);
         let builder = mtu.into_iter().fold(builder, VirtioNetBuilder::mtu);
         let name = &config.name;
         let device = builder.build().map_err(|source| PortError::Interface { name: name.clone(), source })?;
         match kernel_features(&label(name), config.vhost_net)? {
             Some(features) => Ok(Net::in_kernel(name, device.into_device(), features, gate)),
-            None => Net::in_process(name, device, gone, gate),
+            None => Net::in_process(name, device, wake, gate),
         }
     }
 
@@ -140,16 +140,16 @@ impl Net {
         Net::new(name, offered, net_config, config, path, gate)
     }
 
-    /// A device whose frames this process moves; `device` notifies `gone`.
+    /// A device whose frames this process moves; `device` notifies `wake`.
     fn in_process(
         name: &str,
         device: VirtioNet,
-        gone: Arc<Notifier>,
+        wake: Arc<Notifier>,
         gate: &Arc<PauseGate>,
     ) -> Result<Net, PortError> {
         let (offered, net_config) = (device.offered(), device.config());
         let config = Arc::new(Mutex::new(net_config));
-        let path = Arc::new(InProcess::new(&label(name), device, gone, config.clone())?);
+        let path = Arc::new(InProcess::new(&label(name), device, wake, config.clone())?);
         Ok(Net::new(name, offered, net_config, config, path, gate))
     }
 
