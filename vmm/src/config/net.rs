@@ -10,7 +10,7 @@ use volt_net::builder::MAX_PAIRS;
 use volt_net::config::{MIN_MTU, Mac, MacError};
 use volt_net::limiter::{Rate, RateError, RateLimits};
 
-/// Most queue pairs of a device: a PCI function has no vectors for more.
+/// Most queue pairs of a device, over an interface as over a back-end.
 pub const MAX_QUEUE_PAIRS: u16 = MAX_PAIRS;
 
 const MTU: RangeInclusive<u16> = MIN_MTU..=u16::MAX;
