@@ -186,8 +186,8 @@ impl VirtioNet {
         Ok(())
     }
 
-    /// Lets no more frames come by pairs whose receive queue the driver broke, which have said so by its `err`.
-    /// To be called when the device's owner is [woken](crate::builder::VirtioNetBuilder::wake).
+    /// Lets no more frames come by pairs whose receive queue the driver broke, which have said so by its
+    /// `err`. To be called when the device's owner is [woken](crate::builder::VirtioNetBuilder::wake).
     pub fn leave_out_broken(&mut self) {
         let Some(mut active) = self.active.take() else { return };
         let broken = self.device.take_broken();
@@ -240,8 +240,8 @@ impl VirtioNet {
         Ok(())
     }
 
-    /// Stops the pairs and runs them again. Rings continue where they are, but for those that are broken. A pair that cannot says so by its
-    /// queues' `err`.
+    /// Stops the pairs and runs them again. Rings continue where they are, but for those that are broken. A
+    /// pair that cannot says so by its queues' `err`.
     fn restart(&mut self) {
         let Some(mut active) = self.active.take() else { return };
         // Whichever does not stop is not started either: see NetDevice::start.
