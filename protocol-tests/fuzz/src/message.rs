@@ -277,7 +277,7 @@ pub(super) struct Negotiated {
 impl Negotiated {
     /// The answer that `message` must have; what it changes is kept.
     pub(super) fn expect(&mut self, message: &Message) -> Answer {
-        let acked = message.need_reply && self.protocol & REPLY_ACK != 0;
+        let before = message.need_reply && self.protocol & REPLY_ACK != 0;
         if message.surplus().is_some() {
             return Answer::Unknown;
         }
@@ -298,7 +298,7 @@ impl Negotiated {
                     false
                 } else if bits & VERSION_1 == 0 {
                     // Legacy drivers are not served, which ends nothing.
-                    return if acked { Answer::Status(false) } else { Answer::Nothing };
+                    return if before { Answer::Status(false) } else { Answer::Nothing };
                 } else {
                     true
                 }
@@ -333,6 +333,8 @@ impl Negotiated {
                 return Answer::Unknown;
             }
         };
+        // Also by what this message itself has negotiated.
+        let acked = before || message.need_reply && self.protocol & REPLY_ACK != 0;
         match (good, acked) {
             (good, true) => Answer::Status(good),
             (true, false) => Answer::Nothing,
