@@ -13,6 +13,9 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 const PATIENCE: Duration = Duration::from_millis(20);
 /// After this long, it is given up.
 pub(crate) const LIMIT: Duration = Duration::from_secs(2);
+/// Between two looks at a thread there is no more than this of its time, however much later the second one
+/// comes: then the whole process stood still, or the machine did, and the thread could do nothing.
+const MOST_AT_A_TIME: Duration = Duration::from_millis(20);
 
 /// Why a worker has no pair to give back.
 #[derive(Debug, Error)]
@@ -50,9 +53,11 @@ pub(crate) fn interrupted_until<T>(
     limit: Duration,
     mut done: impl FnMut() -> bool,
 ) -> bool {
-    let start = Instant::now();
+    let (mut waited, mut last) = (Duration::ZERO, Instant::now());
     while !done() {
-        let waited = start.elapsed();
+        let now = Instant::now();
+        waited += (now - last).min(MOST_AT_A_TIME);
+        last = now;
         if waited > limit {
             return false;
         }
@@ -84,4 +89,31 @@ pub(crate) fn prepare_signal() -> io::Result<()> {
     static PREPARED: OnceLock<Result<(), i32>> = OnceLock::new();
     let prepare = || register_signal_handler(wake_signal(), interrupt).map_err(|error| error.errno());
     PREPARED.get_or_init(prepare).map_err(io::Error::from_raw_os_error)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    /// A process that is stopped, or a machine that others have, is no thread that does not answer.
+    #[test]
+    fn time_in_which_nothing_runs_does_not_count() {
+        prepare_signal().unwrap();
+        let (end, ended) = channel::<()>();
+        let thread = thread::spawn(move || ended.recv());
+        let mut looks = 0;
+        let found = interrupted_until(&thread, Duration::from_millis(100), || {
+            looks += 1;
+            // As it looks from here when all of the process stands still.
+            thread::sleep(Duration::from_millis(if looks == 1 { 300 } else { 0 }));
+            looks == 5
+        });
+        assert!(found, "given up after {looks} looks");
+        assert!(!ends_within(&thread, Duration::from_millis(100)), "it goes on");
+        drop(end);
+        assert!(ends_within(&thread, LIMIT));
+        assert!(thread.join().unwrap().is_err());
+    }
 }
