@@ -35,18 +35,6 @@ pub fn program(name: &str) -> PathBuf {
     found.unwrap_or_else(|| panic!("no {name} near {}: run `cargo build --workspace` first", test.display()))
 }
 
-/// What `volt-netd ctl status` says of the daemon that is controlled by `control`.
-///
-/// # Panics
-/// When it says no JSON.
-pub fn status(control: &Path) -> serde_json::Value {
-    let mut command = Command::new(program("volt-netd"));
-    command.args(["ctl", "status", "--control"]).arg(control).stderr(Stdio::inherit());
-    let output = command.output().expect("volt-netd ctl");
-    assert!(output.status.success(), "{output:?}");
-    serde_json::from_slice(&output.stdout).expect("JSON")
-}
-
 /// A copy of a program at `path`, to be run.
 ///
 /// Made by another process: a fork of this one, of another test, would hold the copy open for writing until

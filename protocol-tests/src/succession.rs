@@ -3,11 +3,12 @@
 //! [`Rig::take_over`], [`Rig::kill_worker`] change who serves; a [`Flow`] moves numbered frames both ways
 //! meanwhile and says what came, what did not, and what came twice.
 
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::daemon::{Daemon, child, next_netd, poll_until};
+use crate::daemon::{Daemon, child, next_netd, poll_until, program};
 use crate::frame::{NetHeader, number_of, numbered};
 use crate::netns::TapWire;
 use crate::rig::{LIMIT, QUIET, Rig};
@@ -87,7 +88,11 @@ impl Rig {
     /// # Panics
     /// When it says no JSON.
     pub fn status(&self) -> serde_json::Value {
-        crate::daemon::status(&self.control())
+        let mut command = Command::new(program("volt-netd"));
+        command.args(["ctl", "status", "--control"]).arg(self.control()).stderr(Stdio::inherit());
+        let output = command.output().expect("volt-netd ctl");
+        assert!(output.status.success(), "{output:?}");
+        serde_json::from_slice(&output.stdout).expect("JSON")
     }
 }
 

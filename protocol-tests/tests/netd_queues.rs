@@ -4,12 +4,15 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use protocol_tests::daemon::{poll_until, status};
+use protocol_tests::daemon::poll_until;
 use protocol_tests::frame::{NetHeader, numbered, udp};
 use protocol_tests::rig::{LIMIT, QUIET, Rig};
 use protocol_tests::ring::Part;
-use protocol_tests::session::{Session, Setup};
-use protocol_tests::wire::{feature, request};
+use protocol_tests::session::{Session, Setup, offer_vring};
+use protocol_tests::succession::SUPERVISED;
+use protocol_tests::trace::Traced;
+use protocol_tests::wire::{encode, feature, protocol, request, words};
+use rustix::process::Pid;
 use serde_json::json;
 
 /// Flows that are sent each time.
@@ -74,10 +77,10 @@ fn exactly_the_enabled_pairs_are_attached() {
 }
 
 /// A pair whose receive ring the driver has broken gets no frames any more: the others get them. The daemon
-/// says so by itself, while the pair's other ring goes on.
+/// says so by itself, while the pair's other ring goes on, and the worker after it knows.
 #[test]
 fn a_pair_with_a_broken_ring_gets_no_frames() {
-    let arguments = ["--queues", "2", "--control", "{control}"];
+    let arguments = [&["--queues", "2"], &SUPERVISED[..]].concat();
     let Some(rig) = Rig::new("a_pair_with_a_broken_ring_gets_no_frames", &arguments) else { return };
     let mut session = rig.session(&Setup::pairs(2));
     assert!((10..150).contains(&share(&spread(&rig, &mut session), 1)), "both pairs get frames");
@@ -93,7 +96,7 @@ fn a_pair_with_a_broken_ring_gets_no_frames() {
         rig.daemon.logged(from, &["serving queue pairs [0]"], Duration::ZERO)
     });
     assert!(noticed.is_some(), "frames still go to a broken ring:\n{}", rig.daemon.log());
-    assert_eq!(status(&rig.control())["front_end"]["broken_vrings"], json!([2]));
+    assert_eq!(rig.status()["front_end"]["broken_vrings"], json!([2]));
     for pair in [0, 1] {
         while session.rx(pair).recv(QUIET).is_ok() {}
     }
@@ -101,6 +104,45 @@ fn a_pair_with_a_broken_ring_gets_no_frames() {
     rig.guest_to_wire(&mut session, &numbered(1, 100));
     session.tx(1).send(&numbered(2, 100), LIMIT).expect("used");
     rig.expect(&numbered(2, 100));
+    rig.kill_worker();
+    assert_eq!(rig.status()["front_end"]["broken_vrings"], json!([2]), "before another frame comes");
+}
+
+/// A ring that was broken, and is set up anew before the daemon's main thread hears of that, is a new one.
+#[test]
+fn a_broken_ring_that_is_set_up_anew_at_once_runs() {
+    let arguments = ["--queues", "2", "--control", "{control}"];
+    let Some(rig) = Rig::new("a_broken_ring_that_is_set_up_anew_at_once_runs", &arguments) else { return };
+    let base = Setup::pairs(2);
+    let mut session = rig.session(&Setup { protocol: base.protocol & !protocol::REPLY_ACK, ..base });
+    let from = rig.daemon.log().len();
+    let main = Pid::from_raw(rig.daemon.pid() as i32).expect("a process");
+    let stopped = Traced::seize(main).expect("it can be traced");
+    let good = session.rx(1).ring.avail_idx();
+    session.rx(1).ring.set_avail_idx(good.wrapping_add(300));
+    let noticed = poll_until(LIMIT, || {
+        for flow in 0..FLOWS {
+            rig.wire.send(&udp((1, 10_000 + flow), (2, 53), &[0; 40])).expect("sent");
+        }
+        while session.rx(0).recv(Duration::from_millis(5)).is_ok() {}
+        rig.daemon.logged(from, &["vring 2 stopped"], Duration::ZERO)
+    });
+    assert!(noticed.is_some(), "{}", rig.daemon.log());
+    session.rx(1).ring.set_avail_idx(good);
+    let frontend = &mut session.frontend;
+    let get_base = encode(request::GET_VRING_BASE, 0, &words(&[2, 0]));
+    frontend.channel().send_bytes(&get_base, &[]).expect("sent");
+    let queue = &session.nic.queues[2];
+    offer_vring(frontend, &session.nic.mem, queue, queue.ring.used_idx()).expect("sent");
+    frontend.tell(request::SET_VRING_ENABLE, &words(&[2, 1]), &[]).expect("sent");
+    stopped.detach().expect("it stood still");
+    frontend.channel().recv_reply(request::GET_VRING_BASE).expect("its base");
+    frontend.sync().expect("served");
+    assert_eq!(rig.status()["front_end"]["broken_vrings"], json!([]));
+    for pair in [0, 1] {
+        while session.rx(pair).recv(QUIET).is_ok() {}
+    }
+    assert!((10..150).contains(&share(&spread(&rig, &mut session), 1)), "both pairs get frames");
 }
 
 /// A front-end with one pair on a four-queue daemon, that has never heard of more.

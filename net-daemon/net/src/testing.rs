@@ -1,8 +1,10 @@
-//! For tests: a half of a queue pair between a driver and one end of a socket pair.
+//! For tests: a half of a queue pair between a driver and one end of a socket pair, and waiting for it.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 use volt_virtio::notify::Notifier;
@@ -17,6 +19,18 @@ use crate::rx::Rx;
 use crate::trouble::Trouble;
 use crate::tx::Tx;
 use crate::vring::Vring;
+
+/// For what takes milliseconds on a quiet machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits until `done`.
+pub(crate) fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < PATIENCE, "{what}");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
 
 /// A frame with header: `len` bytes behind 12 zeroes, different for each `seed`.
 pub(crate) fn frame(len: usize, seed: usize) -> Vec<u8> {

@@ -13,8 +13,8 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 const PATIENCE: Duration = Duration::from_millis(20);
 /// After this long, it is given up.
 pub(crate) const LIMIT: Duration = Duration::from_secs(2);
-/// Between two looks at a thread there is no more than this of its time, however much later the second one
-/// comes: then the whole process stood still, or the machine did, and the thread could do nothing.
+/// The longest that counts between two looks at a thread. More passes where the whole process stands still
+/// (SIGSTOP, a frozen cgroup, a virtual machine that gets no processor), and then the thread does, too.
 const MOST_AT_A_TIME: Duration = Duration::from_millis(20);
 
 /// Why a worker has no pair to give back.
@@ -97,7 +97,7 @@ mod tests {
 
     use super::*;
 
-    /// A process that is stopped, or a machine that others have, is no thread that does not answer.
+    /// A process that was stopped gives its thread the time that it had left.
     #[test]
     fn time_in_which_nothing_runs_does_not_count() {
         prepare_signal().unwrap();

@@ -92,7 +92,7 @@ struct Active {
     setup: Activation,
     pairs: u16,
     offloads: Features,
-    /// Virtqueues that the driver broke.
+    /// Numbers of the virtqueues that the driver broke.
     broken: Vec<usize>,
 }
 
@@ -310,7 +310,7 @@ impl VirtioNet {
 }
 
 impl Active {
-    /// Not broken, that is.
+    /// Whether `queue` is served: until its driver breaks it.
     fn serves(&self, queue: &QueueSetup) -> bool {
         !self.broken.contains(&usize::from(queue.index))
     }

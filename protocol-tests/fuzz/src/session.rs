@@ -74,12 +74,12 @@ pub(super) fn run(input: Input) {
     let Peer { session, mut device, .. } = peer;
     session.close(&mut device).expect("workers stop");
     drop((device, peer.socket, peer.channel, peer.wires, peer.kicks, peer.files));
-    wait_for_examiners();
+    wait_for_descriptor_threads();
     assert_eq!(open_files(), before, "file descriptors stay open");
 }
 
-/// Who looks at descriptors ends a moment after saying what it saw: what it still has is no leak.
-fn wait_for_examiners() {
+/// A thread that looks at descriptors ends a moment after saying what it saw: what it still has is no leak.
+fn wait_for_descriptor_threads() {
     let name = |task: std::io::Result<std::fs::DirEntry>| std::fs::read_to_string(task?.path().join("comm"));
     for _ in 0..10_000 {
         let tasks = std::fs::read_dir("/proc/self/task").expect("/proc is mounted");
@@ -88,7 +88,7 @@ fn wait_for_examiners() {
         }
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
-    panic!("who looks at descriptors does not end");
+    panic!("a thread that looks at descriptors does not end");
 }
 
 pub(super) fn open_files() -> usize {

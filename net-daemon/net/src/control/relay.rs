@@ -166,21 +166,13 @@ mod tests {
     use volt_virtio::testing::Driver;
 
     use super::*;
-    use crate::testing::Rig;
+    use crate::testing::{Rig, until};
 
     const LIMIT: Duration = Duration::from_secs(20);
 
     fn ends() -> (File, Arc<Notifier>) {
         let fd = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
         (File::from(fd.try_clone().unwrap()), Arc::new(Notifier::new(fd).unwrap()))
-    }
-
-    fn until(mut done: impl FnMut() -> bool) {
-        let start = Instant::now();
-        while !done() {
-            assert!(start.elapsed() < LIMIT);
-            thread::sleep(Duration::from_millis(1));
-        }
     }
 
     #[test]
@@ -192,7 +184,7 @@ mod tests {
         let relay = Relay::start(&vring).unwrap();
         kick.write_all(&1u64.to_ne_bytes()).unwrap();
         let mut bytes = [0; 8];
-        until(|| relay.kicked().wait(Duration::ZERO));
+        until("the kick", || relay.kicked().wait(Duration::ZERO));
         relay.call();
         relay.err();
         drop(relay);
@@ -234,9 +226,9 @@ mod tests {
         }
         let relay = Relay::start(&vring).unwrap();
         for _ in 0..2 * kicks {
-            until(|| write.write(&1u64.to_ne_bytes()).is_ok());
+            until("room in the pipe", || write.write(&1u64.to_ne_bytes()).is_ok());
         }
-        until(|| relay.kicked().wait(Duration::ZERO));
+        until("the kick", || relay.kicked().wait(Duration::ZERO));
         drop(relay);
     }
 }

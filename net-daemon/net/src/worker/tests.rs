@@ -22,7 +22,7 @@ use crate::port::inject::Injector;
 use crate::port::socket::SocketPort;
 use crate::port::{Port, PortQueue};
 use crate::rx::Rx;
-use crate::testing::{Rig, Wire, frame};
+use crate::testing::{Rig, Wire, frame, until};
 use crate::tx::Tx;
 
 /// A transmit queue with its driver's ends: kick, call, wire.
@@ -46,17 +46,6 @@ fn transmitter(driver: &Driver) -> (Pair, File, File, Wire) {
         stash: None,
     };
     (pair, kick, call, wire)
-}
-
-/// For what takes milliseconds on a quiet machine.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !done() {
-        assert!(start.elapsed() < PATIENCE, "{what}");
-        thread::sleep(Duration::from_millis(1));
-    }
 }
 
 fn kick(mut kick: &File) {

@@ -86,25 +86,25 @@ fn rig(pairs: u16) -> Rig {
     let (told, next) = (Arc::default(), Arc::default());
     let sockets = SocketPort::new(sockets).unwrap();
     let port = TestPort { sockets, told: Arc::clone(&told), next: Arc::clone(&next) };
-    let gone = convert::notifier(&EventFd::new(EFD_NONBLOCK).unwrap()).unwrap();
-    let builder = VirtioNetBuilder::over(port).mac(MAC).queues(pairs).wake(gone.clone());
-    let net = Net::in_process("test", builder.build().unwrap(), gone, &Arc::default()).unwrap();
+    let wake = convert::notifier(&EventFd::new(EFD_NONBLOCK).unwrap()).unwrap();
+    let builder = VirtioNetBuilder::over(port).mac(MAC).queues(pairs).wake(wake.clone());
+    let net = Net::in_process("test", builder.build().unwrap(), wake, &Arc::default()).unwrap();
     Rig { driver: Driver::new(net), wires, told, next }
 }
 
 /// A device called "test" in front of `port`.
 pub(super) fn net_over(port: impl Port + 'static) -> Net {
-    let gone = convert::notifier(&EventFd::new(EFD_NONBLOCK).unwrap()).unwrap();
-    let builder = VirtioNetBuilder::over(port).mac(MAC).wake(gone.clone());
-    Net::in_process("test", builder.build().unwrap(), gone, &Arc::default()).unwrap()
+    let wake = convert::notifier(&EventFd::new(EFD_NONBLOCK).unwrap()).unwrap();
+    let builder = VirtioNetBuilder::over(port).mac(MAC).wake(wake.clone());
+    Net::in_process("test", builder.build().unwrap(), wake, &Arc::default()).unwrap()
 }
 
 /// A device called "test" in front of a socket, and the other end of that.
 pub(crate) fn socket_net(gate: &Arc<PauseGate>) -> (Net, UnixDatagram) {
     let (sockets, mut wires) = wires(1);
-    let gone = convert::notifier(&EventFd::new(EFD_NONBLOCK).unwrap()).unwrap();
-    let builder = VirtioNetBuilder::over(SocketPort::new(sockets).unwrap()).wake(gone.clone());
-    let net = Net::in_process("test", builder.build().unwrap(), gone, gate).unwrap();
+    let wake = convert::notifier(&EventFd::new(EFD_NONBLOCK).unwrap()).unwrap();
+    let builder = VirtioNetBuilder::over(SocketPort::new(sockets).unwrap()).wake(wake.clone());
+    let net = Net::in_process("test", builder.build().unwrap(), wake, gate).unwrap();
     (net, wires.remove(0))
 }
 
@@ -246,6 +246,24 @@ fn a_driver_that_breaks_its_ring_is_asked_for_a_reset() {
     rig.driver.run(Features::VERSION_1, &[0, 1]);
     both_ways(&mut rig, 0, 9);
     assert_eq!(rig.driver.read(VIRTIO_MMIO_STATUS), 15);
+}
+
+#[test]
+fn a_pair_whose_receive_ring_is_broken_gets_no_frames() {
+    let mut rig = rig(2);
+    let features = Features::VERSION_1.union(Features::NET_CTRL_VQ).union(Features::NET_MQ);
+    rig.driver.run(features, &[0, 1, 2, 3, 4]);
+    assert_eq!(control(&mut rig.driver, 4, &[4, 0, 2, 0]), 0, "two pairs");
+    both_ways(&mut rig, 1, 3);
+    let index = GuestAddress(rig.driver.rings[&2].available + 2);
+    rig.driver.memory.write_obj(300u16, index).unwrap();
+    rig.driver.kick(2);
+    rig.wires[1].send(&[0; 112]).unwrap();
+    let attached = rig.told.clone();
+    eventually("it is left out", || {
+        attached.lock().unwrap().attached.last().is_some_and(|active| *active == [true, false])
+    });
+    both_ways(&mut rig, 0, 4);
 }
 
 #[test]
