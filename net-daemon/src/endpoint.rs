@@ -5,12 +5,15 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf, absolute};
+use std::sync::Arc;
 
 use rustix::net::{AddressFamily, SocketType, getpeername, sockopt};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use volt_net::state::{Exporter, FdId, Importer, Numbered, StateError};
 use volt_program::unix::{Access, BindError, PathTooLong, SocketFile, bind, check_path};
+
+use crate::opener::{At, Opener, Request};
 
 /// Why there is no endpoint.
 #[derive(Debug, Error)]
@@ -52,6 +55,8 @@ pub(crate) struct Listener {
     file: Option<SocketFile>,
     /// Whether the file is this process's to remove.
     owned: bool,
+    /// Who removes it for this process.
+    opener: Option<Arc<Opener>>,
 }
 
 /// A [`Listener`] in a state.
@@ -78,7 +83,7 @@ impl Listener {
 
     fn over(socket: UnixListener, file: Option<SocketFile>) -> io::Result<Listener> {
         socket.set_nonblocking(true)?;
-        Ok(Listener { socket: Numbered::fresh(socket), file, owned: true })
+        Ok(Listener { socket: Numbered::fresh(socket), file, owned: true, opener: None })
     }
 
     /// The next connection; `WouldBlock` where there is none.
@@ -97,6 +102,13 @@ impl Listener {
         ListenerState { fd: self.socket.export(out), file: self.file.as_ref().map(file) }
     }
 
+    /// Has `opener` remove the file, which is told where it is.
+    pub(crate) fn removed_by(&mut self, opener: &Arc<Opener>) -> Option<(At, (u64, u64))> {
+        let file = self.file.as_ref()?;
+        self.opener = Some(opener.clone());
+        Some((At(file.path().to_owned()), file.inode()))
+    }
+
     /// The file of an imported listener is this process's to remove from here on.
     pub(crate) fn own(&mut self) {
         self.owned = true;
@@ -109,7 +121,7 @@ impl Listener {
         let failed = |error| StateError::System("a listening socket cannot be made non-blocking", error);
         socket.set_nonblocking(true).map_err(failed)?;
         let file = state.file.map(|file| SocketFile::again(file.path, file.inode));
-        Ok(Listener { socket: Numbered::known(state.fd, socket), file, owned: false })
+        Ok(Listener { socket: Numbered::known(state.fd, socket), file, owned: false, opener: None })
     }
 }
 
@@ -166,6 +178,16 @@ impl Endpoint {
         }
     }
 
+    /// The socket that it listens on.
+    pub(crate) fn listener(&mut self) -> Option<&mut Listener> {
+        if let Endpoint::Listen(listener) = self { Some(listener) } else { None }
+    }
+
+    /// Where the front-end listens.
+    pub(crate) fn frontend(&self) -> Option<&Path> {
+        if let Endpoint::Client(path) = self { Some(path) } else { None }
+    }
+
     /// What to call it.
     pub(crate) fn describe(&self) -> String {
         match self {
@@ -206,8 +228,10 @@ fn listens(socket: &OwnedFd) -> Option<bool> {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Some(file) = self.file.as_ref().filter(|_| self.owned) {
-            file.remove();
+        match (self.file.as_ref().filter(|_| self.owned), &self.opener) {
+            (Some(_), Some(opener)) => opener.ask_and_wait(Request::RemoveFiles),
+            (Some(file), None) => file.remove(),
+            (None, _) => {}
         }
     }
 }

@@ -24,6 +24,7 @@ use volt_virtio::notify::Notifier;
 use crate::cli::Cli;
 use crate::endpoint::{Endpoint, Listener};
 use crate::handover::Predecessor;
+use crate::opener::{At, Duties, Opener};
 use crate::server::{End, Parts, Server};
 use crate::signals::{self, Signals};
 use crate::state::{DaemonState, FinalState};
@@ -96,14 +97,19 @@ pub(crate) struct Supervision {
 pub(crate) struct Unusable(#[source] AnyError);
 
 /// Runs a daemon to its end.
-pub(crate) fn run(cli: &Cli, origin: Origin, supervision: Option<Supervision>) -> Result<End, AnyError> {
+pub(crate) fn run(
+    cli: &Cli,
+    origin: Origin,
+    opener: Arc<Opener>,
+    supervision: Option<Supervision>,
+) -> Result<End, AnyError> {
     let mut ending = signals::ending();
     ending.extend(supervision.is_some().then_some(signals::END.as_raw()));
     let signals = Signals::watch(&ending)?;
     if supervision.is_some() {
         SignalSet::of(&signals::OF_A_WORKER).unblock()?;
     }
-    let supervision = Supervised::by(supervision);
+    let supervision = Supervised::by(opener, supervision);
     match origin {
         Origin::Fresh(given) => fresh(cli, given, supervision, signals)?.run().map_err(Into::into),
         Origin::Dead(mut inheritance) => {
@@ -134,6 +140,7 @@ pub(crate) fn run(cli: &Cli, origin: Origin, supervision: Option<Supervision>) -
 
 /// What a server has of its supervisor.
 struct Supervised {
+    opener: Arc<Opener>,
     supervisor: Option<Line>,
     watches: Option<Watches>,
     request: Option<CrashNote>,
@@ -143,10 +150,11 @@ struct Supervised {
 }
 
 impl Supervised {
-    fn by(supervision: Option<Supervision>) -> Supervised {
+    fn by(opener: Arc<Opener>, supervision: Option<Supervision>) -> Supervised {
         let Some(Supervision { supervisor, notes, deadly, restarts, leave, blocked }) = supervision else {
             let blocked = SignalSet::of(&[]);
             return Supervised {
+                opener,
                 supervisor: None,
                 watches: None,
                 request: None,
@@ -157,7 +165,7 @@ impl Supervised {
         };
         let request = Some(notes.note(REQUESTS));
         let watches = Some(Watches::new(notes, deadly));
-        Supervised { supervisor: Some(supervisor), watches, request, restarts, leave, blocked }
+        Supervised { opener, supervisor: Some(supervisor), watches, request, restarts, leave, blocked }
     }
 }
 
@@ -228,13 +236,21 @@ fn import(inheritance: Inheritance, supervised: Supervised, signals: Signals) ->
 fn build(
     port: Box<dyn Port>,
     options: DeviceOptions,
-    endpoint: Endpoint,
-    control: Option<Listener>,
+    mut endpoint: Endpoint,
+    mut control: Option<Listener>,
     max_ring_size: u16,
     supervised: Supervised,
     signals: Signals,
 ) -> Result<Server, AnyError> {
-    let Supervised { supervisor, watches, request, restarts, leave, blocked } = supervised;
+    let Supervised { opener, supervisor, watches, request, restarts, leave, blocked } = supervised;
+    let files = endpoint.listener().into_iter().chain(&mut control);
+    let duties = Duties {
+        port: port.reopening(),
+        files: files.filter_map(|listener| listener.removed_by(&opener)).collect(),
+        frontend: endpoint.frontend().map(|path| At(path.to_owned())),
+        supervised: supervisor.is_some(),
+    };
+    opener.entrust(&duties)?;
     let wake = Arc::new(Notifier::eventfd()?);
     let mut device = NetDevice::new(port, options, wake.clone())?;
     if let Some(watches) = watches {
@@ -246,6 +262,7 @@ fn build(
         max_ring_size,
         endpoint,
         control,
+        opener,
         supervisor,
         blocked,
         drop_connection: false,

@@ -10,11 +10,13 @@
 //! | [`control`], [`handover`] | the control socket's requests; the new side of a hand-over |
 //! | [`state`] | what another process goes on with |
 //! | [`systemd`], [`supervision`] | where it is kept: in systemd's store, or by the supervisor |
+//! | [`opener`] | the process beside it that opens by path what the daemon itself may not |
 //! | [`fds`] | descriptors that the command line names |
 //! | [`signals`] | signals that end the daemon, as a descriptor |
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{CommandFactory, Parser, error::ErrorKind};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -26,6 +28,7 @@ use crate::cli::{Cli, Command, Ctl, MAX_PAIRS};
 use crate::control::Request;
 use crate::handover::Predecessor;
 use crate::launch::{AnyError, Given, GoSignal, Inheritance, Origin};
+use crate::opener::Opener;
 use crate::server::End;
 
 mod cli;
@@ -35,6 +38,7 @@ mod endpoint;
 mod fds;
 mod handover;
 mod launch;
+mod opener;
 mod server;
 mod signals;
 mod state;
@@ -131,14 +135,15 @@ fn run(cli: &Cli) -> Result<ExitCode, AnyError> {
     raise_limit();
     // Descriptors from the command line first, so that none that is opened here can be mistaken for one.
     let given = Given { tap: fds::take(&cli.tap_fd)?, socket: fds::take(cli.fd.as_slice())?.pop() };
+    let opener = Arc::new(Opener::start()?);
     let origin = match &cli.take_over {
         Some(path) => take_over(path)?,
         None => Origin::Fresh(given),
     };
     if cli.supervise {
-        return supervisor::run(cli, origin);
+        return supervisor::run(cli, origin, opener);
     }
-    if launch::run(cli, origin, None)? == End::GivenAway {
+    if launch::run(cli, origin, opener, None)? == End::GivenAway {
         // Taking this process's memory down would keep a processor from the successor, which has frames to
         // catch up with.
         std::thread::sleep(COURTESY);

@@ -23,6 +23,7 @@ use volt_virtio::poller::{EventFlags, Poller};
 
 use crate::connection::Connection;
 use crate::endpoint::{Endpoint, Listener};
+use crate::opener::{Asked, Opener};
 use crate::signals::Signals;
 use crate::supervision::Line;
 
@@ -61,6 +62,9 @@ enum Token {
     Client,
     /// The supervisor's end.
     Line,
+    /// The opener has an answer.
+    PortOpened,
+    FrontendFound,
 }
 
 /// The daemon.
@@ -78,6 +82,11 @@ pub(crate) struct Server {
     control: Option<Listener>,
     /// Clients of the control socket whose request has not come.
     clients: VecDeque<UnixStream>,
+    opener: Arc<Opener>,
+    /// The port is being opened again.
+    port_asked: Option<Asked>,
+    /// A front-end that listens is being looked for.
+    frontend_asked: Option<Asked>,
     supervisor: Option<Line>,
     /// Signals that are the supervisor's while there is one.
     blocked: SignalSet,
@@ -119,6 +128,8 @@ struct Pending {
     rings: bool,
     links: bool,
     alone: bool,
+    port_opened: bool,
+    frontend_found: bool,
 }
 
 /// What a daemon is made of.
@@ -129,6 +140,7 @@ pub(crate) struct Parts {
     pub(crate) max_ring_size: u16,
     pub(crate) endpoint: Endpoint,
     pub(crate) control: Option<Listener>,
+    pub(crate) opener: Arc<Opener>,
     /// The supervisor, if there is one.
     pub(crate) supervisor: Option<Line>,
     /// Signals that are blocked because they are the supervisor's.
@@ -183,6 +195,9 @@ impl Server {
             connection: None,
             control: parts.control,
             clients: VecDeque::new(),
+            opener: parts.opener,
+            port_asked: None,
+            frontend_asked: None,
             supervisor: parts.supervisor,
             blocked: parts.blocked,
             drop_connection: parts.drop_connection,
@@ -257,6 +272,12 @@ impl Server {
                 return Ok(End::GivenAway);
             }
             self.watch_control_queue()?;
+            if std::mem::take(&mut self.pending.port_opened) {
+                self.port_opened()?;
+            }
+            if std::mem::take(&mut self.pending.frontend_found) {
+                self.frontend_found()?;
+            }
             self.check_port()?;
             if std::mem::take(&mut self.pending.rings) {
                 self.check_rings();
@@ -309,6 +330,8 @@ impl Server {
             Token::Client => pending.requests = true,
             Token::Links => pending.links = true,
             Token::Line => pending.alone = true,
+            Token::PortOpened => pending.port_opened = true,
+            Token::FrontendFound => pending.frontend_found = true,
             Token::Device => {
                 wake.clear();
                 pending.rings = true;
@@ -324,8 +347,11 @@ impl Server {
         if self.pending.messages || self.pending.control_queue {
             return Some(Duration::ZERO);
         }
-        let client = matches!(self.endpoint, Endpoint::Client(_)) && self.connection.is_none();
-        let due = [self.reopen, self.accept_after, client.then_some(self.next_connect)];
+        let looks = matches!(self.endpoint, Endpoint::Client(_))
+            && self.connection.is_none()
+            && self.frontend_asked.is_none();
+        let reopen = self.reopen.filter(|_| self.port_asked.is_none());
+        let due = [reopen, self.accept_after, looks.then_some(self.next_connect)];
         let next = due.into_iter().flatten().min();
         next.map(|when| when.saturating_duration_since(Instant::now()))
     }

@@ -12,18 +12,19 @@ use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
-use rustix::process::{Pid, Signal, getppid, kill_process};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use volt_net::state::transfer;
 use volt_net::state::{FdId, hex};
 use volt_vhost_user::channel::Piece;
 
+use crate::opener::{Opener, Request};
 use crate::state::FinalState;
 
 /// How long each side may take in the middle of a message, and a supervisor for an answer. The latter twice,
@@ -101,7 +102,7 @@ pub(crate) struct Bytes {
 #[derive(Debug)]
 pub(crate) struct Line {
     socket: UnixStream,
-    supervisor: Option<Pid>,
+    opener: Arc<Opener>,
     /// Descriptors that the supervisor has.
     known: BTreeSet<FdId>,
 }
@@ -117,10 +118,9 @@ impl Line {
         Ok((supervisor, worker))
     }
 
-    /// Over the worker's end, whose process is the supervisor's child; the supervisor has the descriptors
-    /// `known`.
-    pub(crate) fn new(socket: UnixStream, known: BTreeSet<FdId>) -> Line {
-        Line { socket, supervisor: getppid(), known }
+    /// Over the worker's end; the supervisor has the descriptors `known`.
+    pub(crate) fn new(socket: UnixStream, opener: Arc<Opener>, known: BTreeSet<FdId>) -> Line {
+        Line { socket, opener, known }
     }
 
     /// Reads what has come of the connection's next message: see [`volt_vhost_user::channel::read_message`].
@@ -202,17 +202,11 @@ impl Line {
         });
         answer.map_err(|error| match error.kind() {
             io::ErrorKind::WouldBlock => {
-                self.end_supervisor();
+                self.opener.ask_and_wait(Request::EndSupervisor);
                 io::Error::new(io::ErrorKind::TimedOut, "it did not answer, and was ended")
             }
             _ => error,
         })
-    }
-
-    fn end_supervisor(&self) {
-        if let Some(supervisor) = self.supervisor.filter(|pid| getppid() == Some(*pid)) {
-            let _ = kill_process(supervisor, Signal::KILL);
-        }
     }
 }
 

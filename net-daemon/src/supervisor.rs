@@ -10,6 +10,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Instant;
 
 use log::{error, info, warn};
@@ -25,6 +26,7 @@ use volt_virtio::error_chain;
 use crate::cli::Cli;
 use crate::handover::{Predecessor, send_go};
 use crate::launch::{self, AnyError, GoSignal, Inheritance, Origin, Supervision, Unusable};
+use crate::opener::Opener;
 use crate::server::End;
 use crate::signals;
 use crate::state::FinalState;
@@ -55,7 +57,7 @@ enum Outcome {
 }
 
 /// Runs workers until one ends by itself.
-pub(crate) fn run(cli: &Cli, origin: Origin) -> Result<ExitCode, AnyError> {
+pub(crate) fn run(cli: &Cli, origin: Origin, opener: Arc<Opener>) -> Result<ExitCode, AnyError> {
     let mut signals = signals::ending();
     signals.push(libc::SIGCHLD);
     let signals = SignalSet::of(&signals);
@@ -65,6 +67,7 @@ pub(crate) fn run(cli: &Cli, origin: Origin) -> Result<ExitCode, AnyError> {
     let signal_fd = signals.descriptor()?;
     let mut supervisor = Supervisor {
         cli,
+        opener,
         signals,
         signal_fd,
         notes: CrashNotes::new()?,
@@ -80,6 +83,8 @@ pub(crate) fn run(cli: &Cli, origin: Origin) -> Result<ExitCode, AnyError> {
 
 struct Supervisor<'a> {
     cli: &'a Cli,
+    /// For its workers.
+    opener: Arc<Opener>,
     signals: SignalSet,
     signal_fd: SignalFd,
     notes: CrashNotes,
@@ -184,7 +189,7 @@ impl Supervisor<'_> {
                 (self.held, self.predecessor, self.store) = (Held::default(), None, None);
                 let until_flushed = theirs.try_clone();
                 let supervision = Supervision {
-                    supervisor: Line::new(theirs, known),
+                    supervisor: Line::new(theirs, self.opener.clone(), known),
                     notes: self.notes.clone(),
                     deadly,
                     restarts,
@@ -192,7 +197,8 @@ impl Supervisor<'_> {
                     blocked: self.signals,
                 };
                 let ran = logging::init_again().map_err(Into::into);
-                let ran = ran.and_then(|()| launch::run(self.cli, origin, Some(supervision)));
+                let ran =
+                    ran.and_then(|()| launch::run(self.cli, origin, self.opener.clone(), Some(supervision)));
                 let status = match ran {
                     Ok(End::Over | End::GivenAway) => 0,
                     Err(error) => {

@@ -178,10 +178,14 @@ impl Drop for Daemon {
     }
 }
 
-/// The first child of a process: the worker, if it is a supervisor.
+/// The child of a process that is no opener: the worker, if it is a supervisor.
 pub fn child(pid: u32) -> Option<Pid> {
     let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
-    Pid::from_raw(children.split_whitespace().next()?.parse().ok()?)
+    let is_opener = |pid: &str| {
+        std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "volt-opener")
+    };
+    let mut others = children.split_whitespace().filter(|pid| !is_opener(pid));
+    Pid::from_raw(others.next()?.parse().ok()?)
 }
 
 /// What a process does (`proc(5)`): `S` for waiting, `Z` for dead though its parent has not asked; `None`

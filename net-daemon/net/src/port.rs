@@ -18,7 +18,7 @@
 
 use std::fmt::Debug;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use log::warn;
@@ -26,7 +26,7 @@ use volt_virtio::features::Features;
 use volt_virtio::part::IoPart;
 
 use crate::config::Mac;
-use crate::port::state::PortState;
+use crate::port::state::{PortState, Reopening};
 use crate::state::Exporter;
 
 pub mod import;
@@ -34,6 +34,7 @@ pub mod inject;
 mod link;
 pub mod macvtap;
 pub mod queue;
+pub mod reopening;
 pub mod socket;
 pub mod state;
 pub mod tap;
@@ -130,6 +131,21 @@ pub trait Port: Debug + Send {
     ///
     /// While it cannot be opened.
     fn reopen(&mut self) -> io::Result<()>;
+
+    /// What another process needs to open the interface again for this one, by
+    /// [`open_again`](reopening::open_again); `None` where none can.
+    fn reopening(&self) -> Option<Reopening> {
+        None
+    }
+
+    /// Goes on with the queues of the interface that another process has opened again.
+    ///
+    /// # Errors
+    ///
+    /// When they are no such queues.
+    fn adopt(&mut self, _queues: Vec<OwnedFd>) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 
     /// What a port from a state leaves alone, because it may still be another process's, is this one's to
     /// clean up from here on.

@@ -5,7 +5,6 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use log::{info, warn};
-use volt_program::unix::connect;
 use volt_vhost_user::channel::{Channel, ChannelError};
 use volt_vhost_user::session::{Session, SessionError};
 use volt_virtio::error_chain;
@@ -14,6 +13,7 @@ use volt_virtio::poller::EventFlags;
 use super::{RETRY, Server, ServerError, Token};
 use crate::connection::{Connection, Ended};
 use crate::endpoint::Endpoint;
+use crate::opener::Request;
 
 /// Between a refusal and the next front-end: one that is refused comes back at once, for as long as it lives.
 const HOLD_OFF: Duration = Duration::from_secs(1);
@@ -81,24 +81,44 @@ impl Server {
     }
 
     pub(super) fn connect_as_client(&mut self) -> Result<(), ServerError> {
-        let Endpoint::Client(path) = &self.endpoint else { return Ok(()) };
-        if self.connection.is_some() || self.next_connect > Instant::now() {
+        let busy = self.connection.is_some() || self.frontend_asked.is_some();
+        if self.endpoint.frontend().is_none() || busy || self.next_connect > Instant::now() {
             return Ok(());
         }
         // Also after a connection that ends at once.
         self.next_connect = Instant::now() + RETRY;
-        match connect(path) {
-            Ok(stream) => {
+        let asked = self.opener.ask(Request::Connect).and_then(|asked| {
+            self.poller.add(&asked, EventFlags::IN, Token::FrontendFound)?;
+            Ok(asked)
+        });
+        match asked {
+            Ok(asked) => self.frontend_asked = Some(asked),
+            Err(error) => self.wait_for_frontend(&error),
+        }
+        Ok(())
+    }
+
+    /// Takes the front-end that the opener has connected to, if there is one.
+    pub(super) fn frontend_found(&mut self) -> Result<(), ServerError> {
+        let Some(asked) = self.frontend_asked.take() else { return Ok(()) };
+        self.poller.remove(&asked)?;
+        match asked.take().map(|mut fds| fds.pop()) {
+            Ok(Some(stream)) => {
                 self.waiting_logged = false;
-                self.connect(stream)
+                self.connect(stream.into())
             }
+            Ok(None) => Ok(()),
             Err(error) => {
-                if !self.waiting_logged {
-                    info!("waiting for a front-end at {}: {}", path.display(), error_chain(&error));
-                    self.waiting_logged = true;
-                }
+                self.wait_for_frontend(&error);
                 Ok(())
             }
+        }
+    }
+
+    fn wait_for_frontend(&mut self, why: &io::Error) {
+        if let Some(path) = self.endpoint.frontend().filter(|_| !self.waiting_logged) {
+            info!("waiting for a front-end at {}: {why}", path.display());
+            self.waiting_logged = true;
         }
     }
 

@@ -10,6 +10,7 @@ use volt_virtio::error_chain;
 use volt_virtio::poller::{EventFlags, Poller};
 
 use super::{RETRY, Server, ServerError, Token};
+use crate::opener::Request;
 
 /// A daemon without news of interfaces serves as well: its guests see their link up all the time.
 pub(super) fn watch_links(poller: &mut Poller<Token>) -> Option<LinkWatch> {
@@ -72,12 +73,35 @@ impl Server {
         }
     }
 
-    /// Opens an interface that is gone again, as soon as it can be.
+    /// Has an interface that is gone opened again, as soon as it can be.
     pub(super) fn check_port(&mut self) -> Result<(), ServerError> {
-        if self.reopen.is_none_or(|when| when > Instant::now()) {
+        if self.port_asked.is_some() || self.reopen.is_none_or(|when| when > Instant::now()) {
             return Ok(());
         }
-        match self.device.reopen_port() {
+        self.reopen = None;
+        if self.device.reopening().is_none() {
+            warn!(
+                "{}: its descriptors came from whoever started this daemon: start it again with new ones",
+                self.device.port_name()
+            );
+            return Ok(());
+        }
+        let asked = self.opener.ask(Request::OpenPort).and_then(|asked| {
+            self.poller.add(&asked, EventFlags::IN, Token::PortOpened)?;
+            Ok(asked)
+        });
+        match asked {
+            Ok(asked) => self.port_asked = Some(asked),
+            Err(error) => self.port_not_opened(&error),
+        }
+        Ok(())
+    }
+
+    /// Goes on with the interface that the opener has opened.
+    pub(super) fn port_opened(&mut self) -> Result<(), ServerError> {
+        let Some(asked) = self.port_asked.take() else { return Ok(()) };
+        self.poller.remove(&asked)?;
+        match asked.take().and_then(|queues| self.device.adopt_port(queues)) {
             Ok(()) => {
                 self.reopen = None;
                 self.reopen_failure.clear();
@@ -86,22 +110,17 @@ impl Server {
                 }
                 self.commit();
             }
-            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
-                warn!(
-                    "{}: its descriptors came from whoever started this daemon: start it again with new ones",
-                    self.device.port_name()
-                );
-                self.reopen = None;
-            }
-            Err(error) => {
-                let failure = error_chain(&error);
-                if failure != self.reopen_failure {
-                    warn!("{} cannot be opened again yet: {failure}", self.device.port_name());
-                    self.reopen_failure = failure;
-                }
-                self.reopen = Some(Instant::now() + RETRY);
-            }
+            Err(error) => self.port_not_opened(&error),
         }
         Ok(())
+    }
+
+    fn port_not_opened(&mut self, error: &io::Error) {
+        let failure = error_chain(error);
+        if failure != self.reopen_failure {
+            warn!("{} cannot be opened again yet: {failure}", self.device.port_name());
+            self.reopen_failure = failure;
+        }
+        self.reopen = Some(Instant::now() + RETRY);
     }
 }

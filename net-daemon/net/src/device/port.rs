@@ -1,11 +1,13 @@
 //! What a device asks of its port.
 
 use std::io;
+use std::os::fd::OwnedFd;
 
 use log::{debug, info, warn};
 use volt_virtio::features::Features;
 
 use super::NetDevice;
+use crate::port::state::Reopening;
 
 impl NetDevice {
     /// Sets the port's offloads to what the driver acknowledged: for frames that come from now on. Those that
@@ -44,6 +46,23 @@ impl NetDevice {
     /// Whether a worker found the port gone since the last call.
     pub fn port_gone(&self) -> bool {
         self.trouble.take_port_gone()
+    }
+
+    /// What another process needs to open the port again for this one.
+    pub fn reopening(&self) -> Option<Reopening> {
+        self.port.reopening()
+    }
+
+    /// Goes on with the queues of a port that another process has opened again. Pairs that run go on with the
+    /// old ones until they are stopped and started.
+    ///
+    /// # Errors
+    ///
+    /// When they are no such queues.
+    pub fn adopt_port(&mut self, queues: Vec<OwnedFd>) -> io::Result<()> {
+        self.port.adopt(queues)?;
+        info!("{}: opened again", self.port.name());
+        Ok(())
     }
 
     /// Opens the port again. Pairs that run go on with its old queues until they are stopped and started.

@@ -8,6 +8,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ use thiserror::Error;
 use volt_virtio::features::Features;
 
 use crate::config::Mac;
-use crate::port::state::{MacvtapState, PortState};
+use crate::port::state::{MacvtapState, PortState, Reopening};
 use crate::port::tap::{Tap, TapError, ioctl};
 use crate::port::{Port, PortQueue, link};
 use crate::state::{Exporter, Importer, StateError};
@@ -101,15 +102,14 @@ impl Macvtap {
     ///
     /// See [`MacvtapError`].
     pub fn open(name: &str, queues: usize) -> Result<Macvtap, MacvtapError> {
-        let index = link::index(name).map_err(|_| MacvtapError::Missing(name.to_owned()))?;
-        let driver = link::driver(name).unwrap_or_else(|_| "unknown".to_owned());
-        if driver != DRIVER {
-            return Err(MacvtapError::NotMacvtap { name: name.to_owned(), driver });
-        }
-        let node = PathBuf::from(format!("/dev/tap{index}"));
-        let files: Result<Vec<_>, _> = (0..queues).map(|_| open_queue(name, &node)).collect();
-        let tap = Tap::over(name.to_owned(), files?)?;
+        let tap = Tap::over(name.to_owned(), opened(name, queues)?)?;
         Ok(Macvtap { tap, mac: link::mac(name).ok(), queues })
+    }
+
+    /// The queues of an interface that was deleted.
+    pub(super) fn open_again(name: &str, queues: usize) -> io::Result<Vec<OwnedFd>> {
+        let files = opened(name, queues).map_err(io::Error::other)?;
+        Ok(files.into_iter().map(OwnedFd::from).collect())
     }
 }
 
@@ -118,6 +118,17 @@ impl Macvtap {
         let MacvtapState { tap, mac, queues } = state;
         Ok(Macvtap { tap: Tap::import(tap, from)?, mac: mac.map(Mac), queues })
     }
+}
+
+/// The queues of an interface.
+fn opened(name: &str, queues: usize) -> Result<Vec<File>, MacvtapError> {
+    let index = link::index(name).map_err(|_| MacvtapError::Missing(name.to_owned()))?;
+    let driver = link::driver(name).unwrap_or_else(|_| "unknown".to_owned());
+    if driver != DRIVER {
+        return Err(MacvtapError::NotMacvtap { name: name.to_owned(), driver });
+    }
+    let node = PathBuf::from(format!("/dev/tap{index}"));
+    (0..queues).map(|_| open_queue(name, &node)).collect()
 }
 
 fn open_queue(name: &str, node: &Path) -> Result<File, MacvtapError> {
@@ -190,7 +201,16 @@ impl Port for Macvtap {
     }
 
     fn reopen(&mut self) -> io::Result<()> {
-        *self = Macvtap::open(self.name(), self.queues).map_err(io::Error::other)?;
+        self.adopt(Macvtap::open_again(self.name(), self.queues)?)
+    }
+
+    fn reopening(&self) -> Option<Reopening> {
+        Some(Reopening::Macvtap { name: self.name().to_owned(), queues: self.queues })
+    }
+
+    fn adopt(&mut self, queues: Vec<OwnedFd>) -> io::Result<()> {
+        self.tap.adopt(queues)?;
+        self.mac = link::mac(self.name()).ok();
         Ok(())
     }
 

@@ -30,7 +30,7 @@ pub struct TapState {
 }
 
 /// How to open a TAP interface by name.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TapOptions {
     /// Name of the interface.
     pub name: String,
@@ -40,6 +40,25 @@ pub struct TapOptions {
     pub persist: bool,
     /// MTU for an interface that is created.
     pub mtu: Option<u16>,
+}
+
+/// What is needed to open a port's interface again, in this process or in another one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reopening {
+    /// A TAP interface.
+    Tap {
+        /// How it was opened.
+        options: TapOptions,
+        /// Whether it was there before; then it is not ours to create again.
+        existed: bool,
+    },
+    /// A macvtap interface.
+    Macvtap {
+        /// Name of the interface.
+        name: String,
+        /// Queue pairs.
+        queues: usize,
+    },
 }
 
 /// A macvtap interface in a state.

@@ -14,7 +14,7 @@ use volt_virtio::features::Features;
 
 use crate::port::queue::FdQueue;
 pub use crate::port::state::TapOptions;
-use crate::port::state::{PortState, TapState};
+use crate::port::state::{PortState, Reopening, TapState};
 use crate::port::{HEADER_LEN, Port, PortQueue, link};
 use crate::state::{Exporter, Importer, StateError};
 
@@ -111,13 +111,19 @@ impl Tap {
         if existed && options.persist {
             warn!("{} exists already: whether it persists is left as it is", options.name);
         }
-        let files = open_queues(&options, existed)?;
-        let mut tap = Tap::over(options.name.clone(), files)?;
-        if !existed {
-            tap.created(&options).map_err(|source| tap.error("setting up the new interface", source))?;
-        }
+        let mut tap = Tap::over(options.name.clone(), opened(&options, existed)?)?;
         (tap.options, tap.existed) = (Some(options), existed);
         Ok(tap)
+    }
+
+    /// The queues of an interface that was deleted; one that was there `before` this program is not made again.
+    pub(super) fn open_again(options: &TapOptions, before: bool) -> io::Result<Vec<OwnedFd>> {
+        let exists = link::exists(&options.name);
+        if before && !exists {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "there is no such interface"));
+        }
+        let files = opened(options, exists).map_err(io::Error::other)?;
+        Ok(files.into_iter().map(OwnedFd::from).collect())
     }
 
     /// Takes open descriptors, one for each queue pair.
@@ -174,16 +180,6 @@ impl Tap {
     fn error(&self, doing: &'static str, source: io::Error) -> TapError {
         TapError::System { name: self.name.clone(), doing, source }
     }
-
-    fn created(&self, options: &TapOptions) -> io::Result<()> {
-        if options.persist {
-            ioctl::set_persist(&self.queues[0])?;
-        }
-        if let Some(mtu) = options.mtu {
-            link::set_mtu(&self.name, mtu)?;
-        }
-        link::set_up(&self.name)
-    }
 }
 
 impl Port for Tap {
@@ -238,15 +234,19 @@ impl Port for Tap {
     }
 
     fn reopen(&mut self) -> io::Result<()> {
-        let Some(options) = self.options.clone() else {
-            return Err(io::ErrorKind::Unsupported.into());
-        };
-        if self.existed && !link::exists(&self.name) {
-            return Err(io::Error::new(io::ErrorKind::NotFound, "there is no such interface"));
-        }
-        let existed = self.existed;
-        *self = Tap::open(options).map_err(io::Error::other)?;
-        self.existed = existed;
+        let options = self.options.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+        self.adopt(Tap::open_again(options, self.existed)?)
+    }
+
+    fn reopening(&self) -> Option<Reopening> {
+        Some(Reopening::Tap { options: self.options.clone()?, existed: self.existed })
+    }
+
+    fn adopt(&mut self, queues: Vec<OwnedFd>) -> io::Result<()> {
+        let files = queues.into_iter().map(File::from).collect();
+        let mut tap = Tap::over(self.name.clone(), files).map_err(io::Error::other)?;
+        (tap.options, tap.existed) = (self.options.clone(), self.existed);
+        *self = tap;
         Ok(())
     }
 
@@ -265,6 +265,29 @@ fn check_name(name: &str) -> Result<(), TapError> {
         return Err(TapError::Name(name.to_owned()));
     }
     Ok(())
+}
+
+/// The queues of an interface, which is set up if it is new.
+fn opened(options: &TapOptions, existed: bool) -> Result<Vec<File>, TapError> {
+    let files = open_queues(options, existed)?;
+    if !existed {
+        let name = options.name.clone();
+        let failed = |source| TapError::System { name, doing: "setting up the new interface", source };
+        set_up(options, &files).map_err(failed)?;
+    }
+    Ok(files)
+}
+
+fn set_up(options: &TapOptions, files: &[File]) -> io::Result<()> {
+    if options.persist
+        && let Some(file) = files.first()
+    {
+        ioctl::set_persist(file)?;
+    }
+    if let Some(mtu) = options.mtu {
+        link::set_mtu(&options.name, mtu)?;
+    }
+    link::set_up(&options.name)
 }
 
 /// Opens the first queue in the way that fits the interface, then the others.
