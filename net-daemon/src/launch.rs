@@ -25,6 +25,7 @@ use crate::cli::Cli;
 use crate::endpoint::{Endpoint, Listener};
 use crate::handover::Predecessor;
 use crate::opener::{At, Duties, Opener};
+use crate::sandbox;
 use crate::server::{End, Parts, Server};
 use crate::signals::{self, Signals};
 use crate::state::{DaemonState, FinalState};
@@ -111,10 +112,15 @@ pub(crate) fn run(
     }
     let supervision = Supervised::by(opener, supervision);
     match origin {
-        Origin::Fresh(given) => fresh(cli, given, supervision, signals)?.run().map_err(Into::into),
+        Origin::Fresh(given) => {
+            let server = fresh(cli, given, supervision, signals)?;
+            sandbox::confine()?;
+            Ok(server.run()?)
+        }
         Origin::Dead(mut inheritance) => {
             let last = inheritance.last.take();
             let mut server = import(inheritance, supervision, signals).map_err(Unusable)?;
+            sandbox::confine()?;
             server.resume(last)?;
             Ok(server.run()?)
         }
@@ -128,6 +134,7 @@ pub(crate) fn run(
                     return Err(error);
                 }
             };
+            sandbox::confine()?;
             let last = match go_signal {
                 GoSignal::Direct(predecessor) => predecessor.wait_for_go()?,
                 GoSignal::Supervisor => server.wait_for_start()?,

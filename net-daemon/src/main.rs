@@ -39,6 +39,7 @@ mod fds;
 mod handover;
 mod launch;
 mod opener;
+mod sandbox;
 mod server;
 mod signals;
 mod state;

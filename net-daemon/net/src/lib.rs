@@ -8,7 +8,7 @@
 //! | [`pair`], [`tx`], [`rx`], [`vring`] | a queue pair, guest to wire and wire to guest |
 //! | [`control`] | the control virtqueue |
 //! | [`batch`], [`health`], [`unshared`] | a batch's turns, a port's errors, memory that is not shared |
-//! | [`trouble`] | what workers tell the device's owner |
+//! | [`trouble`], [`thread`] | what workers tell the device's owner; how they are begun and stopped |
 //! | [`config`], [`counters`], [`limiter`] | configuration space, counters, rate limits |
 //! | [`port`] | the host's side: interfaces and sockets |
 //! | [`state`] | all of it as data, for another process to go on with |
@@ -51,7 +51,7 @@ pub mod port;
 pub mod rx;
 pub mod shared_words;
 pub mod state;
-mod thread;
+pub mod thread;
 pub mod trouble;
 pub mod tx;
 pub mod unshared;

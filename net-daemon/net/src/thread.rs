@@ -17,6 +17,32 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(2);
 /// (SIGSTOP, a frozen cgroup, a virtual machine that gets no processor), and then the thread does, too.
 const MOST_AT_A_TIME: Duration = Duration::from_millis(20);
 
+/// What a thread of this library, or of one on top of it, is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ThreadKind {
+    /// Moves the frames of a queue pair.
+    Pair,
+    /// Reads and writes the descriptors of a vring that another thread serves.
+    Vring,
+    /// Finds out whether descriptors of a front-end can be used.
+    Descriptors,
+}
+
+static ON_START: OnceLock<fn(ThreadKind)> = OnceLock::new();
+
+/// Has each thread that is made from now on call `act` before anything else, whichever device it is for. It
+/// is for a program that confines its threads. Only the first call counts.
+pub fn on_start(act: fn(ThreadKind)) {
+    let _ = ON_START.set(act);
+}
+
+/// Called by each thread, first of all.
+pub fn started(kind: ThreadKind) {
+    if let Some(act) = ON_START.get() {
+        act(kind);
+    }
+}
+
 /// Why a worker has no pair to give back.
 #[derive(Debug, Error)]
 pub enum WorkerError {

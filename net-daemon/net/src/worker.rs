@@ -18,7 +18,7 @@ use crate::batch::Turn;
 use crate::pair::Pair;
 pub use crate::thread::WorkerError;
 use crate::thread::prepare_signal;
-use crate::thread::{LIMIT, ends_within, interrupted_until};
+use crate::thread::{LIMIT, ThreadKind, ends_within, interrupted_until, started};
 use crate::vring::NO_KICK;
 use crate::vring::Vring;
 
@@ -77,6 +77,7 @@ impl Worker {
         let (orders, received) = channel();
         let notified = ordered.clone();
         let spawned = std::thread::Builder::new().name(name).spawn(move || {
+            started(ThreadKind::Pair);
             let pair = receive.recv().expect("sent right after the thread has started");
             let orders = Orders { received, notified };
             Running { pair, poller, polling: Polling::new(polling), orders }.run()

@@ -50,14 +50,22 @@ impl Queue {
         loop {
             self.write_out();
             let lines = self.lock();
-            drop(self.changed.wait_while(lines, |lines| !lines.is_waiting()));
+            drop(self.changed.wait_while(lines, |lines| !lines.is_waiting() && lines.task.is_none()));
         }
     }
 
     /// Writes what waits.
     fn write_out(&self) {
         let mut lines = self.lock();
-        while let Some(line) = lines.take() {
+        loop {
+            if let Some(task) = lines.task {
+                drop(lines);
+                task();
+                lines = self.lock();
+                lines.task = None;
+                self.changed.notify_all();
+            }
+            let Some(line) = lines.take() else { return };
             drop(lines);
             let written = write_all(&line);
             lines = self.lock();
@@ -159,6 +167,15 @@ fn start() -> io::Result<()> {
     mask.block_only()?;
     QUEUE.lock().set_served(started.is_ok());
     started.map(drop)
+}
+
+/// Has the thread that writes do something before its next line, which confines it for instance. Waits for
+/// that; one that is held by a reader who does not read does it later.
+pub fn in_its_thread(task: fn()) {
+    let mut lines = QUEUE.lock();
+    lines.task = Some(task);
+    QUEUE.changed.notify_all();
+    drop(QUEUE.changed.wait_timeout_while(lines, PATIENCE, |lines| lines.task.is_some()));
 }
 
 /// Says something as it is, for a program's last word.

@@ -21,6 +21,7 @@ use rustix::fs::{AtFlags, FileType, OFlags, StatxFlags, fcntl_get_seals, fcntl_g
 use rustix::net::AddressFamily;
 use rustix::net::sockopt::socket_domain;
 use rustix::pipe::fcntl_getpipe_size;
+use volt_net::thread::{ThreadKind, started};
 
 /// How long a file system has for its answer.
 const LIMIT: Duration = Duration::from_secs(2);
@@ -63,6 +64,7 @@ fn examine(fds: Vec<OwnedFd>) -> mpsc::Receiver<Result<Vec<OwnedFd>, &'static st
     // By a channel, so that nothing is closed here when there is no thread.
     let (send, receive) = sync_channel::<Vec<OwnedFd>>(1);
     let spawned = thread::Builder::new().name("descriptors".to_owned()).spawn(move || {
+        started(ThreadKind::Descriptors);
         let Ok(fds) = receive.recv() else { return };
         match fds.iter().find_map(could_hold) {
             Some(why) => {

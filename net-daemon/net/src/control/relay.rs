@@ -14,7 +14,7 @@ use log::{error, warn};
 use volt_virtio::notify::Notifier;
 use volt_virtio::poller::{EventFlags, Poller};
 
-use crate::thread::{WorkerError, join, prepare_signal};
+use crate::thread::{ThreadKind, WorkerError, join, prepare_signal, started};
 use crate::vring::{NO_KICK, Vring};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +64,10 @@ impl Relay {
         };
         let thread = thread::Builder::new()
             .name(format!("vring{}", vring.index))
-            .spawn(move || running.run())
+            .spawn(move || {
+                started(ThreadKind::Vring);
+                running.run();
+            })
             .map_err(WorkerError::Start)?;
         Ok(Relay { thread: Some(thread), stop, kicked, call, err })
     }

@@ -39,9 +39,9 @@ pub(super) fn index(name: &str) -> io::Result<i32> {
 }
 
 /// The interface's Ethernet address.
-pub(super) fn mac(name: &str) -> io::Result<Mac> {
+pub(super) fn mac(socket: &OwnedFd, name: &str) -> io::Result<Mac> {
     let mut request = request(name);
-    ioctl(&socket()?, libc::SIOCGIFHWADDR, &mut request)?;
+    ioctl(socket, libc::SIOCGIFHWADDR, &mut request)?;
     // SAFETY: SIOCGIFHWADDR fills this member.
     let address = unsafe { request.ifr_ifru.ifru_hwaddr }.sa_data;
     let [a, b, c, d, e, f, ..] = address.map(|byte| byte as u8);
@@ -67,9 +67,9 @@ pub(super) fn driver(name: &str) -> io::Result<String> {
 }
 
 /// The interface's MTU in bytes.
-pub(super) fn mtu(name: &str) -> io::Result<i32> {
+pub(super) fn mtu(socket: &OwnedFd, name: &str) -> io::Result<i32> {
     let mut request = request(name);
-    ioctl(&socket()?, libc::SIOCGIFMTU, &mut request)?;
+    ioctl(socket, libc::SIOCGIFMTU, &mut request)?;
     // SAFETY: SIOCGIFMTU fills this member.
     Ok(unsafe { request.ifr_ifru.ifru_mtu })
 }
@@ -83,9 +83,9 @@ pub(super) fn set_mtu(name: &str, mtu: u16) -> io::Result<()> {
 
 /// Whether the interface is set up. `None` where there is none of that name in this namespace: it may be in
 /// another, or have another name, and its queues go on.
-pub(super) fn is_up(name: &str) -> Option<bool> {
+pub(super) fn is_up(socket: &OwnedFd, name: &str) -> Option<bool> {
     let mut request = request(name);
-    match socket().and_then(|socket| ioctl(&socket, libc::SIOCGIFFLAGS, &mut request)) {
+    match ioctl(socket, libc::SIOCGIFFLAGS, &mut request) {
         // SAFETY: SIOCGIFFLAGS fills this member.
         Ok(()) => Some(i32::from(unsafe { request.ifr_ifru.ifru_flags }) & libc::IFF_UP != 0),
         Err(_) => None,
@@ -101,9 +101,10 @@ pub(super) fn set_up(name: &str) -> io::Result<()> {
     ioctl(&fd, libc::SIOCSIFFLAGS, &mut request)
 }
 
-/// Any socket reaches the interfaces of its network namespace.
-fn socket() -> io::Result<OwnedFd> {
-    Ok(rustix::net::socket(AddressFamily::UNIX, SocketType::DGRAM, None)?)
+/// Any socket reaches the interfaces of its network namespace. One for streams reaches nobody else without being
+/// connected.
+pub(super) fn socket() -> io::Result<OwnedFd> {
+    Ok(rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None)?)
 }
 
 fn ioctl(fd: &OwnedFd, request: libc::Ioctl, argument: &mut libc::ifreq) -> io::Result<()> {

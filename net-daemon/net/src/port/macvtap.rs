@@ -103,7 +103,7 @@ impl Macvtap {
     /// See [`MacvtapError`].
     pub fn open(name: &str, queues: usize) -> Result<Macvtap, MacvtapError> {
         let tap = Tap::over(name.to_owned(), opened(name, queues)?)?;
-        Ok(Macvtap { tap, mac: link::mac(name).ok(), queues })
+        Ok(Macvtap { mac: link::mac(tap.socket(), name).ok(), tap, queues })
     }
 
     /// The queues of an interface that was deleted.
@@ -181,11 +181,11 @@ impl Port for Macvtap {
     }
 
     fn mtu(&self) -> Option<u16> {
-        link::mtu(self.name()).ok().and_then(|mtu| u16::try_from(mtu).ok())
+        link::mtu(self.tap.socket(), self.name()).ok().and_then(|mtu| u16::try_from(mtu).ok())
     }
 
     fn is_up(&self) -> Option<bool> {
-        link::is_up(self.name())
+        link::is_up(self.tap.socket(), self.name())
     }
 
     fn mac(&self) -> Option<Mac> {
@@ -210,7 +210,7 @@ impl Port for Macvtap {
 
     fn adopt(&mut self, queues: Vec<OwnedFd>) -> io::Result<()> {
         self.tap.adopt(queues)?;
-        self.mac = link::mac(self.name()).ok();
+        self.mac = link::mac(self.tap.socket(), self.name()).ok();
         Ok(())
     }
 

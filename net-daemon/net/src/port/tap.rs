@@ -88,6 +88,8 @@ pub enum TapError {
 #[derive(Debug)]
 pub struct Tap {
     name: String,
+    /// To ask after the interface by, once no other socket may be made.
+    socket: OwnedFd,
     queues: Vec<Arc<FdQueue>>,
     attached: Vec<bool>,
     uso: bool,
@@ -138,6 +140,13 @@ impl Tap {
 
     /// Takes open queues of `name`.
     pub(super) fn over(name: String, files: Vec<File>) -> Result<Tap, TapError> {
+        match link::socket() {
+            Ok(socket) => Tap::asked_by(socket, name, files),
+            Err(source) => Err(TapError::System { name, doing: "making a socket", source }),
+        }
+    }
+
+    fn asked_by(socket: OwnedFd, name: String, files: Vec<File>) -> Result<Tap, TapError> {
         let error = |doing, source| TapError::System { name: name.clone(), doing, source };
         for file in &files {
             ioctl::set_header(file, HEADER_LEN).map_err(|e| error("setting the header size", e))?;
@@ -149,7 +158,7 @@ impl Tap {
             files.into_iter().map(|file| FdQueue::new(file.into()).map(Arc::new)).collect();
         let queues = queues.map_err(|e| error("making it non-blocking", e))?;
         let attached = vec![true; queues.len()];
-        let mut tap = Tap { name, queues, attached, uso, options: None, existed: true, owned: true };
+        let mut tap = Tap { name, socket, queues, attached, uso, options: None, existed: true, owned: true };
         // Until a front-end enables pairs, the first queue holds what arrives.
         let first: Vec<bool> = (0..tap.queues.len()).map(|pair| pair == 0).collect();
         tap.attach(&first).map_err(|e| tap.error("detaching idle queues", e))?;
@@ -163,7 +172,14 @@ impl Tap {
         }
         let queues = queues.into_iter().map(|fd| FdQueue::import(fd, from).map(Arc::new));
         let queues = queues.collect::<Result<_, _>>()?;
-        Ok(Tap { name, queues, attached, uso, options, existed, owned: false })
+        let failed = |error| StateError::System("no socket can be made", error);
+        let socket = link::socket().map_err(failed)?;
+        Ok(Tap { name, socket, queues, attached, uso, options, existed, owned: false })
+    }
+
+    /// Reaches the interfaces of the network namespace.
+    pub(super) fn socket(&self) -> &OwnedFd {
+        &self.socket
     }
 
     pub(super) fn state<'a>(&'a self, out: &mut Exporter<'a>) -> TapState {
@@ -202,12 +218,12 @@ impl Port for Tap {
     /// namespace, where its name means something else.
     fn mtu(&self) -> Option<u16> {
         self.options.as_ref()?;
-        link::mtu(&self.name).ok().and_then(|mtu| u16::try_from(mtu).ok())
+        link::mtu(&self.socket, &self.name).ok().and_then(|mtu| u16::try_from(mtu).ok())
     }
 
     /// As for the MTU.
     fn is_up(&self) -> Option<bool> {
-        self.options.as_ref().and_then(|_| link::is_up(&self.name))
+        self.options.as_ref().and_then(|_| link::is_up(&self.socket, &self.name))
     }
 
     fn set_offloads(&mut self, acked: Features) -> io::Result<()> {
@@ -244,7 +260,8 @@ impl Port for Tap {
 
     fn adopt(&mut self, queues: Vec<OwnedFd>) -> io::Result<()> {
         let files = queues.into_iter().map(File::from).collect();
-        let mut tap = Tap::over(self.name.clone(), files).map_err(io::Error::other)?;
+        let tap = Tap::asked_by(self.socket.try_clone()?, self.name.clone(), files);
+        let mut tap = tap.map_err(io::Error::other)?;
         (tap.options, tap.existed) = (self.options.clone(), self.existed);
         *self = tap;
         Ok(())

@@ -29,11 +29,21 @@ pub(super) struct Lines {
     /// A thread writes them.
     served: bool,
     bounds: Option<Bounds>,
+    /// What the thread that writes does before its next line.
+    pub(super) task: Option<fn()>,
 }
 
 impl Lines {
     pub(super) const fn new() -> Lines {
-        Lines { entries: VecDeque::new(), bytes: 0, writing: false, failed: 0, served: false, bounds: None }
+        Lines {
+            entries: VecDeque::new(),
+            bytes: 0,
+            writing: false,
+            failed: 0,
+            served: false,
+            bounds: None,
+            task: None,
+        }
     }
 
     /// Bounds the lines in a time from now on.

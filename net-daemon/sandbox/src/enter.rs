@@ -1,0 +1,138 @@
+//! Tables are put in force: no new privileges, Landlock, no capabilities, the filters of system calls.
+//!
+//! All of it holds for a thread and for what that makes, and none of it can be taken back.
+
+use std::io;
+
+use landlock::{ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, RulesetError, RulesetStatus, Scope};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, clear_ambient_capability_set, remove_capability_from_bounding_set,
+    set_capabilities, set_no_new_privs,
+};
+use seccompiler::{BackendError, BpfProgram, apply_filter};
+use thiserror::Error;
+
+use crate::role::Role;
+use crate::violation;
+
+/// The newest Landlock that is asked for. What a kernel has not of it is left out.
+const LANDLOCK: ABI = ABI::V7;
+
+/// Why a thread is not confined. It must not go on then.
+#[derive(Debug, Error)]
+pub enum SandboxError {
+    /// A table that cannot be made a filter.
+    #[error("the system calls of role '{role}' make no filter")]
+    Filter {
+        /// Whose table.
+        role: &'static str,
+        /// Why.
+        source: BackendError,
+    },
+    /// The kernel takes no filter.
+    #[error(
+        "the kernel takes no filter of system calls: it is without seccomp, or another sandbox forbids it"
+    )]
+    Seccomp(#[from] seccompiler::Error),
+    /// The kernel has Landlock, and does not take its rules.
+    #[error("the kernel does not take Landlock's rules")]
+    Landlock(#[from] RulesetError),
+    /// Anything else.
+    #[error("{0} failed")]
+    System(&'static str, #[source] io::Error),
+    /// A role that the sandbox was not made for.
+    #[error("there is no role '{0}'")]
+    NoRole(&'static str),
+}
+
+/// How much of Landlock this kernel has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Landlock {
+    /// All that is asked for.
+    Whole,
+    /// An older version.
+    Partly,
+    /// Nothing, or it is switched off.
+    Missing,
+}
+
+/// The tables of one process, as filters.
+#[derive(Debug)]
+pub struct Sandbox {
+    roles: Vec<(&'static str, Vec<BpfProgram>)>,
+}
+
+impl Sandbox {
+    /// For a process whose threads have these roles. Not for one that it forks: the number of the process is
+    /// part of it.
+    ///
+    /// # Errors
+    ///
+    /// When a table makes no filter, which is a fault of the table.
+    pub fn new(roles: &[&'static Role]) -> Result<Sandbox, SandboxError> {
+        let process = std::process::id();
+        let mut filters = Vec::new();
+        for role in roles {
+            let programs = role.programs(process);
+            let programs = programs.map_err(|source| SandboxError::Filter { role: role.name, source })?;
+            filters.push((role.name, programs));
+        }
+        Ok(Sandbox { roles: filters })
+    }
+
+    /// Confines this thread, and those that it makes from here on, to `role`.
+    ///
+    /// # Errors
+    ///
+    /// See [`SandboxError`].
+    pub fn confine(&self, role: &'static Role) -> Result<Landlock, SandboxError> {
+        violation::handle().map_err(|error| SandboxError::System("handling violations", error))?;
+        let failed = |what| move |errno: rustix::io::Errno| SandboxError::System(what, errno.into());
+        set_no_new_privs(true).map_err(failed("giving up new privileges"))?;
+        let landlock = restrict_paths()?;
+        drop_capabilities().map_err(failed("dropping capabilities"))?;
+        self.enter(role)?;
+        Ok(landlock)
+    }
+
+    /// The same for a thread whose maker is confined: its own list in addition.
+    ///
+    /// # Errors
+    ///
+    /// See [`SandboxError`].
+    pub fn enter(&self, role: &'static Role) -> Result<(), SandboxError> {
+        let found = self.roles.iter().find(|(name, _)| *name == role.name);
+        let (name, programs) = found.ok_or(SandboxError::NoRole(role.name))?;
+        violation::this_thread_is(name);
+        // What ends the process last: until then nothing may be missing for the others.
+        programs.iter().rev().try_for_each(|program| apply_filter(program))?;
+        Ok(())
+    }
+}
+
+/// No file may be opened, made or removed by its path, no TCP port be used, no abstract socket and no process
+/// outside be reached.
+fn restrict_paths() -> Result<Landlock, RulesetError> {
+    let rules = Ruleset::default()
+        .handle_access(AccessFs::from_all(LANDLOCK))?
+        .handle_access(AccessNet::from_all(LANDLOCK))?
+        .scope(Scope::from_all(LANDLOCK))?
+        .create()?;
+    Ok(match rules.restrict_self()?.ruleset {
+        RulesetStatus::FullyEnforced => Landlock::Whole,
+        RulesetStatus::PartiallyEnforced => Landlock::Partly,
+        RulesetStatus::NotEnforced => Landlock::Missing,
+    })
+}
+
+/// None is left, and none can come back.
+fn drop_capabilities() -> rustix::io::Result<()> {
+    for capability in CapabilitySet::all().iter() {
+        // Refused to who lacks CAP_SETPCAP, whose set does not matter: nothing is executed any more.
+        let _ = remove_capability_from_bounding_set(capability);
+    }
+    // An old kernel has none.
+    let _ = clear_ambient_capability_set();
+    let none = CapabilitySet::empty();
+    set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })
+}

@@ -1,0 +1,23 @@
+//! What each thread of a program may do, as tables, and their enforcement.
+//!
+//! Threads of one process share its memory: whoever writes that makes any of them do what that one may. So
+//! what counts is the union over the threads of a process that maps a guest's memory, and what takes more
+//! than that belongs into another process. The table of each thread is published all the same, as it is
+//! shorter, and as it is what has to be gone through first.
+//!
+//! A program makes a [`Sandbox`](enter::Sandbox) of its [`Role`](role::Role)s when it has opened what it
+//! needs, and has its main thread [confined](enter::Sandbox::confine). Threads that are made from there on
+//! inherit that, and [enter](enter::Sandbox::enter) their own, shorter list first of all.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`allow`], [`role`] | a line of a table; tables |
+//! | [`parts`] | what roles of several programs have in common |
+//! | [`enter`] | putting them in force |
+//! | [`violation`] | the end of a process that does what is in no table |
+
+pub mod allow;
+pub mod enter;
+pub mod parts;
+pub mod role;
+pub mod violation;

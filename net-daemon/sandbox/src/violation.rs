@@ -1,0 +1,127 @@
+//! What happens to a thread that makes a call which its role does not have: the process ends with status
+//! [`STATUS`], after a line that says which call of which role it was.
+#![expect(unsafe_code, reason = "a signal handler")]
+
+use std::cell::Cell;
+use std::io;
+
+/// Exit status after a violation.
+pub const STATUS: i32 = 5;
+
+thread_local! {
+    /// What this thread is called in the table. Without a destructor and known at once, so that a signal
+    /// handler may read it.
+    static ROLE: Cell<&'static str> = const { Cell::new("main") };
+}
+
+/// Calls this thread by the name of its role from now on. A thread that blocks all signals would end without
+/// a line.
+pub(crate) fn this_thread_is(role: &'static str) {
+    ROLE.with(|name| name.set(role));
+    // SAFETY: an all-zero set is a valid one, which sigemptyset initialises all the same.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGSYS);
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, std::ptr::null_mut());
+    }
+}
+
+/// Says what it was, and ends, where a thread violates its list.
+///
+/// # Errors
+///
+/// From the system.
+pub(crate) fn handle() -> io::Result<()> {
+    // SAFETY: all-zero bytes are a valid sigaction; the handler is one that takes three arguments.
+    let set = unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        let handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) = violated;
+        action.sa_sigaction = handler as libc::sighandler_t;
+        action.sa_flags = libc::SA_SIGINFO;
+        libc::sigaction(libc::SIGSYS, &raw const action, std::ptr::null_mut())
+    };
+    if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// `_sifields._sigsys` of `siginfo_t`, which the libc crate has no name for.
+#[repr(C)]
+struct SigSys {
+    signo: libc::c_int,
+    errno: libc::c_int,
+    code: libc::c_int,
+    pad: libc::c_int,
+    address: *mut libc::c_void,
+    call: libc::c_int,
+    arch: libc::c_uint,
+}
+
+/// Takes nothing that could be locked, and allocates nothing.
+extern "C" fn violated(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    // SAFETY: the kernel gives a siginfo_t of SIGSYS, which has this form.
+    let call = unsafe { (*info.cast::<SigSys>()).call };
+    let mut line = Line::default();
+    line.push(b"sandbox: thread role '");
+    line.push(ROLE.with(Cell::get).as_bytes());
+    line.push(b"' made system call ");
+    line.push_number(call.unsigned_abs());
+    line.push(
+        b", which is not in its list: this process ends. That is a fault of this program, or somebody \
+                has taken it over\n",
+    );
+    let mut stderr = libc::pollfd { fd: libc::STDERR_FILENO, events: libc::POLLOUT, revents: 0 };
+    // SAFETY: one pollfd; the line's bytes. A pipe that is ready takes a line this short without waiting.
+    unsafe {
+        if libc::poll(&raw mut stderr, 1, 1000) == 1 {
+            libc::write(libc::STDERR_FILENO, line.bytes.as_ptr().cast(), line.len);
+        }
+        libc::_exit(STATUS)
+    }
+}
+
+struct Line {
+    bytes: [u8; 320],
+    len: usize,
+}
+
+impl Default for Line {
+    fn default() -> Line {
+        Line { bytes: [0; 320], len: 0 }
+    }
+}
+
+impl Line {
+    fn push(&mut self, more: &[u8]) {
+        for (to, from) in self.bytes.iter_mut().skip(self.len).zip(more) {
+            *to = *from;
+            self.len += 1;
+        }
+    }
+
+    fn push_number(&mut self, number: u32) {
+        let (mut digits, mut left, mut count) = ([0; 10], number, 0);
+        while count == 0 || left > 0 {
+            digits[count] = b'0' + (left % 10) as u8;
+            left /= 10;
+            count += 1;
+        }
+        (0..count).rev().for_each(|at| self.push(&[digits[at]]));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_made_without_an_allocator() {
+        let mut line = Line::default();
+        [0, 7, 41, 4_294_967_295].into_iter().for_each(|number| {
+            line.push_number(number);
+            line.push(b" ");
+        });
+        assert_eq!(&line.bytes[..line.len], b"0 7 41 4294967295 ");
+        line.push(&[b'x'; 1000]);
+        assert_eq!(line.len, line.bytes.len());
+    }
+}

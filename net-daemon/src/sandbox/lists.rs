@@ -1,0 +1,158 @@
+//! The tables of volt-netd's threads.
+
+use volt_sandbox::allow::{Allow, Arg, Is, equal, masked};
+use volt_sandbox::parts::{self, ABORT, MEMORY, THREADS};
+use volt_sandbox::role::{Part, Role};
+
+/// A queue pair's thread.
+pub(crate) static FRAMES: Role = Role {
+    name: "frames",
+    what: "moves the frames of a queue pair",
+    parts: &[&parts::FRAMES, &MEMORY, &ABORT],
+};
+
+/// The thread of the control queue's descriptors.
+pub(crate) static CONTROL: Role = Role {
+    name: "control",
+    what: "reads and writes the descriptors of the control queue",
+    parts: &[&parts::FRAMES, &MEMORY, &ABORT],
+};
+
+/// The thread that looks at descriptors of a front-end.
+pub(crate) static DESCRIPTORS: Role = Role {
+    name: "descriptors",
+    what: "finds out what a front-end's descriptors are, and can be held by that",
+    parts: &[&QUESTIONS, &LOG_CALLS, &MEMORY, &ABORT],
+};
+
+/// The log's thread.
+pub(crate) static LOG: Role =
+    Role { name: "log", what: "writes the log", parts: &[&LOG_CALLS, &MEMORY, &ABORT] };
+
+/// The main thread. It makes the others, and so has what they have.
+pub(crate) static MAIN: Role = Role {
+    name: "main",
+    what: "front-end, control socket, supervisor, guest memory, the interface's settings",
+    parts: &[
+        &parts::FRAMES,
+        &MESSAGES,
+        &QUESTIONS,
+        &GUEST_MEMORY,
+        &INTERFACE,
+        &DESCRIPTORS_OF_OWN,
+        &LOG_CALLS,
+        &THREADS,
+        &MEMORY,
+        &ABORT,
+    ],
+};
+
+/// Of `tgkill`: this process.
+const OWN: Arg = Arg { index: 0, is: Is::OwnProcess };
+
+static LOG_CALLS: Part = Part {
+    name: "log",
+    calls: &[
+        Allow::seen("write", libc::SYS_write, "netd_log", "a line"),
+        Allow::seen("futex", libc::SYS_futex, "netd_log", "waiting for lines"),
+        Allow::seen("ppoll", libc::SYS_ppoll, "netd_log", "waiting for a reader, as poll"),
+        Allow::seen("poll", libc::SYS_poll, "netd_log", "waiting for a reader"),
+    ],
+};
+
+static MESSAGES: Part = Part {
+    name: "messages",
+    calls: &[
+        Allow::seen("recvmsg", libc::SYS_recvmsg, "netd_orders", "a message with descriptors"),
+        Allow::seen("sendmsg", libc::SYS_sendmsg, "netd_orders", "an answer with descriptors"),
+        Allow::seen("recvfrom", libc::SYS_recvfrom, "netd_orders", "whether something has come"),
+        Allow::seen("sendto", libc::SYS_sendto, "netd_orders", "an answer, by a connection")
+            .only(&[&[Arg { index: 4, is: Is::Null }]]),
+        Allow::seen(
+            "accept4",
+            libc::SYS_accept4,
+            "netd_orders",
+            "a front-end, a client of the control socket",
+        ),
+        Allow::seen(
+            "shutdown",
+            libc::SYS_shutdown,
+            "netd_handover",
+            "the end of a hand-over that takes too long",
+        ),
+        Allow::seen("socketpair", libc::SYS_socketpair, "netd_port", "what the opener answers by").only(&[
+            &[
+                equal(0, libc::AF_UNIX as u32),
+                masked(1, !(libc::SOCK_CLOEXEC as u32), libc::SOCK_STREAM as u32),
+            ],
+        ]),
+        Allow::seen("setsockopt", libc::SYS_setsockopt, "netd_handover", "time-outs").only(&[
+            &[equal(1, libc::SOL_SOCKET as u32), equal(2, libc::SO_RCVTIMEO as u32)],
+            &[equal(1, libc::SOL_SOCKET as u32), equal(2, libc::SO_SNDTIMEO as u32)],
+        ]),
+        Allow::seen("ppoll", libc::SYS_ppoll, "netd_process", "one descriptor, for so long"),
+        Allow::seen("poll", libc::SYS_poll, "netd_process", "one descriptor, for so long"),
+        Allow::seen("geteuid", libc::SYS_geteuid, "netd_process", "who may control this daemon"),
+        Allow::seen("getpid", libc::SYS_getpid, "netd_process", "its number, which status says"),
+        Allow::seen("getppid", libc::SYS_getppid, "netd_process", "whether its supervisor lives"),
+    ],
+};
+
+static QUESTIONS: Part =
+    Part {
+        name: "questions about descriptors",
+        calls: &[
+            Allow::seen("statx", libc::SYS_statx, "netd_orders", "what kind of file it is")
+                .only(&[&[masked(2, libc::AT_EMPTY_PATH as u32, libc::AT_EMPTY_PATH as u32)]]),
+            Allow::seen("newfstatat", libc::SYS_newfstatat, "netd_orders", "how long it is")
+                .only(&[&[masked(3, libc::AT_EMPTY_PATH as u32, libc::AT_EMPTY_PATH as u32)]]),
+            Allow::seen("fstat", libc::SYS_fstat, "netd_orders", "how long it is"),
+            Allow::seen("fstatfs", libc::SYS_fstatfs, "netd_orders", "whose file system it is on"),
+            Allow::seen("getsockopt", libc::SYS_getsockopt, "netd_orders", "what kind of socket it is"),
+            Allow::seen("fcntl", libc::SYS_fcntl, "netd_orders", "seals, a pipe's size, whether it waits")
+                .only(&[
+                    &[equal(1, libc::F_GET_SEALS as u32)],
+                    &[equal(1, libc::F_GETPIPE_SZ as u32)],
+                    &[equal(1, libc::F_GETFL as u32)],
+                ]),
+        ],
+    };
+
+static GUEST_MEMORY: Part = Part {
+    name: "guest memory",
+    calls: &[Allow::seen("mmap", libc::SYS_mmap, "netd_orders", "a region that the front-end shares").only(
+        &[&[
+            masked(2, libc::PROT_EXEC as u32, 0),
+            masked(3, (libc::MAP_SHARED | libc::MAP_PRIVATE) as u32, libc::MAP_SHARED as u32),
+        ]],
+    )],
+};
+
+static INTERFACE: Part = Part {
+    name: "the interface",
+    calls: &[Allow::seen("ioctl", libc::SYS_ioctl, "netd_queues", "offloads, queues, whether it is up")
+        .only(&[
+            &[equal(1, libc::TUNSETOFFLOAD as u32)],
+            &[equal(1, libc::TUNSETQUEUE as u32)],
+            &[equal(1, libc::TUNSETVNETHDRSZ as u32)],
+            &[equal(1, libc::TUNSETVNETLE as u32)],
+            &[equal(1, libc::SIOCGIFFLAGS as u32)],
+            &[equal(1, libc::SIOCGIFMTU as u32)],
+            &[equal(1, libc::SIOCGIFHWADDR as u32)],
+            &[equal(1, libc::FIONBIO as u32)],
+        ])],
+};
+
+static DESCRIPTORS_OF_OWN: Part = Part {
+    name: "descriptors of its own",
+    calls: &[
+        Allow::seen("epoll_create1", libc::SYS_epoll_create1, "netd_rings", "what a queue pair waits by"),
+        Allow::seen("eventfd2", libc::SYS_eventfd2, "netd_rings", "what tells a queue pair to stop"),
+        Allow::seen("fcntl", libc::SYS_fcntl, "netd_rings", "copies, and whether a descriptor waits")
+            .only(&[&[equal(1, libc::F_DUPFD_CLOEXEC as u32)], &[equal(1, libc::F_SETFL as u32)]]),
+        Allow::seen("tgkill", libc::SYS_tgkill, "netd_held", "a thread that a descriptor holds")
+            .only(&[&[OWN]]),
+        Allow::kept("nanosleep", libc::SYS_nanosleep, "a pause, by another C library"),
+        Allow::kept("getrandom", libc::SYS_getrandom, "the order of a table in memory"),
+    ],
+};
