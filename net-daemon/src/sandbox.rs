@@ -14,7 +14,7 @@
 use std::sync::{Arc, PoisonError, RwLock};
 
 use log::warn;
-use volt_net::thread::{ThreadKind, on_start};
+use volt_net::thread::{ThreadKind, on_start, prepare_signal};
 use volt_program::logging;
 use volt_sandbox::enter::{Landlock, Sandbox, SandboxError};
 use volt_sandbox::role::Role;
@@ -39,6 +39,7 @@ fn sandbox() -> Option<Arc<Sandbox>> {
 pub(crate) fn confine() -> Result<(), SandboxError> {
     let sandbox = Arc::new(Sandbox::new(&[&MAIN, &FRAMES, &CONTROL, &DESCRIPTORS, &LOG])?);
     *SANDBOX.write().unwrap_or_else(PoisonError::into_inner) = Some(sandbox.clone());
+    prepare_signal().map_err(|error| SandboxError::System("handling a signal", error))?;
     on_start(|kind| {
         enter(match kind {
             ThreadKind::Pair => &FRAMES,

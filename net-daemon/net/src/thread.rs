@@ -105,12 +105,12 @@ fn wake_signal() -> libc::c_int {
 }
 
 /// Lets threads be interrupted in system calls: the signal does nothing else, where it would end the process.
-/// For whoever starts one.
+/// For whoever starts one, and for who confines the process before that.
 ///
 /// # Errors
 ///
 /// When the system refuses the signal handler.
-pub(crate) fn prepare_signal() -> io::Result<()> {
+pub fn prepare_signal() -> io::Result<()> {
     extern "C" fn interrupt(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
     static PREPARED: OnceLock<Result<(), i32>> = OnceLock::new();
     let prepare = || register_signal_handler(wake_signal(), interrupt).map_err(|error| error.errno());

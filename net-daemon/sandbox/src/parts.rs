@@ -44,7 +44,12 @@ pub const FRAMES: Part = Part {
         Allow::seen("rt_sigreturn", libc::SYS_rt_sigreturn, "netd_held", "being interrupted"),
         Allow::kept("restart_syscall", libc::SYS_restart_syscall, "being stopped and continued in a wait"),
         Allow::kept("clock_gettime", libc::SYS_clock_gettime, "a clock that has no vDSO"),
-        Allow::kept("gettimeofday", libc::SYS_gettimeofday, "the same, in another C library"),
+        Allow::seen(
+            "timerfd_settime",
+            libc::SYS_timerfd_settime,
+            "netd_supervise",
+            "waiting for what a limit allows",
+        ),
         Allow::seen("poll", libc::SYS_poll, "netd_log", "whether standard error takes a line"),
     ],
 };
@@ -78,8 +83,8 @@ pub const ABORT: Part = Part {
         Allow::kept("tgkill", libc::SYS_tgkill, "abort()").only(&[&[OWN]]),
         Allow::kept("tkill", libc::SYS_tkill, "abort() of another C library")
             .only(&[&[equal(1, libc::SIGABRT as u32)]]),
-        Allow::kept("rt_sigaction", libc::SYS_rt_sigaction, "abort()")
-            .only(&[&[equal(0, libc::SIGABRT as u32)]]),
+        Allow::seen("rt_sigaction", libc::SYS_rt_sigaction, "netd_signals", "abort(), and dying of SIGSYS")
+            .only(&[&[equal(0, libc::SIGABRT as u32)], &[equal(0, libc::SIGSYS as u32)]]),
         Allow::seen("exit_group", libc::SYS_exit_group, "sandbox", "the end after a violation"),
         Allow::seen("openat", libc::SYS_openat, "sandbox", "a backtrace, which goes without names")
             .refused(EACCES),

@@ -44,6 +44,9 @@ pub(crate) fn handle() -> io::Result<()> {
     if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// The code of a violation, which the libc crate has no name for either.
+const SYS_SECCOMP: libc::c_int = 1;
+
 /// `_sifields._sigsys` of `siginfo_t`, which the libc crate has no name for.
 #[repr(C)]
 struct SigSys {
@@ -59,7 +62,15 @@ struct SigSys {
 /// Takes nothing that could be locked, and allocates nothing.
 extern "C" fn violated(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     // SAFETY: the kernel gives a siginfo_t of SIGSYS, which has this form.
-    let call = unsafe { (*info.cast::<SigSys>()).call };
+    let SigSys { code, call, .. } = unsafe { info.cast::<SigSys>().read() };
+    if code != SYS_SECCOMP {
+        // SAFETY: somebody has sent it, who wants that this process dies of it, as it does on the return.
+        unsafe {
+            libc::signal(libc::SIGSYS, libc::SIG_DFL);
+            libc::raise(libc::SIGSYS);
+        }
+        return;
+    }
     let mut line = Line::default();
     line.push(b"sandbox: thread role '");
     line.push(ROLE.with(Cell::get).as_bytes());

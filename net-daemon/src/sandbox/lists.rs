@@ -147,6 +147,12 @@ static DESCRIPTORS_OF_OWN: Part = Part {
     name: "descriptors of its own",
     calls: &[
         Allow::seen("epoll_create1", libc::SYS_epoll_create1, "netd_rings", "what a queue pair waits by"),
+        Allow::seen(
+            "timerfd_create",
+            libc::SYS_timerfd_create,
+            "netd_supervise",
+            "what a limited pair waits by",
+        ),
         Allow::seen("eventfd2", libc::SYS_eventfd2, "netd_rings", "what tells a queue pair to stop"),
         Allow::seen("fcntl", libc::SYS_fcntl, "netd_rings", "copies, and whether a descriptor waits")
             .only(&[&[equal(1, libc::F_DUPFD_CLOEXEC as u32)], &[equal(1, libc::F_SETFL as u32)]]),
