@@ -32,7 +32,8 @@ The TAP interface: one that exists is used as it is; one that does not is create
 volt-netd does. The daemon serves one front-end at a time and waits for the next when one goes.
 
 Exit status: 0 after SIGTERM, SIGINT, SIGHUP and what else tells it to end, a hand-over or the end of
-the connection given by --fd, 1 for errors, 2 for a wrong command line.")]
+the connection given by --fd, 1 for errors, 2 for a wrong command line, 5 when a thread did what is not
+in its list.")]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
@@ -129,6 +130,14 @@ pub(crate) struct Cli {
     #[arg(long)]
     pub(crate) supervise: bool,
 
+    /// Whether the daemon gives up what it does not need once it serves; 'off' is for finding a fault
+    #[arg(long, value_enum, default_value_t = Confinement::On)]
+    pub(crate) sandbox: Confinement,
+
+    /// Print which system calls each thread may make, and why, and exit
+    #[arg(long)]
+    pub(crate) print_sandbox: bool,
+
     /// How much to log to standard error
     #[arg(long, value_enum, default_value_t = Level::Info)]
     pub(crate) log_level: Level,
@@ -174,6 +183,15 @@ impl Cli {
         let fds = u16::try_from(self.tap_fd.len()).ok().filter(|fds| *fds > 0);
         fds.or(self.queues).unwrap_or(1)
     }
+}
+
+/// Whether it is confined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Confinement {
+    /// Each thread makes the system calls of its list only, without files and capabilities
+    On,
+    /// It keeps all that its user may do
+    Off,
 }
 
 /// Names of log levels.

@@ -24,7 +24,7 @@ use volt_net::limiter::LimitsChange;
 use volt_program::{logging, output};
 use volt_virtio::error_chain;
 
-use crate::cli::{Cli, Command, Ctl, MAX_PAIRS};
+use crate::cli::{Cli, Command, Confinement, Ctl, MAX_PAIRS};
 use crate::control::Request;
 use crate::handover::Predecessor;
 use crate::launch::{AnyError, Given, GoSignal, Inheritance, Origin};
@@ -63,6 +63,10 @@ fn main() -> ExitCode {
 fn start(cli: &Cli) -> Result<ExitCode, AnyError> {
     if cli.print_capabilities {
         output::print(&serde_json::json!({ "type": "net" }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if cli.print_sandbox {
+        output::print(&sandbox::Table)?;
         return Ok(ExitCode::SUCCESS);
     }
     if cli.command.is_none() {
@@ -136,6 +140,9 @@ fn run(cli: &Cli) -> Result<ExitCode, AnyError> {
     raise_limit();
     // Descriptors from the command line first, so that none that is opened here can be mistaken for one.
     let given = Given { tap: fds::take(&cli.tap_fd)?, socket: fds::take(cli.fd.as_slice())?.pop() };
+    if cli.sandbox == Confinement::Off {
+        sandbox::leave_off();
+    }
     let opener = Arc::new(Opener::start()?);
     let origin = match &cli.take_over {
         Some(path) => take_over(path)?,

@@ -35,6 +35,8 @@ use volt_program::signals::SignalSet;
 use volt_program::unix::{SocketFile, connect};
 use volt_virtio::error_chain;
 
+use crate::sandbox;
+
 /// How long either side takes for the words after a request.
 const LIMIT: Duration = Duration::from_secs(1);
 
@@ -98,6 +100,13 @@ impl Opener {
         match logging::across_fork(|| unsafe { libc::fork() }) {
             0 => {
                 keep_only(&theirs);
+                if let Err(error) = sandbox::confine_opener() {
+                    logging::say(&format_args!(
+                        "volt-netd: the opener cannot be confined: {}",
+                        error_chain(&error)
+                    ));
+                    logging::exit(1);
+                }
                 if send(&theirs, &[READY], SendFlags::NOSIGNAL).is_ok() {
                     serve(&theirs);
                 }

@@ -10,35 +10,55 @@
 //! | of the control queue's descriptors, `vringN` | [`CONTROL`](lists::CONTROL) |
 //! | that looks at a front-end's descriptors | [`DESCRIPTORS`](lists::DESCRIPTORS) |
 //! | of the log | [`LOG`](lists::LOG) |
+//!
+//! The supervisor, which maps nothing of a guest's, keeps what starting a worker takes; the opener what
+//! opening takes.
 
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use log::warn;
+use log::{debug, warn};
+use rustix::thread::CapabilitySet;
 use volt_net::thread::{ThreadKind, on_start, prepare_signal};
 use volt_program::logging;
-use volt_sandbox::enter::{Landlock, Sandbox, SandboxError};
+use volt_sandbox::enter::{Keep, Landlock, Sandbox, SandboxError};
 use volt_sandbox::role::Role;
+use volt_sandbox::table;
 use volt_virtio::error_chain;
 
-pub(crate) mod lists;
+mod beside;
+mod lists;
 
+use beside::{OPENER, SUPERVISOR};
 use lists::{CONTROL, DESCRIPTORS, FRAMES, LOG, MAIN};
 
 /// Of this process; none before it is confined.
 static SANDBOX: RwLock<Option<Arc<Sandbox>>> = RwLock::new(None);
+static LEFT_OFF: AtomicBool = AtomicBool::new(false);
 
-fn sandbox() -> Option<Arc<Sandbox>> {
-    SANDBOX.read().unwrap_or_else(PoisonError::into_inner).clone()
+/// All roles, for `--print-sandbox`.
+pub(crate) struct Table;
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        table::write(f, &[&MAIN, &FRAMES, &CONTROL, &DESCRIPTORS, &LOG, &SUPERVISOR, &OPENER])
+    }
 }
 
-/// Confines this process. Called by the main thread, which has made no other but the log's.
+/// Confines no process from here on.
+pub(crate) fn leave_off() {
+    LEFT_OFF.store(true, Ordering::Relaxed);
+    warn!("--sandbox=off: whoever takes this daemon over can do all that its user can");
+}
+
+/// Confines this process, which serves a guest. Called by the main thread, which has made no other but the
+/// log's.
 ///
 /// # Errors
 ///
 /// See [`SandboxError`]; it must not serve then.
 pub(crate) fn confine() -> Result<(), SandboxError> {
-    let sandbox = Arc::new(Sandbox::new(&[&MAIN, &FRAMES, &CONTROL, &DESCRIPTORS, &LOG])?);
-    *SANDBOX.write().unwrap_or_else(PoisonError::into_inner) = Some(sandbox.clone());
     prepare_signal().map_err(|error| SandboxError::System("handling a signal", error))?;
     on_start(|kind| {
         enter(match kind {
@@ -47,22 +67,57 @@ pub(crate) fn confine() -> Result<(), SandboxError> {
             ThreadKind::Descriptors => &DESCRIPTORS,
         });
     });
-    logging::in_its_thread(|| or_end(&LOG, Sandbox::confine));
-    match sandbox.confine(&MAIN)? {
+    process(&[&MAIN, &FRAMES, &CONTROL, &DESCRIPTORS, &LOG], &MAIN, Keep::NOTHING)
+}
+
+/// Confines the supervisor, whose workers inherit that.
+///
+/// # Errors
+///
+/// See [`SandboxError`].
+pub(crate) fn confine_supervisor() -> Result<(), SandboxError> {
+    // The next worker's and systemd's sockets are outside.
+    process(&[&SUPERVISOR, &LOG], &SUPERVISOR, Keep { outside: true, ..Keep::NOTHING })
+}
+
+/// Confines the opener, which has no thread but this one.
+///
+/// # Errors
+///
+/// See [`SandboxError`].
+pub(crate) fn confine_opener() -> Result<(), SandboxError> {
+    if LEFT_OFF.load(Ordering::Relaxed) {
+        return Ok(());
+    }
+    let needed = CapabilitySet::NET_ADMIN | CapabilitySet::DAC_OVERRIDE | CapabilitySet::FOWNER;
+    let keep = Keep { outside: true, capabilities: needed | CapabilitySet::KILL };
+    Sandbox::new(&[&OPENER])?.confine(&OPENER, keep).map(drop)
+}
+
+/// Confines this process to what the main thread's `role` has.
+fn process(roles: &[&'static Role], role: &'static Role, keep: Keep) -> Result<(), SandboxError> {
+    if LEFT_OFF.load(Ordering::Relaxed) {
+        return Ok(());
+    }
+    let sandbox = Arc::new(Sandbox::new(roles)?);
+    *SANDBOX.write().unwrap_or_else(PoisonError::into_inner) = Some(sandbox.clone());
+    logging::in_its_thread(|| or_end(&LOG, |sandbox, role| sandbox.confine(role, Keep::NOTHING).map(drop)));
+    match sandbox.confine(role, keep)? {
         Landlock::Whole => {}
-        Landlock::Partly => log::debug!("this kernel's Landlock is older than what it is asked for"),
+        Landlock::Partly => debug!("this kernel's Landlock is older than what it is asked for"),
         Landlock::Missing => warn!("this kernel is without Landlock: system calls alone are filtered"),
     }
     Ok(())
 }
 
 fn enter(role: &'static Role) {
-    or_end(role, |sandbox, role| sandbox.enter(role).map(|()| Landlock::Whole));
+    or_end(role, Sandbox::enter);
 }
 
 /// A thread that cannot be confined must not go on.
-fn or_end(role: &'static Role, act: fn(&Sandbox, &'static Role) -> Result<Landlock, SandboxError>) {
-    if let Some(sandbox) = sandbox()
+fn or_end(role: &'static Role, act: fn(&Sandbox, &'static Role) -> Result<(), SandboxError>) {
+    let sandbox = SANDBOX.read().unwrap_or_else(PoisonError::into_inner).clone();
+    if let Some(sandbox) = sandbox
         && let Err(error) = act(&sandbox, role)
     {
         logging::say(&format_args!("volt-netd: a thread cannot be confined: {}", error_chain(&error)));

@@ -27,6 +27,7 @@ use crate::cli::Cli;
 use crate::handover::{Predecessor, send_go};
 use crate::launch::{self, AnyError, GoSignal, Inheritance, Origin, Supervision, Unusable};
 use crate::opener::Opener;
+use crate::sandbox;
 use crate::server::End;
 use crate::signals;
 use crate::state::FinalState;
@@ -40,6 +41,8 @@ mod deaths;
 mod held;
 mod worker;
 
+/// Status of a worker that did what is not in its list.
+const VIOLATION: i32 = volt_sandbox::violation::STATUS;
 /// Status of a worker that could not go on with the state.
 const UNUSABLE: i32 = 3;
 
@@ -75,6 +78,7 @@ pub(crate) fn run(cli: &Cli, origin: Origin, opener: Arc<Opener>) -> Result<Exit
         held: Held::default(),
         deaths: Deaths::default(),
         told: false,
+        confined: false,
         predecessor: None,
         last: None,
     };
@@ -93,6 +97,7 @@ struct Supervisor<'a> {
     deaths: Deaths,
     /// Told to end.
     told: bool,
+    confined: bool,
     /// The daemon whose place the worker takes, until that has stopped.
     predecessor: Option<Predecessor>,
     /// What that daemon said last, until the worker's state has it.
@@ -237,6 +242,7 @@ impl Supervisor<'_> {
     fn listen(&mut self, worker: &Worker) -> Result<Option<Outcome>, AnyError> {
         match transfer::receive::<Report>(&worker.line) {
             Ok((Report::Commit(commit), fds)) => {
+                self.confine(worker)?;
                 let unsent = self.commit(commit, fds);
                 // A worker that is dead needs no answer.
                 let _ = transfer::send(&worker.line, &Order::Held { unsent }, &[]);
@@ -266,6 +272,18 @@ impl Supervisor<'_> {
         }
     }
 
+    /// Gives up what it takes to open an interface, as soon as a worker has done so: those that come after it
+    /// go on with what is open.
+    fn confine(&mut self, worker: &Worker) -> Result<(), AnyError> {
+        if std::mem::replace(&mut self.confined, true) {
+            return Ok(());
+        }
+        sandbox::confine_supervisor().map_err(|error| {
+            worker.end();
+            error.into()
+        })
+    }
+
     fn signalled(&mut self, worker: &Worker) -> Result<Option<Outcome>, AnyError> {
         if self.take_signals() {
             worker.tell_to_end();
@@ -282,7 +300,7 @@ impl Supervisor<'_> {
         }
     }
 
-    fn over(&self, status: Option<WaitStatus>) -> Outcome {
+    fn over(&mut self, status: Option<WaitStatus>) -> Outcome {
         let exited = status.and_then(|status| status.exit_status());
         let signalled = status.and_then(|status| status.terminating_signal());
         match (exited, signalled) {
@@ -294,6 +312,10 @@ impl Supervisor<'_> {
             (_, Some(signal)) if self.is_over() => {
                 error!("the worker was ended by {}", name(signal));
                 Outcome::Ended(1)
+            }
+            (Some(VIOLATION), _) if self.deaths.violates_again() => {
+                error!("workers violate their sandbox again and again: no other one is started");
+                Outcome::Ended(VIOLATION as u8)
             }
             (Some(status), _) => Outcome::Died(format!("ended with status {status}")),
             (_, Some(signal)) => Outcome::Died(format!("was ended by {}", name(signal))),

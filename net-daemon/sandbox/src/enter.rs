@@ -6,8 +6,8 @@ use std::io;
 
 use landlock::{ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, RulesetError, RulesetStatus, Scope};
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, clear_ambient_capability_set, remove_capability_from_bounding_set,
-    set_capabilities, set_no_new_privs,
+    CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set,
+    remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
 };
 use seccompiler::{BackendError, BpfProgram, apply_filter};
 use thiserror::Error;
@@ -45,6 +45,20 @@ pub enum SandboxError {
     NoRole(&'static str),
 }
 
+/// What a process keeps of what it could do.
+#[derive(Clone, Copy, Debug)]
+pub struct Keep {
+    /// Files by their path, TCP ports, and what is outside of the sandbox.
+    pub outside: bool,
+    /// Capabilities, as far as it has them.
+    pub capabilities: CapabilitySet,
+}
+
+impl Keep {
+    /// For a process that maps a guest's memory.
+    pub const NOTHING: Keep = Keep { outside: false, capabilities: CapabilitySet::empty() };
+}
+
 /// How much of Landlock this kernel has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Landlock {
@@ -80,17 +94,17 @@ impl Sandbox {
         Ok(Sandbox { roles: filters })
     }
 
-    /// Confines this thread, and those that it makes from here on, to `role`.
+    /// Confines this thread, and those that it makes from here on, to `role`, and leaves it what is to `keep`.
     ///
     /// # Errors
     ///
     /// See [`SandboxError`].
-    pub fn confine(&self, role: &'static Role) -> Result<Landlock, SandboxError> {
+    pub fn confine(&self, role: &'static Role, keep: Keep) -> Result<Landlock, SandboxError> {
         violation::handle().map_err(|error| SandboxError::System("handling violations", error))?;
         let failed = |what| move |errno: rustix::io::Errno| SandboxError::System(what, errno.into());
         set_no_new_privs(true).map_err(failed("giving up new privileges"))?;
-        let landlock = restrict_paths()?;
-        drop_capabilities().map_err(failed("dropping capabilities"))?;
+        let landlock = if keep.outside { Landlock::Whole } else { restrict_paths()? };
+        drop_capabilities(keep.capabilities).map_err(failed("dropping capabilities"))?;
         self.enter(role)?;
         Ok(landlock)
     }
@@ -125,14 +139,15 @@ fn restrict_paths() -> Result<Landlock, RulesetError> {
     })
 }
 
-/// None is left, and none can come back.
-fn drop_capabilities() -> rustix::io::Result<()> {
-    for capability in CapabilitySet::all().iter() {
+/// No others are left, and none can come back.
+fn drop_capabilities(keep: CapabilitySet) -> rustix::io::Result<()> {
+    for capability in CapabilitySet::all().difference(keep).iter() {
         // Refused to who lacks CAP_SETPCAP, whose set does not matter: nothing is executed any more.
         let _ = remove_capability_from_bounding_set(capability);
     }
     // An old kernel has none.
     let _ = clear_ambient_capability_set();
-    let none = CapabilitySet::empty();
-    set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })
+    let kept = keep.intersection(capabilities(None)?.permitted);
+    let inheritable = CapabilitySet::empty();
+    set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable })
 }

@@ -13,6 +13,7 @@
 //! |---|---|
 //! | [`allow`], [`role`] | a line of a table; tables |
 //! | [`parts`] | what roles of several programs have in common |
+//! | [`table`] | a table as text |
 //! | [`enter`] | putting them in force |
 //! | [`violation`] | the end of a process that does what is in no table |
 
@@ -20,4 +21,5 @@ pub mod allow;
 pub mod enter;
 pub mod parts;
 pub mod role;
+pub mod table;
 pub mod violation;

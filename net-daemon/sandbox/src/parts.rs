@@ -86,11 +86,29 @@ pub const ABORT: Part = Part {
         Allow::seen("rt_sigaction", libc::SYS_rt_sigaction, "netd_signals", "abort(), and dying of SIGSYS")
             .only(&[&[equal(0, libc::SIGABRT as u32)], &[equal(0, libc::SIGSYS as u32)]]),
         Allow::seen("exit_group", libc::SYS_exit_group, "sandbox", "the end after a violation"),
-        Allow::seen("openat", libc::SYS_openat, "sandbox", "a backtrace, which goes without names")
-            .refused(EACCES),
+    ],
+};
+
+/// What a backtrace asks for, which goes without names then.
+pub const BACKTRACE: Part = Part {
+    name: "backtrace",
+    calls: &[
+        Allow::seen("openat", libc::SYS_openat, "sandbox", "the program's file").refused(EACCES),
         Allow::kept("readlink", libc::SYS_readlink, "the same").refused(EACCES),
         Allow::kept("getcwd", libc::SYS_getcwd, "the same").refused(EACCES),
     ],
+};
+
+/// Processes, which have at most what their maker has.
+pub const FORK: Part = Part {
+    name: "fork",
+    calls: &[Allow::seen(
+        "clone",
+        libc::SYS_clone,
+        "netd_supervise",
+        "the next worker, in the same namespaces",
+    )
+    .only(&[&[masked(0, NAMESPACES | libc::CLONE_VM as u32, 0)]])],
 };
 
 /// Threads, which have at most what their maker has.

@@ -1,33 +1,33 @@
 //! The tables of volt-netd's threads.
 
 use volt_sandbox::allow::{Allow, Arg, Is, equal, masked};
-use volt_sandbox::parts::{self, ABORT, MEMORY, THREADS};
+use volt_sandbox::parts::{self, ABORT, BACKTRACE, MEMORY, THREADS};
 use volt_sandbox::role::{Part, Role};
 
 /// A queue pair's thread.
 pub(crate) static FRAMES: Role = Role {
     name: "frames",
     what: "moves the frames of a queue pair",
-    parts: &[&parts::FRAMES, &MEMORY, &ABORT],
+    parts: &[&parts::FRAMES, &MEMORY, &ABORT, &BACKTRACE],
 };
 
 /// The thread of the control queue's descriptors.
 pub(crate) static CONTROL: Role = Role {
     name: "control",
     what: "reads and writes the descriptors of the control queue",
-    parts: &[&parts::FRAMES, &MEMORY, &ABORT],
+    parts: &[&parts::FRAMES, &MEMORY, &ABORT, &BACKTRACE],
 };
 
 /// The thread that looks at descriptors of a front-end.
 pub(crate) static DESCRIPTORS: Role = Role {
     name: "descriptors",
     what: "finds out what a front-end's descriptors are, and can be held by that",
-    parts: &[&QUESTIONS, &LOG_CALLS, &MEMORY, &ABORT],
+    parts: &[&QUESTIONS, &LOG_CALLS, &MEMORY, &ABORT, &BACKTRACE],
 };
 
 /// The log's thread.
 pub(crate) static LOG: Role =
-    Role { name: "log", what: "writes the log", parts: &[&LOG_CALLS, &MEMORY, &ABORT] };
+    Role { name: "log", what: "writes the log", parts: &[&LOG_CALLS, &MEMORY, &ABORT, &BACKTRACE] };
 
 /// The main thread. It makes the others, and so has what they have.
 pub(crate) static MAIN: Role = Role {
@@ -44,13 +44,14 @@ pub(crate) static MAIN: Role = Role {
         &THREADS,
         &MEMORY,
         &ABORT,
+        &BACKTRACE,
     ],
 };
 
 /// Of `tgkill`: this process.
 const OWN: Arg = Arg { index: 0, is: Is::OwnProcess };
 
-static LOG_CALLS: Part = Part {
+pub(super) static LOG_CALLS: Part = Part {
     name: "log",
     calls: &[
         Allow::seen("write", libc::SYS_write, "netd_log", "a line"),
@@ -60,7 +61,7 @@ static LOG_CALLS: Part = Part {
     ],
 };
 
-static MESSAGES: Part = Part {
+pub(super) static MESSAGES: Part = Part {
     name: "messages",
     calls: &[
         Allow::seen("recvmsg", libc::SYS_recvmsg, "netd_orders", "a message with descriptors"),
@@ -98,7 +99,7 @@ static MESSAGES: Part = Part {
     ],
 };
 
-static QUESTIONS: Part =
+pub(super) static QUESTIONS: Part =
     Part {
         name: "questions about descriptors",
         calls: &[
@@ -118,7 +119,7 @@ static QUESTIONS: Part =
         ],
     };
 
-static GUEST_MEMORY: Part = Part {
+pub(super) static GUEST_MEMORY: Part = Part {
     name: "guest memory",
     calls: &[Allow::seen("mmap", libc::SYS_mmap, "netd_orders", "a region that the front-end shares").only(
         &[&[
@@ -128,7 +129,7 @@ static GUEST_MEMORY: Part = Part {
     )],
 };
 
-static INTERFACE: Part = Part {
+pub(super) static INTERFACE: Part = Part {
     name: "the interface",
     calls: &[Allow::seen("ioctl", libc::SYS_ioctl, "netd_queues", "offloads, queues, whether it is up")
         .only(&[
@@ -143,7 +144,7 @@ static INTERFACE: Part = Part {
         ])],
 };
 
-static DESCRIPTORS_OF_OWN: Part = Part {
+pub(super) static DESCRIPTORS_OF_OWN: Part = Part {
     name: "descriptors of its own",
     calls: &[
         Allow::seen("epoll_create1", libc::SYS_epoll_create1, "netd_rings", "what a queue pair waits by"),

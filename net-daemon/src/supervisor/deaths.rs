@@ -1,13 +1,15 @@
 //! What a supervisor learns from the deaths of its workers.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::warn;
 use volt_net::crash_note::REQUESTS;
 
 /// A worker that lived at least so long, or has ended a request, has not died at once.
 const SETTLED: Duration = Duration::from_millis(200);
+/// A second violation of the sandbox within this time is the last one.
+const VIOLATIONS: Duration = Duration::from_secs(10);
 const SHORTEST: Duration = Duration::from_millis(10);
 const LONGEST: Duration = Duration::from_secs(1);
 /// A note of the same index counts as the same chain only for a worker that has served fewer than the largest
@@ -28,6 +30,8 @@ pub(super) struct Deaths {
     pub(super) bad_request: bool,
     /// The worker has ended a request.
     pub(super) worked: bool,
+    /// When a worker violated its sandbox last.
+    violated: Option<Instant>,
 }
 
 impl Deaths {
@@ -50,6 +54,12 @@ impl Deaths {
             Duration::ZERO if self.restarts == 1 => Duration::ZERO,
             last => (2 * last).clamp(SHORTEST, LONGEST),
         };
+    }
+
+    /// A worker has violated its sandbox. Whether one has shortly before: whoever does it on purpose would try
+    /// for ever.
+    pub(super) fn violates_again(&mut self) -> bool {
+        self.violated.replace(Instant::now()).is_some_and(|last| last.elapsed() < VIOLATIONS)
     }
 
     /// Tells the log what is done about them.

@@ -1,0 +1,161 @@
+//! The tables of the processes beside the one that serves a guest: supervisor and opener. Neither maps a
+//! guest's memory.
+
+use volt_sandbox::allow::{Allow, Arg, Is, equal};
+use volt_sandbox::parts::{ABORT, BACKTRACE, FORK, MEMORY, THREADS};
+use volt_sandbox::role::{Part, Role};
+
+use super::lists::{DESCRIPTORS_OF_OWN, GUEST_MEMORY, INTERFACE, LOG_CALLS, MESSAGES, QUESTIONS};
+
+/// The supervisor. Its workers inherit its list, so that it has theirs, and what they import a state by.
+pub(crate) static SUPERVISOR: Role = Role {
+    name: "supervisor",
+    what: "starts workers, holds their state, leaves it with systemd",
+    parts: &[
+        &volt_sandbox::parts::FRAMES,
+        &FORK,
+        &IMPORT,
+        &SYSTEMD,
+        &MESSAGES,
+        &QUESTIONS,
+        &GUEST_MEMORY,
+        &INTERFACE,
+        &DESCRIPTORS_OF_OWN,
+        &LOG_CALLS,
+        &THREADS,
+        &MEMORY,
+        &ABORT,
+        &BACKTRACE,
+    ],
+};
+
+/// The opener.
+pub(crate) static OPENER: Role = Role {
+    name: "opener",
+    what: "opens the interface again, connects to a front-end, removes socket files, ends the supervisor",
+    parts: &[&REQUESTS, &OPENING, &PATHS, &MEMORY, &ABORT],
+};
+
+static IMPORT: Part = Part {
+    name: "the start of a worker",
+    calls: &[
+        Allow::seen("socket", libc::SYS_socket, "netd_supervise", "news of links, questions about one")
+            .only(&[&[equal(0, libc::AF_NETLINK as u32)], &[equal(0, libc::AF_UNIX as u32)]]),
+        Allow::seen("bind", libc::SYS_bind, "netd_supervise", "news of links"),
+        Allow::seen("memfd_create", libc::SYS_memfd_create, "netd_supervise", "counters"),
+        Allow::seen("pread64", libc::SYS_pread64, "netd_supervise", "the same, of the worker before"),
+        Allow::seen(
+            "prlimit64",
+            libc::SYS_prlimit64,
+            "netd_supervise",
+            "how long a file may be, before it is made",
+        )
+        .only(&[&[Arg { index: 2, is: Is::Null }]]),
+        Allow::seen("ftruncate", libc::SYS_ftruncate, "netd_supervise", "the same"),
+        Allow::seen("fcntl", libc::SYS_fcntl, "netd_supervise", "the same, sealed")
+            .only(&[&[equal(1, libc::F_ADD_SEALS as u32)], &[equal(1, libc::F_SETFD as u32)]]),
+        Allow::seen("rt_sigaction", libc::SYS_rt_sigaction, "netd_supervise", "signals that end it"),
+        Allow::seen("prctl", libc::SYS_prctl, "netd_supervise", "giving up more; ending with its supervisor")
+            .only(&[
+                &[equal(0, libc::PR_CAPBSET_DROP as u32)],
+                &[equal(0, libc::PR_CAP_AMBIENT as u32)],
+                &[equal(0, libc::PR_SET_PDEATHSIG as u32)],
+            ]),
+        Allow::seen("capget", libc::SYS_capget, "netd_supervise", "giving up more"),
+        Allow::seen("capset", libc::SYS_capset, "netd_supervise", "giving up more"),
+        Allow::seen(
+            "landlock_create_ruleset",
+            libc::SYS_landlock_create_ruleset,
+            "netd_supervise",
+            "giving up more",
+        ),
+        Allow::seen(
+            "landlock_restrict_self",
+            libc::SYS_landlock_restrict_self,
+            "netd_supervise",
+            "giving up more",
+        ),
+    ],
+};
+
+static SYSTEMD: Part = Part {
+    name: "systemd and the end of a worker",
+    calls: &[
+        Allow::seen("sendto", libc::SYS_sendto, "netd_systemd", "what systemd is to keep"),
+        Allow::seen("pipe2", libc::SYS_pipe2, "netd_systemd", "waiting until systemd has it"),
+        Allow::seen(
+            "pwrite64",
+            libc::SYS_pwrite64,
+            "netd_systemd",
+            "the state, in memory that systemd keeps",
+        ),
+        Allow::seen("wait4", libc::SYS_wait4, "netd_supervise", "how a worker ended"),
+        Allow::seen("kill", libc::SYS_kill, "netd_supervise", "telling a worker to end"),
+    ],
+};
+
+static REQUESTS: Part = Part {
+    name: "requests",
+    calls: &[
+        Allow::seen("recvmsg", libc::SYS_recvmsg, "netd_port", "a request"),
+        Allow::seen("sendmsg", libc::SYS_sendmsg, "netd_port", "an answer"),
+        Allow::seen("sendto", libc::SYS_sendto, "netd_port", "that it is there")
+            .only(&[&[Arg { index: 4, is: Is::Null }]]),
+        Allow::seen("setsockopt", libc::SYS_setsockopt, "netd_port", "time-outs")
+            .only(&[&[equal(1, libc::SOL_SOCKET as u32)]]),
+        Allow::seen("getppid", libc::SYS_getppid, "netd_port", "who its parent is"),
+        Allow::seen("kill", libc::SYS_kill, "netd_supervise", "a supervisor that does not answer")
+            .only(&[&[equal(1, libc::SIGKILL as u32)]]),
+    ],
+};
+
+static OPENING: Part = Part {
+    name: "the interface, and a front-end that listens",
+    calls: &[
+        Allow::seen("openat", libc::SYS_openat, "netd_port", "/dev/net/tun, /dev/tapN"),
+        Allow::seen("socket", libc::SYS_socket, "netd_port", "questions about an interface, a connection")
+            .only(&[&[equal(0, libc::AF_UNIX as u32)]]),
+        Allow::seen("connect", libc::SYS_connect, "netd_process", "a front-end that listens"),
+        Allow::seen("ioctl", libc::SYS_ioctl, "netd_port", "the interface").only(&[
+            &[equal(1, libc::TUNSETIFF as u32)],
+            &[equal(1, libc::TUNGETIFF as u32)],
+            &[equal(1, libc::TUNSETPERSIST as u32)],
+            &[equal(1, libc::SIOCGIFINDEX as u32)],
+            &[equal(1, libc::SIOCGIFFLAGS as u32)],
+            &[equal(1, libc::SIOCSIFFLAGS as u32)],
+            &[equal(1, libc::SIOCSIFMTU as u32)],
+            &[equal(1, libc::SIOCETHTOOL as u32)],
+        ]),
+        Allow::seen("fcntl", libc::SYS_fcntl, "netd_port", "whether a descriptor waits")
+            .only(&[&[equal(1, libc::F_GETFL as u32)], &[equal(1, libc::F_SETFL as u32)]]),
+    ],
+};
+
+static PATHS: Part = Part {
+    name: "paths",
+    calls: &[
+        Allow::seen("statx", libc::SYS_statx, "netd_port", "whether a file is the one that was made"),
+        Allow::seen("unlink", libc::SYS_unlink, "netd_sockets", "a socket file"),
+        Allow::kept("read", libc::SYS_read, "the numbers of a macvtap's file, for an error's text"),
+        Allow::kept("lseek", libc::SYS_lseek, "the same"),
+        Allow::kept("futex", libc::SYS_futex, "a lock of the allocator's"),
+        Allow::kept("rt_sigreturn", libc::SYS_rt_sigreturn, "dying of SIGSYS"),
+        Allow::kept("poll", libc::SYS_poll, "whether standard error takes a line"),
+        Allow::kept("write", libc::SYS_write, "a line after a violation, or a panic"),
+    ],
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sandbox::lists::MAIN;
+
+    /// A worker has at most what its supervisor has.
+    #[test]
+    fn a_supervisor_has_what_its_workers_have() {
+        for allow in MAIN.calls() {
+            let same = |own: &Allow| own.number == allow.number && own.only == allow.only;
+            assert!(SUPERVISOR.calls().any(same), "{}", allow.name);
+        }
+    }
+}
