@@ -313,7 +313,8 @@ impl Supervisor<'_> {
                 error!("the worker was ended by {}", name(signal));
                 Outcome::Ended(1)
             }
-            (Some(VIOLATION), _) if self.deaths.violates_again() => {
+            // Without its line where the signal was blocked, as in the middle of making a thread.
+            (Some(VIOLATION), _) | (_, Some(libc::SIGSYS)) if self.deaths.violates_again() => {
                 error!("workers violate their sandbox again and again: no other one is started");
                 Outcome::Ended(VIOLATION as u8)
             }

@@ -91,6 +91,7 @@ static SYSTEMD: Part = Part {
         ),
         Allow::seen("wait4", libc::SYS_wait4, "netd_supervise", "how a worker ended"),
         Allow::seen("kill", libc::SYS_kill, "netd_supervise", "telling a worker to end"),
+        Allow::seen("tgkill", libc::SYS_tgkill, "netd_held", "a worker's own thread that a descriptor holds"),
     ],
 };
 
