@@ -135,8 +135,9 @@ pub(crate) struct Cli {
     pub(crate) sandbox: Confinement,
 
     /// Print which system calls each thread may make, and why, and exit
-    #[arg(long)]
-    pub(crate) print_sandbox: bool,
+    #[arg(long, value_enum, value_name = "FORM", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "text")]
+    pub(crate) print_sandbox: Option<TableForm>,
 
     /// How much to log to standard error
     #[arg(long, value_enum, default_value_t = Level::Info)]
@@ -192,6 +193,15 @@ pub(crate) enum Confinement {
     On,
     /// It keeps all that its user may do
     Off,
+}
+
+/// How a table is printed.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum TableForm {
+    /// For a reader
+    Text,
+    /// For a program
+    Json,
 }
 
 /// Names of log levels.

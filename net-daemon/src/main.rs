@@ -24,7 +24,7 @@ use volt_net::limiter::LimitsChange;
 use volt_program::{logging, output};
 use volt_virtio::error_chain;
 
-use crate::cli::{Cli, Command, Confinement, Ctl, MAX_PAIRS};
+use crate::cli::{Cli, Command, Confinement, Ctl, MAX_PAIRS, TableForm};
 use crate::control::Request;
 use crate::handover::Predecessor;
 use crate::launch::{AnyError, Given, GoSignal, Inheritance, Origin};
@@ -65,8 +65,11 @@ fn start(cli: &Cli) -> Result<ExitCode, AnyError> {
         output::print(&serde_json::json!({ "type": "net" }))?;
         return Ok(ExitCode::SUCCESS);
     }
-    if cli.print_sandbox {
-        output::print(&sandbox::Table)?;
+    if let Some(form) = cli.print_sandbox {
+        match form {
+            TableForm::Text => output::print(&sandbox::Table)?,
+            TableForm::Json => output::print(&sandbox::table())?,
+        }
         return Ok(ExitCode::SUCCESS);
     }
     if cli.command.is_none() {

@@ -37,12 +37,19 @@ use lists::{CONTROL, DESCRIPTORS, FRAMES, LOG, MAIN};
 static SANDBOX: RwLock<Option<Arc<Sandbox>>> = RwLock::new(None);
 static LEFT_OFF: AtomicBool = AtomicBool::new(false);
 
+const ROLES: [&Role; 7] = [&MAIN, &FRAMES, &CONTROL, &DESCRIPTORS, &LOG, &SUPERVISOR, &OPENER];
+
 /// All roles, for `--print-sandbox`.
 pub(crate) struct Table;
 
+/// The same as JSON.
+pub(crate) fn table() -> serde_json::Value {
+    table::json(&ROLES)
+}
+
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        table::write(f, &[&MAIN, &FRAMES, &CONTROL, &DESCRIPTORS, &LOG, &SUPERVISOR, &OPENER])
+        table::write(f, &ROLES)
     }
 }
 

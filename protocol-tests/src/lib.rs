@@ -23,6 +23,7 @@
 
 pub mod backend;
 pub mod bench;
+pub mod confinement;
 pub mod conform;
 pub mod daemon;
 pub mod device;

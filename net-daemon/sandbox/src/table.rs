@@ -1,9 +1,11 @@
-//! The tables as text, for `--print-sandbox`.
+//! The tables as text and as JSON, for `--print-sandbox`.
 
 use std::fmt::{self, Write};
 
-use crate::allow::{Allow, Class, Is};
-use crate::role::Role;
+use serde_json::{Value, json};
+
+use crate::allow::{Allow, Arg, Class, Is};
+use crate::role::{Part, Role};
 
 /// Writes what each role may do: a line a call.
 ///
@@ -30,6 +32,36 @@ pub fn write(to: &mut impl Write, roles: &[&Role]) -> fmt::Result {
     Ok(())
 }
 
+/// What each role may do, as JSON: roles with their parts, and of each call name, number, what its arguments
+/// must be (all of one of `only`; `value` `"process"` is the number of the process that asks), the error that
+/// it fails with, if any, the test that has seen it in use, if one has, and what it is for.
+pub fn json(roles: &[&Role]) -> Value {
+    let arg = |arg: &Arg| match arg.is {
+        Is::Equal(value) => json!({ "argument": arg.index, "mask": u32::MAX, "value": value }),
+        Is::Masked { mask, value } => json!({ "argument": arg.index, "mask": mask, "value": value }),
+        Is::Null => json!({ "argument": arg.index, "mask": u64::MAX, "value": 0 }),
+        Is::OwnProcess => json!({ "argument": arg.index, "mask": u32::MAX, "value": "process" }),
+    };
+    let call = |allow: &Allow| {
+        let only = allow.only.iter().map(|all| all.iter().map(arg).collect::<Vec<_>>());
+        json!({
+            "name": allow.name,
+            "number": allow.number,
+            "only": only.collect::<Vec<_>>(),
+            "fails": allow.refused,
+            "seen": match allow.class { Class::Seen(test) => Some(test), Class::Kept => None },
+            "why": allow.why,
+        })
+    };
+    let part =
+        |part: &&Part| json!({ "part": part.name, "calls": part.calls.iter().map(call).collect::<Vec<_>>() });
+    let role = |role: &&Role| {
+        let parts: Vec<_> = role.parts.iter().map(part).collect();
+        json!({ "role": role.name, "what": role.what, "parts": parts })
+    };
+    roles.iter().map(role).collect::<Vec<_>>().into()
+}
+
 /// What is asked of the arguments.
 fn arguments(allow: &Allow) -> String {
     if let Some(error) = allow.refused {
@@ -38,7 +70,7 @@ fn arguments(allow: &Allow) -> String {
     if allow.only.is_empty() {
         return "any arguments".to_owned();
     }
-    let one = |arg: &crate::allow::Arg| match arg.is {
+    let one = |arg: &Arg| match arg.is {
         Is::Equal(value) => format!("{} = {value:#x}", arg.index),
         Is::Masked { mask, value } => format!("{} & {mask:#x} = {value:#x}", arg.index),
         Is::Null => format!("{} = null", arg.index),

@@ -148,6 +148,8 @@ static PATHS: Part = Part {
 
 #[cfg(test)]
 mod tests {
+    use volt_sandbox::role::Verdict;
+
     use super::*;
     use crate::sandbox::lists::MAIN;
 
@@ -157,6 +159,9 @@ mod tests {
         for allow in MAIN.calls() {
             let same = |own: &Allow| own.number == allow.number && own.only == allow.only;
             assert!(SUPERVISOR.calls().any(same), "{}", allow.name);
+            let of_itself = allow.only.iter().flat_map(|all| all.iter()).any(|arg| arg.is == Is::OwnProcess);
+            let judged = SUPERVISOR.judge(allow.number, &[2; 6], 1);
+            assert!(!of_itself || judged == Verdict::Allowed, "{} of another process", allow.name);
         }
     }
 }
