@@ -134,6 +134,10 @@ pub(crate) struct Cli {
     #[arg(long, value_enum, default_value_t = Confinement::On)]
     pub(crate) sandbox: Confinement,
 
+    /// Serve as this user, once everything is open; takes root
+    #[arg(long, value_name = "NAME", conflicts_with = "sandbox")]
+    pub(crate) user: Option<String>,
+
     /// Print which system calls each thread may make, and why, and exit
     #[arg(long, value_enum, value_name = "FORM", num_args = 0..=1, require_equals = true)]
     #[arg(default_missing_value = "text")]

@@ -181,7 +181,8 @@ fn fresh(cli: &Cli, given: Given, supervised: Supervised, signals: Signals) -> R
     let port = open_port(cli, given.tap)?;
     advise(cli, &*port);
     let endpoint = open_endpoint(cli, given.socket)?;
-    let control = cli.control.as_ref().map(|path| Listener::bind(path, &Access::PRIVATE)).transpose()?;
+    let private = Access { user: sandbox::user(), ..Access::PRIVATE };
+    let control = cli.control.as_ref().map(|path| Listener::bind(path, &private)).transpose()?;
     let mac = cli.mac.or(port.mac()).map_or_else(Mac::random, Ok)?;
     let options = DeviceOptions { pairs, mac, mtu: cli.mtu };
     let described = format!("offering MAC {}, {}", options.mac, endpoint.describe());
@@ -288,6 +289,7 @@ fn open_port(cli: &Cli, fds: Vec<OwnedFd>) -> Result<Box<dyn Port>, AnyError> {
             queues: cli.pairs().into(),
             persist: cli.persist,
             mtu: cli.mtu,
+            owner: sandbox::user(),
         })?),
         (None, Some(name)) => Box::new(Macvtap::open(name, cli.pairs().into())?),
         (None, None) => Box::new(Tap::from_fds(fds)?),
@@ -295,7 +297,7 @@ fn open_port(cli: &Cli, fds: Vec<OwnedFd>) -> Result<Box<dyn Port>, AnyError> {
 }
 
 fn open_endpoint(cli: &Cli, fd: Option<OwnedFd>) -> Result<Endpoint, AnyError> {
-    let access = Access { mode: cli.socket_mode, group: cli.socket_group.clone() };
+    let access = Access { mode: cli.socket_mode, group: cli.socket_group.clone(), user: sandbox::user() };
     Ok(match (&cli.socket, fd) {
         (Some(path), _) if cli.client => Endpoint::client(path)?,
         (Some(path), _) => Endpoint::Listen(Listener::bind(path, &access)?),

@@ -143,6 +143,7 @@ fn run(cli: &Cli) -> Result<ExitCode, AnyError> {
     raise_limit();
     // Descriptors from the command line first, so that none that is opened here can be mistaken for one.
     let given = Given { tap: fds::take(&cli.tap_fd)?, socket: fds::take(cli.fd.as_slice())?.pop() };
+    cli.user.as_deref().map(sandbox::serve_as).transpose()?;
     if cli.sandbox == Confinement::Off {
         sandbox::leave_off();
     }

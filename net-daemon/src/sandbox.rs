@@ -16,11 +16,13 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use log::{debug, warn};
 use rustix::thread::CapabilitySet;
+use thiserror::Error;
 use volt_net::thread::{ThreadKind, on_start, prepare_signal};
+use volt_program::accounts::{self, User};
 use volt_program::logging;
 use volt_sandbox::enter::{Keep, Landlock, Sandbox, SandboxError};
 use volt_sandbox::role::Role;
@@ -36,6 +38,8 @@ use lists::{CONTROL, DESCRIPTORS, FRAMES, LOG, MAIN};
 /// Of this process; none before it is confined.
 static SANDBOX: RwLock<Option<Arc<Sandbox>>> = RwLock::new(None);
 static LEFT_OFF: AtomicBool = AtomicBool::new(false);
+/// Who serves, if not the user who started it.
+static USER: OnceLock<User> = OnceLock::new();
 
 const ROLES: [&Role; 7] = [&MAIN, &FRAMES, &CONTROL, &DESCRIPTORS, &LOG, &SUPERVISOR, &OPENER];
 
@@ -51,6 +55,34 @@ impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         table::write(f, &ROLES)
     }
+}
+
+/// Why nobody else can serve.
+#[derive(Debug, Error)]
+pub(crate) enum UserError {
+    #[error("there is no user '{0}': create one, as 'useradd --system --no-create-home {0}' does")]
+    Unknown(String),
+    #[error("--user {0} takes root: start volt-netd as root, or as {0} without --user")]
+    NotRoot(String),
+}
+
+/// Has processes that serve be `name`'s when they are confined.
+pub(crate) fn serve_as(name: &str) -> Result<(), UserError> {
+    let user = accounts::user(name).ok_or_else(|| UserError::Unknown(name.to_owned()))?;
+    if !rustix::process::geteuid().is_root() {
+        return Err(UserError::NotRoot(name.to_owned()));
+    }
+    let _ = USER.set(user);
+    Ok(())
+}
+
+/// Who serves, if not the user who started it.
+pub(crate) fn user() -> Option<u32> {
+    USER.get().map(|user| user.user)
+}
+
+fn keep(outside: bool) -> Keep {
+    Keep { outside, user: USER.get().map(|user| (user.user, user.group)), ..Keep::NOTHING }
 }
 
 /// Confines no process from here on.
@@ -74,7 +106,7 @@ pub(crate) fn confine() -> Result<(), SandboxError> {
             ThreadKind::Descriptors => &DESCRIPTORS,
         });
     });
-    process(&[&MAIN, &FRAMES, &CONTROL, &DESCRIPTORS, &LOG], &MAIN, Keep::NOTHING)
+    process(&[&MAIN, &FRAMES, &CONTROL, &DESCRIPTORS, &LOG], &MAIN, false)
 }
 
 /// Confines the supervisor, whose workers inherit that.
@@ -84,7 +116,7 @@ pub(crate) fn confine() -> Result<(), SandboxError> {
 /// See [`SandboxError`].
 pub(crate) fn confine_supervisor() -> Result<(), SandboxError> {
     // The next worker's and systemd's sockets are outside.
-    process(&[&SUPERVISOR, &LOG], &SUPERVISOR, Keep { outside: true, ..Keep::NOTHING })
+    process(&[&SUPERVISOR, &LOG], &SUPERVISOR, true)
 }
 
 /// Confines the opener, which has no thread but this one.
@@ -97,19 +129,19 @@ pub(crate) fn confine_opener() -> Result<(), SandboxError> {
         return Ok(());
     }
     let needed = CapabilitySet::NET_ADMIN | CapabilitySet::DAC_OVERRIDE | CapabilitySet::FOWNER;
-    let keep = Keep { outside: true, capabilities: needed | CapabilitySet::KILL };
+    let keep = Keep { outside: true, capabilities: needed | CapabilitySet::KILL, user: None };
     Sandbox::new(&[&OPENER])?.confine(&OPENER, keep).map(drop)
 }
 
-/// Confines this process to what the main thread's `role` has.
-fn process(roles: &[&'static Role], role: &'static Role, keep: Keep) -> Result<(), SandboxError> {
+/// Confines this process to what the main thread's `role` has, with or without what is `outside`.
+fn process(roles: &[&'static Role], role: &'static Role, outside: bool) -> Result<(), SandboxError> {
     if LEFT_OFF.load(Ordering::Relaxed) {
         return Ok(());
     }
     let sandbox = Arc::new(Sandbox::new(roles)?);
     *SANDBOX.write().unwrap_or_else(PoisonError::into_inner) = Some(sandbox.clone());
-    logging::in_its_thread(|| or_end(&LOG, |sandbox, role| sandbox.confine(role, Keep::NOTHING).map(drop)));
-    match sandbox.confine(role, keep)? {
+    logging::in_its_thread(|| or_end(&LOG, |sandbox, role| sandbox.confine(role, keep(false)).map(drop)));
+    match sandbox.confine(role, keep(outside))? {
         Landlock::Whole => {}
         Landlock::Partly => debug!("this kernel's Landlock is older than what it is asked for"),
         Landlock::Missing => warn!("this kernel is without Landlock: system calls alone are filtered"),

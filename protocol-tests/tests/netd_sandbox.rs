@@ -3,6 +3,8 @@
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use protocol_tests::confinement::{Call, Fate, I386, Table, X32, X86_64, fate, threads};
@@ -15,6 +17,8 @@ use protocol_tests::wire::feature;
 use rustix::process::Pid;
 use serde_json::Value;
 
+/// The user of that name.
+const NOBODY: u32 = 65_534;
 /// Beyond the last number that any kernel has.
 const NUMBERS: u32 = 600;
 
@@ -304,6 +308,37 @@ fn a_second_violation_ends_the_supervisor() {
     let status = confined.rig.daemon.wait(LIMIT).expect("it ends");
     assert_eq!(status.code(), Some(5), "{}", confined.rig.daemon.log());
     confined.rig.logged(&["again and again"]);
+}
+
+/// With `--user` all that serves is that user's, who owns the sockets and the interface; the user and root may
+/// control it; an interface that is deleted is made again; a worker that dies is followed.
+#[test]
+fn another_user_serves() {
+    let arguments = [&SUPERVISED[..], &["--user", "nobody"]].concat();
+    let Some(mut confined) = Confined::new("another_user_serves", &arguments) else { return };
+    let check = |confined: &Confined| {
+        for thread in &confined.threads {
+            let status = thread.status();
+            let line = status.lines().find(|line| line.starts_with("Uid:")).expect("Uid").to_owned();
+            let user = if thread.name == "volt-opener" { 0 } else { NOBODY };
+            assert_eq!(line, format!("Uid:\t{user}\t{user}\t{user}\t{user}"), "{}", thread.name);
+        }
+        let owner = |path: PathBuf| std::fs::metadata(path).expect("a socket").uid();
+        assert_eq!([owner(confined.rig.socket()), owner(confined.rig.control())], [NOBODY; 2]);
+    };
+    check(&confined);
+    confined.rig.both_ways(&mut confined.session, 3);
+    confined.rig.kill_worker();
+    confined.look();
+    check(&confined);
+    assert_eq!(confined.rig.status()["restarts"], 1);
+    confined.rig.both_ways(&mut confined.session, 3);
+    confined.rig.take_over(&["--supervise", "--user", "nobody"]);
+    confined.look();
+    check(&confined);
+    confined.rig.both_ways(&mut confined.session, 3);
+    assert!(confined.rig.daemon.stop(LIMIT).is_some_and(|status| status.success()));
+    assert!(!confined.rig.socket().exists() && !confined.rig.control().exists(), "sockets are removed");
 }
 
 /// Has a thread make a call that is in no list, and lets the trap be.

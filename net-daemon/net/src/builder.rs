@@ -126,9 +126,13 @@ impl VirtioNetBuilder {
             return Err(BuildError::Mtu(mtu));
         }
         let port = match source {
-            Source::Tap(name) => {
-                Box::new(Tap::open(TapOptions { name, queues: queues.into(), persist: false, mtu })?)
-            }
+            Source::Tap(name) => Box::new(Tap::open(TapOptions {
+                name,
+                queues: queues.into(),
+                persist: false,
+                mtu,
+                owner: None,
+            })?),
             Source::Port(port) => port,
         };
         let mac = mac.or(port.mac()).map_or_else(Mac::random, Ok).map_err(BuildError::Random)?;

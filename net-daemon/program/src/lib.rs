@@ -1,7 +1,8 @@
 //! What volt-netd and volt-vmm have in common as programs, and no library below them knows of: the
-//! [log](logging), what is said on [standard output](output), [sockets with a path](unix), and [signals].
+//! [log](logging), what is said on [standard output](output), [sockets with a path](unix),
+//! [users](accounts), and [signals].
 
-mod groups;
+pub mod accounts;
 pub mod logging;
 pub mod output;
 mod peer;

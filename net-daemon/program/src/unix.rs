@@ -17,7 +17,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::geteuid;
 use thiserror::Error;
 
-use crate::{groups, peer};
+use crate::{accounts, peer};
 
 /// Most bytes in the path of a Unix socket: `sun_path` without its end (`unix(7)`).
 pub const MAX_PATH: usize = 107;
@@ -108,11 +108,13 @@ pub struct Access {
     pub mode: u32,
     /// The group that owns the socket, by name or number; otherwise that of the process.
     pub group: Option<String>,
+    /// The user who owns the socket; otherwise that of the process.
+    pub user: Option<u32>,
 }
 
 impl Access {
     /// For the process's own user and root only.
-    pub const PRIVATE: Access = Access { mode: 0o600, group: None };
+    pub const PRIVATE: Access = Access { mode: 0o600, group: None, user: None };
 }
 
 /// Listens on `path`. A stale socket, whose process has died, is replaced; after an error there is none.
@@ -145,6 +147,10 @@ fn permit(path: &Path, access: &Access, group: Option<u32>) -> Result<(), BindEr
             group: access.group.clone().unwrap_or_default(),
             source,
         })?;
+    }
+    if access.user.is_some() {
+        std::os::unix::fs::chown(path, access.user, None)
+            .map_err(|source| BindError::Permissions { path: path.to_owned(), source })?;
     }
     fs::set_permissions(path, fs::Permissions::from_mode(access.mode))
         .map_err(|source| BindError::Permissions { path: path.to_owned(), source })
@@ -251,7 +257,7 @@ pub fn check_user(connection: &impl AsFd) -> Result<(), Stranger> {
 
 fn group(name: &str) -> Result<u32, BindError> {
     let by_number = || name.parse().ok();
-    groups::number(name).or_else(by_number).ok_or_else(|| BindError::Group(name.to_owned()))
+    accounts::group(name).or_else(by_number).ok_or_else(|| BindError::Group(name.to_owned()))
 }
 
 /// The socket in the file system: removed at the end, unless it is somebody else's by then.

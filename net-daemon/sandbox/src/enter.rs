@@ -5,9 +5,11 @@
 use std::io;
 
 use landlock::{ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, RulesetError, RulesetStatus, Scope};
+use rustix::process::{Gid, Uid, geteuid, parent_process_death_signal, set_parent_process_death_signal};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set,
-    remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
+    remove_capability_from_bounding_set, set_capabilities, set_no_new_privs, set_thread_groups,
+    set_thread_res_gid, set_thread_res_uid,
 };
 use seccompiler::{BackendError, BpfProgram, apply_filter};
 use thiserror::Error;
@@ -52,11 +54,13 @@ pub struct Keep {
     pub outside: bool,
     /// Capabilities, as far as it has them.
     pub capabilities: CapabilitySet,
+    /// The user and the group that it is from here on, if it is to be others.
+    pub user: Option<(u32, u32)>,
 }
 
 impl Keep {
     /// For a process that maps a guest's memory.
-    pub const NOTHING: Keep = Keep { outside: false, capabilities: CapabilitySet::empty() };
+    pub const NOTHING: Keep = Keep { outside: false, capabilities: CapabilitySet::empty(), user: None };
 }
 
 /// How much of Landlock this kernel has.
@@ -104,6 +108,9 @@ impl Sandbox {
         let failed = |what| move |errno: rustix::io::Errno| SandboxError::System(what, errno.into());
         set_no_new_privs(true).map_err(failed("giving up new privileges"))?;
         let landlock = if keep.outside { Landlock::Whole } else { restrict_paths()? };
+        if let Some((user, group)) = keep.user {
+            become_user(user, group).map_err(failed("changing the user"))?;
+        }
         drop_capabilities(keep.capabilities).map_err(failed("dropping capabilities"))?;
         self.enter(role)?;
         Ok(landlock)
@@ -137,6 +144,23 @@ fn restrict_paths() -> Result<Landlock, RulesetError> {
         RulesetStatus::PartiallyEnforced => Landlock::Partly,
         RulesetStatus::NotEnforced => Landlock::Missing,
     })
+}
+
+/// This thread is another user's. Whatever was to end it with its parent still does: the kernel forgets that.
+fn become_user(user: u32, group: u32) -> rustix::io::Result<()> {
+    let (user, group) = (Uid::from_raw(user), Gid::from_raw(group));
+    // As the child of one that is.
+    if geteuid() == user {
+        return Ok(());
+    }
+    let with_parent = parent_process_death_signal()?;
+    set_thread_groups(&[group])?;
+    set_thread_res_gid(group, group, group)?;
+    set_thread_res_uid(user, user, user)?;
+    if with_parent.is_some() {
+        set_parent_process_death_signal(with_parent)?;
+    }
+    Ok(())
 }
 
 /// No others are left, and none can come back.

@@ -121,6 +121,7 @@ static OPENING: Part = Part {
             &[equal(1, libc::TUNSETIFF as u32)],
             &[equal(1, libc::TUNGETIFF as u32)],
             &[equal(1, libc::TUNSETPERSIST as u32)],
+            &[equal(1, libc::TUNSETOWNER as u32)],
             &[equal(1, libc::SIOCGIFINDEX as u32)],
             &[equal(1, libc::SIOCGIFFLAGS as u32)],
             &[equal(1, libc::SIOCSIFFLAGS as u32)],

@@ -40,6 +40,9 @@ pub struct TapOptions {
     pub persist: bool,
     /// MTU for an interface that is created.
     pub mtu: Option<u16>,
+    /// Number of the user who may open an interface that is created, if not root alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<u32>,
 }
 
 /// What is needed to open a port's interface again, in this process or in another one.

@@ -301,6 +301,9 @@ fn set_up(options: &TapOptions, files: &[File]) -> io::Result<()> {
     {
         ioctl::set_persist(file)?;
     }
+    if let (Some(owner), Some(file)) = (options.owner, files.first()) {
+        ioctl::set_owner(file, owner)?;
+    }
     if let Some(mtu) = options.mtu {
         link::set_mtu(&options.name, mtu)?;
     }

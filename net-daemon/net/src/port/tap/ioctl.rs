@@ -81,6 +81,12 @@ pub(super) fn set_persist(file: &impl AsFd) -> io::Result<()> {
     check(unsafe { libc::ioctl(file.as_fd().as_raw_fd(), libc::TUNSETPERSIST, 1 as libc::c_ulong) })
 }
 
+/// Lets a user open the interface beside root.
+pub(super) fn set_owner(file: &impl AsFd, owner: u32) -> io::Result<()> {
+    // SAFETY: TUNSETOWNER takes its argument by value.
+    check(unsafe { libc::ioctl(file.as_fd().as_raw_fd(), libc::TUNSETOWNER, libc::c_ulong::from(owner)) })
+}
+
 /// The name of the interface that an open queue belongs to.
 pub(in crate::port) fn name(file: &impl AsRawFd) -> io::Result<String> {
     Ok(flags_and_name(file.as_raw_fd())?.1)
