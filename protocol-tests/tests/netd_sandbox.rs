@@ -337,6 +337,13 @@ fn another_user_serves() {
     confined.look();
     check(&confined);
     confined.rig.both_ways(&mut confined.session, 3);
+    confined.rig.netns.ip("link del dev tap0").expect("deleted");
+    confined.rig.logged(&["tap0 is gone"]);
+    confined.rig.netns.add_tap("tap0", true).expect("a TAP again");
+    confined.rig.wire = confined.rig.netns.wire("tap0").expect("a packet socket on it");
+    confined.rig.logged(&["tap0: opened again"]);
+    confined.rig.netns.wait_until_up("tap0", LIMIT).expect("up");
+    confined.rig.both_ways(&mut confined.session, 3);
     assert!(confined.rig.daemon.stop(LIMIT).is_some_and(|status| status.success()));
     assert!(!confined.rig.socket().exists() && !confined.rig.control().exists(), "sockets are removed");
 }
