@@ -143,6 +143,22 @@ fn run(filter: &[sock_filter], call: &Call) -> u32 {
     }
 }
 
+/// Where a running process has the one function of its program whose name ends in `name`.
+///
+/// # Panics
+/// When there is no such function.
+pub fn function(process: u32, name: &str) -> u64 {
+    let path = format!("/proc/{process}/exe");
+    let program = std::fs::read_link(&path).expect("its program");
+    let symbols = Command::new("nm").arg("--defined-only").arg(&program).output().expect("nm of binutils");
+    let symbols = String::from_utf8(symbols.stdout).expect("names");
+    let line = symbols.lines().find(|line| line.ends_with(name)).expect(name);
+    let offset = line.split(' ').next().and_then(|number| u64::from_str_radix(number, 16).ok());
+    let maps = std::fs::read_to_string(format!("/proc/{process}/maps")).expect("its memory");
+    let base = maps.split('-').next().and_then(|number| u64::from_str_radix(number, 16).ok());
+    base.expect("an address") + offset.expect("an address")
+}
+
 /// The threads of a process, each with its name.
 pub fn threads(process: u32) -> Vec<(Pid, String)> {
     let entries = std::fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();

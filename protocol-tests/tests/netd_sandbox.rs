@@ -4,10 +4,11 @@
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use protocol_tests::confinement::{Call, Fate, I386, Table, X32, X86_64, fate, threads};
+use protocol_tests::confinement::{Call, Fate, I386, Table, X32, X86_64, fate, function, threads};
 use protocol_tests::daemon::poll_until;
 use protocol_tests::rig::{LIMIT, Rig};
 use protocol_tests::session::{Session, Setup};
@@ -308,6 +309,22 @@ fn a_second_violation_ends_the_supervisor() {
     let status = confined.rig.daemon.wait(LIMIT).expect("it ends");
     assert_eq!(status.code(), Some(5), "{}", confined.rig.daemon.log());
     confined.rig.logged(&["again and again"]);
+}
+
+/// A panic in any thread is told, and ends the process.
+#[test]
+fn a_panic_is_told_and_ends_the_process() {
+    for name in SERVING {
+        let Some(mut confined) = Confined::new("a_panic_is_told_and_ends_the_process", &[]) else { return };
+        let thread = confined.serving().find(|thread| thread.name == name).expect(name);
+        let traced = Traced::seize(thread.id).expect("it can be traced");
+        traced.go_into(function(thread.process, "panic_cannot_unwind")).expect("it stands still");
+        traced.detach().expect("it stood still");
+        let status = confined.rig.daemon.wait(LIMIT).expect("it ends");
+        assert_eq!(status.signal(), Some(libc::SIGABRT), "{name}: {status}\n{}", confined.rig.daemon.log());
+        let name = if name == "volt-netd" { "main" } else { name };
+        confined.rig.logged(&[&format!("thread '{name}' panicked at")]);
+    }
 }
 
 /// With `--user` all that serves is that user's, who owns the sockets and the interface; the user and root may

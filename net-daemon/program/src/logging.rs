@@ -29,6 +29,8 @@ mod queue;
 /// Target of the few lines that say why and how the program ends: no bound leaves them out.
 pub const END: &str = "end";
 
+/// Name of the thread that writes.
+const WRITER: &str = "log";
 /// How long the end of the program waits for a reader.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -163,7 +165,7 @@ fn start() -> io::Result<()> {
     // It takes none of the process's signals, so that a terminal never stops it for writing in the background
     // either.
     let mask = SignalSet::all().block_only()?;
-    let started = thread::Builder::new().name("log".to_owned()).spawn(|| QUEUE.serve());
+    let started = thread::Builder::new().name(WRITER.to_owned()).spawn(|| QUEUE.serve());
     mask.block_only()?;
     QUEUE.lock().set_served(started.is_ok());
     started.map(drop)
@@ -200,7 +202,8 @@ pub fn say_panic(panic: &PanicHookInfo<'_>) {
 /// Waits until everything is written, for a reader that reads.
 pub fn flush() {
     let served = QUEUE.lock().is_served();
-    if !served && start().is_err() {
+    let is_writer = thread::current().name() == Some(WRITER);
+    if is_writer || (!served && start().is_err()) {
         // There is no other thread to do it.
         return QUEUE.write_out();
     }
