@@ -114,13 +114,13 @@ pub(crate) fn run(
     match origin {
         Origin::Fresh(given) => {
             let server = fresh(cli, given, supervision, signals)?;
-            sandbox::confine()?;
+            sandbox::confine(&ending)?;
             Ok(server.run()?)
         }
         Origin::Dead(mut inheritance) => {
             let last = inheritance.last.take();
             let mut server = import(inheritance, supervision, signals).map_err(Unusable)?;
-            sandbox::confine()?;
+            sandbox::confine(&ending)?;
             server.resume(last)?;
             Ok(server.run()?)
         }
@@ -134,7 +134,7 @@ pub(crate) fn run(
                     return Err(error);
                 }
             };
-            sandbox::confine()?;
+            sandbox::confine(&ending)?;
             let last = match go_signal {
                 GoSignal::Direct(predecessor) => predecessor.wait_for_go()?,
                 GoSignal::Supervisor => server.wait_for_start()?,

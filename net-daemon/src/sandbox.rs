@@ -24,6 +24,7 @@ use thiserror::Error;
 use volt_net::thread::{ThreadKind, on_start, prepare_signal};
 use volt_program::accounts::{self, User};
 use volt_program::logging;
+use volt_program::signals::SignalSet;
 use volt_sandbox::enter::{Keep, Landlock, Sandbox, SandboxError};
 use volt_sandbox::role::Role;
 use volt_sandbox::table;
@@ -37,6 +38,8 @@ use lists::{CONTROL, DESCRIPTORS, FRAMES, LOG, MAIN};
 
 /// Of this process; none before it is confined.
 static SANDBOX: RwLock<Option<Arc<Sandbox>>> = RwLock::new(None);
+/// Signals that have handlers.
+static TOLD_BY: OnceLock<SignalSet> = OnceLock::new();
 static LEFT_OFF: AtomicBool = AtomicBool::new(false);
 /// Who serves, if not the user who started it.
 static USER: OnceLock<User> = OnceLock::new();
@@ -91,13 +94,14 @@ pub(crate) fn leave_off() {
     warn!("--sandbox=off: whoever takes this daemon over can do all that its user can");
 }
 
-/// Confines this process, which serves a guest. Called by the main thread, which has made no other but the
-/// log's.
+/// Confines this process, which serves a guest and is told to end by `signals`. Called by the main thread,
+/// which has made no other but the log's.
 ///
 /// # Errors
 ///
 /// See [`SandboxError`]; it must not serve then.
-pub(crate) fn confine() -> Result<(), SandboxError> {
+pub(crate) fn confine(signals: &[libc::c_int]) -> Result<(), SandboxError> {
+    let _ = TOLD_BY.set(SignalSet::of(signals));
     prepare_signal().map_err(|error| SandboxError::System("handling a signal", error))?;
     on_start(|kind| {
         enter(match kind {
@@ -149,7 +153,11 @@ fn process(roles: &[&'static Role], role: &'static Role, outside: bool) -> Resul
     Ok(())
 }
 
+/// For a thread beside the main one, which alone takes the signals that tell this process something: what
+/// their handlers do is not in this one's list.
 fn enter(role: &'static Role) {
+    // An error is no reason not to serve, as the kernel prefers the main thread anyhow.
+    let _ = TOLD_BY.get().map(SignalSet::block);
     or_end(role, Sandbox::enter);
 }
 
