@@ -22,6 +22,7 @@ use volt_vmm::pci::ConfigPorts;
 use volt_vmm::pci::hotplug::{HotplugEvents, HotplugRegisters};
 use volt_vmm::virtio::blk::{Block, BlockError};
 use volt_vmm::virtio::handle::DeviceKind;
+use volt_vmm::virtio::maker::Maker;
 use volt_vmm::virtio::pci::slots::{PciSlots, SlotError};
 use volt_vmm::virtio::rng::Rng;
 
@@ -55,7 +56,7 @@ impl Machine {
         let line = LevelLine::new(move |high| level.store(high, Ordering::SeqCst));
         let events = Arc::new(HotplugEvents::new(line));
         let pci = Mutex::new(ConfigPorts::new(slots.bus()));
-        let devices = Arc::new(Devices::on_pci(slots, events.clone()));
+        let devices = Arc::new(Devices::on_pci(slots, events.clone(), Maker::start().expect("a thread")));
         let ejecting = devices.clone();
         let registers = HotplugRegisters::new(events, Box::new(move |slot| ejecting.ejected(slot)));
         Machine { devices, pci, registers, pin, gate: Arc::default(), mmio }

@@ -22,6 +22,7 @@ use crate::machine::devices::Devices;
 use crate::machine::pause::Pause;
 use crate::machine::power::PowerButton;
 use crate::pci::hotplug::{HotplugEvents, HotplugRegisters};
+use crate::virtio::maker::Maker;
 use crate::virtio::net::vhost_user::scripted::{End, serve};
 use crate::virtio::pci::slots::PciSlots;
 use crate::virtio::testing::memory;
@@ -88,7 +89,7 @@ fn rig_with_limit(test: &str, limit: Duration) -> Option<Rig> {
     let slots = PciSlots::new(vm(test)?, memory(), Arc::new(Bus::new()));
     let line = || LevelLine::new(|_| {});
     let events = Arc::new(HotplugEvents::new(line()));
-    let devices = Arc::new(Devices::on_pci(slots, events.clone()));
+    let devices = Arc::new(Devices::on_pci(slots, events.clone(), Maker::start().unwrap()));
     let ejecting = devices.clone();
     let guest = Guest::start(HotplugRegisters::new(events, Box::new(move |slot| ejecting.ejected(slot))));
     let (exit, gate) = (Arc::new(ExitEvent::new().unwrap()), Arc::<PauseGate>::default());

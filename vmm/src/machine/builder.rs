@@ -41,6 +41,7 @@ use crate::serial::{Output, Room, Uart};
 use crate::vcpu::{self, Vcpu};
 use crate::virtio::VirtioDevice;
 use crate::virtio::blk::{Block, BlockError};
+use crate::virtio::maker::{Made, Maker};
 use crate::virtio::mmio::MmioTransport;
 use crate::virtio::net::{self, NetError};
 use crate::virtio::pci::slots::PciSlots;
@@ -105,6 +106,8 @@ pub enum BuildError {
     Slot(#[from] PlugError),
     #[error("two devices want the same addresses")]
     Range(#[from] RangeError),
+    #[error("the process may have no more threads")]
+    Thread(#[source] io::Error),
     #[error("the vCPUs' signal cannot be set up")]
     Signal(#[source] io::Error),
 }
@@ -128,10 +131,11 @@ pub fn build(config: &VmConfig, exit: Arc<ExitEvent>) -> Result<Machine, BuildEr
     let power_button = connect_power(&buses.pio, &vm, &exit)?;
     let console = connect_serial(&config.serial, &buses.pio, &vm)?;
     let gate = Arc::<PauseGate>::default();
+    let maker = Maker::start().map_err(BuildError::Thread)?;
     let devices = virtio_devices(config, &gate)?;
     let (devices, virtio_mmio) = match config.transport {
-        Transport::Mmio => connect_mmio(devices, &buses.mmio, &vm, &memory)?,
-        Transport::Pci => (connect_pci(devices, &buses, &vm, &memory)?, Vec::new()),
+        Transport::Mmio => connect_mmio(devices, &maker, &buses.mmio, &vm, &memory)?,
+        Transport::Pci => (connect_pci(devices, maker, &buses, &vm, &memory)?, Vec::new()),
     };
     let serial = config.serial != SerialConfig::None;
     acpi::write(
@@ -281,6 +285,7 @@ fn virtio_devices(
 /// Puts each device behind a transport on the bus.
 fn connect_mmio(
     devices: Vec<Box<dyn VirtioDevice>>,
+    maker: &Arc<Maker>,
     mmio: &Bus,
     vm: &VmFd,
     memory: &GuestMemoryMmap,
@@ -289,7 +294,7 @@ fn connect_mmio(
     let mut slots = Vec::new();
     // There are as many slots: see virtio_devices.
     for (slot, device) in (0..).map_while(mmio_slot).zip(devices) {
-        let transport = MmioTransport::new(device, memory.clone(), vm, slot)?;
+        let transport = MmioTransport::new(Made::wrap(maker, device), memory.clone(), vm, slot)?;
         mmio.insert(slot.base, MMIO_SLOT_SIZE, Arc::new(Mutex::new(transport)))?;
         slots.push(slot);
     }
@@ -299,6 +304,7 @@ fn connect_mmio(
 /// Makes each device a function of a PCI bus whose slots the guest may be given and asked for while it runs.
 fn connect_pci(
     devices: Vec<Box<dyn VirtioDevice>>,
+    maker: Arc<Maker>,
     buses: &Buses,
     vm: &Arc<VmFd>,
     memory: &GuestMemoryMmap,
@@ -307,7 +313,7 @@ fn connect_pci(
     let ports = ConfigPorts::new(slots.bus());
     buses.pio.insert(CONFIG_PORTS.into(), CONFIG_PORTS_SIZE.into(), Arc::new(Mutex::new(ports)))?;
     let events = Arc::new(HotplugEvents::new(LevelLine::of(vm.clone(), HOTPLUG_GSI)));
-    let list = Arc::new(Devices::on_pci(slots, events.clone()));
+    let list = Arc::new(Devices::on_pci(slots, events.clone(), maker));
     let ejecting = list.clone();
     let registers = HotplugRegisters::new(events, Box::new(move |slot| ejecting.ejected(slot)));
     buses.pio.insert(HOTPLUG_PORTS.into(), hotplug::SIZE.into(), Arc::new(Mutex::new(registers)))?;

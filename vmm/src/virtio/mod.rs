@@ -18,6 +18,7 @@
 //! | [`ring`] | a vring that the VMM serves itself, one checked chain at a time |
 //! | [`chain`] | a descriptor chain as two lists of buffers |
 //! | [`worker`] | the thread that serves one ring |
+//! | [`maker`] | devices are started and reset beside the vCPU that asks for it |
 //! | [`blk`], [`rng`], [`net`] | the devices |
 
 use std::io;
@@ -37,6 +38,7 @@ pub mod blk;
 pub mod chain;
 pub mod handle;
 pub mod interrupt;
+pub mod maker;
 pub mod mmio;
 pub mod net;
 pub mod pci;

@@ -20,6 +20,7 @@ use volt_net::device::DeviceError;
 use crate::pci::hotplug::HotplugEvents;
 use crate::virtio::VirtioDevice;
 use crate::virtio::handle::{DeviceHandle, DeviceKind};
+use crate::virtio::maker::{Made, Maker};
 use crate::virtio::pci::slots::PciSlots;
 use crate::virtio::status::DeviceStatus;
 
@@ -81,6 +82,7 @@ struct Entry {
 struct Plug {
     slots: PciSlots,
     events: Arc<HotplugEvents>,
+    maker: Arc<Maker>,
 }
 
 /// The devices in the order in which they came.
@@ -145,9 +147,9 @@ impl Devices {
         Devices { list: Mutex::new(list), gone: Condvar::new(), plug: None }
     }
 
-    /// None yet; they go into `slots`, and the guest is told by `events`.
-    pub fn on_pci(slots: PciSlots, events: Arc<HotplugEvents>) -> Devices {
-        Devices { plug: Some(Plug { slots, events }), ..Devices::fixed(Vec::new()) }
+    /// None yet; they go into `slots`, the guest is told by `events`, and `maker` starts and resets them.
+    pub fn on_pci(slots: PciSlots, events: Arc<HotplugEvents>, maker: Arc<Maker>) -> Devices {
+        Devices { plug: Some(Plug { slots, events, maker }), ..Devices::fixed(Vec::new()) }
     }
 
     /// How each device is.
@@ -241,7 +243,7 @@ impl Devices {
     fn put(&self, list: &mut List, plug: &Plug, device: Box<dyn VirtioDevice>) -> Result<usize, PlugError> {
         let shown = Device::of(&*device);
         let slot = plug.slots.room(|slot| plug.events.is_settled(slot))?;
-        plug.slots.put(slot, device)?;
+        plug.slots.put(slot, Made::wrap(&plug.maker, device))?;
         list.push(shown, Some(slot));
         Ok(slot)
     }

@@ -82,7 +82,11 @@ fn devices(test: &str) -> Option<Devices> {
     let vm = vm.and_then(|vm| vm.create_irq_chip().map(|()| vm));
     let vm = vm.map_err(|error| eprintln!("SKIP {test}: /dev/kvm: {error}")).ok()?;
     let slots = PciSlots::new(Arc::new(vm), memory(), Arc::new(Bus::new()));
-    Some(Devices::on_pci(slots, Arc::new(HotplugEvents::new(LevelLine::new(|_| {})))))
+    Some(Devices::on_pci(
+        slots,
+        Arc::new(HotplugEvents::new(LevelLine::new(|_| {}))),
+        Maker::start().unwrap(),
+    ))
 }
 
 /// While a vCPU ends a device, all others come and go; its own name and slot are free when it has ended, and
