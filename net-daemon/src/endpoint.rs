@@ -11,9 +11,10 @@ use rustix::net::{AddressFamily, SocketType, getpeername, sockopt};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use volt_net::state::{Exporter, FdId, Importer, Numbered, StateError};
+use volt_program::opener::Opener;
 use volt_program::unix::{Access, BindError, PathTooLong, SocketFile, bind, check_path};
 
-use crate::opener::{At, Opener, Request};
+use crate::opener::{self, At, Request};
 
 /// Why there is no endpoint.
 #[derive(Debug, Error)]
@@ -229,7 +230,7 @@ fn listens(socket: &OwnedFd) -> Option<bool> {
 impl Drop for Listener {
     fn drop(&mut self) {
         match (self.file.as_ref().filter(|_| self.owned), &self.opener) {
-            (Some(_), Some(opener)) => opener.ask_and_wait(Request::RemoveFiles),
+            (Some(_), Some(opener)) => opener::ask_and_wait(opener, &Request::RemoveFiles),
             (Some(file), None) => file.remove(),
             (None, _) => {}
         }

@@ -16,6 +16,7 @@ use volt_net::port::import::import as import_port;
 use volt_net::port::macvtap::Macvtap;
 use volt_net::port::tap::{Tap, TapOptions};
 use volt_net::state::{FdId, Importer};
+use volt_program::opener::Opener;
 use volt_program::signals::SignalSet;
 use volt_program::unix::Access;
 use volt_vhost_user::channel::Piece;
@@ -24,7 +25,7 @@ use volt_virtio::notify::Notifier;
 use crate::cli::Cli;
 use crate::endpoint::{Endpoint, Listener};
 use crate::handover::Predecessor;
-use crate::opener::{At, Duties, Opener};
+use crate::opener::{At, Duties, Request};
 use crate::sandbox;
 use crate::server::{End, Parts, Server};
 use crate::signals::{self, Signals};
@@ -258,7 +259,7 @@ fn build(
         frontend: endpoint.frontend().map(|path| At(path.to_owned())),
         supervised: supervisor.is_some(),
     };
-    opener.entrust(&duties)?;
+    opener.ask(&Request::Entrust(duties))?.take()?;
     let wake = Arc::new(Notifier::eventfd()?);
     let mut device = NetDevice::new(port, options, wake.clone())?;
     if let Some(watches) = watches {

@@ -28,7 +28,6 @@ use crate::cli::{Cli, Command, Confinement, Ctl, MAX_PAIRS, TableForm};
 use crate::control::Request;
 use crate::handover::Predecessor;
 use crate::launch::{AnyError, Given, GoSignal, Inheritance, Origin};
-use crate::opener::Opener;
 use crate::server::End;
 
 mod cli;
@@ -147,7 +146,7 @@ fn run(cli: &Cli) -> Result<ExitCode, AnyError> {
     if cli.sandbox == Confinement::Off {
         sandbox::leave_off();
     }
-    let opener = Arc::new(Opener::start()?);
+    let opener = Arc::new(opener::start()?);
     let origin = match &cli.take_over {
         Some(path) => take_over(path)?,
         None => Origin::Fresh(given),

@@ -1,46 +1,23 @@
-//! The process beside the daemon that opens what takes a path or a privilege, after the daemon has given up
-//! both: an interface that was deleted, the socket of a front-end that listens. It also removes socket files
-//! at the end, and ends a supervisor that does not answer.
+//! What the process beside the daemon does for it: an interface that was deleted is opened again, the socket
+//! of a front-end that listens is connected to, socket files are removed at the end, and a supervisor that
+//! does not answer is ended.
 //!
-//! ```text
-//! daemon                                    opener
-//!   |-- a request: one byte, a socket ------->|
-//!   |-- (entrust: duties) ------------------->|  once
-//!   |<-- an answer, descriptors, by the socket|
-//! ```
-//!
-//! It is forked before the process has anything of a guest's or of a front-end's, is told once what it is
-//! for, and then a request is only which of its duties is asked for: whoever has taken the daemon over cannot
-//! name a path or an interface. It never writes the log, and ends when nobody is left who could ask.
-#![expect(unsafe_code, reason = "fork, and closing what the fork has of its parent's")]
+//! It is told once what it is for, and then a request is only which of its duties is asked for: whoever has
+//! taken the daemon over cannot name a path or an interface.
 
-use std::io::{self, IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::time::Duration;
 
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recv, recvmsg, send, sendmsg, socketpair,
-};
-use rustix::process::{Pid, Signal, getppid, kill_process};
+use rustix::process::{Pid, Signal, getpid, getppid, kill_process};
 use serde::{Deserialize, Serialize};
 use volt_net::port::reopening::open_again;
 use volt_net::port::state::Reopening;
-use volt_net::state::transfer;
-use volt_program::logging;
-use volt_program::signals::SignalSet;
+use volt_program::opener::Opener;
 use volt_program::unix::{SocketFile, connect};
 use volt_virtio::error_chain;
 
 use crate::sandbox;
-
-/// How long either side takes for the words after a request.
-const LIMIT: Duration = Duration::from_secs(1);
-
-const READY: u8 = b'R';
 
 /// What it is for.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -60,152 +37,47 @@ pub(crate) struct Duties {
 #[serde(transparent)]
 pub(crate) struct At(#[serde(with = "volt_net::state::path")] pub(crate) PathBuf);
 
-/// Which duty is asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
+/// What it is asked for.
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Request {
-    Entrust = b'e',
-    OpenPort = b'p',
-    Connect = b'c',
-    RemoveFiles = b'r',
-    EndSupervisor = b's',
+    /// To be told what it is for. Only the first time counts: whoever comes later has no say.
+    Entrust(Duties),
+    OpenPort,
+    Connect,
+    RemoveFiles,
+    EndSupervisor,
 }
 
-const REQUESTS: [Request; 5] =
-    [Request::Entrust, Request::OpenPort, Request::Connect, Request::RemoveFiles, Request::EndSupervisor];
-
-/// What came of it.
-type Answer = Result<(), String>;
-
-/// The daemon's end.
-#[derive(Debug)]
-pub(crate) struct Opener(OwnedFd);
-
-/// An answer that is waited for: readable when it is there.
-#[derive(Debug)]
-pub(crate) struct Asked(UnixStream);
-
-impl Opener {
-    /// Forks it.
-    ///
-    /// # Errors
-    ///
-    /// When the system has no process or no sockets for it.
-    pub(crate) fn start() -> io::Result<Opener> {
-        // Each request is whole, whenever the process dies that sends it.
-        let (ours, theirs) =
-            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-        // SAFETY: beside this thread there is the log's, which holds no lock but the allocator's, and that
-        // one is free in a child of the C library's.
-        match logging::across_fork(|| unsafe { libc::fork() }) {
-            0 => {
-                keep_only(&theirs);
-                if let Err(error) = sandbox::confine_opener() {
-                    logging::say(&format_args!(
-                        "volt-netd: the opener cannot be confined: {}",
-                        error_chain(&error)
-                    ));
-                    logging::exit(1);
-                }
-                if send(&theirs, &[READY], SendFlags::NOSIGNAL).is_ok() {
-                    serve(&theirs);
-                }
-                std::process::exit(0)
-            }
-            forked if forked < 0 => Err(io::Error::last_os_error()),
-            _ => {
-                drop(theirs);
-                // Nothing of this process's is left there by then.
-                recv(&ours, &mut [0], RecvFlags::empty())?;
-                Ok(Opener(ours))
-            }
+/// Forks it.
+///
+/// # Errors
+///
+/// See [`Opener::start`].
+pub(crate) fn start() -> io::Result<Opener> {
+    let begin = || {
+        let confined = sandbox::confine_opener();
+        confined.map_err(|error| format!("volt-netd: the opener cannot be confined: {}", error_chain(&error)))
+    };
+    let (parent, mut entrusted) = (getpid(), None);
+    Opener::start(c"volt-opener", begin, move |request| {
+        if let Request::Entrust(duties) = request {
+            entrusted.get_or_insert(duties);
+            return Ok(Vec::new());
         }
-    }
-
-    /// Tells it what it is for. Only the first time counts: whoever comes later has no say.
-    pub(crate) fn entrust(&self, duties: &Duties) -> io::Result<()> {
-        let asked = self.ask(Request::Entrust)?;
-        transfer::send(&asked.0, duties, &[])?;
-        asked.take().map(drop)
-    }
-
-    /// Asks for one of its duties.
-    pub(crate) fn ask(&self, request: Request) -> io::Result<Asked> {
-        let (ours, theirs) = UnixStream::pair()?;
-        ours.set_read_timeout(Some(LIMIT))?;
-        ours.set_write_timeout(Some(LIMIT))?;
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        let (byte, answer_to) = ([request as u8], [theirs.as_fd()]);
-        control.push(SendAncillaryMessage::ScmRights(&answer_to));
-        sendmsg(&self.0, &[IoSlice::new(&byte)], &mut control, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?;
-        Ok(Asked(ours))
-    }
-
-    /// Asks, and waits for the answer. For what is no error when it does not come to pass.
-    pub(crate) fn ask_and_wait(&self, request: Request) {
-        let _ = self.ask(request).and_then(Asked::take);
-    }
+        let duties = entrusted.as_ref().ok_or("it does not know yet what it is for")?;
+        carry_out(&request, duties, parent).map_err(|error| error_chain(&error))
+    })
 }
 
-impl Asked {
-    /// Takes the answer: the descriptors that were asked for.
-    pub(crate) fn take(self) -> io::Result<Vec<OwnedFd>> {
-        let (answer, fds) = transfer::receive::<Answer>(&self.0).map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => {
-                io::Error::new(error.kind(), "the process that opens it for this daemon is gone")
-            }
-            _ => error,
-        })?;
-        answer.map(|()| fds).map_err(io::Error::other)
-    }
+/// Asks `opener`, and waits for the answer. For what is no error when it does not come to pass.
+pub(crate) fn ask_and_wait(opener: &Opener, request: &Request) {
+    let _ = opener.ask(request).and_then(|asked| asked.take());
 }
 
-impl AsFd for Asked {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
-
-/// Closes everything that this process has of its parent's, but for the standard streams.
-fn keep_only(socket: &OwnedFd) {
-    // It has to outlast the daemon, also when signals are sent to both.
-    let _ = SignalSet::all().block();
-    let _ = rustix::thread::set_name(c"volt-opener");
-    let number = socket.as_raw_fd().unsigned_abs();
-    for (first, last) in [(3, number - 1), (number + 1, u32::MAX)] {
-        // SAFETY: this process returns to none of its parent's owners of these descriptors.
-        let _ = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
-    }
-}
-
-/// Serves until nobody is left.
-fn serve(socket: &OwnedFd) {
-    let (parent, mut duties) = (getppid(), None);
-    while let Some((request, answer_to)) = receive(socket) {
-        // Whoever asks and does not read the answer waits for nothing.
-        let _ = answer_to.set_read_timeout(Some(LIMIT));
-        let _ = answer_to.set_write_timeout(Some(LIMIT));
-        if request == Request::Entrust {
-            let told = transfer::receive::<Duties>(&answer_to).ok().map(|(duties, _)| duties);
-            duties = duties.or(told);
-            let _ = transfer::send(&answer_to, &Answer::Ok(()), &[]);
-            continue;
-        }
-        let Some(duties) = &duties else { continue };
-        let (answer, fds) = match carry_out(request, duties, parent) {
-            Ok(fds) => (Ok(()), fds),
-            Err(why) => (Err(error_chain(&why)), Vec::new()),
-        };
-        let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-        let _ = transfer::send(&answer_to, &answer, &fds);
-    }
-}
-
-fn carry_out(request: Request, duties: &Duties, parent: Option<Pid>) -> io::Result<Vec<OwnedFd>> {
+fn carry_out(request: &Request, duties: &Duties, parent: Pid) -> io::Result<Vec<OwnedFd>> {
     let none = || io::Error::from(io::ErrorKind::Unsupported);
     match request {
-        Request::Entrust => {}
+        Request::Entrust(_) => {}
         Request::OpenPort => return open_again(duties.port.as_ref().ok_or_else(none)?),
         Request::Connect => {
             let At(path) = duties.frontend.as_ref().ok_or_else(none)?;
@@ -217,38 +89,12 @@ fn carry_out(request: Request, duties: &Duties, parent: Option<Pid>) -> io::Resu
             }
         }
         Request::EndSupervisor => {
-            if let Some(parent) = parent.filter(|parent| duties.supervised && getppid() == Some(*parent)) {
+            if duties.supervised && getppid() == Some(parent) {
                 kill_process(parent, Signal::KILL)?;
             }
         }
     }
     Ok(Vec::new())
-}
-
-/// The next request, and where its answer goes. What is none is left out.
-fn receive(socket: &OwnedFd) -> Option<(Request, UnixStream)> {
-    loop {
-        let mut byte = [0];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let received =
-            recvmsg(socket, &mut [IoSliceMut::new(&mut byte)], &mut control, RecvFlags::CMSG_CLOEXEC);
-        let fd = control.drain().find_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
-            _ => None,
-        });
-        match (received, fd) {
-            (Err(rustix::io::Errno::INTR), _) => {}
-            (Err(_), _) => return None,
-            (Ok(received), None) if received.bytes == 0 => return None,
-            (Ok(_), fd) => {
-                let request = REQUESTS.into_iter().find(|request| *request as u8 == byte[0]);
-                if let (Some(request), Some(fd)) = (request, fd) {
-                    return Some((request, fd.into()));
-                }
-            }
-        }
-    }
 }
 
 #[cfg(test)]
@@ -264,11 +110,12 @@ mod tests {
         let path = dir.path().join("s");
         let listener = UnixListener::bind(&path).unwrap();
         listener.set_nonblocking(true).unwrap();
-        let opener = Opener::start().unwrap();
-        let asked = |request| opener.ask(request).and_then(Asked::take);
+        let opener = start().unwrap();
+        let asked = |request| opener.ask(&request).and_then(|asked| asked.take());
         assert!(asked(Request::Connect).is_err(), "before it knows");
-        opener.entrust(&Duties { frontend: Some(At(path)), ..Duties::default() }).unwrap();
-        opener.entrust(&Duties { frontend: Some(At("/nonexistent".into())), ..Duties::default() }).unwrap();
+        let connecting = |path| Request::Entrust(Duties { frontend: Some(At(path)), ..Duties::default() });
+        assert!(asked(connecting(path)).unwrap().is_empty());
+        assert!(asked(connecting("/nonexistent".into())).unwrap().is_empty());
         assert_eq!(asked(Request::Connect).unwrap().len(), 1);
         assert!(listener.accept().is_ok());
         assert!(asked(Request::OpenPort).is_err() && asked(Request::EndSupervisor).unwrap().is_empty());

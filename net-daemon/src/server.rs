@@ -17,13 +17,13 @@ use volt_net::device::{DeviceError, NetDevice};
 use volt_net::limiter::RateLimits;
 use volt_net::port::watch::LinkWatch;
 use volt_program::logging;
+use volt_program::opener::{Asked, Opener};
 use volt_program::signals::SignalSet;
 use volt_virtio::notify::Notifier;
 use volt_virtio::poller::{EventFlags, Poller};
 
 use crate::connection::Connection;
 use crate::endpoint::{Endpoint, Listener};
-use crate::opener::{Asked, Opener};
 use crate::signals::Signals;
 use crate::supervision::Line;
 

@@ -22,9 +22,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use volt_net::state::transfer;
 use volt_net::state::{FdId, hex};
+use volt_program::opener::Opener;
 use volt_vhost_user::channel::Piece;
 
-use crate::opener::{Opener, Request};
+use crate::opener::{self, Request};
 use crate::state::FinalState;
 
 /// How long each side may take in the middle of a message, and a supervisor for an answer. The latter twice,
@@ -202,7 +203,7 @@ impl Line {
         });
         answer.map_err(|error| match error.kind() {
             io::ErrorKind::WouldBlock => {
-                self.opener.ask_and_wait(Request::EndSupervisor);
+                opener::ask_and_wait(&self.opener, &Request::EndSupervisor);
                 io::Error::new(io::ErrorKind::TimedOut, "it did not answer, and was ended")
             }
             _ => error,

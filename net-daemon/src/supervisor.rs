@@ -20,13 +20,13 @@ use serde_json::value::RawValue;
 use volt_net::crash_note::CrashNotes;
 use volt_net::state::transfer;
 use volt_program::logging;
+use volt_program::opener::Opener;
 use volt_program::signals::{SignalFd, SignalSet, name};
 use volt_virtio::error_chain;
 
 use crate::cli::Cli;
 use crate::handover::{Predecessor, send_go};
 use crate::launch::{self, AnyError, GoSignal, Inheritance, Origin, Supervision, Unusable};
-use crate::opener::Opener;
 use crate::sandbox;
 use crate::server::End;
 use crate::signals;

@@ -59,14 +59,43 @@ impl Table {
         self.0.as_array().into_iter().flatten().filter_map(|role| role["role"].as_str()).collect()
     }
 
-    /// The lines of a role: each a call.
+    /// The calls of a role.
     ///
     /// # Panics
     /// When there is no such role.
     pub fn calls(&self, role: &str) -> Vec<&Value> {
+        self.calls_of_parts(role).into_iter().map(|(_, call)| call).collect()
+    }
+
+    fn calls_of_parts(&self, role: &str) -> Vec<(&str, &Value)> {
         let found = self.0.as_array().into_iter().flatten().find(|entry| entry["role"] == role);
-        let parts = found.unwrap_or_else(|| panic!("no role {role}"))["parts"].as_array();
-        parts.into_iter().flatten().flat_map(|part| part["calls"].as_array().into_iter().flatten()).collect()
+        let mut calls = Vec::new();
+        for part in found.unwrap_or_else(|| panic!("no role {role}"))["parts"].as_array().into_iter().flatten() {
+            let name = part["part"].as_str().expect("a name");
+            calls.extend(part["calls"].as_array().into_iter().flatten().map(|call| (name, call)));
+        }
+        calls
+    }
+
+    /// The number of a call that some role has.
+    pub fn number(&self, name: &str) -> Option<u32> {
+        let mut calls = self.roles().into_iter().flat_map(|role| self.calls(role));
+        calls.find(|call| call["name"] == name)?["number"].as_u64()?.try_into().ok()
+    }
+
+    /// The same with a line for each alternative of what is asked of a call's arguments.
+    pub fn lines(&self, role: &str) -> Vec<Line<'_>> {
+        let mut lines = Vec::new();
+        for (part, call) in self.calls_of_parts(role) {
+            match call["only"].as_array().expect("only").as_slice() {
+                [] => lines.push(Line { part, call, all: &[] }),
+                only => lines.extend(only.iter().map(|all| {
+                    let all = all.as_array().expect("all");
+                    Line { part, call, all }
+                })),
+            }
+        }
+        lines
     }
 
     /// What is to become of a call of process `process` in `role`.
@@ -74,19 +103,44 @@ impl Table {
         if call.arch != X86_64 {
             return Fate::Kills;
         }
-        let lines = self.calls(role).into_iter().filter(|line| line["number"] == call.number);
-        let allows = |line: &&Value| {
-            let only = line["only"].as_array().expect("only");
-            let holds =
-                |all: &Value| all.as_array().expect("all").iter().all(|one| holds(one, call, process));
-            only.is_empty() || only.iter().any(holds)
-        };
-        let lines: Vec<_> = lines.collect();
-        if !lines.iter().any(allows) {
+        let lines: Vec<_> =
+            self.lines(role).into_iter().filter(|line| line.call["number"] == call.number).collect();
+        if !lines.iter().any(|line| line.allows(call, process)) {
             return Fate::Trapped;
         }
-        let fails = lines.iter().find_map(|line| line["fails"].as_u64());
+        let fails = lines.iter().find_map(|line| line.call["fails"].as_u64());
         fails.map_or(Fate::Made, |error| Fate::Fails(error as u32))
+    }
+}
+
+/// A line of a table: a call, with one of the alternatives of what is asked of its arguments.
+#[derive(Clone, Copy, Debug)]
+pub struct Line<'t> {
+    /// The part of the role.
+    pub part: &'t str,
+    /// The call as it is published.
+    pub call: &'t Value,
+    all: &'t [Value],
+}
+
+impl Line<'_> {
+    /// Whether it allows a call of process `process`, or has it fail.
+    pub fn allows(&self, call: &Call, process: u32) -> bool {
+        self.call["number"] == call.number && self.all.iter().all(|one| holds(one, call, process))
+    }
+
+    /// Part, call and arguments.
+    pub fn name(&self) -> String {
+        let argument = |one: &Value| {
+            let mask = match one["mask"].as_u64() {
+                Some(mask) if mask >= u32::MAX.into() => String::new(),
+                mask => format!(" & {:#x}", mask.expect("a mask")),
+            };
+            let value = one["value"].as_u64().map_or("process".to_owned(), |value| format!("{value:#x}"));
+            format!(", {}{mask} = {value}", one["argument"])
+        };
+        let all: String = self.all.iter().map(argument).collect();
+        format!("{}: {}{all}", self.part, self.call["name"].as_str().expect("a name"))
     }
 }
 

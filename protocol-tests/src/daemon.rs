@@ -25,11 +25,16 @@ pub fn next_netd() -> PathBuf {
     }
 }
 
-/// A program of this workspace, beside the test that runs.
+/// A program of this workspace: what stands for it in the directory that `VOLT_TRACED` names, otherwise itself,
+/// beside the test that runs.
 ///
 /// # Panics
 /// When it has not been built; the message says how.
 pub fn program(name: &str) -> PathBuf {
+    let traced = std::env::var_os("VOLT_TRACED").map(|directory| Path::new(&directory).join(name));
+    if let Some(traced) = traced.filter(|path| path.is_file()) {
+        return traced;
+    }
     let test = std::env::current_exe().unwrap_or_default();
     let found = test.ancestors().skip(1).take(3).map(|dir| dir.join(name)).find(|path| path.is_file());
     found.unwrap_or_else(|| panic!("no {name} near {}: run `cargo build --workspace` first", test.display()))

@@ -13,6 +13,7 @@
 //! | [`netns`], [`daemon`], [`rig`] | a network namespace with a TAP; volt-netd as a process; both together |
 //! | [`silent_fs`] | a file that holds whoever touches it |
 //! | [`trace`] | a process that is stopped at each system call |
+//! | [`confinement`], [`calls`] | what the threads of a program may call, and which of that they do |
 //! | [`systemd`] | a real systemd, as the first process of namespaces of its own |
 //! | [`mod@bench`] | the measurements of the tool `volt-bench` |
 //! | [`conform`] | the checks of the tool `volt-conform`, for any back-end |
@@ -23,6 +24,7 @@
 
 pub mod backend;
 pub mod bench;
+pub mod calls;
 pub mod confinement;
 pub mod conform;
 pub mod daemon;

@@ -1,9 +1,10 @@
 //! What volt-netd and volt-vmm have in common as programs, and no library below them knows of: the
 //! [log](logging), what is said on [standard output](output), [sockets with a path](unix),
-//! [users](accounts), and [signals].
+//! [users](accounts), [signals], and the [process beside](opener) that opens things.
 
 pub mod accounts;
 pub mod logging;
+pub mod opener;
 pub mod output;
 mod peer;
 pub mod signals;

@@ -84,7 +84,7 @@ pub(super) static MESSAGES: Part = Part {
         Allow::seen("socketpair", libc::SYS_socketpair, "netd_port", "what the opener answers by").only(&[
             &[
                 equal(0, libc::AF_UNIX as u32),
-                masked(1, !(libc::SOCK_CLOEXEC as u32), libc::SOCK_STREAM as u32),
+                masked(1, !(libc::SOCK_CLOEXEC as u32), libc::SOCK_SEQPACKET as u32),
             ],
         ]),
         Allow::seen("setsockopt", libc::SYS_setsockopt, "netd_handover", "time-outs").only(&[

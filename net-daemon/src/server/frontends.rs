@@ -87,7 +87,7 @@ impl Server {
         }
         // Also after a connection that ends at once.
         self.next_connect = Instant::now() + RETRY;
-        let asked = self.opener.ask(Request::Connect).and_then(|asked| {
+        let asked = self.opener.ask(&Request::Connect).and_then(|asked| {
             self.poller.add(&asked, EventFlags::IN, Token::FrontendFound)?;
             Ok(asked)
         });

@@ -86,7 +86,7 @@ impl Server {
             );
             return Ok(());
         }
-        let asked = self.opener.ask(Request::OpenPort).and_then(|asked| {
+        let asked = self.opener.ask(&Request::OpenPort).and_then(|asked| {
             self.poller.add(&asked, EventFlags::IN, Token::PortOpened)?;
             Ok(asked)
         });

@@ -1,0 +1,236 @@
+//! A process beside the program's own that opens what takes a path or a privilege, after that one has given
+//! up both.
+//!
+//! ```text
+//! program                                   opener
+//!   |-- a request as JSON, a socket --------->|
+//!   |<-- an answer as JSON, descriptors, -----|
+//!   |    by that socket                       |
+//! ```
+//!
+//! It is forked before the process has anything of a guest's, closes what it has inherited, and ends when
+//! nobody is left who could ask. What it does for a request is the program's to say: whoever has taken that
+//! over asks, too. It never writes the log.
+#![expect(unsafe_code, reason = "fork, and closing what the fork has of its parent's")]
+
+use std::ffi::CStr;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recv, recvmsg, send, sendmsg, socketpair,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::logging;
+use crate::signals::SignalSet;
+
+/// How long an answer may take that is waited for.
+const LIMIT: Duration = Duration::from_secs(1);
+/// Longest message: paths have 4096 bytes, and JSON takes six for some of them.
+const MAX_LEN: usize = 64 << 10;
+/// Most descriptors in a message (`SCM_MAX_FD`).
+const MAX_FDS: usize = 253;
+const READY: u8 = b'R';
+
+/// What came of a request.
+type Answer = Result<(), String>;
+
+/// The program's end.
+#[derive(Debug)]
+pub struct Opener(OwnedFd);
+
+/// An answer that is waited for: readable when it is there.
+#[derive(Debug)]
+pub struct Asked(OwnedFd);
+
+impl Opener {
+    /// Forks it, called `name` in lists of processes. There it runs `begin`, and then `carry_out` for each
+    /// request, whose error is answered. Called by the main thread, beside which there is the log's at most.
+    ///
+    /// # Errors
+    ///
+    /// When the system has no process or no sockets for it; when it ends in `begin`, which says why.
+    pub fn start<R: DeserializeOwned>(
+        name: &CStr,
+        begin: impl FnOnce() -> Result<(), String>,
+        carry_out: impl FnMut(R) -> Result<Vec<OwnedFd>, String>,
+    ) -> io::Result<Opener> {
+        // Each message is whole, whenever the process dies that sends it.
+        let (ours, theirs) = pair()?;
+        // SAFETY: beside this thread there is the log's, which holds no lock but the allocator's, and that
+        // one is free in a child of the C library's.
+        match logging::across_fork(|| unsafe { libc::fork() }) {
+            0 => {
+                keep_only(name, &theirs);
+                if let Err(why) = begin() {
+                    logging::say(&why);
+                    logging::exit(1);
+                }
+                if send(&theirs, &[READY], SendFlags::NOSIGNAL).is_ok() {
+                    serve(&theirs, carry_out);
+                }
+                std::process::exit(0)
+            }
+            forked if forked < 0 => Err(io::Error::last_os_error()),
+            _ => {
+                drop(theirs);
+                // Nothing of this process's is left there by then.
+                match recv(&ours, &mut [0], RecvFlags::empty())? {
+                    (0, _) => Err(io::Error::other("the opener has ended")),
+                    _ => Ok(Opener(ours)),
+                }
+            }
+        }
+    }
+
+    /// Sends a request.
+    ///
+    /// # Errors
+    ///
+    /// When it is gone, or has not taken requests for so long that no more fit in.
+    pub fn ask(&self, request: &impl Serialize) -> io::Result<Asked> {
+        let (ours, theirs) = pair()?;
+        set_socket_timeout(&ours, Timeout::Recv, Some(LIMIT))?;
+        send_whole(&self.0, request, &[theirs.as_fd()])?;
+        Ok(Asked(ours))
+    }
+}
+
+impl Asked {
+    /// Takes the answer, for which it waits a second at most: the descriptors that were asked for.
+    ///
+    /// # Errors
+    ///
+    /// The answer's; when there is none.
+    pub fn take(self) -> io::Result<Vec<OwnedFd>> {
+        match receive_whole::<Answer>(&self.0) {
+            Ok(Some((answer, fds))) => answer.map(|()| fds).map_err(io::Error::other),
+            Ok(None) => Err(io::Error::other("the process that opens it is gone")),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl AsFd for Asked {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
+}
+
+/// Closes everything that this process has of its parent's, but for the standard streams.
+fn keep_only(name: &CStr, socket: &OwnedFd) {
+    // It has to outlast the program, also when signals are sent to both.
+    let _ = SignalSet::all().block();
+    let _ = rustix::thread::set_name(name);
+    let number = socket.as_raw_fd().unsigned_abs();
+    for (first, last) in [(3, number - 1), (number + 1, u32::MAX)] {
+        // SAFETY: this process returns to none of its parent's owners of these descriptors.
+        let _ = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+    }
+}
+
+/// Serves until nobody is left.
+fn serve<R: DeserializeOwned>(
+    socket: &OwnedFd,
+    mut carry_out: impl FnMut(R) -> Result<Vec<OwnedFd>, String>,
+) {
+    loop {
+        let (request, answer_to) = match receive_whole::<R>(socket) {
+            Ok(Some((request, mut fds))) => (request, fds.pop()),
+            // What is no request is left out.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => continue,
+            Ok(None) | Err(_) => return,
+        };
+        let Some(answer_to) = answer_to else { continue };
+        let (answer, fds): (Answer, _) = match carry_out(request) {
+            Ok(fds) => (Ok(()), fds),
+            Err(why) => (Err(why), Vec::new()),
+        };
+        let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+        // Whoever asks and does not read the answer waits for nothing.
+        let _ = send_whole(&answer_to, &answer, &fds);
+    }
+}
+
+fn send_whole(socket: &OwnedFd, document: &impl Serialize, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let text = serde_json::to_vec(document)?;
+    if text.len() > MAX_LEN {
+        return Err(io::Error::other("a request that is too long"));
+    }
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(io::Error::other("more descriptors than a message carries"));
+    }
+    sendmsg(socket, &[IoSlice::new(&text)], &mut control, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?;
+    Ok(())
+}
+
+/// The next message; `None` when nobody is left, `InvalidData` for what is none.
+fn receive_whole<T: DeserializeOwned>(socket: &OwnedFd) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+    let mut text = vec![0; MAX_LEN];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let received = loop {
+        let mut to = [IoSliceMut::new(&mut text)];
+        match recvmsg(socket, &mut to, &mut control, RecvFlags::CMSG_CLOEXEC) {
+            Err(rustix::io::Errno::INTR) => {}
+            received => break received?,
+        }
+    };
+    let rights = |message| match message {
+        RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+        _ => None,
+    };
+    let fds: Vec<_> = control.drain().filter_map(rights).flatten().collect();
+    if received.bytes == 0 {
+        return Ok(None);
+    }
+    if received.flags.contains(ReturnFlags::TRUNC) {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let document = serde_json::from_slice(&text[..received.bytes]);
+    Ok(Some((document.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?, fds)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+
+    /// Whoever asks is answered, with descriptors; what is no request, or one without a socket, changes
+    /// nothing.
+    #[test]
+    fn it_opens_what_it_is_asked_for() {
+        let open = |path: String| match File::open(path) {
+            Ok(file) => Ok(vec![file.into()]),
+            Err(error) => Err(error.to_string()),
+        };
+        let opener = Opener::start(c"opener", || Ok(()), open).unwrap();
+        send(&opener.0, b"[1, 2", SendFlags::empty()).unwrap();
+        send_whole(&opener.0, &"/dev/null", &[]).unwrap();
+        send(&opener.0, &vec![b' '; MAX_LEN + 1], SendFlags::empty()).unwrap();
+        let fds = opener.ask(&"/dev/null").unwrap().take().unwrap();
+        assert_eq!(rustix::fs::fstat(&fds[0]).unwrap().st_rdev, rustix::fs::makedev(1, 3));
+        let error = opener.ask(&"/nonexistent").unwrap().take().unwrap_err();
+        assert!(error.to_string().contains("No such file"), "{error}");
+        assert!(opener.ask(&"x".repeat(MAX_LEN)).is_err());
+    }
+
+    /// One that cannot begin is not there.
+    #[test]
+    fn it_begins_or_is_not_started() {
+        assert!(Opener::start(c"opener", || Err("no".to_owned()), |(): ()| Ok(Vec::new())).is_err());
+    }
+}
