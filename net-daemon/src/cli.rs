@@ -27,6 +27,7 @@ Examples:
   volt-netd ctl --control /run/volt/net0.ctl status
   volt-netd ctl --control /run/volt/net0.ctl limits --rx-rate 100Mbit --tx-rate none
   volt-netd --take-over /run/volt/net0.ctl --supervise
+  volt-netd check --tap tap0
 
 The TAP interface: one that exists is used as it is; one that does not is created, set up, and goes when
 volt-netd does. The daemon serves one front-end at a time and waits for the next when one goes.
@@ -135,7 +136,7 @@ pub(crate) struct Cli {
     pub(crate) sandbox: Confinement,
 
     /// Serve as this user, once everything is open; takes root
-    #[arg(long, value_name = "NAME", conflicts_with = "sandbox")]
+    #[arg(long, value_name = "NAME")]
     pub(crate) user: Option<String>,
 
     /// Print which system calls each thread may make, and why, and exit
@@ -162,6 +163,15 @@ pub(crate) enum Command {
         control: PathBuf,
         #[command(subcommand)]
         request: Ctl,
+    },
+    /// Say what this host gives, and what is lost where it does not; exits with 1 where nothing can be served
+    Check {
+        /// A TAP interface that is to be used
+        #[arg(long, value_name = "NAME")]
+        tap: Option<String>,
+        /// How to say it
+        #[arg(long, value_enum, default_value_t = TableForm::Text)]
+        format: TableForm,
     },
 }
 

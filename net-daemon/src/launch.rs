@@ -259,7 +259,11 @@ fn build(
         frontend: endpoint.frontend().map(|path| At(path.to_owned())),
         supervised: supervisor.is_some(),
     };
-    opener.ask(&Request::Entrust(duties))?.take()?;
+    match opener.ask(&Request::Entrust(duties)).and_then(|asked| asked.take()) {
+        // Who goes on for another serves, whatever has become of it.
+        Err(error) if restarts > 0 => warn!("the opener is gone, and nothing is opened again: {error}"),
+        told => drop(told?),
+    }
     let wake = Arc::new(Notifier::eventfd()?);
     let mut device = NetDevice::new(port, options, wake.clone())?;
     if let Some(watches) = watches {

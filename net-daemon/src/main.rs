@@ -11,6 +11,7 @@
 //! | [`state`] | what another process goes on with |
 //! | [`systemd`], [`supervision`] | where it is kept: in systemd's store, or by the supervisor |
 //! | [`opener`] | the process beside it that opens by path what the daemon itself may not |
+//! | [`check`] | what the host gives |
 //! | [`fds`] | descriptors that the command line names |
 //! | [`signals`] | signals that end the daemon, as a descriptor |
 
@@ -30,6 +31,7 @@ use crate::handover::Predecessor;
 use crate::launch::{AnyError, Given, GoSignal, Inheritance, Origin};
 use crate::server::End;
 
+mod check;
 mod cli;
 mod connection;
 mod control;
@@ -71,8 +73,10 @@ fn start(cli: &Cli) -> Result<ExitCode, AnyError> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    if cli.command.is_none() {
-        check(cli);
+    match &cli.command {
+        None => check_usage(cli),
+        Some(Command::Check { tap, format }) => return check::run(tap.as_deref(), *format),
+        Some(Command::Ctl { .. }) => {}
     }
     volt_program::signals::prepare()?;
     logging::init(cli.log_level.into())?;
@@ -103,8 +107,11 @@ fn end_on_panic() {
 }
 
 /// What clap cannot check by itself. Ends the program.
-fn check(cli: &Cli) {
+fn check_usage(cli: &Cli) {
     let wrong = |kind, text: &str| Cli::command().error(kind, text).exit();
+    if cli.user.is_some() && cli.sandbox == Confinement::Off {
+        wrong(ErrorKind::ArgumentConflict, "--user goes with the sandbox: leave --sandbox=off out");
+    }
     if cli.take_over.is_some() {
         return;
     }

@@ -64,8 +64,8 @@ pub(crate) fn start() -> io::Result<Opener> {
             entrusted.get_or_insert(duties);
             return Ok(Vec::new());
         }
-        let duties = entrusted.as_ref().ok_or("it does not know yet what it is for")?;
-        carry_out(&request, duties, parent).map_err(|error| error_chain(&error))
+        let duties = entrusted.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+        carry_out(&request, duties, parent)
     })
 }
 
@@ -75,13 +75,13 @@ pub(crate) fn ask_and_wait(opener: &Opener, request: &Request) {
 }
 
 fn carry_out(request: &Request, duties: &Duties, parent: Pid) -> io::Result<Vec<OwnedFd>> {
-    let none = || io::Error::from(io::ErrorKind::Unsupported);
+    let none = io::ErrorKind::Unsupported;
     match request {
         Request::Entrust(_) => {}
-        Request::OpenPort => return open_again(duties.port.as_ref().ok_or_else(none)?),
+        Request::OpenPort => return open_again(duties.port.as_ref().ok_or(none)?),
         Request::Connect => {
-            let At(path) = duties.frontend.as_ref().ok_or_else(none)?;
-            return Ok(vec![connect(path).map_err(io::Error::other)?.into()]);
+            let At(path) = duties.frontend.as_ref().ok_or(none)?;
+            return Ok(vec![connect(path)?.into()]);
         }
         Request::RemoveFiles => {
             for (At(path), inode) in &duties.files {

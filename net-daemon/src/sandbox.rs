@@ -5,11 +5,11 @@
 //!
 //! | thread | role |
 //! |---|---|
-//! | the main one | [`MAIN`](lists::MAIN) |
-//! | of a queue pair, `pairN` | [`FRAMES`](lists::FRAMES) |
-//! | of the control queue's descriptors, `vringN` | [`CONTROL`](lists::CONTROL) |
-//! | that looks at a front-end's descriptors | [`DESCRIPTORS`](lists::DESCRIPTORS) |
-//! | of the log | [`LOG`](lists::LOG) |
+//! | the main one | [`MAIN`] |
+//! | of a queue pair, `pairN` | [`FRAMES`] |
+//! | of the control queue's descriptors, `vringN` | [`CONTROL`] |
+//! | that looks at a front-end's descriptors | [`DESCRIPTORS`] |
+//! | of the log | [`LOG`] |
 //!
 //! The supervisor, which maps nothing of a guest's, keeps what starting a worker takes; the opener what
 //! opening takes.
@@ -18,7 +18,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
-use log::{debug, warn};
+use log::{info, warn};
 use rustix::thread::CapabilitySet;
 use thiserror::Error;
 use volt_net::thread::{ThreadKind, on_start, prepare_signal};
@@ -144,10 +144,15 @@ fn process(roles: &[&'static Role], role: &'static Role, outside: bool) -> Resul
     }
     let sandbox = Arc::new(Sandbox::new(roles)?);
     *SANDBOX.write().unwrap_or_else(PoisonError::into_inner) = Some(sandbox.clone());
-    logging::in_its_thread(|| or_end(&LOG, |sandbox, role| sandbox.confine(role, keep(false)).map(drop)));
+    let confine_log = || or_end(&LOG, |sandbox, role| sandbox.confine(role, keep(false)).map(drop));
+    if !logging::in_its_thread(confine_log) {
+        return Err(SandboxError::Log);
+    }
     match sandbox.confine(role, keep(outside))? {
         Landlock::Whole => {}
-        Landlock::Partly => debug!("this kernel's Landlock is older than what it is asked for"),
+        Landlock::Partly => {
+            info!("this kernel's Landlock is an older one: system calls alone forbid the rest");
+        }
         Landlock::Missing => warn!("this kernel is without Landlock: system calls alone are filtered"),
     }
     Ok(())

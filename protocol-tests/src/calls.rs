@@ -4,11 +4,13 @@
 //! a line for each system call, in the thread's order, refused ones and those that end the process among
 //! them. A filter that asks a tracer would see neither, since what refuses goes before what asks.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
 use std::path::Path;
 
-use crate::confinement::{Call, Table, X86_64};
+use crate::confinement;
+use crate::confinement::call::{Call, X86_64};
+use crate::confinement::table::{List, Table};
 
 /// A line of a table that was used: role, part, call with what is asked of its arguments.
 pub type Used = BTreeSet<(String, String)>;
@@ -16,7 +18,7 @@ pub type Used = BTreeSet<(String, String)>;
 /// What was found in traces.
 #[derive(Debug, Default)]
 pub struct Found {
-    /// Lines of the table: role, and the line as [`Line`](crate::confinement::Line) names it.
+    /// Lines of the table: role, and the line as [`Line`](crate::confinement::table::Line) names it.
     pub used: Used,
     /// Calls that no line of their role allows.
     pub beyond: Used,
@@ -30,6 +32,10 @@ struct Thread {
     maker: Option<(u32, usize)>,
     /// The call that its last filter came by.
     confined: Option<usize>,
+    /// The last name that it has given itself.
+    name: Option<String>,
+    /// The program was told to supervise.
+    supervises: bool,
 }
 
 /// A line of a trace.
@@ -58,6 +64,14 @@ impl Traced {
         }
         let returned = returned.split(' ').next().and_then(number);
         Some(Traced { name: name.to_owned(), arguments, text: inside.to_owned(), returned })
+    }
+
+    fn is_filter(&self) -> bool {
+        self.name == "seccomp" && self.arguments[0] == u64::from(libc::SECCOMP_SET_MODE_FILTER)
+    }
+
+    fn supervises(&self) -> bool {
+        self.name == "execve" && self.text.contains("\"--supervise\"")
     }
 
     fn is_prctl(&self, option: libc::c_int) -> bool {
@@ -96,8 +110,12 @@ impl Traces {
             let text = std::fs::read(&path)?;
             let text = String::from_utf8_lossy(&text);
             let calls: Vec<_> = text.lines().filter_map(Traced::parse).collect();
-            let confined = calls.iter().rposition(|call| call.name == "seccomp");
-            threads.insert(id, Thread { calls, maker: None, confined });
+            // Before each filter no_new_privs is set; one that is killed in between has not come to its own.
+            let confines = |call: &Traced| call.is_filter() || call.is_prctl(libc::PR_SET_NO_NEW_PRIVS);
+            let confined = calls.iter().rposition(confines).filter(|at| calls[*at].is_filter());
+            let name = calls.iter().rev().find_map(Traced::thread_name).map(str::to_owned);
+            let supervises = calls.iter().any(Traced::supervises);
+            threads.insert(id, Thread { calls, maker: None, confined, name, supervises });
         }
         let mut makers = Vec::new();
         for (maker, thread) in &threads {
@@ -112,75 +130,95 @@ impl Traces {
 
     /// The role of thread `id` in its call number `at`: its own once it has all filters of its own, its
     /// maker's before; none as long as nobody is confined.
-    fn role(&self, table: &Table, id: u32, at: usize) -> Option<String> {
+    fn role(&self, program: &str, id: u32, at: usize) -> Option<&'static str> {
         let thread = self.0.get(&id)?;
         if thread.confined.is_some_and(|last| at > last) {
-            return Some(role_of(table, thread));
+            return Some(role_of(program, thread));
         }
         let (maker, at) = thread.maker?;
-        self.role(table, maker, at)
+        self.role(program, maker, at)
     }
 
     /// The process of a thread.
     fn process(&self, id: u32) -> u32 {
         let made = |(maker, at): (u32, usize)| {
             let call = &self.0.get(&maker)?.calls[at];
-            (call.arguments[0] & libc::CLONE_THREAD as u64 != 0).then(|| self.process(maker))
+            // The C library makes threads by clone3, whose flags no trace shows, and processes by clone.
+            let is_thread = call.name == "clone3" || call.arguments[0] & libc::CLONE_THREAD as u64 != 0;
+            is_thread.then(|| self.process(maker))
         };
         self.0.get(&id).and_then(|thread| thread.maker).and_then(made).unwrap_or(id)
     }
 }
 
 /// The role of a thread by its name.
-fn role_of(table: &Table, thread: &Thread) -> String {
-    let supervises = |call: &Traced| call.name == "execve" && call.text.contains("\"--supervise\"");
-    match thread.calls.iter().rev().find_map(Traced::thread_name) {
-        Some("volt-opener") => "opener".to_owned(),
-        Some(name) if name.starts_with("pair") => "frames".to_owned(),
-        Some(name) if name.starts_with("vring") => "control".to_owned(),
-        Some(name) if table.roles().contains(&name) => name.to_owned(),
-        Some(other) => panic!("a thread called {other}"),
-        None if thread.calls.iter().any(supervises) => "supervisor".to_owned(),
-        None => "main".to_owned(),
+fn role_of(program: &str, thread: &Thread) -> &'static str {
+    match &thread.name {
+        Some(name) => confinement::role(program, name),
+        None if thread.supervises => "supervisor",
+        None => "main",
     }
 }
 
-/// Looks through the traces of one run of a program whose table is given.
-///
-/// # Errors
-///
-/// When they cannot be read.
-///
-/// # Panics
-///
-/// When a thread has a name that belongs to no role.
-pub fn find(table: &Table, directory: &Path, found: &mut Found) -> io::Result<()> {
-    let traces = Traces::read(directory)?;
-    for (id, thread) in &traces.0 {
-        let process = traces.process(*id);
-        for (at, call) in thread.calls.iter().enumerate() {
-            let Some(role) = traces.role(table, *id, at) else { continue };
-            judge(table, role, call, process, found);
+/// A table, to look calls up in.
+#[derive(Debug)]
+pub struct Lists<'t> {
+    program: &'t str,
+    numbers: HashMap<&'t str, u32>,
+    of_roles: HashMap<&'t str, List<'t>>,
+}
+
+impl<'t> Lists<'t> {
+    /// Those of the table that `program` publishes.
+    pub fn new(program: &'t str, table: &'t Table) -> Lists<'t> {
+        let roles = table.roles();
+        let numbers = roles.iter().flat_map(|role| table.calls(role));
+        let numbers =
+            numbers.filter_map(|call| Some((call["name"].as_str()?, call["number"].as_u64()? as u32)));
+        let of_roles = roles.iter().map(|role| (*role, table.list(role)));
+        Lists { program, numbers: numbers.collect(), of_roles: of_roles.collect() }
+    }
+
+    /// Looks through the traces of one run of the program.
+    ///
+    /// # Errors
+    ///
+    /// When they cannot be read.
+    ///
+    /// # Panics
+    ///
+    /// When a thread has a name that belongs to no role.
+    pub fn find(&self, directory: &Path, found: &mut Found) -> io::Result<()> {
+        let traces = Traces::read(directory)?;
+        for (id, thread) in &traces.0 {
+            let process = traces.process(*id);
+            let mut known = HashSet::new();
+            for (at, call) in thread.calls.iter().enumerate() {
+                let Some(role) = traces.role(self.program, *id, at) else { continue };
+                // Threads make the same calls over and over.
+                if known.insert((role, &call.name, call.arguments)) {
+                    self.judge(role, call, process, found);
+                }
+            }
         }
+        Ok(())
     }
-    Ok(())
-}
 
-fn judge(table: &Table, role: String, call: &Traced, process: u32, found: &mut Found) {
-    let lines = table.lines(&role);
-    let Some(number) = table.number(&call.name) else {
-        found.beyond.insert((role, call.name.clone()));
-        return;
-    };
-    let made = Call { number, arch: X86_64, arguments: call.arguments };
-    let allowed = || lines.iter().filter(|line| line.allows(&made, process));
-    if allowed().next().is_none() {
-        found.beyond.insert((role, format!("{} {:x?}", call.name, call.arguments)));
-        return;
-    }
-    // What is kept for something else is not what it was used for.
-    let seen = allowed().any(|line| !line.call["seen"].is_null());
-    for line in allowed().filter(|line| line.call["seen"].is_null() != seen) {
-        found.used.insert((role.clone(), line.name()));
+    fn judge(&self, role: &'static str, call: &Traced, process: u32, found: &mut Found) {
+        let Some(number) = self.numbers.get(call.name.as_str()) else {
+            found.beyond.insert((role.to_owned(), call.name.clone()));
+            return;
+        };
+        let made = Call { number: *number, arch: X86_64, arguments: call.arguments };
+        let lines = self.of_roles[role].lines(*number);
+        let allowing: Vec<_> = lines.iter().filter(|line| line.allows(&made, process)).collect();
+        if allowing.is_empty() {
+            found.beyond.insert((role.to_owned(), format!("{} {:x?}", call.name, call.arguments)));
+        }
+        // What is kept for something else is not what it was used for.
+        let seen = allowing.iter().any(|line| !line.call["seen"].is_null());
+        for line in allowing.iter().filter(|line| line.call["seen"].is_null() != seen) {
+            found.used.insert((role.to_owned(), line.name()));
+        }
     }
 }

@@ -25,8 +25,8 @@ pub fn next_netd() -> PathBuf {
     }
 }
 
-/// A program of this workspace: what stands for it in the directory that `VOLT_TRACED` names, otherwise itself,
-/// beside the test that runs.
+/// A program of this workspace: what stands for it in the directory that `VOLT_TRACED` names, otherwise
+/// itself, beside the test that runs.
 ///
 /// # Panics
 /// When it has not been built; the message says how.

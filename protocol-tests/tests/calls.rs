@@ -5,31 +5,55 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use protocol_tests::calls::{Found, find};
-use protocol_tests::confinement::Table;
+use protocol_tests::calls::{Found, Lists};
+use protocol_tests::confinement::table::Table;
+use protocol_tests::daemon;
 
 /// Test programs that have used a line, by role and line.
 type Record = BTreeMap<String, BTreeMap<String, BTreeSet<String>>>;
 
-const PROGRAMS: [&str; 1] = ["volt-netd"];
+const PROGRAMS: [&str; 2] = ["volt-netd", "volt-vmm"];
 
 fn record_of(program: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("calls").join(program).with_extension("json")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("calls").join(program).with_extension("tsv")
+}
+
+/// A line for each line of the table: role, line and tests, with tabs between them.
+fn text(record: &Record) -> String {
+    let mut text = String::new();
+    for (role, lines) in record {
+        for (line, tests) in lines {
+            let tests: Vec<_> = tests.iter().map(String::as_str).collect();
+            text += &format!("{role}\t{line}\t{}\n", tests.join(" "));
+        }
+    }
+    text
+}
+
+fn parse(text: &str) -> Record {
+    let mut record = Record::new();
+    for line in text.lines() {
+        let [role, line, tests] = line.split('\t').collect::<Vec<_>>()[..] else { panic!("{line}") };
+        let tests = tests.split(' ').map(str::to_owned).collect();
+        record.entry(role.to_owned()).or_default().insert(line.to_owned(), tests);
+    }
+    record
 }
 
 /// What traces below `directory` say: `PROGRAM/TEST/RUN/trace.NUMBER`.
-fn made_of(table: &Table, directory: &Path) -> Record {
+fn made_of(program: &str, table: &Table, directory: &Path) -> Record {
     let entries = |path: &Path| {
         let entries = std::fs::read_dir(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         entries.map(|entry| entry.expect("an entry").path()).collect::<Vec<_>>()
     };
+    let lists = Lists::new(program, table);
     let mut record = Record::new();
     let mut beyond = BTreeSet::new();
     for test in entries(directory) {
         let name = test.file_name().and_then(|name| name.to_str()).expect("a test's name").to_owned();
         let mut found = Found::default();
         for run in entries(&test) {
-            find(table, &run, &mut found).unwrap_or_else(|error| panic!("{}: {error}", run.display()));
+            lists.find(&run, &mut found).unwrap_or_else(|error| panic!("{}: {error}", run.display()));
         }
         for (role, line) in found.used {
             record.entry(role).or_default().entry(line).or_default().insert(name.clone());
@@ -40,10 +64,11 @@ fn made_of(table: &Table, directory: &Path) -> Record {
     record
 }
 
-/// What is wrong with the classes of a table's lines.
-fn wrong(table: &Table, record: &Record) -> Vec<String> {
+/// What is wrong with the classes of a table's lines, some of which are other programs' as well.
+fn wrong(table: &Table, own: &Record, all: &[Record]) -> Vec<String> {
     let users = |line: &str| -> BTreeSet<&str> {
-        record.values().filter_map(|lines| lines.get(line)).flatten().map(String::as_str).collect()
+        let records = all.iter().flat_map(BTreeMap::values);
+        records.filter_map(|lines| lines.get(line)).flatten().map(String::as_str).collect()
     };
     let mut wrong = BTreeSet::new();
     let mut lines = BTreeSet::new();
@@ -63,9 +88,10 @@ fn wrong(table: &Table, record: &Record) -> Vec<String> {
             lines.insert((role.to_owned(), name));
         }
     }
-    for (role, of_role) in record {
+    for (role, of_role) in own {
         for line in of_role.keys().filter(|line| !lines.contains(&(role.clone(), (*line).clone()))) {
-            wrong.insert(format!("{role}: {line} was used and is not in the table: run scripts/soak calls"));
+            wrong
+                .insert(format!("{role}: {line} was used and is not in the table: run scripts/soak --calls"));
         }
     }
     wrong.into_iter().collect()
@@ -73,16 +99,21 @@ fn wrong(table: &Table, record: &Record) -> Vec<String> {
 
 #[test]
 fn every_line_is_used_or_kept() {
-    for program in PROGRAMS {
-        let (table, path) = (Table::of(program), record_of(program));
-        if let Some(traces) = std::env::var_os("VOLT_TRACES") {
-            let record = made_of(&table, &Path::new(&traces).join(program));
-            let text = serde_json::to_string_pretty(&record).expect("JSON");
-            std::fs::write(&path, text + "\n").expect("the record");
-        }
-        let text = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        let record: Record = serde_json::from_slice(&text).expect("a record");
-        let wrong = wrong(&table, &record);
-        assert!(wrong.is_empty(), "{program}:\n{}", wrong.join("\n"));
-    }
+    let tables = PROGRAMS.map(|program| Table::of(&daemon::program(program)));
+    let records: Vec<Record> = PROGRAMS
+        .iter()
+        .zip(&tables)
+        .map(|(program, table)| {
+            let path = record_of(program);
+            if let Some(traces) = std::env::var_os("VOLT_TRACES") {
+                let record = made_of(program, table, &Path::new(&traces).join(program));
+                std::fs::write(&path, text(&record)).expect("the record");
+            }
+            let text = std::fs::read_to_string(&path);
+            parse(&text.unwrap_or_else(|error| panic!("{}: {error}", path.display())))
+        })
+        .collect();
+    let wrong: Vec<_> =
+        tables.iter().zip(&records).flat_map(|(table, own)| wrong(table, own, &records)).collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }

@@ -226,10 +226,12 @@ fn devices_come_and_go_while_the_guest_boots() {
         let mut machine = start(directory.path(), Flavour::Generic, Transport::Pci, &script.join("; "));
         machine.guest.wait_for("API at", PATIENCE);
         machine.done(&["add", "net", "tap=k0"]);
+        // This one is created, and the kernel moves its frames.
+        machine.done(&["add", "net", "tap=k1,mtu=1400,vhost-net=require"]);
         machine.done(&["add", "disk", image]);
         remove(&machine, "disk", image);
         machine.guest.wait_for("VOLT settled", PATIENCE);
-        assert_eq!(names(&machine), ["rng", "net k0"]);
+        assert_eq!(names(&machine), ["rng", "net k0", "net k1"]);
         end(&mut machine);
     });
 }
@@ -256,12 +258,16 @@ fn what_cannot_be_added_is_refused() {
                 }
             } else {
                 let files = machine.files();
+                let nowhere = format!("socket={}", directory.path().join("nowhere").display());
                 for (arguments, expected) in [
                     (["add", "net", "tap=k0,queues=0"], "queues=0"),
                     (["add", "net", "macvtap=nothing"], "nothing"),
                     (["add", "net", "tap=k0,queues=2"], "k0"),
-                    (["add", "net", "socket=/nowhere"], "no network back-end at /nowhere"),
+                    (["add", "net", &nowhere], "no network back-end at /"),
+                    (["add", "net", "socket=/nowhere"], "--allow-path"),
                     (["add", "disk", "/nowhere"], "cannot open disk image /nowhere"),
+                    (["add", "disk", "/nowhere"], "--allow-path"),
+                    (["add", "disk", "/nowhere"], "No such file"),
                     (["add", "disk", "/dev/null"], "neither a file nor a block device"),
                     (["remove", "disk", "0"], "no disk 0"),
                 ] {

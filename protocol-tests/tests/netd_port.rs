@@ -1,5 +1,6 @@
 //! volt-netd when its TAP is set down, deleted, or given as a descriptor, and on a macvtap interface.
 
+use std::process::Stdio;
 use std::time::Duration;
 
 use protocol_tests::daemon::{Daemon, poll_until, program};
@@ -64,6 +65,37 @@ fn tap_deleted_and_made_again() {
     rig.both_ways(&mut session, 20);
     drop(session);
     rig.well(&before);
+}
+
+/// One that the daemon has created is created again when somebody deletes it, as it was.
+#[test]
+fn a_tap_of_its_own_is_created_again() {
+    let Some(netns) = namespace("a_tap_of_its_own_is_created_again") else { return };
+    let dir = tempfile::tempdir().expect("a directory");
+    let socket = dir.path().join("s");
+    let mut command = netns.command(program("volt-netd"));
+    command.args(["--tap", "own", "--mtu", "1400", "--socket"]).arg(&socket);
+    let mut daemon = Daemon::start(command).expect("volt-netd");
+    daemon.wait_for_socket(&socket, LIMIT).expect("volt-netd listens");
+    let shown = || {
+        let output = netns.command("ip").args(["link", "show", "dev", "own"]).stdout(Stdio::piped()).output();
+        String::from_utf8_lossy(&output.expect("ip").stdout).into_owned()
+    };
+    let frontend = protocol_tests::frontend::Frontend::connect(&socket, LIMIT).expect("a connection");
+    let mut session = Session::start(frontend, &Setup::default()).expect("a session");
+    for _ in 0..2 {
+        let index = shown().split(':').next().map(str::to_owned);
+        netns.ip("link del dev own").expect("deleted");
+        let again = poll_until(LIMIT, || {
+            session.tx(0).send(&numbered(1, 100), LIMIT).expect("returned");
+            let shown = shown();
+            let another = shown.contains(':') && shown.split(':').next().map(str::to_owned) != index;
+            (another && shown.contains("mtu 1400") && shown.contains(",UP")).then_some(())
+        });
+        assert!(again.is_some(), "{}\n{}", shown(), daemon.log());
+    }
+    assert!(daemon.stop(LIMIT).is_some_and(|status| status.success()));
+    assert!(shown().is_empty(), "it goes with its daemon");
 }
 
 /// Deleted while no front-end is there: the next one is served when the TAP is back.

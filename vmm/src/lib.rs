@@ -9,7 +9,7 @@
 //!  |   |- virtio - pci            its devices
 //!  |   `- console - serial        the user's end of COM1
 //!  |- signals
-//!  `- config, board               what all of them stand on; files, faults
+//!  `- config, board               what all of them stand on; opener, sandbox, files, faults
 //! ```
 //!
 //! Each uses only what stands below it. The command line becomes a [`config::VmConfig`];
@@ -25,8 +25,11 @@ pub mod config;
 pub mod console;
 pub mod faults;
 pub mod files;
+pub mod host;
 pub mod machine;
+pub mod opener;
 pub mod pci;
+pub mod sandbox;
 pub mod serial;
 pub mod signals;
 pub mod vcpu;

@@ -1,24 +1,31 @@
 //! volt-vmm: a minimal virtual machine monitor on KVM.
 
 use std::error::Error;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use log::info;
+use log::{info, warn};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use volt_program::{logging, output};
 use volt_virtio::error_chain;
-use volt_vmm::api::{self, Api, client};
+use volt_vmm::api::client::{self, CtlError};
+use volt_vmm::api::{self, Api, ApiSocket};
 use volt_vmm::board::exit::{ExitEvent, status};
-use volt_vmm::cli::{Ctl, Invocation};
+use volt_vmm::cli::{Check, Confinement, Ctl, Invocation, TableForm};
+use volt_vmm::config::{NetDeviceConfig, VmConfig};
 use volt_vmm::console::terminal;
 use volt_vmm::machine::builder;
-use volt_vmm::{cli, signals};
+use volt_vmm::opener::{At, Duties, Opener};
+use volt_vmm::{cli, host, sandbox, signals};
 
 fn main() -> ExitCode {
     let ended = match cli::parse(std::env::args_os()) {
         Ok(Invocation::Run(args)) => run(*args),
         Ok(Invocation::Ctl(ctl)) => ask(&ctl),
+        Ok(Invocation::PrintSandbox(form)) => print_sandbox(form),
+        Ok(Invocation::Check(wanted)) => check(&wanted),
         Err(error) => error.exit(),
     };
     let status = ended.unwrap_or_else(|error| {
@@ -31,9 +38,34 @@ fn main() -> ExitCode {
 
 fn ask(ctl: &Ctl) -> Result<u8, Box<dyn Error>> {
     let Ctl { api_socket, command } = ctl;
-    let answer = client::ask(api_socket, command.method(), &command.path(), command.body().as_ref())?;
+    let disk = command.disk().transpose();
+    let passed: Vec<_> = disk.as_ref().ok().into_iter().flatten().map(AsFd::as_fd).collect();
+    let (method, path, body) = (command.method(), command.path(), command.body());
+    let answer = client::ask_with(api_socket, method, &path, body.as_ref(), &passed);
+    let answer = answer.map_err(|error| match (error, disk) {
+        // What cannot be opened here may be in the machine's sight.
+        (CtlError::Refused(why), Err(here)) => CtlError::Unopened(why, here),
+        (error, _) => error,
+    })?;
     output::print(&format_args!("{answer:#}"))?;
     Ok(0)
+}
+
+fn print_sandbox(form: TableForm) -> Result<u8, Box<dyn Error>> {
+    match form {
+        TableForm::Text => output::print(&sandbox::Table)?,
+        TableForm::Json => output::print(&sandbox::table())?,
+    }
+    Ok(0)
+}
+
+fn check(wanted: &Check) -> Result<u8, Box<dyn Error>> {
+    let findings = host::look(wanted.tap.as_deref());
+    match wanted.format {
+        TableForm::Text => output::print(&findings)?,
+        TableForm::Json => output::print(&format_args!("{:#}", findings.json()))?,
+    }
+    Ok(if findings.suffice() { 0 } else { status::ERROR })
 }
 
 fn run(args: cli::Args) -> Result<u8, Box<dyn Error>> {
@@ -41,6 +73,8 @@ fn run(args: cli::Args) -> Result<u8, Box<dyn Error>> {
     logging::init(args.log_level())?;
     end_on_panic();
     terminal::restore_on_fatal_signals()?;
+    let (confinement, allowed) = args.sandbox();
+    let opener = prepare_sandbox(confinement)?;
     let exit = Arc::new(ExitEvent::new()?);
     signals::watch(Arc::clone(&exit))?;
     raise_limit();
@@ -49,14 +83,45 @@ fn run(args: cli::Args) -> Result<u8, Box<dyn Error>> {
         api::check_path(path)?;
     }
     let mut machine = builder::build(&config, exit)?;
-    let api =
-        config.api_socket.as_deref().map(|path| Api::start(path, machine.handle.clone())).transpose()?;
+    let socket = config.api_socket.as_deref().map(ApiSocket::bind).transpose()?;
+    if let Some(opener) = opener {
+        opener.is_asked(duties(&config, allowed, socket.as_ref()))?;
+        sandbox::confine()?;
+    }
+    let api = socket.map(|socket| Api::start(socket, machine.handle.clone())).transpose()?;
     let (memory, kernel) = (config.memory >> 20, config.kernel.display());
     info!("{} vCPU(s), {memory} MiB of memory, kernel {kernel}", config.cpus);
     machine.run();
     // Who has asked is answered while there are devices.
     drop(api);
     Ok(machine.end())
+}
+
+/// Has this process be confined when its machine is built, or says that it is not.
+fn prepare_sandbox(confinement: Confinement) -> Result<Option<Opener>, Box<dyn Error>> {
+    if confinement == Confinement::Off {
+        warn!("--sandbox=off: a guest that takes this process over can do all that its user can");
+        return Ok(None);
+    }
+    let opener = Opener::start(|| {
+        let confined = sandbox::confine_opener();
+        confined.map_err(|error| format!("volt-vmm: the opener cannot be confined: {}", error_chain(&error)))
+    })?;
+    sandbox::prepare(terminal::restore)?;
+    Ok(Some(opener))
+}
+
+/// What is to be opened while the machine runs.
+fn duties(config: &VmConfig, allowed: Vec<PathBuf>, api: Option<&ApiSocket>) -> Duties {
+    let sockets = config.nets.iter().filter_map(|net| match net {
+        NetDeviceConfig::Socket(net) => Some(At(net.socket.clone())),
+        NetDeviceConfig::Port(_) => None,
+    });
+    let api = api.map(|socket| {
+        let (path, inode) = socket.file();
+        (At(path.to_owned()), inode)
+    });
+    Duties { directories: allowed.into_iter().map(At).collect(), sockets: sockets.collect(), api }
 }
 
 /// Very many queue pairs need more descriptors than the usual limit of 1024, and most of them when the

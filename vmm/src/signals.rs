@@ -7,7 +7,6 @@
 use std::io;
 use std::mem;
 use std::sync::Arc;
-use std::thread;
 
 use libc::c_int;
 use log::info;
@@ -16,6 +15,7 @@ use volt_program::signals::{ENDING, SignalSet, is_default, name};
 
 use crate::board::exit::{ExitEvent, ExitReason, signal_status};
 use crate::console::terminal;
+use crate::sandbox::{self, lists::SIGNALS};
 
 /// Starts the thread that waits for signals. Call before any other thread is started, except for those that
 /// block all signals.
@@ -36,7 +36,7 @@ pub fn watch(exit: Arc<ExitEvent>) -> io::Result<()> {
     }
     let set = SignalSet::of(&taken);
     set.block()?;
-    thread::Builder::new().name("signals".to_owned()).spawn(move || {
+    sandbox::spawn(&SIGNALS, "signals", move || {
         let mut asked = false;
         loop {
             if let Ok(signal) = set.wait() {

@@ -2,7 +2,7 @@
 //! command lines that ask a daemon.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use rustix::event::PollFlags;
 use thiserror::Error;
 
 use crate::request::{HEAD_MAX, HEADERS_MAX, values};
-use crate::socket::{Deadline, Received, Woken, receive, send_some, wait};
+use crate::socket::{Deadline, Received, Woken, receive, send_with, wait};
 use crate::{Method, StatusCode};
 
 /// Why there is no answer.
@@ -62,6 +62,8 @@ pub struct Request<'r> {
     pub path: &'r str,
     /// What goes with it; empty for none.
     pub body: &'r [u8],
+    /// Descriptors that go with its first byte.
+    pub descriptors: &'r [BorrowedFd<'r>],
 }
 
 /// What an answer may take.
@@ -81,7 +83,8 @@ pub struct Limits {
 /// See [`AskError`].
 pub fn ask(socket: &UnixStream, request: &Request<'_>, limits: &Limits) -> Result<Answer, AskError> {
     let bytes = encode(request).ok_or_else(|| AskError::Path(request.path.to_owned()))?;
-    let mut exchange = Exchange { socket, limits, unsent: &bytes, received: Vec::new() };
+    let descriptors = request.descriptors;
+    let mut exchange = Exchange { socket, limits, unsent: &bytes, descriptors, received: Vec::new() };
     let deadline = Deadline::after(limits.time);
     loop {
         if let Some(answer) = exchange.step(deadline)? {
@@ -92,7 +95,7 @@ pub fn ask(socket: &UnixStream, request: &Request<'_>, limits: &Limits) -> Resul
 
 /// The bytes of a request; none when the path is none.
 fn encode(request: &Request<'_>) -> Option<Vec<u8>> {
-    let Request { method, path, body } = request;
+    let Request { method, path, body, .. } = request;
     // Servers do not hear of a fragment.
     let printable = path.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#');
     let length = body.len();
@@ -108,6 +111,7 @@ struct Exchange<'c> {
     socket: &'c UnixStream,
     limits: &'c Limits,
     unsent: &'c [u8],
+    descriptors: &'c [BorrowedFd<'c>],
     received: Vec<u8>,
 }
 
@@ -120,7 +124,10 @@ impl Exchange<'_> {
         }
         if !self.unsent.is_empty() {
             // Whoever does not read any more may have answered.
-            let sent = send_some(self.socket, self.unsent).unwrap_or(self.unsent.len());
+            let sent = send_with(self.socket, self.unsent, self.descriptors).unwrap_or(self.unsent.len());
+            if sent > 0 {
+                self.descriptors = &[];
+            }
             self.unsent = &self.unsent[sent..];
         }
         // A longer answer is refused.

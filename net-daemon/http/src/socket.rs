@@ -1,7 +1,7 @@
 //! Reading and writing a socket within bounded time. No call of this module waits but [`wait`], so it does
 //! not matter whether the socket itself is a blocking one.
 
-use std::io::{self, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, recvmsg, send,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
 /// Most descriptors that a request can carry.
@@ -133,8 +134,27 @@ pub(crate) fn receive(
 ///
 /// The socket's; `BrokenPipe` when nobody reads any more.
 pub(crate) fn send_some(socket: &UnixStream, bytes: &[u8]) -> io::Result<usize> {
+    send_with(socket, bytes, &[])
+}
+
+/// The same with `descriptors`, at most [`DESCRIPTORS_MAX`], which go with the first byte.
+///
+/// # Errors
+///
+/// As above.
+pub(crate) fn send_with(
+    socket: &UnixStream,
+    bytes: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(io::Error::other("more descriptors than a request carries"));
+    }
     loop {
-        match send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        match sendmsg(socket, &[IoSlice::new(bytes)], &mut control, flags) {
             Err(Errno::INTR) => {}
             Err(Errno::AGAIN) => return Ok(0),
             result => return Ok(result?),

@@ -29,6 +29,7 @@ use crate::config::Mac;
 use crate::port::state::{PortState, Reopening};
 use crate::state::Exporter;
 
+pub mod host;
 pub mod import;
 pub mod inject;
 mod link;

@@ -7,6 +7,8 @@
 //! what comes by the control virtqueue. Frames never pass through here: workers wait for the kick descriptors
 //! by themselves.
 
+use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use log::{error, warn};
@@ -230,14 +232,30 @@ impl VirtioNet {
     /// # Errors
     ///
     /// While the port cannot be opened.
-    pub fn reopen_port(&mut self) -> std::io::Result<()> {
+    pub fn reopen_port(&mut self) -> io::Result<()> {
         self.device.reopen_port()?;
+        self.move_pairs();
+        Ok(())
+    }
+
+    /// The same with queues that another process has opened (see [`NetDevice::reopening`]).
+    ///
+    /// # Errors
+    ///
+    /// When they are no such queues.
+    pub fn adopt_port(&mut self, queues: Vec<OwnedFd>) -> io::Result<()> {
+        self.device.adopt_port(queues)?;
+        self.move_pairs();
+        Ok(())
+    }
+
+    /// To another port.
+    fn move_pairs(&mut self) {
         // What workers said of the old queues is no news of the new ones, of which they know nothing before
         // they run again. One that does not stop is told of there.
         let _ = self.stop_pairs();
         self.device.port_gone();
         self.restart();
-        Ok(())
     }
 
     /// Stops the pairs and runs them again. Rings continue where they are, but for those that are broken. A

@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 
 use env_logger::{Target, WriteStyle};
 use log::{Level, LevelFilter, Log, Metadata, Record};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
 use crate::signals::SignalSet;
 use bounds::{Bounds, Kind};
@@ -33,6 +35,10 @@ pub const END: &str = "end";
 const WRITER: &str = "log";
 /// How long the end of the program waits for a reader.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// How often a thread that waits for a reader looks for a task.
+const TASK_LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+/// `limits.h`: what a pipe that can be written to takes as a whole.
+const PIPE_BUF: usize = 4096;
 
 static QUEUE: Queue = Queue { lines: Mutex::new(Lines::new()), changed: Condvar::new() };
 
@@ -60,20 +66,48 @@ impl Queue {
     fn write_out(&self) {
         let mut lines = self.lock();
         loop {
-            if let Some(task) = lines.task {
-                drop(lines);
-                task();
-                lines = self.lock();
-                lines.task = None;
-                self.changed.notify_all();
-            }
+            drop(lines);
+            self.do_task();
+            lines = self.lock();
             let Some(line) = lines.take() else { return };
             drop(lines);
-            let written = write_all(&line);
+            let written = self.write_all(&line);
             lines = self.lock();
             lines.taken(written.is_ok());
             self.changed.notify_all();
         }
+    }
+}
+
+impl Queue {
+    /// Does what this thread was given to do, if it was.
+    fn do_task(&self) {
+        let Some(task) = self.lock().task else { return };
+        task();
+        let mut lines = self.lock();
+        (lines.task, lines.settled) = (None, true);
+        self.changed.notify_all();
+    }
+
+    /// Waits for a reader, but not for ever as long as a task may still come.
+    fn write_all(&self, mut bytes: &[u8]) -> Result<(), Errno> {
+        // Not by the standard library's handle, whose lock a thread that waits would keep.
+        let stderr = rustix::stdio::stderr();
+        while !bytes.is_empty() {
+            let limit = if self.lock().settled { None } else { Some(&TASK_LOOK) };
+            if poll(&mut [PollFd::new(&stderr, PollFlags::OUT)], limit) == Ok(0) {
+                self.do_task();
+                continue;
+            }
+            // A pipe that is ready takes so many bytes without waiting.
+            match rustix::io::write(stderr, &bytes[..bytes.len().min(PIPE_BUF)]) {
+                Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
+                // Somebody who shares it may have made it non-blocking.
+                Err(Errno::INTR | Errno::AGAIN) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 }
 
@@ -171,13 +205,16 @@ fn start() -> io::Result<()> {
     started.map(drop)
 }
 
-/// Has the thread that writes do something before its next line, which confines it for instance. Waits for
-/// that; one that is held by a reader who does not read does it later.
-pub fn in_its_thread(task: fn()) {
+/// Has the thread that writes do something before its next line, which confines it for instance, and waits
+/// for that. Whether it is done: the thread may be held by a reader who does not read.
+#[must_use]
+pub fn in_its_thread(task: fn()) -> bool {
     let mut lines = QUEUE.lock();
     lines.task = Some(task);
     QUEUE.changed.notify_all();
-    drop(QUEUE.changed.wait_timeout_while(lines, PATIENCE, |lines| lines.task.is_some()));
+    let waited = QUEUE.changed.wait_timeout_while(lines, 5 * PATIENCE, |lines| lines.task.is_some());
+    let (lines, _) = waited.unwrap_or_else(PoisonError::into_inner);
+    lines.task.is_none()
 }
 
 /// Says something as it is, for a program's last word.
@@ -214,21 +251,4 @@ pub fn flush() {
 pub fn exit(status: i32) -> ! {
     flush();
     std::process::exit(status)
-}
-
-fn write_all(mut bytes: &[u8]) -> Result<(), rustix::io::Errno> {
-    use rustix::event::{PollFd, PollFlags, poll};
-    use rustix::io::Errno;
-    // Not by the standard library's handle, whose lock a thread that waits would keep.
-    let stderr = rustix::stdio::stderr();
-    while !bytes.is_empty() {
-        match rustix::io::write(stderr, bytes) {
-            Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
-            Err(Errno::INTR) => {}
-            // Somebody who shares it made it non-blocking.
-            Err(Errno::AGAIN) => drop(poll(&mut [PollFd::new(&stderr, PollFlags::OUT)], None)),
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }

@@ -17,29 +17,52 @@ use std::ffi::CStr;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::panic::PanicHookInfo;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recv, recvmsg, send, sendmsg, socketpair,
 };
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use crate::logging;
 use crate::signals::SignalSet;
 
-/// How long an answer may take that is waited for.
-const LIMIT: Duration = Duration::from_secs(1);
+/// How long an answer may take that is waited for: less than a client of a program's waits.
+const LIMIT: Duration = Duration::from_secs(5);
 /// Longest message: paths have 4096 bytes, and JSON takes six for some of them.
 const MAX_LEN: usize = 64 << 10;
 /// Most descriptors in a message (`SCM_MAX_FD`).
 const MAX_FDS: usize = 253;
 const READY: u8 = b'R';
 
-/// What came of a request.
-type Answer = Result<(), String>;
+/// What came of a request: nothing to say, or an error of the system's or of the program's own.
+type Answer = Result<(), Failure>;
+
+#[derive(Serialize, Deserialize)]
+enum Failure {
+    Number(i32),
+    Text(String),
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Failure {
+        error.raw_os_error().map_or_else(|| Failure::Text(error.to_string()), Failure::Number)
+    }
+}
+
+impl From<Failure> for io::Error {
+    fn from(failure: Failure) -> io::Error {
+        match failure {
+            Failure::Number(number) => io::Error::from_raw_os_error(number),
+            Failure::Text(text) => io::Error::other(text),
+        }
+    }
+}
 
 /// The program's end.
 #[derive(Debug)]
@@ -51,7 +74,8 @@ pub struct Asked(OwnedFd);
 
 impl Opener {
     /// Forks it, called `name` in lists of processes. There it runs `begin`, and then `carry_out` for each
-    /// request, whose error is answered. Called by the main thread, beside which there is the log's at most.
+    /// request, whose error is answered: by its number, or by its text, which has to say it all. Called by
+    /// the main thread, beside which there is the log's at most.
     ///
     /// # Errors
     ///
@@ -59,7 +83,7 @@ impl Opener {
     pub fn start<R: DeserializeOwned>(
         name: &CStr,
         begin: impl FnOnce() -> Result<(), String>,
-        carry_out: impl FnMut(R) -> Result<Vec<OwnedFd>, String>,
+        carry_out: impl FnMut(R) -> io::Result<Vec<OwnedFd>>,
     ) -> io::Result<Opener> {
         // Each message is whole, whenever the process dies that sends it.
         let (ours, theirs) = pair()?;
@@ -67,8 +91,10 @@ impl Opener {
         // one is free in a child of the C library's.
         match logging::across_fork(|| unsafe { libc::fork() }) {
             0 => {
-                keep_only(name, &theirs);
-                if let Err(why) = begin() {
+                std::panic::set_hook(Box::new(last_words));
+                let kept = keep_only(name, &theirs);
+                let kept = kept.map_err(|error| format!("the opener cannot close what it inherits: {error}"));
+                if let Err(why) = kept.and_then(|()| begin()) {
                     logging::say(&why);
                     logging::exit(1);
                 }
@@ -103,15 +129,19 @@ impl Opener {
 }
 
 impl Asked {
-    /// Takes the answer, for which it waits a second at most: the descriptors that were asked for.
+    /// Takes the answer, for which it waits 5 s at most: the descriptors that were asked for.
     ///
     /// # Errors
     ///
     /// The answer's; when there is none.
     pub fn take(self) -> io::Result<Vec<OwnedFd>> {
         match receive_whole::<Answer>(&self.0) {
-            Ok(Some((answer, fds))) => answer.map(|()| fds).map_err(io::Error::other),
+            Ok(Some((answer, fds))) => answer.map(|()| fds).map_err(io::Error::from),
             Ok(None) => Err(io::Error::other("the process that opens it is gone")),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let text = format!("the process that opens it does not answer within {} s", LIMIT.as_secs());
+                Err(io::Error::other(text))
+            }
             Err(error) => Err(error),
         }
     }
@@ -128,22 +158,30 @@ fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
 }
 
 /// Closes everything that this process has of its parent's, but for the standard streams.
-fn keep_only(name: &CStr, socket: &OwnedFd) {
+fn keep_only(name: &CStr, socket: &OwnedFd) -> io::Result<()> {
     // It has to outlast the program, also when signals are sent to both.
     let _ = SignalSet::all().block();
     let _ = rustix::thread::set_name(name);
     let number = socket.as_raw_fd().unsigned_abs();
     for (first, last) in [(3, number - 1), (number + 1, u32::MAX)] {
         // SAFETY: this process returns to none of its parent's owners of these descriptors.
-        let _ = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+        let closed = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+        if closed != 0 && first <= last {
+            return Err(io::Error::last_os_error());
+        }
     }
+    Ok(())
+}
+
+/// Of a panic: the log's thread is the parent's, and another one is not in the list.
+fn last_words(panic: &PanicHookInfo<'_>) {
+    let text = format!("the opener: {panic}\n");
+    let _ = rustix::io::write(rustix::stdio::stderr(), text.as_bytes());
+    std::process::exit(1);
 }
 
 /// Serves until nobody is left.
-fn serve<R: DeserializeOwned>(
-    socket: &OwnedFd,
-    mut carry_out: impl FnMut(R) -> Result<Vec<OwnedFd>, String>,
-) {
+fn serve<R: DeserializeOwned>(socket: &OwnedFd, mut carry_out: impl FnMut(R) -> io::Result<Vec<OwnedFd>>) {
     loop {
         let (request, answer_to) = match receive_whole::<R>(socket) {
             Ok(Some((request, mut fds))) => (request, fds.pop()),
@@ -154,7 +192,7 @@ fn serve<R: DeserializeOwned>(
         let Some(answer_to) = answer_to else { continue };
         let (answer, fds): (Answer, _) = match carry_out(request) {
             Ok(fds) => (Ok(()), fds),
-            Err(why) => (Err(why), Vec::new()),
+            Err(error) => (Err(error.into()), Vec::new()),
         };
         let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
         // Whoever asks and does not read the answer waits for nothing.
@@ -176,6 +214,11 @@ fn send_whole(socket: &OwnedFd, document: &impl Serialize, fds: &[BorrowedFd<'_>
     Ok(())
 }
 
+fn is_hung_up(socket: &OwnedFd) -> bool {
+    let mut socket = [PollFd::new(socket, PollFlags::IN)];
+    poll(&mut socket, Some(&Timespec::default())).is_ok() && socket[0].revents().contains(PollFlags::HUP)
+}
+
 /// The next message; `None` when nobody is left, `InvalidData` for what is none.
 fn receive_whole<T: DeserializeOwned>(socket: &OwnedFd) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
     let mut text = vec![0; MAX_LEN];
@@ -194,7 +237,8 @@ fn receive_whole<T: DeserializeOwned>(socket: &OwnedFd) -> io::Result<Option<(T,
     };
     let fds: Vec<_> = control.drain().filter_map(rights).flatten().collect();
     if received.bytes == 0 {
-        return Ok(None);
+        // An empty message looks like the end.
+        return if is_hung_up(socket) { Ok(None) } else { Err(io::ErrorKind::InvalidData.into()) };
     }
     if received.flags.contains(ReturnFlags::TRUNC) {
         return Err(io::ErrorKind::InvalidData.into());
@@ -213,18 +257,20 @@ mod tests {
     /// nothing.
     #[test]
     fn it_opens_what_it_is_asked_for() {
-        let open = |path: String| match File::open(path) {
-            Ok(file) => Ok(vec![file.into()]),
-            Err(error) => Err(error.to_string()),
+        let open = |path: String| match &*path {
+            "" => Err(io::Error::other("no path")),
+            path => Ok(vec![File::open(path)?.into()]),
         };
         let opener = Opener::start(c"opener", || Ok(()), open).unwrap();
         send(&opener.0, b"[1, 2", SendFlags::empty()).unwrap();
+        send(&opener.0, b"", SendFlags::empty()).unwrap();
         send_whole(&opener.0, &"/dev/null", &[]).unwrap();
         send(&opener.0, &vec![b' '; MAX_LEN + 1], SendFlags::empty()).unwrap();
         let fds = opener.ask(&"/dev/null").unwrap().take().unwrap();
         assert_eq!(rustix::fs::fstat(&fds[0]).unwrap().st_rdev, rustix::fs::makedev(1, 3));
         let error = opener.ask(&"/nonexistent").unwrap().take().unwrap_err();
-        assert!(error.to_string().contains("No such file"), "{error}");
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        assert_eq!(opener.ask(&"").unwrap().take().unwrap_err().to_string(), "no path");
         assert!(opener.ask(&"x".repeat(MAX_LEN)).is_err());
     }
 

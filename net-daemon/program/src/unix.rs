@@ -101,6 +101,15 @@ pub enum ConnectError {
     System(#[from] io::Error),
 }
 
+impl From<ConnectError> for io::Error {
+    fn from(error: ConnectError) -> io::Error {
+        match error {
+            ConnectError::System(error) => error,
+            other => io::Error::other(other),
+        }
+    }
+}
+
 /// Who may connect.
 #[derive(Clone, Debug)]
 pub struct Access {

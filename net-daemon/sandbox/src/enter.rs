@@ -39,6 +39,11 @@ pub enum SandboxError {
     /// The kernel has Landlock, and does not take its rules.
     #[error("the kernel does not take Landlock's rules")]
     Landlock(#[from] RulesetError),
+    /// A thread that was there before is not.
+    #[error(
+        "the log's thread cannot be confined, as nobody reads standard error: read it, or send it to a file"
+    )]
+    Log,
     /// Anything else.
     #[error("{0} failed")]
     System(&'static str, #[source] io::Error),
@@ -98,7 +103,8 @@ impl Sandbox {
         Ok(Sandbox { roles: filters })
     }
 
-    /// Confines this thread, and those that it makes from here on, to `role`, and leaves it what is to `keep`.
+    /// Confines this thread, and those that it makes from here on, to `role`, and leaves it what is to
+    /// `keep`.
     ///
     /// # Errors
     ///
@@ -108,6 +114,11 @@ impl Sandbox {
         let failed = |what| move |errno: rustix::io::Errno| SandboxError::System(what, errno.into());
         set_no_new_privs(true).map_err(failed("giving up new privileges"))?;
         let landlock = if keep.outside { Landlock::Whole } else { restrict_paths()? };
+        // While it may: another user may not.
+        for capability in CapabilitySet::all().difference(keep.capabilities).iter() {
+            // Refused to who lacks CAP_SETPCAP, whose set does not matter: nothing is executed any more.
+            let _ = remove_capability_from_bounding_set(capability);
+        }
         if let Some((user, group)) = keep.user {
             become_user(user, group).map_err(failed("changing the user"))?;
         }
@@ -131,13 +142,13 @@ impl Sandbox {
     }
 }
 
-/// No file may be opened, made or removed by its path, no TCP port be used, no abstract socket and no process
-/// outside be reached.
+/// No file may be opened, made or removed by its path, no TCP port be used, no abstract socket be reached.
+/// Signals are the filters': some kernels refuse them between threads that were restricted one by one.
 fn restrict_paths() -> Result<Landlock, RulesetError> {
     let rules = Ruleset::default()
         .handle_access(AccessFs::from_all(LANDLOCK))?
         .handle_access(AccessNet::from_all(LANDLOCK))?
-        .scope(Scope::from_all(LANDLOCK))?
+        .scope(Scope::AbstractUnixSocket)?
         .create()?;
     Ok(match rules.restrict_self()?.ruleset {
         RulesetStatus::FullyEnforced => Landlock::Whole,
@@ -165,10 +176,6 @@ fn become_user(user: u32, group: u32) -> rustix::io::Result<()> {
 
 /// No others are left, and none can come back.
 fn drop_capabilities(keep: CapabilitySet) -> rustix::io::Result<()> {
-    for capability in CapabilitySet::all().difference(keep).iter() {
-        // Refused to who lacks CAP_SETPCAP, whose set does not matter: nothing is executed any more.
-        let _ = remove_capability_from_bounding_set(capability);
-    }
     // An old kernel has none.
     let _ = clear_ambient_capability_set();
     let kept = keep.intersection(capabilities(None)?.permitted);

@@ -16,9 +16,11 @@
 //! | [`table`] | a table as text |
 //! | [`enter`] | putting them in force |
 //! | [`violation`] | the end of a process that does what is in no table |
+//! | [`host`] | what the kernel has of it, for a program that is asked to check |
 
 pub mod allow;
 pub mod enter;
+pub mod host;
 pub mod parts;
 pub mod role;
 pub mod table;

@@ -4,6 +4,7 @@
 
 use std::cell::Cell;
 use std::io;
+use std::sync::OnceLock;
 
 /// Exit status after a violation.
 pub const STATUS: i32 = 5;
@@ -27,12 +28,21 @@ pub(crate) fn this_thread_is(role: &'static str) {
     }
 }
 
+/// What is done before the end. Must be async-signal-safe.
+static AT_END: OnceLock<fn()> = OnceLock::new();
+
+/// Has `act` be done before the end, in the signal's handler: it takes no lock and allocates nothing. Only
+/// the first call counts.
+pub fn at_end(act: fn()) {
+    let _ = AT_END.set(act);
+}
+
 /// Says what it was, and ends, where a thread violates its list.
 ///
 /// # Errors
 ///
 /// From the system.
-pub(crate) fn handle() -> io::Result<()> {
+pub fn handle() -> io::Result<()> {
     // SAFETY: all-zero bytes are a valid sigaction; the handler is one that takes three arguments.
     let set = unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
@@ -60,9 +70,12 @@ struct SigSys {
 }
 
 /// Takes nothing that could be locked, and allocates nothing.
-extern "C" fn violated(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+extern "C" fn violated(_: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the kernel gives a siginfo_t of SIGSYS, which has this form.
     let SigSys { code, call, .. } = unsafe { info.cast::<SigSys>().read() };
+    if let Some(act) = AT_END.get() {
+        act();
+    }
     if code != SYS_SECCOMP {
         // SAFETY: somebody has sent it, who wants that this process dies of it, as it does on the return.
         unsafe {
@@ -75,9 +88,16 @@ extern "C" fn violated(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc:
     line.push(b"sandbox: thread role '");
     line.push(ROLE.with(Cell::get).as_bytes());
     line.push(b"' made system call ");
-    line.push_number(call.unsigned_abs());
+    line.push_number(call.unsigned_abs(), 10);
+    // SAFETY: the kernel gives the handler of such a signal the context of what it interrupted.
+    let registers = unsafe { &(*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs };
+    // What lists tell apart is in the first arguments; none of them is wider there.
+    for (register, before) in [(libc::REG_RDI, " (0x"), (libc::REG_RSI, ", 0x"), (libc::REG_RDX, ", 0x")] {
+        line.push(before.as_bytes());
+        line.push_number(registers[register as usize] as u32, 16);
+    }
     line.push(
-        b", which is not in its list: this process ends. That is a fault of this program, or somebody \
+        b"), which is not in its list: this process ends. That is a fault of this program, or somebody \
                 has taken it over\n",
     );
     let mut stderr = libc::pollfd { fd: libc::STDERR_FILENO, events: libc::POLLOUT, revents: 0 };
@@ -109,11 +129,11 @@ impl Line {
         }
     }
 
-    fn push_number(&mut self, number: u32) {
+    fn push_number(&mut self, number: u32, base: u32) {
         let (mut digits, mut left, mut count) = ([0; 10], number, 0);
         while count == 0 || left > 0 {
-            digits[count] = b'0' + (left % 10) as u8;
-            left /= 10;
+            digits[count] = b"0123456789abcdef"[(left % base) as usize];
+            left /= base;
             count += 1;
         }
         (0..count).rev().for_each(|at| self.push(&[digits[at]]));
@@ -128,10 +148,12 @@ mod tests {
     fn a_line_is_made_without_an_allocator() {
         let mut line = Line::default();
         [0, 7, 41, 4_294_967_295].into_iter().for_each(|number| {
-            line.push_number(number);
+            line.push_number(number, 10);
+            line.push(b" ");
+            line.push_number(number, 16);
             line.push(b" ");
         });
-        assert_eq!(&line.bytes[..line.len], b"0 7 41 4294967295 ");
+        assert_eq!(&line.bytes[..line.len], b"0 0 7 7 41 29 4294967295 ffffffff ");
         line.push(&[b'x'; 1000]);
         assert_eq!(line.len, line.bytes.len());
     }

@@ -1,11 +1,13 @@
 //! The tables of the processes beside the one that serves a guest: supervisor and opener. Neither maps a
 //! guest's memory.
 
-use volt_sandbox::allow::{Allow, Arg, Is, equal};
-use volt_sandbox::parts::{ABORT, BACKTRACE, FORK, MEMORY, THREADS};
+use volt_sandbox::allow::{Allow, Arg, Is, equal, masked};
+use volt_sandbox::parts::{
+    ABORT, ASKING, BACKTRACE, FORK, LOG_CALLS, MEMORY, OPENER_REQUESTS, THREADS, UNIX_STREAM,
+};
 use volt_sandbox::role::{Part, Role};
 
-use super::lists::{DESCRIPTORS_OF_OWN, GUEST_MEMORY, INTERFACE, LOG_CALLS, MESSAGES, QUESTIONS};
+use super::lists::{DESCRIPTORS_OF_OWN, GUEST_MEMORY, INTERFACE, MESSAGES, QUESTIONS};
 
 /// The supervisor. Its workers inherit its list, so that it has theirs, and what they import a state by.
 pub(crate) static SUPERVISOR: Role = Role {
@@ -17,6 +19,7 @@ pub(crate) static SUPERVISOR: Role = Role {
         &IMPORT,
         &SYSTEMD,
         &MESSAGES,
+        &ASKING,
         &QUESTIONS,
         &GUEST_MEMORY,
         &INTERFACE,
@@ -33,15 +36,20 @@ pub(crate) static SUPERVISOR: Role = Role {
 pub(crate) static OPENER: Role = Role {
     name: "opener",
     what: "opens the interface again, connects to a front-end, removes socket files, ends the supervisor",
-    parts: &[&REQUESTS, &OPENING, &PATHS, &MEMORY, &ABORT],
+    parts: &[&OPENER_REQUESTS, &SUPERVISOR_END, &OPENING, &PATHS, &MEMORY, &ABORT],
 };
 
 static IMPORT: Part = Part {
     name: "the start of a worker",
     calls: &[
         Allow::seen("socket", libc::SYS_socket, "netd_supervise", "news of links, questions about one")
-            .only(&[&[equal(0, libc::AF_NETLINK as u32)], &[equal(0, libc::AF_UNIX as u32)]]),
+            .only(&[&[equal(0, libc::AF_NETLINK as u32)], UNIX_STREAM]),
         Allow::seen("bind", libc::SYS_bind, "netd_supervise", "news of links"),
+        Allow::seen("socketpair", libc::SYS_socketpair, "netd_supervise", "what signals and supervisor use")
+            .only(&[&[
+                equal(0, libc::AF_UNIX as u32),
+                masked(1, !(libc::SOCK_CLOEXEC as u32), libc::SOCK_STREAM as u32),
+            ]]),
         Allow::seen("memfd_create", libc::SYS_memfd_create, "netd_supervise", "counters"),
         Allow::seen("pread64", libc::SYS_pread64, "netd_supervise", "the same, of the worker before"),
         Allow::seen(
@@ -55,12 +63,11 @@ static IMPORT: Part = Part {
         Allow::seen("fcntl", libc::SYS_fcntl, "netd_supervise", "the same, sealed")
             .only(&[&[equal(1, libc::F_ADD_SEALS as u32)], &[equal(1, libc::F_SETFD as u32)]]),
         Allow::seen("rt_sigaction", libc::SYS_rt_sigaction, "netd_supervise", "signals that end it"),
-        Allow::seen("prctl", libc::SYS_prctl, "netd_supervise", "giving up more; ending with its supervisor")
-            .only(&[
-                &[equal(0, libc::PR_CAPBSET_DROP as u32)],
-                &[equal(0, libc::PR_CAP_AMBIENT as u32)],
-                &[equal(0, libc::PR_SET_PDEATHSIG as u32)],
-            ]),
+        Allow::seen("prctl", libc::SYS_prctl, "netd_supervise", "giving up more")
+            .only(&[&[equal(0, libc::PR_CAPBSET_DROP as u32)], &[equal(0, libc::PR_CAP_AMBIENT as u32)]]),
+        Allow::kept("prctl", libc::SYS_prctl, "ending with its supervisor, below systemd")
+            .only(&[&[equal(0, libc::PR_SET_PDEATHSIG as u32)]]),
+        Allow::kept("getppid", libc::SYS_getppid, "the same"),
         Allow::seen("capget", libc::SYS_capget, "netd_supervise", "giving up more"),
         Allow::seen("capset", libc::SYS_capset, "netd_supervise", "giving up more"),
         Allow::seen(
@@ -91,20 +98,19 @@ static SYSTEMD: Part = Part {
         ),
         Allow::seen("wait4", libc::SYS_wait4, "netd_supervise", "how a worker ended"),
         Allow::seen("kill", libc::SYS_kill, "netd_supervise", "telling a worker to end"),
-        Allow::seen("tgkill", libc::SYS_tgkill, "netd_held", "a worker's own thread that a descriptor holds"),
+        Allow::seen(
+            "tgkill",
+            libc::SYS_tgkill,
+            "netd_signals",
+            "a worker's own thread that a descriptor holds",
+        ),
     ],
 };
 
-static REQUESTS: Part = Part {
-    name: "requests",
+static SUPERVISOR_END: Part = Part {
+    name: "the supervisor",
     calls: &[
-        Allow::seen("recvmsg", libc::SYS_recvmsg, "netd_port", "a request"),
-        Allow::seen("sendmsg", libc::SYS_sendmsg, "netd_port", "an answer"),
-        Allow::seen("sendto", libc::SYS_sendto, "netd_port", "that it is there")
-            .only(&[&[Arg { index: 4, is: Is::Null }]]),
-        Allow::seen("setsockopt", libc::SYS_setsockopt, "netd_port", "time-outs")
-            .only(&[&[equal(1, libc::SOL_SOCKET as u32)]]),
-        Allow::seen("getppid", libc::SYS_getppid, "netd_port", "who its parent is"),
+        Allow::seen("getppid", libc::SYS_getppid, "netd_supervise", "who its parent is"),
         Allow::seen("kill", libc::SYS_kill, "netd_supervise", "a supervisor that does not answer")
             .only(&[&[equal(1, libc::SIGKILL as u32)]]),
     ],
@@ -119,17 +125,19 @@ static OPENING: Part = Part {
         Allow::seen("connect", libc::SYS_connect, "netd_process", "a front-end that listens"),
         Allow::seen("ioctl", libc::SYS_ioctl, "netd_port", "the interface").only(&[
             &[equal(1, libc::TUNSETIFF as u32)],
-            &[equal(1, libc::TUNGETIFF as u32)],
-            &[equal(1, libc::TUNSETPERSIST as u32)],
-            &[equal(1, libc::TUNSETOWNER as u32)],
             &[equal(1, libc::SIOCGIFINDEX as u32)],
             &[equal(1, libc::SIOCGIFFLAGS as u32)],
             &[equal(1, libc::SIOCSIFFLAGS as u32)],
             &[equal(1, libc::SIOCSIFMTU as u32)],
-            &[equal(1, libc::SIOCETHTOOL as u32)],
         ]),
-        Allow::seen("fcntl", libc::SYS_fcntl, "netd_port", "whether a descriptor waits")
-            .only(&[&[equal(1, libc::F_GETFL as u32)], &[equal(1, libc::F_SETFL as u32)]]),
+        Allow::kept("ioctl", libc::SYS_ioctl, "one that is made again: --persist, --user; a macvtap").only(
+            &[
+                &[equal(1, libc::TUNSETPERSIST as u32)],
+                &[equal(1, libc::TUNSETOWNER as u32)],
+                &[equal(1, libc::TUNGETIFF as u32)],
+                &[equal(1, libc::SIOCETHTOOL as u32)],
+            ],
+        ),
     ],
 };
 
@@ -142,8 +150,6 @@ static PATHS: Part = Part {
         Allow::kept("lseek", libc::SYS_lseek, "the same"),
         Allow::kept("futex", libc::SYS_futex, "a lock of the allocator's"),
         Allow::kept("rt_sigreturn", libc::SYS_rt_sigreturn, "dying of SIGSYS"),
-        Allow::kept("poll", libc::SYS_poll, "whether standard error takes a line"),
-        Allow::kept("write", libc::SYS_write, "a line after a violation, or a panic"),
     ],
 };
 

@@ -1,7 +1,7 @@
 //! The tables of volt-netd's threads.
 
-use volt_sandbox::allow::{Allow, Arg, Is, equal, masked};
-use volt_sandbox::parts::{self, ABORT, BACKTRACE, MEMORY, THREADS};
+use volt_sandbox::allow::{Allow, equal, masked};
+use volt_sandbox::parts::{self, ABORT, ASKING, BACKTRACE, CONNECTED, LOG_CALLS, MEMORY, OWN, THREADS};
 use volt_sandbox::role::{Part, Role};
 
 /// A queue pair's thread.
@@ -36,6 +36,7 @@ pub(crate) static MAIN: Role = Role {
     parts: &[
         &parts::FRAMES,
         &MESSAGES,
+        &ASKING,
         &QUESTIONS,
         &GUEST_MEMORY,
         &INTERFACE,
@@ -48,54 +49,30 @@ pub(crate) static MAIN: Role = Role {
     ],
 };
 
-/// Of `tgkill`: this process.
-const OWN: Arg = Arg { index: 0, is: Is::OwnProcess };
-
-pub(super) static LOG_CALLS: Part = Part {
-    name: "log",
-    calls: &[
-        Allow::seen("write", libc::SYS_write, "netd_log", "a line"),
-        Allow::seen("futex", libc::SYS_futex, "netd_log", "waiting for lines"),
-        Allow::seen("ppoll", libc::SYS_ppoll, "netd_log", "waiting for a reader, as poll"),
-        Allow::seen("poll", libc::SYS_poll, "netd_log", "waiting for a reader"),
-    ],
-};
-
 pub(super) static MESSAGES: Part = Part {
     name: "messages",
     calls: &[
         Allow::seen("recvmsg", libc::SYS_recvmsg, "netd_orders", "a message with descriptors"),
-        Allow::seen("sendmsg", libc::SYS_sendmsg, "netd_orders", "an answer with descriptors"),
+        Allow::seen("sendmsg", libc::SYS_sendmsg, "netd_handover", "an answer with descriptors"),
         Allow::seen("recvfrom", libc::SYS_recvfrom, "netd_orders", "whether something has come"),
         Allow::seen("sendto", libc::SYS_sendto, "netd_orders", "an answer, by a connection")
-            .only(&[&[Arg { index: 4, is: Is::Null }]]),
+            .only(&[CONNECTED]),
         Allow::seen(
             "accept4",
             libc::SYS_accept4,
             "netd_orders",
             "a front-end, a client of the control socket",
         ),
-        Allow::seen(
-            "shutdown",
-            libc::SYS_shutdown,
-            "netd_handover",
-            "the end of a hand-over that takes too long",
-        ),
-        Allow::seen("socketpair", libc::SYS_socketpair, "netd_port", "what the opener answers by").only(&[
+        Allow::kept("shutdown", libc::SYS_shutdown, "the end of a hand-over that takes too long"),
+        Allow::seen("setsockopt", libc::SYS_setsockopt, "netd_handover", "how long a client may take").only(
             &[
-                equal(0, libc::AF_UNIX as u32),
-                masked(1, !(libc::SOCK_CLOEXEC as u32), libc::SOCK_SEQPACKET as u32),
+                &[equal(1, libc::SOL_SOCKET as u32), equal(2, libc::SO_RCVTIMEO as u32)],
+                &[equal(1, libc::SOL_SOCKET as u32), equal(2, libc::SO_SNDTIMEO as u32)],
             ],
-        ]),
-        Allow::seen("setsockopt", libc::SYS_setsockopt, "netd_handover", "time-outs").only(&[
-            &[equal(1, libc::SOL_SOCKET as u32), equal(2, libc::SO_RCVTIMEO as u32)],
-            &[equal(1, libc::SOL_SOCKET as u32), equal(2, libc::SO_SNDTIMEO as u32)],
-        ]),
+        ),
         Allow::seen("ppoll", libc::SYS_ppoll, "netd_process", "one descriptor, for so long"),
-        Allow::seen("poll", libc::SYS_poll, "netd_process", "one descriptor, for so long"),
-        Allow::seen("geteuid", libc::SYS_geteuid, "netd_process", "who may control this daemon"),
+        Allow::seen("geteuid", libc::SYS_geteuid, "netd_handover", "who may control this daemon"),
         Allow::seen("getpid", libc::SYS_getpid, "netd_process", "its number, which status says"),
-        Allow::seen("getppid", libc::SYS_getppid, "netd_process", "whether its supervisor lives"),
     ],
 };
 
@@ -105,7 +82,7 @@ pub(super) static QUESTIONS: Part =
         calls: &[
             Allow::seen("statx", libc::SYS_statx, "netd_orders", "what kind of file it is")
                 .only(&[&[masked(2, libc::AT_EMPTY_PATH as u32, libc::AT_EMPTY_PATH as u32)]]),
-            Allow::seen("newfstatat", libc::SYS_newfstatat, "netd_orders", "how long it is")
+            Allow::kept("newfstatat", libc::SYS_newfstatat, "how long it is, by another C library")
                 .only(&[&[masked(3, libc::AT_EMPTY_PATH as u32, libc::AT_EMPTY_PATH as u32)]]),
             Allow::seen("fstat", libc::SYS_fstat, "netd_orders", "how long it is"),
             Allow::seen("fstatfs", libc::SYS_fstatfs, "netd_orders", "whose file system it is on"),
@@ -131,17 +108,19 @@ pub(super) static GUEST_MEMORY: Part = Part {
 
 pub(super) static INTERFACE: Part = Part {
     name: "the interface",
-    calls: &[Allow::seen("ioctl", libc::SYS_ioctl, "netd_queues", "offloads, queues, whether it is up")
-        .only(&[
+    calls: &[
+        Allow::seen("ioctl", libc::SYS_ioctl, "netd_queues", "offloads, queues, whether it is up").only(&[
             &[equal(1, libc::TUNSETOFFLOAD as u32)],
             &[equal(1, libc::TUNSETQUEUE as u32)],
-            &[equal(1, libc::TUNSETVNETHDRSZ as u32)],
-            &[equal(1, libc::TUNSETVNETLE as u32)],
             &[equal(1, libc::SIOCGIFFLAGS as u32)],
             &[equal(1, libc::SIOCGIFMTU as u32)],
-            &[equal(1, libc::SIOCGIFHWADDR as u32)],
             &[equal(1, libc::FIONBIO as u32)],
-        ])],
+        ]),
+        Allow::seen("ioctl", libc::SYS_ioctl, "netd_port", "the header of one that is back")
+            .only(&[&[equal(1, libc::TUNSETVNETHDRSZ as u32)], &[equal(1, libc::TUNSETVNETLE as u32)]]),
+        Allow::kept("ioctl", libc::SYS_ioctl, "the address of a macvtap interface that is back")
+            .only(&[&[equal(1, libc::SIOCGIFHWADDR as u32)]]),
+    ],
 };
 
 pub(super) static DESCRIPTORS_OF_OWN: Part = Part {
@@ -155,9 +134,11 @@ pub(super) static DESCRIPTORS_OF_OWN: Part = Part {
             "what a limited pair waits by",
         ),
         Allow::seen("eventfd2", libc::SYS_eventfd2, "netd_rings", "what tells a queue pair to stop"),
-        Allow::seen("fcntl", libc::SYS_fcntl, "netd_rings", "copies, and whether a descriptor waits")
-            .only(&[&[equal(1, libc::F_DUPFD_CLOEXEC as u32)], &[equal(1, libc::F_SETFL as u32)]]),
-        Allow::seen("tgkill", libc::SYS_tgkill, "netd_held", "a thread that a descriptor holds")
+        Allow::seen("fcntl", libc::SYS_fcntl, "netd_rings", "whether a descriptor waits")
+            .only(&[&[equal(1, libc::F_SETFL as u32)]]),
+        Allow::seen("fcntl", libc::SYS_fcntl, "netd_handover", "copies")
+            .only(&[&[equal(1, libc::F_DUPFD_CLOEXEC as u32)]]),
+        Allow::seen("tgkill", libc::SYS_tgkill, "netd_hostile_rings", "a thread that a descriptor holds")
             .only(&[&[OWN]]),
         Allow::kept("nanosleep", libc::SYS_nanosleep, "a pause, by another C library"),
         Allow::kept("getrandom", libc::SYS_getrandom, "the order of a table in memory"),

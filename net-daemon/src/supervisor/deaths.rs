@@ -56,8 +56,8 @@ impl Deaths {
         };
     }
 
-    /// A worker has violated its sandbox. Whether one has shortly before: whoever does it on purpose would try
-    /// for ever.
+    /// A worker has violated its sandbox. Whether one has shortly before: whoever does it on purpose would
+    /// try for ever.
     pub(super) fn violates_again(&mut self) -> bool {
         self.violated.replace(Instant::now()).is_some_and(|last| last.elapsed() < VIOLATIONS)
     }

@@ -115,8 +115,8 @@ impl Notifier {
 }
 
 /// Whether an anonymous inode is an eventfd, and not one that answers a read by something else: a signalfd by
-/// this process's signals. Of all of them an eventfd alone can be written to so, which adds nothing to it, and
-/// for which there is always room. Their names would tell as well, to a process that may look into /proc.
+/// this process's signals. Of all of them an eventfd alone can be written to so, which adds nothing to it,
+/// and for which there is always room. Their names would tell as well, to a process that may look into /proc.
 fn is_eventfd(fd: &OwnedFd) -> bool {
     rustix::io::write(fd, &0u64.to_ne_bytes()) == Ok(8)
 }

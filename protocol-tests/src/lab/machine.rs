@@ -17,14 +17,17 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Starts it with its API socket in `directory` and a `--net` for each of `nets`.
+    /// Starts it with its API socket in `directory`, in which it may open what is added, and a `--net` for
+    /// each of `nets`.
     ///
     /// # Panics
     /// When it cannot be started.
     #[track_caller]
     pub fn start(directory: &Path, spec: &Spec, nets: &[&str]) -> Self {
         let api = directory.join("api");
-        let guest = Process::start("volt-vmm", spec.vmm_net(nets).arg("--api-socket").arg(&api));
+        let mut command = spec.vmm_net(nets);
+        let command = command.arg("--api-socket").arg(&api).arg("--allow-path").arg(directory);
+        let guest = Process::start("volt-vmm", command);
         Self { guest, api }
     }
 

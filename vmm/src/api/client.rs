@@ -1,6 +1,7 @@
 //! `volt-vmm ctl`: asks the API of a machine that runs.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -10,6 +11,8 @@ use thiserror::Error;
 use volt_http::Method;
 use volt_http::client::{AskError, Limits, Request};
 use volt_program::unix::{ConnectError, connect_within};
+
+use crate::virtio::blk::image::ImageError;
 
 /// How long an answer may take.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -43,6 +46,9 @@ pub enum CtlError {
     /// It refuses.
     #[error("the machine refuses: {0}")]
     Refused(String),
+    /// It refuses to open a disk, and whoever asks cannot either.
+    #[error("the machine refuses: {0}; and 'volt-vmm ctl' cannot pass it")]
+    Unopened(String, #[source] ImageError),
     /// The system.
     #[error("the machine cannot be asked")]
     System(#[source] io::Error),
@@ -54,10 +60,25 @@ pub enum CtlError {
 ///
 /// See [`CtlError`].
 pub fn ask(socket: &Path, method: Method, path: &str, body: Option<&Value>) -> Result<Value, CtlError> {
+    ask_with(socket, method, path, body, &[])
+}
+
+/// The same with descriptors.
+///
+/// # Errors
+///
+/// See [`CtlError`].
+pub fn ask_with(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    body: Option<&Value>,
+    descriptors: &[BorrowedFd<'_>],
+) -> Result<Value, CtlError> {
     let end = Instant::now() + LIMIT;
     let stream = connect(socket)?;
     let body = body.map(Value::to_string).unwrap_or_default();
-    let request = Request { method: &method, path, body: body.as_bytes() };
+    let request = Request { method: &method, path, body: body.as_bytes(), descriptors };
     let limits = Limits { time: end.saturating_duration_since(Instant::now()), body: ANSWER_MAX };
     let answer = volt_http::client::ask(&stream, &request, &limits);
     let answer = answer.map_err(|error| no_answer(socket, error))?;

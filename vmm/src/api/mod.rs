@@ -1,8 +1,9 @@
 //! The API socket: HTTP and JSON over a Unix socket, for the process's own user and root.
 //!
-//! [`Api::start`] listens, and [`volt_http`] serves on threads of its own until the API is dropped. The
-//! machine's end waits for answers to requests that have come, some seconds at most, and nothing else in the
-//! machine waits for it. What it shows and changes is a [`MachineHandle`]. `docs/api.md` is the schema.
+//! [`ApiSocket::bind`] listens, and from [`Api::start`] on [`volt_http`] serves on threads of its own until
+//! the API is dropped. The machine's end waits for answers to requests that have come, some seconds at most,
+//! and nothing else in the machine waits for it. What it shows and changes is a [`MachineHandle`].
+//! `docs/api.md` is the schema.
 //!
 //! | module | holds |
 //! |---|---|
@@ -15,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 use std::io;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,6 +35,7 @@ mod routes;
 
 use crate::api::routes::{LIMIT, Serving};
 use crate::machine::handle::MachineHandle;
+use crate::opener;
 
 /// Most clients at a time; others wait.
 const CLIENTS: usize = 16;
@@ -66,6 +69,29 @@ pub fn check_path(path: &Path) -> Result<(), ApiError> {
     unix::check_path(path).map_err(|error| BindError::from(error).into())
 }
 
+/// The API's socket, which is not served yet.
+pub struct ApiSocket {
+    listener: UnixListener,
+    file: SocketFile,
+}
+
+impl ApiSocket {
+    /// Listens at `path`.
+    ///
+    /// # Errors
+    ///
+    /// [`ApiError::Bind`].
+    pub fn bind(path: &Path) -> Result<ApiSocket, ApiError> {
+        let (listener, file) = bind(path, &Access::PRIVATE)?;
+        Ok(ApiSocket { listener, file })
+    }
+
+    /// Where it is, with device and number of its inode.
+    pub fn file(&self) -> (&Path, (u64, u64)) {
+        (self.file.path(), self.file.inode())
+    }
+}
+
 /// The API, served until this is dropped.
 pub struct Api {
     file: SocketFile,
@@ -74,28 +100,28 @@ pub struct Api {
 }
 
 impl Api {
-    /// Serves `machine` at `path`.
+    /// Serves `machine` at `socket`.
     ///
     /// # Errors
     ///
-    /// See [`ApiError`].
-    pub fn start(path: &Path, machine: Arc<MachineHandle>) -> Result<Api, ApiError> {
-        Api::with_limit(path, machine, WORK_LIMIT)
+    /// [`ApiError::Start`].
+    pub fn start(socket: ApiSocket, machine: Arc<MachineHandle>) -> Result<Api, ApiError> {
+        Api::with_limit(socket, machine, WORK_LIMIT)
     }
 
     /// The same for requests that may take `limit` each.
-    fn with_limit(path: &Path, machine: Arc<MachineHandle>, limit: Duration) -> Result<Api, ApiError> {
-        let (listener, file) = bind(path, &Access::PRIVATE)?;
+    fn with_limit(socket: ApiSocket, machine: Arc<MachineHandle>, limit: Duration) -> Result<Api, ApiError> {
+        let ApiSocket { listener, file } = socket;
         let serving = Serving { machine, limit };
         let server = Server::start(listener, settings(limit), serving).map_err(ApiError::Start)?;
-        info!("API at {}", path.display());
+        info!("API at {}", file.path().display());
         Ok(Api { file, _server: server })
     }
 }
 
 impl Drop for Api {
     fn drop(&mut self) {
-        self.file.remove();
+        opener::remove_socket(&self.file);
     }
 }
 
@@ -110,7 +136,7 @@ fn settings(limit: Duration) -> Settings {
         connection: CONNECTION_LIMIT,
         end: LIMIT,
         body_max: BODY_MAX,
-        // No request has a use for them, and none is refused for their sake.
+        // One with a disk has a use for them, and none is refused for their sake.
         descriptors: DESCRIPTORS_MAX,
         work_at_once: WORK_AT_ONCE,
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
-use volt_http::StatusCode;
+use volt_http::{Body, StatusCode};
 use volt_virtio::error_chain;
 
 use crate::api::answer::{Answer, error};
@@ -21,8 +21,8 @@ const BACK_END_LIMIT: Duration = Duration::from_secs(2);
 /// How long a guest may take to give a device back before the client is told that it has not yet.
 const GUEST_LIMIT: Duration = Duration::from_secs(8);
 
-/// Opens the device that `body` describes and plugs it.
-pub(super) fn add(machine: &MachineHandle, kind: DeviceKind, body: &[u8], completion: &Completion) -> Answer {
+/// Opens the device that `body` describes, or takes the open disk that came with it, and plugs it.
+pub(super) fn add(machine: &MachineHandle, kind: DeviceKind, body: Body, completion: &Completion) -> Answer {
     match try_add(machine, kind, body, completion) {
         Ok(slot) => (StatusCode::CREATED, json!({ "slot": slot })),
         Err(answer) => answer,
@@ -32,17 +32,21 @@ pub(super) fn add(machine: &MachineHandle, kind: DeviceKind, body: &[u8], comple
 fn try_add(
     machine: &MachineHandle,
     kind: DeviceKind,
-    body: &[u8],
+    body: Body,
     completion: &Completion,
 ) -> Result<usize, Answer> {
     let bad = |text: String| error(StatusCode::BAD_REQUEST, text);
     let cannot = |why: &dyn std::error::Error| error(StatusCode::CONFLICT, error_chain(why));
-    let options = options(body).map_err(bad)?;
+    let options = options(&body.bytes).map_err(bad)?;
     let room_for = |name: &str| machine.devices.room_for(kind, name).map_err(refusal);
     let device: Box<dyn VirtioDevice> = if kind == DeviceKind::Disk {
         let config: DiskConfig = options.parse().map_err(|why| bad(error_chain(&why)))?;
         room_for(&config.path.display().to_string())?;
-        Box::new(Block::open(&config, &machine.gate).map_err(|why| cannot(&why))?)
+        let disk = match body.descriptors.into_iter().next() {
+            Some(given) => Block::over(given, &config, &machine.gate),
+            None => Block::open(&config, &machine.gate),
+        };
+        Box::new(disk.map_err(|why| cannot(&why))?)
     } else {
         let mut config: NetDeviceConfig = options.parse().map_err(|why| bad(error_chain(&why)))?;
         if let NetDeviceConfig::Socket(config) = &mut config {

@@ -107,7 +107,7 @@ fn rig_with_limit(test: &str, limit: Duration) -> Option<Rig> {
     });
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("api");
-    let api = Api::with_limit(&socket, machine, limit).unwrap();
+    let api = Api::with_limit(ApiSocket::bind(&socket).unwrap(), machine, limit).unwrap();
     Some(Rig { devices, _guest: guest, _api: api, socket, dir })
 }
 

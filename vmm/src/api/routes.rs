@@ -53,7 +53,7 @@ impl Service for Serving {
     }
 
     fn answer(&self, route: Route, body: Body, turn: &Turn<'_>) -> Response {
-        response(carry_out(self, route, body.bytes, turn))
+        response(carry_out(self, route, body, turn))
     }
 
     fn refuse(&self, status: StatusCode, why: &RequestError) -> Response {
@@ -103,7 +103,7 @@ fn route(method: &Method, target: &Target) -> Result<Route, Answer> {
 }
 
 /// Does what is asked for, on another thread, as it may take its time and others do not wait for it.
-fn carry_out(serving: &Serving, route: Route, body: Vec<u8>, turn: &Turn<'_>) -> Answer {
+fn carry_out(serving: &Serving, route: Route, body: Body, turn: &Turn<'_>) -> Answer {
     let Serving { machine, limit } = serving;
     if route == Route::Shutdown {
         // Here, as the end that it brings about would come before its answer.
@@ -113,7 +113,7 @@ fn carry_out(serving: &Serving, route: Route, body: Vec<u8>, turn: &Turn<'_>) ->
     let ending = turn.ending();
     let (its, what) = (completion.clone(), route.clone());
     let done = turn.carry_out(move || {
-        let (code, body) = act(&machine, &route, &body, &its);
+        let (code, body) = act(&machine, &route, body, &its);
         if !its.finish() && !ending.has_begun() {
             warn!("{route}: its client was answered before, and this came of it: {code}, {body}");
         }
@@ -150,7 +150,7 @@ fn not_begun(what: &Route, why: &WorkError) -> Answer {
     error(code, format!("{what} cannot be done now: {}", error_chain(why)))
 }
 
-fn act(machine: &MachineHandle, route: &Route, body: &[u8], completion: &Completion) -> Answer {
+fn act(machine: &MachineHandle, route: &Route, body: Body, completion: &Completion) -> Answer {
     match route {
         Route::Status => status(machine),
         Route::Pause => pause(machine, completion),
@@ -164,7 +164,7 @@ fn act(machine: &MachineHandle, route: &Route, body: &[u8], completion: &Complet
         }
         // Carried out before, as above.
         Route::Shutdown => shutdown(machine),
-        Route::Limits(net) => limits(machine, net, body),
+        Route::Limits(net) => limits(machine, net, &body.bytes),
         Route::Add(kind) => plug::add(machine, *kind, body, completion),
         Route::Remove(kind, name) => plug::remove(machine, *kind, name),
     }

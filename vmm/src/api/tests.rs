@@ -31,7 +31,7 @@ struct Rig {
     exit: Arc<ExitEvent>,
     gate: Arc<PauseGate>,
     button: Arc<AtomicBool>,
-    net: Net,
+    _net: Net,
     socket: PathBuf,
     _dir: tempfile::TempDir,
 }
@@ -84,8 +84,11 @@ fn rig_with_limit(limit: Duration) -> Rig {
     let (exit, gate) = (Arc::new(ExitEvent::new().unwrap()), Arc::default());
     let button = Arc::default();
     let (net, _) = socket_net(&gate);
-    let api = Some(Api::with_limit(&socket, machine(&exit, &gate, &button, &net), limit).unwrap());
-    Rig { api, exit, gate, button, net, socket, _dir: dir }
+    let api = Some(
+        Api::with_limit(ApiSocket::bind(&socket).unwrap(), machine(&exit, &gate, &button, &net), limit)
+            .unwrap(),
+    );
+    Rig { api, exit, gate, button, _net: net, socket, _dir: dir }
 }
 
 #[test]
@@ -355,7 +358,7 @@ fn limits_of_a_device_by_name_or_number() {
 #[test]
 fn a_second_machine_is_told_that_the_socket_is_in_use() {
     let rig = rig();
-    let second = Api::start(&rig.socket, machine(&rig.exit, &rig.gate, &rig.button, &rig.net));
+    let second = ApiSocket::bind(&rig.socket);
     assert!(matches!(second, Err(ApiError::Bind(BindError::InUse(_)))));
 }
 

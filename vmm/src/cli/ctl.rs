@@ -1,5 +1,6 @@
 //! `volt-vmm ctl`: what a running machine is asked, and how the API is asked for it.
 
+use std::fs::File;
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
@@ -8,6 +9,7 @@ use volt_http::Method;
 use volt_net::limiter::Rate;
 
 use crate::api::path::encode;
+use crate::virtio::blk::image::{ImageError, open_file};
 
 /// `volt-vmm ctl`: talk to a machine that runs
 #[derive(Debug, Parser)]
@@ -63,7 +65,8 @@ pub enum CtlCommand {
     Shutdown,
 }
 
-/// A device to be added. Paths are those that the machine's process sees from where it was started.
+/// A device to be added. A disk is opened here, where that is possible; other paths are those that the
+/// machine's process sees from where it was started.
 #[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
 pub enum AddCommand {
     /// A network device
@@ -115,6 +118,13 @@ impl CtlCommand {
             CtlCommand::Shutdown => "shutdown",
         };
         format!("/v1/{path}")
+    }
+
+    /// The disk to be added, opened with the rights of whoever asks. `None` where there is none, or its
+    /// options are for the machine to refuse.
+    pub fn disk(&self) -> Option<Result<File, ImageError>> {
+        let CtlCommand::Add { what: AddCommand::Disk { options } } = self else { return None };
+        Some(open_file(&options.parse().ok()?))
     }
 
     /// What goes with it.

@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{CommandFactory, FromArgMatches, Parser};
+use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
 use log::LevelFilter;
 use volt_net::config::Mac;
 
@@ -117,6 +117,20 @@ pub struct Args {
     #[arg(long, value_name = "PATH")]
     api_socket: Option<PathBuf>,
 
+    /// Where disks and the sockets of back-ends may be that are added while the guest runs; may be given
+    /// several times. 'volt-vmm ctl add disk' needs none, as it opens the disk itself
+    #[arg(long, value_name = "DIR")]
+    allow_path: Vec<PathBuf>,
+
+    /// Whether the process gives up what it does not need once the guest runs; 'off' is for finding a fault
+    #[arg(long, value_enum, default_value_t = Confinement::On)]
+    sandbox: Confinement,
+
+    /// Print which system calls each thread may make, and why, and exit
+    #[arg(long, value_enum, value_name = "FORM", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "text")]
+    print_sandbox: Option<TableForm>,
+
     /// error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log_level: LevelFilter,
@@ -126,11 +140,54 @@ pub struct Args {
     net_places: Vec<usize>,
 }
 
+/// Whether a process confines itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Confinement {
+    /// It does.
+    On,
+    /// It does not.
+    Off,
+}
+
+/// How a table is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TableForm {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// A command line that asks for the table, and for no machine.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Print {
+    #[arg(long, value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "text")]
+    print_sandbox: TableForm,
+}
+
+/// Say what this host gives a machine, and what is lost where it does not; exits with 1 where none can run.
+#[derive(Debug, Parser)]
+#[command(name = "volt-vmm check", version, max_term_width = 100)]
+pub struct Check {
+    /// A TAP interface that is to be used
+    #[arg(long, value_name = "NAME")]
+    pub tap: Option<String>,
+
+    /// How to say it
+    #[arg(long, value_enum, default_value = "text")]
+    pub format: TableForm,
+}
+
 /// What the command line asks for.
 #[derive(Debug)]
 pub enum Invocation {
+    /// To see what each thread may do.
+    PrintSandbox(TableForm),
     /// A machine.
     Run(Box<Args>),
+    /// What this host gives.
+    Check(Check),
     /// An answer of one that runs.
     Ctl(Ctl),
 }
@@ -139,6 +196,11 @@ impl Args {
     /// What is to be logged.
     pub fn log_level(&self) -> LevelFilter {
         self.log_level
+    }
+
+    /// Whether the process is to be confined, and what may be opened all the same.
+    pub fn sandbox(&self) -> (Confinement, Vec<PathBuf>) {
+        (self.sandbox, self.allow_path.clone())
     }
 
     /// The machine asked for.
@@ -195,8 +257,17 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, cla
     if args.get(1).is_some_and(|word| word == "ctl") {
         return Ctl::try_parse_from(&args[1..]).map(Invocation::Ctl);
     }
+    if args.get(1).is_some_and(|word| word == "check") {
+        return Check::try_parse_from(&args[1..]).map(Invocation::Check);
+    }
+    if args.get(1).is_some_and(|word| word.as_encoded_bytes().starts_with(b"--print-sandbox")) {
+        return Print::try_parse_from(&args).map(|print| Invocation::PrintSandbox(print.print_sandbox));
+    }
     let matches = Args::command().try_get_matches_from(args)?;
     let mut args = Args::from_arg_matches(&matches)?;
+    if let Some(form) = args.print_sandbox {
+        return Ok(Invocation::PrintSandbox(form));
+    }
     let places = Args::NETS.iter().filter_map(|option| matches.indices_of(option));
     args.net_places = places.flatten().collect();
     Ok(Invocation::Run(Box::new(args)))

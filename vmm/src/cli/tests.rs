@@ -7,7 +7,7 @@ fn config(args: &[&str]) -> VmConfig {
     let args = ["volt-vmm", "--kernel", "k"].iter().chain(args).map(OsString::from);
     match parse(args).unwrap() {
         Invocation::Run(args) => args.into_config(),
-        Invocation::Ctl(ctl) => panic!("{ctl:?}"),
+        other => panic!("{other:?}"),
     }
 }
 
@@ -18,7 +18,7 @@ fn a_running_machine_can_be_asked() {
             Invocation::Ctl(ctl) => {
                 assert_eq!((ctl.api_socket, ctl.command), ("s".into(), CtlCommand::Status));
             }
-            Invocation::Run(args) => panic!("{args:?}"),
+            other => panic!("{other:?}"),
         }
     }
     assert_eq!(config(&["--api-socket", "s"]).api_socket, Some("s".into()));

@@ -165,7 +165,12 @@ fn open_kernel(path: &Path) -> Result<KernelImage, BootError> {
     KernelImage::open(path).map_err(|source: KernelError| BootError::Kernel { path: path.to_owned(), source })
 }
 
-fn open_kvm(cpus: u8) -> Result<Kvm, BuildError> {
+/// Opens KVM, and sees that it has what a machine of so many vCPUs needs.
+///
+/// # Errors
+///
+/// What is missing.
+pub fn open_kvm(cpus: u8) -> Result<Kvm, BuildError> {
     const VERSION: i32 = 12;
     const NEEDED: [(Cap, &str); 6] = [
         (Cap::UserMemory, "guest memory from user space (KVM_CAP_USER_MEMORY)"),

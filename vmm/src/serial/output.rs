@@ -13,13 +13,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use log::warn;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
+use crate::sandbox::{self, lists::SERIAL};
 use crate::serial::room::Room;
 
 /// From here on the transmitter is busy.
@@ -84,7 +84,7 @@ impl Output {
             Shared { state: Mutex::new(state), filled: Condvar::default(), taken: Condvar::default(), room };
         let shared = Arc::new(shared);
         let (drained, file) = (shared.clone(), file.into());
-        thread::Builder::new().name("serial".to_owned()).spawn(move || drained.drain(&file))?;
+        sandbox::spawn(&SERIAL, "serial", move || drained.drain(&file))?;
         Ok(Output(Arc::new(Inlet(shared))))
     }
 

@@ -23,6 +23,7 @@ use crate::board::Board;
 use crate::board::exit::ExitReason;
 use crate::board::pause_gate::Member;
 use crate::board::vcpu_error::{VcpuError, host_limit};
+use crate::sandbox::{self, lists::VCPU};
 use crate::vcpu::stall::StallDetector;
 
 mod stall;
@@ -75,7 +76,7 @@ impl Vcpu {
     pub fn start(self) -> io::Result<VcpuThread> {
         let name = format!("vcpu{}", self.id);
         let look = self.look.clone();
-        thread::Builder::new().name(name).spawn(move || self.run()).map(|handle| VcpuThread { handle, look })
+        sandbox::spawn(&VCPU, &name, move || self.run()).map(|handle| VcpuThread { handle, look })
     }
 
     fn run(mut self) {

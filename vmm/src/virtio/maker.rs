@@ -8,11 +8,11 @@
 use std::io;
 use std::sync::mpsc::{Sender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 
 use volt_net::config::Mac;
 use volt_virtio::features::Features;
 
+use crate::sandbox::{self, lists::MAIN};
 use crate::virtio::handle::{DeviceHandle, DeviceKind};
 use crate::virtio::{ActivateError, Activation, VirtioDevice};
 
@@ -31,7 +31,7 @@ impl Maker {
     /// When the process may have no more threads.
     pub fn start() -> io::Result<Arc<Maker>> {
         let (jobs, received) = channel::<Job>();
-        thread::Builder::new().name("maker".to_owned()).spawn(move || {
+        sandbox::spawn(&MAIN, "maker", move || {
             for job in received {
                 begin(job);
             }
@@ -57,7 +57,7 @@ fn begin(job: Job) {
     let job = Arc::new(Mutex::new(Some(job)));
     let its = job.clone();
     let take = |job: &Mutex<Option<Job>>| job.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let spawned = thread::Builder::new().name("device".to_owned()).spawn(move || {
+    let spawned = sandbox::spawn(&MAIN, "device", move || {
         if let Some(job) = take(&its) {
             job();
         }

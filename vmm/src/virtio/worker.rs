@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 
 use log::error;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -18,6 +18,7 @@ use volt_virtio::error_chain;
 
 use crate::board::pause_gate::{Member, PauseGate};
 use crate::faults;
+use crate::sandbox::{self, lists::WORKER};
 use crate::virtio::chain::{Chain, ChainError};
 use crate::virtio::ring::Ring;
 
@@ -59,7 +60,7 @@ impl Worker {
         let stop = Arc::new(Stop { asked: AtomicBool::new(false), kick: ring.kick().clone() });
         let (label, its_stop, to_kick) = (label.to_owned(), stop.clone(), stop.clone());
         let member = gate.join(&label, move || to_kick.wake());
-        let thread = thread::Builder::new().name(thread.to_owned()).spawn(move || {
+        let thread = sandbox::spawn(&WORKER, thread, move || {
             run(&label, ring, request, &its_stop, &member);
         })?;
         Ok(Worker { stop, gate: gate.clone(), thread: Some(thread) })

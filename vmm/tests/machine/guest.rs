@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -153,6 +153,13 @@ pub(crate) fn kvm(test: &str) -> bool {
     usable.is_ok()
 }
 
+/// The program: what stands for it in the directory that `VOLT_TRACED` names (`scripts/soak --calls`),
+/// otherwise itself.
+fn volt_vmm() -> PathBuf {
+    let traced = std::env::var_os("VOLT_TRACED").map(|directory| Path::new(&directory).join("volt-vmm"));
+    traced.unwrap_or_else(|| env!("CARGO_BIN_EXE_volt-vmm").into())
+}
+
 /// A machine to be started; its files live as long as it does.
 pub(crate) struct Machine {
     directory: TempDir,
@@ -179,7 +186,7 @@ impl Machine {
         let path = directory.path().join("kernel");
         std::fs::write(&path, kernel).unwrap();
         let mut command = Command::new("env");
-        command.args([signals, env!("CARGO_BIN_EXE_volt-vmm"), "--kernel"]).arg(path);
+        command.arg(signals).arg(volt_vmm()).arg("--kernel").arg(path);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         Machine { directory, command }
     }

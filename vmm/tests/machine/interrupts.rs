@@ -67,7 +67,8 @@ fn what_happens_while_a_guest_boots_waits_for_it() {
     let machine = Machine::new(&code.halt().bzimage());
     let (socket, disk) = (machine.path("api"), machine.path("disk"));
     std::fs::write(&disk, [0; 512]).unwrap();
-    let mut machine = machine.args(&["--api-socket", socket.to_str().unwrap()]).spawn();
+    let allowed = ["--allow-path", disk.parent().unwrap().to_str().unwrap()];
+    let mut machine = machine.args(&["--api-socket", socket.to_str().unwrap()]).args(&allowed).spawn();
     machine.expect("up");
     ask(&socket, Method::PUT, "/v1/power-button", None).unwrap();
     let body = json!({ "options": disk });

@@ -8,7 +8,7 @@ use super::*;
 const PATIENT: Limits = Limits { time: Duration::from_secs(100), body: 100 };
 
 fn request<'r>(path: &'r str, body: &'r [u8]) -> Request<'r> {
-    Request { method: &Method::PUT, path, body }
+    Request { method: &Method::PUT, path, body, descriptors: &[] }
 }
 
 /// What becomes of a request whose server reads it to its end, sends `pieces`, and closes the connection.

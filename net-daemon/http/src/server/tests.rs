@@ -152,7 +152,7 @@ impl Rig {
     }
 
     fn ask(&self, path: &str, body: &[u8]) -> Result<Answer, AskError> {
-        let request = Request { method: &Method::POST, path, body };
+        let request = Request { method: &Method::POST, path, body, descriptors: &[] };
         ask(&self.connect(), &request, &Limits { time: LONG, body: BIG })
     }
 

@@ -101,8 +101,8 @@ pub(super) fn set_up(name: &str) -> io::Result<()> {
     ioctl(&fd, libc::SIOCSIFFLAGS, &mut request)
 }
 
-/// Any socket reaches the interfaces of its network namespace. One for streams reaches nobody else without being
-/// connected.
+/// Any socket reaches the interfaces of its network namespace. One for streams reaches nobody else without
+/// being connected.
 pub(super) fn socket() -> io::Result<OwnedFd> {
     Ok(rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None)?)
 }

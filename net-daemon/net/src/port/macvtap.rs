@@ -102,8 +102,27 @@ impl Macvtap {
     ///
     /// See [`MacvtapError`].
     pub fn open(name: &str, queues: usize) -> Result<Macvtap, MacvtapError> {
-        let tap = Tap::over(name.to_owned(), opened(name, queues)?)?;
+        Macvtap::over(name, queues, opened(name, queues)?)
+    }
+
+    fn over(name: &str, queues: usize, files: Vec<File>) -> Result<Macvtap, MacvtapError> {
+        let tap = Tap::over(name.to_owned(), files)?;
         Ok(Macvtap { mac: link::mac(tap.socket(), name).ok(), tap, queues })
+    }
+
+    /// The same with queues that `open` gets from whoever may open them.
+    ///
+    /// # Errors
+    ///
+    /// See [`MacvtapError`].
+    pub fn open_by(
+        name: &str,
+        queues: usize,
+        open: impl FnOnce(&Reopening) -> io::Result<Vec<OwnedFd>>,
+    ) -> Result<Macvtap, MacvtapError> {
+        let opened = open(&Reopening::Macvtap { name: name.to_owned(), queues });
+        let files = opened.map_err(TapError::Elsewhere)?.into_iter().map(File::from).collect();
+        Macvtap::over(name, queues, files)
     }
 
     /// The queues of an interface that was deleted.

@@ -72,6 +72,9 @@ pub enum TapError {
     /// No descriptors, where each queue is one.
     #[error("an interface needs a queue: no descriptors, or 0 queues, are asked for")]
     NoQueue,
+    /// What another process says, which opens it for this one.
+    #[error(transparent)]
+    Elsewhere(io::Error),
     /// Anything else that the system refuses.
     #[error("{name}: {doing} failed")]
     System {
@@ -118,7 +121,27 @@ impl Tap {
         Ok(tap)
     }
 
-    /// The queues of an interface that was deleted; one that was there `before` this program is not made again.
+    /// The same with queues that `open` gets from whoever may open them.
+    ///
+    /// # Errors
+    ///
+    /// See [`TapError`]; [`TapError::Elsewhere`] is what `open` says.
+    pub fn open_by(
+        options: TapOptions,
+        open: impl FnOnce(&Reopening) -> io::Result<Vec<OwnedFd>>,
+    ) -> Result<Tap, TapError> {
+        check_name(&options.name)?;
+        let existed = link::exists(&options.name);
+        // As one that may be created.
+        let queues = open(&Reopening::Tap { options: options.clone(), existed: false });
+        let files = queues.map_err(TapError::Elsewhere)?.into_iter().map(File::from).collect();
+        let mut tap = Tap::over(options.name.clone(), files)?;
+        (tap.options, tap.existed) = (Some(options), existed);
+        Ok(tap)
+    }
+
+    /// The queues of an interface that was deleted; one that was there `before` this program is not made
+    /// again.
     pub(super) fn open_again(options: &TapOptions, before: bool) -> io::Result<Vec<OwnedFd>> {
         let exists = link::exists(&options.name);
         if before && !exists {
@@ -276,7 +299,12 @@ impl Port for Tap {
     }
 }
 
-fn check_name(name: &str) -> Result<(), TapError> {
+/// The driver, as a file that no interface belongs to yet.
+pub(super) fn driver() -> Result<File, TapError> {
+    File::options().read(true).write(true).open(TUN).map_err(TapError::Driver)
+}
+
+pub(super) fn check_name(name: &str) -> Result<(), TapError> {
     let bad = |c: char| c.is_whitespace() || matches!(c, '/' | '%' | ':' | '\0');
     if name.is_empty() || name.len() > link::MAX_NAME || name.contains(bad) || matches!(name, "." | "..") {
         return Err(TapError::Name(name.to_owned()));
@@ -314,7 +342,7 @@ fn set_up(options: &TapOptions, files: &[File]) -> io::Result<()> {
 fn open_queues(options: &TapOptions, existed: bool) -> Result<Vec<File>, TapError> {
     let name = &options.name;
     let open = |multi: bool| {
-        let file = File::options().read(true).write(true).open(TUN).map_err(TapError::Driver)?;
+        let file = driver()?;
         Ok(ioctl::set_interface(&file, name, multi).map(|()| file))
     };
     let many = options.queues > 1;

@@ -31,6 +31,8 @@ pub(super) struct Lines {
     bounds: Option<Bounds>,
     /// What the thread that writes does before its next line.
     pub(super) task: Option<fn()>,
+    /// It has done that.
+    pub(super) settled: bool,
 }
 
 impl Lines {
@@ -43,6 +45,7 @@ impl Lines {
             served: false,
             bounds: None,
             task: None,
+            settled: false,
         }
     }
 

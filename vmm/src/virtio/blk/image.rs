@@ -1,21 +1,23 @@
 //! A raw disk image: a regular file or a block device.
 #![expect(unsafe_code, reason = "preadv and pwritev straight into guest memory")]
 
-use std::fs::{self, File, Metadata};
+use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use log::warn;
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, OFlags, fallocate, fcntl_getfl};
 use rustix::io::Errno;
 use rustix::ioctl::{Getter, ioctl, opcode};
 use thiserror::Error;
 use vm_memory::VolatileSlice;
 
 use crate::config::DiskConfig;
-use crate::files::{self, OpenError};
+use crate::files::OpenError;
+use crate::opener;
 use crate::virtio::blk::lock::{LockError, lock};
 use crate::virtio::blk::{SECTOR_SIZE, format};
 use crate::virtio::chain::Buffers;
@@ -91,9 +93,31 @@ pub enum ImageError {
     },
 }
 
+/// The images that this process has open: device and inode number, and the path under which they are.
+static OPEN: Mutex<Vec<((u64, u64), PathBuf)>> = Mutex::new(Vec::new());
+
+fn open_images() -> MutexGuard<'static, Vec<((u64, u64), PathBuf)>> {
+    OPEN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Opens an image's file, and does nothing else with it.
+///
+/// # Errors
+///
+/// See [`ImageError`].
+pub fn open_file(config: &DiskConfig) -> Result<File, ImageError> {
+    let DiskConfig { path, read_only, .. } = config.clone();
+    opener::open_disk(&path, !read_only).map_err(|error| match error {
+        OpenError::Kind => ImageError::Kind(path),
+        OpenError::System(source) => ImageError::Open { path, read_only, source },
+    })
+}
+
 /// An open, locked image.
 pub struct DiskImage {
     file: File,
+    inode: (u64, u64),
+    path: PathBuf,
     len: u64,
     read_only: bool,
     id: [u8; ID_LEN],
@@ -106,20 +130,32 @@ impl DiskImage {
     ///
     /// See [`ImageError`].
     pub fn open(config: &DiskConfig) -> Result<DiskImage, ImageError> {
+        DiskImage::over(open_file(config)?, config)
+    }
+
+    /// The same for an open file, of which `config` says what it is called.
+    ///
+    /// # Errors
+    ///
+    /// See [`ImageError`].
+    pub fn over(mut file: File, config: &DiskConfig) -> Result<DiskImage, ImageError> {
         let DiskConfig { path, read_only, raw } = config.clone();
         let failed = |source| ImageError::Open { path: path.clone(), read_only, source };
-        let file = files::open(&path, !read_only, |kind| kind.is_file() || kind.is_block_device());
-        let mut file = file.map_err(|error| match error {
-            OpenError::Kind => ImageError::Kind(path.clone()),
-            OpenError::System(source) => failed(source),
-        })?;
         let metadata = file.metadata().map_err(failed)?;
+        if !metadata.is_file() && !metadata.file_type().is_block_device() {
+            return Err(ImageError::Kind(path));
+        }
+        let inode = (metadata.dev(), metadata.ino());
+        let opened = fcntl_getfl(&file).map_err(|errno| failed(errno.into()))?;
+        if !read_only && !opened.contains(OFlags::RDWR) {
+            return Err(failed(Errno::ACCESS.into()));
+        }
         if !read_only && metadata.file_type().is_block_device() && refuses_writes(&file) {
             return Err(ImageError::ReadOnlyDevice(path));
         }
         match lock(&file, !read_only) {
             Ok(()) => {}
-            Err(LockError::Taken) => return Err(taken(path, &file, &metadata)),
+            Err(LockError::Taken) => return Err(taken(path, inode)),
             // Some network file systems have no locks; that is no reason to refuse the image.
             Err(LockError::Unsupported(error)) => {
                 warn!("disk {}: cannot be locked against use by another process: {error}", path.display());
@@ -139,7 +175,8 @@ impl DiskImage {
         for (to, from) in id.iter_mut().zip(text.bytes()) {
             *to = from;
         }
-        Ok(DiskImage { file, len, read_only, id })
+        open_images().push((inode, path.clone()));
+        Ok(DiskImage { file, inode, path, len, read_only, id })
     }
 
     /// Whole sectors in the image.
@@ -262,17 +299,20 @@ fn refuses_writes(device: &File) -> bool {
     unsafe { ioctl(device, ReadOnly::new()) }.is_ok_and(|read_only| read_only != 0)
 }
 
-/// Finds out who has the image: this process, under another path or the same, or another one.
-fn taken(path: PathBuf, file: &File, metadata: &Metadata) -> ImageError {
-    let own = file.as_raw_fd().to_string();
-    let is_same = |fd: &Path| {
-        let of = fs::metadata(fd);
-        of.is_ok_and(|of| (of.dev(), of.ino()) == (metadata.dev(), metadata.ino()))
-    };
-    let descriptors = fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
-    let other = descriptors.filter(|fd| fd.file_name() != *own).map(|fd| fd.path()).find(|fd| is_same(fd));
-    match other.and_then(|fd| fs::read_link(fd).ok()) {
-        Some(other) => ImageError::Twice { path, other },
+impl Drop for DiskImage {
+    fn drop(&mut self) {
+        let mut open = open_images();
+        if let Some(at) = open.iter().position(|(inode, path)| *inode == self.inode && *path == self.path) {
+            open.swap_remove(at);
+        }
+    }
+}
+
+/// Who has the image: this process, under another path or the same, or another one.
+fn taken(path: PathBuf, inode: (u64, u64)) -> ImageError {
+    let open = open_images();
+    match open.iter().find(|(of, _)| *of == inode) {
+        Some((_, other)) => ImageError::Twice { path, other: other.clone() },
         None => ImageError::InUse(path),
     }
 }

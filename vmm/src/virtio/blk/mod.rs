@@ -3,6 +3,7 @@
 //! [`Block::open`] opens and locks the image, which stays so as long as the device lives. Each activation
 //! starts a thread that serves the vring by [`queue::RequestQueue`]; a reset ends it.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use log::warn;
@@ -67,7 +68,19 @@ impl Block {
     ///
     /// See [`ImageError`].
     pub fn open(config: &DiskConfig, gate: &Arc<PauseGate>) -> Result<Block, BlockError> {
-        let image = DiskImage::open(config)?;
+        Ok(Block::of(DiskImage::open(config)?, config, gate))
+    }
+
+    /// The same for an open file, of which `config` says what it is called.
+    ///
+    /// # Errors
+    ///
+    /// See [`ImageError`].
+    pub fn over(file: OwnedFd, config: &DiskConfig, gate: &Arc<PauseGate>) -> Result<Block, BlockError> {
+        Ok(Block::of(DiskImage::over(file.into(), config)?, config, gate))
+    }
+
+    fn of(image: DiskImage, config: &DiskConfig, gate: &Arc<PauseGate>) -> Block {
         let name = config.path.display().to_string();
         let label = format!("disk {name}");
         if image.surplus() != 0 {
@@ -76,7 +89,7 @@ impl Block {
                 image.surplus()
             );
         }
-        Ok(Block {
+        Block {
             name,
             label,
             features: features(config.read_only),
@@ -85,7 +98,7 @@ impl Block {
             gate: gate.clone(),
             counts: Arc::default(),
             worker: None,
-        })
+        }
     }
 }
 

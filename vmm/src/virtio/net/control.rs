@@ -15,6 +15,7 @@ use volt_virtio::features::Features;
 use crate::board::pause_gate::PauseGate;
 use crate::faults::Faults;
 use crate::virtio::chain::{Chain, ChainError};
+use crate::virtio::net::changes::{Change, Changes};
 use crate::virtio::ring::Ring;
 use crate::virtio::worker::Worker;
 use crate::virtio::{ActivateError, Activation};
@@ -51,15 +52,6 @@ pub fn control_index(acked: Features, pairs: u16) -> u16 {
     2 * usable_pairs(acked, pairs)
 }
 
-/// What a command changes about the data path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
-    /// The driver uses the first N pairs from now on.
-    Pairs(u16),
-    /// These receive offloads, of those that it acknowledged, are in force from now on.
-    Offloads(Features),
-}
-
 /// The device whose control vring is served.
 pub struct Served<'a> {
     /// Begins its log lines.
@@ -73,7 +65,7 @@ pub struct Served<'a> {
 }
 
 /// Takes the control vring out of `activation` and serves it until the thread is dropped; `apply` is called
-/// on that thread, before the driver has its answer. The first command waits until `started` is set, and
+/// on another thread, before the driver has its answer. The first command waits until `started` is set, and
 /// where that says that the data path did not start, every one is refused. `None` when the driver uses no
 /// control vring.
 ///
@@ -84,7 +76,7 @@ pub fn serve(
     served: &Served<'_>,
     activation: &mut Activation,
     started: Arc<OnceLock<bool>>,
-    mut apply: impl FnMut(Change) + Send + 'static,
+    apply: impl FnMut(Change) + Send + 'static,
 ) -> Result<Option<Worker>, ActivateError> {
     let Served { label, pairs, config, gate } = *served;
     let acked = activation.features;
@@ -95,8 +87,10 @@ pub fn serve(
     let ring = Ring::new(vring, activation);
     let limits = Limits { acked, max_pairs: usable_pairs(acked, pairs) };
     let mut requests = ControlQueue { limits, started, config: config.clone(), faults: Faults::new(label) };
-    let worker =
-        Worker::spawn(label, "net-control", gate, ring, move |chain| requests.serve(chain, &mut apply));
+    let changes = Changes::new(apply).map_err(ActivateError::Thread)?;
+    let worker = Worker::spawn(label, "net-control", gate, ring, move |chain| {
+        requests.serve(chain, |change| changes.carry_out(change))
+    });
     worker.map(Some).map_err(ActivateError::Thread)
 }
 
@@ -122,7 +116,7 @@ struct ControlQueue {
 
 impl ControlQueue {
     /// Serves one command; answers the bytes written.
-    fn serve(&mut self, chain: Result<&Chain<'_>, ChainError>, apply: impl FnMut(Change)) -> u32 {
+    fn serve(&mut self, chain: Result<&Chain<'_>, ChainError>, apply: impl Fn(Change)) -> u32 {
         let result = match chain {
             Ok(chain) if !chain.writable.is_empty() => {
                 let result = self.execute(chain, apply);
@@ -138,7 +132,7 @@ impl ControlQueue {
         })
     }
 
-    fn execute(&self, chain: &Chain<'_>, mut apply: impl FnMut(Change)) -> Result<(), ControlError> {
+    fn execute(&self, chain: &Chain<'_>, apply: impl Fn(Change)) -> Result<(), ControlError> {
         if !*self.started.wait() {
             return Err(ControlError::NoDataPath);
         }

@@ -19,6 +19,7 @@ use crate::virtio::VirtioDevice;
 use crate::virtio::net::port::{Net, PortError};
 use crate::virtio::net::vhost_user::{VhostUserNet, VhostUserNetError};
 
+pub mod changes;
 pub mod control;
 pub mod port;
 pub mod vhost_user;

@@ -7,8 +7,7 @@ use volt_net::builder::BuildError;
 use volt_net::port::macvtap::MacvtapError;
 use volt_virtio::features::{Class, Features};
 
-/// Where the kernel has it.
-pub(super) const NODE: &str = "/dev/vhost-net";
+use crate::opener::VHOST_NET;
 
 /// Why there is no network device.
 #[derive(Debug, Error)]
@@ -43,8 +42,8 @@ pub enum PortError {
 #[derive(Debug, Error)]
 pub enum VhostNetError {
     /// There is none, or not for us.
-    #[error("cannot open {NODE}: load the kernel module 'vhost_net', and check who may open the file")]
-    Open(#[source] vhost::Error),
+    #[error("cannot open {VHOST_NET}: load the kernel module 'vhost_net', and check who may open the file")]
+    Open(#[source] io::Error),
     /// It refuses something.
     #[error("vhost-net: {request} failed")]
     Request {
@@ -54,6 +53,9 @@ pub enum VhostNetError {
         #[source]
         source: vhost::Error,
     },
+    /// It does not take the interface's queue.
+    #[error("vhost-net: SET_BACKEND failed")]
+    Queue(#[source] io::Error),
     /// An old kernel.
     #[error("this kernel's vhost-net lacks {}", .0.named(Class::Net))]
     Features(Features),

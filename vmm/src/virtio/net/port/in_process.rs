@@ -6,7 +6,7 @@
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use log::{error, info, warn};
@@ -23,11 +23,12 @@ use volt_virtio::notify::Notifier;
 use volt_virtio::poller::{EventFlags, Poller};
 use volt_virtio::ring::RingLayout;
 
-use crate::faults;
+use crate::sandbox::lists::MAIN;
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::net::port::convert;
 use crate::virtio::net::port::data_path::{DataPath, DataSetup, StartError};
 use crate::virtio::status::{FrameCounts, TrafficStatus, VringStatus};
+use crate::{faults, opener, sandbox};
 
 /// Until a port that is gone is tried again.
 const RETRY: Duration = Duration::from_millis(500);
@@ -86,7 +87,7 @@ impl InProcess {
             quit,
         });
         let its = shared.clone();
-        let thread = thread::Builder::new().name("net-port".to_owned()).spawn(move || its.watch(&poller))?;
+        let thread = sandbox::spawn(&MAIN, "net-port", move || its.watch(&poller))?;
         Ok(InProcess { shared, thread: Some(thread) })
     }
 }
@@ -226,8 +227,17 @@ impl Shared {
     }
 
     fn reopen(&self) -> bool {
-        let result = self.device().reopen_port();
-        match result {
+        let what = self.device().device().reopening();
+        let opened = match what {
+            // Without the device, which the driver may want meanwhile.
+            Some(what) => {
+                let queues = opener::open_interface(&what);
+                queues.and_then(|queues| self.device().adopt_port(queues))
+            }
+            // A port that does so itself.
+            None => self.device().reopen_port(),
+        };
+        match opened {
             Ok(()) => {
                 self.set_link(true);
                 true

@@ -8,7 +8,7 @@
 //! | [`error`] | why there is no such device |
 //! | `data_path` | what the device wants of whoever moves its frames |
 //! | `in_process` | frames moved by workers of this process, on `volt_net`'s device |
-//! | `vhost_net` | frames moved by the kernel's vhost-net |
+//! | `vhost_net`, `vhost_file` | frames moved by the kernel's vhost-net; one of its files |
 //! | `convert` | between the types of the VMM's crates and those of `volt_net` |
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
@@ -21,6 +21,7 @@ use volt_net::config::{Mac, NetConfig, STATUS_LINK_UP};
 use volt_net::device::{DeviceError, NetDevice};
 use volt_net::limiter::{LimitsChange, RateLimits};
 use volt_net::port::macvtap::Macvtap;
+use volt_net::port::tap::{Tap, TapError, TapOptions};
 use volt_net::virtio_net::VirtioNet;
 use volt_virtio::error_chain;
 use volt_virtio::features::{Class, Features};
@@ -28,12 +29,14 @@ use volt_virtio::notify::Notifier;
 
 use crate::board::pause_gate::PauseGate;
 use crate::config::{NetPortConfig, PortKind, VhostNet};
+use crate::opener;
 use crate::virtio::handle::{DeviceHandle, DeviceKind, LimitsError};
-use crate::virtio::net::control::{self, Change, OWN, Served};
+use crate::virtio::net::changes::Change;
+use crate::virtio::net::control::{self, OWN, Served};
 use crate::virtio::net::port::data_path::{DataPath, DataSetup};
 pub use crate::virtio::net::port::error::PortError;
 use crate::virtio::net::port::in_process::InProcess;
-use crate::virtio::net::port::vhost_net::VhostNetPath;
+use crate::virtio::net::port::vhost_net::{Kernel, VhostNetPath};
 use crate::virtio::status::{DeviceDetails, DeviceStatus, NetStatus};
 use crate::virtio::worker::Worker;
 use crate::virtio::{ActivateError, Activation, VirtioDevice, copy_config};
@@ -42,6 +45,7 @@ mod convert;
 mod data_path;
 pub mod error;
 mod in_process;
+mod vhost_file;
 mod vhost_net;
 
 /// The device beside its transport. It does not keep the interface, which is closed with the device.
@@ -116,25 +120,28 @@ impl Net {
     /// See [`PortError`].
     pub fn open(config: &NetPortConfig, gate: &Arc<PauseGate>) -> Result<Net, PortError> {
         let wake = convert::notifier(&EventFd::new(EFD_NONBLOCK)?)?;
-        let builder = match config.kind {
-            PortKind::Tap => VirtioNetBuilder::new(&config.name),
-            PortKind::Macvtap => VirtioNetBuilder::over(Macvtap::open(&config.name, config.queues.into())?),
-        };
         let NetPortConfig { mac, mtu, queues, .. } = *config;
+        let builder = match config.kind {
+            PortKind::Tap => VirtioNetBuilder::over(open_tap(config)?),
+            PortKind::Macvtap => {
+                let port = Macvtap::open_by(&config.name, queues.into(), opener::open_interface)?;
+                VirtioNetBuilder::over(port)
+            }
+        };
         let builder = builder.queues(queues).limits(config.limits).wake(wake.clone());
         let builder = mac.into_iter().fold(builder, VirtioNetBuilder::mac);
         let builder = mtu.into_iter().fold(builder, VirtioNetBuilder::mtu);
         let name = &config.name;
         let device = builder.build().map_err(|source| PortError::Interface { name: name.clone(), source })?;
-        match kernel_features(&label(name), config.vhost_net)? {
-            Some(features) => Ok(Net::in_kernel(name, device.into_device(), features, gate)),
+        match kernel(&label(name), config)? {
+            Some(kernel) => Ok(Net::in_kernel(name, device.into_device(), kernel, gate)),
             None => Net::in_process(name, device, wake, gate),
         }
     }
 
-    /// A device whose frames the kernel moves, with `kernel`'s features.
-    fn in_kernel(name: &str, device: NetDevice, kernel: Features, gate: &Arc<PauseGate>) -> Net {
-        let (offered, net_config) = (VhostNetPath::offer(kernel, device.offered()), device.config());
+    /// A device whose frames the kernel moves.
+    fn in_kernel(name: &str, device: NetDevice, kernel: Kernel, gate: &Arc<PauseGate>) -> Net {
+        let (offered, net_config) = (kernel.offer(device.offered()), device.config());
         let config = Arc::new(Mutex::new(net_config));
         let path = Arc::new(VhostNetPath::new(&label(name), device, kernel));
         Net::new(name, offered, net_config, config, path, gate)
@@ -208,19 +215,28 @@ impl Drop for Net {
     }
 }
 
+/// Opens a TAP interface, or creates it.
+fn open_tap(config: &NetPortConfig) -> Result<Tap, PortError> {
+    let NetPortConfig { name, queues, mtu, .. } = config;
+    let options =
+        TapOptions { name: name.clone(), queues: (*queues).into(), persist: false, mtu: *mtu, owner: None };
+    let failed = |source: TapError| PortError::Interface { name: name.clone(), source: source.into() };
+    Tap::open_by(options, opener::open_interface).map_err(failed)
+}
+
 /// Begins the log lines of the device over interface `name`.
 fn label(name: &str) -> String {
     format!("net {name}")
 }
 
-/// The features of the kernel's vhost-net, when it is to move the frames and can.
-fn kernel_features(label: &str, wanted: VhostNet) -> Result<Option<Features>, PortError> {
-    if wanted == VhostNet::Off {
+/// The kernel's vhost-net, when it is to move the frames and can.
+fn kernel(label: &str, config: &NetPortConfig) -> Result<Option<Kernel>, PortError> {
+    if config.vhost_net == VhostNet::Off {
         return Ok(None);
     }
-    match vhost_net::probe() {
-        Ok(features) => Ok(Some(features)),
-        Err(error) if wanted == VhostNet::On => {
+    match Kernel::open(config.queues) {
+        Ok(kernel) => Ok(Some(kernel)),
+        Err(error) if config.vhost_net == VhostNet::On => {
             warn!("{label}: frames are moved by this process, not by the kernel: {}", error_chain(&error));
             Ok(None)
         }

@@ -1,20 +1,17 @@
 //! The data path in the host's kernel: vhost-net moves frames between the vrings and the interface.
 //!
-//! Each queue pair is a `/dev/vhost-net` file of its own, open from activation to reset, with the interface's
-//! queue as its back-end. Interrupts and notifications are eventfds that never come here. What remains to
-//! this process is the interface: offloads, and which queues take part. An interface that is deleted under
-//! the kernel is not used again when it is back: the kernel tells nobody.
+//! Each queue pair is a `/dev/vhost-net` file of its own, open as long as the device, and with the
+//! interface's queue as its back-end from activation to reset. Interrupts and notifications are eventfds that
+//! never come here. What remains to this process is the interface: offloads, and which queues take part. An
+//! interface that is deleted under the kernel is not used again when it is back: the kernel tells nobody.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::fd::AsFd;
-use std::path::Path;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use log::{debug, warn};
-use vhost::net::VhostNet;
-use vhost::vhost_kern::net::Net as VhostNetFile;
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use virtio_queue::QueueT;
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap};
@@ -25,7 +22,8 @@ use volt_virtio::features::Features;
 
 use crate::virtio::Vring;
 use crate::virtio::net::port::data_path::{DataPath, DataSetup, StartError};
-use crate::virtio::net::port::error::{NODE, VhostNetError};
+use crate::virtio::net::port::error::VhostNetError;
+use crate::virtio::net::port::vhost_file::{VhostFile, named};
 use crate::virtio::status::TrafficStatus;
 
 /// Most frames that are dropped: more than an interface's queue usually holds (`txqueuelen`). Without an end
@@ -41,13 +39,6 @@ const RING: Features = Features::VERSION_1
 /// What this device cannot do without.
 const NEEDED: Features = Features::VERSION_1.union(Features::NET_MRG_RXBUF);
 
-/// Names the request that a result belongs to.
-fn named<T>(request: &'static str, result: vhost::Result<T>) -> Result<T, VhostNetError> {
-    result.map_err(|source| VhostNetError::Request { request, source })
-}
-
-type VhostFile = VhostNetFile<Arc<GuestMemoryMmap>>;
-
 /// A network interface served by the kernel.
 pub(super) struct VhostNetPath {
     label: String,
@@ -59,33 +50,48 @@ pub(super) struct VhostNetPath {
 struct State {
     /// Holds the interface; its pairs never run here.
     device: NetDevice,
-    /// What the driver acknowledged, and for each pair a file if it uses it, from start to stop.
+    /// What the driver acknowledged.
     acked: Features,
-    pairs: Vec<Option<VhostFile>>,
+    pairs: Vec<KernelPair>,
 }
 
-/// The features of this kernel's vhost-net.
-pub(super) fn probe() -> Result<Features, VhostNetError> {
-    if !Path::new(NODE).exists() {
-        let missing = std::io::Error::from_raw_os_error(libc::ENOENT);
-        return Err(VhostNetError::Open(vhost::Error::VhostOpen(missing)));
-    }
-    let file = VhostNetFile::new(Arc::new(GuestMemoryMmap::<()>::new())).map_err(VhostNetError::Open)?;
-    let features = Features::from_bits_retain(named("GET_FEATURES", file.get_features())?);
-    let missing = NEEDED.difference(features);
-    if missing.is_empty() { Ok(features.intersection(RING)) } else { Err(VhostNetError::Features(missing)) }
+struct KernelPair {
+    file: VhostFile,
+    /// From start to stop, if the driver uses it.
+    runs: bool,
 }
 
-impl VhostNetPath {
-    /// Lets the kernel, which has `features`, serve the interface of `device`.
-    pub(super) fn new(label: &str, device: NetDevice, features: Features) -> VhostNetPath {
-        let state = State { device, acked: Features::empty(), pairs: Vec::new() };
-        VhostNetPath { label: label.to_owned(), features, state: Mutex::new(state) }
+/// The kernel's vhost-net, as many files as a device has pairs.
+pub(super) struct Kernel {
+    features: Features,
+    files: Vec<VhostFile>,
+}
+
+impl Kernel {
+    /// Opens the files of so many `pairs`.
+    pub(super) fn open(pairs: u16) -> Result<Kernel, VhostNetError> {
+        let files = (0..pairs).map(|_| VhostFile::open()).collect::<Result<Vec<_>, _>>()?;
+        let features = files.first().map_or(Ok(Features::empty()), VhostFile::ring_features)?;
+        let missing = NEEDED.difference(features);
+        match missing.is_empty() {
+            true => Ok(Kernel { features: features.intersection(RING), files }),
+            false => Err(VhostNetError::Features(missing)),
+        }
     }
 
     /// What of `offered`, a device's in this process, this one can offer.
-    pub(super) fn offer(features: Features, offered: Features) -> Features {
-        offered.difference(RING).union(offered.intersection(features))
+    pub(super) fn offer(&self, offered: Features) -> Features {
+        offered.difference(RING).union(offered.intersection(self.features))
+    }
+}
+
+impl VhostNetPath {
+    /// Lets the kernel serve the interface of `device`.
+    pub(super) fn new(label: &str, device: NetDevice, kernel: Kernel) -> VhostNetPath {
+        let Kernel { features, files } = kernel;
+        let pairs = files.into_iter().map(|file| KernelPair { file, runs: false }).collect();
+        let state = State { device, acked: Features::empty(), pairs };
+        VhostNetPath { label: label.to_owned(), features, state: Mutex::new(state) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -98,24 +104,24 @@ impl DataPath for VhostNetPath {
         let mut state = self.state();
         state.acked = setup.acked;
         state.device.set_offloads(setup.acked);
-        let memory = Arc::new(setup.memory.clone());
-        for pair in 0..state.device.pairs() {
-            let index = |vring: &&Vring| usize::from(vring.index) / 2 == pair;
+        let State { device, pairs, .. } = &mut *state;
+        for (at, pair) in pairs.iter_mut().enumerate() {
+            let index = |vring: &&Vring| usize::from(vring.index) / 2 == at;
             let vrings: Vec<_> = setup.vrings.iter().filter(index).collect();
             // A driver that made only one of them ready does not use the pair.
-            let mut file = None;
-            if vrings.len() == 2 {
-                let queue = File::from(state.device.queue(pair).as_fd().try_clone_to_owned()?);
-                let stale = discard(&queue);
-                if stale > 0 {
-                    debug!(
-                        "{}: pair {pair}: dropped {stale} frames that waited for an earlier driver",
-                        self.label
-                    );
-                }
-                file = Some(open_pair(&memory, &setup, self.features, &vrings, &queue)?);
+            if vrings.len() != 2 {
+                continue;
             }
-            state.pairs.push(file);
+            let queue = device.queue(at);
+            let stale = discard(&queue)?;
+            if stale > 0 {
+                debug!("{}: pair {at}: dropped {stale} frames that waited for an earlier driver", self.label);
+            }
+            pair.runs = true;
+            set_up(&pair.file, &setup, self.features, &vrings)?;
+            for vring in [0, 1] {
+                pair.file.set_queue(vring, Some(queue.as_fd())).map_err(VhostNetError::Queue)?;
+            }
         }
         state.attach(1);
         Ok(())
@@ -123,10 +129,12 @@ impl DataPath for VhostNetPath {
 
     fn stop(&self) {
         let mut state = self.state();
-        for file in std::mem::take(&mut state.pairs).into_iter().flatten() {
+        for pair in &mut state.pairs {
+            if !std::mem::take(&mut pair.runs) {
+                continue;
+            }
             for vring in [0, 1] {
-                // Closing the file would do it as well, but says nothing.
-                if let Err(error) = file.set_backend(vring, None) {
+                if let Err(error) = pair.file.set_queue(vring, None) {
                     warn!("{}: vhost-net does not let go of vring {vring}: {error}", self.label);
                 }
             }
@@ -166,42 +174,36 @@ impl State {
     /// Lets frames come by the first `pairs` pairs, as far as the kernel serves them.
     fn attach(&mut self, pairs: u16) {
         let served = self.pairs.iter().enumerate();
-        let active: Vec<_> = served.map(|(pair, file)| pair < usize::from(pairs) && file.is_some()).collect();
+        let active: Vec<_> = served.map(|(at, pair)| at < usize::from(pairs) && pair.runs).collect();
         self.device.attach(&active);
     }
 }
 
 /// Takes out what waits in `queue`, and returns how many frames that were. They came with the offloads of an
 /// earlier driver, and the kernel would hand them over as they are, to one that may have acknowledged none.
-fn discard(mut queue: &File) -> usize {
+fn discard(queue: &impl AsFd) -> io::Result<usize> {
+    let mut queue = File::from(queue.as_fd().try_clone_to_owned()?);
     // What does not fit is dropped with the rest of its frame.
     let mut start = [0; 64];
-    (0..MOST_STALE).take_while(|_| queue.read(&mut start).is_ok()).count()
+    Ok((0..MOST_STALE).take_while(|_| queue.read(&mut start).is_ok()).count())
 }
 
-/// A file that serves the two `vrings` of one pair with `queue` behind them.
-fn open_pair(
-    memory: &Arc<GuestMemoryMmap>,
+/// Prepares a file for the two `vrings` of one pair.
+fn set_up(
+    file: &VhostFile,
     setup: &DataSetup<'_>,
     features: Features,
     vrings: &[&Vring],
-    queue: &File,
-) -> Result<VhostFile, StartError> {
-    let file = VhostNetFile::new(memory.clone()).map_err(VhostNetError::Open)?;
-    named("SET_OWNER", file.set_owner())?;
+) -> Result<(), VhostNetError> {
+    let memory = setup.memory;
+    file.set_memory(memory);
     // Without VHOST_NET_F_VIRTIO_NET_HDR: the frame header is the interface's, 12 bytes as in the ring.
     named("SET_FEATURES", file.set_features(setup.acked.intersection(features).bits()))?;
     let regions: Result<Vec<_>, _> =
         memory.iter().map(VhostUserMemoryRegionInfo::from_guest_region).collect();
     let regions = regions.map_err(|_| VhostNetError::Memory)?;
     named("SET_MEM_TABLE", file.set_mem_table(&regions))?;
-    for vring in vrings {
-        set_up_vring(&file, memory, setup, vring)?;
-    }
-    for at in [0, 1] {
-        named("SET_BACKEND", file.set_backend(at, Some(queue)))?;
-    }
-    Ok(file)
+    vrings.iter().try_for_each(|vring| set_up_vring(file, memory, setup, vring))
 }
 
 fn set_up_vring(
@@ -241,11 +243,11 @@ mod tests {
         let (queue, wire) = UnixDatagram::pair().unwrap();
         queue.set_nonblocking(true).unwrap();
         let queue = File::from(OwnedFd::from(queue));
-        assert_eq!(discard(&queue), 0);
+        assert_eq!(discard(&queue).unwrap(), 0);
         for len in [1514, 0, 60] {
             wire.send(&vec![0; len]).unwrap();
         }
-        assert_eq!(discard(&queue), 3);
-        assert_eq!(discard(&queue), 0);
+        assert_eq!(discard(&queue).unwrap(), 3);
+        assert_eq!(discard(&queue).unwrap(), 0);
     }
 }

@@ -15,6 +15,9 @@ use log::info;
 use thiserror::Error;
 use volt_program::unix;
 
+use crate::opener;
+use crate::sandbox::{self, lists::BACK_END};
+
 /// Between two attempts to connect.
 const RETRY: Duration = Duration::from_millis(100);
 
@@ -79,7 +82,7 @@ pub(super) fn is_absent(error: &unix::ConnectError) -> bool {
 
 /// Connects to the socket at `path` without waiting for anything.
 pub(super) fn try_connect(path: &Path) -> Result<UnixStream, unix::ConnectError> {
-    let stream = unix::connect(path)?;
+    let stream = opener::connect(path)?;
     stream.set_nonblocking(false)?;
     Ok(stream)
 }
@@ -158,7 +161,7 @@ pub fn within<T>(limit: Duration, stream: &UnixStream, work: impl FnOnce() -> T)
     let late = AtomicBool::new(false);
     let is_late = &late;
     let result = thread::scope(|scope| {
-        thread::Builder::new().name("net-timer".to_owned()).spawn_scoped(scope, move || {
+        sandbox::spawn_scoped(scope, &BACK_END, "net-timer", move || {
             if wait.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
                 is_late.store(true, Ordering::Release);
                 // Fails only for a stream that is down already.

@@ -7,13 +7,14 @@
 use std::io;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use log::error;
 use volt_net::config::NetConfig;
 use volt_virtio::notify::Notifier;
 
+use crate::sandbox::{self, lists::BACK_END};
 use crate::virtio::net::vhost_user::connection::Cancellation;
 use crate::virtio::net::vhost_user::link_state::LinkState;
 use crate::virtio::net::vhost_user::session::Session;
@@ -71,7 +72,7 @@ impl Link {
             wake: Notifier::eventfd()?,
         });
         let thread = BackendThread::new(label, session, required, shared.clone(), receiver)?;
-        let thread = thread::Builder::new().name("net".to_owned()).spawn(move || thread.run())?;
+        let thread = sandbox::spawn(&BACK_END, "net", move || thread.run())?;
         Ok(Link { commands, shared, thread: Some(thread), started: false })
     }
 

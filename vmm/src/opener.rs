@@ -1,0 +1,306 @@
+//! Opening what takes a path or a privilege while a machine runs: a back-end's socket once more, an interface
+//! that was deleted, disks and networks that are plugged.
+//!
+//! Until [`Opener::is_asked`] this process does so itself. From then on a [process beside
+//! it](volt_program::opener) does, which the confined one asks, and which opens for it
+//!
+//! - the sockets that the command line names, and sockets and disks below the directories that `--allow-path`
+//!   names,
+//! - interfaces of any name: which of them this user may attach is the kernel's to say,
+//! - the kernel's vhost-net.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf, absolute};
+use std::sync::OnceLock;
+
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use volt_net::port::reopening::open_again;
+use volt_net::port::state::Reopening;
+use volt_program::unix::{self, ConnectError, SocketFile};
+use volt_virtio::error_chain;
+
+use crate::files::{self, OpenError};
+
+/// Where the kernel has its vhost-net.
+pub const VHOST_NET: &str = "/dev/vhost-net";
+
+static ASKED: OnceLock<volt_program::opener::Opener> = OnceLock::new();
+
+/// What the process beside opens, as the command line has it.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Duties {
+    /// Below these, sockets and disks.
+    pub directories: Vec<At>,
+    /// Sockets of back-ends.
+    pub sockets: Vec<At>,
+    /// The API's socket, to be removed at the end, with device and number of its inode.
+    pub api: Option<(At, (u64, u64))>,
+}
+
+/// A path.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct At(#[serde(with = "volt_net::state::path")] pub PathBuf);
+
+#[derive(Debug, Serialize, Deserialize)]
+enum Request {
+    /// Only the first time counts: whoever comes later has no say.
+    Entrust(Duties),
+    Disk {
+        path: At,
+        write: bool,
+    },
+    Connect(At),
+    Interface(Reopening),
+    VhostNet,
+    RemoveSocket,
+}
+
+/// The process beside, which waits until it [is asked](Opener::is_asked).
+#[derive(Debug)]
+pub struct Opener(volt_program::opener::Opener);
+
+impl Opener {
+    /// Forks it, and has it `begin`. Called by the main thread, beside which there is the log's at most.
+    ///
+    /// # Errors
+    ///
+    /// When the system has no process for it, or it does not begin.
+    pub fn start(begin: impl FnOnce() -> Result<(), String>) -> io::Result<Opener> {
+        let mut trusted = None;
+        let opener = volt_program::opener::Opener::start(c"volt-opener", begin, move |request| {
+            match (request, &trusted) {
+                (Request::Entrust(_), Some(_)) => Ok(Vec::new()),
+                (Request::Entrust(duties), None) => {
+                    trusted = Some(Trusted::new(duties)?);
+                    Ok(Vec::new())
+                }
+                (request, Some(trusted)) => trusted.carry_out(request),
+                (_, None) => Err(io::ErrorKind::Unsupported.into()),
+            }
+        })?;
+        Ok(Opener(opener))
+    }
+
+    /// Tells it what it is for. Whatever is to be opened from here on, it is asked for.
+    ///
+    /// # Errors
+    ///
+    /// When a directory cannot be used, or it is gone.
+    pub fn is_asked(self, duties: Duties) -> io::Result<()> {
+        self.0.ask(&Request::Entrust(duties))?.take()?;
+        let _ = ASKED.set(self.0);
+        Ok(())
+    }
+}
+
+/// Opens a disk's image for reading, and with `write` for writing too.
+///
+/// # Errors
+///
+/// See [`OpenError`].
+pub fn open_disk(path: &Path, write: bool) -> Result<File, OpenError> {
+    let Some(opener) = ASKED.get() else { return here(path, write) };
+    let request = Request::Disk { path: At(path.to_owned()), write };
+    let mut fds = opener.ask(&request)?.take()?;
+    Ok(fds.pop().ok_or(OpenError::Kind)?.into())
+}
+
+/// Connects to the back-end that listens at `path`, without waiting for anything.
+///
+/// # Errors
+///
+/// See [`ConnectError`].
+pub fn connect(path: &Path) -> Result<UnixStream, ConnectError> {
+    let Some(opener) = ASKED.get() else { return unix::connect(path) };
+    let mut fds = opener.ask(&Request::Connect(At(path.to_owned())))?.take()?;
+    Ok(fds.pop().ok_or(io::ErrorKind::NotFound).map_err(io::Error::from)?.into())
+}
+
+/// Opens an interface's queues: see [`open_again`].
+///
+/// # Errors
+///
+/// While it cannot be opened.
+pub fn open_interface(what: &Reopening) -> io::Result<Vec<OwnedFd>> {
+    match ASKED.get() {
+        Some(opener) => opener.ask(&Request::Interface(what.clone()))?.take(),
+        None => interface(what),
+    }
+}
+
+/// Opens the kernel's vhost-net.
+///
+/// # Errors
+///
+/// When there is none, or not for this user.
+pub fn open_vhost_net() -> io::Result<OwnedFd> {
+    let Some(opener) = ASKED.get() else { return vhost_net() };
+    opener.ask(&Request::VhostNet)?.take()?.pop().ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+/// Removes the API's socket, which is `file`. One that is still there is no error.
+pub fn remove_socket(file: &SocketFile) {
+    match ASKED.get() {
+        Some(opener) => drop(opener.ask(&Request::RemoveSocket).and_then(|asked| asked.take())),
+        None => file.remove(),
+    }
+}
+
+fn here(path: &Path, write: bool) -> Result<File, OpenError> {
+    files::open(path, write, |kind| kind.is_file() || kind.is_block_device())
+}
+
+/// Opens it here.
+///
+/// # Errors
+///
+/// The system's.
+pub fn vhost_net() -> io::Result<OwnedFd> {
+    let file = File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(VHOST_NET);
+    file.map(OwnedFd::from)
+}
+
+fn interface(what: &Reopening) -> io::Result<Vec<OwnedFd>> {
+    open_again(what).map_err(|error| match error.raw_os_error() {
+        Some(_) => error,
+        None => io::Error::other(error_chain(&error)),
+    })
+}
+
+/// An interface that is made goes with the machine, whatever is asked for.
+fn of_the_machine(mut what: Reopening) -> Reopening {
+    if let Reopening::Tap { options, .. } = &mut what {
+        (options.persist, options.owner) = (false, None);
+    }
+    what
+}
+
+/// The process beside, once it knows what it is for.
+struct Trusted {
+    directories: Vec<(PathBuf, OwnedFd)>,
+    sockets: Vec<At>,
+    api: Option<(At, (u64, u64))>,
+}
+
+impl Trusted {
+    fn new(duties: Duties) -> io::Result<Trusted> {
+        let Duties { directories, sockets, api } = duties;
+        let opened = directories.into_iter().map(|At(path)| {
+            let flags = libc::O_PATH | libc::O_DIRECTORY;
+            let failed = |error| {
+                io::Error::other(format!("--allow-path {}: cannot be opened: {error}", path.display()))
+            };
+            let directory = File::options().read(true).custom_flags(flags).open(&path).map_err(failed)?;
+            Ok((absolute(&path)?, directory.into()))
+        });
+        let directories = opened.collect::<io::Result<_>>()?;
+        Ok(Trusted { directories, sockets, api })
+    }
+
+    fn carry_out(&self, request: Request) -> io::Result<Vec<OwnedFd>> {
+        match request {
+            Request::Entrust(_) => {}
+            Request::Disk { path: At(path), write } => {
+                return match here(&self.below(&path)?.path(), write) {
+                    Ok(file) => Ok(vec![file.into()]),
+                    // Answered by no descriptor.
+                    Err(OpenError::Kind) => Ok(Vec::new()),
+                    Err(OpenError::System(error)) => Err(error),
+                };
+            }
+            Request::Connect(path) if self.sockets.contains(&path) => {
+                return Ok(vec![unix::connect(&path.0)?.into()]);
+            }
+            Request::Connect(At(path)) => return Ok(vec![unix::connect(&self.below(&path)?.path())?.into()]),
+            Request::Interface(what) => return interface(&of_the_machine(what)),
+            Request::VhostNet => return Ok(vec![vhost_net()?]),
+            Request::RemoveSocket => {
+                if let Some((At(path), inode)) = &self.api {
+                    SocketFile::again(path.clone(), *inode).remove();
+                }
+            }
+        }
+        Ok(Vec::new())
+    }
+
+    /// What `path` leads to, if that is below a directory that may be used: neither `..` nor a link leads
+    /// out.
+    fn below(&self, path: &Path) -> io::Result<Found> {
+        let wanted = absolute(path)?;
+        let mut why = "it is below no directory that was named at its start";
+        for (directory, opened) in &self.directories {
+            let Ok(rest) = wanted.strip_prefix(directory) else { continue };
+            let (flags, how) = (OFlags::PATH | OFlags::CLOEXEC, ResolveFlags::BENEATH);
+            match openat2(opened, rest, flags, Mode::empty(), how) {
+                Ok(found) => return Ok(Found(found)),
+                Err(Errno::XDEV) => why = "a link leads out of the directory that is allowed",
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(not_allowed(path, why))
+    }
+}
+
+fn not_allowed(path: &Path, why: &str) -> io::Error {
+    let text = format!("volt-vmm may not open {}: {why} (--allow-path DIR)", path.display());
+    io::Error::new(io::ErrorKind::PermissionDenied, text)
+}
+
+/// A file that was found, and is to be opened.
+struct Found(OwnedFd);
+
+impl Found {
+    /// Leads to it, whatever has become of the path by which it was found.
+    fn path(&self) -> PathBuf {
+        format!("/proc/self/fd/{}", self.0.as_raw_fd()).into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    /// Disks and sockets below the directories, sockets by their path, and nothing else.
+    #[test]
+    fn what_may_be_opened_is_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        std::fs::create_dir_all(path("in/deep")).unwrap();
+        std::fs::write(path("in/deep/disk"), [0; 512]).unwrap();
+        std::fs::write(path("out"), [0; 512]).unwrap();
+        symlink("../out", path("in/link")).unwrap();
+        symlink("deep/disk", path("in/inner")).unwrap();
+        let _listeners = ["socket", "in/socket", "other"].map(|name| UnixListener::bind(path(name)).unwrap());
+        let duties =
+            Duties { directories: vec![At(path("in"))], sockets: vec![At(path("socket"))], api: None };
+        let trusted = Trusted::new(duties).unwrap();
+        let disk = |name: &str, write| trusted.carry_out(Request::Disk { path: At(path(name)), write });
+        let connect = |name: &str| trusted.carry_out(Request::Connect(At(path(name))));
+        for name in ["in/deep/disk", "in/inner", "in/./deep/disk"] {
+            for write in [false, true] {
+                assert_eq!(disk(name, write).unwrap().len(), 1, "{name}");
+            }
+        }
+        assert!(disk("in/socket", false).unwrap().is_empty(), "it is no disk");
+        assert_eq!(disk("in/absent", false).unwrap_err().kind(), io::ErrorKind::NotFound);
+        for name in ["out", "in/link", "in/../out", "in/deep/../../out"] {
+            let error = disk(name, false).unwrap_err().to_string();
+            assert!(error.contains("--allow-path"), "{name}: {error}");
+        }
+        assert!(connect("socket").is_ok() && connect("in/socket").is_ok());
+        assert!(connect("other").unwrap_err().to_string().contains("--allow-path"));
+        let absent = Duties { directories: vec![At(path("absent"))], ..Duties::default() };
+        let error = Trusted::new(absent).err().unwrap().to_string();
+        assert!(error.contains("absent") && error.contains("--allow-path"), "{error}");
+    }
+}

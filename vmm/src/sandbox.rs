@@ -1,0 +1,167 @@
+//! What each thread of volt-vmm may do.
+//!
+//! The main thread is confined when the machine is built, right before its vCPUs start. Threads that are
+//! there already have been confined by then: each confines itself when it begins. Those that come later have
+//! what their makers have, and enter their own list.
+//!
+//! | threads | role |
+//! |---|---|
+//! | the main one; `maker`, `device`, `net-change`: devices that start, change and stop; `api...`; `net-port` | [`MAIN`] |
+//! | `vcpuN` | [`VCPU`] |
+//! | `pairN` | [`FRAMES`] |
+//! | `disk`, `rng`, `net-control` | [`WORKER`] |
+//! | `net`, `net-timer`: a vhost-user back-end | [`BACK_END`] |
+//! | `serial`, `signals`, `log` | their own |
+//!
+//! What takes a path or a privilege later on is the [opener](crate::opener)'s, a process of its own.
+
+use std::cell::Cell;
+use std::fmt;
+use std::io;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{Builder, JoinHandle, Scope, ScopedJoinHandle};
+
+use log::{info, warn};
+use rustix::thread::CapabilitySet;
+use volt_net::thread::{on_start, prepare_signal};
+use volt_program::logging;
+use volt_sandbox::enter::{Keep, Landlock, Sandbox, SandboxError};
+use volt_sandbox::role::Role;
+use volt_sandbox::{table, violation};
+use volt_virtio::error_chain;
+
+pub mod lists;
+
+use lists::{BACK_END, FRAMES, LOG, MAIN, OPENER, ROLES, SERIAL, SIGNALS, VCPU, WORKER};
+
+/// Of this process; none where it is not confined.
+static SANDBOX: OnceLock<Sandbox> = OnceLock::new();
+/// The main thread is confined, and so is whatever it makes.
+static CONFINED: AtomicBool = AtomicBool::new(false);
+
+thread_local! {
+    /// This thread is.
+    static THIS_IS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// All roles as text, for `--print-sandbox`.
+pub struct Table;
+
+/// The same as JSON.
+pub fn table() -> serde_json::Value {
+    table::json(&ROLES)
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        table::write(f, &ROLES)
+    }
+}
+
+/// Has all threads that begin from now on be confined; `at_end` is done before the end of one that violates
+/// its list, in a signal's handler. Called by the main thread, beside which there is the log's alone.
+///
+/// # Errors
+///
+/// See [`SandboxError`].
+pub fn prepare(at_end: fn()) -> Result<(), SandboxError> {
+    let handling = |error| SandboxError::System("handling a signal", error);
+    prepare_signal().map_err(handling)?;
+    violation::handle().map_err(handling)?;
+    violation::at_end(at_end);
+    // Finds the clock's vDSO by what no list has.
+    let _ = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let sandbox = Sandbox::new(&[&MAIN, &VCPU, &FRAMES, &WORKER, &BACK_END, &SERIAL, &SIGNALS, &LOG])?;
+    let _ = SANDBOX.set(sandbox);
+    // Made by threads that start devices, all of which are confined.
+    on_start(|_| begin(&FRAMES, true));
+    if !logging::in_its_thread(|| begin(&LOG, false)) {
+        return Err(SandboxError::Log);
+    }
+    Ok(())
+}
+
+/// Confines the main thread, and what it makes from here on. Does nothing where nothing was
+/// [prepared](prepare).
+///
+/// # Errors
+///
+/// See [`SandboxError`]; no vCPU may run then.
+pub fn confine() -> Result<(), SandboxError> {
+    let Some(sandbox) = SANDBOX.get() else { return Ok(()) };
+    match sandbox.confine(&MAIN, Keep::NOTHING)? {
+        Landlock::Whole => {}
+        Landlock::Partly => {
+            info!("this kernel's Landlock is an older one: system calls alone forbid the rest");
+        }
+        Landlock::Missing => warn!("this kernel is without Landlock: system calls alone are filtered"),
+    }
+    CONFINED.store(true, Ordering::Release);
+    Ok(())
+}
+
+/// Confines the opener, which has no thread but this one.
+///
+/// # Errors
+///
+/// See [`SandboxError`].
+pub fn confine_opener() -> Result<(), SandboxError> {
+    let needed = CapabilitySet::NET_ADMIN | CapabilitySet::DAC_OVERRIDE | CapabilitySet::FOWNER;
+    let keep = Keep { outside: true, capabilities: needed, user: None };
+    Sandbox::new(&[&OPENER])?.confine(&OPENER, keep).map(drop)
+}
+
+/// Starts a thread of `role`.
+///
+/// # Errors
+///
+/// When the process may have no more.
+pub fn spawn<T: Send + 'static>(
+    role: &'static Role,
+    name: &str,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<JoinHandle<T>> {
+    let inherits = inherits();
+    Builder::new().name(name.to_owned()).spawn(move || {
+        begin(role, inherits);
+        body()
+    })
+}
+
+/// The same for a thread that ends with `scope`.
+///
+/// # Errors
+///
+/// As above.
+pub fn spawn_scoped<'s, T: Send + 's>(
+    scope: &'s Scope<'s, '_>,
+    role: &'static Role,
+    name: &str,
+    body: impl FnOnce() -> T + Send + 's,
+) -> io::Result<ScopedJoinHandle<'s, T>> {
+    let inherits = inherits();
+    Builder::new().name(name.to_owned()).spawn_scoped(scope, move || {
+        begin(role, inherits);
+        body()
+    })
+}
+
+/// Whether what this thread makes is confined.
+fn inherits() -> bool {
+    THIS_IS.get() || CONFINED.load(Ordering::Acquire)
+}
+
+/// Begins a thread. One that cannot be confined must not go on.
+fn begin(role: &'static Role, inherits: bool) {
+    let Some(sandbox) = SANDBOX.get() else { return };
+    let begun = match inherits {
+        true => sandbox.enter(role),
+        false => sandbox.confine(role, Keep::NOTHING).map(drop),
+    };
+    if let Err(error) = begun {
+        logging::say(&format_args!("volt-vmm: a thread cannot be confined: {}", error_chain(&error)));
+        std::process::abort();
+    }
+    THIS_IS.set(true);
+}

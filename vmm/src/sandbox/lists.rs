@@ -1,0 +1,361 @@
+//! The tables of volt-vmm's threads, and of the process beside it.
+
+use volt_sandbox::allow::{Allow, Arg, Is, equal, masked};
+use volt_sandbox::parts::{
+    self, ABORT, ASKING, BACKTRACE, CONNECTED, LOG_CALLS, MEMORY, OWN, THREADS, UNIX_STREAM,
+};
+use volt_sandbox::role::{Part, Role};
+
+/// A vCPU's thread, which a guest gets at first.
+pub static VCPU: Role = Role {
+    name: "vcpu",
+    what: "runs the guest, and does what its accesses to devices ask for",
+    parts: &[&PROCESSOR, &TELLING, &TERMINAL, &MEMORY, &ABORT, &BACKTRACE],
+};
+
+/// A queue pair's thread.
+pub static FRAMES: Role = Role {
+    name: "frames",
+    what: "moves the frames of a queue pair",
+    parts: &[&parts::FRAMES, &TERMINAL, &MEMORY, &ABORT, &BACKTRACE],
+};
+
+/// The thread of a virtqueue of any other kind.
+pub static WORKER: Role = Role {
+    name: "worker",
+    what: "serves requests of a disk, of the entropy device, of a control queue",
+    parts: &[&REQUESTS, &IMAGE, &parts::FRAMES, &TERMINAL, &MEMORY, &ABORT, &BACKTRACE],
+};
+
+/// The thread between a device and its vhost-user back-end, and the one that keeps its time.
+pub static BACK_END: Role = Role {
+    name: "back-end",
+    what: "talks to a vhost-user back-end, and looks for one that has gone",
+    parts: &[
+        &parts::FRAMES,
+        &CONNECTION,
+        &ASKING,
+        &DESCRIPTORS,
+        &THREADS,
+        &TERMINAL,
+        &MEMORY,
+        &ABORT,
+        &BACKTRACE,
+    ],
+};
+
+/// The thread that writes what the guest has written to its serial port.
+pub static SERIAL: Role = Role {
+    name: "serial",
+    what: "writes what the guest has written to its serial port",
+    parts: &[&OUTPUT, &TELLING, &parts::FRAMES, &TERMINAL, &MEMORY, &ABORT, &BACKTRACE],
+};
+
+/// The thread that takes signals.
+pub static SIGNALS: Role = Role {
+    name: "signals",
+    what: "takes the signals that end or stop the process",
+    parts: &[&SIGNAL, &TELLING, &TERMINAL, &MEMORY, &ABORT, &BACKTRACE],
+};
+
+/// The log's thread.
+pub static LOG: Role = Role {
+    name: "log",
+    what: "writes the log",
+    parts: &[&LOG_CALLS, &TERMINAL, &MEMORY, &ABORT, &BACKTRACE],
+};
+
+/// The main thread, and those that serve the API, start and reset devices, and look after interfaces: they
+/// make each other and all others, and so have what those have.
+pub static MAIN: Role = Role {
+    name: "main",
+    what: "the console, the API, devices that start, come and go",
+    parts: &[
+        &parts::FRAMES,
+        &PROCESSOR,
+        &SERVING,
+        &CONNECTION,
+        &ASKING,
+        &REQUESTS,
+        &IMAGE,
+        &NEW_IMAGE,
+        &INTERFACE,
+        &COUNTERS,
+        &PAIRS,
+        &VHOST,
+        &DESCRIPTORS,
+        &SIGNAL,
+        &TELLING,
+        &LOG_CALLS,
+        &TERMINAL,
+        &THREADS,
+        &MEMORY,
+        &ABORT,
+        &BACKTRACE,
+    ],
+};
+
+/// The opener.
+pub static OPENER: Role = Role {
+    name: "opener",
+    what: "opens disks, interfaces and the sockets of back-ends, removes the API's socket",
+    parts: &[&parts::OPENER_REQUESTS, &OPENING, &MEMORY, &ABORT],
+};
+
+/// Requests of KVM (`linux/kvm.h`).
+const KVM_RUN: u32 = 0xae80;
+const KVM_GET_REGS: u32 = 0x8090_ae81;
+const KVM_KVMCLOCK_CTRL: u32 = 0xaead;
+const KVM_IRQ_LINE: u32 = 0x4008_ae61;
+const KVM_SET_GSI_ROUTING: u32 = 0x4008_ae6a;
+const KVM_IRQFD: u32 = 0x4020_ae76;
+const KVM_IOEVENTFD: u32 = 0x4040_ae79;
+/// Requests of vhost (`linux/vhost.h`).
+const VHOST_SET_OWNER: u32 = 0xaf01;
+const VHOST_GET_FEATURES: u32 = 0x8008_af00;
+const VHOST_SET_FEATURES: u32 = 0x4008_af00;
+const VHOST_SET_MEM_TABLE: u32 = 0x4008_af03;
+const VHOST_SET_VRING_NUM: u32 = 0x4008_af10;
+const VHOST_SET_VRING_ADDR: u32 = 0x4028_af11;
+const VHOST_SET_VRING_BASE: u32 = 0x4008_af12;
+const VHOST_SET_VRING_KICK: u32 = 0x4008_af20;
+const VHOST_SET_VRING_CALL: u32 = 0x4008_af21;
+const VHOST_NET_SET_BACKEND: u32 = 0x4008_af30;
+/// `TCSETS2` and the like, as rustix makes them.
+const TCGETS2: u32 = 0x802c_542a;
+const TCSETS2: u32 = 0x402c_542b;
+const BLKROGET: u32 = 0x125e;
+
+static PROCESSOR: Part = Part {
+    name: "the guest",
+    calls: &[
+        Allow::seen("ioctl", libc::SYS_ioctl, "machine", "running, its interrupts, what it did at last")
+            .only(&[
+                &[equal(1, KVM_RUN)],
+                &[equal(1, KVM_GET_REGS)],
+                &[equal(1, KVM_KVMCLOCK_CTRL)],
+                &[equal(1, KVM_IRQ_LINE)],
+                &[equal(1, KVM_IOEVENTFD)],
+            ]),
+        Allow::seen("ioctl", libc::SYS_ioctl, "lab_net", "interrupts of its devices")
+            .only(&[&[equal(1, KVM_SET_GSI_ROUTING)], &[equal(1, KVM_IRQFD)]]),
+        Allow::seen("getrusage", libc::SYS_getrusage, "machine", "whether it gets on"),
+        Allow::seen("rt_sigreturn", libc::SYS_rt_sigreturn, "machine", "being stopped"),
+    ],
+};
+
+static TELLING: Part = Part {
+    name: "telling other threads",
+    calls: &[
+        Allow::seen("futex", libc::SYS_futex, "machine", "locks, and waiting for another thread"),
+        Allow::seen("write", libc::SYS_write, "machine", "an eventfd"),
+        Allow::seen("read", libc::SYS_read, "machine", "an eventfd"),
+        Allow::seen("getpid", libc::SYS_getpid, "machine", "the number of this process"),
+        Allow::seen("tgkill", libc::SYS_tgkill, "machine", "a thread of this process").only(&[&[OWN]]),
+        Allow::kept("restart_syscall", libc::SYS_restart_syscall, "being stopped and continued in a wait"),
+        Allow::kept("sched_yield", libc::SYS_sched_yield, "a lock that is soon free"),
+    ],
+};
+
+static TERMINAL: Part = Part {
+    name: "the terminal as it was, before an end",
+    calls: &[
+        Allow::seen("ioctl", libc::SYS_ioctl, "machine", "its settings, who has it").only(&[
+            &[equal(1, libc::TCGETS as u32)],
+            &[equal(1, TCGETS2)],
+            &[equal(1, TCSETS2)],
+            &[equal(1, libc::TIOCGPGRP as u32)],
+        ]),
+        Allow::kept("ioctl", libc::SYS_ioctl, "its settings, for a kernel without TCSETS2")
+            .only(&[&[equal(1, libc::TCSETS as u32)]]),
+        Allow::seen("getpgrp", libc::SYS_getpgrp, "machine", "who has it"),
+    ],
+};
+
+static OUTPUT: Part = Part {
+    name: "standard output",
+    // A trace does not tell this wait from one that the end cuts off.
+    calls: &[Allow::kept("ppoll", libc::SYS_ppoll, "waiting for a reader who takes nothing")],
+};
+
+static REQUESTS: Part = Part {
+    name: "a driver's requests",
+    calls: &[
+        Allow::seen("getrandom", libc::SYS_getrandom, "lab_vmm", "the entropy device"),
+        Allow::seen("ppoll", libc::SYS_ppoll, "machine", "waiting for a notification"),
+    ],
+};
+
+static IMAGE: Part = Part {
+    name: "a disk",
+    calls: &[
+        Allow::seen("preadv", libc::SYS_preadv, "lab_vmm", "sectors"),
+        Allow::seen("pwritev", libc::SYS_pwritev, "machine", "sectors"),
+        Allow::kept("pwrite64", libc::SYS_pwrite64, "zeroes, where a file system makes no holes"),
+        Allow::seen("fdatasync", libc::SYS_fdatasync, "machine", "a flush"),
+        Allow::seen("fallocate", libc::SYS_fallocate, "lab_vmm", "sectors that the guest discards"),
+    ],
+};
+
+static NEW_IMAGE: Part = Part {
+    name: "a disk that is plugged",
+    calls: &[
+        Allow::seen("statx", libc::SYS_statx, "machine", "what it is").only(&[&[masked(
+            2,
+            libc::AT_EMPTY_PATH as u32,
+            libc::AT_EMPTY_PATH as u32,
+        )]]),
+        Allow::seen("fstatfs", libc::SYS_fstatfs, "machine", "whether it has locks of both kinds"),
+        Allow::seen("flock", libc::SYS_flock, "machine", "a lock"),
+        Allow::seen("lseek", libc::SYS_lseek, "machine", "how long it is"),
+        Allow::seen("pread64", libc::SYS_pread64, "machine", "what format it is"),
+        Allow::seen("fcntl", libc::SYS_fcntl, "machine", "locks, whether it can be written").only(&[
+            &[equal(1, libc::F_OFD_SETLK as u32)],
+            &[equal(1, libc::F_OFD_GETLK as u32)],
+            &[equal(1, libc::F_GETFL as u32)],
+        ]),
+        Allow::kept("ioctl", libc::SYS_ioctl, "whether a block device can be written")
+            .only(&[&[equal(1, BLKROGET)]]),
+    ],
+};
+
+static INTERFACE: Part = Part {
+    name: "an interface that is plugged",
+    calls: &[
+        Allow::seen("socket", libc::SYS_socket, "lab_hotplug", "questions about it").only(&[UNIX_STREAM]),
+        Allow::seen("ioctl", libc::SYS_ioctl, "lab_hotplug", "its header, whether it is there, its address")
+            .only(&[
+                &[equal(1, libc::TUNSETVNETHDRSZ as u32)],
+                &[equal(1, libc::TUNSETVNETLE as u32)],
+                &[equal(1, libc::SIOCGIFINDEX as u32)],
+                &[equal(1, libc::SIOCGIFMTU as u32)],
+                &[equal(1, libc::FIONBIO as u32)],
+            ]),
+        Allow::kept("ioctl", libc::SYS_ioctl, "whether a macvtap is up, and its address")
+            .only(&[&[equal(1, libc::SIOCGIFFLAGS as u32)], &[equal(1, libc::SIOCGIFHWADDR as u32)]]),
+        Allow::kept("getrandom", libc::SYS_getrandom, "an address"),
+    ],
+};
+
+static COUNTERS: Part = Part {
+    name: "memory of a device's counters",
+    calls: &[
+        Allow::seen("prlimit64", libc::SYS_prlimit64, "lab_hotplug", "how long a file may be")
+            .only(&[&[Arg { index: 2, is: Is::Null }]]),
+        Allow::seen("memfd_create", libc::SYS_memfd_create, "lab_hotplug", "a file in memory"),
+        Allow::seen("ftruncate", libc::SYS_ftruncate, "lab_hotplug", "its length"),
+        Allow::seen("fcntl", libc::SYS_fcntl, "lab_hotplug", "its seals")
+            .only(&[&[equal(1, libc::F_ADD_SEALS as u32)]]),
+        Allow::seen("mmap", libc::SYS_mmap, "lab_hotplug", "the memory").only(&[&[
+            masked(2, libc::PROT_EXEC as u32, 0),
+            masked(3, (libc::MAP_SHARED | libc::MAP_PRIVATE) as u32, libc::MAP_SHARED as u32),
+        ]]),
+    ],
+};
+
+static PAIRS: Part = Part {
+    name: "an interface in use",
+    calls: &[Allow::seen("ioctl", libc::SYS_ioctl, "lab_net", "offloads, queues")
+        .only(&[&[equal(1, libc::TUNSETOFFLOAD as u32)], &[equal(1, libc::TUNSETQUEUE as u32)]])],
+};
+
+static VHOST: Part = Part {
+    name: "vhost-net",
+    calls: &[Allow::seen("ioctl", libc::SYS_ioctl, "lab_hotplug", "rings, memory, the interface").only(&[
+        &[equal(1, VHOST_SET_OWNER)],
+        &[equal(1, VHOST_GET_FEATURES)],
+        &[equal(1, VHOST_SET_FEATURES)],
+        &[equal(1, VHOST_SET_MEM_TABLE)],
+        &[equal(1, VHOST_SET_VRING_NUM)],
+        &[equal(1, VHOST_SET_VRING_ADDR)],
+        &[equal(1, VHOST_SET_VRING_BASE)],
+        &[equal(1, VHOST_SET_VRING_KICK)],
+        &[equal(1, VHOST_SET_VRING_CALL)],
+        &[equal(1, VHOST_NET_SET_BACKEND)],
+    ])],
+};
+
+static SERVING: Part = Part {
+    name: "the API",
+    calls: &[
+        Allow::seen("accept4", libc::SYS_accept4, "machine", "a client"),
+        Allow::seen("getsockopt", libc::SYS_getsockopt, "machine", "who it is"),
+        Allow::kept("geteuid", libc::SYS_geteuid, "who may ask, in the answer to somebody else"),
+    ],
+};
+
+static CONNECTION: Part = Part {
+    name: "a connection",
+    calls: &[
+        Allow::seen("recvmsg", libc::SYS_recvmsg, "machine", "a message with descriptors"),
+        Allow::seen("sendmsg", libc::SYS_sendmsg, "machine", "a message with descriptors"),
+        Allow::seen("recvfrom", libc::SYS_recvfrom, "conform", "a request of the back-end's"),
+        Allow::kept("sendto", libc::SYS_sendto, "an answer to it, by another library").only(&[CONNECTED]),
+        Allow::seen("shutdown", libc::SYS_shutdown, "machine", "the end of a connection"),
+        Allow::seen("socketpair", libc::SYS_socketpair, "lab_hotplug", "a back-end's own requests").only(&[
+            &[
+                equal(0, libc::AF_UNIX as u32),
+                masked(1, !(libc::SOCK_CLOEXEC as u32), libc::SOCK_STREAM as u32),
+            ],
+        ]),
+        Allow::seen("ppoll", libc::SYS_ppoll, "machine", "waiting for one side or the other"),
+        Allow::seen("ioctl", libc::SYS_ioctl, "machine", "a connection that waits, or does not")
+            .only(&[&[equal(1, libc::FIONBIO as u32)]]),
+    ],
+};
+
+static DESCRIPTORS: Part = Part {
+    name: "descriptors of its own",
+    calls: &[
+        Allow::seen("epoll_create1", libc::SYS_epoll_create1, "machine", "what a thread waits by"),
+        Allow::seen("timerfd_create", libc::SYS_timerfd_create, "lab_net", "what a limited pair waits by"),
+        Allow::seen("eventfd2", libc::SYS_eventfd2, "machine", "what tells a thread something"),
+        Allow::seen("fstat", libc::SYS_fstat, "machine", "what a descriptor is"),
+        Allow::seen("fcntl", libc::SYS_fcntl, "machine", "copies, and whether a descriptor waits").only(&[
+            &[equal(1, libc::F_DUPFD_CLOEXEC as u32)],
+            &[equal(1, libc::F_GETFL as u32)],
+            &[equal(1, libc::F_SETFL as u32)],
+        ]),
+    ],
+};
+
+static SIGNAL: Part = Part {
+    name: "signals",
+    calls: &[
+        Allow::seen("rt_sigtimedwait", libc::SYS_rt_sigtimedwait, "machine", "the next one"),
+        Allow::kept("nanosleep", libc::SYS_nanosleep, "a pause, by another C library"),
+    ],
+};
+
+static OPENING: Part = Part {
+    name: "paths and interfaces",
+    calls: &[
+        Allow::seen("openat", libc::SYS_openat, "machine", "a disk, /dev/net/tun, a directory"),
+        Allow::seen("openat2", libc::SYS_openat2, "machine", "a file below a directory"),
+        Allow::seen("statx", libc::SYS_statx, "machine", "what it is"),
+        Allow::kept("readlink", libc::SYS_readlink, "the driver of a macvtap"),
+        Allow::kept("getcwd", libc::SYS_getcwd, "where relative paths begin"),
+        Allow::seen("unlink", libc::SYS_unlink, "machine", "the API's socket"),
+        Allow::seen("socket", libc::SYS_socket, "lab_hotplug", "a connection, questions about an interface")
+            .only(&[&[equal(0, libc::AF_UNIX as u32)]]),
+        Allow::seen("connect", libc::SYS_connect, "lab_hotplug", "a back-end"),
+        Allow::seen("ioctl", libc::SYS_ioctl, "lab_hotplug", "the interface").only(&[
+            &[equal(1, libc::TUNSETIFF as u32)],
+            &[equal(1, libc::SIOCGIFINDEX as u32)],
+            &[equal(1, libc::SIOCGIFFLAGS as u32)],
+            &[equal(1, libc::SIOCSIFFLAGS as u32)],
+            &[equal(1, libc::SIOCSIFMTU as u32)],
+        ]),
+        Allow::kept("ioctl", libc::SYS_ioctl, "whether something is a macvtap")
+            .only(&[&[equal(1, libc::TUNGETIFF as u32)], &[equal(1, libc::SIOCETHTOOL as u32)]]),
+        Allow::seen("fcntl", libc::SYS_fcntl, "machine", "whether a descriptor waits")
+            .only(&[&[equal(1, libc::F_SETFL as u32)]]),
+        Allow::kept("read", libc::SYS_read, "the numbers of a macvtap's file, for an error's text"),
+        Allow::kept("lseek", libc::SYS_lseek, "the same"),
+        Allow::kept("futex", libc::SYS_futex, "a lock of the allocator's"),
+        Allow::kept("rt_sigreturn", libc::SYS_rt_sigreturn, "dying of SIGSYS"),
+    ],
+};
+
+/// All of them, for `--print-sandbox`.
+pub const ROLES: [&Role; 9] = [&MAIN, &VCPU, &FRAMES, &WORKER, &BACK_END, &SERIAL, &SIGNALS, &LOG, &OPENER];
