@@ -76,6 +76,19 @@ fn exactly_the_enabled_pairs_are_attached() {
     assert_eq!(share(&spread(&rig, &mut session), 0), usize::from(FLOWS), "one pair gets all flows again");
 }
 
+/// Sends flows until the daemon's log says `line` behind `from`; what the first pair gets of them is taken.
+#[track_caller]
+fn spread_until_logged(rig: &Rig, session: &mut Session, from: usize, line: &str) {
+    let logged = poll_until(LIMIT, || {
+        for flow in 0..FLOWS {
+            rig.wire.send(&udp((1, 10_000 + flow), (2, 53), &[0; 40])).expect("sent");
+        }
+        while session.rx(0).recv(Duration::from_millis(5)).is_ok() {}
+        rig.daemon.logged(from, &[line], Duration::ZERO)
+    });
+    assert!(logged.is_some(), "not logged: {line}\n{}", rig.daemon.log());
+}
+
 /// A pair whose receive ring the driver has broken gets no frames any more: the others get them. The daemon
 /// says so by itself, while the pair's other ring goes on, and the worker after it knows.
 #[test]
@@ -88,14 +101,7 @@ fn a_pair_with_a_broken_ring_gets_no_frames() {
     let ring = &session.rx(1).ring;
     ring.set_avail_idx(ring.avail_idx().wrapping_add(300));
     // It is found when the buffers that the daemon has seen already are used up.
-    let noticed = poll_until(LIMIT, || {
-        for flow in 0..FLOWS {
-            rig.wire.send(&udp((1, 10_000 + flow), (2, 53), &[0; 40])).expect("sent");
-        }
-        while session.rx(0).recv(Duration::from_millis(5)).is_ok() {}
-        rig.daemon.logged(from, &["serving queue pairs [0]"], Duration::ZERO)
-    });
-    assert!(noticed.is_some(), "frames still go to a broken ring:\n{}", rig.daemon.log());
+    spread_until_logged(&rig, &mut session, from, "serving queue pairs [0]");
     assert_eq!(rig.status()["front_end"]["broken_vrings"], json!([2]));
     for pair in [0, 1] {
         while session.rx(pair).recv(QUIET).is_ok() {}
@@ -120,14 +126,7 @@ fn a_broken_ring_that_is_set_up_anew_at_once_runs() {
     let stopped = Traced::seize(main).expect("it can be traced");
     let good = session.rx(1).ring.avail_idx();
     session.rx(1).ring.set_avail_idx(good.wrapping_add(300));
-    let noticed = poll_until(LIMIT, || {
-        for flow in 0..FLOWS {
-            rig.wire.send(&udp((1, 10_000 + flow), (2, 53), &[0; 40])).expect("sent");
-        }
-        while session.rx(0).recv(Duration::from_millis(5)).is_ok() {}
-        rig.daemon.logged(from, &["vring 2 stopped"], Duration::ZERO)
-    });
-    assert!(noticed.is_some(), "{}", rig.daemon.log());
+    spread_until_logged(&rig, &mut session, from, "vring 2 stopped");
     session.rx(1).ring.set_avail_idx(good);
     let frontend = &mut session.frontend;
     let get_base = encode(request::GET_VRING_BASE, 0, &words(&[2, 0]));

@@ -81,12 +81,16 @@ fn wires(pairs: u16) -> (Vec<OwnedFd>, Vec<UnixDatagram>) {
     (0..pairs).map(|_| UnixDatagram::pair().unwrap()).map(|(ours, wire)| (OwnedFd::from(ours), wire)).unzip()
 }
 
+fn wake() -> Arc<Notifier> {
+    convert::notifier(&EventFd::new(EFD_NONBLOCK).unwrap()).unwrap()
+}
+
 fn rig(pairs: u16) -> Rig {
     let (sockets, wires) = wires(pairs);
     let (told, next) = (Arc::default(), Arc::default());
     let sockets = SocketPort::new(sockets).unwrap();
     let port = TestPort { sockets, told: Arc::clone(&told), next: Arc::clone(&next) };
-    let wake = convert::notifier(&EventFd::new(EFD_NONBLOCK).unwrap()).unwrap();
+    let wake = wake();
     let builder = VirtioNetBuilder::over(port).mac(MAC).queues(pairs).wake(wake.clone());
     let net = Net::in_process("test", builder.build().unwrap(), wake, &Arc::default()).unwrap();
     Rig { driver: Driver::new(net), wires, told, next }
@@ -94,7 +98,7 @@ fn rig(pairs: u16) -> Rig {
 
 /// A device called "test" in front of `port`.
 pub(super) fn net_over(port: impl Port + 'static) -> Net {
-    let wake = convert::notifier(&EventFd::new(EFD_NONBLOCK).unwrap()).unwrap();
+    let wake = wake();
     let builder = VirtioNetBuilder::over(port).mac(MAC).wake(wake.clone());
     Net::in_process("test", builder.build().unwrap(), wake, &Arc::default()).unwrap()
 }
@@ -102,7 +106,7 @@ pub(super) fn net_over(port: impl Port + 'static) -> Net {
 /// A device called "test" in front of a socket, and the other end of that.
 pub(crate) fn socket_net(gate: &Arc<PauseGate>) -> (Net, UnixDatagram) {
     let (sockets, mut wires) = wires(1);
-    let wake = convert::notifier(&EventFd::new(EFD_NONBLOCK).unwrap()).unwrap();
+    let wake = wake();
     let builder = VirtioNetBuilder::over(SocketPort::new(sockets).unwrap()).wake(wake.clone());
     let net = Net::in_process("test", builder.build().unwrap(), wake, gate).unwrap();
     (net, wires.remove(0))
