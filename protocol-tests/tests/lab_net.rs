@@ -4,14 +4,17 @@
 
 use std::net::UdpSocket;
 use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use protocol_tests::daemon::poll_until;
 use protocol_tests::lab::guest::{Flavour, Image, Spec, Transport};
 use protocol_tests::lab::netd::{Netd, counter, ip};
 use protocol_tests::lab::process::Process;
 use protocol_tests::lab::traffic::{HOST, Traffic, iperf3, value};
-use protocol_tests::lab::{PATIENCE, in_lab, rounds, variants};
+use protocol_tests::lab::{PATIENCE, in_lab, program, rounds, variants};
 
 fn quick(run: &str) -> Spec {
     Spec { flavour: Flavour::Cloud, image: Image::Vmlinux, ..Spec::new(run) }
@@ -21,7 +24,10 @@ fn finish(mut guest: Process) -> Vec<String> {
     guest.wait_for("VOLT exit", PATIENCE);
     let status = guest.wait_exit(PATIENCE);
     assert_eq!(status.code(), Some(0), "a power-off ends volt-vmm with 0");
-    guest.reports()
+    let reports = guest.reports();
+    // For whoever finds that a report is not as it should be.
+    eprintln!("{guest}");
+    reports
 }
 
 /// As volt-vmm offers devices, both behind one lab's boot.
@@ -37,14 +43,24 @@ fn tap(name: &str, subnet: &str) {
     up(name, subnet);
 }
 
-/// A macvtap interface on one end of a wire, whose other end has `subnet`'s host address.
-fn macvtap(name: &str, subnet: &str) {
+/// A macvtap interface on one end of a wire, whose other end has `subnet`'s host address. Answers its index.
+fn macvtap(name: &str, subnet: &str) -> u32 {
+    static MADE: AtomicU32 = AtomicU32::new(0);
+    // No other namespace has this one: the files, /dev/tapN, are of all of them, and one that is being taken
+    // down, of the test before, may still have its own.
+    let index = 64 * std::process::id() + MADE.fetch_add(1, Ordering::Relaxed);
     let (near, far) = (format!("{name}-a"), format!("{name}-b"));
     ip(&["link", "add", &near, "type", "veth", "peer", "name", &far]);
-    ip(&["link", "add", "link", &far, "name", name, "type", "macvtap", "mode", "bridge"]);
     ip(&["link", "set", &far, "up"]);
-    ip(&["link", "set", name, "up"]);
+    macvtap_over(&far, name, index);
     up(&near, subnet);
+    index
+}
+
+fn macvtap_over(far: &str, name: &str, index: u32) {
+    let index = index.to_string();
+    ip(&["link", "add", "link", far, "name", name, "index", &index, "type", "macvtap", "mode", "bridge"]);
+    ip(&["link", "set", name, "up"]);
 }
 
 fn up(interface: &str, subnet: &str) {
@@ -191,6 +207,29 @@ fn the_driver_comes_and_goes_and_changes_its_mind() {
             assert!(!reports.iter().any(|line| line.starts_with("offload ")), "{reports:?}");
             assert_eq!(reports.iter().filter(|line| line.starts_with("offloads done")).count(), 2);
         }
+    });
+}
+
+/// Files have no network namespace, and indices do: the file of an interface of the same index and name, that
+/// was in the other namespace first, is not taken for this one's.
+#[test]
+fn another_namespaces_macvtap_is_refused() {
+    in_lab("another_namespaces_macvtap_is_refused", || {
+        let directory = tempfile::tempdir().expect("a directory");
+        let index = macvtap("mv1", "10.77.1");
+        let namespace = Process::start("unshare", Command::new("unshare").args(["-n", "sleep", "600"]));
+        poll_until(PATIENCE, || {
+            let of = |process: u32| std::fs::read_link(format!("/proc/{process}/ns/net")).ok();
+            (of(namespace.id())? != of(rustix::thread::gettid().as_raw_nonzero().get() as u32)?).then_some(())
+        })
+        .expect("another namespace");
+        ip(&["link", "set", "mv1", "netns", &namespace.id().to_string()]);
+        macvtap_over("mv1-b", "mv1", index);
+        let mut command = Command::new(program("volt-netd"));
+        command.args(["--macvtap", "mv1", "--socket"]).arg(directory.path().join("s"));
+        let mut daemon = Process::start("volt-netd", &mut command);
+        daemon.wait_for(&format!("/dev/tap{index} belongs to another interface than mv1"), PATIENCE);
+        assert_eq!(daemon.wait_exit(PATIENCE).code(), Some(1));
     });
 }
 

@@ -136,6 +136,7 @@ static OPENING: Part = Part {
                 &[equal(1, libc::TUNSETOWNER as u32)],
                 &[equal(1, libc::TUNGETIFF as u32)],
                 &[equal(1, libc::SIOCETHTOOL as u32)],
+                &[equal(1, libc::SIOCGIFHWADDR as u32)],
             ],
         ),
     ],

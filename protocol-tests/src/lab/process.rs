@@ -1,6 +1,9 @@
 //! A child process whose output is read line by line, and which never outlives its owner.
 
+use std::fs::read_link;
 use std::io::{BufRead, BufReader, Read};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
@@ -10,6 +13,8 @@ use std::time::{Duration, Instant};
 pub struct Process {
     name: String,
     child: Child,
+    /// Its standard output and error, as proc(5) names them.
+    pipes: Vec<PathBuf>,
     lines: Receiver<Line>,
     seen: Vec<Line>,
 }
@@ -30,12 +35,15 @@ impl Process {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
         let (sender, lines) = channel();
+        let fds = [child.stdout.as_ref().map(AsFd::as_fd), child.stderr.as_ref().map(AsFd::as_fd)];
+        let link = |fd: BorrowedFd<'_>| read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok();
+        let pipes = fds.into_iter().flatten().filter_map(link).collect();
         let stdout = child.stdout.take().map(|stream| Box::new(stream) as Box<dyn Read + Send>);
         let stderr = child.stderr.take().map(|stream| Box::new(stream) as Box<dyn Read + Send>);
         for stream in [stdout, stderr].into_iter().flatten() {
             forward(stream, sender.clone());
         }
-        Self { name: name.into(), child, lines, seen: Vec::new() }
+        Self { name: name.into(), child, pipes, lines, seen: Vec::new() }
     }
 
     /// Waits for a line that contains `text` and was not waited for before.
@@ -102,15 +110,19 @@ impl Process {
         }
     }
 
-    /// State, system call and kernel stack of each of its threads, for a hang: see proc(5).
+    /// State, system call and kernel stack of each of its threads, and of whatever else holds its output, for
+    /// a hang: see proc(5).
     fn threads(&self) -> String {
-        let tasks = format!("/proc/{}/task", self.id());
-        let tasks = std::fs::read_dir(tasks).into_iter().flatten().flatten();
-        let lines = tasks.map(|task| {
-            let read = |name| std::fs::read_to_string(task.path().join(name)).unwrap_or_default();
+        let files = |path: PathBuf| std::fs::read_dir(path).into_iter().flatten().flatten();
+        let own = files(format!("/proc/{}/task", self.id()).into()).map(|entry| entry.path());
+        let holds = |fd: PathBuf| read_link(fd).is_ok_and(|link| self.pipes.contains(&link));
+        let others = files("/proc".into()).map(|entry| entry.path());
+        let others = others.filter(|process| ["fd/1", "fd/2"].iter().any(|fd| holds(process.join(fd))));
+        let lines = own.chain(others).map(|task| {
+            let read = |name| std::fs::read_to_string(task.join(name)).unwrap_or_default();
             format!("{}system call {}{}\n", read("stat"), read("syscall"), read("stack"))
         });
-        format!("its threads:\n{}", lines.collect::<String>())
+        format!("its threads, and who holds its output:\n{}", lines.collect::<String>())
     }
 
     /// Its process id.

@@ -346,8 +346,11 @@ static OPENING: Part = Part {
             &[equal(1, libc::SIOCSIFFLAGS as u32)],
             &[equal(1, libc::SIOCSIFMTU as u32)],
         ]),
-        Allow::kept("ioctl", libc::SYS_ioctl, "whether something is a macvtap")
-            .only(&[&[equal(1, libc::TUNGETIFF as u32)], &[equal(1, libc::SIOCETHTOOL as u32)]]),
+        Allow::kept("ioctl", libc::SYS_ioctl, "whether something is a macvtap, and which").only(&[
+            &[equal(1, libc::TUNGETIFF as u32)],
+            &[equal(1, libc::SIOCETHTOOL as u32)],
+            &[equal(1, libc::SIOCGIFHWADDR as u32)],
+        ]),
         Allow::seen("fcntl", libc::SYS_fcntl, "machine", "whether a descriptor waits")
             .only(&[&[equal(1, libc::F_SETFL as u32)]]),
         Allow::kept("read", libc::SYS_read, "the numbers of a macvtap's file, for an error's text"),

@@ -38,8 +38,8 @@ pub(super) fn index(name: &str) -> io::Result<i32> {
     Ok(unsafe { request.ifr_ifru.ifru_ifindex })
 }
 
-/// The interface's Ethernet address.
-pub(super) fn mac(socket: &OwnedFd, name: &str) -> io::Result<Mac> {
+/// The interface's Ethernet address. An open file of a macvtap interface, for `socket`, gives its own one's.
+pub(super) fn mac(socket: &impl AsRawFd, name: &str) -> io::Result<Mac> {
     let mut request = request(name);
     ioctl(socket, libc::SIOCGIFHWADDR, &mut request)?;
     // SAFETY: SIOCGIFHWADDR fills this member.
@@ -107,7 +107,7 @@ pub(super) fn socket() -> io::Result<OwnedFd> {
     Ok(rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None)?)
 }
 
-fn ioctl(fd: &OwnedFd, request: libc::Ioctl, argument: &mut libc::ifreq) -> io::Result<()> {
+fn ioctl(fd: &impl AsRawFd, request: libc::Ioctl, argument: &mut libc::ifreq) -> io::Result<()> {
     // SAFETY: all requests of this file read and write an ifreq.
     match unsafe { libc::ioctl(fd.as_raw_fd(), request, std::ptr::from_mut(argument)) } {
         0 => Ok(()),

@@ -62,8 +62,8 @@ pub enum MacvtapError {
     Busy(PathBuf),
     /// The file leads to an interface of another network namespace with the same index, or of another time.
     #[error(
-        "{} belongs to {found} and not to {name}: remove it, and make it again as \
-         'cat /sys/class/net/{name}/tap*/dev' says",
+        "{} belongs to another interface than {name} of this network namespace (called {found}): remove it, \
+         and make it again as 'cat /sys/class/net/{name}/tap*/dev' says",
         .node.display()
     )]
     OtherInterface {
@@ -71,7 +71,7 @@ pub enum MacvtapError {
         name: String,
         /// The file.
         node: PathBuf,
-        /// Whose it is.
+        /// What the other one is called.
         found: String,
     },
     /// What an open queue says.
@@ -163,7 +163,10 @@ fn open_queue(name: &str, node: &Path) -> Result<File, MacvtapError> {
     let file = File::options().read(true).write(true).open(node).map_err(failed)?;
     ioctl::set_interface(&file, "", true).map_err(failed)?;
     let found = ioctl::name(&file).map_err(failed)?;
-    if found != name {
+    // One of another namespace may have the same name, and not the same address.
+    let address = link::mac(&file, name).map_err(failed)?;
+    let meant = link::socket().and_then(|socket| link::mac(&socket, name)).map_err(failed)?;
+    if found != name || address != meant {
         return Err(MacvtapError::OtherInterface { name: name.to_owned(), node: own(), found });
     }
     Ok(file)
