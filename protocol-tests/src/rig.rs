@@ -3,7 +3,7 @@
 //! [`Rig::new`] builds it, [`Rig::session`] connects a scripted front-end, [`Rig::both_ways`] moves frames
 //! and compares them byte by byte, [`Rig::well`] is asked at the end of every abuse.
 
-use std::fs::File;
+use std::fs::{File, read_link};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -182,6 +182,14 @@ impl Rig {
     /// When it has gone.
     pub fn usage(&self) -> Usage {
         self.daemon.usage().expect("the daemon lives")
+    }
+
+    /// The file of the daemon's program.
+    ///
+    /// # Panics
+    /// When it has gone.
+    pub fn program(&self) -> PathBuf {
+        read_link(format!("/proc/{}/exe", self.daemon.pid())).expect("the daemon lives")
     }
 
     /// Waits for one log line with all of these words.
