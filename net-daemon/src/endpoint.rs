@@ -11,10 +11,10 @@ use rustix::net::{AddressFamily, SocketType, getpeername, sockopt};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use volt_net::state::{Exporter, FdId, Importer, Numbered, StateError};
-use volt_program::opener::Opener;
+use volt_program::opener::{Opener, WirePath};
 use volt_program::unix::{Access, BindError, PathTooLong, SocketFile, bind, check_path};
 
-use crate::opener::{self, At, Request};
+use crate::opener::{self, Request};
 
 /// Why there is no endpoint.
 #[derive(Debug, Error)]
@@ -104,10 +104,10 @@ impl Listener {
     }
 
     /// Has `opener` remove the file, which is told where it is.
-    pub(crate) fn removed_by(&mut self, opener: &Arc<Opener>) -> Option<(At, (u64, u64))> {
+    pub(crate) fn removed_by(&mut self, opener: &Arc<Opener>) -> Option<(WirePath, (u64, u64))> {
         let file = self.file.as_ref()?;
         self.opener = Some(opener.clone());
-        Some((At(file.path().to_owned()), file.inode()))
+        Some((WirePath(file.path().to_owned()), file.inode()))
     }
 
     /// The file of an imported listener is this process's to remove from here on.

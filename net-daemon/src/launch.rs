@@ -16,7 +16,7 @@ use volt_net::port::import::import as import_port;
 use volt_net::port::macvtap::Macvtap;
 use volt_net::port::tap::{Tap, TapOptions};
 use volt_net::state::{FdId, Importer};
-use volt_program::opener::Opener;
+use volt_program::opener::{Opener, WirePath};
 use volt_program::signals::SignalSet;
 use volt_program::unix::Access;
 use volt_vhost_user::channel::Piece;
@@ -25,7 +25,7 @@ use volt_virtio::notify::Notifier;
 use crate::cli::Cli;
 use crate::endpoint::{Endpoint, Listener};
 use crate::handover::Predecessor;
-use crate::opener::{At, Duties, Request};
+use crate::opener::{Duties, Request};
 use crate::sandbox;
 use crate::server::{End, Parts, Server};
 use crate::signals::{self, Signals};
@@ -256,7 +256,7 @@ fn build(
     let duties = Duties {
         port: port.reopening(),
         files: files.filter_map(|listener| listener.removed_by(&opener)).collect(),
-        frontend: endpoint.frontend().map(|path| At(path.to_owned())),
+        frontend: endpoint.frontend().map(|path| WirePath(path.to_owned())),
         supervised: supervisor.is_some(),
     };
     match opener.ask(&Request::Entrust(duties)).and_then(|asked| asked.take()) {

@@ -68,8 +68,8 @@ fn start(cli: &Cli) -> Result<ExitCode, AnyError> {
     }
     if let Some(form) = cli.print_sandbox {
         match form {
-            TableForm::Text => output::print(&sandbox::Table)?,
-            TableForm::Json => output::print(&sandbox::table())?,
+            TableForm::Text => output::print(&sandbox::TABLE)?,
+            TableForm::Json => output::print(&sandbox::TABLE.json())?,
         }
         return Ok(ExitCode::SUCCESS);
     }

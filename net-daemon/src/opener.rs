@@ -7,13 +7,12 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 
 use rustix::process::{Pid, Signal, getpid, getppid, kill_process};
 use serde::{Deserialize, Serialize};
 use volt_net::port::reopening::open_again;
 use volt_net::port::state::Reopening;
-use volt_program::opener::Opener;
+use volt_program::opener::{Opener, WirePath};
 use volt_program::unix::{SocketFile, connect};
 use volt_virtio::error_chain;
 
@@ -25,17 +24,12 @@ pub(crate) struct Duties {
     /// The interface to open again.
     pub(crate) port: Option<Reopening>,
     /// Where a front-end listens.
-    pub(crate) frontend: Option<At>,
+    pub(crate) frontend: Option<WirePath>,
     /// Socket files to remove at the end, with device and number of the inode.
-    pub(crate) files: Vec<(At, (u64, u64))>,
+    pub(crate) files: Vec<(WirePath, (u64, u64))>,
     /// Whether its parent is a supervisor.
     pub(crate) supervised: bool,
 }
-
-/// A path.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(transparent)]
-pub(crate) struct At(#[serde(with = "volt_net::state::path")] pub(crate) PathBuf);
 
 /// What it is asked for.
 #[derive(Debug, Serialize, Deserialize)]
@@ -80,11 +74,11 @@ fn carry_out(request: &Request, duties: &Duties, parent: Pid) -> io::Result<Vec<
         Request::Entrust(_) => {}
         Request::OpenPort => return open_again(duties.port.as_ref().ok_or(none)?),
         Request::Connect => {
-            let At(path) = duties.frontend.as_ref().ok_or(none)?;
+            let WirePath(path) = duties.frontend.as_ref().ok_or(none)?;
             return Ok(vec![connect(path)?.into()]);
         }
         Request::RemoveFiles => {
-            for (At(path), inode) in &duties.files {
+            for (WirePath(path), inode) in &duties.files {
                 SocketFile::again(path.clone(), *inode).remove();
             }
         }
@@ -113,7 +107,8 @@ mod tests {
         let opener = start().unwrap();
         let asked = |request| opener.ask(&request).and_then(|asked| asked.take());
         assert!(asked(Request::Connect).is_err(), "before it knows");
-        let connecting = |path| Request::Entrust(Duties { frontend: Some(At(path)), ..Duties::default() });
+        let connecting =
+            |path| Request::Entrust(Duties { frontend: Some(WirePath(path)), ..Duties::default() });
         assert!(asked(connecting(path)).unwrap().is_empty());
         assert!(asked(connecting("/nonexistent".into())).unwrap().is_empty());
         assert_eq!(asked(Request::Connect).unwrap().len(), 1);

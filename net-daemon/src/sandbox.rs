@@ -14,20 +14,21 @@
 //! The supervisor, which maps nothing of a guest's, keeps what starting a worker takes; the opener what
 //! opening takes.
 
-use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
-use log::{info, warn};
+use log::warn;
 use rustix::thread::CapabilitySet;
 use thiserror::Error;
 use volt_net::thread::{ThreadKind, on_start, prepare_signal};
 use volt_program::accounts::{self, User};
+use volt_program::check::log_landlock;
 use volt_program::logging;
+use volt_program::opener::CAPABILITIES;
 use volt_program::signals::SignalSet;
-use volt_sandbox::enter::{Keep, Landlock, Sandbox, SandboxError};
+use volt_sandbox::enter::{Keep, Sandbox, SandboxError};
 use volt_sandbox::role::Role;
-use volt_sandbox::table;
+use volt_sandbox::table::Table;
 use volt_virtio::error_chain;
 
 mod beside;
@@ -44,21 +45,8 @@ static LEFT_OFF: AtomicBool = AtomicBool::new(false);
 /// Who serves, if not the user who started it.
 static USER: OnceLock<User> = OnceLock::new();
 
-const ROLES: [&Role; 7] = [&MAIN, &FRAMES, &CONTROL, &DESCRIPTORS, &LOG, &SUPERVISOR, &OPENER];
-
 /// All roles, for `--print-sandbox`.
-pub(crate) struct Table;
-
-/// The same as JSON.
-pub(crate) fn table() -> serde_json::Value {
-    table::json(&ROLES)
-}
-
-impl fmt::Display for Table {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        table::write(f, &ROLES)
-    }
-}
+pub(crate) const TABLE: Table = Table(&[&MAIN, &FRAMES, &CONTROL, &DESCRIPTORS, &LOG, &SUPERVISOR, &OPENER]);
 
 /// Why nobody else can serve.
 #[derive(Debug, Error)]
@@ -132,8 +120,7 @@ pub(crate) fn confine_opener() -> Result<(), SandboxError> {
     if LEFT_OFF.load(Ordering::Relaxed) {
         return Ok(());
     }
-    let needed = CapabilitySet::NET_ADMIN | CapabilitySet::DAC_OVERRIDE | CapabilitySet::FOWNER;
-    let keep = Keep { outside: true, capabilities: needed | CapabilitySet::KILL, user: None };
+    let keep = Keep { outside: true, capabilities: CAPABILITIES | CapabilitySet::KILL, user: None };
     Sandbox::new(&[&OPENER])?.confine(&OPENER, keep).map(drop)
 }
 
@@ -148,13 +135,7 @@ fn process(roles: &[&'static Role], role: &'static Role, outside: bool) -> Resul
     if !logging::in_its_thread(confine_log) {
         return Err(SandboxError::Log);
     }
-    match sandbox.confine(role, keep(outside))? {
-        Landlock::Whole => {}
-        Landlock::Partly => {
-            info!("this kernel's Landlock is an older one: system calls alone forbid the rest");
-        }
-        Landlock::Missing => warn!("this kernel is without Landlock: system calls alone are filtered"),
-    }
+    log_landlock(sandbox.confine(role, keep(outside))?);
     Ok(())
 }
 

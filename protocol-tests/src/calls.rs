@@ -1,4 +1,4 @@
-//! Which lines of its published table a program uses, from traces of it (`scripts/soak calls`).
+//! Which lines of its published table a program uses, from traces of it (`scripts/soak --calls`).
 //!
 //! A trace is a file `trace.NUMBER` for each thread as `strace -ff -e raw='!prctl,execve' -X raw` writes it:
 //! a line for each system call, in the thread's order, refused ones and those that end the process among

@@ -5,6 +5,7 @@
 
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -104,6 +105,19 @@ impl Netns {
     pub fn wire(&self, name: &str) -> io::Result<TapWire> {
         let fd = self.request(&format!("packet {name}"))?;
         Ok(TapWire { socket: fd.ok_or_else(|| io::Error::other("no descriptor came"))? })
+    }
+
+    /// Two ends of a TCP connection over the loopback interface.
+    pub fn tcp_pair(&self) -> io::Result<(TcpStream, TcpStream)> {
+        let socket = || {
+            let fd = self.request("tcp")?;
+            fd.ok_or_else(|| io::Error::other("no descriptor came"))
+        };
+        let (listening, connecting) = (socket()?, socket()?);
+        rustix::net::bind(&listening, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0))?;
+        rustix::net::listen(&listening, 1)?;
+        rustix::net::connect(&connecting, &rustix::net::getsockname(&listening)?)?;
+        Ok((connecting.into(), TcpListener::from(listening).accept()?.0))
     }
 
     /// Waits until somebody serves an interface and it is fully up. Right after the carrier has come the

@@ -1,5 +1,5 @@
 //! Each line of the tables that the programs publish is used by the test that it names, or kept for what no
-//! test brings about: compared with what `scripts/soak calls` saw the test programs use, which is kept in
+//! test brings about: compared with what `scripts/soak --calls` saw the test programs use, which is kept in
 //! `protocol-tests/calls`.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -2,6 +2,8 @@
 //! back, and calls that are in no table are made from inside running threads.
 
 use std::collections::BTreeSet;
+use std::io::Write;
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
@@ -15,7 +17,9 @@ use protocol_tests::rig::{LIMIT, Rig};
 use protocol_tests::session::{Session, Setup};
 use protocol_tests::succession::SUPERVISED;
 use protocol_tests::trace::Traced;
-use protocol_tests::wire::feature;
+use protocol_tests::wire::{feature, request};
+use rustix::net::sockopt::set_socket_linger;
+use rustix::process::Pid;
 
 /// The user of that name.
 const NOBODY: u32 = 65_534;
@@ -81,7 +85,7 @@ impl Confined {
 fn roles(name: &str, is_supervisor: bool) -> Vec<&'static str> {
     match role("volt-netd", name) {
         "main" if is_supervisor => vec!["supervisor"],
-        own @ ("frames" | "control") => vec![own, "main"],
+        own @ ("frames" | "control" | "descriptors") => vec![own, "main"],
         own => vec![own],
     }
 }
@@ -111,6 +115,37 @@ fn filters_are_as_published() {
         wanted.extend(confined.supervisor.map(|_| "supervisor"));
         assert_eq!(seen, wanted);
     }
+}
+
+/// So are those of the thread that finds out what a front-end's descriptor is. This one waits in close(): the
+/// last descriptor of a TCP connection whose peer takes nothing more.
+#[test]
+fn filters_of_the_thread_for_descriptors_are_as_published() {
+    let test = "filters_of_the_thread_for_descriptors_are_as_published";
+    if !rustix::process::geteuid().is_root() {
+        return eprintln!("SKIP {test}: reading filters takes root");
+    }
+    let Some(rig) = Rig::new(test, &[]) else { return };
+    let (held, _peer) = rig.netns.tcp_pair().expect("a connection");
+    set_socket_linger(&held, Some(2 * LIMIT)).expect("a close that waits");
+    held.set_nonblocking(true).expect("set");
+    while (&held).write(&[0; 1 << 16]).is_ok() {}
+    let daemon = rig.daemon.pid();
+    // It has the descriptor alone, as it stands still until this process has closed its own.
+    let main = Traced::seize(Pid::from_raw(daemon as i32).expect("a process id")).expect("it can be traced");
+    let frontend = rig.connect();
+    frontend.tell(request::SET_OWNER, &[], &[held.as_fd()]).expect("sent");
+    drop(held);
+    main.detach().expect("it stood still");
+    let found = poll_until(LIMIT, || {
+        let threads = Thread::of(daemon, |name| roles(name, false));
+        let main = threads.iter().find(|thread| thread.name == "volt-netd").map(Thread::filters)?;
+        threads.into_iter().find(|thread| thread.name == "descriptors" && thread.filters() > main)
+    });
+    let thread = found.expect("a thread that looks at the descriptor");
+    thread.assert_without_privilege();
+    let roles: Vec<_> = thread.roles.iter().map(|role| (*role, daemon)).collect();
+    assert_as_published(&Table::of(&program("volt-netd")), &thread, &roles);
 }
 
 /// Each of them is denied to each thread that shares a guest's memory; the daemon serves on.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use log::{info, warn};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use volt_program::opener::WirePath;
 use volt_program::{logging, output};
 use volt_virtio::error_chain;
 use volt_vmm::api::client::{self, CtlError};
@@ -17,7 +18,7 @@ use volt_vmm::cli::{Check, Confinement, Ctl, Invocation, TableForm};
 use volt_vmm::config::{NetDeviceConfig, VmConfig};
 use volt_vmm::console::terminal;
 use volt_vmm::machine::builder;
-use volt_vmm::opener::{At, Duties, Opener};
+use volt_vmm::opener::{Duties, Opener};
 use volt_vmm::{cli, host, sandbox, signals};
 
 fn main() -> ExitCode {
@@ -53,8 +54,8 @@ fn ask(ctl: &Ctl) -> Result<u8, Box<dyn Error>> {
 
 fn print_sandbox(form: TableForm) -> Result<u8, Box<dyn Error>> {
     match form {
-        TableForm::Text => output::print(&sandbox::Table)?,
-        TableForm::Json => output::print(&sandbox::table())?,
+        TableForm::Text => output::print(&sandbox::TABLE)?,
+        TableForm::Json => output::print(&sandbox::TABLE.json())?,
     }
     Ok(0)
 }
@@ -114,14 +115,14 @@ fn prepare_sandbox(confinement: Confinement) -> Result<Option<Opener>, Box<dyn E
 /// What is to be opened while the machine runs.
 fn duties(config: &VmConfig, allowed: Vec<PathBuf>, api: Option<&ApiSocket>) -> Duties {
     let sockets = config.nets.iter().filter_map(|net| match net {
-        NetDeviceConfig::Socket(net) => Some(At(net.socket.clone())),
+        NetDeviceConfig::Socket(net) => Some(WirePath(net.socket.clone())),
         NetDeviceConfig::Port(_) => None,
     });
     let api = api.map(|socket| {
         let (path, inode) = socket.file();
-        (At(path.to_owned()), inode)
+        (WirePath(path.to_owned()), inode)
     });
-    Duties { directories: allowed.into_iter().map(At).collect(), sockets: sockets.collect(), api }
+    Duties { directories: allowed.into_iter().map(WirePath).collect(), sockets: sockets.collect(), api }
 }
 
 /// Very many queue pairs need more descriptors than the usual limit of 1024, and most of them when the

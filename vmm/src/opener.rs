@@ -22,8 +22,8 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use volt_net::port::reopening::open_again;
 use volt_net::port::state::Reopening;
+use volt_program::opener::WirePath;
 use volt_program::unix::{self, ConnectError, SocketFile};
-use volt_virtio::error_chain;
 
 use crate::files::{self, OpenError};
 
@@ -36,27 +36,22 @@ static ASKED: OnceLock<volt_program::opener::Opener> = OnceLock::new();
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Duties {
     /// Below these, sockets and disks.
-    pub directories: Vec<At>,
+    pub directories: Vec<WirePath>,
     /// Sockets of back-ends.
-    pub sockets: Vec<At>,
+    pub sockets: Vec<WirePath>,
     /// The API's socket, to be removed at the end, with device and number of its inode.
-    pub api: Option<(At, (u64, u64))>,
+    pub api: Option<(WirePath, (u64, u64))>,
 }
-
-/// A path.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct At(#[serde(with = "volt_net::state::path")] pub PathBuf);
 
 #[derive(Debug, Serialize, Deserialize)]
 enum Request {
     /// Only the first time counts: whoever comes later has no say.
     Entrust(Duties),
     Disk {
-        path: At,
+        path: WirePath,
         write: bool,
     },
-    Connect(At),
+    Connect(WirePath),
     Interface(Reopening),
     VhostNet,
     RemoveSocket,
@@ -107,7 +102,7 @@ impl Opener {
 /// See [`OpenError`].
 pub fn open_disk(path: &Path, write: bool) -> Result<File, OpenError> {
     let Some(opener) = ASKED.get() else { return here(path, write) };
-    let request = Request::Disk { path: At(path.to_owned()), write };
+    let request = Request::Disk { path: WirePath(path.to_owned()), write };
     let mut fds = opener.ask(&request)?.take()?;
     Ok(fds.pop().ok_or(OpenError::Kind)?.into())
 }
@@ -119,7 +114,7 @@ pub fn open_disk(path: &Path, write: bool) -> Result<File, OpenError> {
 /// See [`ConnectError`].
 pub fn connect(path: &Path) -> Result<UnixStream, ConnectError> {
     let Some(opener) = ASKED.get() else { return unix::connect(path) };
-    let mut fds = opener.ask(&Request::Connect(At(path.to_owned())))?.take()?;
+    let mut fds = opener.ask(&Request::Connect(WirePath(path.to_owned())))?.take()?;
     Ok(fds.pop().ok_or(io::ErrorKind::NotFound).map_err(io::Error::from)?.into())
 }
 
@@ -131,7 +126,7 @@ pub fn connect(path: &Path) -> Result<UnixStream, ConnectError> {
 pub fn open_interface(what: &Reopening) -> io::Result<Vec<OwnedFd>> {
     match ASKED.get() {
         Some(opener) => opener.ask(&Request::Interface(what.clone()))?.take(),
-        None => interface(what),
+        None => open_again(what),
     }
 }
 
@@ -167,13 +162,6 @@ pub fn vhost_net() -> io::Result<OwnedFd> {
     file.map(OwnedFd::from)
 }
 
-fn interface(what: &Reopening) -> io::Result<Vec<OwnedFd>> {
-    open_again(what).map_err(|error| match error.raw_os_error() {
-        Some(_) => error,
-        None => io::Error::other(error_chain(&error)),
-    })
-}
-
 /// An interface that is made goes with the machine, whatever is asked for.
 fn of_the_machine(mut what: Reopening) -> Reopening {
     if let Reopening::Tap { options, .. } = &mut what {
@@ -185,14 +173,14 @@ fn of_the_machine(mut what: Reopening) -> Reopening {
 /// The process beside, once it knows what it is for.
 struct Trusted {
     directories: Vec<(PathBuf, OwnedFd)>,
-    sockets: Vec<At>,
-    api: Option<(At, (u64, u64))>,
+    sockets: Vec<WirePath>,
+    api: Option<(WirePath, (u64, u64))>,
 }
 
 impl Trusted {
     fn new(duties: Duties) -> io::Result<Trusted> {
         let Duties { directories, sockets, api } = duties;
-        let opened = directories.into_iter().map(|At(path)| {
+        let opened = directories.into_iter().map(|WirePath(path)| {
             let flags = libc::O_PATH | libc::O_DIRECTORY;
             let failed = |error| {
                 io::Error::other(format!("--allow-path {}: cannot be opened: {error}", path.display()))
@@ -207,7 +195,7 @@ impl Trusted {
     fn carry_out(&self, request: Request) -> io::Result<Vec<OwnedFd>> {
         match request {
             Request::Entrust(_) => {}
-            Request::Disk { path: At(path), write } => {
+            Request::Disk { path: WirePath(path), write } => {
                 return match here(&self.below(&path)?.path(), write) {
                     Ok(file) => Ok(vec![file.into()]),
                     // Answered by no descriptor.
@@ -218,11 +206,13 @@ impl Trusted {
             Request::Connect(path) if self.sockets.contains(&path) => {
                 return Ok(vec![unix::connect(&path.0)?.into()]);
             }
-            Request::Connect(At(path)) => return Ok(vec![unix::connect(&self.below(&path)?.path())?.into()]),
-            Request::Interface(what) => return interface(&of_the_machine(what)),
+            Request::Connect(WirePath(path)) => {
+                return Ok(vec![unix::connect(&self.below(&path)?.path())?.into()]);
+            }
+            Request::Interface(what) => return open_again(&of_the_machine(what)),
             Request::VhostNet => return Ok(vec![vhost_net()?]),
             Request::RemoveSocket => {
-                if let Some((At(path), inode)) = &self.api {
+                if let Some((WirePath(path), inode)) = &self.api {
                     SocketFile::again(path.clone(), *inode).remove();
                 }
             }
@@ -281,11 +271,14 @@ mod tests {
         symlink("../out", path("in/link")).unwrap();
         symlink("deep/disk", path("in/inner")).unwrap();
         let _listeners = ["socket", "in/socket", "other"].map(|name| UnixListener::bind(path(name)).unwrap());
-        let duties =
-            Duties { directories: vec![At(path("in"))], sockets: vec![At(path("socket"))], api: None };
+        let duties = Duties {
+            directories: vec![WirePath(path("in"))],
+            sockets: vec![WirePath(path("socket"))],
+            api: None,
+        };
         let trusted = Trusted::new(duties).unwrap();
-        let disk = |name: &str, write| trusted.carry_out(Request::Disk { path: At(path(name)), write });
-        let connect = |name: &str| trusted.carry_out(Request::Connect(At(path(name))));
+        let disk = |name: &str, write| trusted.carry_out(Request::Disk { path: WirePath(path(name)), write });
+        let connect = |name: &str| trusted.carry_out(Request::Connect(WirePath(path(name))));
         for name in ["in/deep/disk", "in/inner", "in/./deep/disk"] {
             for write in [false, true] {
                 assert_eq!(disk(name, write).unwrap().len(), 1, "{name}");
@@ -299,7 +292,7 @@ mod tests {
         }
         assert!(connect("socket").is_ok() && connect("in/socket").is_ok());
         assert!(connect("other").unwrap_err().to_string().contains("--allow-path"));
-        let absent = Duties { directories: vec![At(path("absent"))], ..Duties::default() };
+        let absent = Duties { directories: vec![WirePath(path("absent"))], ..Duties::default() };
         let error = Trusted::new(absent).err().unwrap().to_string();
         assert!(error.contains("absent") && error.contains("--allow-path"), "{error}");
     }

@@ -16,24 +16,24 @@
 //! What takes a path or a privilege later on is the [opener](crate::opener)'s, a process of its own.
 
 use std::cell::Cell;
-use std::fmt;
 use std::io;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{Builder, JoinHandle, Scope, ScopedJoinHandle};
 
-use log::{info, warn};
-use rustix::thread::CapabilitySet;
 use volt_net::thread::{on_start, prepare_signal};
+use volt_program::check::log_landlock;
 use volt_program::logging;
-use volt_sandbox::enter::{Keep, Landlock, Sandbox, SandboxError};
+use volt_program::opener::CAPABILITIES;
+use volt_sandbox::enter::{Keep, Sandbox, SandboxError};
 use volt_sandbox::role::Role;
-use volt_sandbox::{table, violation};
+use volt_sandbox::table::Table;
+use volt_sandbox::violation;
 use volt_virtio::error_chain;
 
 pub mod lists;
 
-use lists::{BACK_END, FRAMES, LOG, MAIN, OPENER, ROLES, SERIAL, SIGNALS, VCPU, WORKER};
+use lists::{BACK_END, FRAMES, LOG, MAIN, OPENER, SERIAL, SIGNALS, VCPU, WORKER};
 
 /// Of this process; none where it is not confined.
 static SANDBOX: OnceLock<Sandbox> = OnceLock::new();
@@ -45,19 +45,9 @@ thread_local! {
     static THIS_IS: Cell<bool> = const { Cell::new(false) };
 }
 
-/// All roles as text, for `--print-sandbox`.
-pub struct Table;
-
-/// The same as JSON.
-pub fn table() -> serde_json::Value {
-    table::json(&ROLES)
-}
-
-impl fmt::Display for Table {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        table::write(f, &ROLES)
-    }
-}
+/// All roles, for `--print-sandbox`.
+pub const TABLE: Table =
+    Table(&[&MAIN, &VCPU, &FRAMES, &WORKER, &BACK_END, &SERIAL, &SIGNALS, &LOG, &OPENER]);
 
 /// Has all threads that begin from now on be confined; `at_end` is done before the end of one that violates
 /// its list, in a signal's handler. Called by the main thread, beside which there is the log's alone.
@@ -90,13 +80,7 @@ pub fn prepare(at_end: fn()) -> Result<(), SandboxError> {
 /// See [`SandboxError`]; no vCPU may run then.
 pub fn confine() -> Result<(), SandboxError> {
     let Some(sandbox) = SANDBOX.get() else { return Ok(()) };
-    match sandbox.confine(&MAIN, Keep::NOTHING)? {
-        Landlock::Whole => {}
-        Landlock::Partly => {
-            info!("this kernel's Landlock is an older one: system calls alone forbid the rest");
-        }
-        Landlock::Missing => warn!("this kernel is without Landlock: system calls alone are filtered"),
-    }
+    log_landlock(sandbox.confine(&MAIN, Keep::NOTHING)?);
     CONFINED.store(true, Ordering::Release);
     Ok(())
 }
@@ -107,8 +91,7 @@ pub fn confine() -> Result<(), SandboxError> {
 ///
 /// See [`SandboxError`].
 pub fn confine_opener() -> Result<(), SandboxError> {
-    let needed = CapabilitySet::NET_ADMIN | CapabilitySet::DAC_OVERRIDE | CapabilitySet::FOWNER;
-    let keep = Keep { outside: true, capabilities: needed, user: None };
+    let keep = Keep { outside: true, capabilities: CAPABILITIES, user: None };
     Sandbox::new(&[&OPENER])?.confine(&OPENER, keep).map(drop)
 }
 

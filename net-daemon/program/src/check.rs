@@ -2,8 +2,10 @@
 
 use std::fmt;
 
+use log::{info, warn};
 use serde_json::{Value, json};
 use volt_net::port::host::{self, Interface};
+use volt_sandbox::enter::Landlock;
 use volt_sandbox::host::{has_seccomp, landlock_version};
 use volt_virtio::error_chain;
 use volt_virtio::features::{Class, Features};
@@ -129,6 +131,17 @@ impl Findings {
             json!({ "what": what, "given": given, "says": says })
         };
         self.0.iter().map(object).collect()
+    }
+}
+
+/// Says in the log what this kernel's Landlock lacks, if anything.
+pub fn log_landlock(landlock: Landlock) {
+    match landlock {
+        Landlock::Whole => {}
+        Landlock::Partly => {
+            info!("this kernel's Landlock is an older one: system calls alone forbid the rest");
+        }
+        Landlock::Missing => warn!("this kernel is without Landlock: system calls alone are filtered"),
     }
 }
 

@@ -64,22 +64,15 @@ impl Queue {
 
     /// Writes what waits.
     fn write_out(&self) {
-        let mut lines = self.lock();
         loop {
-            drop(lines);
             self.do_task();
-            lines = self.lock();
-            let Some(line) = lines.take() else { return };
-            drop(lines);
+            let Some(line) = self.lock().take() else { return };
             let written = self.write_all(&line);
-            lines = self.lock();
-            lines.taken(written.is_ok());
+            self.lock().taken(written.is_ok());
             self.changed.notify_all();
         }
     }
-}
 
-impl Queue {
     /// Does what this thread was given to do, if it was.
     fn do_task(&self) {
         let Some(task) = self.lock().task else { return };

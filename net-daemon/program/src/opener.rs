@@ -18,6 +18,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::panic::PanicHookInfo;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -26,8 +27,10 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recv, recvmsg, send, sendmsg, socketpair,
 };
+use rustix::thread::CapabilitySet;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use volt_virtio::error_chain;
 
 use crate::logging;
 use crate::signals::SignalSet;
@@ -40,6 +43,15 @@ const MAX_LEN: usize = 64 << 10;
 const MAX_FDS: usize = 253;
 const READY: u8 = b'R';
 
+/// Capabilities that an opener keeps: for interfaces, and for files that are another user's.
+pub const CAPABILITIES: CapabilitySet =
+    CapabilitySet::NET_ADMIN.union(CapabilitySet::DAC_OVERRIDE).union(CapabilitySet::FOWNER);
+
+/// A path in a request, of any bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct WirePath(#[serde(with = "volt_net::state::path")] pub PathBuf);
+
 /// What came of a request: nothing to say, or an error of the system's or of the program's own.
 type Answer = Result<(), Failure>;
 
@@ -51,7 +63,7 @@ enum Failure {
 
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Failure {
-        error.raw_os_error().map_or_else(|| Failure::Text(error.to_string()), Failure::Number)
+        error.raw_os_error().map_or_else(|| Failure::Text(error_chain(&error)), Failure::Number)
     }
 }
 
@@ -74,8 +86,8 @@ pub struct Asked(OwnedFd);
 
 impl Opener {
     /// Forks it, called `name` in lists of processes. There it runs `begin`, and then `carry_out` for each
-    /// request, whose error is answered: by its number, or by its text, which has to say it all. Called by
-    /// the main thread, beside which there is the log's at most.
+    /// request, whose error is answered: by its number, or by its text with that of all that caused it.
+    /// Called by the main thread, beside which there is the log's at most.
     ///
     /// # Errors
     ///
@@ -251,6 +263,8 @@ fn receive_whole<T: DeserializeOwned>(socket: &OwnedFd) -> io::Result<Option<(T,
 mod tests {
     use std::fs::File;
 
+    use volt_net::port::tap::TapError;
+
     use super::*;
 
     /// Whoever asks is answered, with descriptors; what is no request, or one without a socket, changes
@@ -258,7 +272,7 @@ mod tests {
     #[test]
     fn it_opens_what_it_is_asked_for() {
         let open = |path: String| match &*path {
-            "" => Err(io::Error::other("no path")),
+            "" => Err(io::Error::other(TapError::Driver(io::ErrorKind::NotFound.into()))),
             path => Ok(vec![File::open(path)?.into()]),
         };
         let opener = Opener::start(c"opener", || Ok(()), open).unwrap();
@@ -270,7 +284,8 @@ mod tests {
         assert_eq!(rustix::fs::fstat(&fds[0]).unwrap().st_rdev, rustix::fs::makedev(1, 3));
         let error = opener.ask(&"/nonexistent").unwrap().take().unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
-        assert_eq!(opener.ask(&"").unwrap().take().unwrap_err().to_string(), "no path");
+        let error = opener.ask(&"").unwrap().take().unwrap_err().to_string();
+        assert!(error.contains("/dev/net/tun") && error.ends_with(": entity not found"), "{error}");
         assert!(opener.ask(&"x".repeat(MAX_LEN)).is_err());
     }
 

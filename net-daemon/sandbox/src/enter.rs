@@ -39,7 +39,7 @@ pub enum SandboxError {
     /// The kernel has Landlock, and does not take its rules.
     #[error("the kernel does not take Landlock's rules")]
     Landlock(#[from] RulesetError),
-    /// A thread that was there before is not.
+    /// The log's thread, which was there before.
     #[error(
         "the log's thread cannot be confined, as nobody reads standard error: read it, or send it to a file"
     )]

@@ -20,9 +20,14 @@ const PRIVATE: Arg = masked(
 );
 /// Of `sendto`: by a connection, to whom that leads.
 pub const CONNECTED: &[Arg] = &[Arg { index: 4, is: Is::Null }];
-/// Of `socket`: a Unix socket that sends nothing before it is connected.
+/// Of `socket` and `socketpair`: a Unix socket that sends nothing before it is connected.
 pub const UNIX_STREAM: &[Arg] =
     &[equal(0, libc::AF_UNIX as u32), masked(1, !(libc::SOCK_CLOEXEC as u32), libc::SOCK_STREAM as u32)];
+/// Of `mmap`: memory that is shared, and cannot be executed.
+pub const SHARED: &[Arg] =
+    &[NOT_EXECUTABLE, masked(3, (libc::MAP_SHARED | libc::MAP_PRIVATE) as u32, libc::MAP_SHARED as u32)];
+/// Of `statx`: for a descriptor. A path may be given all the same: a filter cannot see whether it is empty.
+pub const BY_DESCRIPTOR: &[Arg] = &[masked(2, libc::AT_EMPTY_PATH as u32, libc::AT_EMPTY_PATH as u32)];
 /// Of `setsockopt`.
 const SOCKET_LEVEL: Arg = equal(1, libc::SOL_SOCKET as u32);
 /// `asm-generic/socket.h`; the libc crate has them for some targets only.
@@ -180,6 +185,32 @@ pub const ASKING: Part = Part {
         ]]),
         Allow::seen("setsockopt", libc::SYS_setsockopt, "netd_port", "how long an answer may take")
             .only(&[&[SOCKET_LEVEL, equal(2, SO_RCVTIMEO_NEW)]]),
+    ],
+};
+
+/// What the process that opens things opens interfaces by.
+pub const OPENER_INTERFACES: Part = Part {
+    name: "interfaces",
+    calls: &[
+        Allow::seen("openat", libc::SYS_openat, "netd_port", "/dev/net/tun, /dev/tapN, a disk"),
+        Allow::seen("socket", libc::SYS_socket, "netd_port", "questions about an interface, a connection")
+            .only(&[&[equal(0, libc::AF_UNIX as u32)]]),
+        Allow::seen("ioctl", libc::SYS_ioctl, "netd_port", "the interface").only(&[
+            &[equal(1, libc::TUNSETIFF as u32)],
+            &[equal(1, libc::SIOCGIFINDEX as u32)],
+            &[equal(1, libc::SIOCGIFFLAGS as u32)],
+            &[equal(1, libc::SIOCSIFFLAGS as u32)],
+            &[equal(1, libc::SIOCSIFMTU as u32)],
+        ]),
+        Allow::kept("ioctl", libc::SYS_ioctl, "whether something is a macvtap, and which").only(&[
+            &[equal(1, libc::TUNGETIFF as u32)],
+            &[equal(1, libc::SIOCETHTOOL as u32)],
+            &[equal(1, libc::SIOCGIFHWADDR as u32)],
+        ]),
+        Allow::kept("read", libc::SYS_read, "the numbers of a macvtap's file, for an error's text"),
+        Allow::kept("lseek", libc::SYS_lseek, "the same"),
+        Allow::kept("futex", libc::SYS_futex, "a lock of the allocator's"),
+        Allow::kept("rt_sigreturn", libc::SYS_rt_sigreturn, "dying of SIGSYS"),
     ],
 };
 

@@ -1,41 +1,52 @@
 //! The tables as text and as JSON, for `--print-sandbox`.
 
-use std::fmt::{self, Write};
+use std::fmt;
 
 use serde_json::{Value, json};
 
 use crate::allow::{Allow, Arg, Class, Is};
 use crate::role::{Part, Role};
 
-/// Writes what each role may do: a line a call.
-///
-/// # Errors
-///
-/// The writer's.
-pub fn write(to: &mut impl Write, roles: &[&Role]) -> fmt::Result {
-    for (at, role) in roles.iter().enumerate() {
-        if at > 0 {
-            writeln!(to)?;
-        }
-        writeln!(to, "{}: {}", role.name, role.what)?;
-        for part in role.parts {
-            writeln!(to, "  {}", part.name)?;
-            for allow in part.calls {
-                let class = match allow.class {
-                    Class::Seen(test) => format!("seen in {test}"),
-                    Class::Kept => "kept".to_owned(),
-                };
-                writeln!(to, "    {:<18} {:<24} {}: {}", allow.name, class, arguments(allow), allow.why)?;
+/// What each role of a program may do. As text: a line a call.
+#[derive(Clone, Copy, Debug)]
+pub struct Table(pub &'static [&'static Role]);
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, role) in self.0.iter().enumerate() {
+            if at > 0 {
+                writeln!(f)?;
+            }
+            writeln!(f, "{}: {}", role.name, role.what)?;
+            for part in role.parts {
+                writeln!(f, "  {}", part.name)?;
+                for allow in part.calls {
+                    let class = match allow.class {
+                        Class::Seen(test) => format!("seen in {test}"),
+                        Class::Kept => "kept".to_owned(),
+                    };
+                    writeln!(f, "    {:<18} {:<24} {}: {}", allow.name, class, arguments(allow), allow.why)?;
+                }
             }
         }
+        Ok(())
     }
-    Ok(())
 }
 
-/// What each role may do, as JSON: roles with their parts, and of each call name, number, what its arguments
-/// must be (all of one of `only`; `value` `"process"` is the number of the process that asks), the error that
-/// it fails with, if any, the test that has seen it in use, if one has, and what it is for.
-pub fn json(roles: &[&Role]) -> Value {
+impl Table {
+    /// The same as JSON: roles with their parts, and of each call name, number, what its arguments must be
+    /// (all of one of `only`; `value` `"process"` is the number of the process that asks), the error that it
+    /// fails with, if any, the test that has seen it in use, if one has, and what it is for.
+    pub fn json(&self) -> Value {
+        let role = |role: &&Role| {
+            let parts: Vec<_> = role.parts.iter().map(|part| json_of(part)).collect();
+            json!({ "role": role.name, "what": role.what, "parts": parts })
+        };
+        self.0.iter().map(role).collect()
+    }
+}
+
+fn json_of(part: &Part) -> Value {
     let arg = |arg: &Arg| match arg.is {
         Is::Equal(value) => json!({ "argument": arg.index, "mask": u32::MAX, "value": value }),
         Is::Masked { mask, value } => json!({ "argument": arg.index, "mask": mask, "value": value }),
@@ -53,13 +64,7 @@ pub fn json(roles: &[&Role]) -> Value {
             "why": allow.why,
         })
     };
-    let part =
-        |part: &&Part| json!({ "part": part.name, "calls": part.calls.iter().map(call).collect::<Vec<_>>() });
-    let role = |role: &&Role| {
-        let parts: Vec<_> = role.parts.iter().map(part).collect();
-        json!({ "role": role.name, "what": role.what, "parts": parts })
-    };
-    roles.iter().map(role).collect::<Vec<_>>().into()
+    json!({ "part": part.name, "calls": part.calls.iter().map(call).collect::<Vec<_>>() })
 }
 
 /// What is asked of the arguments.

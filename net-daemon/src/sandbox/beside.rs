@@ -1,9 +1,10 @@
 //! The tables of the processes beside the one that serves a guest: supervisor and opener. Neither maps a
 //! guest's memory.
 
-use volt_sandbox::allow::{Allow, Arg, Is, equal, masked};
+use volt_sandbox::allow::{Allow, Arg, Is, equal};
 use volt_sandbox::parts::{
-    ABORT, ASKING, BACKTRACE, FORK, LOG_CALLS, MEMORY, OPENER_REQUESTS, THREADS, UNIX_STREAM,
+    ABORT, ASKING, BACKTRACE, FORK, LOG_CALLS, MEMORY, OPENER_INTERFACES, OPENER_REQUESTS, THREADS,
+    UNIX_STREAM,
 };
 use volt_sandbox::role::{Part, Role};
 
@@ -36,7 +37,7 @@ pub(crate) static SUPERVISOR: Role = Role {
 pub(crate) static OPENER: Role = Role {
     name: "opener",
     what: "opens the interface again, connects to a front-end, removes socket files, ends the supervisor",
-    parts: &[&OPENER_REQUESTS, &SUPERVISOR_END, &OPENING, &PATHS, &MEMORY, &ABORT],
+    parts: &[&OPENER_REQUESTS, &OPENER_INTERFACES, &OPENING, &SUPERVISOR_END, &MEMORY, &ABORT],
 };
 
 static IMPORT: Part = Part {
@@ -46,10 +47,7 @@ static IMPORT: Part = Part {
             .only(&[&[equal(0, libc::AF_NETLINK as u32)], UNIX_STREAM]),
         Allow::seen("bind", libc::SYS_bind, "netd_supervise", "news of links"),
         Allow::seen("socketpair", libc::SYS_socketpair, "netd_supervise", "what signals and supervisor use")
-            .only(&[&[
-                equal(0, libc::AF_UNIX as u32),
-                masked(1, !(libc::SOCK_CLOEXEC as u32), libc::SOCK_STREAM as u32),
-            ]]),
+            .only(&[UNIX_STREAM]),
         Allow::seen("memfd_create", libc::SYS_memfd_create, "netd_supervise", "counters"),
         Allow::seen("pread64", libc::SYS_pread64, "netd_supervise", "the same, of the worker before"),
         Allow::seen(
@@ -117,40 +115,13 @@ static SUPERVISOR_END: Part = Part {
 };
 
 static OPENING: Part = Part {
-    name: "the interface, and a front-end that listens",
+    name: "what else it opens, and removes",
     calls: &[
-        Allow::seen("openat", libc::SYS_openat, "netd_port", "/dev/net/tun, /dev/tapN"),
-        Allow::seen("socket", libc::SYS_socket, "netd_port", "questions about an interface, a connection")
-            .only(&[&[equal(0, libc::AF_UNIX as u32)]]),
         Allow::seen("connect", libc::SYS_connect, "netd_process", "a front-end that listens"),
-        Allow::seen("ioctl", libc::SYS_ioctl, "netd_port", "the interface").only(&[
-            &[equal(1, libc::TUNSETIFF as u32)],
-            &[equal(1, libc::SIOCGIFINDEX as u32)],
-            &[equal(1, libc::SIOCGIFFLAGS as u32)],
-            &[equal(1, libc::SIOCSIFFLAGS as u32)],
-            &[equal(1, libc::SIOCSIFMTU as u32)],
-        ]),
-        Allow::kept("ioctl", libc::SYS_ioctl, "one that is made again: --persist, --user; a macvtap").only(
-            &[
-                &[equal(1, libc::TUNSETPERSIST as u32)],
-                &[equal(1, libc::TUNSETOWNER as u32)],
-                &[equal(1, libc::TUNGETIFF as u32)],
-                &[equal(1, libc::SIOCETHTOOL as u32)],
-                &[equal(1, libc::SIOCGIFHWADDR as u32)],
-            ],
-        ),
-    ],
-};
-
-static PATHS: Part = Part {
-    name: "paths",
-    calls: &[
+        Allow::kept("ioctl", libc::SYS_ioctl, "an interface that is made again: --persist, --user")
+            .only(&[&[equal(1, libc::TUNSETPERSIST as u32)], &[equal(1, libc::TUNSETOWNER as u32)]]),
         Allow::seen("statx", libc::SYS_statx, "netd_port", "whether a file is the one that was made"),
         Allow::seen("unlink", libc::SYS_unlink, "netd_sockets", "a socket file"),
-        Allow::kept("read", libc::SYS_read, "the numbers of a macvtap's file, for an error's text"),
-        Allow::kept("lseek", libc::SYS_lseek, "the same"),
-        Allow::kept("futex", libc::SYS_futex, "a lock of the allocator's"),
-        Allow::kept("rt_sigreturn", libc::SYS_rt_sigreturn, "dying of SIGSYS"),
     ],
 };
 

@@ -1,7 +1,9 @@
 //! The tables of volt-netd's threads.
 
 use volt_sandbox::allow::{Allow, equal, masked};
-use volt_sandbox::parts::{self, ABORT, ASKING, BACKTRACE, CONNECTED, LOG_CALLS, MEMORY, OWN, THREADS};
+use volt_sandbox::parts::{
+    self, ABORT, ASKING, BACKTRACE, BY_DESCRIPTOR, CONNECTED, LOG_CALLS, MEMORY, OWN, SHARED, THREADS,
+};
 use volt_sandbox::role::{Part, Role};
 
 /// A queue pair's thread.
@@ -76,34 +78,30 @@ pub(super) static MESSAGES: Part = Part {
     ],
 };
 
-pub(super) static QUESTIONS: Part =
-    Part {
-        name: "questions about descriptors",
-        calls: &[
-            Allow::seen("statx", libc::SYS_statx, "netd_orders", "what kind of file it is")
-                .only(&[&[masked(2, libc::AT_EMPTY_PATH as u32, libc::AT_EMPTY_PATH as u32)]]),
-            Allow::kept("newfstatat", libc::SYS_newfstatat, "how long it is, by another C library")
-                .only(&[&[masked(3, libc::AT_EMPTY_PATH as u32, libc::AT_EMPTY_PATH as u32)]]),
-            Allow::seen("fstat", libc::SYS_fstat, "netd_orders", "how long it is"),
-            Allow::seen("fstatfs", libc::SYS_fstatfs, "netd_orders", "whose file system it is on"),
-            Allow::seen("getsockopt", libc::SYS_getsockopt, "netd_orders", "what kind of socket it is"),
-            Allow::seen("fcntl", libc::SYS_fcntl, "netd_orders", "seals, a pipe's size, whether it waits")
-                .only(&[
-                    &[equal(1, libc::F_GET_SEALS as u32)],
-                    &[equal(1, libc::F_GETPIPE_SZ as u32)],
-                    &[equal(1, libc::F_GETFL as u32)],
-                ]),
-        ],
-    };
+pub(super) static QUESTIONS: Part = Part {
+    name: "questions about descriptors",
+    calls: &[
+        Allow::seen("statx", libc::SYS_statx, "netd_orders", "what kind of file it is")
+            .only(&[BY_DESCRIPTOR]),
+        Allow::kept("newfstatat", libc::SYS_newfstatat, "how long it is, by another C library")
+            .only(&[&[masked(3, libc::AT_EMPTY_PATH as u32, libc::AT_EMPTY_PATH as u32)]]),
+        Allow::seen("fstat", libc::SYS_fstat, "netd_orders", "how long it is"),
+        Allow::seen("fstatfs", libc::SYS_fstatfs, "netd_orders", "whose file system it is on"),
+        Allow::seen("getsockopt", libc::SYS_getsockopt, "netd_orders", "what kind of socket it is"),
+        Allow::seen("fcntl", libc::SYS_fcntl, "netd_orders", "seals, a pipe's size, whether it waits").only(
+            &[
+                &[equal(1, libc::F_GET_SEALS as u32)],
+                &[equal(1, libc::F_GETPIPE_SZ as u32)],
+                &[equal(1, libc::F_GETFL as u32)],
+            ],
+        ),
+    ],
+};
 
 pub(super) static GUEST_MEMORY: Part = Part {
     name: "guest memory",
-    calls: &[Allow::seen("mmap", libc::SYS_mmap, "netd_orders", "a region that the front-end shares").only(
-        &[&[
-            masked(2, libc::PROT_EXEC as u32, 0),
-            masked(3, (libc::MAP_SHARED | libc::MAP_PRIVATE) as u32, libc::MAP_SHARED as u32),
-        ]],
-    )],
+    calls: &[Allow::seen("mmap", libc::SYS_mmap, "netd_orders", "a region that the front-end shares")
+        .only(&[SHARED])],
 };
 
 pub(super) static INTERFACE: Part = Part {

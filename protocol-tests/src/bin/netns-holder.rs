@@ -15,7 +15,7 @@ use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::process::Command;
 
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use rustix::net::{AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketType};
 
 fn main() -> io::Result<()> {
     // With `--here` it only opens things, in the namespace that it was started in.
@@ -59,6 +59,7 @@ fn serve(request: &[&str]) -> io::Result<Option<OwnedFd>> {
         ["ip", arguments @ ..] => ip(arguments).map(|()| None),
         ["tap", name, flags] => tap(name, flags.parse().map_err(io::Error::other)?).map(Some),
         ["packet", name] => packet(name).map(Some),
+        ["tcp"] => Ok(Some(rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?)),
         _ => Err(io::Error::other(format!("unknown request {request:?}"))),
     }
 }

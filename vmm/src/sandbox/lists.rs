@@ -1,8 +1,9 @@
 //! The tables of volt-vmm's threads, and of the process beside it.
 
-use volt_sandbox::allow::{Allow, Arg, Is, equal, masked};
+use volt_sandbox::allow::{Allow, Arg, Is, equal};
 use volt_sandbox::parts::{
-    self, ABORT, ASKING, BACKTRACE, CONNECTED, LOG_CALLS, MEMORY, OWN, THREADS, UNIX_STREAM,
+    self, ABORT, ASKING, BACKTRACE, BY_DESCRIPTOR, CONNECTED, LOG_CALLS, MEMORY, OWN, SHARED, THREADS,
+    UNIX_STREAM,
 };
 use volt_sandbox::role::{Part, Role};
 
@@ -99,7 +100,7 @@ pub static MAIN: Role = Role {
 pub static OPENER: Role = Role {
     name: "opener",
     what: "opens disks, interfaces and the sockets of back-ends, removes the API's socket",
-    parts: &[&parts::OPENER_REQUESTS, &OPENING, &MEMORY, &ABORT],
+    parts: &[&parts::OPENER_REQUESTS, &parts::OPENER_INTERFACES, &OPENING, &MEMORY, &ABORT],
 };
 
 /// Requests of KVM (`linux/kvm.h`).
@@ -200,11 +201,7 @@ static IMAGE: Part = Part {
 static NEW_IMAGE: Part = Part {
     name: "a disk that is plugged",
     calls: &[
-        Allow::seen("statx", libc::SYS_statx, "machine", "what it is").only(&[&[masked(
-            2,
-            libc::AT_EMPTY_PATH as u32,
-            libc::AT_EMPTY_PATH as u32,
-        )]]),
+        Allow::seen("statx", libc::SYS_statx, "machine", "what it is").only(&[BY_DESCRIPTOR]),
         Allow::seen("fstatfs", libc::SYS_fstatfs, "machine", "whether it has locks of both kinds"),
         Allow::seen("flock", libc::SYS_flock, "machine", "a lock"),
         Allow::seen("lseek", libc::SYS_lseek, "machine", "how long it is"),
@@ -246,10 +243,7 @@ static COUNTERS: Part = Part {
         Allow::seen("ftruncate", libc::SYS_ftruncate, "lab_hotplug", "its length"),
         Allow::seen("fcntl", libc::SYS_fcntl, "lab_hotplug", "its seals")
             .only(&[&[equal(1, libc::F_ADD_SEALS as u32)]]),
-        Allow::seen("mmap", libc::SYS_mmap, "lab_hotplug", "the memory").only(&[&[
-            masked(2, libc::PROT_EXEC as u32, 0),
-            masked(3, (libc::MAP_SHARED | libc::MAP_PRIVATE) as u32, libc::MAP_SHARED as u32),
-        ]]),
+        Allow::seen("mmap", libc::SYS_mmap, "lab_hotplug", "the memory").only(&[SHARED]),
     ],
 };
 
@@ -292,12 +286,8 @@ static CONNECTION: Part = Part {
         Allow::seen("recvfrom", libc::SYS_recvfrom, "conform", "a request of the back-end's"),
         Allow::kept("sendto", libc::SYS_sendto, "an answer to it, by another library").only(&[CONNECTED]),
         Allow::seen("shutdown", libc::SYS_shutdown, "machine", "the end of a connection"),
-        Allow::seen("socketpair", libc::SYS_socketpair, "lab_hotplug", "a back-end's own requests").only(&[
-            &[
-                equal(0, libc::AF_UNIX as u32),
-                masked(1, !(libc::SOCK_CLOEXEC as u32), libc::SOCK_STREAM as u32),
-            ],
-        ]),
+        Allow::seen("socketpair", libc::SYS_socketpair, "lab_hotplug", "a back-end's own requests")
+            .only(&[UNIX_STREAM]),
         Allow::seen("ppoll", libc::SYS_ppoll, "machine", "waiting for one side or the other"),
         Allow::seen("ioctl", libc::SYS_ioctl, "machine", "a connection that waits, or does not")
             .only(&[&[equal(1, libc::FIONBIO as u32)]]),
@@ -328,37 +318,14 @@ static SIGNAL: Part = Part {
 };
 
 static OPENING: Part = Part {
-    name: "paths and interfaces",
+    name: "what else it opens, and removes",
     calls: &[
-        Allow::seen("openat", libc::SYS_openat, "machine", "a disk, /dev/net/tun, a directory"),
         Allow::seen("openat2", libc::SYS_openat2, "machine", "a file below a directory"),
         Allow::seen("statx", libc::SYS_statx, "machine", "what it is"),
-        Allow::kept("readlink", libc::SYS_readlink, "the driver of a macvtap"),
         Allow::kept("getcwd", libc::SYS_getcwd, "where relative paths begin"),
         Allow::seen("unlink", libc::SYS_unlink, "machine", "the API's socket"),
-        Allow::seen("socket", libc::SYS_socket, "lab_hotplug", "a connection, questions about an interface")
-            .only(&[&[equal(0, libc::AF_UNIX as u32)]]),
         Allow::seen("connect", libc::SYS_connect, "lab_hotplug", "a back-end"),
-        Allow::seen("ioctl", libc::SYS_ioctl, "lab_hotplug", "the interface").only(&[
-            &[equal(1, libc::TUNSETIFF as u32)],
-            &[equal(1, libc::SIOCGIFINDEX as u32)],
-            &[equal(1, libc::SIOCGIFFLAGS as u32)],
-            &[equal(1, libc::SIOCSIFFLAGS as u32)],
-            &[equal(1, libc::SIOCSIFMTU as u32)],
-        ]),
-        Allow::kept("ioctl", libc::SYS_ioctl, "whether something is a macvtap, and which").only(&[
-            &[equal(1, libc::TUNGETIFF as u32)],
-            &[equal(1, libc::SIOCETHTOOL as u32)],
-            &[equal(1, libc::SIOCGIFHWADDR as u32)],
-        ]),
         Allow::seen("fcntl", libc::SYS_fcntl, "machine", "whether a descriptor waits")
             .only(&[&[equal(1, libc::F_SETFL as u32)]]),
-        Allow::kept("read", libc::SYS_read, "the numbers of a macvtap's file, for an error's text"),
-        Allow::kept("lseek", libc::SYS_lseek, "the same"),
-        Allow::kept("futex", libc::SYS_futex, "a lock of the allocator's"),
-        Allow::kept("rt_sigreturn", libc::SYS_rt_sigreturn, "dying of SIGSYS"),
     ],
 };
-
-/// All of them, for `--print-sandbox`.
-pub const ROLES: [&Role; 9] = [&MAIN, &VCPU, &FRAMES, &WORKER, &BACK_END, &SERIAL, &SIGNALS, &LOG, &OPENER];
