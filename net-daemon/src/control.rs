@@ -40,8 +40,9 @@ pub(crate) enum Request {
 /// What it is answered.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Reply {
+    /// A [`Status`](crate::status::Status), perhaps of another version.
     Status(Value),
-    /// Those in force now.
+    /// The [`Limits`](crate::status::Limits) in force now.
     Limits(Value),
     Refused(String),
     Offer(Offer),

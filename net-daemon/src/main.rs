@@ -9,6 +9,7 @@
 //! | [`connection`], [`endpoint`] | a front-end that is connected; where front-ends come from |
 //! | [`control`], [`handover`] | the control socket's requests; the new side of a hand-over |
 //! | [`state`] | what another process goes on with |
+//! | [`status`] | what a daemon says of itself |
 //! | [`systemd`], [`supervision`] | where it is kept: in systemd's store, or by the supervisor |
 //! | [`opener`] | the process beside it that opens by path what the daemon itself may not |
 //! | [`check`] | what the host gives |
@@ -44,6 +45,7 @@ mod sandbox;
 mod server;
 mod signals;
 mod state;
+mod status;
 mod supervision;
 mod supervisor;
 mod systemd;

@@ -76,6 +76,11 @@ fn keep(outside: bool) -> Keep {
     Keep { outside, user: USER.get().map(|user| (user.user, user.group)), ..Keep::NOTHING }
 }
 
+/// Whether processes are confined.
+pub(crate) fn is_on() -> bool {
+    !LEFT_OFF.load(Ordering::Relaxed)
+}
+
 /// Confines no process from here on.
 pub(crate) fn leave_off() {
     LEFT_OFF.store(true, Ordering::Relaxed);
@@ -117,7 +122,7 @@ pub(crate) fn confine_supervisor() -> Result<(), SandboxError> {
 ///
 /// See [`SandboxError`].
 pub(crate) fn confine_opener() -> Result<(), SandboxError> {
-    if LEFT_OFF.load(Ordering::Relaxed) {
+    if !is_on() {
         return Ok(());
     }
     let keep = Keep { outside: true, capabilities: CAPABILITIES | CapabilitySet::KILL, user: None };
@@ -126,7 +131,7 @@ pub(crate) fn confine_opener() -> Result<(), SandboxError> {
 
 /// Confines this process to what the main thread's `role` has, with or without what is `outside`.
 fn process(roles: &[&'static Role], role: &'static Role, outside: bool) -> Result<(), SandboxError> {
-    if LEFT_OFF.load(Ordering::Relaxed) {
+    if !is_on() {
         return Ok(());
     }
     let sandbox = Arc::new(Sandbox::new(roles)?);

@@ -31,9 +31,12 @@ mod clients;
 mod commit;
 mod frontends;
 mod handover;
+mod progress;
 mod state;
 mod status;
 mod upkeep;
+
+use progress::Progress;
 
 /// How long until a front-end that is not there, or an interface that is gone, is tried again.
 const RETRY: Duration = Duration::from_millis(500);
@@ -112,6 +115,8 @@ pub(crate) struct Server {
     refused: u64,
     refusal_logged: Option<Instant>,
     queues_logged: Option<Instant>,
+    /// What the last looks at the queue pairs saw.
+    progress: Progress,
     /// What is to be done before the next wait.
     pending: Pending,
 }
@@ -215,6 +220,7 @@ impl Server {
             refused: 0,
             refusal_logged: None,
             queues_logged: None,
+            progress: Progress::default(),
             pending: Pending::default(),
         })
     }

@@ -58,6 +58,28 @@ macro_rules! counters {
     };
 }
 
+impl Counters {
+    /// Frames to the guest that are done with, one way or another, and receive chains that made none.
+    pub fn rx_served(&self) -> u64 {
+        let done =
+            [&self.rx_frames, &self.rx_bad_chain, &self.rx_too_long, &self.rx_not_offloaded, &self.rx_failed];
+        done.iter().map(|counter| counter.get()).fold(0, u64::wrapping_add)
+    }
+
+    /// Transmit chains that are done with, one way or another.
+    pub fn tx_served(&self) -> u64 {
+        let done = [
+            &self.tx_frames,
+            &self.tx_bad_chain,
+            &self.tx_refused,
+            &self.tx_no_port,
+            &self.tx_disabled,
+            &self.deadly_chains,
+        ];
+        done.iter().map(|counter| counter.get()).fold(0, u64::wrapping_add)
+    }
+}
+
 counters! {
     /// Frames from the guest that the port took.
     tx_frames: "tx frames";

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use log::{debug, error};
@@ -22,6 +23,7 @@ use crate::limiter::{Limiter, RateLimits};
 use crate::pair::Pair;
 use crate::port::inject::Injector;
 use crate::port::{Port, PortQueue, check_mac};
+use crate::report::PairReport;
 use crate::rx::Rx;
 use crate::shared_words::WordsError;
 use crate::state::FdId;
@@ -342,6 +344,11 @@ impl NetDevice {
         };
         worker.set_call(vring, call).map_err(|source| DeviceError { pair, source })?;
         Ok(true)
+    }
+
+    /// Asks `pair`, if it runs, what it has and waits for: see [`Worker::ask_report`].
+    pub fn ask_report(&self, pair: usize) -> Option<Receiver<PairReport>> {
+        self.workers[pair].as_ref().map(Worker::ask_report)
     }
 
     /// Whether `pair` has a worker.

@@ -10,6 +10,7 @@
 //! | [`batch`], [`health`], [`unshared`] | a batch's turns, a port's errors, memory that is not shared |
 //! | [`trouble`], [`thread`] | what workers tell the device's owner; how they are begun and stopped |
 //! | [`config`], [`counters`], [`limiter`] | configuration space, counters, rate limits |
+//! | [`report`] | what a running pair says of its rings |
 //! | [`port`] | the host's side: interfaces and sockets |
 //! | [`state`] | all of it as data, for another process to go on with |
 //! | [`shared_words`], [`crash_note`] | memory that outlives a process, and what it was doing |
@@ -48,6 +49,7 @@ pub mod limiter;
 mod offloads;
 pub mod pair;
 pub mod port;
+pub mod report;
 pub mod rx;
 pub mod shared_words;
 pub mod state;

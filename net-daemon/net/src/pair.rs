@@ -10,6 +10,7 @@ use crate::batch::Turn;
 use crate::counters::PairCounters;
 use crate::health::Health;
 use crate::port::PortQueue;
+use crate::report::{PairReport, RingReport};
 use crate::rx::Rx;
 use crate::trouble::Trouble;
 use crate::tx::Tx;
@@ -59,6 +60,20 @@ impl Pair {
     pub fn vrings(&self) -> impl Iterator<Item = &Vring> {
         let rx = self.rx.iter().map(|rx| &rx.vring);
         rx.chain(self.tx.iter().map(|tx| &tx.vring))
+    }
+
+    /// What its rings have and wait for.
+    pub(crate) fn report(&self, rx_waits: bool, tx_waits: bool) -> PairReport {
+        let report = |vring: &Vring, waits| RingReport {
+            vring: vring.index,
+            size: vring.ring.size(),
+            available: vring.ring.available(),
+            waits,
+        };
+        PairReport {
+            rx: self.rx.as_ref().map(|rx| report(&rx.vring, rx_waits)),
+            tx: self.tx.as_ref().map(|tx| report(&tx.vring, tx_waits)),
+        }
     }
 
     /// Takes note of a kick.

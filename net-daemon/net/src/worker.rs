@@ -16,6 +16,7 @@ use volt_virtio::poller::{EventFlags, Poller};
 
 use crate::batch::Turn;
 use crate::pair::Pair;
+use crate::report::PairReport;
 pub use crate::thread::WorkerError;
 use crate::thread::prepare_signal;
 use crate::thread::{LIMIT, ThreadKind, ends_within, interrupted_until, started};
@@ -43,6 +44,8 @@ enum Order {
         call: Option<Arc<Notifier>>,
         done: SyncSender<()>,
     },
+    /// What it has to say of its rings.
+    Report(SyncSender<PairReport>),
 }
 
 /// A running queue pair.
@@ -123,6 +126,14 @@ impl Worker {
             return Err(WorkerError::Stuck);
         }
         Ok(())
+    }
+
+    /// Asks for a report, which comes by the channel if the thread still moves. It also looks for work
+    /// without being woken by any, so that nothing which was missed is waited for any longer.
+    pub fn ask_report(&self) -> Receiver<PairReport> {
+        let (report, answer) = sync_channel(1);
+        self.order(Order::Report(report));
+        answer
     }
 
     fn order(&self, order: Order) {
@@ -317,11 +328,11 @@ impl Running {
         for kick in dead {
             self.poller.remove(&*kick)?;
         }
-        Ok(!ordered || self.carry_out())
+        Ok(!ordered || self.carry_out(ready))
     }
 
     /// Does what was ordered. `false` ends the run.
-    fn carry_out(&mut self) -> bool {
+    fn carry_out(&mut self, ready: &mut Ready) -> bool {
         self.orders.notified.clear();
         for order in self.orders.received.try_iter() {
             match order {
@@ -329,6 +340,12 @@ impl Running {
                 Order::SetCall { vring, call, done } => {
                     self.pair.set_call(vring, call);
                     let _ = done.send(());
+                }
+                Order::Report(report) => {
+                    let _ = report.send(self.pair.report(ready.rx_waits_for_kick, ready.tx_waits_for_port));
+                    ready.rx = true;
+                    // A disabled ring is drained only for a kick.
+                    ready.tx |= self.pair.tx.as_ref().is_some_and(|tx| !tx.discard);
                 }
             }
         }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use log::warn;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use serde_json::json;
 use volt_program::unix::check_user;
 use volt_virtio::poller::EventFlags;
 
@@ -58,10 +59,10 @@ impl Server {
             }
             self.poller.remove(&client)?;
             match read(&client) {
-                Ok(Request::Status) => answer(&client, &Reply::Status(self.status())),
+                Ok(Request::Status) => answer(&client, &Reply::Status(json!(self.status()))),
                 Ok(Request::Limits(change)) => {
                     self.change_limits(change)?;
-                    answer(&client, &Reply::Limits(self.limits()));
+                    answer(&client, &Reply::Limits(json!(self.limits())));
                 }
                 Ok(Request::TakeOver { formats, program }) => {
                     if self.hand_over(&client, &formats, &program)? {

@@ -1,13 +1,16 @@
 //! What a daemon says of itself, and what can be changed about it while it runs.
 
+use std::time::Instant;
+
 use log::info;
 use rustix::process::getpid;
-use serde_json::{Value, json};
 use volt_net::limiter::LimitsChange;
 use volt_virtio::features::Class;
 
 use super::{Server, ServerError};
+use crate::sandbox;
 use crate::state::program;
+use crate::status::{FrontEnd, Limits, PairCounters, Status, Vring, VringKind};
 
 impl Server {
     /// Puts other rate limits in force. They are the next process's too, before anybody is told that they are
@@ -22,48 +25,78 @@ impl Server {
         }
         // Not before: a frame that waited has gone to the guest now, and must not be the next process's too.
         self.commit();
-        info!("{}: limits changed to {}", self.device.port_name(), self.limits());
+        let Limits { rx_rate, tx_rate } = self.limits();
+        info!("{}: limits changed to rx {rx_rate}, tx {tx_rate}", self.device.port_name());
         Ok(())
     }
 
-    pub(super) fn limits(&self) -> Value {
+    pub(super) fn limits(&self) -> Limits {
         let limits = self.device.limits();
-        json!({ "rx_rate": limits.rx.to_string(), "tx_rate": limits.tx.to_string() })
+        Limits { rx_rate: limits.rx.to_string(), tx_rate: limits.tx.to_string() }
     }
 
-    pub(super) fn status(&self) -> Value {
+    /// Looks at the queue pairs, and says how everything stands.
+    pub(super) fn status(&mut self) -> Status {
+        self.look();
         let front_end = self.connection.as_ref().map(|connection| {
             let session = &connection.session;
-            let (bytes, regions) = session.memory_size();
-            json!({
-                "features": session.acked().map(|acked| acked.named(Class::Net).to_string()),
-                "memory_bytes": bytes,
-                "memory_regions": regions,
-                "serving_pairs": session.serving(),
-                "broken_vrings": session.broken(),
-            })
+            let (memory_bytes, memory_regions) = session.memory_size();
+            FrontEnd {
+                features: session.acked().map(|acked| acked.named(Class::Net).to_string()),
+                memory_bytes,
+                memory_regions,
+                serving_pairs: session.serving(),
+                broken_vrings: session.broken(),
+            }
         });
-        let config = self.device.config();
-        json!({
-            "program": program(),
-            "pid": getpid().as_raw_nonzero().get(),
-            "uptime_seconds": self.started.elapsed().as_secs(),
-            "supervised": self.supervisor.is_some(),
-            "restarts": self.restarts,
-            "take_overs": self.take_overs,
-            "interface": self.device.port_name(),
-            "endpoint": self.endpoint.describe(),
-            "offered_mac": config.mac.to_string(),
-            "queue_pairs": self.device.pairs(),
-            "limits": self.limits(),
-            "busy_poll_us": self.device.busy_poll(),
-            "front_end": front_end,
-            "counters": (0..self.device.pairs()).map(|pair| self.counters(pair)).collect::<Vec<_>>(),
-        })
+        Status {
+            program: program(),
+            pid: getpid().as_raw_nonzero().get(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            supervised: self.supervisor.is_some(),
+            restarts: self.restarts,
+            take_overs: self.take_overs,
+            sandbox: sandbox::is_on(),
+            interface: self.device.port_name().to_owned(),
+            interface_up: self.device.link_is_up(),
+            endpoint: self.endpoint.describe(),
+            offered_mac: self.device.config().mac.to_string(),
+            queue_pairs: self.device.pairs(),
+            limits: self.limits(),
+            busy_poll_us: self.device.busy_poll(),
+            front_end,
+            vrings: self.vrings(),
+            counters: (0..self.device.pairs()).map(|pair| self.counters(pair)).collect(),
+        }
     }
 
-    fn counters(&self, pair: usize) -> Value {
-        let fields = self.device.counters(pair).fields().map(|(name, count)| (name.to_owned(), count.into()));
-        [("pair".to_owned(), pair.into())].into_iter().chain(fields).collect::<serde_json::Map<_, _>>().into()
+    fn vrings(&self) -> Vec<Vring> {
+        let Some(connection) = &self.connection else { return Vec::new() };
+        let (session, now) = (&connection.session, Instant::now());
+        let vring = |(vring, state)| {
+            let kind = match vring {
+                _ if session.control_index() == Some(vring) => VringKind::Control,
+                _ if vring % 2 == 0 => VringKind::Rx,
+                _ => VringKind::Tx,
+            };
+            let half = (kind != VringKind::Control).then(|| self.progress.of(vring)).flatten();
+            let report = half.and_then(|half| half.report);
+            Vring {
+                vring,
+                kind,
+                state,
+                size: report.map(|report| report.size),
+                available: report.map(|report| report.available),
+                waits: report.is_some_and(|report| report.waits),
+                idle_seconds: half.and_then(|half| half.idle(now)).map(|idle| idle.as_secs()),
+                no_progress: half.is_some_and(|half| half.is_stuck()),
+            }
+        };
+        session.vring_states().enumerate().map(vring).collect()
+    }
+
+    fn counters(&self, pair: usize) -> PairCounters {
+        let counts = self.device.counters(pair).fields().map(|(name, count)| (name.to_owned(), count));
+        PairCounters { pair, counts: counts.collect() }
     }
 }

@@ -24,7 +24,7 @@ use crate::message::{
     ConfigRange, FrontendReq, Header, MemoryRegion, Message, MessageError, VringAddr, VringFd, VringState,
     decode_u64, policy, unserved_waits,
 };
-use crate::vring::{Processing, SharedNotifier, VringSetup};
+use crate::vring::{Processing, SharedNotifier, VringSetup, VringStanding};
 
 mod requests;
 mod running;
@@ -277,6 +277,11 @@ impl Session {
     pub fn broken(&self) -> Vec<usize> {
         let vrings = self.vrings.iter().enumerate();
         vrings.filter(|(_, vring)| vring.broken).map(|(index, _)| index).collect()
+    }
+
+    /// How each vring of the session stands, by its index.
+    pub fn vring_states(&self) -> impl Iterator<Item = VringStanding> {
+        self.vrings.iter().map(|vring| vring.standing(self.acked))
     }
 
     /// Whether the front-end has asked how many vrings there are, and has started none since.

@@ -66,7 +66,31 @@ pub enum Processing {
     Discard,
 }
 
+/// How a vring stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VringStanding {
+    /// It has no kick descriptor, and is not processed.
+    Stopped,
+    /// It is started, and the front-end has not enabled it or has disabled it since.
+    Disabled,
+    /// It is processed.
+    Running,
+    /// Its driver or its set-up broke it; it is not processed before it is set up again.
+    Broken,
+}
+
 impl VringSetup {
+    /// How it stands for a driver that has acknowledged these features, if it has.
+    pub fn standing(&self, acked: Option<Features>) -> VringStanding {
+        match acked.map(|acked| self.processing(acked)) {
+            _ if self.broken => VringStanding::Broken,
+            _ if self.kick.is_none() => VringStanding::Stopped,
+            Some(Processing::Normal) => VringStanding::Running,
+            _ => VringStanding::Disabled,
+        }
+    }
+
     /// Writes the set-up out.
     pub fn export<'a>(&'a self, out: &mut Exporter<'a>) -> VringSetupState {
         let mut fd = |notifier: &'a Option<SharedNotifier>| notifier.as_ref().map(|n| n.export(out));

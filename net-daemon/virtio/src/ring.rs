@@ -299,6 +299,13 @@ impl Ring {
         self.index(&self.avail).load(Ordering::Relaxed) != self.next_avail.0
     }
 
+    /// Chains that the driver has made available and has not got back, popped ones included. What a driver
+    /// says that breaks its ring is cut off at the ring's size.
+    pub fn available(&self) -> u16 {
+        let available = Wrapping(self.index(&self.avail).load(Ordering::Relaxed)) - self.published;
+        available.0.min(self.size())
+    }
+
     /// Whether the driver's index is another than the one where the ring started.
     pub fn has_moved(&self) -> bool {
         self.index(&self.avail).load(Ordering::Relaxed) != self.first

@@ -15,7 +15,7 @@ enum Role {
 impl Session {
     /// With MQ the control queue comes behind all pairs of the device, without it behind the first
     /// (virtio 1.2, 5.1.2). Front-ends that serve it themselves do not acknowledge it here.
-    fn control_index(&self) -> Option<usize> {
+    pub fn control_index(&self) -> Option<usize> {
         let acked = self.acked.filter(|acked| acked.contains(Features::NET_CTRL_VQ))?;
         Some(if acked.contains(Features::NET_MQ) { self.vrings.len() - 1 } else { 2 })
     }

@@ -1,0 +1,102 @@
+//! What a daemon says of itself: for `volt-netd ctl status`, and where its metrics come from.
+//!
+//! [`Server::status`](crate::server::Server) makes one. As JSON it is documented for programs: what is added
+//! is optional to whoever reads it.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use volt_vhost_user::vring::VringStanding;
+
+/// A daemon, as it is right now.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Status {
+    /// Name and version.
+    pub(crate) program: String,
+    /// Of the process that serves.
+    pub(crate) pid: i32,
+    /// Since that process began.
+    pub(crate) uptime_seconds: u64,
+    pub(crate) supervised: bool,
+    /// How often the supervisor has started a worker again.
+    pub(crate) restarts: u64,
+    /// How often a daemon was replaced by `--take-over` since the first one was started.
+    pub(crate) take_overs: u64,
+    /// Whether each thread is confined.
+    #[serde(default)]
+    pub(crate) sandbox: bool,
+    pub(crate) interface: String,
+    /// Whether it is set up.
+    #[serde(default)]
+    pub(crate) interface_up: bool,
+    /// Where front-ends come from, in words.
+    pub(crate) endpoint: String,
+    pub(crate) offered_mac: String,
+    pub(crate) queue_pairs: usize,
+    pub(crate) limits: Limits,
+    pub(crate) busy_poll_us: u16,
+    /// The one that is connected.
+    pub(crate) front_end: Option<FrontEnd>,
+    /// Those of the front-end that is connected.
+    #[serde(default)]
+    pub(crate) vrings: Vec<Vring>,
+    pub(crate) counters: Vec<PairCounters>,
+}
+
+/// Rate limits in force, as the command line takes them.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Limits {
+    pub(crate) rx_rate: String,
+    pub(crate) tx_rate: String,
+}
+
+/// A front-end that is connected.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct FrontEnd {
+    /// Names of those that the driver acknowledged, once it has.
+    pub(crate) features: Option<String>,
+    pub(crate) memory_bytes: u64,
+    pub(crate) memory_regions: usize,
+    /// Queue pairs that frames come by.
+    pub(crate) serving_pairs: Vec<usize>,
+    pub(crate) broken_vrings: Vec<usize>,
+}
+
+/// What a vring is to the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum VringKind {
+    Rx,
+    Tx,
+    Control,
+}
+
+/// One vring.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Vring {
+    /// Its number.
+    pub(crate) vring: usize,
+    pub(crate) kind: VringKind,
+    pub(crate) state: VringStanding,
+    /// Entries, while it runs.
+    pub(crate) size: Option<u16>,
+    /// Chains that the driver has made available and has not got back, while it runs.
+    pub(crate) available: Option<u16>,
+    /// It waits for the other side: for buffers of the guest, for room in the interface, for a rate limit.
+    pub(crate) waits: bool,
+    /// Since a look that saw it move, to the length of time between two looks; `None` for one that nobody has
+    /// looked at before.
+    pub(crate) idle_seconds: Option<u64>,
+    /// It has work, waits for nobody, and does not move: a fault of the daemon.
+    pub(crate) no_progress: bool,
+}
+
+/// What one queue pair has counted since its first daemon was started.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct PairCounters {
+    pub(crate) pair: usize,
+    /// By the names of [`volt_net::counters::Counters`].
+    #[serde(flatten)]
+    pub(crate) counts: BTreeMap<String, u64>,
+}
