@@ -9,6 +9,8 @@ use volt_net::config::{MIN_MTU, Mac};
 use volt_net::limiter::Rate;
 use volt_virtio::ring::MAX_RING_SIZE;
 
+use crate::metrics::listener::Address;
+
 /// Most queue pairs.
 pub(crate) const MAX_PAIRS: usize = volt_net::builder::MAX_PAIRS as usize;
 
@@ -127,6 +129,14 @@ pub(crate) struct Cli {
     ])]
     pub(crate) take_over: Option<PathBuf>,
 
+    /// Serve metrics over HTTP at this address, for Prometheus; without --metrics-public a loopback one
+    #[arg(long, value_name = "unix:PATH|tcp:ADDRESS:PORT")]
+    pub(crate) metrics: Option<Address>,
+
+    /// Let other hosts read the metrics
+    #[arg(long, requires = "metrics")]
+    pub(crate) metrics_public: bool,
+
     /// Keep a parent process that starts the daemon again where it was, should it die
     #[arg(long)]
     pub(crate) supervise: bool,
@@ -180,6 +190,8 @@ pub(crate) enum Command {
 pub(crate) enum Ctl {
     /// Print what the daemon serves and has counted, as JSON
     Status,
+    /// Print metrics, in the text format that --metrics serves
+    Metrics,
     /// Change the rate limits while the guest runs; what is not given stays as it is
     #[command(group = ArgGroup::new("change").args(["rx_rate", "tx_rate"]).required(true).multiple(true))]
     Limits {

@@ -28,6 +28,8 @@ const LIMIT: Duration = Duration::from_secs(10);
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Request {
     Status,
+    /// Text of the [metrics](crate::metrics).
+    Metrics,
     /// Changes the rate limits, at once.
     Limits(LimitsChange),
     /// Gives everything to the client, which reads states of these formats.
@@ -44,6 +46,7 @@ pub(crate) enum Reply {
     Status(Value),
     /// The [`Limits`](crate::status::Limits) in force now.
     Limits(Value),
+    Metrics(String),
     Refused(String),
     Offer(Offer),
 }
@@ -123,6 +126,7 @@ pub(crate) fn ctl(path: &Path, request: &Request) -> Result<Value, ControlError>
     match ask(path, request, LIMIT)?.1 {
         Reply::Status(answer) | Reply::Limits(answer) => Ok(answer),
         Reply::Refused(why) => Err(ControlError::Refused(why)),
+        Reply::Metrics(text) => Ok(text.into()),
         Reply::Offer(_) => Err(ControlError::Answer),
     }
 }

@@ -92,6 +92,11 @@ impl Listener {
         Ok(self.socket.accept()?.0)
     }
 
+    /// Its number in a state.
+    pub(crate) fn id(&self) -> FdId {
+        self.socket.id()
+    }
+
     /// Where it is in the file system, if it was made by a daemon.
     pub(crate) fn path(&self) -> Option<&Path> {
         self.file.as_ref().map(SocketFile::path)
@@ -132,6 +137,14 @@ impl AsFd for Listener {
     }
 }
 
+impl ListenerState {
+    /// Whether its file is at `path`.
+    pub(crate) fn is_at(&self, path: &Path) -> bool {
+        let file = self.file.as_ref().map(|file| file.path.as_path());
+        file.is_some() && absolute(path).ok().as_deref() == file
+    }
+}
+
 impl EndpointState {
     /// The socket to listen on, if it came open from whoever started the daemon.
     pub(crate) fn given_listener(&self) -> Option<FdId> {
@@ -145,7 +158,9 @@ impl EndpointState {
     pub(crate) fn is_at(&self, path: Option<&Path>, socket: Option<&OwnedFd>) -> bool {
         let is = |own: &Path| path.and_then(|path| absolute(path).ok()).is_some_and(|path| path == own);
         match self {
-            EndpointState::Listen(ListenerState { file: Some(file), .. }) => is(&file.path),
+            EndpointState::Listen(state @ ListenerState { file: Some(_), .. }) => {
+                path.is_some_and(|path| state.is_at(path))
+            }
             EndpointState::Listen(_) => socket.is_some_and(|socket| listens(socket) == Some(true)),
             EndpointState::Client(own) => is(own),
             EndpointState::Connected => socket.is_some_and(|socket| listens(socket) == Some(false)),

@@ -25,6 +25,8 @@ use volt_virtio::notify::Notifier;
 use crate::cli::Cli;
 use crate::endpoint::{Endpoint, Listener};
 use crate::handover::Predecessor;
+use crate::inquiry::{self, Respondent};
+use crate::metrics::listener::MetricsListener;
 use crate::opener::{Duties, Request};
 use crate::sandbox;
 use crate::server::{End, Parts, Server};
@@ -91,6 +93,8 @@ pub(crate) struct Supervision {
     /// Signals that are blocked, because they are the supervisor's: systemd and terminals send them to all
     /// processes.
     pub(crate) blocked: SignalSet,
+    /// What it, and who it serves, asks by.
+    pub(crate) inquiries: Vec<Respondent>,
 }
 
 /// A state that no next worker could use either.
@@ -120,13 +124,13 @@ pub(crate) fn run(
         }
         Origin::Dead(mut inheritance) => {
             let last = inheritance.last.take();
-            let mut server = import(inheritance, supervision, signals).map_err(Unusable)?;
+            let mut server = import(cli, inheritance, supervision, signals).map_err(Unusable)?;
             sandbox::confine(&ending)?;
             server.resume(last)?;
             Ok(server.run()?)
         }
         Origin::Running(inheritance, go_signal) => {
-            let mut server = match import(inheritance, supervision, signals) {
+            let mut server = match import(cli, inheritance, supervision, signals) {
                 Ok(server) => server,
                 Err(error) => {
                     if let GoSignal::Direct(predecessor) = go_signal {
@@ -155,11 +159,14 @@ struct Supervised {
     restarts: u64,
     leave: bool,
     blocked: SignalSet,
+    inquiries: Vec<Respondent>,
 }
 
 impl Supervised {
     fn by(opener: Arc<Opener>, supervision: Option<Supervision>) -> Supervised {
-        let Some(Supervision { supervisor, notes, deadly, restarts, leave, blocked }) = supervision else {
+        let Some(Supervision { supervisor, notes, deadly, restarts, leave, blocked, inquiries }) =
+            supervision
+        else {
             let blocked = SignalSet::of(&[]);
             return Supervised {
                 opener,
@@ -169,11 +176,21 @@ impl Supervised {
                 restarts: 0,
                 leave: false,
                 blocked,
+                inquiries: Vec::new(),
             };
         };
         let request = Some(notes.note(REQUESTS));
         let watches = Some(Watches::new(notes, deadly));
-        Supervised { opener, supervisor: Some(supervisor), watches, request, restarts, leave, blocked }
+        Supervised {
+            opener,
+            supervisor: Some(supervisor),
+            watches,
+            request,
+            restarts,
+            leave,
+            blocked,
+            inquiries,
+        }
     }
 }
 
@@ -184,11 +201,13 @@ fn fresh(cli: &Cli, given: Given, supervised: Supervised, signals: Signals) -> R
     let endpoint = open_endpoint(cli, given.socket)?;
     let private = Access { user: sandbox::user(), ..Access::PRIVATE };
     let control = cli.control.as_ref().map(|path| Listener::bind(path, &private)).transpose()?;
+    let metrics = open_metrics(cli)?;
     let mac = cli.mac.or(port.mac()).map_or_else(Mac::random, Ok)?;
     let options = DeviceOptions { pairs, mac, mtu: cli.mtu };
     let described = format!("offering MAC {}, {}", options.mac, endpoint.describe());
     let limits = RateLimits { rx: cli.rx_rate.unwrap_or_default(), tx: cli.tx_rate.unwrap_or_default() };
-    let mut server = build(port, options, endpoint, control, cli.queue_size, supervised, signals)?;
+    let sockets = Sockets { endpoint, control, metrics };
+    let mut server = build(port, options, sockets, cli.queue_size, supervised, signals)?;
     server.set_limits(limits);
     server.set_busy_poll(cli.busy_poll_us);
     info!("{} with {pairs} queue pairs, {described}", server.port_name());
@@ -217,7 +236,12 @@ fn advise(cli: &Cli, port: &dyn Port) {
 }
 
 /// A daemon over what another process has left. Nothing is touched.
-fn import(inheritance: Inheritance, supervised: Supervised, signals: Signals) -> Result<Server, AnyError> {
+fn import(
+    cli: &Cli,
+    inheritance: Inheritance,
+    supervised: Supervised,
+    signals: Signals,
+) -> Result<Server, AnyError> {
     let mut state = DaemonState::parse(&inheritance.state)?;
     let mut from = Importer::new(inheritance.fds);
     let port = import_port(state.port, &mut from)?;
@@ -225,13 +249,19 @@ fn import(inheritance: Inheritance, supervised: Supervised, signals: Signals) ->
     let options = DeviceOptions { pairs: device.pairs, mac: Mac(device.mac), mtu: device.mtu };
     let endpoint = Endpoint::import(state.endpoint, &mut from)?;
     let control = state.control.map(|control| Listener::import(control, &mut from)).transpose()?;
+    let metrics = match state.metrics {
+        Some(metrics) => Some(MetricsListener::import(metrics, &mut from)?),
+        // Whoever came before served none.
+        None => open_metrics(cli)?,
+    };
     if let Some(connection) = &mut state.connection
         && let Some(unsent) = inheritance.unsent
     {
         connection.channel.unsent = unsent;
     }
     let (limits, busy_poll_us, counters) = (device.limits, device.busy_poll_us, device.counters);
-    let mut server = build(port, options, endpoint, control, state.max_ring_size, supervised, signals)?;
+    let sockets = Sockets { endpoint, control, metrics };
+    let mut server = build(port, options, sockets, state.max_ring_size, supervised, signals)?;
     server.set_limits(limits);
     server.set_busy_poll(busy_poll_us);
     if let Some(counters) = counters {
@@ -245,14 +275,16 @@ fn import(inheritance: Inheritance, supervised: Supervised, signals: Signals) ->
 fn build(
     port: Box<dyn Port>,
     options: DeviceOptions,
-    mut endpoint: Endpoint,
-    mut control: Option<Listener>,
+    sockets: Sockets,
     max_ring_size: u16,
     supervised: Supervised,
     signals: Signals,
 ) -> Result<Server, AnyError> {
-    let Supervised { opener, supervisor, watches, request, restarts, leave, blocked } = supervised;
-    let files = endpoint.listener().into_iter().chain(&mut control);
+    let Supervised { opener, supervisor, watches, request, restarts, leave, blocked, mut inquiries } =
+        supervised;
+    let Sockets { mut endpoint, mut control, mut metrics } = sockets;
+    let of_metrics = metrics.as_mut().and_then(MetricsListener::with_file);
+    let files = endpoint.listener().into_iter().chain(&mut control).chain(of_metrics);
     let duties = Duties {
         port: port.reopening(),
         files: files.filter_map(|listener| listener.removed_by(&opener)).collect(),
@@ -263,6 +295,12 @@ fn build(
         // Who goes on for another serves, whatever has become of it.
         Err(error) if restarts > 0 => warn!("the opener is gone, and nothing is opened again: {error}"),
         told => drop(told?),
+    }
+    let mut asker = None;
+    if metrics.is_some() {
+        let (own, respondent) = inquiry::line()?;
+        asker = Some(own);
+        inquiries.push(respondent);
     }
     let wake = Arc::new(Notifier::eventfd()?);
     let mut device = NetDevice::new(port, options, wake.clone())?;
@@ -275,6 +313,9 @@ fn build(
         max_ring_size,
         endpoint,
         control,
+        metrics,
+        asker,
+        inquiries,
         opener,
         supervisor,
         blocked,
@@ -285,6 +326,20 @@ fn build(
         signals,
     };
     Ok(Server::new(parts)?)
+}
+
+/// Sockets that others connect to.
+struct Sockets {
+    endpoint: Endpoint,
+    control: Option<Listener>,
+    metrics: Option<MetricsListener>,
+}
+
+fn open_metrics(cli: &Cli) -> Result<Option<MetricsListener>, AnyError> {
+    let Some(address) = &cli.metrics else { return Ok(None) };
+    let metrics = MetricsListener::open(address, sandbox::user())?;
+    info!("serving metrics at {metrics}");
+    Ok(Some(metrics))
 }
 
 fn open_port(cli: &Cli, fds: Vec<OwnedFd>) -> Result<Box<dyn Port>, AnyError> {

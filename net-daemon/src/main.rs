@@ -14,6 +14,7 @@
 //! | [`opener`] | the process beside it that opens by path what the daemon itself may not |
 //! | [`check`] | what the host gives |
 //! | [`fds`] | descriptors that the command line names |
+//! | [`metrics`], [`inquiry`] | metrics over HTTP; how who serves them asks who serves the guest |
 //! | [`signals`] | signals that end the daemon, as a descriptor |
 
 use std::collections::BTreeMap;
@@ -22,6 +23,7 @@ use std::sync::Arc;
 
 use clap::{CommandFactory, Parser, error::ErrorKind};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use serde_json::Value;
 use volt_net::limiter::LimitsChange;
 use volt_program::{logging, output};
 use volt_virtio::error_chain;
@@ -39,7 +41,9 @@ mod control;
 mod endpoint;
 mod fds;
 mod handover;
+mod inquiry;
 mod launch;
+mod metrics;
 mod opener;
 mod sandbox;
 mod server;
@@ -92,10 +96,14 @@ fn start(cli: &Cli) -> Result<ExitCode, AnyError> {
 fn ctl(control: &std::path::Path, request: &Ctl) -> Result<ExitCode, AnyError> {
     let request = match *request {
         Ctl::Status => Request::Status,
+        Ctl::Metrics => Request::Metrics,
         Ctl::Limits { rx_rate, tx_rate } => Request::Limits(LimitsChange { rx: rx_rate, tx: tx_rate }),
     };
     let answer = control::ctl(control, &request)?;
-    output::print(&format_args!("{answer:#}"))?;
+    match answer {
+        Value::String(text) => output::print(&text.trim_end())?,
+        answer => output::print(&format_args!("{answer:#}"))?,
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -113,6 +121,13 @@ fn check_usage(cli: &Cli) {
     let wrong = |kind, text: &str| Cli::command().error(kind, text).exit();
     if cli.user.is_some() && cli.sandbox == Confinement::Off {
         wrong(ErrorKind::ArgumentConflict, "--user goes with the sandbox: leave --sandbox=off out");
+    }
+    if let Some(address) = cli.metrics.as_ref().filter(|address| address.is_public() && !cli.metrics_public) {
+        let text = format!(
+            "--metrics {address} is open to other hosts, which no one keeps from reading it: choose a loopback \
+             address, or add --metrics-public"
+        );
+        wrong(ErrorKind::ArgumentConflict, &text);
     }
     if cli.take_over.is_some() {
         return;

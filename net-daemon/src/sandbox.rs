@@ -9,6 +9,7 @@
 //! | of a queue pair, `pairN` | [`FRAMES`] |
 //! | of the control queue's descriptors, `vringN` | [`CONTROL`] |
 //! | that looks at a front-end's descriptors | [`DESCRIPTORS`] |
+//! | that serves metrics, here or in the supervisor, and its clients' | [`METRICS`] |
 //! | of the log | [`LOG`] |
 //!
 //! The supervisor, which maps nothing of a guest's, keeps what starting a worker takes; the opener what
@@ -35,7 +36,7 @@ mod beside;
 mod lists;
 
 use beside::{OPENER, SUPERVISOR};
-use lists::{CONTROL, DESCRIPTORS, FRAMES, LOG, MAIN};
+use lists::{CONTROL, DESCRIPTORS, FRAMES, LOG, MAIN, METRICS};
 
 /// Of this process; none before it is confined.
 static SANDBOX: RwLock<Option<Arc<Sandbox>>> = RwLock::new(None);
@@ -46,7 +47,8 @@ static LEFT_OFF: AtomicBool = AtomicBool::new(false);
 static USER: OnceLock<User> = OnceLock::new();
 
 /// All roles, for `--print-sandbox`.
-pub(crate) const TABLE: Table = Table(&[&MAIN, &FRAMES, &CONTROL, &DESCRIPTORS, &LOG, &SUPERVISOR, &OPENER]);
+pub(crate) const TABLE: Table =
+    Table(&[&MAIN, &FRAMES, &CONTROL, &DESCRIPTORS, &METRICS, &LOG, &SUPERVISOR, &OPENER]);
 
 /// Why nobody else can serve.
 #[derive(Debug, Error)]
@@ -103,7 +105,7 @@ pub(crate) fn confine(signals: &[libc::c_int]) -> Result<(), SandboxError> {
             ThreadKind::Descriptors => &DESCRIPTORS,
         });
     });
-    process(&[&MAIN, &FRAMES, &CONTROL, &DESCRIPTORS, &LOG], &MAIN, false)
+    process(&[&MAIN, &FRAMES, &CONTROL, &DESCRIPTORS, &METRICS, &LOG], &MAIN, false)
 }
 
 /// Confines the supervisor, whose workers inherit that.
@@ -113,7 +115,7 @@ pub(crate) fn confine(signals: &[libc::c_int]) -> Result<(), SandboxError> {
 /// See [`SandboxError`].
 pub(crate) fn confine_supervisor() -> Result<(), SandboxError> {
     // The next worker's and systemd's sockets are outside.
-    process(&[&SUPERVISOR, &LOG], &SUPERVISOR, true)
+    process(&[&SUPERVISOR, &METRICS, &LOG], &SUPERVISOR, true)
 }
 
 /// Confines the opener, which has no thread but this one.
@@ -142,6 +144,11 @@ fn process(roles: &[&'static Role], role: &'static Role, outside: bool) -> Resul
     }
     log_landlock(sandbox.confine(role, keep(outside))?);
     Ok(())
+}
+
+/// Confines the thread that serves metrics, and with it those that it makes.
+pub(crate) fn enter_metrics() {
+    enter(&METRICS);
 }
 
 /// For a thread beside the main one, which alone takes the signals that tell this process something: what

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use log::info;
 use thiserror::Error;
+use volt_http::Server as MetricsServer;
 use volt_net::crash_note::CrashNote;
 use volt_net::device::{DeviceError, NetDevice};
 use volt_net::limiter::RateLimits;
@@ -24,6 +25,8 @@ use volt_virtio::poller::{EventFlags, Poller};
 
 use crate::connection::Connection;
 use crate::endpoint::{Endpoint, Listener};
+use crate::inquiry::{Asker, Respondent};
+use crate::metrics::listener::MetricsListener;
 use crate::signals::Signals;
 use crate::supervision::Line;
 
@@ -31,6 +34,7 @@ mod clients;
 mod commit;
 mod frontends;
 mod handover;
+mod inquiries;
 mod progress;
 mod state;
 mod status;
@@ -63,6 +67,8 @@ enum Token {
     /// The control socket, and its clients.
     Control,
     Client,
+    /// A question of who serves metrics or feeds the watchdog, by its number.
+    Inquiry(usize),
     /// The supervisor's end.
     Line,
     /// The opener has an answer.
@@ -85,6 +91,13 @@ pub(crate) struct Server {
     control: Option<Listener>,
     /// Clients of the control socket whose request has not come.
     clients: VecDeque<UnixStream>,
+    metrics: Option<MetricsListener>,
+    /// Serves them, where no supervisor does.
+    metrics_server: Option<MetricsServer>,
+    /// What that one will ask this thread by.
+    asker: Option<Asker>,
+    /// Who asks how everything stands.
+    inquiries: Vec<Option<Respondent>>,
     opener: Arc<Opener>,
     /// The port is being opened again.
     port_asked: Option<Asked>,
@@ -132,6 +145,8 @@ struct Pending {
     /// Rings may be broken.
     rings: bool,
     links: bool,
+    /// By their numbers.
+    inquiries: Vec<usize>,
     alone: bool,
     port_opened: bool,
     frontend_found: bool,
@@ -145,6 +160,11 @@ pub(crate) struct Parts {
     pub(crate) max_ring_size: u16,
     pub(crate) endpoint: Endpoint,
     pub(crate) control: Option<Listener>,
+    pub(crate) metrics: Option<MetricsListener>,
+    /// Of a line of this process's own, for metrics where no supervisor serves them.
+    pub(crate) asker: Option<Asker>,
+    /// Who asks how everything stands.
+    pub(crate) inquiries: Vec<Respondent>,
     pub(crate) opener: Arc<Opener>,
     /// The supervisor, if there is one.
     pub(crate) supervisor: Option<Line>,
@@ -186,6 +206,9 @@ impl Server {
         if let Some(control) = &parts.control {
             poller.add(control, EventFlags::IN, Token::Control)?;
         }
+        for (number, inquiry) in parts.inquiries.iter().enumerate() {
+            poller.add(inquiry, EventFlags::IN | EventFlags::RDHUP, Token::Inquiry(number))?;
+        }
         if let Some(supervisor) = &parts.supervisor {
             // It never speaks first: only its end is of interest.
             poller.add(supervisor, EventFlags::RDHUP | EventFlags::ET, Token::Line)?;
@@ -200,6 +223,10 @@ impl Server {
             connection: None,
             control: parts.control,
             clients: VecDeque::new(),
+            metrics: parts.metrics,
+            metrics_server: None,
+            asker: parts.asker,
+            inquiries: parts.inquiries.into_iter().map(Some).collect(),
             opener: parts.opener,
             port_asked: None,
             frontend_asked: None,
@@ -252,6 +279,7 @@ impl Server {
             self.connect(stream)?;
         }
         self.commit();
+        self.serve_metrics()?;
         while !self.finished() {
             self.connect_as_client()?;
             self.accept_again()?;
@@ -290,6 +318,9 @@ impl Server {
             }
             if std::mem::take(&mut self.pending.links) {
                 self.check_link();
+            }
+            for number in std::mem::take(&mut self.pending.inquiries) {
+                self.answer_inquiry(number)?;
             }
         }
         Ok(End::Over)
@@ -334,6 +365,7 @@ impl Server {
             }
             Token::Control => pending.client = true,
             Token::Client => pending.requests = true,
+            Token::Inquiry(number) => pending.inquiries.push(number),
             Token::Links => pending.links = true,
             Token::Line => pending.alone = true,
             Token::PortOpened => pending.port_opened = true,

@@ -13,6 +13,7 @@ use volt_vhost_user::session::state::SessionState;
 
 use crate::cli::Cli;
 use crate::endpoint::{EndpointState, ListenerState};
+use crate::metrics::listener::MetricsState;
 
 /// A daemon. Every change of this structure, or of one inside it, that an older program would misread needs a
 /// new [`Format`].
@@ -28,6 +29,9 @@ pub(crate) struct DaemonState {
     pub(crate) max_ring_size: u16,
     pub(crate) endpoint: EndpointState,
     pub(crate) control: Option<ListenerState>,
+    /// Where metrics are served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) metrics: Option<MetricsState>,
     pub(crate) connection: Option<ConnectionState>,
     /// Frames that wait, and in format 1 counters, as they were; a hand-over brings later ones.
     #[serde(rename = "leftover")]
@@ -78,6 +82,12 @@ impl DaemonState {
             ("--tx-rate", other(cli.tx_rate, limits.tx)),
             ("--busy-poll-us", cli.busy_poll_us != busy_poll_us),
             ("--control", cli.control.is_some() != self.control.is_some()),
+            (
+                "--metrics",
+                self.metrics
+                    .as_ref()
+                    .is_some_and(|kept| !cli.metrics.as_ref().is_some_and(|wanted| kept.is_at(wanted))),
+            ),
         ];
         options.into_iter().filter(|(_, other)| *other).map(|(name, _)| name).collect()
     }
@@ -96,9 +106,12 @@ impl DaemonState {
     }
 }
 
+/// Of this program.
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
 /// This program and its version.
 pub(crate) fn program() -> String {
-    concat!("volt-netd ", env!("CARGO_PKG_VERSION")).to_owned()
+    format!("volt-netd {VERSION}")
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use volt_net::counters::Counters;
 use volt_vhost_user::vring::VringStanding;
 
 /// A daemon, as it is right now.
@@ -72,6 +73,17 @@ pub(crate) enum VringKind {
     Control,
 }
 
+impl VringKind {
+    /// As it is in a status.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            VringKind::Rx => "rx",
+            VringKind::Tx => "tx",
+            VringKind::Control => "control",
+        }
+    }
+}
+
 /// One vring.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Vring {
@@ -99,4 +111,17 @@ pub(crate) struct PairCounters {
     /// By the names of [`volt_net::counters::Counters`].
     #[serde(flatten)]
     pub(crate) counts: BTreeMap<String, u64>,
+}
+
+impl PairCounters {
+    /// Those of `pair`, as they stand.
+    pub(crate) fn new(pair: usize, counters: &Counters) -> PairCounters {
+        let counts = counters.fields().map(|(name, count)| (name.to_owned(), count));
+        PairCounters { pair, counts: counts.collect() }
+    }
+
+    /// The one of this name.
+    pub(crate) fn get(&self, name: &str) -> u64 {
+        self.counts.get(name).copied().unwrap_or(0)
+    }
 }

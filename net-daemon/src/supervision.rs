@@ -64,6 +64,16 @@ pub(crate) struct Commit {
     #[serde(with = "hex")]
     pub(crate) unsent: Vec<u8>,
     pub(crate) answer: Option<Answer>,
+    pub(crate) observed: Observed,
+}
+
+/// Where a supervisor finds what it serves metrics of.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Observed {
+    pub(crate) pairs: usize,
+    pub(crate) counters: Option<FdId>,
+    /// The socket to serve them at.
+    pub(crate) metrics: Option<FdId>,
 }
 
 /// The end of a request.
@@ -150,6 +160,7 @@ impl Line {
         fds: &[(FdId, BorrowedFd<'_>)],
         unsent: &[u8],
         answer: Option<&Answer>,
+        observed: Observed,
     ) -> io::Result<usize> {
         let new: Vec<_> = fds.iter().filter(|(id, _)| !self.known.contains(id)).collect();
         let commit = Commit {
@@ -158,6 +169,7 @@ impl Line {
             new: new.iter().map(|(id, _)| *id).collect(),
             unsent: unsent.to_vec(),
             answer: answer.cloned(),
+            observed,
         };
         let all = commit.all.iter().copied().collect();
         let descriptors: Vec<_> = new.iter().map(|(_, fd)| *fd).collect();

@@ -13,9 +13,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
-use log::{error, info, warn};
+use log::{info, warn};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, WaitOptions, WaitStatus, waitpid};
+use rustix::process::{Pid, WaitOptions, waitpid};
 use serde_json::value::RawValue;
 use volt_net::crash_note::CrashNotes;
 use volt_net::state::transfer;
@@ -34,30 +34,19 @@ use crate::state::FinalState;
 use crate::supervision::{Line, Order, Report};
 use crate::supervisor::deaths::Deaths;
 use crate::supervisor::held::{Held, copy};
+use crate::supervisor::observers::Observers;
+use crate::supervisor::outcome::Outcome;
 use crate::supervisor::worker::Worker;
 use crate::systemd::Store;
 
 mod deaths;
 mod held;
+mod observers;
+mod outcome;
 mod worker;
 
-/// Status of a worker that did what is not in its list.
-const VIOLATION: i32 = volt_sandbox::violation::STATUS;
 /// Status of a worker that could not go on with the state.
 const UNUSABLE: i32 = 3;
-
-/// How a worker's time is over.
-#[derive(Debug)]
-enum Outcome {
-    /// It ended by itself, with this status.
-    Ended(u8),
-    /// It could not go on with the state.
-    Unusable,
-    /// It died.
-    Died(String),
-    /// Another daemon has everything now.
-    GivenAway,
-}
 
 /// Runs workers until one ends by itself.
 pub(crate) fn run(cli: &Cli, origin: Origin, opener: Arc<Opener>) -> Result<ExitCode, AnyError> {
@@ -77,6 +66,7 @@ pub(crate) fn run(cli: &Cli, origin: Origin, opener: Arc<Opener>) -> Result<Exit
         store: Store::from_environment()?,
         held: Held::default(),
         deaths: Deaths::default(),
+        observers: Observers::from_environment(),
         told: false,
         confined: false,
         predecessor: None,
@@ -95,6 +85,7 @@ struct Supervisor<'a> {
     store: Option<Store>,
     held: Held,
     deaths: Deaths,
+    observers: Observers,
     /// Told to end.
     told: bool,
     confined: bool,
@@ -165,6 +156,7 @@ impl Supervisor<'_> {
         // A worker that stops in the middle of a report, or does not read its answer, is ended, and so is a
         // supervisor.
         let (line, theirs) = Line::pair()?;
+        let (lines, inquiries) = self.observers.lines()?;
         let known = self.held.fds.keys().copied().collect();
         let deadly = self.deaths.deadly.clone();
         self.deaths.worked = false;
@@ -177,7 +169,8 @@ impl Supervisor<'_> {
             _ if forked < 0 => Err(io::Error::last_os_error().into()),
             Some(pid) => {
                 // The worker's own from here on.
-                drop(origin);
+                drop((origin, theirs, inquiries));
+                self.observers.ask_by(lines);
                 let worker = Worker { pid, line, started: Instant::now() };
                 if self.told {
                     worker.tell_to_end();
@@ -185,13 +178,15 @@ impl Supervisor<'_> {
                 Ok(worker)
             }
             None => {
-                drop(line);
+                drop((line, lines));
                 let leave = self.store.is_some();
                 if leave {
                     worker::die_with_parent();
                 }
                 // Copies that would keep open what the supervisor closes.
                 (self.held, self.predecessor, self.store) = (Held::default(), None, None);
+                // Its thread is the supervisor's, and nobody is there to wait for.
+                std::mem::forget(std::mem::take(&mut self.observers));
                 let until_flushed = theirs.try_clone();
                 let supervision = Supervision {
                     supervisor: Line::new(theirs, self.opener.clone(), known),
@@ -200,6 +195,7 @@ impl Supervisor<'_> {
                     restarts,
                     leave,
                     blocked: self.signals,
+                    inquiries,
                 };
                 let ran = logging::init_again().map_err(Into::into);
                 let ran =
@@ -222,13 +218,25 @@ impl Supervisor<'_> {
     /// Serves a worker until it is gone.
     fn watch(&mut self, worker: &Worker) -> Result<Outcome, AnyError> {
         loop {
+            let watchdog = self.observers.watchdog.as_ref();
+            let due = watchdog.and_then(|watchdog| Timespec::try_from(watchdog.due()).ok());
             let mut waiting =
-                [PollFd::new(&worker.line, PollFlags::IN), PollFd::new(&self.signal_fd, PollFlags::IN)];
-            match poll(&mut waiting, None) {
+                vec![PollFd::new(&worker.line, PollFlags::IN), PollFd::new(&self.signal_fd, PollFlags::IN)];
+            let answers = watchdog.and_then(|watchdog| watchdog.line.as_ref());
+            waiting.extend(answers.map(|line| PollFd::new(line, PollFlags::IN)));
+            match poll(&mut waiting, due.as_ref()) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(io::Error::from(error).into()),
             }
-            let (said, signalled) = (!waiting[0].revents().is_empty(), !waiting[1].revents().is_empty());
+            let happened = |which: usize| waiting.get(which).is_some_and(|fd| !fd.revents().is_empty());
+            let (said, signalled, answered) = (happened(0), happened(1), happened(2));
+            drop(waiting);
+            if answered {
+                self.feed_watchdog();
+            }
+            if let Some(watchdog) = &mut self.observers.watchdog {
+                watchdog.ask();
+            }
             if said && let Some(outcome) = self.listen(worker)? {
                 return Ok(outcome);
             }
@@ -300,39 +308,11 @@ impl Supervisor<'_> {
         }
     }
 
-    fn over(&mut self, status: Option<WaitStatus>) -> Outcome {
-        let exited = status.and_then(|status| status.exit_status());
-        let signalled = status.and_then(|status| status.terminating_signal());
-        match (exited, signalled) {
-            // One that has never served would not do better the next time.
-            (Some(UNUSABLE), _) => Outcome::Unusable,
-            (Some(status), _) if status == 0 || self.is_over() => {
-                Outcome::Ended(u8::try_from(status).unwrap_or(1))
-            }
-            (_, Some(signal)) if self.is_over() => {
-                error!("the worker was ended by {}", name(signal));
-                Outcome::Ended(1)
-            }
-            // Without its line where the signal was blocked, as in the middle of making a thread.
-            (Some(VIOLATION), _) | (_, Some(libc::SIGSYS)) if self.deaths.violates_again() => {
-                error!("workers violate their sandbox again and again: no other one is started");
-                Outcome::Ended(VIOLATION as u8)
-            }
-            (Some(status), _) => Outcome::Died(format!("ended with status {status}")),
-            (_, Some(signal)) => Outcome::Died(format!("was ended by {}", name(signal))),
-            (None, None) => Outcome::Died(format!("{status:?}")),
-        }
-    }
-
-    /// Whether a worker that dies now is the last one.
-    fn is_over(&self) -> bool {
-        self.told || self.held.state.is_none() || self.predecessor.is_some()
-    }
-
     /// After a death: what the next worker has to know, and when it comes.
     fn after_death(&mut self, worker: &Worker, how: &str) -> Origin {
         let lived = worker.started.elapsed();
         self.deaths.add(self.notes.take(), lived);
+        self.observers.worker_died(self.deaths.restarts);
         let soon = match self.deaths.backoff.as_millis() {
             0 => String::new(),
             wait => format!(" in {wait} ms"),

@@ -246,7 +246,7 @@ impl Store {
     }
 
     /// Says something on which no state depends. Whether it went.
-    fn tell(&mut self, text: &str) -> bool {
+    pub(crate) fn tell(&mut self, text: &str) -> bool {
         let sent = self.notify(text, None);
         sent.inspect_err(|error| self.complain(&error.to_string())).is_ok()
     }

@@ -11,6 +11,7 @@
 //! | [`front_peer`], [`echo_guest`] | front-ends to calibrate with, also broken ones; a guest that echoes frames |
 //! | [`succession`] | one volt-netd after the other under one front-end |
 //! | [`netns`], [`daemon`], [`rig`] | a network namespace with a TAP; volt-netd as a process; both together |
+//! | [`scrape`] | metrics, as a scraper reads them |
 //! | [`silent_fs`] | a file that holds whoever touches it |
 //! | [`trace`] | a process that is stopped at each system call |
 //! | [`confinement`], [`calls`] | what the threads of a program may call, and which of that they do |
@@ -40,6 +41,7 @@ pub mod nic;
 pub mod peer;
 pub mod rig;
 pub mod ring;
+pub mod scrape;
 pub mod session;
 pub mod silent_fs;
 pub mod succession;

@@ -34,8 +34,8 @@ pub struct Rig {
 }
 
 impl Rig {
-    /// Starts volt-netd on a TAP with these further arguments, of which `{control}` becomes [`Rig::control`].
-    /// `None`: the machine allows no namespace, and a line says that `test` was skipped.
+    /// Starts volt-netd on a TAP with these further arguments, of which `{control}` becomes [`Rig::control`], and
+    /// `{metrics}` that of [`Rig::metrics`]. `None`: the machine allows no namespace, and a line says that `test` was skipped.
     ///
     /// # Panics
     /// When the daemon does not start.
@@ -64,6 +64,11 @@ impl Rig {
     /// Where the daemon is controlled, if it was started so.
     pub fn control(&self) -> PathBuf {
         self.dir.path().join("c")
+    }
+
+    /// Where the daemon serves metrics, if it was started so.
+    pub fn metrics(&self) -> PathBuf {
+        self.dir.path().join("m")
     }
 
     /// A fresh connection.
@@ -208,6 +213,7 @@ fn start(netns: &Netns, socket: &Path, arguments: &[&str]) -> Daemon {
     for argument in arguments {
         match *argument {
             "{control}" => command.arg(socket.with_file_name("c")),
+            "{metrics}" => command.arg(format!("unix:{}", socket.with_file_name("m").display())),
             other => command.arg(other),
         };
     }

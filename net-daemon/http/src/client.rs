@@ -2,8 +2,7 @@
 //! command lines that ask a daemon.
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use httparse::Status;
@@ -75,16 +74,17 @@ pub struct Limits {
     pub body: usize,
 }
 
-/// Sends a request over `socket`, which carries no other, and returns the answer. One that comes before the
+/// Sends a request over `socket`, a stream that carries no other, and returns the answer. One that comes before the
 /// request is sent counts: that is how a server refuses a body that is too long.
 ///
 /// # Errors
 ///
 /// See [`AskError`].
-pub fn ask(socket: &UnixStream, request: &Request<'_>, limits: &Limits) -> Result<Answer, AskError> {
+pub fn ask(socket: &impl AsFd, request: &Request<'_>, limits: &Limits) -> Result<Answer, AskError> {
     let bytes = encode(request).ok_or_else(|| AskError::Path(request.path.to_owned()))?;
     let descriptors = request.descriptors;
-    let mut exchange = Exchange { socket, limits, unsent: &bytes, descriptors, received: Vec::new() };
+    let mut exchange =
+        Exchange { socket: socket.as_fd(), limits, unsent: &bytes, descriptors, received: Vec::new() };
     let deadline = Deadline::after(limits.time);
     loop {
         if let Some(answer) = exchange.step(deadline)? {
@@ -108,7 +108,7 @@ fn encode(request: &Request<'_>) -> Option<Vec<u8>> {
 
 /// A request on its way, and an answer on its own.
 struct Exchange<'c> {
-    socket: &'c UnixStream,
+    socket: BorrowedFd<'c>,
     limits: &'c Limits,
     unsent: &'c [u8],
     descriptors: &'c [BorrowedFd<'c>],

@@ -1,4 +1,5 @@
-//! A small HTTP/1 server and client for Unix sockets: how volt-netd and volt-vmm are asked while they run.
+//! A small HTTP/1 server and client for Unix and TCP sockets: how volt-netd and volt-vmm are asked while they
+//! run.
 //!
 //! - [`server`]: a thread that accepts clients and a thread for each of them, no async runtime. Who serves
 //!   something implements [`Service`] and gives it to [`Server::start`]; dropping the [`Server`] is the end.

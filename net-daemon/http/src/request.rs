@@ -6,7 +6,6 @@
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::str;
 use std::time::Duration;
 
@@ -112,6 +111,7 @@ pub struct Head {
     minor: u8,
     length: Length,
     expects: bool,
+    accepts: String,
 }
 
 /// How long the body is going to be.
@@ -131,6 +131,12 @@ impl Head {
     /// What it is asked of.
     pub fn target(&self) -> &Target {
         &self.target
+    }
+
+    /// The media types that the client wants, as its `accept` headers list them, in lower case. Nothing where
+    /// it has none.
+    pub fn accepts(&self) -> &str {
+        &self.accepts
     }
 
     /// The minor version of HTTP/1: 0 or 1.
@@ -159,6 +165,7 @@ impl Head {
             minor,
             length: body_length(request.headers)?,
             // In HTTP/1.0 it means nothing (RFC 9110, section 10.1.1).
+            accepts: values(request.headers, "accept").collect::<Vec<_>>().join(","),
             expects: minor > 0 && values(request.headers, "expect").any(|value| value == "100-continue"),
         };
         Ok(Some((head, length)))
@@ -207,7 +214,7 @@ pub struct Body {
 /// A request that is being read, one of a connection.
 #[derive(Debug)]
 pub(crate) struct Incoming<'c> {
-    socket: &'c UnixStream,
+    socket: BorrowedFd<'c>,
     /// Can be read when nothing is to be waited for any more.
     end: BorrowedFd<'c>,
     /// Most descriptors.
@@ -220,7 +227,7 @@ pub(crate) struct Incoming<'c> {
 
 impl<'c> Incoming<'c> {
     /// From `socket`, with `most` descriptors at most, and until `end` can be read.
-    pub(crate) fn new(socket: &'c UnixStream, end: BorrowedFd<'c>, most: usize) -> Incoming<'c> {
+    pub(crate) fn new(socket: BorrowedFd<'c>, end: BorrowedFd<'c>, most: usize) -> Incoming<'c> {
         Incoming { socket, end, most, bytes: Vec::new(), descriptors: Vec::new(), complete: false }
     }
 

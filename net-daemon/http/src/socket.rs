@@ -4,7 +4,6 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -98,7 +97,7 @@ pub(crate) enum Received {
 ///
 /// The socket's.
 pub(crate) fn receive(
-    socket: &UnixStream,
+    socket: impl AsFd,
     bytes: &mut Vec<u8>,
     most: usize,
     descriptors: &mut Vec<OwnedFd>,
@@ -109,7 +108,7 @@ pub(crate) fn receive(
     let piece = &mut piece[..most.min(PIECE)];
     let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
     let received = loop {
-        match recvmsg(socket, &mut [IoSliceMut::new(piece)], &mut control, flags) {
+        match recvmsg(&socket, &mut [IoSliceMut::new(piece)], &mut control, flags) {
             Err(Errno::INTR) => {}
             Err(Errno::AGAIN) => return Ok(Received::Nothing),
             result => break result?,
@@ -133,7 +132,7 @@ pub(crate) fn receive(
 /// # Errors
 ///
 /// The socket's; `BrokenPipe` when nobody reads any more.
-pub(crate) fn send_some(socket: &UnixStream, bytes: &[u8]) -> io::Result<usize> {
+pub(crate) fn send_some(socket: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
     send_with(socket, bytes, &[])
 }
 
@@ -143,7 +142,7 @@ pub(crate) fn send_some(socket: &UnixStream, bytes: &[u8]) -> io::Result<usize> 
 ///
 /// As above.
 pub(crate) fn send_with(
-    socket: &UnixStream,
+    socket: impl AsFd,
     bytes: &[u8],
     descriptors: &[BorrowedFd<'_>],
 ) -> io::Result<usize> {
@@ -154,7 +153,7 @@ pub(crate) fn send_with(
     }
     loop {
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        match sendmsg(socket, &[IoSlice::new(bytes)], &mut control, flags) {
+        match sendmsg(&socket, &[IoSlice::new(bytes)], &mut control, flags) {
             Err(Errno::INTR) => {}
             Err(Errno::AGAIN) => return Ok(0),
             result => return Ok(result?),
@@ -168,7 +167,7 @@ pub(crate) fn send_with(
 ///
 /// As above; `TimedOut` when the other side does not read it by the deadline, `Interrupted` by the end.
 pub(crate) fn send_all(
-    socket: &UnixStream,
+    socket: BorrowedFd<'_>,
     mut bytes: &[u8],
     end: BorrowedFd<'_>,
     deadline: Deadline,

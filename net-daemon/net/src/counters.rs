@@ -112,6 +112,10 @@ counters! {
     calls: "calls";
     /// Notifications from the driver.
     kicks: "kicks";
+    /// Times that a rate limit made the receive half wait.
+    rx_limited: "rx waits for a limit";
+    /// The same for the transmit half.
+    tx_limited: "tx waits for a limit";
 }
 
 // SAFETY: repr(C), and every field a word (the macro).
@@ -248,6 +252,8 @@ mod tests {
             "deadly_chains",
             "calls",
             "kicks",
+            "rx_limited",
+            "tx_limited",
         ];
         let counters = Counters::default();
         assert!(counters.fields().map(|(name, _)| name).take(first.len()).eq(first));

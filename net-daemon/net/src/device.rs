@@ -230,6 +230,16 @@ impl NetDevice {
         self.counters.of(pair)
     }
 
+    /// The counters of all pairs, for another reader.
+    pub fn counter_memory(&self) -> CounterMemory {
+        self.counters.clone()
+    }
+
+    /// Number of the counters' memory in a state; `None` where no other process can have it.
+    pub fn counters_id(&self) -> Option<FdId> {
+        self.counters.file().map(|_| self.counters_id)
+    }
+
     /// The rate limits in force.
     pub fn limits(&self) -> RateLimits {
         self.limits
@@ -259,7 +269,7 @@ impl NetDevice {
         assert!(self.workers[pair].is_none(), "pair {pair} runs already");
         let mut queue = self.port.queue(pair);
         if let Some(limiter) = &self.limiter {
-            let limited = limiter.limit(queue);
+            let limited = limiter.limit(queue, self.counters.pair(pair));
             queue = limited.map_err(|error| DeviceError { pair, source: WorkerError::Start(error) })?;
         }
         if let Some(injector) = self.injectors.get(&pair) {

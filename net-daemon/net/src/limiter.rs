@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use volt_virtio::part::IoPart;
 
+use crate::counters::PairCounters;
 use crate::port::{HEADER_LEN, PortQueue};
 
 /// Shortest wait: more wake-ups in a second than this allows would cost more than they smooth.
@@ -227,19 +228,19 @@ impl Limiter {
         limited.then(|| Limiter { rx: Arc::new(Direction::new(rx)), tx: Arc::new(Direction::new(tx)) })
     }
 
-    /// `queue` behind these limits.
+    /// `queue` behind these limits. Its pair's worker counts the waits in `counters`.
     ///
     /// # Errors
     ///
     /// When the process has no descriptor left.
-    pub fn limit(&self, queue: Arc<dyn PortQueue>) -> io::Result<Arc<dyn PortQueue>> {
+    pub fn limit(&self, queue: Arc<dyn PortQueue>, counters: PairCounters) -> io::Result<Arc<dyn PortQueue>> {
         let timer = || {
             let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
             rustix::time::timerfd_create(TimerfdClockId::Monotonic, flags)
         };
         let timers = [timer()?, timer()?];
         let (began, armed) = (Instant::now(), Default::default());
-        Ok(Arc::new(LimitedQueue { queue, limiter: self.clone(), timers, began, armed }))
+        Ok(Arc::new(LimitedQueue { queue, limiter: self.clone(), counters, timers, began, armed }))
     }
 }
 
@@ -248,6 +249,7 @@ impl Limiter {
 struct LimitedQueue {
     queue: Arc<dyn PortQueue>,
     limiter: Limiter,
+    counters: PairCounters,
     /// One for each direction: rx, tx.
     timers: [OwnedFd; 2],
     began: Instant,
@@ -273,7 +275,7 @@ impl LimitedQueue {
         Ok(len)
     }
 
-    /// Makes timer number `timer` readable `wait` after `now`, unless it will be earlier.
+    /// Makes timer number `timer` readable `wait` after `now`, unless it will be earlier. Each is a wait.
     fn arm(&self, timer: usize, now: Instant, wait: Duration) -> io::Result<()> {
         let now = now.duration_since(self.began);
         if u128::from(self.armed[timer].load(Ordering::Relaxed)) > now.as_nanos() {
@@ -284,6 +286,7 @@ impl LimitedQueue {
         let setting = Itimerspec { it_interval: never, it_value: once };
         rustix::time::timerfd_settime(&self.timers[timer], TimerfdTimerFlags::empty(), &setting)?;
         self.armed[timer].store((now + wait).as_nanos() as u64, Ordering::Relaxed);
+        [&self.counters.rx_limited, &self.counters.tx_limited][timer].add(1);
         Ok(())
     }
 }

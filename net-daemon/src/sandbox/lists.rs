@@ -27,6 +27,13 @@ pub(crate) static DESCRIPTORS: Role = Role {
     parts: &[&QUESTIONS, &LOG_CALLS, &MEMORY, &ABORT, &BACKTRACE],
 };
 
+/// The threads that serve metrics.
+pub(crate) static METRICS: Role = Role {
+    name: "metrics",
+    what: "serves metrics, and asks the main thread or a worker what is so at the moment",
+    parts: &[&MESSAGES, &LOG_CALLS, &THREADS, &MEMORY, &ABORT, &BACKTRACE],
+};
+
 /// The log's thread.
 pub(crate) static LOG: Role =
     Role { name: "log", what: "writes the log", parts: &[&LOG_CALLS, &MEMORY, &ABORT, &BACKTRACE] };

@@ -60,6 +60,7 @@ impl Server {
             self.poller.remove(&client)?;
             match read(&client) {
                 Ok(Request::Status) => answer(&client, &Reply::Status(json!(self.status()))),
+                Ok(Request::Metrics) => answer(&client, &Reply::Metrics(self.metrics_text())),
                 Ok(Request::Limits(change)) => {
                     self.change_limits(change)?;
                     answer(&client, &Reply::Limits(json!(self.limits())));

@@ -21,7 +21,8 @@ use volt_vhost_user::channel::ChannelError;
 
 use super::Server;
 use crate::connection::Ended;
-use crate::supervision::Answer;
+use crate::metrics::listener::MetricsListener;
+use crate::supervision::{Answer, Observed};
 
 impl Server {
     /// Leaves the state with the supervisor, if there is one.
@@ -44,7 +45,12 @@ impl Server {
             }
         };
         let unsent = self.connection.as_ref().map_or(&[][..], |connection| connection.channel.unsent());
-        match supervisor.commit(state, &fds, unsent, answer) {
+        let observed = Observed {
+            pairs: self.device.pairs(),
+            counters: self.device.counters_id(),
+            metrics: self.metrics.as_ref().map(MetricsListener::id),
+        };
+        match supervisor.commit(state, &fds, unsent, answer, observed) {
             Ok(unsent) => {
                 self.supervisor = Some(supervisor);
                 Ok(Some(unsent))
@@ -68,6 +74,9 @@ impl Server {
         // From here on whoever wants to end this daemon has to tell it directly.
         if let Err(error) = self.blocked.unblock() {
             warn!("signals stay blocked: {error}");
+        }
+        if let Err(error) = self.serve_metrics() {
+            warn!("metrics are not served any more: {error}");
         }
     }
 

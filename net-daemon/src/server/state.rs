@@ -34,6 +34,7 @@ impl Server {
             max_ring_size: self.max_ring_size,
             endpoint: self.endpoint.export(&mut out),
             control: self.control.as_ref().map(|control| control.export(&mut out)),
+            metrics: self.metrics.as_ref().map(|metrics| metrics.export(&mut out)),
             connection: self.connection.as_ref().map(|connection| connection.export(&mut out)),
             run_state: self.device.run_state(format),
         };
@@ -87,6 +88,9 @@ impl Server {
         self.endpoint.own();
         if let Some(control) = &mut self.control {
             control.own();
+        }
+        if let Some(metrics) = &mut self.metrics {
+            metrics.own();
         }
         if let Some(last) = &last
             && let Some(connection) = &mut self.connection

@@ -49,6 +49,7 @@ impl Server {
                 broken_vrings: session.broken(),
             }
         });
+        let counters = |pair| PairCounters::new(pair, self.device.counters(pair));
         Status {
             program: program(),
             pid: getpid().as_raw_nonzero().get(),
@@ -66,7 +67,7 @@ impl Server {
             busy_poll_us: self.device.busy_poll(),
             front_end,
             vrings: self.vrings(),
-            counters: (0..self.device.pairs()).map(|pair| self.counters(pair)).collect(),
+            counters: (0..self.device.pairs()).map(counters).collect(),
         }
     }
 
@@ -93,10 +94,5 @@ impl Server {
             }
         };
         session.vring_states().enumerate().map(vring).collect()
-    }
-
-    fn counters(&self, pair: usize) -> PairCounters {
-        let counts = self.device.counters(pair).fields().map(|(name, count)| (name.to_owned(), count));
-        PairCounters { pair, counts: counts.collect() }
     }
 }

@@ -43,6 +43,7 @@ impl Supervisor<'_> {
             self.answer(answer);
         }
         self.store();
+        self.observe(&commit.observed);
         self.held.unsent.len()
     }
 

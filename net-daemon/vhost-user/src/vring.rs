@@ -80,6 +80,22 @@ pub enum VringStanding {
     Broken,
 }
 
+impl VringStanding {
+    /// All there are.
+    pub const ALL: [VringStanding; 4] =
+        [VringStanding::Stopped, VringStanding::Disabled, VringStanding::Running, VringStanding::Broken];
+
+    /// As it is in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            VringStanding::Stopped => "stopped",
+            VringStanding::Disabled => "disabled",
+            VringStanding::Running => "running",
+            VringStanding::Broken => "broken",
+        }
+    }
+}
+
 impl VringSetup {
     /// How it stands for a driver that has acknowledged these features, if it has.
     pub fn standing(&self, acked: Option<Features>) -> VringStanding {

@@ -1,6 +1,6 @@
 //! What can be asked, and what is answered.
 
-use std::os::unix::net::UnixStream;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,8 +36,8 @@ impl Service for Serving {
     type Task = Route;
 
     /// A stranger is none of those who may ask.
-    fn accept(&self, head: &Head, client: &UnixStream) -> Result<Route, Response> {
-        if let Err(stranger) = check_user(client) {
+    fn accept(&self, head: &Head, client: BorrowedFd<'_>) -> Result<Route, Response> {
+        if let Err(stranger) = check_user(&client) {
             warn!("{stranger} may not use the API");
             let owner = geteuid().as_raw();
             let text = format!("this API is for user {owner} and root, and you are {stranger}");

@@ -1,6 +1,7 @@
 //! Requests to a server that does as it is told.
 
 use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::thread;
 
 use super::*;

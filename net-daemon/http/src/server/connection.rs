@@ -1,13 +1,14 @@
 //! Clients: accepted one after the other, and each served by a thread.
 
 use std::io;
-use std::net::Shutdown;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, SystemTime};
 
 use rustix::event::PollFlags;
+use rustix::io::Errno;
+use rustix::net::{Shutdown, SocketFlags, accept_with, shutdown};
 
 use super::shared::{Count, Counted, Shared};
 use super::{ServeError, Service, Settings, Turn};
@@ -33,7 +34,7 @@ pub(super) struct Connections<S> {
 
 impl<S: Service> Connections<S> {
     /// Accepts clients until the end, as long as there is a place for one more.
-    pub(super) fn accept_all(self: Arc<Self>, listener: &UnixListener) {
+    pub(super) fn accept_all(self: Arc<Self>, listener: &OwnedFd) {
         while let Some(place) = self.shared.count(Count::Connections, self.settings.clients) {
             let begun = match self.accept(listener) {
                 Ok(Some(client)) => self.begin(client, place).map_err(ServeError::Thread),
@@ -48,30 +49,26 @@ impl<S: Service> Connections<S> {
     }
 
     /// The next client; none when the server ends, or when the client is gone again.
-    fn accept(&self, listener: &UnixListener) -> io::Result<Option<UnixStream>> {
+    fn accept(&self, listener: &OwnedFd) -> io::Result<Option<OwnedFd>> {
         if wait(listener, PollFlags::IN, Some(self.shared.end()), None)? != Woken::Ready || self.shared.ends()
         {
             return Ok(None);
         }
-        match listener.accept() {
-            Ok((client, _)) => Ok(Some(client)),
-            Err(error) => match error.kind() {
-                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => {
-                    Ok(None)
-                }
-                _ => Err(error),
-            },
+        match accept_with(listener, SocketFlags::CLOEXEC) {
+            Ok(client) => Ok(Some(client)),
+            Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => Ok(None),
+            Err(error) => Err(error.into()),
         }
     }
 
-    fn begin(self: &Arc<Self>, client: UnixStream, place: Counted) -> io::Result<()> {
+    fn begin(self: &Arc<Self>, client: OwnedFd, place: Counted) -> io::Result<()> {
         let connections = self.clone();
         let body = move || {
             // Until the connection is closed and the service is not used any more: what is first is dropped
             // last.
             let _place = place;
             let connections = connections;
-            if let Err(error) = connections.converse(&client) {
+            if let Err(error) = connections.converse(client.as_fd()) {
                 connections.service.report(&error);
             }
             drop(client);
@@ -80,7 +77,7 @@ impl<S: Service> Connections<S> {
     }
 
     /// A client's request and its answer.
-    fn converse(&self, client: &UnixStream) -> Result<(), ServeError> {
+    fn converse(&self, client: BorrowedFd<'_>) -> Result<(), ServeError> {
         let deadline = Deadline::after(self.settings.connection);
         let mut incoming = Incoming::new(client, self.shared.end(), self.settings.descriptors);
         let head = incoming.head(self.settings.head);
@@ -116,7 +113,7 @@ impl<S: Service> Connections<S> {
         &self,
         head: &Head,
         incoming: &mut Incoming<'_>,
-        client: &UnixStream,
+        client: BorrowedFd<'_>,
         deadline: Deadline,
     ) -> Result<Response, RequestError> {
         let task = match self.service.accept(head, client) {
@@ -131,8 +128,8 @@ impl<S: Service> Connections<S> {
     /// Says that there is no more to come, and takes what the client has sent or, if its request was not
     /// `complete`, still sends: closing the connection before would break it off for a client that sends
     /// first and reads then.
-    fn close(&self, client: &UnixStream, complete: bool, deadline: Deadline) {
-        let _ = client.shutdown(Shutdown::Write);
+    fn close(&self, client: BorrowedFd<'_>, complete: bool, deadline: Deadline) {
+        let _ = shutdown(client, Shutdown::Write);
         let deadline = Deadline::after(REST_LIMIT).or(deadline);
         let mut left = REST_MAX;
         while left > 0 {

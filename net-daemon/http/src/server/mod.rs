@@ -12,7 +12,7 @@
 //! gives to [`Turn::carry_out`].
 
 use std::io;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -64,12 +64,16 @@ pub trait Service: Send + Sync + 'static {
     /// What a head asks for.
     type Task;
 
+    /// Called once by the thread that accepts clients, before it does. Threads of clients are made by it, and
+    /// so inherit a sandbox that it enters here.
+    fn begin(&self) {}
+
     /// Looks at a head before its body is read, and perhaps at who sends it.
     ///
     /// # Errors
     ///
     /// The answer, if the body makes no difference to it.
-    fn accept(&self, head: &Head, client: &UnixStream) -> Result<Self::Task, Response>;
+    fn accept(&self, head: &Head, client: BorrowedFd<'_>) -> Result<Self::Task, Response>;
 
     /// Answers a request. What may take its time goes through [`Turn::carry_out`]: this call itself is not
     /// interrupted, and holds up the server's end.
@@ -113,18 +117,27 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves whoever connects to `listener`.
+    /// Serves whoever connects to `listener`: a socket for streams, Unix or TCP, that listens.
     ///
     /// # Errors
     ///
     /// When the process has no descriptor or no thread left.
-    pub fn start(listener: UnixListener, settings: Settings, service: impl Service) -> io::Result<Server> {
+    pub fn start(
+        listener: impl Into<OwnedFd>,
+        settings: Settings,
+        service: impl Service,
+    ) -> io::Result<Server> {
+        let listener = listener.into();
         // A client that is gone again is not waited for.
-        listener.set_nonblocking(true)?;
+        rustix::io::ioctl_fionbio(&listener, true)?;
         let shared = Arc::new(Shared::new()?);
         let (name, end) = (settings.name.to_owned(), settings.end);
         let connections = Arc::new(Connections { shared: shared.clone(), settings, service });
-        let thread = thread::Builder::new().name(name).spawn(move || connections.accept_all(&listener))?;
+        let accept_all = move || {
+            connections.service.begin();
+            connections.accept_all(&listener);
+        };
+        let thread = thread::Builder::new().name(name).spawn(accept_all)?;
         Ok(Server { shared, thread: Some(thread), end })
     }
 }

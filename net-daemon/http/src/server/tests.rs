@@ -12,6 +12,8 @@ use rustix::io::FdFlags;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::pipe::{PipeFlags, pipe_with};
 
+use std::os::unix::net::{UnixListener, UnixStream};
+
 use super::*;
 use crate::client::{Answer, AskError, Limits, Request, ask};
 use crate::{DESCRIPTORS_MAX, HEAD_MAX, HEADERS_MAX, Method, StatusCode};
@@ -91,7 +93,7 @@ fn text(status: StatusCode, text: &str) -> Response {
 impl Service for Scripted {
     type Task = String;
 
-    fn accept(&self, head: &Head, _client: &UnixStream) -> Result<String, Response> {
+    fn accept(&self, head: &Head, _client: BorrowedFd<'_>) -> Result<String, Response> {
         match head.target().path() {
             "/forbidden" => Err(text(StatusCode::FORBIDDEN, "forbidden")),
             path => Ok(path.to_owned()),

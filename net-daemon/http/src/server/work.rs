@@ -5,8 +5,7 @@
 //! answer before it is done takes care that it is undone later, or told.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 use std::thread;
@@ -24,7 +23,7 @@ use crate::socket::Deadline;
 #[derive(Debug)]
 pub struct Turn<'c> {
     pub(super) shared: &'c Arc<Shared>,
-    pub(super) socket: &'c UnixStream,
+    pub(super) socket: BorrowedFd<'c>,
     pub(super) settings: &'c Settings,
     /// Of the connection.
     pub(super) deadline: Deadline,
@@ -153,13 +152,13 @@ impl<T: Send + 'static> Work<T> {
 
 impl<T> Work<T> {
     /// Waits for it until `deadline`, and as long as `client` is there.
-    fn wait(self, shared: &Arc<Shared>, client: Option<&UnixStream>, deadline: Deadline) -> Outcome<T> {
+    fn wait(self, shared: &Arc<Shared>, client: Option<BorrowedFd<'_>>, deadline: Deadline) -> Outcome<T> {
         let mut waited_for = vec![
             PollFd::from_borrowed_fd(self.over.as_fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(shared.end(), PollFlags::IN),
         ];
         // Without any events it tells of the other side's end alone.
-        waited_for.extend(client.map(|client| PollFd::new(client, PollFlags::empty())));
+        waited_for.extend(client.map(|client| PollFd::from_borrowed_fd(client, PollFlags::empty())));
         let woken = loop {
             match poll(&mut waited_for, Some(&deadline.left())) {
                 Err(Errno::INTR) => {}

@@ -79,12 +79,15 @@ fn nothing_to_limit_is_no_limiter() {
 fn a_timer_ends_the_wait() {
     let (rig, wire) = Rig::new();
     let limits = RateLimits { tx: rate("2pps:1"), ..RateLimits::default() };
-    let queue = Limiter::new(limits).unwrap().limit(rig.queue.clone()).unwrap();
+    let counters = CounterMemory::new(1).unwrap().pair(0);
+    let queue = Limiter::new(limits).unwrap().limit(rig.queue.clone(), counters.clone()).unwrap();
     let mut bytes = frame(60, 1);
     let parts = [IoPart::from_slice(&mut bytes)];
     assert_eq!(queue.send(&parts).unwrap(), 72);
     let error = queue.send(&parts).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::EAGAIN));
+    assert!(queue.send(&parts).is_err(), "still");
+    assert_eq!((counters.tx_limited.get(), counters.rx_limited.get()), (1, 0));
     assert!(!readable(queue.wakers()[1], Duration::from_millis(10)));
     assert!(readable(queue.wakers()[1], PATIENCE));
     assert_eq!(queue.send(&parts).unwrap(), 72);
@@ -160,13 +163,15 @@ fn a_limited_worker_keeps_the_rate_and_sleeps() {
     let (rig, wire) = Rig::new();
     let limit = rate("100pps:1");
     let start = Instant::now();
-    let queue = Limiter::new(RateLimits { rx: limit, tx: limit }).unwrap().limit(rig.queue).unwrap();
+    let counters = CounterMemory::new(1).unwrap().pair(0);
+    let limiter = Limiter::new(RateLimits { rx: limit, tx: limit }).unwrap();
+    let queue = limiter.limit(rig.queue, counters.clone()).unwrap();
     let watched = Arc::new(Watched { queue, passed: Default::default(), refused: Default::default() });
     let pair = Pair {
         rx: Some(Rx::new(Rig::vring(&rx_driver, 0), Features::empty())),
         tx: Some(Tx::new(Rig::vring(&tx_driver, 1), false)),
         queue: watched.clone(),
-        counters: CounterMemory::new(1).unwrap().pair(0),
+        counters,
         health: rig.health,
         unshared: None,
         trouble: rig.trouble,

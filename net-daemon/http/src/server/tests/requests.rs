@@ -34,6 +34,18 @@ fn two_requests_at_once() {
     });
 }
 
+/// A socket is a socket.
+#[test]
+fn clients_of_tcp_are_served() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let _server = Server::start(listener, PATIENT, Scripted(Arc::default())).unwrap();
+    let client = std::net::TcpStream::connect(address).unwrap();
+    let request = Request { method: &Method::POST, path: "/echo", body: b"hello", descriptors: &[] };
+    let answer = ask(&client, &request, &Limits { time: LONG, body: BIG }).unwrap();
+    assert_eq!(answer.body, b"hello");
+}
+
 /// One request a connection; what comes behind it is not looked at.
 #[test]
 fn the_connection_is_closed_behind_the_answer() {

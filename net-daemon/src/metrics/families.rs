@@ -1,0 +1,144 @@
+//! Which metrics there are. Names and labels stay as they are: dashboards and alerts are built on them. They
+//! are documented in docs/metrics.md, with what to alert on.
+
+use volt_net::port::HEADER_LEN;
+use volt_program::metrics::{Family, Metrics};
+use volt_vhost_user::vring::VringStanding;
+
+use crate::state::VERSION;
+use crate::status::{PairCounters, Status};
+
+/// What is known at one moment.
+#[derive(Debug)]
+pub(crate) struct Observed<'a> {
+    /// What the process that serves the guest says, if it does.
+    pub(crate) status: Option<&'a Status>,
+    /// What it said last.
+    pub(crate) last: Option<&'a Status>,
+    pub(crate) counters: Vec<PairCounters>,
+    /// How often a supervisor has started a worker again, where there is one.
+    pub(crate) restarts: Option<u64>,
+}
+
+/// All metrics of a daemon.
+pub(crate) fn families(observed: &Observed<'_>) -> Metrics {
+    let mut metrics = Metrics::default();
+    let mut info = Family::gauge("volt_netd_build_info", "Version of the program that serves the metrics.");
+    info.sample(&[("version", VERSION)], true);
+    let up = Family::gauge("volt_netd_up", "Whether the process that serves the guest answers.");
+    metrics.add([info, up.with(observed.status.is_some())]);
+    if let Some(restarts) = observed.restarts {
+        let help = "Worker processes that died and were started again by the supervisor.";
+        metrics.add([Family::counter("volt_netd_worker_restarts", help).with(restarts)]);
+    }
+    // Without an answer ever, there is no name to put on anything.
+    if let Some(last) = observed.last {
+        let help = "Times that another daemon took over, since the first one of this guest was started.";
+        metrics.add([Family::counter("volt_netd_take_overs", help).with(last.take_overs)]);
+        add_counters(&mut metrics, &last.interface, &observed.counters);
+    }
+    if let Some(status) = observed.status {
+        add_moment(&mut metrics, status);
+        add_vrings(&mut metrics, status);
+    }
+    metrics
+}
+
+/// What is so at the moment.
+fn add_moment(metrics: &mut Metrics, status: &Status) {
+    let help = "Time since the process that serves the guest was started.";
+    let uptime = Family::gauge("volt_netd_uptime_seconds", help).with(status.uptime_seconds);
+    let sandboxed = Family::gauge("volt_netd_sandboxed", "Whether each thread is confined.");
+    let mut up = Family::gauge("volt_netd_interface_up", "Whether the interface is set up.");
+    up.sample(&[("interface", &status.interface)], status.interface_up);
+    let connected = Family::gauge("volt_netd_front_end_connected", "Whether a front-end is connected.");
+    let connected = connected.with(status.front_end.is_some());
+    metrics.add([uptime, sandboxed.with(status.sandbox), up, connected]);
+    if let Some(front_end) = &status.front_end {
+        let memory = Family::gauge("volt_netd_front_end_memory_bytes", "Memory that the front-end shares.");
+        let serving = Family::gauge("volt_netd_serving_queue_pairs", "Queue pairs that frames come by.");
+        let pairs = front_end.serving_pairs.len() as u64;
+        metrics.add([memory.with(front_end.memory_bytes), serving.with(pairs)]);
+    }
+}
+
+/// Frames and notifications.
+fn add_counters(metrics: &mut Metrics, interface: &str, counters: &[PairCounters]) {
+    let mut frames = Family::counter("volt_netd_frames", "Frames that were delivered; rx is to the guest.");
+    let help = "Bytes of delivered frames, Ethernet header included.";
+    let mut bytes = Family::counter("volt_netd_bytes", help);
+    let help = "Frames and descriptor chains that were dropped.";
+    let mut dropped = Family::counter("volt_netd_dropped", help);
+    let help = "Times that a rate limit made a queue pair wait.";
+    let mut limiter_waits = Family::counter("volt_netd_limiter_waits", help);
+    let mut calls = Family::counter("volt_netd_calls", "Notifications to the driver.");
+    let mut kicks = Family::counter("volt_netd_kicks", "Notifications from the driver.");
+    let help = "Descriptor chains that were left out because they had ended workers.";
+    let mut deadly = Family::counter("volt_netd_deadly_chains", help);
+    for counters in counters {
+        let pair = counters.pair.to_string();
+        let labels = [("interface", interface), ("pair", pair.as_str())];
+        for direction in ["rx", "tx"] {
+            let labels = &and(&labels, "direction", direction);
+            let count = |what| counters.get(&format!("{direction}_{what}"));
+            frames.sample(labels, count("frames"));
+            // The bytes of a frame's virtio-net header are counted, and are none of its own.
+            let headers = count("frames").wrapping_mul(HEADER_LEN as u64);
+            bytes.sample(labels, count("bytes").wrapping_sub(headers));
+            limiter_waits.sample(labels, count("limited"));
+            for reason in reasons(direction) {
+                dropped.sample(&and(labels, "reason", reason), count(reason));
+            }
+        }
+        calls.sample(&labels, counters.get("calls"));
+        kicks.sample(&labels, counters.get("kicks"));
+        deadly.sample(&labels, counters.get("deadly_chains"));
+    }
+    metrics.add([frames, bytes, dropped, limiter_waits, calls, kicks, deadly]);
+}
+
+/// The vrings of the front-end that is connected.
+fn add_vrings(metrics: &mut Metrics, status: &Status) {
+    let mut state = Family::gauge("volt_netd_vring_state", "1 for the state that the vring is in.");
+    let mut size = Family::gauge("volt_netd_vring_size", "Entries of the vring.");
+    let help = "Chains that the driver has made available and has not got back.";
+    let mut available = Family::gauge("volt_netd_vring_available", help);
+    let help = "Time since the vring was last seen to make progress, to the time between two looks at it.";
+    let mut idle = Family::gauge("volt_netd_vring_idle_seconds", help);
+    let help = "Whether the vring waits for its guest's buffers, for room in the interface, or for a limit.";
+    let mut waiting = Family::gauge("volt_netd_vring_waiting", help);
+    let help = "Whether the vring has work, waits for nobody, and makes no progress: a fault of the daemon.";
+    let mut no_progress = Family::gauge("volt_netd_vring_no_progress", help);
+    for vring in &status.vrings {
+        let number = vring.vring.to_string();
+        let kind = vring.kind.name();
+        let labels = [("interface", status.interface.as_str()), ("vring", &number), ("kind", kind)];
+        for standing in VringStanding::ALL {
+            state.sample(&and(&labels, "state", standing.name()), vring.state == standing);
+        }
+        // Of one that runs, and whose thread has reported.
+        if let (Some(entries), Some(chains)) = (vring.size, vring.available) {
+            size.sample(&labels, u64::from(entries));
+            available.sample(&labels, u64::from(chains));
+            waiting.sample(&labels, vring.waits);
+            no_progress.sample(&labels, vring.no_progress);
+        }
+        if let Some(seconds) = vring.idle_seconds {
+            idle.sample(&labels, seconds);
+        }
+    }
+    metrics.add([state, size, available, waiting, no_progress, idle]);
+}
+
+/// `labels`, and one more.
+fn and<'l>(labels: &[(&'l str, &'l str)], name: &'l str, value: &'l str) -> Vec<(&'l str, &'l str)> {
+    [labels, &[(name, value)]].concat()
+}
+
+/// Why frames are dropped, as the counters name it behind the direction.
+fn reasons(direction: &str) -> &'static [&'static str] {
+    match direction {
+        "rx" => &["bad_chain", "too_long", "not_offloaded", "failed"],
+        _ => &["bad_chain", "refused", "no_port", "disabled"],
+    }
+}

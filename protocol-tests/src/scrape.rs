@@ -1,0 +1,144 @@
+//! Metrics as a scraper gets them: asked for over HTTP, and read strictly.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use crate::netns::Netns;
+
+/// What a scraper sends that reads both formats.
+const BOTH: &str =
+    "application/openmetrics-text;version=1.0.0;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
+
+/// An answer.
+#[derive(Debug)]
+pub struct Answer {
+    /// Status line and headers, in lower case.
+    pub head: String,
+    /// What follows.
+    pub body: String,
+}
+
+/// Asks by `request line` and `Accept` at a Unix socket.
+///
+/// # Errors
+/// When nobody answers in time.
+pub fn ask(socket: &Path, line: &str, accept: &str, limit: Duration) -> io::Result<Answer> {
+    let mut client = UnixStream::connect(socket)?;
+    client.set_read_timeout(Some(limit))?;
+    client.write_all(request(line, accept).as_bytes())?;
+    let mut text = String::new();
+    client.read_to_string(&mut text)?;
+    answer(&text)
+}
+
+/// The same over TCP, from inside a namespace.
+///
+/// # Errors
+/// When nobody answers.
+pub fn ask_tcp(netns: &Netns, host: &str, port: u16, line: &str) -> io::Result<Answer> {
+    let script = "exec 3<>/dev/tcp/$1/$2 && printf %s \"$3\" >&3 && cat <&3";
+    let mut command = netns.command("bash");
+    command.args(["-c", script, "ask", host, &port.to_string(), &request(line, "*/*")]);
+    answer(&String::from_utf8_lossy(&command.stdout(Stdio::piped()).output()?.stdout))
+}
+
+fn request(line: &str, accept: &str) -> String {
+    format!("{line} HTTP/1.1\r\nHost: volt\r\nAccept: {accept}\r\n\r\n")
+}
+
+fn answer(text: &str) -> io::Result<Answer> {
+    let (head, body) = text.split_once("\r\n\r\n").ok_or(io::ErrorKind::UnexpectedEof)?;
+    Ok(Answer { head: head.to_lowercase(), body: body.to_owned() })
+}
+
+/// Values by name with labels, as they are written.
+#[derive(Clone, Debug, Default)]
+pub struct Scrape(BTreeMap<String, f64>);
+
+impl Scrape {
+    /// The metrics at a Unix socket, in the text format.
+    ///
+    /// # Panics
+    /// When they do not come, or are not of that format.
+    pub fn new(socket: &Path, limit: Duration) -> Scrape {
+        let answer = ask(socket, "GET /metrics", "*/*", limit).expect("metrics");
+        assert!(answer.head.starts_with("http/1.1 200 ok\r\n"), "{}", answer.head);
+        assert!(answer.head.contains("\r\ncontent-type: text/plain; version=0.0.4;"), "{}", answer.head);
+        read(&answer.body, "_total")
+    }
+
+    /// The same in OpenMetrics.
+    ///
+    /// # Panics
+    /// As [`Scrape::new`].
+    pub fn open_metrics(socket: &Path, limit: Duration) -> Scrape {
+        let answer = ask(socket, "GET /metrics", BOTH, limit).expect("metrics");
+        let kind = "\r\ncontent-type: application/openmetrics-text; version=1.0.0;";
+        assert!(answer.head.contains(kind), "{}", answer.head);
+        let text = answer.body.strip_suffix("# EOF\n").expect("an end");
+        read(text, "")
+    }
+
+    /// The value of this name with labels.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn get(&self, name: &str) -> f64 {
+        *self.0.get(name).unwrap_or_else(|| panic!("no {name} in {:#?}", self.0))
+    }
+
+    /// Whether there is such a value.
+    pub fn has(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
+    /// Those that only ever grow.
+    pub fn counters(&self) -> impl Iterator<Item = (&str, f64)> {
+        let all = self.0.iter().map(|(name, value)| (name.as_str(), *value));
+        all.filter(|(name, _)| name.split('{').next().is_some_and(|name| name.ends_with("_total")))
+    }
+
+    /// Names with labels.
+    pub fn names(&self) -> BTreeSet<&str> {
+        self.0.keys().map(String::as_str).collect()
+    }
+}
+
+/// Reads families: each with its help, its type and then all of its samples, none twice. A counter's family
+/// ends in `of_counter`, its samples in `_total`.
+///
+/// # Panics
+/// When it is otherwise.
+pub fn read(text: &str, of_counter: &str) -> Scrape {
+    assert!(text.ends_with('\n') && !text.contains("\n\n"), "lines: {text:?}");
+    let (mut scrape, mut families) = (Scrape::default(), BTreeSet::new());
+    let (mut family, mut kind) = (String::new(), String::new());
+    for line in text.lines() {
+        if let Some(help) = line.strip_prefix("# HELP ") {
+            let (name, help) = help.split_once(' ').expect("a help text");
+            assert!(families.insert(name.to_owned()), "{name} comes twice");
+            assert!(help.ends_with('.'), "{line}");
+            (family, kind) = (name.to_owned(), String::new());
+        } else if let Some(described) = line.strip_prefix("# TYPE ") {
+            let (name, of) = described.split_once(' ').expect("a type");
+            assert!(name == family && kind.is_empty() && ["counter", "gauge"].contains(&of), "{line}");
+            assert!(of != "counter" || name.ends_with(of_counter), "{line}");
+            kind = of.to_owned();
+        } else {
+            let (name, value) = line.rsplit_once(' ').expect("a value");
+            let plain = name.split('{').next().unwrap_or_default();
+            let expected = match kind.as_str() {
+                "counter" if of_counter.is_empty() => format!("{family}_total"),
+                _ => family.clone(),
+            };
+            assert!(plain == expected && !kind.is_empty(), "{line} in {family}");
+            let value = value.parse().unwrap_or_else(|_| panic!("{line}"));
+            assert!(scrape.0.insert(name.to_owned(), value).is_none(), "{name} comes twice");
+        }
+    }
+    scrape
+}
