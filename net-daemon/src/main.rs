@@ -25,7 +25,7 @@ use clap::{CommandFactory, Parser, error::ErrorKind};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::Value;
 use volt_net::limiter::LimitsChange;
-use volt_program::{logging, output};
+use volt_program::{logging, memory, output};
 use volt_virtio::error_chain;
 
 use crate::cli::{Cli, Command, Confinement, Ctl, MAX_PAIRS, TableForm};
@@ -170,6 +170,8 @@ fn run(cli: &Cli) -> Result<ExitCode, AnyError> {
     if cli.sandbox == Confinement::Off {
         sandbox::leave_off();
     }
+    // Before anything is forked, which would have it too.
+    memory::give_back();
     let opener = Arc::new(opener::start()?);
     let origin = match &cli.take_over {
         Some(path) => take_over(path)?,

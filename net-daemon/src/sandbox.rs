@@ -24,9 +24,9 @@ use thiserror::Error;
 use volt_net::thread::{ThreadKind, on_start, prepare_signal};
 use volt_program::accounts::{self, User};
 use volt_program::check::log_landlock;
-use volt_program::logging;
 use volt_program::opener::CAPABILITIES;
 use volt_program::signals::SignalSet;
+use volt_program::{logging, memory};
 use volt_sandbox::enter::{Keep, Sandbox, SandboxError};
 use volt_sandbox::role::Role;
 use volt_sandbox::table::Table;
@@ -128,7 +128,9 @@ pub(crate) fn confine_opener() -> Result<(), SandboxError> {
         return Ok(());
     }
     let keep = Keep { outside: true, capabilities: CAPABILITIES | CapabilitySet::KILL, user: None };
-    Sandbox::new(&[&OPENER])?.confine(&OPENER, keep).map(drop)
+    Sandbox::new(&[&OPENER])?.confine(&OPENER, keep)?;
+    memory::give_back();
+    Ok(())
 }
 
 /// Confines this process to what the main thread's `role` has, with or without what is `outside`.
@@ -143,6 +145,7 @@ fn process(roles: &[&'static Role], role: &'static Role, outside: bool) -> Resul
         return Err(SandboxError::Log);
     }
     log_landlock(sandbox.confine(role, keep(outside))?);
+    memory::give_back();
     Ok(())
 }
 

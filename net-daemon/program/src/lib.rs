@@ -1,11 +1,12 @@
 //! What volt-netd and volt-vmm have in common as programs, and no library below them knows of: the
 //! [log](logging), [metrics], what is said on [standard output](output), [sockets with a path](unix),
-//! [users](accounts), [signals], the [process beside](opener) that opens things, and [what a host
-//! gives](check).
+//! [users](accounts), [signals], the [process beside](opener) that opens things, [what a host
+//! gives](check), and [memory] that is given back.
 
 pub mod accounts;
 pub mod check;
 pub mod logging;
+pub mod memory;
 pub mod metrics;
 pub mod opener;
 pub mod output;

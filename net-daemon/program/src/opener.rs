@@ -24,7 +24,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, RecvMsg, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recv, recvmsg, send, sendmsg, socketpair,
 };
 use rustix::thread::CapabilitySet;
@@ -226,6 +226,21 @@ fn send_whole(socket: &OwnedFd, document: &impl Serialize, fds: &[BorrowedFd<'_>
     Ok(())
 }
 
+/// One message, of which as much is taken as fits: its whole length is returned.
+fn receive(
+    socket: &OwnedFd,
+    text: &mut [u8],
+    control: &mut RecvAncillaryBuffer<'_>,
+    flags: RecvFlags,
+) -> io::Result<RecvMsg> {
+    loop {
+        match recvmsg(socket, &mut [IoSliceMut::new(text)], control, flags | RecvFlags::TRUNC) {
+            Err(rustix::io::Errno::INTR) => {}
+            received => return Ok(received?),
+        }
+    }
+}
+
 fn is_hung_up(socket: &OwnedFd) -> bool {
     let mut socket = [PollFd::new(socket, PollFlags::IN)];
     poll(&mut socket, Some(&Timespec::default())).is_ok() && socket[0].revents().contains(PollFlags::HUP)
@@ -233,16 +248,12 @@ fn is_hung_up(socket: &OwnedFd) -> bool {
 
 /// The next message; `None` when nobody is left, `InvalidData` for what is none.
 fn receive_whole<T: DeserializeOwned>(socket: &OwnedFd) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
-    let mut text = vec![0; MAX_LEN];
+    // Its length first: the opener waits here for most of its life, and needs no memory for what may come.
+    let waiting = receive(socket, &mut [], &mut RecvAncillaryBuffer::default(), RecvFlags::PEEK)?;
+    let mut text = vec![0; waiting.bytes.min(MAX_LEN)];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let received = loop {
-        let mut to = [IoSliceMut::new(&mut text)];
-        match recvmsg(socket, &mut to, &mut control, RecvFlags::CMSG_CLOEXEC) {
-            Err(rustix::io::Errno::INTR) => {}
-            received => break received?,
-        }
-    };
+    let received = receive(socket, &mut text, &mut control, RecvFlags::CMSG_CLOEXEC)?;
     let rights = |message| match message {
         RecvAncillaryMessage::ScmRights(fds) => Some(fds),
         _ => None,
@@ -252,10 +263,10 @@ fn receive_whole<T: DeserializeOwned>(socket: &OwnedFd) -> io::Result<Option<(T,
         // An empty message looks like the end.
         return if is_hung_up(socket) { Ok(None) } else { Err(io::ErrorKind::InvalidData.into()) };
     }
-    if received.flags.contains(ReturnFlags::TRUNC) {
+    if received.bytes > text.len() {
         return Err(io::ErrorKind::InvalidData.into());
     }
-    let document = serde_json::from_slice(&text[..received.bytes]);
+    let document = serde_json::from_slice(&text);
     Ok(Some((document.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?, fds)))
 }
 
