@@ -1,5 +1,5 @@
-//! How the process that serves a guest is asked for its [`Status`] by who serves its metrics or feeds systemd's
-//! watchdog: its supervisor, or a thread of its own.
+//! How the process that serves a guest is asked for its [`Status`] by who serves its metrics or feeds
+//! systemd's watchdog: its supervisor, or a thread of its own.
 //!
 //! Each asker has a line of its own. It waits for an answer only so long: the next one that comes is then not
 //! the one to its next question, which is why both have numbers.

@@ -124,8 +124,8 @@ fn check_usage(cli: &Cli) {
     }
     if let Some(address) = cli.metrics.as_ref().filter(|address| address.is_public() && !cli.metrics_public) {
         let text = format!(
-            "--metrics {address} is open to other hosts, which no one keeps from reading it: choose a loopback \
-             address, or add --metrics-public"
+            "other hosts could read the metrics at {address}: choose a loopback address, or add \
+             --metrics-public"
         );
         wrong(ErrorKind::ArgumentConflict, &text);
     }

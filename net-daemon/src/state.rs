@@ -14,6 +14,7 @@ use volt_vhost_user::session::state::SessionState;
 use crate::cli::Cli;
 use crate::endpoint::{EndpointState, ListenerState};
 use crate::metrics::listener::MetricsState;
+use crate::status::VERSION;
 
 /// A daemon. Every change of this structure, or of one inside it, that an older program would misread needs a
 /// new [`Format`].
@@ -105,9 +106,6 @@ impl DaemonState {
         Ok(serde_json::from_str(text)?)
     }
 }
-
-/// Of this program.
-pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// This program and its version.
 pub(crate) fn program() -> String {

@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 use volt_net::counters::Counters;
 use volt_vhost_user::vring::VringStanding;
 
+/// Of this program.
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
 /// A daemon, as it is right now.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Status {

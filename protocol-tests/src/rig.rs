@@ -34,8 +34,9 @@ pub struct Rig {
 }
 
 impl Rig {
-    /// Starts volt-netd on a TAP with these further arguments, of which `{control}` becomes [`Rig::control`], and
-    /// `{metrics}` that of [`Rig::metrics`]. `None`: the machine allows no namespace, and a line says that `test` was skipped.
+    /// Starts volt-netd on a TAP with these further arguments, of which `{control}` becomes
+    /// [`Rig::control`], and `{metrics}` what serves at [`Rig::metrics`]. `None`: the machine allows no
+    /// namespace, and a line says that `test` was skipped.
     ///
     /// # Panics
     /// When the daemon does not start.

@@ -23,7 +23,7 @@ use rustix::process::Pid;
 
 /// The user of that name.
 const NOBODY: u32 = 65_534;
-/// The threads of a process that serves.
+/// The threads of a process that serves, below a supervisor. One that has none serves metrics too.
 const SERVING: [&str; 5] = ["log", "pair0", "pair1", "volt-netd", "vring4"];
 
 /// A daemon that serves two pairs and a control queue.
@@ -41,7 +41,7 @@ impl Confined {
             eprintln!("SKIP {test}: reading filters takes root");
             return None;
         }
-        let rig = Rig::new(test, &[&["--queues", "2"], arguments].concat())?;
+        let rig = Rig::new(test, &[&["--queues", "2", "--metrics", "{metrics}"], arguments].concat())?;
         let base = Setup::pairs(2);
         let setup = Setup { control: Some(4), features: base.features | feature::CTRL_VQ, ..base };
         let session = rig.session(&setup);
@@ -63,11 +63,16 @@ impl Confined {
             let of =
                 |process: &u32| Thread::of(*process, |name| roles(name, self.supervisor == Some(*process)));
             self.threads = processes.iter().flat_map(of).collect();
-            let mut names: Vec<_> = self.serving().map(|thread| thread.name.as_str()).collect();
-            names.sort_unstable();
-            let main = self.serving().find(|thread| thread.name == "volt-netd").map(Thread::filters)?;
-            let own = |thread: &Thread| thread.roles.len() == 1 || thread.filters() > main;
-            (names == SERVING && self.serving().all(own)).then_some(())
+            let main = |process| {
+                let main = |thread: &&Thread| thread.process == process && thread.name == "volt-netd";
+                self.threads.iter().find(main).map(Thread::filters)
+            };
+            let own = |thread: &Thread| {
+                thread.roles.len() == 1 || main(thread.process).is_some_and(|main| thread.filters() > main)
+            };
+            let serves_metrics = self.threads.iter().any(|thread| thread.name == "metrics");
+            let all = serves_metrics && self.threads.iter().all(own);
+            (all && self.serving_names() == SERVING).then_some(())
         });
         let names: Vec<_> = self.threads.iter().map(|thread| (&thread.name, thread.filters())).collect();
         assert!(found.is_some(), "{names:?}");
@@ -79,13 +84,21 @@ impl Confined {
             |thread: &&Thread| !thread.roles.contains(&"opener") && Some(thread.process) != self.supervisor;
         self.threads.iter().filter(serves)
     }
+
+    /// Names of the threads that share a guest's memory, but for the one that serves metrics.
+    fn serving_names(&self) -> Vec<&str> {
+        let names = self.serving().map(|thread| thread.name.as_str());
+        let names: BTreeSet<_> = names.filter(|name| *name != "metrics").collect();
+        names.into_iter().collect()
+    }
 }
 
 /// The roles of a thread of a process that is its own supervisor, or has one.
 fn roles(name: &str, is_supervisor: bool) -> Vec<&'static str> {
     match role("volt-netd", name) {
         "main" if is_supervisor => vec!["supervisor"],
-        own @ ("frames" | "control" | "descriptors") => vec![own, "main"],
+        own @ "metrics" if is_supervisor => vec![own, "supervisor"],
+        own @ ("frames" | "control" | "descriptors" | "metrics") => vec![own, "main"],
         own => vec![own],
     }
 }
@@ -111,7 +124,7 @@ fn filters_are_as_published() {
             roles.extend(supervisor.filter(|id| *id != thread.process).map(|id| ("supervisor", id)));
             assert_as_published(&table, thread, &roles);
         }
-        let mut wanted = BTreeSet::from(["control", "frames", "log", "main", "opener"]);
+        let mut wanted = BTreeSet::from(["control", "frames", "log", "main", "metrics", "opener"]);
         wanted.extend(confined.supervisor.map(|_| "supervisor"));
         assert_eq!(seen, wanted);
     }
@@ -158,6 +171,7 @@ fn attacks_from_inside_are_denied() {
             assert_denied(thread, std::process::id());
             attacked.insert(thread.name.clone());
         }
+        assert_eq!(attacked.remove("metrics"), confined.supervisor.is_none());
         assert_eq!(attacked.into_iter().collect::<Vec<_>>(), SERVING);
         confined.rig.both_ways(&mut confined.session, 10);
         confined.session.frontend.sync().expect("served");

@@ -74,8 +74,8 @@ pub struct Limits {
     pub body: usize,
 }
 
-/// Sends a request over `socket`, a stream that carries no other, and returns the answer. One that comes before the
-/// request is sent counts: that is how a server refuses a body that is too long.
+/// Sends a request over `socket`, a stream that carries no other, and returns the answer. One that comes
+/// before the request is sent counts: that is how a server refuses a body that is too long.
 ///
 /// # Errors
 ///

@@ -1,5 +1,5 @@
-//! What a running queue pair says of its rings when it is asked: for status, metrics and whoever looks whether
-//! it still moves.
+//! What a running queue pair says of its rings when it is asked: for status, metrics and whoever looks
+//! whether it still moves.
 //!
 //! Its thread answers between two batches, so that nothing is written down for it by the frame.
 
@@ -13,8 +13,8 @@ pub struct RingReport {
     /// Chains that the driver has made available and has not got back: receive buffers that are free, frames
     /// that wait to be sent.
     pub available: u16,
-    /// It goes on when the other side says so: the guest with buffers for a frame that has come, the port with
-    /// room, a limit that is over.
+    /// It goes on when the other side says so: the guest with buffers for a frame that has come, the port
+    /// with room, a limit that is over.
     pub waits: bool,
 }
 

@@ -1,7 +1,7 @@
 //! Metrics as text, for Prometheus and whatever else reads its formats.
 //!
-//! A program fills a [`Metrics`] when it is asked, from what it counts anyway, and writes it in the [`Format`]
-//! that the client accepts. No crate of the field's writes both formats.
+//! A program fills a [`Metrics`] when it is asked, from what it counts anyway, and writes it in the
+//! [`Format`] that the client accepts. No crate of the field's writes both formats.
 
 use std::fmt::{self, Display, Write};
 

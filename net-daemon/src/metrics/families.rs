@@ -5,8 +5,7 @@ use volt_net::port::HEADER_LEN;
 use volt_program::metrics::{Family, Metrics};
 use volt_vhost_user::vring::VringStanding;
 
-use crate::state::VERSION;
-use crate::status::{PairCounters, Status};
+use crate::status::{PairCounters, Status, VERSION};
 
 /// What is known at one moment.
 #[derive(Debug)]

@@ -21,8 +21,8 @@ use super::Server;
 const LIMIT: Duration = Duration::from_millis(50);
 /// How long a pair may not move before that is told.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How many looks in a row must have seen it so: the time between two may have passed without this process, as
-/// where the machine was suspended.
+/// How many looks in a row must have seen it so: the time between two may have passed without this process,
+/// as where the machine was suspended.
 const LOOKS: u32 = 3;
 
 /// What is known of all pairs.

@@ -42,7 +42,10 @@ pub(super) struct Watchdog {
 
 impl Observers {
     pub(super) fn from_environment() -> Observers {
-        let microseconds = env::var("WATCHDOG_USEC").ok().and_then(|text| text.parse().ok());
+        let number = |name| env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+        // Unset, it is for whoever reads it.
+        let own = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
+        let microseconds = number("WATCHDOG_USEC").filter(|_| own);
         let interval = microseconds.map(Duration::from_micros).filter(|interval| !interval.is_zero());
         let watchdog = interval.map(|interval| Watchdog {
             interval: interval / PINGS,

@@ -28,6 +28,7 @@ pub fn role(program: &str, thread: &str) -> &'static str {
 fn netd_role(thread: &str) -> &'static str {
     match thread {
         "descriptors" => "descriptors",
+        "metrics" | "metrics-client" => "metrics",
         vring if vring.starts_with("vring") => "control",
         other => panic!("a thread called {other}"),
     }

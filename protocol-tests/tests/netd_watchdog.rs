@@ -1,0 +1,116 @@
+//! systemd's watchdog is fed as long as the guest is served, and nothing wakes up where there is none.
+
+use std::fs;
+use std::os::unix::net::UnixDatagram;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use protocol_tests::daemon::{Daemon, child, poll_until, program};
+use protocol_tests::frame::numbered;
+use protocol_tests::rig::{LIMIT, Rig};
+use protocol_tests::session::Setup;
+use protocol_tests::succession::SUPERVISED;
+use protocol_tests::wire::request;
+use rustix::process::{Signal, kill_process};
+
+/// What systemd puts up with: a ping is due in a third of it.
+const WATCHDOG: Duration = Duration::from_millis(900);
+
+/// systemd, as far as it counts pings.
+fn count_pings(socket: UnixDatagram) -> Arc<AtomicUsize> {
+    let pings = Arc::new(AtomicUsize::new(0));
+    let counted = pings.clone();
+    thread::spawn(move || {
+        let mut message = [0; 4096];
+        while let Ok(len) = socket.recv(&mut message) {
+            if &message[..len] == b"WATCHDOG=1" {
+                counted.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+    });
+    pings
+}
+
+/// Fed while frames move and while nothing happens; not while the worker does not answer, or a frame thread
+/// is held; again afterwards, and by the next worker.
+#[test]
+fn the_watchdog_is_fed_while_the_guest_is_served() {
+    let Some(mut rig) = Rig::new("the_watchdog_is_fed_while_the_guest_is_served", &[]) else { return };
+    assert!(rig.daemon.stop(LIMIT).expect("it ends").success());
+    let notify = rig.dir.path().join("notify");
+    let pings = count_pings(UnixDatagram::bind(&notify).expect("a socket"));
+    let mut command = rig.netns.command(program("volt-netd"));
+    command.args(["--tap", "tap0", "--supervise", "--socket"]).arg(rig.socket());
+    command.env("NOTIFY_SOCKET", &notify).env("WATCHDOG_USEC", WATCHDOG.as_micros().to_string());
+    rig.daemon = Daemon::start(command).expect("volt-netd");
+    rig.daemon.wait_for_socket(&rig.socket(), LIMIT).expect("it listens");
+    let fed = || {
+        let before = pings.load(Ordering::SeqCst);
+        poll_until(LIMIT, || (pings.load(Ordering::SeqCst) >= before + 3).then_some(())).is_some()
+    };
+    let hungry = || {
+        // One may be on its way.
+        thread::sleep(WATCHDOG / 3);
+        let before = pings.load(Ordering::SeqCst);
+        thread::sleep(WATCHDOG);
+        pings.load(Ordering::SeqCst) == before
+    };
+    let start = Instant::now();
+    assert!(fed(), "while nothing happens");
+    assert!(start.elapsed() >= WATCHDOG / 2, "not more often than it takes: {:?}", start.elapsed());
+    let mut session = rig.session(&Setup::default());
+    rig.both_ways(&mut session, 5);
+    assert!(fed(), "with a guest");
+
+    let worker = rig.worker();
+    kill_process(worker, Signal::STOP).expect("stopped");
+    assert!(hungry(), "the worker does not answer");
+    kill_process(worker, Signal::CONT).expect("goes on");
+    assert!(fed(), "it answers again");
+
+    let full = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).expect("an eventfd");
+    rustix::io::write(&full, &(u64::MAX - 1).to_ne_bytes()).expect("full");
+    session.frontend.set_vring_fd(request::SET_VRING_CALL, 1, Some(&full)).expect("taken");
+    session.frontend.sync().expect("served");
+    rustix::io::ioctl_fionbio(&full, false).expect("blocking");
+    session.tx(0).offer(&Default::default(), &numbered(1, 90), &[]).expect("room");
+    session.tx(0).kick_always().expect("kicked");
+    rig.logged(&["queue pair 0 makes no progress"]);
+    assert!(hungry(), "a frame thread is held");
+    rustix::io::read(&full, &mut [0; 8]).expect("emptied");
+    assert!(fed(), "it goes on");
+    rig.kill_worker();
+    assert!(fed(), "the next worker");
+}
+
+/// How often the threads of a process have been made to wait.
+fn waits(pid: u32) -> u64 {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("a process");
+    let statuses = tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("status")).ok());
+    let of = |status: String| -> u64 {
+        let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        count.and_then(|count| count.trim().parse().ok()).expect("a count")
+    };
+    statuses.map(of).sum()
+}
+
+/// No thread of supervisor and worker wakes up while nothing happens, metrics or not.
+#[test]
+fn without_a_watchdog_nothing_wakes_up() {
+    let arguments = [&SUPERVISED[..], &["--metrics", "{metrics}"]].concat();
+    let Some(mut rig) = Rig::new("without_a_watchdog_nothing_wakes_up", &arguments) else { return };
+    let mut session = rig.session(&Setup::default());
+    rig.both_ways(&mut session, 5);
+    rig.netns.ip("link set dev tap0 arp off multicast off").expect("ip");
+    let worker = child(rig.daemon.pid()).expect("a worker").as_raw_nonzero().get().unsigned_abs();
+    let all = || waits(rig.daemon.pid()) + waits(worker);
+    // What the host has to say of its interface comes to an end.
+    let quiet = poll_until(LIMIT, || {
+        let before = all();
+        thread::sleep(Duration::from_secs(2));
+        (all() == before).then_some(())
+    });
+    assert!(quiet.is_some(), "{} waits after {}", all(), rig.daemon.log());
+}
