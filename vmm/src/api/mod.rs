@@ -29,6 +29,7 @@ use volt_program::unix::{self, Access, BindError, SocketFile, bind};
 mod answer;
 pub mod client;
 mod completion;
+mod metrics;
 pub(crate) mod path;
 mod plug;
 mod routes;

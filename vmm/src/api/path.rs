@@ -8,6 +8,7 @@ use std::fmt;
 
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use volt_http::Method;
+use volt_program::metrics::Format;
 
 use crate::virtio::handle::DeviceKind;
 
@@ -15,6 +16,8 @@ use crate::virtio::handle::DeviceKind;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Route {
     Status,
+    /// In the format that the client accepts.
+    Metrics(Format),
     Pause,
     Resume,
     PowerButton,
@@ -41,6 +44,7 @@ impl fmt::Display for Route {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Route::Status => write!(f, "the status"),
+            Route::Metrics(_) => write!(f, "the metrics"),
             Route::Pause => write!(f, "the pause"),
             Route::Resume => write!(f, "going on"),
             Route::PowerButton => write!(f, "the power button"),
@@ -71,6 +75,7 @@ pub(super) fn routes(path: &str) -> Result<Vec<(Method, Route)>, PathError> {
     let segments: Vec<_> = path.strip_prefix('/').ok_or(PathError::Unknown)?.split('/').collect();
     let put = |route| vec![(Method::PUT, route)];
     Ok(match segments[..] {
+        ["metrics"] => vec![(Method::GET, Route::Metrics(Format::Text))],
         ["v1", "status"] => vec![(Method::GET, Route::Status)],
         ["v1", "pause"] => put(Route::Pause),
         ["v1", "resume"] => put(Route::Resume),

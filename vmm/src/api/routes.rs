@@ -10,11 +10,13 @@ use serde_json::{Map, Value, json};
 use volt_http::server::{Outcome, ServeError, Turn, WorkError};
 use volt_http::{Body, Head, JSON, Method, RequestError, Response, Service, StatusCode, Target};
 use volt_net::limiter::{LimitsChange, Rate};
+use volt_program::metrics::Format;
 use volt_program::unix::check_user;
 use volt_virtio::error_chain;
 
 use crate::api::answer::{Answer, error};
 use crate::api::completion::Completion;
+use crate::api::metrics::families;
 use crate::api::path::{self, PathError, Route};
 use crate::api::plug;
 use crate::board::exit::ExitReason;
@@ -43,7 +45,11 @@ impl Service for Serving {
             let text = format!("this API is for user {owner} and root, and you are {stranger}");
             return Err(response(error(StatusCode::FORBIDDEN, text)));
         }
-        route(head.method(), head.target()).map_err(|(code, body)| {
+        let route = route(head.method(), head.target()).map(|route| match route {
+            Route::Metrics(_) => Route::Metrics(Format::accepted(head.accepts())),
+            other => other,
+        });
+        route.map_err(|(code, body)| {
             let answer = response((code, body));
             match allowed(head.target().path()) {
                 Some(methods) if code == StatusCode::METHOD_NOT_ALLOWED => answer.allow(&methods),
@@ -53,6 +59,9 @@ impl Service for Serving {
     }
 
     fn answer(&self, route: Route, body: Body, turn: &Turn<'_>) -> Response {
+        if let Route::Metrics(format) = route {
+            return metrics(&self.machine, format, turn);
+        }
         response(carry_out(self, route, body, turn))
     }
 
@@ -141,6 +150,19 @@ fn carry_out(serving: &Serving, route: Route, body: Body, turn: &Turn<'_>) -> An
     error(StatusCode::GATEWAY_TIMEOUT, text)
 }
 
+/// The devices may be slow to tell how they are.
+fn metrics(machine: &Arc<MachineHandle>, format: Format, turn: &Turn<'_>) -> Response {
+    let its = machine.clone();
+    match turn.carry_out(move || families(&its).text(format)) {
+        Outcome::Done(text) => Response::new(StatusCode::OK, format.content_type(), text),
+        Outcome::Failed(why) => response(not_begun(&Route::Metrics(format), &why)),
+        Outcome::Ends => response(machine_ends()),
+        Outcome::Late(_) | Outcome::Gone => {
+            response(error(StatusCode::GATEWAY_TIMEOUT, "a device does not tell how it is".to_owned()))
+        }
+    }
+}
+
 fn not_begun(what: &Route, why: &WorkError) -> Answer {
     let code = match why {
         // By now it has ended the process.
@@ -164,6 +186,8 @@ fn act(machine: &MachineHandle, route: &Route, body: Body, completion: &Completi
         }
         // Carried out before, as above.
         Route::Shutdown => shutdown(machine),
+        // Answered before, as they are no JSON.
+        Route::Metrics(_) => (StatusCode::NOT_FOUND, json!({})),
         Route::Limits(net) => limits(machine, net, &body.bytes),
         Route::Add(kind) => plug::add(machine, *kind, body, completion),
         Route::Remove(kind, name) => plug::remove(machine, *kind, name),

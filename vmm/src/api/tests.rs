@@ -108,6 +108,26 @@ fn status_and_shutdown() {
     assert!(matches!(ask(&rig.socket, Method::GET, "/v1/status", None), Err(CtlError::Connect(..))));
 }
 
+/// In the format that is asked for, and no JSON.
+#[test]
+fn metrics_are_text() {
+    let rig = rig();
+    let scrape = |accept: &str| {
+        let mut client = UnixStream::connect(&rig.socket).unwrap();
+        client.write_all(format!("GET /metrics HTTP/1.0\r\naccept: {accept}\r\n\r\n").as_bytes()).unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    let (text, open) = (scrape("*/*"), scrape("application/openmetrics-text; version=1.0.0"));
+    assert!(
+        text.contains("\r\ncontent-type: text/plain; version=0.0.4") && !text.contains("# EOF"),
+        "{text}"
+    );
+    assert!(open.contains("\r\ncontent-type: application/openmetrics-text") && open.ends_with("\n# EOF\n"));
+    assert!(text.contains("\nvolt_vmm_vcpus 2\n") && open.contains("\nvolt_vmm_vcpus 2\n"), "{text}");
+}
+
 /// All keys are of one style, whatever a device shows.
 #[test]
 fn keys_are_words_with_underscores() {
