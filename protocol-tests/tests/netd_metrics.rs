@@ -1,7 +1,7 @@
 //! volt-netd's metrics: right, of both formats, there whatever becomes of the process that serves the guest,
 //! and at nobody's expense.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::process::Stdio;
@@ -25,6 +25,15 @@ fn of(name: &str, labels: &str) -> String {
 
 fn scrape(rig: &Rig) -> Scrape {
     Scrape::new(&rig.metrics(), LIMIT)
+}
+
+/// The same, when the threads of pair 0 have reported.
+fn reported(rig: &Rig) -> Scrape {
+    let all = |now: &Scrape| {
+        let sizes = ["vring=\"0\",kind=\"rx\"", "vring=\"1\",kind=\"tx\""];
+        sizes.iter().all(|vring| now.has(&of("vring_size", vring)))
+    };
+    poll_until(LIMIT, || Some(scrape(rig)).filter(all)).expect("a report")
 }
 
 /// Workers are killed under traffic 20 times: what is read at any moment is not less than what was read
@@ -93,6 +102,7 @@ fn what_is_so_is_served() {
     for number in 0..3 {
         session.tx(0).offer(&Default::default(), &numbered(number, 90), &[]).expect("room");
     }
+    reported(&rig);
     session.tx(0).ring.publish();
     let now = scrape(&rig);
     for (name, value) in [
@@ -145,6 +155,29 @@ fn what_is_so_is_served() {
     let socket = rig.metrics();
     assert!(rig.daemon.stop(LIMIT).expect("it ends").success());
     assert!(!socket.exists(), "the socket's file is removed");
+}
+
+/// Name, type and labels of each metric, as the page for operators lists them and as they are served.
+#[test]
+fn the_page_lists_what_is_served() {
+    let page = include_str!("../../net-daemon/docs/metrics.md");
+    let cells = |line: &'static str| line.trim_matches('|').split('|').map(str::trim).collect::<Vec<_>>();
+    let rows = page.lines().filter(|line| line.starts_with("| `volt_netd_")).map(cells);
+    let plain = |text: &str| text.replace('`', "");
+    let listed: BTreeSet<_> = rows
+        .filter(|row| ["gauge", "counter"].contains(&row[1]))
+        .map(|row| (plain(row[0]), plain(row[2]).replace(", ", ",")))
+        .collect();
+    let Some(rig) = Rig::new("the_page_lists_what_is_served", &SERVED) else { return };
+    let mut session = rig.session(&Setup::default());
+    session.tx(0).send(&numbered(1, 90), LIMIT).expect("used");
+    let now = reported(&rig);
+    let shape = |name: &str| {
+        let (name, labels) = name.trim_end_matches('}').split_once('{').unwrap_or((name, ""));
+        let keys = labels.split(',').filter_map(|label| label.split_once('=')).map(|(key, _)| key);
+        (name.to_owned(), keys.collect::<Vec<_>>().join(","))
+    };
+    assert_eq!(listed, now.names().into_iter().map(shape).collect());
 }
 
 /// A limit that holds frames back is counted, each time that it does.

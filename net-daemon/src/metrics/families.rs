@@ -5,7 +5,7 @@ use volt_net::port::HEADER_LEN;
 use volt_program::metrics::{Family, Metrics};
 use volt_vhost_user::vring::VringStanding;
 
-use crate::status::{PairCounters, Status, VERSION};
+use crate::status::{PairCounters, Status, VERSION, VringKind};
 
 /// What is known at one moment.
 #[derive(Debug)]
@@ -115,12 +115,14 @@ fn add_vrings(metrics: &mut Metrics, status: &Status) {
         for standing in VringStanding::ALL {
             state.sample(&and(&labels, "state", standing.name()), vring.state == standing);
         }
-        // Of one that runs, and whose thread has reported.
+        if vring.kind != VringKind::Control && vring.state == VringStanding::Running {
+            waiting.sample(&labels, vring.waits);
+            no_progress.sample(&labels, vring.no_progress);
+        }
+        // Of one whose thread has reported.
         if let (Some(entries), Some(chains)) = (vring.size, vring.available) {
             size.sample(&labels, u64::from(entries));
             available.sample(&labels, u64::from(chains));
-            waiting.sample(&labels, vring.waits);
-            no_progress.sample(&labels, vring.no_progress);
         }
         if let Some(seconds) = vring.idle_seconds {
             idle.sample(&labels, seconds);

@@ -18,7 +18,7 @@ use super::Server;
 
 /// How long all threads together may take to report before a look goes on without those that have not. Each
 /// answers between two batches of frames.
-const LIMIT: Duration = Duration::from_millis(50);
+const LIMIT: Duration = Duration::from_millis(200);
 /// How long a pair may not move before that is told.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How many looks in a row must have seen it so: the time between two may have passed without this process,
