@@ -9,6 +9,7 @@ use volt_net::config::{MIN_MTU, Mac};
 use volt_net::limiter::Rate;
 use volt_virtio::ring::MAX_RING_SIZE;
 
+use crate::capture;
 use crate::metrics::listener::Address;
 
 /// Most queue pairs.
@@ -28,6 +29,7 @@ Examples:
   volt-netd --tap tap0 --socket /run/volt/net0.sock --control /run/volt/net0.ctl --supervise
   volt-netd ctl --control /run/volt/net0.ctl status
   volt-netd ctl --control /run/volt/net0.ctl limits --rx-rate 100Mbit --tx-rate none
+  volt-netd ctl --control /run/volt/net0.ctl capture --out - | tcpdump -r -
   volt-netd --take-over /run/volt/net0.ctl --supervise
   volt-netd check --tap tap0
 
@@ -202,6 +204,8 @@ pub(crate) enum Ctl {
         #[arg(long, value_name = "RATE")]
         tx_rate: Option<Rate>,
     },
+    /// Write what the guest sends and receives as pcapng, for tcpdump and Wireshark
+    Capture(capture::options::Options),
 }
 
 impl Cli {

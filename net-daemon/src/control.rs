@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 use thiserror::Error;
+use volt_net::capture::CaptureOptions;
 use volt_net::limiter::LimitsChange;
 use volt_net::state::{FdId, Format, transfer};
 use volt_program::unix::{ConnectError, connect_within};
@@ -32,6 +33,8 @@ pub(crate) enum Request {
     Metrics,
     /// Changes the rate limits, at once.
     Limits(LimitsChange),
+    /// Captures frames for as long as the client keeps its connection.
+    Capture(CaptureOptions),
     /// Gives everything to the client, which reads states of these formats.
     TakeOver {
         formats: Vec<Format>,
@@ -49,6 +52,16 @@ pub(crate) enum Reply {
     Metrics(String),
     Refused(String),
     Offer(Offer),
+    /// The memory with the rings comes with it.
+    Capture(Capturing),
+}
+
+/// A capture that has begun.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Capturing {
+    pub(crate) interface: String,
+    /// Queue pairs that are captured, in the order of their rings.
+    pub(crate) pairs: Vec<usize>,
 }
 
 /// What the running daemon offers.
@@ -127,6 +140,6 @@ pub(crate) fn ctl(path: &Path, request: &Request) -> Result<Value, ControlError>
         Reply::Status(answer) | Reply::Limits(answer) => Ok(answer),
         Reply::Refused(why) => Err(ControlError::Refused(why)),
         Reply::Metrics(text) => Ok(text.into()),
-        Reply::Offer(_) => Err(ControlError::Answer),
+        Reply::Offer(_) | Reply::Capture(_) => Err(ControlError::Answer),
     }
 }

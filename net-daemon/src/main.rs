@@ -8,6 +8,7 @@
 //! | [`server`] | the main thread's loop: front-ends, clients of the control socket, hand-over, commits |
 //! | [`connection`], [`endpoint`] | a front-end that is connected; where front-ends come from |
 //! | [`control`], [`handover`] | the control socket's requests; the new side of a hand-over |
+//! | [`capture`] | `volt-netd ctl capture`, which writes a file |
 //! | [`state`] | what another process goes on with |
 //! | [`status`] | what a daemon says of itself |
 //! | [`systemd`], [`supervision`] | where it is kept: in systemd's store, or by the supervisor |
@@ -34,6 +35,7 @@ use crate::handover::Predecessor;
 use crate::launch::{AnyError, Given, GoSignal, Inheritance, Origin};
 use crate::server::End;
 
+mod capture;
 mod check;
 mod cli;
 mod connection;
@@ -97,6 +99,7 @@ fn ctl(control: &std::path::Path, request: &Ctl) -> Result<ExitCode, AnyError> {
     let request = match *request {
         Ctl::Status => Request::Status,
         Ctl::Metrics => Request::Metrics,
+        Ctl::Capture(ref options) => return Ok(capture::run(control, options)?),
         Ctl::Limits { rx_rate, tx_rate } => Request::Limits(LimitsChange { rx: rx_rate, tx: tx_rate }),
     };
     let answer = control::ctl(control, &request)?;

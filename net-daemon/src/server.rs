@@ -30,6 +30,7 @@ use crate::metrics::listener::MetricsListener;
 use crate::signals::Signals;
 use crate::supervision::Line;
 
+mod capture;
 mod clients;
 mod commit;
 mod frontends;
@@ -69,6 +70,8 @@ enum Token {
     Client,
     /// A question of who serves metrics or feeds the watchdog, by its number.
     Inquiry(usize),
+    /// The end of the client that captures frames.
+    Capture,
     /// The supervisor's end.
     Line,
     /// The opener has an answer.
@@ -98,6 +101,8 @@ pub(crate) struct Server {
     asker: Option<Asker>,
     /// Who asks how everything stands.
     inquiries: Vec<Option<Respondent>>,
+    /// Whoever captures frames.
+    capture_client: Option<UnixStream>,
     opener: Arc<Opener>,
     /// The port is being opened again.
     port_asked: Option<Asked>,
@@ -142,6 +147,7 @@ struct Pending {
     control_queue: bool,
     client: bool,
     requests: bool,
+    capture: bool,
     /// Rings may be broken.
     rings: bool,
     links: bool,
@@ -227,6 +233,7 @@ impl Server {
             metrics_server: None,
             asker: parts.asker,
             inquiries: parts.inquiries.into_iter().map(Some).collect(),
+            capture_client: None,
             opener: parts.opener,
             port_asked: None,
             frontend_asked: None,
@@ -305,6 +312,9 @@ impl Server {
             if std::mem::take(&mut self.pending.requests) && self.serve_clients()? == Some(End::GivenAway) {
                 return Ok(End::GivenAway);
             }
+            if std::mem::take(&mut self.pending.capture) {
+                self.end_capture()?;
+            }
             self.watch_control_queue()?;
             if std::mem::take(&mut self.pending.port_opened) {
                 self.port_opened()?;
@@ -339,8 +349,9 @@ impl Server {
         Ok(End::Over)
     }
 
-    /// Forgets everything without touching it: it is somebody else's.
-    fn abandon(self) {
+    /// Forgets everything without touching it: it is somebody else's. Who captures frames goes there too.
+    fn abandon(mut self) {
+        drop(self.capture_client.take());
         std::mem::forget(self);
     }
 
@@ -366,6 +377,7 @@ impl Server {
             Token::Control => pending.client = true,
             Token::Client => pending.requests = true,
             Token::Inquiry(number) => pending.inquiries.push(number),
+            Token::Capture => pending.capture = true,
             Token::Links => pending.links = true,
             Token::Line => pending.alone = true,
             Token::PortOpened => pending.port_opened = true,

@@ -40,6 +40,9 @@ pub(crate) struct Status {
     pub(crate) queue_pairs: usize,
     pub(crate) limits: Limits,
     pub(crate) busy_poll_us: u16,
+    /// While somebody captures frames.
+    #[serde(default)]
+    pub(crate) capture: Option<Capture>,
     /// The one that is connected.
     pub(crate) front_end: Option<FrontEnd>,
     /// Those of the front-end that is connected.
@@ -53,6 +56,16 @@ pub(crate) struct Status {
 pub(crate) struct Limits {
     pub(crate) rx_rate: String,
     pub(crate) tx_rate: String,
+}
+
+/// A capture that goes on.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Capture {
+    /// The queue pair, if it is one alone.
+    pub(crate) pair: Option<usize>,
+    pub(crate) frames: u64,
+    /// Those for which its reader was too slow.
+    pub(crate) lost: u64,
 }
 
 /// A front-end that is connected.

@@ -13,6 +13,7 @@
 //! | [`netns`], [`daemon`], [`rig`] | a network namespace with a TAP; volt-netd as a process; both together |
 //! | [`scrape`] | metrics, as a scraper reads them |
 //! | [`silent_fs`] | a file that holds whoever touches it |
+//! | [`pcapng`] | what a file of captured frames says |
 //! | [`trace`] | a process that is stopped at each system call |
 //! | [`confinement`], [`calls`] | what the threads of a program may call, and which of that they do |
 //! | [`systemd`] | a real systemd, as the first process of namespaces of its own |
@@ -38,6 +39,7 @@ pub mod lab;
 pub mod memory;
 pub mod netns;
 pub mod nic;
+pub mod pcapng;
 pub mod peer;
 pub mod rig;
 pub mod ring;

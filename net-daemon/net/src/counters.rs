@@ -118,6 +118,62 @@ counters! {
     tx_limited: "tx waits for a limit";
 }
 
+/// Why a frame went nowhere: a counter for each. Not all that is lost is a frame, or still there to be looked
+/// at: malformed chains have counters and no reason here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the counters of these names say what they are")]
+pub enum DropReason {
+    TxRefused,
+    TxNoPort,
+    TxDisabled,
+    RxTooLong,
+    RxNotOffloaded,
+    RxFailed,
+}
+
+impl DropReason {
+    /// All of them. One that is added comes last: a program of another version knows them by their places.
+    pub const ALL: [DropReason; 6] = [
+        DropReason::TxRefused,
+        DropReason::TxNoPort,
+        DropReason::TxDisabled,
+        DropReason::RxTooLong,
+        DropReason::RxNotOffloaded,
+        DropReason::RxFailed,
+    ];
+
+    /// Whether the frame was one for the guest.
+    pub fn is_rx(self) -> bool {
+        matches!(self, DropReason::RxTooLong | DropReason::RxNotOffloaded | DropReason::RxFailed)
+    }
+
+    /// What programs call its counter.
+    pub fn key(self) -> &'static str {
+        match self {
+            DropReason::TxRefused => "tx_refused",
+            DropReason::TxNoPort => "tx_no_port",
+            DropReason::TxDisabled => "tx_disabled",
+            DropReason::RxTooLong => "rx_too_long",
+            DropReason::RxNotOffloaded => "rx_not_offloaded",
+            DropReason::RxFailed => "rx_failed",
+        }
+    }
+}
+
+impl Counters {
+    /// The counter of frames that went nowhere for this reason.
+    pub fn dropped(&self, reason: DropReason) -> &Counter {
+        match reason {
+            DropReason::TxRefused => &self.tx_refused,
+            DropReason::TxNoPort => &self.tx_no_port,
+            DropReason::TxDisabled => &self.tx_disabled,
+            DropReason::RxTooLong => &self.rx_too_long,
+            DropReason::RxNotOffloaded => &self.rx_not_offloaded,
+            DropReason::RxFailed => &self.rx_failed,
+        }
+    }
+}
+
 // SAFETY: repr(C), and every field a word (the macro).
 unsafe impl AllWords for Counters {}
 
@@ -257,6 +313,17 @@ mod tests {
         ];
         let counters = Counters::default();
         assert!(counters.fields().map(|(name, _)| name).take(first.len()).eq(first));
+    }
+
+    #[test]
+    fn each_reason_has_the_counter_of_its_name() {
+        for reason in DropReason::ALL {
+            let counters = Counters::default();
+            counters.dropped(reason).add(1);
+            let counted: Vec<_> = counters.fields().filter(|(_, count)| *count > 0).collect();
+            assert_eq!(counted, [(reason.key(), 1)]);
+            assert_eq!(reason.is_rx(), reason.key().starts_with("rx_"));
+        }
     }
 
     #[test]

@@ -15,6 +15,7 @@ use thiserror::Error;
 use volt_virtio::features::Features;
 use volt_virtio::notify::Notifier;
 
+use crate::capture::Capture;
 use crate::config::{DUPLEX_UNKNOWN, MIN_MTU, Mac, NetConfig, SPEED_UNKNOWN, STATUS_LINK_UP};
 use crate::counters::{CounterMemory, Counters};
 use crate::crash_note::{Watch, Watches};
@@ -33,6 +34,7 @@ use crate::unshared::UnsharedCheck;
 use crate::vring::Vring;
 use crate::worker::{Worker, WorkerError};
 
+mod captured;
 mod port;
 mod state;
 
@@ -108,6 +110,7 @@ pub struct NetDevice {
     watches: Option<Watches>,
     /// For each pair that has frames of the program's own.
     injectors: BTreeMap<usize, Injector>,
+    capture: Option<Capture>,
     link_up: bool,
     /// What the port refused the last time.
     failing: Vec<&'static str>,
@@ -161,6 +164,7 @@ impl NetDevice {
             busy_poll_us: 0,
             watches: None,
             injectors: BTreeMap::new(),
+            capture: None,
             link_up: true,
             failing: Vec::new(),
         })
@@ -189,15 +193,6 @@ impl NetDevice {
     /// What vring `vring`, which is about to start, tells a supervisor, if there is one.
     pub fn watch(&mut self, vring: usize) -> Option<Watch> {
         self.watches.as_mut().map(|watches| watches.of(vring))
-    }
-
-    /// Gives up the frames that were received and not delivered: the guest they were for has gone.
-    pub fn give_up_stashes(&mut self) {
-        for (pair, stash) in self.stashes.iter_mut().enumerate() {
-            if stash.take().is_some() {
-                self.counters.of(pair).rx_failed.add(1);
-            }
-        }
     }
 
     /// The features that a driver may acknowledge.
@@ -274,6 +269,9 @@ impl NetDevice {
         }
         if let Some(injector) = self.injectors.get(&pair) {
             queue = injector.before(queue);
+        }
+        if let Some(capture) = &self.capture {
+            queue = capture.before(pair, queue);
         }
         let mut rx = vrings.rx.map(|vring| Rx::new(vring, features));
         if let Some(rx) = &mut rx

@@ -12,6 +12,7 @@
 //! | [`config`], [`counters`], [`limiter`] | configuration space, counters, rate limits |
 //! | [`report`] | what a running pair says of its rings |
 //! | [`port`] | the host's side: interfaces and sockets |
+//! | [`capture`] | copies of frames, for another process to look at |
 //! | [`state`] | all of it as data, for another process to go on with |
 //! | [`shared_words`], [`crash_note`] | memory that outlives a process, and what it was doing |
 //!
@@ -39,6 +40,7 @@
 
 pub mod batch;
 pub mod builder;
+pub mod capture;
 pub mod config;
 pub mod control;
 pub mod counters;

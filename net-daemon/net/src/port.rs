@@ -8,13 +8,13 @@
 //! starts, and only where it was asked for. The order, from the guest to the wire:
 //!
 //! ```text
-//! ring - frames of the program's own (inject) - rate limits (limiter) - port
+//! ring - capture - frames of the program's own (inject) - rate limits (limiter) - port
 //! ```
 //!
-//! So frames that the program makes have no limit but their own, and nothing is sent that a limit has held
-//! back. What decides on a frame's bytes stands between the first two, decides on a copy of its own, and
-//! passes that copy on. What makes frames has its way in from
-//! [`NetDevice::inject`](crate::device::NetDevice::inject).
+//! So frames that the program makes have no limit but their own, nothing is sent that a limit has held back,
+//! and a capture shows what the guest sends and gets. What decides on a frame's bytes stands between frames of
+//! the program's own and limits, decides on a copy of its own, and passes that copy on. What makes frames has
+//! its way in from [`NetDevice::inject`](crate::device::NetDevice::inject).
 
 use std::fmt::Debug;
 use std::io;
@@ -26,6 +26,7 @@ use volt_virtio::features::Features;
 use volt_virtio::part::IoPart;
 
 use crate::config::Mac;
+use crate::counters::DropReason;
 use crate::port::state::{PortState, Reopening};
 use crate::state::Exporter;
 
@@ -78,6 +79,10 @@ pub trait PortQueue: AsFd + Debug + Send + Sync {
     fn probe(&self) -> io::Result<()> {
         self.recv(&[IoPart::from_slice(&mut [0])]).map(drop)
     }
+
+    /// The frame of `len` bytes in `parts`, header first, goes nowhere: one that was to be sent, or the last one
+    /// that was received. For who looks at frames, and stands in front of all others.
+    fn dropped(&self, _reason: DropReason, _parts: &[IoPart<'_>], _len: usize) {}
 
     /// Descriptors that become readable when a call that would have had to wait is worth another try,
     /// although the queue's own says nothing. Nobody reads them.

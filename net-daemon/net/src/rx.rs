@@ -15,7 +15,7 @@ use volt_virtio::part::{IoPart, read_parts, read_two, write_parts, write_two};
 use volt_virtio::ring::{Head, RingError};
 
 use crate::batch::{BATCH, Turn};
-use crate::counters::Counters;
+use crate::counters::{Counters, DropReason};
 use crate::health::{Health, Verdict};
 use crate::offloads::Offloads;
 use crate::port::queue::MAX_PARTS;
@@ -132,7 +132,7 @@ impl Rx {
                 return Ok(Turn::More);
             }
             if let Some(len) = self.stashed {
-                if let Some(turn) = self.unstash(len, counters)? {
+                if let Some(turn) = self.unstash(len, port, counters)? {
                     return Ok(turn);
                 }
                 end = Turn::More;
@@ -145,7 +145,7 @@ impl Rx {
             match self.receive(port) {
                 Ok(len) => {
                     health.works();
-                    self.deliver(len, counters);
+                    self.deliver(len, port, counters);
                     end = Turn::More;
                 }
                 Err(error) => match health.failed(&error) {
@@ -240,18 +240,24 @@ impl Rx {
 
     /// Gives a frame of `len` bytes to the guest, or sets it aside when the buffers do not hold it.
     #[inline]
-    fn deliver(&mut self, len: usize, counters: &Counters) {
+    fn deliver(&mut self, len: usize, port: &dyn PortQueue, counters: &Counters) {
         // Follows long frames at once and forgets them slowly.
         self.wanted = len.max(self.wanted - self.wanted / 256);
         if len < MIN_FRAME_LEN {
-            counters.rx_failed.add(1);
-            return;
+            return self.dropped(DropReason::RxFailed, len, port, counters);
         }
         if len > self.capacity {
             self.stash(len);
         } else {
-            self.complete(len, counters);
+            self.complete(len, port, counters);
         }
+    }
+
+    /// The frame of `len` bytes that lies in the buffers goes nowhere.
+    #[cold]
+    fn dropped(&self, reason: DropReason, len: usize, port: &dyn PortQueue, counters: &Counters) {
+        counters.dropped(reason).add(1);
+        port.dropped(reason, self.parts.from(self.first), len);
     }
 
     #[cold]
@@ -265,11 +271,16 @@ impl Rx {
     /// Gives the stashed frame to the guest, or gives it up when the guest's whole ring cannot hold it.
     /// Returns how the batch ends when the frame has to stay.
     #[cold]
-    fn unstash(&mut self, len: usize, counters: &Counters) -> Result<Option<Turn>, RingError> {
+    fn unstash(
+        &mut self,
+        len: usize,
+        port: &dyn PortQueue,
+        counters: &Counters,
+    ) -> Result<Option<Turn>, RingError> {
         let gathered = self.gather(len, counters)?;
         if len <= self.capacity {
             write_parts(self.parts.from(self.first), 0, &self.spill[..len]);
-            self.complete(len, counters);
+            self.complete(len, port, counters);
         } else {
             let full = self.gathered().len() == usize::from(self.vring.ring.size());
             match gathered {
@@ -277,7 +288,8 @@ impl Rx {
                 GatherEnd::Empty if !full => return Ok(Some(Turn::NoBuffers)),
                 _ => {}
             }
-            counters.rx_too_long.add(1);
+            counters.dropped(DropReason::RxTooLong).add(1);
+            port.dropped(DropReason::RxTooLong, &[IoPart::from_slice(&mut self.spill)], len);
             // Longer frames than this guest takes are no reason to gather more buffers.
             self.wanted = 1;
         }
@@ -300,12 +312,11 @@ impl Rx {
 
     /// Finishes the header of a frame that lies in the buffers and pushes the buffers that it fills.
     #[inline]
-    fn complete(&mut self, len: usize, counters: &Counters) {
+    fn complete(&mut self, len: usize, port: &dyn PortQueue, counters: &Counters) {
         let parts = self.parts.from(self.first);
         // The spill buffer is free once a frame is in place.
         if read_two(parts) != [0, 0] && !self.offloads.finish(parts, len, &mut self.spill) {
-            counters.rx_not_offloaded.add(1);
-            return;
+            return self.dropped(DropReason::RxNotOffloaded, len, port, counters);
         }
         let (mut left, mut count) = (len, 0);
         for buffer in &self.buffers[self.next..] {

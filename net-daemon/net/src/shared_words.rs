@@ -17,6 +17,7 @@ use rustix::process::{Resource, getrlimit};
 use thiserror::Error;
 use vm_memory::mmap::MmapRegionError;
 use vm_memory::{FileOffset, MmapRegion};
+use volt_virtio::part::IoPart;
 
 /// Words before those that are counted.
 const HEADER: usize = 2;
@@ -72,18 +73,31 @@ impl SharedWords {
     ///
     /// See [`WordsError`].
     pub fn create(name: &str, kind: Kind, len: usize) -> Result<SharedWords, WordsError> {
-        let words = match sealed(name, bytes(len)) {
-            Ok(memory) => SharedWords::map(memory, len)?,
-            Err(error) => {
+        match SharedWords::create_file(name, kind, len) {
+            Err(WordsError::File(error)) => {
                 warn!("{name} will not outlive this process: {error}");
                 let (protection, flags) =
                     (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
-                SharedWords { mapping: MmapRegion::build(None, bytes(len), protection, flags)?, len }
+                let mapping = MmapRegion::build(None, bytes(len), protection, flags)?;
+                Ok(SharedWords { mapping, len }.of(kind))
             }
-        };
-        words.at(0).store(u64::from_le_bytes(kind.magic), Relaxed);
-        words.at(1).store(u64::from(kind.version) << 32 | len as u64, Relaxed);
-        Ok(words)
+            created => created,
+        }
+    }
+
+    /// The same, in a memfd or not at all.
+    ///
+    /// # Errors
+    ///
+    /// See [`WordsError`].
+    pub fn create_file(name: &str, kind: Kind, len: usize) -> Result<SharedWords, WordsError> {
+        Ok(SharedWords::map(sealed(name, bytes(len))?, len)?.of(kind))
+    }
+
+    fn of(self, kind: Kind) -> SharedWords {
+        self.at(0).store(u64::from_le_bytes(kind.magic), Relaxed);
+        self.at(1).store(u64::from(kind.version) << 32 | self.len as u64, Relaxed);
+        self
     }
 
     /// The words of another process, however many they are.
@@ -158,6 +172,20 @@ impl SharedWords {
         assert!(first <= self.len && words <= self.len - first, "{words} words from {first} of {}", self.len);
         // SAFETY: a `T` is words (AllWords) and all of them are there (checked); any bits are a word.
         unsafe { &*std::ptr::from_ref(self.at(HEADER + first)).cast::<T>() }
+    }
+
+    /// `bytes` bytes from word number `first` on, to copy to.
+    ///
+    /// # Panics
+    ///
+    /// When there are fewer words.
+    #[inline]
+    pub(crate) fn part(&self, first: usize, bytes: usize) -> IoPart<'_> {
+        let words = bytes.div_ceil(size_of::<u64>());
+        assert!(first <= self.len && words <= self.len - first, "{words} words from {first} of {}", self.len);
+        // SAFETY: all of them are there (checked), mapped for as long as `self`, and nobody has a reference to
+        // them but as atomics, which other processes change as well.
+        unsafe { IoPart::new(self.at(HEADER + first).as_ptr().cast(), bytes) }
     }
 
     #[inline]

@@ -9,7 +9,7 @@ use volt_virtio::part::{IoPart, read_parts};
 use volt_virtio::ring::{Head, RingError};
 
 use crate::batch::{BATCH, Turn};
-use crate::counters::Counters;
+use crate::counters::{Counters, DropReason};
 use crate::health::{Health, Verdict};
 use crate::port::queue::MAX_PARTS;
 use crate::port::{MAX_FRAME_LEN, MIN_FRAME_LEN, PortQueue};
@@ -84,14 +84,14 @@ impl Tx {
             let Some(head) = self.vring.ring.pop()? else { return Ok(Turn::Idle) };
             match self.vring.begin(index).and_then(|()| self.collect(head)) {
                 Err(error) => self.vring.bad_chain(error, &counters.tx_bad_chain, counters),
-                Ok(_) if self.discard => counters.tx_disabled.add(1),
-                Ok(_) => match self.send(port, health, counters) {
+                Ok(len) if self.discard => self.dropped(DropReason::TxDisabled, len, port, counters),
+                Ok(len) => match self.send(port, health, counters) {
                     Some(Verdict::Wait) => {
                         self.vring.ring.unpop();
                         return Ok(Turn::PortFull);
                     }
-                    Some(Verdict::Refused) => counters.tx_refused.add(1),
-                    Some(Verdict::NoPort) => counters.tx_no_port.add(1),
+                    Some(Verdict::Refused) => self.dropped(DropReason::TxRefused, len, port, counters),
+                    Some(Verdict::NoPort) => self.dropped(DropReason::TxNoPort, len, port, counters),
                     None => {}
                 },
             }
@@ -120,6 +120,13 @@ impl Tx {
             Chain { len, .. } if len > MAX_FRAME_LEN => Err(ChainError::Long(MAX_FRAME_LEN)),
             Chain { len, .. } => Ok(len),
         }
+    }
+
+    /// The frame that was collected last goes nowhere.
+    #[cold]
+    fn dropped(&self, reason: DropReason, len: usize, port: &dyn PortQueue, counters: &Counters) {
+        counters.dropped(reason).add(1);
+        port.dropped(reason, self.parts.from(0), len);
     }
 
     /// `None` when the port took the frame.

@@ -264,6 +264,11 @@ pub fn check_user(connection: &impl AsFd) -> Result<(), Stranger> {
     if user == 0 || user == geteuid().as_raw() { Ok(()) } else { Err(Stranger(user)) }
 }
 
+/// The process that has connected, if it has a number in this one's PID namespace.
+pub fn peer_process(connection: &impl AsFd) -> Option<i32> {
+    peer::process(connection)
+}
+
 fn group(name: &str) -> Result<u32, BindError> {
     let by_number = || name.parse().ok();
     accounts::group(name).or_else(by_number).ok_or_else(|| BindError::Group(name.to_owned()))

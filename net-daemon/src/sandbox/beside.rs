@@ -1,14 +1,14 @@
 //! The tables of the processes beside the one that serves a guest: supervisor and opener. Neither maps a
 //! guest's memory.
 
-use volt_sandbox::allow::{Allow, Arg, Is, equal};
+use volt_sandbox::allow::{Allow, equal};
 use volt_sandbox::parts::{
     ABORT, ASKING, BACKTRACE, FORK, LOG_CALLS, MEMORY, OPENER_INTERFACES, OPENER_REQUESTS, THREADS,
     UNIX_STREAM,
 };
 use volt_sandbox::role::{Part, Role};
 
-use super::lists::{DESCRIPTORS_OF_OWN, GUEST_MEMORY, INTERFACE, MESSAGES, QUESTIONS};
+use super::lists::{DESCRIPTORS_OF_OWN, GUEST_MEMORY, INTERFACE, MESSAGES, QUESTIONS, SHARED_WORDS};
 
 /// The supervisor. Its workers inherit its list, so that it has theirs, and what they import a state by.
 pub(crate) static SUPERVISOR: Role = Role {
@@ -25,6 +25,7 @@ pub(crate) static SUPERVISOR: Role = Role {
         &GUEST_MEMORY,
         &INTERFACE,
         &DESCRIPTORS_OF_OWN,
+        &SHARED_WORDS,
         &LOG_CALLS,
         &THREADS,
         &MEMORY,
@@ -48,18 +49,9 @@ static IMPORT: Part = Part {
         Allow::seen("bind", libc::SYS_bind, "netd_supervise", "news of links"),
         Allow::seen("socketpair", libc::SYS_socketpair, "netd_supervise", "what signals and supervisor use")
             .only(&[UNIX_STREAM]),
-        Allow::seen("memfd_create", libc::SYS_memfd_create, "netd_supervise", "counters"),
-        Allow::seen("pread64", libc::SYS_pread64, "netd_supervise", "the same, of the worker before"),
-        Allow::seen(
-            "prlimit64",
-            libc::SYS_prlimit64,
-            "netd_supervise",
-            "how long a file may be, before it is made",
-        )
-        .only(&[&[Arg { index: 2, is: Is::Null }]]),
-        Allow::seen("ftruncate", libc::SYS_ftruncate, "netd_supervise", "the same"),
-        Allow::seen("fcntl", libc::SYS_fcntl, "netd_supervise", "the same, sealed")
-            .only(&[&[equal(1, libc::F_ADD_SEALS as u32)], &[equal(1, libc::F_SETFD as u32)]]),
+        Allow::seen("pread64", libc::SYS_pread64, "netd_supervise", "counters of the worker before"),
+        Allow::seen("fcntl", libc::SYS_fcntl, "netd_supervise", "a descriptor that is for no other program")
+            .only(&[&[equal(1, libc::F_SETFD as u32)]]),
         Allow::seen("rt_sigaction", libc::SYS_rt_sigaction, "netd_supervise", "signals that end it"),
         Allow::seen("prctl", libc::SYS_prctl, "netd_supervise", "giving up more")
             .only(&[&[equal(0, libc::PR_CAPBSET_DROP as u32)], &[equal(0, libc::PR_CAP_AMBIENT as u32)]]),
@@ -127,6 +119,7 @@ static OPENING: Part = Part {
 
 #[cfg(test)]
 mod tests {
+    use volt_sandbox::allow::Is;
     use volt_sandbox::role::Verdict;
 
     use super::*;

@@ -1,6 +1,6 @@
 //! The tables of volt-netd's threads.
 
-use volt_sandbox::allow::{Allow, equal, masked};
+use volt_sandbox::allow::{Allow, Arg, Is, equal, masked};
 use volt_sandbox::parts::{
     self, ABORT, ASKING, BACKTRACE, BY_DESCRIPTOR, CONNECTED, LOG_CALLS, MEMORY, OWN, SHARED, THREADS,
 };
@@ -50,6 +50,7 @@ pub(crate) static MAIN: Role = Role {
         &GUEST_MEMORY,
         &INTERFACE,
         &DESCRIPTORS_OF_OWN,
+        &SHARED_WORDS,
         &LOG_CALLS,
         &THREADS,
         &MEMORY,
@@ -147,5 +148,23 @@ pub(super) static DESCRIPTORS_OF_OWN: Part = Part {
             .only(&[&[OWN]]),
         Allow::kept("nanosleep", libc::SYS_nanosleep, "a pause, by another C library"),
         Allow::kept("getrandom", libc::SYS_getrandom, "the order of a table in memory"),
+    ],
+};
+
+pub(super) static SHARED_WORDS: Part = Part {
+    name: "memory for other processes",
+    calls: &[
+        Allow::seen("memfd_create", libc::SYS_memfd_create, "netd_capture", "captured frames, counters")
+            .only(&[&[equal(1, libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING)]]),
+        Allow::seen(
+            "prlimit64",
+            libc::SYS_prlimit64,
+            "netd_capture",
+            "how long a file may be, before it is made",
+        )
+        .only(&[&[Arg { index: 2, is: Is::Null }]]),
+        Allow::seen("ftruncate", libc::SYS_ftruncate, "netd_capture", "its length"),
+        Allow::seen("fcntl", libc::SYS_fcntl, "netd_capture", "which stays as it is")
+            .only(&[&[equal(1, libc::F_ADD_SEALS as u32)]]),
     ],
 };

@@ -1,6 +1,6 @@
 //! Clients of the control socket.
 //!
-//! One request a connection, which is answered at once. The main thread waits for none: a client is read when
+//! One request a connection, which is answered at once; only who captures frames keeps its connection. The main thread waits for none: a client is read when
 //! it has begun to send, and the oldest of too many that say nothing has to go.
 
 use std::io;
@@ -65,6 +65,7 @@ impl Server {
                     self.change_limits(change)?;
                     answer(&client, &Reply::Limits(json!(self.limits())));
                 }
+                Ok(Request::Capture(options)) => self.capture(client, options)?,
                 Ok(Request::TakeOver { formats, program }) => {
                     if self.hand_over(&client, &formats, &program)? {
                         return Ok(Some(End::GivenAway));

@@ -16,15 +16,7 @@ impl Server {
     /// Puts other rate limits in force. They are the next process's too, before anybody is told that they are
     /// this one's.
     pub(super) fn change_limits(&mut self, change: LimitsChange) -> Result<(), ServerError> {
-        if let Some(connection) = &mut self.connection {
-            connection.session.pause(&mut self.device)?;
-        }
-        self.device.set_limits(self.device.limits().changed(change));
-        if let Some(connection) = &mut self.connection {
-            connection.session.resume(&mut self.device);
-        }
-        // Not before: a frame that waited has gone to the guest now, and must not be the next process's too.
-        self.commit();
+        self.change_device(|device| device.set_limits(device.limits().changed(change)))?;
         let Limits { rx_rate, tx_rate } = self.limits();
         info!("{}: limits changed to rx {rx_rate}, tx {tx_rate}", self.device.port_name());
         Ok(())
@@ -65,6 +57,7 @@ impl Server {
             queue_pairs: self.device.pairs(),
             limits: self.limits(),
             busy_poll_us: self.device.busy_poll(),
+            capture: self.capture_status(),
             front_end,
             vrings: self.vrings(),
             counters: (0..self.device.pairs()).map(counters).collect(),

@@ -1,10 +1,11 @@
-//! What comes and goes beside front-ends: the control queue's kick, the interface.
+//! What comes and goes beside front-ends: the control queue's kick, the interface, what the device does.
 
 use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
 use log::warn;
+use volt_net::device::NetDevice;
 use volt_net::port::watch::LinkWatch;
 use volt_virtio::error_chain;
 use volt_virtio::poller::{EventFlags, Poller};
@@ -22,6 +23,20 @@ pub(super) fn watch_links(poller: &mut Poller<Token>) -> Option<LinkWatch> {
 }
 
 impl Server {
+    /// Changes what pairs start with, and what they do from now on.
+    pub(super) fn change_device(&mut self, change: impl FnOnce(&mut NetDevice)) -> Result<(), ServerError> {
+        if let Some(connection) = &mut self.connection {
+            connection.session.pause(&mut self.device)?;
+        }
+        change(&mut self.device);
+        if let Some(connection) = &mut self.connection {
+            connection.session.resume(&mut self.device);
+        }
+        // Not before: a frame that waited has gone to the guest now, and must not be the next process's too.
+        self.commit();
+        Ok(())
+    }
+
     pub(super) fn serve_control_queue(&mut self) {
         let Some(connection) = &mut self.connection else { return };
         let more = connection.session.control_kicked(&mut self.device);

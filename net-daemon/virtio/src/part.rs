@@ -129,6 +129,28 @@ pub fn read_parts(parts: &[IoPart<'_>], bytes: &mut [u8]) -> usize {
     done
 }
 
+/// Copies from `offset` bytes into `from` to the start of `to`, as far as both go. In large pieces, so that a
+/// guest that changes its bytes meanwhile can have any mixture of old and new copied: for who decides nothing on
+/// them.
+pub fn copy_parts(from: &[IoPart<'_>], mut offset: usize, to: IoPart<'_>) {
+    let mut done = 0;
+    for part in from {
+        let Some(there) = part.len().checked_sub(offset).filter(|there| *there > 0) else {
+            offset -= part.len();
+            continue;
+        };
+        let now = there.min(to.len() - done);
+        // SAFETY: offset + now <= part.len() and done + now <= to.len(), and parts borrow their memory. `copy`
+        // takes memory that overlaps.
+        unsafe { std::ptr::copy(part.base().add(offset), to.base().add(done), now) };
+        done += now;
+        offset = 0;
+        if done == to.len() {
+            return;
+        }
+    }
+}
+
 /// The first two bytes of a buffer that has that many, which is at the start of each frame's header.
 #[inline(always)]
 pub fn read_two(parts: &[IoPart<'_>]) -> [u8; 2] {
@@ -180,5 +202,23 @@ mod tests {
         write_two(&parts, 2, [6, 7]);
         assert_eq!(read_parts(&parts, &mut all), 7);
         assert_eq!(all, [0, 4, 6, 7, 3, 0, 7, 9]);
+    }
+
+    #[test]
+    fn copies_in_pieces_from_any_offset_as_far_as_both_go() {
+        let (mut a, mut b) = ([1u8, 2, 3], [4u8, 5, 6, 7]);
+        let parts = [IoPart::from_slice(&mut a), IoPart::from_slice(&mut b)];
+        for (offset, room, expected) in [
+            (0, 8, &[1, 2, 3, 4, 5, 6, 7, 9][..]),
+            (0, 5, &[1, 2, 3, 4, 5]),
+            (2, 3, &[3, 4, 5]),
+            (3, 4, &[4, 5, 6, 7]),
+            (5, 4, &[6, 7, 9, 9]),
+            (7, 2, &[9, 9]),
+        ] {
+            let mut to = vec![9; room];
+            copy_parts(&parts, offset, IoPart::from_slice(&mut to));
+            assert_eq!(to, expected, "from {offset} into {room}");
+        }
     }
 }

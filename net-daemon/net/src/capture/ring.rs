@@ -1,0 +1,329 @@
+//! Rings of captured frames: each with one writer, a frame thread, and one reader, in another process.
+//!
+//! All rings of a capture share one memfd, each an equal part of it. Positions are words, and count up for ever.
+//!
+//! ```text
+//! words  0 HEAD      the writer's: entries before it are complete
+//!        1 WRITTEN   the writer's: an entry between HEAD and here may still be marked as dropped
+//!        2 LOST      the writer's: frames for which there was no room
+//!        8 TAIL      the reader's: entries before it have been read
+//!       16 ...       entries
+//! entry  0 its words | reason of a drop << 32 | 1 for a frame to the guest << 40
+//!        1 time: nanoseconds since 1970
+//!        2 bytes that follow | bytes of the whole << 32, each with the header of virtio
+//!        3 frames lost before it
+//!        4 ...       bytes, to a whole word
+//! ```
+//!
+//! The reader may be anybody's: the writer keeps its positions to itself, and takes a TAIL that cannot be for a
+//! ring without room. A frame to the guest is *held* until it is known not to be dropped, with the next call of the
+//! port's queue; a reader shows one that stays held for longer, such as one that waits for the guest's buffers.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+use volt_virtio::part::{IoPart, copy_parts};
+
+use crate::counters::{Counter, DropReason};
+use crate::shared_words::{Kind, SharedWords, WordsError};
+
+const KIND: Kind = Kind { magic: *b"voltCAPT", version: 1 };
+
+const HEAD: usize = 0;
+const WRITTEN: usize = 1;
+const LOST: usize = 2;
+/// Away from what the writer writes, by a cache line.
+const TAIL: usize = 8;
+const CONTROL: usize = 16;
+/// Words of an entry before its bytes.
+const ENTRY: usize = 4;
+const WORD: usize = size_of::<u64>();
+/// Bytes of a ring: some milliseconds of a fast network. With many pairs, all have [`MOST`].
+const BYTES: usize = 8 << 20;
+const MOST: usize = 64 << 20;
+/// How long a reader leaves a frame that is held.
+const PATIENCE: Duration = Duration::from_millis(50);
+
+/// Memory for so many rings.
+pub(super) fn memory(rings: usize) -> Result<SharedWords, WordsError> {
+    let bytes = BYTES.min(MOST / rings.max(1));
+    SharedWords::create_file("volt-capture", KIND, rings * bytes / WORD)
+}
+
+/// A ring in its memory.
+#[derive(Debug)]
+struct Ring {
+    words: Arc<SharedWords>,
+    first: usize,
+    /// Words for entries.
+    len: usize,
+}
+
+impl Ring {
+    /// Number `index` of `rings`.
+    fn new(words: &Arc<SharedWords>, index: usize, rings: usize) -> Ring {
+        let each = words.len() / rings;
+        Ring { words: words.clone(), first: index * each, len: each - CONTROL }
+    }
+
+    fn control(&self, word: usize) -> &AtomicU64 {
+        self.words.word(self.first + word)
+    }
+
+    fn offset(&self, position: u64) -> usize {
+        (position % self.len as u64) as usize
+    }
+
+    fn word(&self, position: u64) -> &AtomicU64 {
+        self.words.word(self.first + CONTROL + self.offset(position))
+    }
+
+    fn copy(&self, position: u64, parts: &[IoPart<'_>], bytes: usize) {
+        let offset = self.offset(position);
+        let first = bytes.min((self.len - offset) * WORD);
+        for (offset, from, bytes) in [(offset, 0, first), (0, first, bytes - first)] {
+            if bytes > 0 {
+                copy_parts(parts, from, self.words.part(self.first + CONTROL + offset, bytes));
+            }
+        }
+    }
+}
+
+/// A frame that is to be written.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) is_rx: bool,
+    pub(super) dropped: Option<DropReason>,
+    /// Nanoseconds since 1970.
+    pub(super) time: u64,
+    /// Bytes, with its header.
+    pub(super) len: usize,
+    /// Most of them that are written.
+    pub(super) snap: usize,
+}
+
+/// The writer's end, for one thread at a time.
+#[derive(Debug)]
+pub(crate) struct RingWriter {
+    ring: Ring,
+    written: AtomicU64,
+    /// Where the entry begins that is held, or [`NOTHING`].
+    held: AtomicU64,
+    frames: Counter,
+    lost: Counter,
+}
+
+const NOTHING: u64 = u64::MAX;
+
+impl RingWriter {
+    /// Of ring number `index` of `rings` in `words`.
+    pub(super) fn new(words: &Arc<SharedWords>, index: usize, rings: usize) -> RingWriter {
+        RingWriter {
+            ring: Ring::new(words, index, rings),
+            written: AtomicU64::new(0),
+            held: AtomicU64::new(NOTHING),
+            frames: Counter::default(),
+            lost: Counter::default(),
+        }
+    }
+
+    pub(super) fn frames(&self) -> u64 {
+        self.frames.get()
+    }
+
+    pub(super) fn lost(&self) -> u64 {
+        self.lost.get()
+    }
+
+    /// Writes a frame, as far as there is room.
+    pub(super) fn write(&self, entry: &Entry, parts: &[IoPart<'_>]) {
+        self.release();
+        if self.put(entry, parts) {
+            self.ring.control(HEAD).store(self.written.load(Relaxed), Release);
+        }
+    }
+
+    /// The same with a frame of which is not known yet whether it is dropped.
+    pub(super) fn hold(&self, entry: &Entry, parts: &[IoPart<'_>]) {
+        self.release();
+        let at = self.written.load(Relaxed);
+        if self.put(entry, parts) {
+            self.held.store(at, Relaxed);
+        }
+    }
+
+    /// The frame that is held has not been dropped.
+    #[inline]
+    pub(super) fn release(&self) {
+        if self.held.load(Relaxed) != NOTHING {
+            self.held.store(NOTHING, Relaxed);
+            self.ring.control(HEAD).store(self.written.load(Relaxed), Release);
+        }
+    }
+
+    /// The frame that is held has been dropped. Whether there is one that nobody has read.
+    pub(super) fn mark_held(&self, reason: DropReason) -> bool {
+        let held = self.held.load(Relaxed);
+        let unread = held != NOTHING && self.ring.control(TAIL).load(Acquire) <= held;
+        if unread {
+            self.ring.word(held).fetch_or(code(Some(reason)), Relaxed);
+        }
+        self.release();
+        unread
+    }
+
+    fn put(&self, entry: &Entry, parts: &[IoPart<'_>]) -> bool {
+        let (at, bytes) = (self.written.load(Relaxed), entry.len.min(entry.snap));
+        let words = ENTRY + bytes.div_ceil(WORD);
+        // More than the ring holds where the reader says what cannot be.
+        let used = at.wrapping_sub(self.ring.control(TAIL).load(Acquire));
+        if (self.ring.len as u64).checked_sub(used).is_none_or(|room| room < words as u64) {
+            self.lost.add(1);
+            self.ring.control(LOST).store(self.lost.get(), Relaxed);
+            return false;
+        }
+        let first = words as u64 | code(entry.dropped) | u64::from(entry.is_rx) << 40;
+        let lens = bytes as u64 | (entry.len as u64) << 32;
+        for (word, value) in (at..).zip([first, entry.time, lens, self.lost.get()]) {
+            self.ring.word(word).store(value, Relaxed);
+        }
+        self.ring.copy(at + ENTRY as u64, parts, bytes);
+        self.written.store(at + words as u64, Relaxed);
+        self.ring.control(WRITTEN).store(at + words as u64, Release);
+        self.frames.add(1);
+        true
+    }
+}
+
+fn code(reason: Option<DropReason>) -> u64 {
+    let number = DropReason::ALL.iter().position(|other| Some(*other) == reason);
+    number.map_or(0, |number| (number as u64 + 1) << 32)
+}
+
+/// A ring whose entries make no sense.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("the daemon's memory of captured frames makes no sense")]
+pub struct Garbled;
+
+/// A frame that was captured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Captured {
+    /// Whether it was one for the guest.
+    pub is_rx: bool,
+    /// What became of it.
+    pub fate: Fate,
+    /// Nanoseconds since 1970.
+    pub time: u64,
+    /// Bytes of the whole frame, with its header.
+    pub len: usize,
+    /// Those that were captured, the header of [`HEADER_LEN`](crate::port::HEADER_LEN) bytes first.
+    pub bytes: Vec<u8>,
+    /// Frames of the ring that were lost right before it.
+    pub lost: u64,
+}
+
+/// What became of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It went its way.
+    Passed,
+    /// It went nowhere.
+    Dropped(DropReason),
+    /// The same, for a reason of another version.
+    DroppedSomehow,
+}
+
+/// The reader's end.
+#[derive(Debug)]
+pub struct RingReader {
+    ring: Ring,
+    tail: u64,
+    /// Frames lost before the last one.
+    lost: u64,
+    /// An entry that is held ends here, and has been since then.
+    held: Option<(u64, Instant)>,
+}
+
+/// The readers of so many rings in the memory of a [`Capture`](super::Capture).
+///
+/// # Errors
+///
+/// When it is something else.
+pub fn readers(memory: OwnedFd, rings: usize) -> Result<Vec<RingReader>, WordsError> {
+    let words = Arc::new(SharedWords::open(memory, KIND)?);
+    if words.len().checked_div(rings).is_none_or(|each| each <= CONTROL) {
+        return Err(WordsError::Other("its length"));
+    }
+    let reader = |index| RingReader { ring: Ring::new(&words, index, rings), tail: 0, lost: 0, held: None };
+    Ok((0..rings).map(reader).collect())
+}
+
+impl RingReader {
+    /// Time of the next frame, if there is one; with one that is held only where it is the `last`.
+    pub fn next_time(&mut self, last: bool) -> Option<u64> {
+        (self.tail != self.end(last)).then(|| self.ring.word(self.tail + 1).load(Relaxed))
+    }
+
+    /// How far entries go that can be read.
+    fn end(&mut self, last: bool) -> u64 {
+        let head = self.ring.control(HEAD).load(Acquire);
+        if head > self.tail {
+            self.held = None;
+            return head;
+        }
+        let written = self.ring.control(WRITTEN).load(Acquire);
+        match self.held {
+            _ if written <= self.tail => self.tail,
+            _ if last => written,
+            Some((end, since)) if end == written && since.elapsed() >= PATIENCE => written,
+            Some((end, _)) if end == written => self.tail,
+            _ => {
+                self.held = Some((written, Instant::now()));
+                self.tail
+            }
+        }
+    }
+
+    /// The next frame, of which [`RingReader::next_time`] has said that it is there.
+    ///
+    /// # Errors
+    ///
+    /// When it makes no sense.
+    pub fn take(&mut self) -> Result<Captured, Garbled> {
+        let word = |number: u64| self.ring.word(self.tail + number).load(Relaxed);
+        let (first, time, lens, lost) = (word(0), word(1), word(2), word(3));
+        let (words, bytes) = ((first & 0xffff_ffff) as usize, (lens & 0xffff_ffff) as usize);
+        let written = self.ring.control(WRITTEN).load(Acquire).saturating_sub(self.tail);
+        if words > self.ring.len || words as u64 > written || words != ENTRY + bytes.div_ceil(WORD) {
+            return Err(Garbled);
+        }
+        let content = (ENTRY..words).flat_map(|number| word(number as u64).to_ne_bytes());
+        let captured = Captured {
+            is_rx: first >> 40 & 1 != 0,
+            fate: match (first >> 32 & 0xff) as usize {
+                0 => Fate::Passed,
+                code => DropReason::ALL.get(code - 1).map_or(Fate::DroppedSomehow, |why| Fate::Dropped(*why)),
+            },
+            time,
+            len: (lens >> 32) as usize,
+            bytes: content.take(bytes).collect(),
+            lost: lost.saturating_sub(self.lost),
+        };
+        self.lost = lost;
+        self.tail += words as u64;
+        self.ring.control(TAIL).store(self.tail, Release);
+        Ok(captured)
+    }
+
+    /// Frames for which there was no room so far.
+    pub fn lost(&self) -> u64 {
+        self.ring.control(LOST).load(Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests;

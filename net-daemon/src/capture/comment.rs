@@ -1,0 +1,105 @@
+//! What a frame's comments say: its offloads, and why it was dropped.
+
+use volt_net::capture::ring::Fate;
+
+/// Of `struct virtio_net_hdr`: flags, and kinds of segments (virtio 1.2, 5.1.6).
+const NEEDS_CSUM: u8 = 1;
+const DATA_VALID: u8 = 2;
+const TCPV4: u8 = 1;
+const UDP: u8 = 3;
+const TCPV6: u8 = 4;
+const UDP_L4: u8 = 5;
+const ECN: u8 = 0x80;
+
+/// Why a frame went nowhere, if it did.
+pub(super) fn fate(fate: Fate) -> Option<String> {
+    match fate {
+        Fate::Passed => None,
+        Fate::Dropped(reason) => Some(format!("dropped: {}", reason.key())),
+        Fate::DroppedSomehow => Some("dropped: for a reason that this program does not know".to_owned()),
+    }
+}
+
+/// What a frame's header says, if it says something.
+pub(super) fn offloads(header: &[u8]) -> Option<String> {
+    let ([flags, kind, rest @ ..], _) = header.split_first_chunk::<10>()?;
+    let [hdr_len, size, start, offset] = [0, 2, 4, 6].map(|at| u16::from_le_bytes([rest[at], rest[at + 1]]));
+    let mut said = Vec::new();
+    if flags & NEEDS_CSUM != 0 {
+        let at = u32::from(start) + u32::from(offset);
+        said.push(format!("checksum from byte {start} on to be written at byte {at}"));
+    }
+    if flags & DATA_VALID != 0 {
+        said.push("checksum known to be right".to_owned());
+    }
+    let others = flags & !(NEEDS_CSUM | DATA_VALID);
+    if others != 0 {
+        said.push(format!("flags {others:#x}"));
+    }
+    let name = match kind & !ECN {
+        0 => None,
+        TCPV4 => Some("TCP segments over IPv4".to_owned()),
+        TCPV6 => Some("TCP segments over IPv6".to_owned()),
+        UDP => Some("fragments of a UDP datagram".to_owned()),
+        UDP_L4 => Some("UDP datagrams".to_owned()),
+        other => Some(format!("pieces of kind {other}")),
+    };
+    if let Some(name) = name {
+        said.push(format!("to be cut into {name} of {size} bytes, each with the {hdr_len} bytes of headers"));
+    }
+    if kind & ECN != 0 {
+        said.push("ECN".to_owned());
+    }
+    (!said.is_empty()).then(|| format!("offload: {}", said.join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use volt_net::counters::DropReason;
+
+    use super::*;
+
+    fn said(flags: u8, kind: u8, fields: [u16; 4]) -> Option<String> {
+        let fields = fields.map(u16::to_le_bytes).concat();
+        offloads(&[&[flags, kind], &fields[..], &[9, 9]].concat())
+    }
+
+    #[test]
+    fn a_header_is_told_in_words() {
+        assert_eq!(said(0, 0, [0; 4]), None);
+        // Without a flag or a kind, the other fields say nothing.
+        assert_eq!(said(0, 0, [9; 4]), None);
+        for (flags, kind, expected) in [
+            (1, 0, "offload: checksum from byte 34 on to be written at byte 50"),
+            (2, 0, "offload: checksum known to be right"),
+            (4, 0, "offload: flags 0x4"),
+            (
+                1,
+                0x81,
+                "offload: checksum from byte 34 on to be written at byte 50, to be cut into TCP segments over \
+                 IPv4 of 1448 bytes, each with the 66 bytes of headers, ECN",
+            ),
+            (
+                0,
+                4,
+                "offload: to be cut into TCP segments over IPv6 of 1448 bytes, each with the 66 bytes of headers",
+            ),
+            (0, 5, "offload: to be cut into UDP datagrams of 1448 bytes, each with the 66 bytes of headers"),
+            (
+                0,
+                9,
+                "offload: to be cut into pieces of kind 9 of 1448 bytes, each with the 66 bytes of headers",
+            ),
+        ] {
+            assert_eq!(said(flags, kind, [66, 1448, 34, 16]).as_deref(), Some(expected));
+        }
+        assert_eq!(offloads(&[1; 9]), None, "half a header says nothing");
+    }
+
+    #[test]
+    fn a_drop_is_told_by_its_counter() {
+        assert_eq!(fate(Fate::Passed), None);
+        let refused = Fate::Dropped(DropReason::TxRefused);
+        assert_eq!(fate(refused).as_deref(), Some("dropped: tx_refused"));
+    }
+}
