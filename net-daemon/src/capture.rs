@@ -8,13 +8,14 @@
 //!                                              writes blocks to its file, or standard output
 //! ```
 //!
-//! The file is this client's alone. A daemon that wrote to a descriptor of somebody else's would have to wait for
-//! what is behind it: a disk that is slow or full, a pipe whose reader has stopped, a file system that hangs, none of
-//! which a poll tells. So it writes to memory only, which costs it no system call, and whoever is slow loses frames of
-//! the capture. It need not be asked to stop either: the end of the connection does that, whatever ended it.
+//! The file is this client's alone. A daemon that wrote to a descriptor of somebody else's would have to wait
+//! for what is behind it: a disk that is slow or full, a pipe whose reader has stopped, a file system that
+//! hangs, none of which a poll tells. So it writes to memory only, which costs it no system call, and whoever
+//! is slow loses frames of the capture. It need not be asked to stop either: the end of the connection does
+//! that, whatever ended it.
 //!
-//! When the daemon hands over, or its worker dies, the connection ends too. The next one is asked then, and the
-//! capture goes on in the same file.
+//! When the daemon hands over, or its worker dies, the connection ends too. The next one is asked then, and
+//! the capture goes on in the same file.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -47,8 +48,8 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// How long the next daemon is waited for.
 const SUCCESSOR: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_millis(20);
-/// Between two looks into rings: the shortest time after one that found something, the longest after many that did
-/// not.
+/// Between two looks into rings: the shortest time after one that found something, the longest after many
+/// that did not.
 const LOOKS: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(10)];
 /// Bytes that are gathered before they are written.
 const GATHERED: usize = 256 << 10;
@@ -166,8 +167,8 @@ impl Recording {
         self.options.count.is_some_and(|count| self.frames >= count)
     }
 
-    /// Takes frames, as many as are written at once. With `until`, the last ones, up to that time. Whether there
-    /// were any.
+    /// Takes frames, as many as are written at once. With `until`, the last ones, up to that time. Whether
+    /// there were any.
     fn gather(&mut self, until: Option<u64>) -> Result<bool, CaptureError> {
         let before = self.frames;
         while self.output.blocks.len() < GATHERED && !self.is_complete() {

@@ -13,7 +13,7 @@
 //! | [`netns`], [`daemon`], [`rig`] | a network namespace with a TAP; volt-netd as a process; both together |
 //! | [`scrape`] | metrics, as a scraper reads them |
 //! | [`silent_fs`] | a file that holds whoever touches it |
-//! | [`pcapng`] | what a file of captured frames says |
+//! | [`capture`], [`pcapng`] | `volt-netd ctl capture`, and what its file says |
 //! | [`trace`] | a process that is stopped at each system call |
 //! | [`confinement`], [`calls`] | what the threads of a program may call, and which of that they do |
 //! | [`systemd`] | a real systemd, as the first process of namespaces of its own |
@@ -27,6 +27,7 @@
 pub mod backend;
 pub mod bench;
 pub mod calls;
+pub mod capture;
 pub mod confinement;
 pub mod conform;
 pub mod daemon;

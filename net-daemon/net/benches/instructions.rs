@@ -13,6 +13,8 @@ use std::sync::Arc;
 
 use rustix::event::{EventfdFlags, eventfd};
 use vm_memory::{Bytes, MmapRegion, VolatileMemory};
+use volt_net::capture::ring::readers;
+use volt_net::capture::{Capture, CaptureOptions};
 use volt_net::counters::Counters;
 use volt_net::health::Health;
 use volt_net::port::PortQueue;
@@ -44,19 +46,27 @@ struct Case {
     /// Lengths of a chain's buffers; more than one go through an indirect table.
     parts: &'static [u32],
     receive: bool,
+    /// Whether frames are captured.
+    capture: bool,
 }
 
-const CASES: [Case; 4] = [
-    Case { name: "tx one buffer", budget: 192, frame: 76, parts: &[76], receive: false },
+const TX: Case =
+    Case { name: "tx one buffer", budget: 192, frame: 76, parts: &[76], receive: false, capture: false };
+const RX: Case =
+    Case { name: "rx one buffer", budget: 438, frame: 76, parts: &[1536], receive: true, capture: false };
+const CASES: [Case; 6] = [
+    TX,
     Case {
         name: "tx indirect, 4 buffers",
         budget: 692,
         frame: 65_012,
         parts: &[66, 32_768, 32_000, 178],
-        receive: false,
+        ..TX
     },
-    Case { name: "rx one buffer", budget: 438, frame: 76, parts: &[1536], receive: true },
-    Case { name: "rx 16 merged buffers", budget: 3076, frame: 65_012, parts: &[4096], receive: true },
+    RX,
+    Case { name: "rx 16 merged buffers", budget: 3076, frame: 65_012, parts: &[4096], ..RX },
+    Case { name: "tx one buffer, captured", budget: 602, capture: true, ..TX },
+    Case { name: "rx one buffer, captured", budget: 833, capture: true, ..RX },
 ];
 
 /// Takes every frame, and always has one.
@@ -169,7 +179,15 @@ fn counted(work: &mut dyn FnMut()) {
 /// Runs a case; under callgrind, in a process of its own.
 fn run(case: &Case) {
     let mut driver = Driver::new(case);
-    let port = Endless { null: File::open("/dev/null").expect("/dev/null"), frame: case.frame };
+    let mut port: Arc<dyn PortQueue> =
+        Arc::new(Endless { null: File::open("/dev/null").expect("/dev/null"), frame: case.frame });
+    let captured = case.capture.then(|| {
+        let options = CaptureOptions { pair: None, snap: 262_144, rx: true, tx: true };
+        let capture = Capture::new(options, 1).expect("memory");
+        port = capture.before(0, port.clone());
+        let memory = capture.file().expect("a file").try_clone().expect("a descriptor");
+        (capture, readers(memory.into(), 1).expect("a ring").remove(0))
+    });
     let mut health = Health::new("endless".to_owned(), Trouble::new(2, notifier()));
     let counters = Counters::default();
     let mut tx = Tx::new(driver.vring(), false);
@@ -179,14 +197,18 @@ fn run(case: &Case) {
         driver.refill();
         let mut turn = || {
             let result = match case.receive {
-                true => rx.run(&port, &mut health, &counters),
-                false => tx.run(&port, &mut health, &counters),
+                true => rx.run(&*port, &mut health, &counters),
+                false => tx.run(&*port, &mut health, &counters),
             };
             result.expect("the ring is whole");
         };
         while driver.used() != driver.avail {
             counted(&mut turn);
         }
+    }
+    if let Some((capture, mut reader)) = captured {
+        let read = std::iter::from_fn(|| reader.next_time(true).map(|_| reader.take())).count();
+        assert_eq!((read, capture.lost()), (done(&counters), 0), "all of them are captured");
     }
     println!("{} frames", done(&counters));
 }

@@ -6,11 +6,11 @@
 //!         RingWriter --> memory --> RingReader      another process: looks into it every few milliseconds
 //! ```
 //!
-//! A [`Capture`] is made when somebody asks for one, and given to [`NetDevice::set_capture`]. Pairs that start
-//! from then on have a [queue](queue) in front of their port's that copies into the pair's own [ring], and those
-//! of a device without a capture have nothing in the way. Nobody ever waits for the reader: what finds no room is
-//! counted as lost, and only the copy is. What else decides that a frame goes nowhere says so by
-//! [`PortQueue::dropped`](crate::port::PortQueue::dropped).
+//! A [`Capture`] is made when somebody asks for one, and given to [`NetDevice::set_capture`]. Pairs that
+//! start from then on have a [queue](queue) in front of their port's that copies into the pair's own [ring],
+//! and those of a device without a capture have nothing in the way. Nobody ever waits for the reader: what
+//! finds no room is counted as lost, and only the copy is. What else decides that a frame goes nowhere says
+//! so by [`PortQueue::dropped`](crate::port::PortQueue::dropped).
 //!
 //! [`NetDevice::set_capture`]: crate::device::NetDevice::set_capture
 
@@ -78,7 +78,7 @@ impl Capture {
     }
 
     /// `queue` of `pair` behind this capture, if the pair is captured.
-    pub(crate) fn before(&self, pair: usize, queue: Arc<dyn PortQueue>) -> Arc<dyn PortQueue> {
+    pub fn before(&self, pair: usize, queue: Arc<dyn PortQueue>) -> Arc<dyn PortQueue> {
         match self.rings.iter().find(|(captured, _)| *captured == pair) {
             Some((_, ring)) => Arc::new(CaptureQueue::new(queue, ring.clone(), self.options)),
             None => queue,

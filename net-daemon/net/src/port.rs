@@ -12,9 +12,9 @@
 //! ```
 //!
 //! So frames that the program makes have no limit but their own, nothing is sent that a limit has held back,
-//! and a capture shows what the guest sends and gets. What decides on a frame's bytes stands between frames of
-//! the program's own and limits, decides on a copy of its own, and passes that copy on. What makes frames has
-//! its way in from [`NetDevice::inject`](crate::device::NetDevice::inject).
+//! and a capture shows what the guest sends and gets. What decides on a frame's bytes stands between frames
+//! of the program's own and limits, decides on a copy of its own, and passes that copy on. What makes frames
+//! has its way in from [`NetDevice::inject`](crate::device::NetDevice::inject).
 
 use std::fmt::Debug;
 use std::io;
@@ -80,8 +80,8 @@ pub trait PortQueue: AsFd + Debug + Send + Sync {
         self.recv(&[IoPart::from_slice(&mut [0])]).map(drop)
     }
 
-    /// The frame of `len` bytes in `parts`, header first, goes nowhere: one that was to be sent, or the last one
-    /// that was received. For who looks at frames, and stands in front of all others.
+    /// The frame of `len` bytes in `parts`, header first, goes nowhere: one that was to be sent, or the last
+    /// one that was received. For who looks at frames, and stands in front of all others.
     fn dropped(&self, _reason: DropReason, _parts: &[IoPart<'_>], _len: usize) {}
 
     /// Descriptors that become readable when a call that would have had to wait is worth another try,

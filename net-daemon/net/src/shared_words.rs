@@ -183,8 +183,8 @@ impl SharedWords {
     pub(crate) fn part(&self, first: usize, bytes: usize) -> IoPart<'_> {
         let words = bytes.div_ceil(size_of::<u64>());
         assert!(first <= self.len && words <= self.len - first, "{words} words from {first} of {}", self.len);
-        // SAFETY: all of them are there (checked), mapped for as long as `self`, and nobody has a reference to
-        // them but as atomics, which other processes change as well.
+        // SAFETY: all of them are there (checked), mapped for as long as `self`, and nobody has a reference
+        // to them but as atomics, which other processes change as well.
         unsafe { IoPart::new(self.at(HEADER + first).as_ptr().cast(), bytes) }
     }
 

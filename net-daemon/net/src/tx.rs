@@ -84,14 +84,14 @@ impl Tx {
             let Some(head) = self.vring.ring.pop()? else { return Ok(Turn::Idle) };
             match self.vring.begin(index).and_then(|()| self.collect(head)) {
                 Err(error) => self.vring.bad_chain(error, &counters.tx_bad_chain, counters),
-                Ok(len) if self.discard => self.dropped(DropReason::TxDisabled, len, port, counters),
-                Ok(len) => match self.send(port, health, counters) {
+                Ok(_) if self.discard => self.dropped(DropReason::TxDisabled, port, counters),
+                Ok(_) => match self.send(port, health, counters) {
                     Some(Verdict::Wait) => {
                         self.vring.ring.unpop();
                         return Ok(Turn::PortFull);
                     }
-                    Some(Verdict::Refused) => self.dropped(DropReason::TxRefused, len, port, counters),
-                    Some(Verdict::NoPort) => self.dropped(DropReason::TxNoPort, len, port, counters),
+                    Some(Verdict::Refused) => self.dropped(DropReason::TxRefused, port, counters),
+                    Some(Verdict::NoPort) => self.dropped(DropReason::TxNoPort, port, counters),
                     None => {}
                 },
             }
@@ -124,9 +124,10 @@ impl Tx {
 
     /// The frame that was collected last goes nowhere.
     #[cold]
-    fn dropped(&self, reason: DropReason, len: usize, port: &dyn PortQueue, counters: &Counters) {
+    fn dropped(&self, reason: DropReason, port: &dyn PortQueue, counters: &Counters) {
         counters.dropped(reason).add(1);
-        port.dropped(reason, self.parts.from(0), len);
+        let parts = self.parts.from(0);
+        port.dropped(reason, parts, parts.iter().map(|part| part.len()).sum());
     }
 
     /// `None` when the port took the frame.

@@ -38,14 +38,14 @@ pub(super) fn offloads(header: &[u8]) -> Option<String> {
     }
     let name = match kind & !ECN {
         0 => None,
-        TCPV4 => Some("TCP segments over IPv4".to_owned()),
-        TCPV6 => Some("TCP segments over IPv6".to_owned()),
+        TCPV4 => Some("TCP/IPv4 segments".to_owned()),
+        TCPV6 => Some("TCP/IPv6 segments".to_owned()),
         UDP => Some("fragments of a UDP datagram".to_owned()),
         UDP_L4 => Some("UDP datagrams".to_owned()),
         other => Some(format!("pieces of kind {other}")),
     };
     if let Some(name) = name {
-        said.push(format!("to be cut into {name} of {size} bytes, each with the {hdr_len} bytes of headers"));
+        said.push(format!("to be cut into {name} of {size} bytes, each behind {hdr_len} bytes of headers"));
     }
     if kind & ECN != 0 {
         said.push("ECN".to_owned());
@@ -76,20 +76,16 @@ mod tests {
             (
                 1,
                 0x81,
-                "offload: checksum from byte 34 on to be written at byte 50, to be cut into TCP segments over \
-                 IPv4 of 1448 bytes, each with the 66 bytes of headers, ECN",
+                "offload: checksum from byte 34 on to be written at byte 50, to be cut into TCP/IPv4 \
+                 segments of 1448 bytes, each behind 66 bytes of headers, ECN",
             ),
             (
                 0,
                 4,
-                "offload: to be cut into TCP segments over IPv6 of 1448 bytes, each with the 66 bytes of headers",
+                "offload: to be cut into TCP/IPv6 segments of 1448 bytes, each behind 66 bytes of headers",
             ),
-            (0, 5, "offload: to be cut into UDP datagrams of 1448 bytes, each with the 66 bytes of headers"),
-            (
-                0,
-                9,
-                "offload: to be cut into pieces of kind 9 of 1448 bytes, each with the 66 bytes of headers",
-            ),
+            (0, 5, "offload: to be cut into UDP datagrams of 1448 bytes, each behind 66 bytes of headers"),
+            (0, 9, "offload: to be cut into pieces of kind 9 of 1448 bytes, each behind 66 bytes of headers"),
         ] {
             assert_eq!(said(flags, kind, [66, 1448, 34, 16]).as_deref(), Some(expected));
         }

@@ -1,7 +1,7 @@
 //! Where a capture is written: a file, or a pipe whose reader may be slow, stop, or go.
 //!
-//! Nobody but this client waits for it, and not so that it could not be told to end: a pipe is written to when it has
-//! room, as much as it then surely takes.
+//! Nobody but this client waits for it, and not so that it could not be told to end: a pipe is written to
+//! when it has room, as much as it then surely takes.
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
@@ -24,8 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 #[derive(Debug, Error)]
 pub(crate) enum OutputError {
     #[error(
-        "a capture is no text for a terminal: write it to a file by --out FILE, or pipe it to a reader, as in \
-         'volt-netd ctl capture | tcpdump -r -'"
+        "a capture is no text for a terminal: write it to a file by --out FILE, or pipe it to a reader, as \
+         'volt-netd ctl capture | tcpdump -r -' does"
     )]
     Terminal,
     #[error("cannot write {0}: does its directory exist, and may this user write there?")]
@@ -88,7 +88,8 @@ impl Output {
         name(self.path.as_deref())
     }
 
-    /// Writes the blocks. With `end`, not beyond that becoming readable; without, no longer than the reader reads.
+    /// Writes the blocks. With `end`, not beyond that becoming readable; without, no longer than the reader
+    /// reads.
     pub(super) fn flush(&mut self, end: Option<BorrowedFd<'_>>) -> Result<Written, OutputError> {
         while self.done < self.blocks.len() {
             let written = if self.regular { self.write(usize::MAX) } else { self.write_with_room(end) };

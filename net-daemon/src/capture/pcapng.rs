@@ -1,6 +1,7 @@
 //! The blocks of a pcapng file, in the byte order of x86 (draft-ietf-opsawg-pcapng).
 //!
-//! Written here because the one package that does, pcap-file, brings older versions of three others that volt has.
+//! Written here because the one package that does, pcap-file, brings older versions of three others that volt
+//! has.
 
 /// Section Header Block, Interface Description Block, Interface Statistics Block, Enhanced Packet Block.
 const SHB: u32 = 0x0a0d_0d0a;
@@ -104,7 +105,8 @@ pub(super) fn statistics(out: &mut Vec<u8>, statistics: &Statistics) {
     });
 }
 
-/// Of bytes that begin with a block: how many of the first `len` are whole blocks, and how many frames these are.
+/// Of bytes that begin with a block: how many of the first `len` are whole blocks, and how many frames these
+/// are.
 pub(super) fn whole(bytes: &[u8], len: usize) -> (usize, u64) {
     let (mut at, mut frames) = (0, 0);
     while let Some([kind, total]) = bytes.get(at..).and_then(first_words) {

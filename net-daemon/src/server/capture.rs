@@ -1,7 +1,7 @@
 //! A client of the control socket that captures frames.
 //!
-//! It is given the memory that frames are copied to, and asked for nothing more: the capture lasts as long as its
-//! connection, whatever ends that. There is one at a time.
+//! It is given the memory that frames are copied to, and asked for nothing more: the capture lasts as long as
+//! its connection, whatever ends that. There is one at a time.
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;

@@ -1,7 +1,8 @@
 //! Clients of the control socket.
 //!
-//! One request a connection, which is answered at once; only who captures frames keeps its connection. The main thread waits for none: a client is read when
-//! it has begun to send, and the oldest of too many that say nothing has to go.
+//! One request a connection, which is answered at once; only who captures frames keeps its connection. The
+//! main thread waits for none: a client is read when it has begun to send, and the oldest of too many that
+//! say nothing has to go.
 
 use std::io;
 use std::os::unix::net::UnixStream;

@@ -130,8 +130,8 @@ pub fn read_parts(parts: &[IoPart<'_>], bytes: &mut [u8]) -> usize {
 }
 
 /// Copies from `offset` bytes into `from` to the start of `to`, as far as both go. In large pieces, so that a
-/// guest that changes its bytes meanwhile can have any mixture of old and new copied: for who decides nothing on
-/// them.
+/// guest that changes its bytes meanwhile can have any mixture of old and new copied: for who decides nothing
+/// on them.
 pub fn copy_parts(from: &[IoPart<'_>], mut offset: usize, to: IoPart<'_>) {
     let mut done = 0;
     for part in from {
@@ -140,8 +140,8 @@ pub fn copy_parts(from: &[IoPart<'_>], mut offset: usize, to: IoPart<'_>) {
             continue;
         };
         let now = there.min(to.len() - done);
-        // SAFETY: offset + now <= part.len() and done + now <= to.len(), and parts borrow their memory. `copy`
-        // takes memory that overlaps.
+        // SAFETY: offset + now <= part.len() and done + now <= to.len(), and parts borrow their memory.
+        // `copy` takes memory that overlaps.
         unsafe { std::ptr::copy(part.base().add(offset), to.base().add(done), now) };
         done += now;
         offset = 0;

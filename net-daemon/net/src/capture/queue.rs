@@ -14,8 +14,8 @@ use crate::port::{HEADER_LEN, PortQueue};
 
 /// In front of all others, so that it sees what the guest sends and gets.
 ///
-/// A frame of the guest is copied when it was sent, out of the guest's memory: a guest that changes it meanwhile has
-/// the capture show what nobody got. It is copied once more by whoever decides on its bytes.
+/// A frame of the guest is copied when it was sent, out of the guest's memory: a guest that changes it
+/// meanwhile has the capture show what nobody got. It is copied once more by whoever decides on its bytes.
 #[derive(Debug)]
 pub(super) struct CaptureQueue {
     queue: Arc<dyn PortQueue>,

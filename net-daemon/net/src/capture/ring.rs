@@ -1,6 +1,7 @@
 //! Rings of captured frames: each with one writer, a frame thread, and one reader, in another process.
 //!
-//! All rings of a capture share one memfd, each an equal part of it. Positions are words, and count up for ever.
+//! All rings of a capture share one memfd, each an equal part of it. Positions are words, and count up for
+//! ever.
 //!
 //! ```text
 //! words  0 HEAD      the writer's: entries before it are complete
@@ -15,9 +16,10 @@
 //!        4 ...       bytes, to a whole word
 //! ```
 //!
-//! The reader may be anybody's: the writer keeps its positions to itself, and takes a TAIL that cannot be for a
-//! ring without room. A frame to the guest is *held* until it is known not to be dropped, with the next call of the
-//! port's queue; a reader shows one that stays held for longer, such as one that waits for the guest's buffers.
+//! The reader may be anybody's: the writer keeps its positions to itself, and takes a TAIL that cannot be for
+//! a ring without room. A frame to the guest is *held* until it is known not to be dropped, with the next
+//! call of the port's queue; a reader shows one that stays held for longer, such as one that waits for the
+//! guest's buffers.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;

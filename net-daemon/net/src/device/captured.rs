@@ -17,8 +17,8 @@ impl NetDevice {
         self.capture.as_ref()
     }
 
-    /// Gives up the frames that were received and not delivered: the guest they were for has gone. Only while no
-    /// pair runs.
+    /// Gives up the frames that were received and not delivered: the guest they were for has gone. Only while
+    /// no pair runs.
     pub fn give_up_stashes(&mut self) {
         for (pair, stash) in self.stashes.iter_mut().enumerate() {
             let Some(mut frame) = stash.take() else { continue };

@@ -85,7 +85,8 @@ fn a_frame_is_held_until_it_is_known_what_becomes_of_it() {
     assert_eq!(reader.next_time(true), Some(5), "who reads for the last time takes it at once");
 }
 
-/// Whoever has the memory can write what it likes: the writer stays in its ring, and counts what it cannot write.
+/// Whoever has the memory can write what it likes: the writer stays in its ring, and counts what it cannot
+/// write.
 #[test]
 fn a_reader_that_says_nonsense_has_no_room() {
     for nonsense in [100, 1 << 40, u64::MAX, 1 << 63] {
