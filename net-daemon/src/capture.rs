@@ -286,8 +286,7 @@ impl Recording {
         }
         self.source = next;
         let missing = since.elapsed().as_secs_f64() * 1000.0;
-        self.gap =
-            Some(format!("before: another process of the daemon's, and {missing:.1} ms without a capture"));
+        self.gap = Some(format!("gap: another process of the daemon, {missing:.1} ms were not captured"));
         say(&"volt-netd: the capture goes on");
         Ok(())
     }

@@ -7,10 +7,10 @@
 //! ```
 //!
 //! A [`Capture`] is made when somebody asks for one, and given to [`NetDevice::set_capture`]. Pairs that
-//! start from then on have a [queue](queue) in front of their port's that copies into the pair's own [ring],
+//! start from then on have a [queue] in front of their port's that copies into the pair's own [ring],
 //! and those of a device without a capture have nothing in the way. Nobody ever waits for the reader: what
 //! finds no room is counted as lost, and only the copy is. What else decides that a frame goes nowhere says
-//! so by [`PortQueue::dropped`](crate::port::PortQueue::dropped).
+//! so by [`PortQueue::dropped`].
 //!
 //! [`NetDevice::set_capture`]: crate::device::NetDevice::set_capture
 

@@ -12,7 +12,7 @@ const WHOLE: u32 = 262_144;
 /// What is captured, for how long, and where it goes.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Options {
-    /// File to write, or - for standard output, which is also where it goes without this option
+    /// File to write; - is standard output, where it goes anyway unless that is a terminal
     #[arg(long, value_name = "FILE")]
     pub(super) out: Option<PathBuf>,
 
@@ -20,7 +20,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N")]
     pair: Option<usize>,
 
-    /// Most bytes of each frame
+    /// Most bytes of each frame; all of it if not given
     #[arg(long, value_name = "BYTES", default_value_t = WHOLE, hide_default_value = true)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(WHOLE)))]
     snap: u32,

@@ -181,9 +181,10 @@ impl RingWriter {
     fn put(&self, entry: &Entry, parts: &[IoPart<'_>]) -> bool {
         let (at, bytes) = (self.written.load(Relaxed), entry.len.min(entry.snap));
         let words = ENTRY + bytes.div_ceil(WORD);
-        // More than the ring holds where the reader says what cannot be.
-        let used = at.wrapping_sub(self.ring.control(TAIL).load(Acquire));
-        if (self.ring.len as u64).checked_sub(used).is_none_or(|room| room < words as u64) {
+        // A reader that says what cannot be has read nothing.
+        let used = at.checked_sub(self.ring.control(TAIL).load(Acquire));
+        let room = used.and_then(|used| (self.ring.len as u64).checked_sub(used));
+        if room.is_none_or(|room| room < words as u64) {
             self.lost.add(1);
             self.ring.control(LOST).store(self.lost.get(), Relaxed);
             return false;
