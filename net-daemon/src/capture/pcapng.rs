@@ -1,7 +1,7 @@
 //! The blocks of a pcapng file, in the byte order of x86 (draft-ietf-opsawg-pcapng).
 //!
-//! Written here because the one package that does, pcap-file, brings older versions of three others that volt
-//! has.
+//! Written here because the one package that does, pcap-file, brings a syn 1 and a thiserror 1 beside those
+//! that volt has.
 
 /// Section Header Block, Interface Description Block, Interface Statistics Block, Enhanced Packet Block.
 const SHB: u32 = 0x0a0d_0d0a;

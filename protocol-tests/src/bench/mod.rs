@@ -6,7 +6,7 @@
 //! [`card::Card`] is a polling driver with memory of its own on [`ring::PollRing`]s, faster than any
 //! back-end; [`run`] drives both ways, [`latency`] sends one frame at a time, [`continuity`] replaces the
 //! back-end under it. [`suite`] repeats all of it in interleaved rounds, [`report`] and [`plot`] show medians
-//! and spread. [`guests`] boots real guests instead.
+//! and spread. [`guests`] boots real guests instead; [`scale`] runs many daemons at once.
 //!
 //! The processor time is that of the back-end's process, taken while it sleeps before and after a run, when
 //! the kernel's account of it is exact. So a round is right to the nanosecond where threads share cores and
@@ -26,6 +26,7 @@ pub mod process;
 pub mod report;
 pub mod ring;
 pub mod run;
+pub mod scale;
 pub mod suite;
 
 use std::io;

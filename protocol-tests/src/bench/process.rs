@@ -44,6 +44,13 @@ impl Process {
         Ok(process)
     }
 
+    /// Starts `command` on whichever processor.
+    pub fn unbound(mut command: Command) -> Result<Process, BenchError> {
+        let child = command.spawn()?;
+        let clock = clock_of(child.id())?;
+        Ok(Process { pid: child.id(), child: Some(child), startup: None, clock })
+    }
+
     /// A process that runs already.
     pub fn of(pid: u32) -> Result<Process, BenchError> {
         Ok(Process { pid, child: None, startup: None, clock: clock_of(pid)? })

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use protocol_tests::bench::case::{Case, plan};
 use protocol_tests::bench::suite::{Options, Target, measure};
-use protocol_tests::bench::{BenchError, continuity, guests, plot, report};
+use protocol_tests::bench::{BenchError, continuity, guests, plot, report, scale};
 
 #[derive(Parser)]
 #[command(
@@ -24,6 +24,8 @@ enum What {
     Frames(Frames),
     /// The gap that replacing volt-netd leaves, as a polling front-end sees it
     Continuity(continuity::Options),
+    /// What each of many daemons takes: start, memory, wake-ups, processor time
+    Scale(scale::Options),
     /// TCP, requests and exits of real guests, for each way to the wire
     Guests(guests::Options),
 }
@@ -73,6 +75,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().what {
         What::Frames(frames) => run(&frames),
         What::Guests(options) => guests::run(&options),
+        What::Scale(options) => scale::run(&options).map(|table| print!("{table}")),
         What::Continuity(options) => continuity::run(&options).map(|table| print!("{table}")),
     };
     match result {
