@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::netns::Netns;
 
 /// What a scraper sends that reads both formats.
-const BOTH: &str =
+pub const BOTH: &str =
     "application/openmetrics-text;version=1.0.0;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
 
 /// An answer.

@@ -4,13 +4,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use protocol_tests::daemon::{Daemon, poll_until, program};
 use protocol_tests::frame::numbered;
 use protocol_tests::rig::{LIMIT, Rig, namespace};
-use protocol_tests::scrape::{Scrape, ask, ask_tcp, read};
+use protocol_tests::scrape::{BOTH, Scrape, ask, ask_tcp, read};
 use protocol_tests::session::Setup;
 use protocol_tests::succession::Flow;
 use protocol_tests::wire::request;
@@ -34,6 +35,15 @@ fn reported(rig: &Rig) -> Scrape {
         sizes.iter().all(|vring| now.has(&of("vring_size", vring)))
     };
     poll_until(LIMIT, || Some(scrape(rig)).filter(all)).expect("a report")
+}
+
+/// Leaves both formats for other readers, where `VOLT_SCRAPES` names a directory (scripts/soak --metrics).
+fn keep(rig: &Rig) {
+    let Some(directory) = std::env::var_os("VOLT_SCRAPES").map(PathBuf::from) else { return };
+    for (file, accept) in [("volt-netd.txt", "*/*"), ("volt-netd.openmetrics", BOTH)] {
+        let answer = ask(&rig.metrics(), "GET /metrics", accept, LIMIT).expect("metrics");
+        std::fs::write(directory.join(file), answer.body).expect("written");
+    }
 }
 
 /// Workers are killed under traffic 20 times: what is read at any moment is not less than what was read
@@ -143,6 +153,7 @@ fn what_is_so_is_served() {
 
     let open = Scrape::open_metrics(&rig.metrics(), LIMIT);
     assert_eq!(open.names(), scrape(&rig).names());
+    keep(&rig);
     let mut ctl = rig.netns.command(program("volt-netd"));
     let printed = ctl
         .args(["ctl", "--control"])

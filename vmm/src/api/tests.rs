@@ -120,6 +120,13 @@ fn metrics_are_text() {
         answer
     };
     let (text, open) = (scrape("*/*"), scrape("application/openmetrics-text; version=1.0.0"));
+    // For other readers: scripts/soak --metrics.
+    if let Some(directory) = std::env::var_os("VOLT_SCRAPES") {
+        for (file, answer) in [("volt-vmm.txt", &text), ("volt-vmm.openmetrics", &open)] {
+            let body = answer.split_once("\r\n\r\n").unwrap().1;
+            std::fs::write(Path::new(&directory).join(file), body).unwrap();
+        }
+    }
     assert!(
         text.contains("\r\ncontent-type: text/plain; version=0.0.4") && !text.contains("# EOF"),
         "{text}"
