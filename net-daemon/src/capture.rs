@@ -27,7 +27,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use thiserror::Error;
 use volt_net::capture::ring::{Captured, Garbled};
 use volt_net::port::HEADER_LEN;
-use volt_program::logging::say;
+use volt_program::logging::tell;
 
 use crate::control::ControlError;
 use crate::signals::{Signals, ending};
@@ -102,7 +102,7 @@ pub(crate) fn run(control: &Path, options: &Options) -> Result<ExitCode, Capture
         let description = "inbound: to the guest, outbound: from the guest";
         pcapng::interface(&mut output.blocks, &name, description, snap);
     }
-    say(&format_args!("volt-netd: capturing {interface}, queue pairs {pairs:?}, to {}", output.name()));
+    tell(&format_args!("volt-netd: capturing {interface}, queue pairs {pairs:?}, to {}", output.name()));
     let accounts = vec![Account::default(); pairs.len()];
     let deadline = options.time.map(|time| Instant::now() + time);
     let (control, options) = (control.to_owned(), options.clone());
@@ -257,14 +257,14 @@ impl Recording {
             0 => String::new(),
             lost => format!("; {lost} more were lost, as they were not taken in time"),
         };
-        say(&format_args!("volt-netd: {} frames to {}{lost}", self.frames, self.output.name()));
+        tell(&format_args!("volt-netd: {} frames to {}{lost}", self.frames, self.output.name()));
     }
 
     /// Goes on with the daemon that comes in place of one that has closed the connection.
     fn follow(&mut self) -> Result<(), CaptureError> {
         let since = Instant::now();
         self.write_rest()?;
-        say(&"volt-netd: the daemon has closed the connection: waiting for the next one");
+        tell(&"volt-netd: the daemon has closed the connection: waiting for the next one");
         let next = loop {
             match Source::ask(&self.control, self.options.request(), SUCCESSOR) {
                 Ok(next) => break next,
@@ -287,7 +287,7 @@ impl Recording {
         self.source = next;
         let missing = since.elapsed().as_secs_f64() * 1000.0;
         self.gap = Some(format!("gap: another process of the daemon, {missing:.1} ms were not captured"));
-        say(&"volt-netd: the capture goes on");
+        tell(&"volt-netd: the capture goes on");
         Ok(())
     }
 }

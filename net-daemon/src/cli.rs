@@ -7,6 +7,7 @@ use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
 use log::LevelFilter;
 use volt_net::config::{MIN_MTU, Mac};
 use volt_net::limiter::Rate;
+use volt_program::logging;
 use volt_virtio::ring::MAX_RING_SIZE;
 
 use crate::capture;
@@ -160,6 +161,10 @@ pub(crate) struct Cli {
     #[arg(long, value_enum, default_value_t = Level::Info)]
     pub(crate) log_level: Level,
 
+    /// What a line of the log looks like
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = LogFormat::Text)]
+    pub(crate) log_format: LogFormat,
+
     /// Print what this program can do, as JSON, and exit
     #[arg(long)]
     pub(crate) print_capabilities: bool,
@@ -260,6 +265,24 @@ impl From<Level> for LevelFilter {
             Level::Info => LevelFilter::Info,
             Level::Debug => LevelFilter::Debug,
             Level::Trace => LevelFilter::Trace,
+        }
+    }
+}
+
+/// Forms of the log.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// For a reader
+    Text,
+    /// For a program: a JSON object a line, with the name of the event
+    Json,
+}
+
+impl From<LogFormat> for logging::Format {
+    fn from(format: LogFormat) -> logging::Format {
+        match format {
+            LogFormat::Text => logging::Format::Text,
+            LogFormat::Json => logging::Format::Json,
         }
     }
 }

@@ -106,7 +106,7 @@ impl Predecessor {
         let went = last.as_ref().is_some_and(|(_, len)| bytes.get(*len) == Some(&GO));
         match last {
             Some((last, _)) if went => {
-                info!("took over from process {}", self.pid);
+                info!(event = "took_over", pid:% = self.pid; "took over from process {}", self.pid);
                 Ok(last)
             }
             _ if late => Err(HandOverError::Late),
@@ -138,7 +138,10 @@ impl Predecessor {
         let limit = Timespec::try_from(END).ok();
         let dead = matches!(poll(&mut [PollFd::new(process, PollFlags::IN)], limit.as_ref()), Ok(1));
         if dead {
-            warn!("process {} died while it handed over", self.pid);
+            warn!(
+                event = "predecessor_died", pid:% = self.pid;
+                "process {} died while it handed over", self.pid
+            );
         }
         dead
     }

@@ -210,7 +210,10 @@ fn fresh(cli: &Cli, given: Given, supervised: Supervised, signals: Signals) -> R
     let mut server = build(port, options, sockets, cli.queue_size, supervised, signals)?;
     server.set_limits(limits);
     server.set_busy_poll(cli.busy_poll_us);
-    info!("{} with {pairs} queue pairs, {described}", server.port_name());
+    info!(
+        event = "started", interface = server.port_name(), pairs;
+        "{} with {pairs} queue pairs, {described}", server.port_name()
+    );
     Ok(server)
 }
 
@@ -218,12 +221,16 @@ fn fresh(cli: &Cli, given: Given, supervised: Supervised, signals: Signals) -> R
 fn advise(cli: &Cli, port: &dyn Port) {
     let name = port.name();
     if port.is_up() == Some(false) {
-        warn!("{name} is down, so that no frame comes or goes: ip link set {name} up");
+        warn!(
+            event = "interface_down", interface = name;
+            "{name} is down, so that no frame comes or goes: ip link set {name} up"
+        );
     }
     if let (Some(told), Some(mtu)) = (cli.mtu, port.mtu())
         && told > mtu
     {
         warn!(
+            event = "mtu_exceeds_interface", interface = name, mtu = told;
             "the guest is told an MTU of {told}, and what is longer than the {mtu} of {name} is lost: \
              ip link set {name} mtu {told}"
         );
@@ -231,7 +238,10 @@ fn advise(cli: &Cli, port: &dyn Port) {
     if let Some(group) = &cli.socket_group
         && cli.socket_mode & WRITE_BY_GROUP == 0
     {
-        warn!("--socket-group {group} lets nobody connect without its permission: --socket-mode 0660");
+        warn!(
+            event = "socket_group_useless";
+            "--socket-group {group} lets nobody connect without its permission: --socket-mode 0660"
+        );
     }
 }
 
@@ -293,7 +303,10 @@ fn build(
     };
     match opener.ask(&Request::Entrust(duties)).and_then(|asked| asked.take()) {
         // Who goes on for another serves, whatever has become of it.
-        Err(error) if restarts > 0 => warn!("the opener is gone, and nothing is opened again: {error}"),
+        Err(error) if restarts > 0 => warn!(
+            event = "opener_gone";
+            "the opener is gone, and nothing is opened again: {error}"
+        ),
         told => drop(told?),
     }
     let mut asker = None;
@@ -338,7 +351,7 @@ struct Sockets {
 fn open_metrics(cli: &Cli) -> Result<Option<MetricsListener>, AnyError> {
     let Some(address) = &cli.metrics else { return Ok(None) };
     let metrics = MetricsListener::open(address, sandbox::user())?;
-    info!("serving metrics at {metrics}");
+    info!(event = "metrics_served", place:% = metrics; "serving metrics at {metrics}");
     Ok(Some(metrics))
 }
 

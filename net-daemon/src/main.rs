@@ -62,7 +62,7 @@ const COURTESY: std::time::Duration = std::time::Duration::from_millis(20);
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let status = start(&cli).unwrap_or_else(|error| {
-        logging::say(&format_args!("volt-netd: {}", error_chain(&*error)));
+        logging::say("error", &format_args!("volt-netd: {}", error_chain(&*error)));
         ExitCode::FAILURE
     });
     logging::flush();
@@ -87,7 +87,7 @@ fn start(cli: &Cli) -> Result<ExitCode, AnyError> {
         Some(Command::Ctl { .. }) => {}
     }
     volt_program::signals::prepare()?;
-    logging::init(cli.log_level.into())?;
+    logging::init(cli.log_level.into(), cli.log_format.into())?;
     if let Some(Command::Ctl { control, request }) = &cli.command {
         return ctl(control, request);
     }

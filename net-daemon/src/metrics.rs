@@ -163,7 +163,7 @@ impl Service for Serving {
             // Anybody can bring these about.
             ServeError::Request(_) | ServeError::Answer(_) => debug!("metrics: {error}"),
             ServeError::Accept(_) | ServeError::Thread(_) => {
-                warn!("metrics: {}", volt_virtio::error_chain(error));
+                warn!(event = "metrics_failed"; "metrics: {}", volt_virtio::error_chain(error));
             }
         }
     }

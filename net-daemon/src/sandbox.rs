@@ -86,7 +86,10 @@ pub(crate) fn is_on() -> bool {
 /// Confines no process from here on.
 pub(crate) fn leave_off() {
     LEFT_OFF.store(true, Ordering::Relaxed);
-    warn!("--sandbox=off: whoever takes this daemon over can do all that its user can");
+    warn!(
+        event = "sandbox_off";
+        "--sandbox=off: whoever takes this daemon over can do all that its user can"
+    );
 }
 
 /// Confines this process, which serves a guest and is told to end by `signals`. Called by the main thread,
@@ -168,7 +171,8 @@ fn or_end(role: &'static Role, act: fn(&Sandbox, &'static Role) -> Result<(), Sa
     if let Some(sandbox) = sandbox
         && let Err(error) = act(&sandbox, role)
     {
-        logging::say(&format_args!("volt-netd: a thread cannot be confined: {}", error_chain(&error)));
+        let why = format_args!("volt-netd: a thread cannot be confined: {}", error_chain(&error));
+        logging::say("thread_not_confined", &why);
         std::process::abort();
     }
 }

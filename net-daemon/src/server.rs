@@ -337,7 +337,8 @@ impl Server {
     }
 
     fn end(&mut self) -> Result<End, ServerError> {
-        info!(target: logging::END, "told to end by {}", self.signals.who());
+        let signal = self.signals.who();
+        info!(target: logging::END, event = "told_to_end", signal:%; "told to end by {signal}");
         if self.leave {
             if let Some(connection) = &mut self.connection {
                 connection.session.pause(&mut self.device)?;

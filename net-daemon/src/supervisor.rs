@@ -101,7 +101,7 @@ impl Supervisor<'_> {
             let stored = self.adopt(&mut origin);
             let worker = self.start(origin)?;
             if stored {
-                info!("went on with what systemd kept");
+                info!(event = "went_on_from_store"; "went on with what systemd kept");
             }
             match self.watch(&worker)? {
                 Outcome::Ended(status) => {
@@ -203,7 +203,7 @@ impl Supervisor<'_> {
                 let status = match ran {
                     Ok(End::Over | End::GivenAway) => 0,
                     Err(error) => {
-                        logging::say(&format_args!("volt-netd: {}", error_chain(&*error)));
+                        logging::say("error", &format_args!("volt-netd: {}", error_chain(&*error)));
                         if error.is::<Unusable>() { UNUSABLE } else { 1 }
                     }
                 };
@@ -318,6 +318,7 @@ impl Supervisor<'_> {
             wait => format!(" in {wait} ms"),
         };
         warn!(
+            event = "worker_died", seconds = lived.as_secs_f32();
             "the worker {how} after {:.1} s: another one goes on with its state{soon}",
             lived.as_secs_f32()
         );
@@ -341,7 +342,7 @@ impl Supervisor<'_> {
         let successor = fds.first().map(AsFd::as_fd);
         if successor.is_some_and(|socket| send_go(&socket).is_ok()) {
             worker.end();
-            info!(target: logging::END, "handed over to {program}");
+            info!(target: logging::END, event = "handed_over", program; "handed over to {program}");
             return Some(Outcome::GivenAway);
         }
         self.store();
@@ -375,7 +376,8 @@ impl Supervisor<'_> {
         while let Some(signal) = self.signal_fd.take() {
             if signal != libc::SIGCHLD {
                 if !self.told && !told {
-                    info!(target: logging::END, "told to end by {}", name(signal));
+                    let signal = name(signal);
+                    info!(target: logging::END, event = "told_to_end", signal:%; "told to end by {signal}");
                 }
                 told = true;
             }

@@ -101,28 +101,39 @@ impl Store {
         }
         let left = named.remove(STATE).and_then(|memory| Some((read(memory.as_fd())?, memory)));
         let Some(((sequence, Stored { state, unsent }, in_request), memory)) = left else {
-            warn!("systemd kept descriptors, but no state: starting afresh");
+            warn!(event = "store_without_state"; "systemd kept descriptors, but no state: starting afresh");
             return self.forget(named.keys());
         };
         let listener = match DaemonState::parse(state.get()) {
             Ok(parsed) if parsed.is_for(cli, socket.as_ref()) => {
                 let kept = parsed.kept_options(cli);
                 if !kept.is_empty() {
-                    warn!("{} stay as they were: systemctl stop and start takes new values", kept.join(", "));
+                    let kept = kept.join(", ");
+                    warn!(
+                        event = "options_kept", options:% = kept;
+                        "{kept} stay as they were: systemctl stop and start takes new values"
+                    );
                 }
                 parsed.endpoint.given_listener()
             }
             Ok(_) => {
-                warn!("what systemd kept is of a daemon with other options: starting afresh");
+                warn!(
+                    event = "store_of_other_daemon";
+                    "what systemd kept is of a daemon with other options: starting afresh"
+                );
                 return self.forget(named.keys());
             }
             Err(error) => {
-                warn!("what systemd kept cannot be used: {}", volt_virtio::error_chain(&error));
+                let why = volt_virtio::error_chain(&error);
+                warn!(event = "store_unusable"; "what systemd kept cannot be used: {why}");
                 return self.forget(named.keys());
             }
         };
         if in_request {
-            warn!("the last run ended in the middle of a request: its front-end's connection is closed");
+            warn!(
+                event = "ended_in_request";
+                "the last run ended in the middle of a request: its front-end's connection is closed"
+            );
         }
         let mut fds: BTreeMap<_, _> =
             named.into_iter().filter_map(|(name, fd)| Some((FdId::from_name(&name)?, fd))).collect();
@@ -155,7 +166,10 @@ impl Store {
         let Some(state) = state else { return };
         let kept = self.pass(fds).and_then(|()| self.write(state, unsent));
         match kept {
-            Ok(()) if std::mem::take(&mut self.unkept) => info!("systemd keeps the state again"),
+            Ok(()) if std::mem::take(&mut self.unkept) => info!(
+                event = "store_works_again";
+                "systemd keeps the state again"
+            ),
             Ok(()) => {}
             Err(error) => self.give_up(&error),
         }
@@ -224,7 +238,10 @@ impl Store {
     fn give_up(&mut self, why: &io::Error) {
         self.erase();
         if !std::mem::replace(&mut self.unkept, true) {
-            warn!("systemd does not keep the state, a restart of the unit would start afresh: {why}");
+            warn!(
+                event = "store_failed";
+                "systemd does not keep the state, a restart of the unit would start afresh: {why}"
+            );
         }
     }
 
@@ -278,7 +295,7 @@ impl Store {
 
     fn complain(&mut self, why: &str) {
         if !std::mem::replace(&mut self.silent, true) {
-            warn!("systemd may have missed what this unit says: {why}");
+            warn!(event = "systemd_not_told"; "systemd may have missed what this unit says: {why}");
         }
     }
 }

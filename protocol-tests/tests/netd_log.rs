@@ -192,6 +192,67 @@ fn a_flood_leaves_the_end_of_the_story() {
     assert!(lines < 1000, "{lines} lines");
 }
 
+/// The objects of a log in JSON; each line has to be one, with what all of them have.
+fn objects(log: &str) -> Vec<serde_json::Value> {
+    let object = |line: &str| {
+        let object: serde_json::Value = serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"));
+        let time = object["time"].as_str().unwrap_or_default();
+        assert!(time.len() == 24 && time.ends_with('Z') && time.as_bytes()[10] == b'T', "{line}");
+        assert!(object["message"].is_string(), "{line}");
+        let looking = matches!(object["level"].as_str(), Some("debug" | "trace"));
+        assert_eq!(object["event"].is_string(), !looking, "a line for operators has a name: {line}");
+        object
+    };
+    log.lines().map(object).collect()
+}
+
+/// `--log-format json`: the story of a connection with a name for each line, and a worker's death, in both
+/// processes of a supervised daemon.
+#[test]
+fn a_log_for_programs() {
+    let arguments = ["--log-format", "json", "--supervise"];
+    let Some(mut rig) = Rig::new("a_log_for_programs", &arguments) else { return };
+    let mut session = rig.session(&Setup::default());
+    rig.both_ways(&mut session, 3);
+    kill_process(child(rig.daemon.pid()).expect("a worker"), Signal::KILL).expect("killed");
+    assert!(rig.daemon.logged(0, &["worker_died"], LIMIT).is_some(), "{}", rig.daemon.log());
+    rig.both_ways(&mut session, 3);
+    drop(session);
+    assert!(rig.daemon.logged(0, &["pair_counters"], LIMIT).is_some(), "{}", rig.daemon.log());
+    assert!(rig.daemon.stop(LIMIT).expect("it ends").success());
+    assert!(rig.daemon.logged(0, &["told_to_end"], LIMIT).is_some(), "{}", rig.daemon.log());
+    let log = objects(&rig.daemon.log());
+    let of =
+        |event: &str| log.iter().find(|line| line["event"] == event).unwrap_or_else(|| panic!("{event}"));
+    assert_eq!((&of("started")["interface"], &of("started")["pairs"]), (&"tap0".into(), &1.into()));
+    assert_eq!(of("front_end_connected")["message"], "front-end connected");
+    assert_eq!(of("front_end_connected")["level"], "info");
+    assert!(of("memory_mapped")["bytes"].as_u64().is_some_and(|bytes| bytes > 0));
+    assert_eq!(of("worker_died")["level"], "warn");
+    assert!(of("worker_died")["seconds"].is_f64());
+    assert_eq!(of("front_end_gone")["why"], "closed by the front-end");
+    assert_eq!(of("told_to_end")["signal"], "SIGTERM");
+    assert!(log.iter().any(|line| line["level"] == "debug"), "the log level holds");
+}
+
+/// What ends a program that does not get as far as serving is an object too.
+#[test]
+fn an_error_for_programs() {
+    for (name, arguments) in [
+        ("volt-netd", &["--take-over", "/nowhere/net0.ctl"][..]),
+        ("volt-vmm", &["--kernel", "/nowhere/vmlinuz", "--log-level", "error"]),
+    ] {
+        let mut command = std::process::Command::new(program(name));
+        let output = command.args(arguments).args(["--log-format", "json"]).output().expect("it starts");
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let log = objects(&String::from_utf8(output.stderr).expect("text"));
+        let [line] = &log[..] else { panic!("{log:?}") };
+        assert_eq!((&line["level"], &line["event"]), (&"error".into(), &"error".into()));
+        let message = line["message"].as_str().expect("text");
+        assert!(message.starts_with(&format!("{name}: ")) && message.contains("/nowhere/"), "{message}");
+    }
+}
+
 /// Output that nobody takes is an error where it is lost, and none where the reader has seen enough.
 #[test]
 fn answers_that_cannot_be_written() {

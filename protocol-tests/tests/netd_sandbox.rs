@@ -182,13 +182,20 @@ fn attacks_from_inside_are_denied() {
 /// was.
 #[test]
 fn a_violation_ends_the_process() {
-    let Some(mut confined) = Confined::new("a_violation_ends_the_process", &[]) else { return };
-    let pair = confined.serving().find(|thread| thread.name == "pair1").expect("a pair's thread").id;
-    violate(pair);
-    let status = confined.rig.daemon.wait(LIMIT).expect("it ends");
-    assert_eq!(status.code(), Some(5), "{}", confined.rig.daemon.log());
-    let line = format!("sandbox: thread role 'frames' made system call {}", libc::SYS_execve);
-    confined.rig.logged(&[&line]);
+    for arguments in [&[][..], &["--log-format", "json"]] {
+        let Some(mut confined) = Confined::new("a_violation_ends_the_process", arguments) else { return };
+        let pair = confined.serving().find(|thread| thread.name == "pair1").expect("a pair's thread").id;
+        violate(pair);
+        let status = confined.rig.daemon.wait(LIMIT).expect("it ends");
+        assert_eq!(status.code(), Some(5), "{}", confined.rig.daemon.log());
+        let line = format!("sandbox: thread role 'frames' made system call {}", libc::SYS_execve);
+        let said = confined.rig.daemon.logged(0, &[&line], LIMIT).expect("it says so");
+        if !arguments.is_empty() {
+            let said: serde_json::Value = serde_json::from_str(&said).expect("JSON");
+            assert_eq!((&said["level"], &said["event"]), (&"error".into(), &"sandbox_violation".into()));
+            assert!(said["message"].as_str().is_some_and(|message| message.starts_with(&line)), "{said}");
+        }
+    }
 }
 
 /// A supervisor starts another worker after one that did so, and no third within ten seconds.

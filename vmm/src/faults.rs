@@ -71,7 +71,10 @@ impl Faults {
             return;
         }
         self.last_line = Some(Instant::now());
-        warn!("{}: {} ({} so far)", self.label, error_chain(fault), self.total);
+        warn!(
+            event = "device_fault", device:% = self.label, total = self.total;
+            "{}: {} ({} so far)", self.label, error_chain(fault), self.total
+        );
     }
 }
 

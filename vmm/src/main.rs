@@ -30,7 +30,7 @@ fn main() -> ExitCode {
         Err(error) => error.exit(),
     };
     let status = ended.unwrap_or_else(|error| {
-        logging::say(&format_args!("volt-vmm: {}", error_chain(&*error)));
+        logging::say("error", &format_args!("volt-vmm: {}", error_chain(&*error)));
         status::ERROR
     });
     logging::flush();
@@ -71,7 +71,7 @@ fn check(wanted: &Check) -> Result<u8, Box<dyn Error>> {
 
 fn run(args: cli::Args) -> Result<u8, Box<dyn Error>> {
     volt_program::signals::prepare()?;
-    logging::init(args.log_level())?;
+    logging::init(args.log_level(), args.log_format())?;
     end_on_panic();
     terminal::restore_on_fatal_signals()?;
     let (confinement, allowed) = args.sandbox();
@@ -91,7 +91,10 @@ fn run(args: cli::Args) -> Result<u8, Box<dyn Error>> {
     }
     let api = socket.map(|socket| Api::start(socket, machine.handle.clone())).transpose()?;
     let (memory, kernel) = (config.memory >> 20, config.kernel.display());
-    info!("{} vCPU(s), {memory} MiB of memory, kernel {kernel}", config.cpus);
+    info!(
+        event = "started", cpus = config.cpus, memory_mib = memory;
+        "{} vCPU(s), {memory} MiB of memory, kernel {kernel}", config.cpus
+    );
     machine.run();
     // Who has asked is answered while there are devices.
     drop(api);
@@ -101,7 +104,10 @@ fn run(args: cli::Args) -> Result<u8, Box<dyn Error>> {
 /// Has this process be confined when its machine is built, or says that it is not.
 fn prepare_sandbox(confinement: Confinement) -> Result<Option<Opener>, Box<dyn Error>> {
     if confinement == Confinement::Off {
-        warn!("--sandbox=off: a guest that takes this process over can do all that its user can");
+        warn!(
+            event = "sandbox_off";
+            "--sandbox=off: a guest that takes this process over can do all that its user can"
+        );
         return Ok(None);
     }
     let opener = Opener::start(|| {

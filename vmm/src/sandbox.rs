@@ -143,7 +143,8 @@ fn begin(role: &'static Role, inherits: bool) {
         false => sandbox.confine(role, Keep::NOTHING).map(drop),
     };
     if let Err(error) = begun {
-        logging::say(&format_args!("volt-vmm: a thread cannot be confined: {}", error_chain(&error)));
+        let why = format_args!("volt-vmm: a thread cannot be confined: {}", error_chain(&error));
+        logging::say("thread_not_confined", &why);
         std::process::abort();
     }
     THIS_IS.set(true);

@@ -60,7 +60,7 @@ fn take(signal: c_int, exit: &ExitEvent, asked: &mut bool) {
             exit.request(ExitReason::Signal(signal));
             if mem::replace(asked, true) || !exit.is_watched() {
                 terminal::give_up();
-                info!(target: logging::END, "ended at once by {}", name(signal));
+                info!(target: logging::END, event = "ended_at_once"; "ended at once by {}", name(signal));
                 logging::exit(i32::from(signal_status(signal)));
             }
         }

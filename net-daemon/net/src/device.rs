@@ -388,7 +388,7 @@ impl Drop for NetDevice {
     fn drop(&mut self) {
         for pair in 0..self.pairs() {
             if let Err(error) = self.stop(pair) {
-                error!("{}", volt_virtio::error_chain(&error));
+                error!(event = "queue_pair_not_stopped", pair; "{}", volt_virtio::error_chain(&error));
             }
         }
     }

@@ -45,7 +45,7 @@ impl Health {
     #[inline(always)]
     pub fn works(&mut self) {
         if self.state != State::Fine {
-            info!("{}: up again", self.name);
+            info!(event = "interface_up", interface:% = self.name; "{}: up again", self.name);
             self.state = State::Fine;
         }
     }
@@ -57,7 +57,10 @@ impl Health {
             Some(libc::EAGAIN | libc::EINTR) => Verdict::Wait,
             Some(libc::EIO | libc::ENETDOWN) => {
                 if self.state != State::Down {
-                    warn!("{} is down: frames of the guest are dropped until it is up", self.name);
+                    warn!(
+                        event = "interface_down", interface:% = self.name;
+                        "{} is down: frames of the guest are dropped until it is up", self.name
+                    );
                     self.state = State::Down;
                 }
                 Verdict::NoPort
@@ -82,7 +85,10 @@ impl Health {
 
     fn is_gone(&mut self) -> Verdict {
         if self.state != State::Gone {
-            warn!("{} is gone: frames of the guest are dropped until it is back", self.name);
+            warn!(
+                event = "interface_gone", interface:% = self.name;
+                "{} is gone: frames of the guest are dropped until it is back", self.name
+            );
             self.state = State::Gone;
             self.trouble.port_is_gone();
         }

@@ -155,7 +155,10 @@ impl Pair {
     /// front-end.
     #[cold]
     fn ring_broken(&self, vring: &Vring, error: RingError) {
-        warn!("vring {} stopped: {error}; only a reset by the driver starts it again", vring.index);
+        warn!(
+            event = "vring_stopped", vring = vring.index;
+            "vring {} stopped: {error}; only a reset by the driver starts it again", vring.index
+        );
         self.trouble.ring_is_broken(vring.index);
         if let Some(err) = &vring.err {
             err.notify();

@@ -167,6 +167,7 @@ pub trait Port: Debug + Send {
 pub fn check_mac(port: &dyn Port, mac: Mac) {
     if let Some(own) = port.mac().filter(|own| *own != mac) {
         warn!(
+            event = "address_differs", interface = port.name();
             "{0}: the guest's address is {mac} and the interface's {own}, so that frames to the guest get \
              lost but in mode passthru: leave the guest's out, or 'ip link set {0} address {mac}'",
             port.name()

@@ -75,7 +75,7 @@ impl SharedWords {
     pub fn create(name: &str, kind: Kind, len: usize) -> Result<SharedWords, WordsError> {
         match SharedWords::create_file(name, kind, len) {
             Err(WordsError::File(error)) => {
-                warn!("{name} will not outlive this process: {error}");
+                warn!(event = "counters_not_shared"; "{name} will not outlive this process: {error}");
                 let (protection, flags) =
                     (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
                 let mapping = MmapRegion::build(None, bytes(len), protection, flags)?;

@@ -35,6 +35,7 @@ impl UnsharedCheck {
         } else if self.0.fetch_add(1, Relaxed) + 1 == ENOUGH {
             self.0.store(OVER, Relaxed);
             warn!(
+                event = "memory_not_shared";
                 "the driver kicks, and nothing comes into its rings: the guest's memory is not shared with \
                  this daemon; with QEMU, use a memory backend with share=on (with Cloud Hypervisor, --memory \
                  shared=on)"

@@ -140,7 +140,10 @@ impl VirtioNet {
         self.active = Some(active);
         let Some((_, why)) = first else { return Ok(()) };
         if let Err(error) = self.reset() {
-            warn!("{}: {}", self.device.port_name(), error_chain(&error));
+            warn!(
+                event = "queue_pair_not_stopped", interface = self.device.port_name();
+                "{}: {}", self.device.port_name(), error_chain(&error)
+            );
         }
         Err(why)
     }
@@ -264,11 +267,17 @@ impl VirtioNet {
         let Some(mut active) = self.active.take() else { return };
         // Whichever does not stop is not started either: see NetDevice::start.
         if let Err(error) = self.stop_pairs() {
-            error!("{}: {}", self.device.port_name(), error_chain(&error));
+            error!(
+                event = "queue_pair_not_stopped", interface = self.device.port_name();
+                "{}: {}", self.device.port_name(), error_chain(&error)
+            );
         }
         active.broken.extend(self.device.take_broken());
         for (pair, error) in self.run(&active) {
-            error!("{}: {}", self.device.port_name(), error_chain(&error));
+            error!(
+                event = "queue_pair_not_started", interface = self.device.port_name(), pair;
+                "{}: {}", self.device.port_name(), error_chain(&error)
+            );
             let queues = active.setup.queues.iter().filter(|queue| queue.pair() == pair);
             queues.for_each(|queue| queue.err.notify());
         }

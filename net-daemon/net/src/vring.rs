@@ -72,7 +72,10 @@ impl Vring {
     #[cold]
     pub fn bad_chain(&mut self, error: ChainError, counter: &Counter, counters: &Counters) {
         if error == ChainError::Deadly {
-            warn!("vring {}: a chain is returned unserved: {error}", self.index);
+            warn!(
+                event = "chain_left_unserved", vring = self.index;
+                "vring {}: a chain is returned unserved: {error}", self.index
+            );
             counters.deadly_chains.add(1);
             return;
         }
@@ -81,6 +84,7 @@ impl Vring {
             debug!("vring {}: bad descriptor chain: {error}", self.index);
         } else {
             warn!(
+                event = "bad_chain", vring = self.index;
                 "vring {}: bad descriptor chain, returned unused: {error} (more are only counted)",
                 self.index
             );

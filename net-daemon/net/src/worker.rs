@@ -248,7 +248,10 @@ impl Running {
                     return self.pair;
                 }
                 Err(error) => {
-                    error!("a queue pair stops: waiting for events failed: {error}");
+                    error!(
+                        event = "queue_pair_wait_failed";
+                        "a queue pair stops: waiting for events failed: {error}"
+                    );
                     self.pair.leave();
                     return self.pair;
                 }
@@ -358,7 +361,7 @@ fn taken(pair: &Pair, vring: &Vring) -> bool {
     pair.kicked();
     let alive = vring.kick.clear();
     if !alive {
-        warn!("vring {}: {NO_KICK}", vring.index);
+        warn!(event = "kick_lost", vring = vring.index; "vring {}: {NO_KICK}", vring.index);
     }
     alive
 }

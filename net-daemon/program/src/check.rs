@@ -139,9 +139,15 @@ pub fn log_landlock(landlock: Landlock) {
     match landlock {
         Landlock::Whole => {}
         Landlock::Partly => {
-            info!("this kernel's Landlock is an older one: system calls alone forbid the rest");
+            info!(
+                event = "landlock_partial";
+                "this kernel's Landlock is an older one: system calls alone forbid the rest"
+            );
         }
-        Landlock::Missing => warn!("this kernel is without Landlock: system calls alone are filtered"),
+        Landlock::Missing => warn!(
+            event = "landlock_missing";
+            "this kernel is without Landlock: system calls alone are filtered"
+        ),
     }
 }
 

@@ -5,6 +5,10 @@
 //! that is too much for the bounds or for the queue is left out, and how many those were is said where they
 //! would have been.
 //!
+//! A line is text for people or JSON for programs ([`Format`]). What tells an operator something has a name
+//! that stays: `info!(event = "front_end_connected"; ...)`, with the line's values as further keys. Text
+//! leaves both out, as the message says it.
+//!
 //! [`init`] comes first. Whatever ends the program says why by [`END`] or [`say`], and leaves by [`exit`] or
 //! after [`flush`]. A fork has no thread but the one that forked: [`across_fork`] and [`init_again`].
 
@@ -26,10 +30,23 @@ use bounds::{Bounds, Kind};
 use queue::Lines;
 
 mod bounds;
+mod json;
 mod queue;
+
+/// What a line looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// For programs: one object a line.
+    Json,
+}
 
 /// Target of the few lines that say why and how the program ends: no bound leaves them out.
 pub const END: &str = "end";
+
+/// Of a line whose message says it all.
+const NO_VALUES: [(&str, &str); 0] = [];
 
 /// Name of the thread that writes.
 const WRITER: &str = "log";
@@ -105,11 +122,14 @@ impl Queue {
 }
 
 /// Formats lines, and leaves out what is too much.
-struct Logger(env_logger::Logger);
+struct Logger {
+    text: env_logger::Logger,
+    format: Format,
+}
 
 impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        self.0.enabled(metadata)
+        self.text.enabled(metadata)
     }
 
     fn log(&self, record: &Record<'_>) {
@@ -118,8 +138,12 @@ impl Log for Logger {
             Level::Error | Level::Warn => Kind::Warning,
             _ => Kind::Story,
         };
-        if self.0.matches(record) && QUEUE.lock().admit(kind, Instant::now()) {
-            self.0.log(record);
+        if !self.text.matches(record) || !QUEUE.lock().admit(kind, Instant::now()) {
+            return;
+        }
+        match self.format {
+            Format::Text => self.text.log(record),
+            Format::Json => enter(json::of(record)),
         }
     }
 
@@ -128,13 +152,18 @@ impl Log for Logger {
     }
 }
 
+/// Has a line that was admitted be written.
+fn enter(line: Vec<u8>) {
+    QUEUE.lock().push(line);
+    QUEUE.changed.notify_all();
+}
+
 /// Where [`env_logger`] leaves a line.
 struct Entrance;
 
 impl Write for Entrance {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        QUEUE.lock().push(line.to_vec());
-        QUEUE.changed.notify_all();
+        enter(line.to_vec());
         Ok(line.len())
     }
 
@@ -143,21 +172,25 @@ impl Write for Entrance {
     }
 }
 
-/// Logs from now on what `level` lets through; from debug on without a bound of lines in a time, as somebody
-/// looks.
+/// Logs from now on what `level` lets through, as `format` has it; from debug on without a bound of lines in
+/// a time, as somebody looks.
 ///
 /// # Errors
 ///
 /// When the process may have no more threads.
-pub fn init(level: LevelFilter) -> io::Result<()> {
+pub fn init(level: LevelFilter, format: Format) -> io::Result<()> {
     let mut builder = env_logger::Builder::new();
     builder.filter_level(level).format_target(false).format_timestamp_millis();
     builder.write_style(style()).target(Target::Pipe(Box::new(Entrance)));
+    QUEUE.lock().format = format;
     if level < LevelFilter::Debug {
         QUEUE.lock().bound(Bounds::new(Instant::now()));
     }
+    if format == Format::Json {
+        volt_sandbox::violation::say_in_json();
+    }
     start()?;
-    if log::set_boxed_logger(Box::new(Logger(builder.build()))).is_ok() {
+    if log::set_boxed_logger(Box::new(Logger { text: builder.build(), format })).is_ok() {
         log::set_max_level(level);
     }
     Ok(())
@@ -210,21 +243,40 @@ pub fn in_its_thread(task: fn()) -> bool {
     lines.task.is_none()
 }
 
-/// Says something as it is, for a program's last word.
-pub fn say(line: &dyn Display) {
+/// Says something as it is, for a program's last word. For programs it is an error of this name.
+pub fn say(event: &str, line: &dyn Display) {
+    enter_last(last_line(event, line));
+}
+
+/// Says how far a command has come, to whoever waits for it: text in any case, and no event.
+pub fn tell(line: &dyn Display) {
+    enter_last(format!("{line}\n").into_bytes());
+}
+
+/// Has a line be written that no bound leaves out.
+fn enter_last(line: Vec<u8>) {
     let mut lines = QUEUE.lock();
     lines.admit(Kind::End, Instant::now());
-    lines.push(format!("{line}\n").into_bytes());
+    lines.push(line);
     QUEUE.changed.notify_all();
+}
+
+/// What [`say`] says, for who writes it without this log.
+pub fn last_line(event: &str, line: &dyn Display) -> Vec<u8> {
+    let format = QUEUE.lock().format;
+    match format {
+        Format::Text => format!("{line}\n").into_bytes(),
+        Format::Json => json::line(Level::Error, Some(event), line, &NO_VALUES),
+    }
 }
 
 /// Says what a panic says, instead of the standard library, which would wait for a reader, and flushes.
 pub fn say_panic(panic: &PanicHookInfo<'_>) {
     let thread = thread::current();
-    say(&format_args!("thread '{}' {panic}", thread.name().unwrap_or("<unnamed>")));
+    say("panic", &format_args!("thread '{}' {panic}", thread.name().unwrap_or("<unnamed>")));
     let backtrace = Backtrace::capture();
     if backtrace.status() == BacktraceStatus::Captured {
-        say(&format_args!("stack backtrace:\n{backtrace}"));
+        say("backtrace", &format_args!("stack backtrace:\n{backtrace}"));
     }
     flush();
 }

@@ -107,7 +107,7 @@ impl Opener {
                 let kept = keep_only(name, &theirs);
                 let kept = kept.map_err(|error| format!("the opener cannot close what it inherits: {error}"));
                 if let Err(why) = kept.and_then(|()| begin()) {
-                    logging::say(&why);
+                    logging::say("opener_not_confined", &why);
                     logging::exit(1);
                 }
                 if send(&theirs, &[READY], SendFlags::NOSIGNAL).is_ok() {
@@ -187,8 +187,8 @@ fn keep_only(name: &CStr, socket: &OwnedFd) -> io::Result<()> {
 
 /// Of a panic: the log's thread is the parent's, and another one is not in the list.
 fn last_words(panic: &PanicHookInfo<'_>) {
-    let text = format!("the opener: {panic}\n");
-    let _ = rustix::io::write(rustix::stdio::stderr(), text.as_bytes());
+    let line = logging::last_line("panic", &format_args!("the opener: {panic}"));
+    let _ = rustix::io::write(rustix::stdio::stderr(), &line);
     std::process::exit(1);
 }
 

@@ -6,7 +6,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use volt_program::logging;
+use volt_program::logging::{self, Format};
 
 const CHILD: &str = "VOLT_PROGRAM_TEST_CHILD";
 /// The log's second at the end, on a machine that is busy.
@@ -33,8 +33,8 @@ fn run(test: &str, stderr: impl Into<Stdio>) -> ExitStatus {
     }
 }
 
-fn a_program_that_panics() {
-    logging::init(log::LevelFilter::Info).unwrap();
+fn a_program_that_panics(format: Format) {
+    logging::init(log::LevelFilter::Info, format).unwrap();
     std::panic::set_hook(Box::new(|panic| {
         logging::say_panic(panic);
         std::process::abort();
@@ -51,7 +51,7 @@ fn a_program_that_panics() {
 #[test]
 fn a_panic_is_told_in_order() {
     if std::env::var_os(CHILD).is_some() {
-        return a_program_that_panics();
+        return a_program_that_panics(Format::Text);
     }
     let (mut reader, writer) = pipe().unwrap();
     let status = run("a_panic_is_told_in_order", writer);
@@ -64,9 +64,28 @@ fn a_panic_is_told_in_order() {
 }
 
 #[test]
+fn a_panic_is_an_object_in_a_log_for_programs() {
+    if std::env::var_os(CHILD).is_some() {
+        return a_program_that_panics(Format::Json);
+    }
+    let (mut reader, writer) = pipe().unwrap();
+    run("a_panic_is_an_object_in_a_log_for_programs", writer);
+    let mut log = String::new();
+    reader.read_to_string(&mut log).unwrap();
+    let objects = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let [before, panic] = &objects.collect::<Vec<_>>()[..] else { panic!("{log}") };
+    assert_eq!((&before["level"], &before["message"]), (&"info".into(), &"before".into()));
+    assert_eq!((&panic["level"], &panic["event"]), (&"error".into(), &"panic".into()));
+    let message = panic["message"].as_str().unwrap();
+    assert!(
+        message.starts_with("thread 'worker' panicked at ") && message.ends_with("\nat the worst moment")
+    );
+}
+
+#[test]
 fn a_panic_that_nobody_reads_ends_the_program() {
     if std::env::var_os(CHILD).is_some() {
-        return a_program_that_panics();
+        return a_program_that_panics(Format::Text);
     }
     let (_reader, mut writer) = pipe().unwrap();
     let size = rustix::pipe::fcntl_getpipe_size(&writer).unwrap();

@@ -5,6 +5,7 @@
 use std::cell::Cell;
 use std::io;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Exit status after a violation.
 pub const STATUS: i32 = 5;
@@ -35,6 +36,15 @@ static AT_END: OnceLock<fn()> = OnceLock::new();
 /// the first call counts.
 pub fn at_end(act: fn()) {
     let _ = AT_END.set(act);
+}
+
+/// Whether the line is JSON.
+static JSON: AtomicBool = AtomicBool::new(false);
+
+/// Has the line be a JSON object with `level`, `event` and `message`, as the rest of the log is. It has no
+/// time: a signal handler that may make no more system calls does not ask for it.
+pub fn say_in_json() {
+    JSON.store(true, Ordering::Relaxed);
 }
 
 /// Says what it was, and ends, where a thread violates its list.
@@ -69,6 +79,9 @@ struct SigSys {
     arch: libc::c_uint,
 }
 
+/// The message is text that JSON has as it is.
+const BEFORE_MESSAGE: &[u8] = br#"{"level":"error","event":"sandbox_violation","message":""#;
+
 /// Takes nothing that could be locked, and allocates nothing.
 extern "C" fn violated(_: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the kernel gives a siginfo_t of SIGSYS, which has this form.
@@ -85,6 +98,10 @@ extern "C" fn violated(_: libc::c_int, info: *mut libc::siginfo_t, context: *mut
         return;
     }
     let mut line = Line::default();
+    let json = JSON.load(Ordering::Relaxed);
+    if json {
+        line.push(BEFORE_MESSAGE);
+    }
     line.push(b"sandbox: thread role '");
     line.push(ROLE.with(Cell::get).as_bytes());
     line.push(b"' made system call ");
@@ -98,8 +115,9 @@ extern "C" fn violated(_: libc::c_int, info: *mut libc::siginfo_t, context: *mut
     }
     line.push(
         b"), which is not in its list: this process ends. That is a fault of this program, or somebody \
-                has taken it over\n",
+                has taken it over",
     );
+    line.push(if json { b"\"}\n" } else { b"\n" });
     let mut stderr = libc::pollfd { fd: libc::STDERR_FILENO, events: libc::POLLOUT, revents: 0 };
     // SAFETY: one pollfd; the line's bytes. A pipe that is ready takes a line this short without waiting.
     unsafe {
@@ -111,13 +129,13 @@ extern "C" fn violated(_: libc::c_int, info: *mut libc::siginfo_t, context: *mut
 }
 
 struct Line {
-    bytes: [u8; 320],
+    bytes: [u8; 384],
     len: usize,
 }
 
 impl Default for Line {
     fn default() -> Line {
-        Line { bytes: [0; 320], len: 0 }
+        Line { bytes: [0; 384], len: 0 }
     }
 }
 

@@ -34,7 +34,10 @@ impl Server {
         };
         let begun = Capturing { interface: self.device.port_name().to_owned(), pairs: capture.pairs() };
         self.change_device(|device| device.set_capture(Some(capture.clone())))?;
-        info!("{}: frames of queue pairs {:?} are captured{}", begun.interface, begun.pairs, by(&client));
+        info!(
+            event = "capture_begun", interface:% = begun.interface;
+            "{}: frames of queue pairs {:?} are captured{}", begun.interface, begun.pairs, by(&client)
+        );
         self.poller.add(&client, EventFlags::RDHUP, Token::Capture)?;
         let file = capture.file().map(AsFd::as_fd);
         // To one that is gone by now, its end is told next.
@@ -56,7 +59,7 @@ impl Server {
         }
         Capture::new(options, pairs).map_err(|error| {
             let why = error_chain(&error);
-            warn!("no frames can be captured: {why}");
+            warn!(event = "capture_failed"; "no frames can be captured: {why}");
             why
         })
     }
@@ -67,7 +70,11 @@ impl Server {
         self.poller.remove(&capture_client)?;
         if let Some(capture) = self.device.capture() {
             let (frames, lost) = (capture.frames(), capture.lost());
-            info!("{}: captured {frames} frames, lost {lost}", self.device.port_name());
+            let interface = self.device.port_name();
+            info!(
+                event = "capture_ended", interface, frames, lost;
+                "{interface}: captured {frames} frames, lost {lost}"
+            );
         }
         self.change_device(|device| device.set_capture(None))
     }

@@ -28,14 +28,17 @@ impl Server {
             Ok(client) => client,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
             Err(error) => {
-                warn!("accepting a client of the control socket failed: {error}");
+                warn!(
+                    event = "control_accept_failed";
+                    "accepting a client of the control socket failed: {error}"
+                );
                 std::thread::sleep(Duration::from_millis(10));
                 return Ok(());
             }
         };
         if let Err(stranger) = check_user(&client) {
             let why = format!("{stranger} may not control this daemon");
-            warn!("{why}");
+            warn!(event = "control_refused"; "{why}");
             answer(&client, &Reply::Refused(why));
             return Ok(());
         }

@@ -39,7 +39,7 @@ impl Server {
         let (state, fds) = match self.export(Format::NEWEST) {
             Ok(exported) => exported,
             Err(why) => {
-                warn!("this daemon is not left with its supervisor: {why}");
+                warn!(event = "state_not_kept"; "this daemon is not left with its supervisor: {why}");
                 self.supervisor = Some(supervisor);
                 return Ok(None);
             }
@@ -69,14 +69,14 @@ impl Server {
     }
 
     pub(super) fn lose_supervisor(&mut self, error: &io::Error) {
-        warn!("the supervisor is gone, this daemon goes on without one: {error}");
+        warn!(event = "supervisor_gone"; "the supervisor is gone, this daemon goes on without one: {error}");
         self.supervisor = None;
         // From here on whoever wants to end this daemon has to tell it directly.
         if let Err(error) = self.blocked.unblock() {
-            warn!("signals stay blocked: {error}");
+            warn!(event = "signals_stay_blocked"; "signals stay blocked: {error}");
         }
         if let Err(error) = self.serve_metrics() {
-            warn!("metrics are not served any more: {error}");
+            warn!(event = "metrics_not_served"; "metrics are not served any more: {error}");
         }
     }
 

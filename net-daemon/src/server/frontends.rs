@@ -33,7 +33,7 @@ impl Server {
             Ok(stream) => stream,
             Err(error) if NOBODY.contains(&error.kind()) => return Ok(()),
             Err(error) => {
-                warn!("accepting a connection failed: {error}");
+                warn!(event = "front_end_accept_failed"; "accepting a connection failed: {error}");
                 // Out of descriptors, most likely: not again at once.
                 return Ok(self.hold_off()?);
             }
@@ -54,6 +54,7 @@ impl Server {
         self.refused += 1;
         if self.refusal_logged.is_none_or(|when| when.elapsed() >= REFUSALS) {
             warn!(
+                event = "second_front_end_refused", refused = self.refused;
                 "a second front-end was refused: this daemon serves one at a time ({} refused so far)",
                 self.refused
             );
@@ -117,14 +118,17 @@ impl Server {
 
     fn wait_for_frontend(&mut self, why: &io::Error) {
         if let Some(path) = self.endpoint.frontend().filter(|_| !self.waiting_logged) {
-            info!("waiting for a front-end at {}: {why}", path.display());
+            info!(
+                event = "waiting_for_front_end", path:% = path.display();
+                "waiting for a front-end at {}: {why}", path.display()
+            );
             self.waiting_logged = true;
         }
     }
 
     pub(super) fn connect(&mut self, stream: UnixStream) -> Result<(), ServerError> {
         let channel = Channel::new(stream)?;
-        info!("front-end connected");
+        info!(event = "front_end_connected"; "front-end connected");
         let session = Session::new(&self.device, self.max_ring_size);
         self.connection = Some(Connection::new(channel, session));
         self.watch_connection()?;
@@ -149,10 +153,10 @@ impl Server {
         if let Some(kick) = connection.control_kick {
             self.poller.remove(&*kick)?;
         }
-        info!("front-end gone: {why}");
+        info!(event = "front_end_gone", why; "front-end gone: {why}");
         let counters = (0..self.device.pairs()).map(|pair| (pair, self.device.counters(pair)));
         for (pair, counters) in counters.filter(|(_, counters)| counters.all().any(|(_, count)| count > 0)) {
-            info!("queue pair {pair} so far: {counters}");
+            info!(event = "pair_counters", pair; "queue pair {pair} so far: {counters}");
         }
         self.commit();
         Ok(())
@@ -172,16 +176,19 @@ impl Server {
                 }
                 // It went away before it had read everything, say.
                 Ended::Channel(error @ ChannelError::System(_)) => {
-                    warn!("the connection is closed: {}", error_chain(&error));
+                    warn!(event = "connection_failed"; "the connection is closed: {}", error_chain(&error));
                     return self.left("socket error");
                 }
                 Ended::Channel(error) => {
-                    warn!("the connection is closed: {}", error_chain(&error));
+                    warn!(event = "protocol_error"; "the connection is closed: {}", error_chain(&error));
                     "protocol error".to_owned()
                 }
                 Ended::Session(SessionError::Device(error)) => return Err(error.into()),
                 Ended::Session(error) => {
-                    warn!("the connection is closed, a request is refused: {}", error_chain(&error));
+                    warn!(
+                        event = "connection_refused";
+                        "the connection is closed, a request is refused: {}", error_chain(&error)
+                    );
                     "request refused".to_owned()
                 }
             };
@@ -210,6 +217,7 @@ impl Server {
     fn complain_of_queues(&mut self) {
         if self.queues_logged.is_none_or(|when| when.elapsed() >= REFUSALS) {
             warn!(
+                event = "queue_pairs_too_few", pairs = self.device.pairs();
                 "the front-end asked for the number of queues and left: if it has more than {} queue pairs \
                  (queues= of QEMU's netdev), give this daemon as many by --queues",
                 self.device.pairs()

@@ -23,7 +23,7 @@ impl Server {
         program: &str,
     ) -> Result<bool, ServerError> {
         let refuse = |why: String| {
-            warn!("not handed over to {program}: {why}");
+            warn!(event = "hand_over_refused", program; "not handed over to {program}: {why}");
             answer(client, &Reply::Refused(why));
             Ok(false)
         };
@@ -50,18 +50,24 @@ impl Server {
             handover::offer(client, offer, &fds, &self.signals)
         };
         if let Err(why) = offered {
-            warn!("not handed over to {program}: {why}");
+            warn!(event = "hand_over_refused", program; "not handed over to {program}: {why}");
             return Ok(false);
         }
         let gone = self.stop_and_go(client, format, program).unwrap_or_else(|error| {
             // The new process may have everything: nothing is cleaned up.
-            error!(target: logging::END, "the hand-over failed: {}", volt_virtio::error_chain(&error));
+            error!(
+                target: logging::END, event = "hand_over_failed";
+                "the hand-over failed: {}", volt_virtio::error_chain(&error)
+            );
             logging::exit(1)
         });
         if gone {
-            info!(target: logging::END, "handed over to {program}");
+            info!(target: logging::END, event = "handed_over", program; "handed over to {program}");
         } else {
-            warn!("{program} went away in the last moment: this daemon goes on");
+            warn!(
+                event = "hand_over_undone", program;
+                "{program} went away in the last moment: this daemon goes on"
+            );
             self.resume_after_refusal()?;
         }
         Ok(gone)
@@ -90,7 +96,10 @@ impl Server {
             }
             Some(Err(error)) => {
                 // It may have told the other one to go. This process must not touch anything any more.
-                warn!(target: logging::END, "the supervisor ended during the hand-over: {error}");
+                warn!(
+                    target: logging::END, event = "supervisor_gone";
+                    "the supervisor ended during the hand-over: {error}"
+                );
                 return Ok(true);
             }
             None => {}

@@ -101,9 +101,12 @@ impl PairProgress {
         let stuck = self.halves.iter().any(Half::is_stuck);
         if stuck && !self.told {
             let why = if silent { "its thread does not answer" } else { "its transmit ring has frames" };
-            warn!("queue pair {pair} makes no progress: {why}; a restart of the daemon serves it again");
+            warn!(
+                event = "no_progress", pair;
+                "queue pair {pair} makes no progress: {why}; a restart of the daemon serves it again"
+            );
         } else if self.told && !stuck {
-            info!("queue pair {pair} makes progress again");
+            info!(event = "progress_again", pair; "queue pair {pair} makes progress again");
         }
         self.told = stuck;
     }

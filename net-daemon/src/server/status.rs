@@ -18,7 +18,11 @@ impl Server {
     pub(super) fn change_limits(&mut self, change: LimitsChange) -> Result<(), ServerError> {
         self.change_device(|device| device.set_limits(device.limits().changed(change)))?;
         let Limits { rx_rate, tx_rate } = self.limits();
-        info!("{}: limits changed to rx {rx_rate}, tx {tx_rate}", self.device.port_name());
+        let interface = self.device.port_name();
+        info!(
+            event = "limits_changed", interface, rx_rate:%, tx_rate:%;
+            "{interface}: limits changed to rx {rx_rate}, tx {tx_rate}"
+        );
         Ok(())
     }
 

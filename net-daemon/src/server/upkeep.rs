@@ -19,7 +19,10 @@ pub(super) fn watch_links(poller: &mut Poller<Token>) -> Option<LinkWatch> {
         poller.add(&watch, EventFlags::IN, Token::Links)?;
         Ok(watch)
     });
-    watch.inspect_err(|error| warn!("no news of the interface going down or up: {error}")).ok()
+    let tell = |error: &io::Error| {
+        warn!(event = "link_news_missing"; "no news of the interface going down or up: {error}");
+    };
+    watch.inspect_err(tell).ok()
 }
 
 impl Server {
@@ -59,7 +62,10 @@ impl Server {
         if let Some(kick) = now {
             match self.poller.add(&**kick, EventFlags::IN, Token::ControlKick) {
                 Ok(()) => connection.control_kick = Some(kick.clone()),
-                Err(error) => warn!("cannot wait for the control queue's kick descriptor: {error}"),
+                Err(error) => warn!(
+                    event = "control_queue_not_started";
+                    "cannot wait for the control queue's kick descriptor: {error}"
+                ),
             }
             // It may have been kicked before.
             self.pending.control_queue = true;
@@ -96,6 +102,7 @@ impl Server {
         self.reopen = None;
         if self.device.reopening().is_none() {
             warn!(
+                event = "interface_needs_restart", interface = self.device.port_name();
                 "{}: its descriptors came from whoever started this daemon: start it again with new ones",
                 self.device.port_name()
             );
@@ -133,7 +140,10 @@ impl Server {
     fn port_not_opened(&mut self, error: &io::Error) {
         let failure = error_chain(error);
         if failure != self.reopen_failure {
-            warn!("{} cannot be opened again yet: {failure}", self.device.port_name());
+            warn!(
+                event = "interface_not_opened", interface = self.device.port_name();
+                "{} cannot be opened again yet: {failure}", self.device.port_name()
+            );
             self.reopen_failure = failure;
         }
         self.reopen = Some(Instant::now() + RETRY);

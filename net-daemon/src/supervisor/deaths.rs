@@ -66,11 +66,15 @@ impl Deaths {
     pub(super) fn tell(&self) {
         for (vring, index) in &self.deadly {
             warn!(
+                event = "deadly_chain", vring, index;
                 "vring {vring}: the chain at index {index} ended two workers: it will be returned unserved"
             );
         }
         if self.bad_request {
-            warn!("a request of the front-end ended two workers: its connection is closed");
+            warn!(
+                event = "deadly_request";
+                "a request of the front-end ended two workers: its connection is closed"
+            );
         }
     }
 }

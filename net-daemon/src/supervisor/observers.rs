@@ -133,7 +133,10 @@ impl Supervisor<'_> {
             observers.counters = observed.counters;
             match CounterMemory::open(memory, observed.pairs) {
                 Ok((memory, _)) => observers.source.counts_in(memory, observed.pairs),
-                Err(error) => warn!("metrics go without counters: {}", error_chain(&error)),
+                Err(error) => {
+                    let why = error_chain(&error);
+                    warn!(event = "metrics_incomplete"; "metrics go without counters: {why}");
+                }
             }
         }
         if observers.server.is_none()
@@ -157,7 +160,7 @@ impl Observers {
         self.source.restarted(restarts);
         match metrics::serve(socket, self.source.clone()) {
             Ok(server) => self.server = Some(server),
-            Err(error) => warn!("metrics are not served: {error}"),
+            Err(error) => warn!(event = "metrics_not_served"; "metrics are not served: {error}"),
         }
     }
 }

@@ -34,12 +34,15 @@ impl Supervisor<'_> {
                 Outcome::Ended(u8::try_from(status).unwrap_or(1))
             }
             (_, Some(signal)) if self.is_over() => {
-                error!("the worker was ended by {}", name(signal));
+                error!(event = "worker_ended"; "the worker was ended by {}", name(signal));
                 Outcome::Ended(1)
             }
             // Without its line where the signal was blocked, as in the middle of making a thread.
             (Some(VIOLATION), _) | (_, Some(libc::SIGSYS)) if self.deaths.violates_again() => {
-                error!("workers violate their sandbox again and again: no other one is started");
+                error!(
+                    event = "workers_given_up";
+                    "workers violate their sandbox again and again: no other one is started"
+                );
                 Outcome::Ended(VIOLATION as u8)
             }
             (Some(status), _) => Outcome::Died(format!("ended with status {status}")),

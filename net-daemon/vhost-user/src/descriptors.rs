@@ -42,7 +42,10 @@ pub(super) fn admit(fds: Vec<OwnedFd>) -> io::Result<Vec<OwnedFd>> {
         return Ok(fds);
     }
     let refused = |why: &str| {
-        warn!("the front-end sent a descriptor that is refused, as it could hold this daemon: {why}");
+        warn!(
+            event = "descriptor_refused";
+            "the front-end sent a descriptor that is refused, as it could hold this daemon: {why}"
+        );
         Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
     };
     if LEFT.fetch_add(1, Ordering::Relaxed) >= MOST_LEFT {

@@ -92,7 +92,10 @@ fn map_file(region: MemoryRegion, file: File) -> Result<Region, RegionError> {
     )
     .map_err(|source| RegionError::Map { guest, source })?;
     if let Err(error) = exclude_from_core_dump(&mapping) {
-        warn!("guest memory at {guest:#x} cannot be kept out of core dumps: {error}");
+        warn!(
+            event = "memory_in_core_dumps";
+            "guest memory at {guest:#x} cannot be kept out of core dumps: {error}"
+        );
     }
     Region::new(Arc::new(mapping), before as usize, guest, user, size).ok_or(bad_size)
 }

@@ -221,12 +221,15 @@ impl Session {
             Ok(Answer::Done) => Ok(None),
             Err(Fault::Device(source)) => Err(SessionError::Device(source)),
             Err(fault) if acknowledges && !waits => {
-                warn!("{name} refused: {}", volt_virtio::error_chain(&fault));
+                warn!(
+                    event = "request_refused", request = name;
+                    "{name} refused: {}", volt_virtio::error_chain(&fault)
+                );
                 Ok(code(1))
             }
             // Nothing depends on these: the front-end goes on without.
             Err(fault @ (Fault::Legacy | Fault::Unserved)) if !waits => {
-                warn!("{name} refused: {fault}");
+                warn!(event = "request_refused", request = name; "{name} refused: {fault}");
                 Ok(None)
             }
             Err(source) => Err(SessionError::Refused { request: name, source }),

@@ -183,6 +183,7 @@ impl VringSetup {
         let (size, addr) = (self.size?, self.addr?);
         let Some(layout) = layout(size, addr, memory) else {
             warn!(
+                event = "vring_not_started", vring = index;
                 "vring {index} cannot start: its addresses are not in the memory that the front-end shared; \
                  with QEMU, use a memory backend with share=on for all of the guest's memory"
             );
@@ -192,7 +193,8 @@ impl VringSetup {
         match Ring::start(memory.clone(), layout, acked) {
             Ok(ring) => Some(ring),
             Err(error) => {
-                warn!("vring {index} cannot start: {}", volt_virtio::error_chain(&error));
+                let why = volt_virtio::error_chain(&error);
+                warn!(event = "vring_not_started", vring = index; "vring {index} cannot start: {why}");
                 self.broken = true;
                 None
             }

@@ -4,6 +4,7 @@
 
 mod circles;
 mod columns;
+mod events;
 mod graph;
 mod modules;
 mod supply;

@@ -161,7 +161,7 @@ impl Source {
     }
 }
 
-fn is_punct(token: Option<&TokenTree>, wanted: char) -> bool {
+pub(crate) fn is_punct(token: Option<&TokenTree>, wanted: char) -> bool {
     matches!(token, Some(TokenTree::Punct(punct)) if punct.as_char() == wanted)
 }
 
@@ -179,14 +179,14 @@ fn is_public(before: &[TokenTree]) -> bool {
 }
 
 /// `#[cfg(test)]`, also as one of several conditions.
-fn for_tests(attribute: &Group) -> bool {
+pub(crate) fn for_tests(attribute: &Group) -> bool {
     let text = attribute.stream().to_string().replace(' ', "");
     text == "cfg(test)" || text.starts_with("cfg(all(test,")
 }
 
 /// Behind an item, a statement, a field or an arm. Only an item has commas outside of brackets, among its
 /// generics, and only a `use` has braces that do not end it.
-fn past_item(tokens: &[TokenTree], mut at: usize) -> usize {
+pub(crate) fn past_item(tokens: &[TokenTree], mut at: usize) -> usize {
     let before_keyword = |token: &&TokenTree| match token {
         TokenTree::Ident(word) => ["pub", "async", "unsafe", "extern"].iter().any(|before| word == before),
         TokenTree::Punct(punct) => punct.as_char() == '#',

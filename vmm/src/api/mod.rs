@@ -115,7 +115,7 @@ impl Api {
         let ApiSocket { listener, file } = socket;
         let serving = Serving { machine, limit };
         let server = Server::start(listener, settings(limit), serving).map_err(ApiError::Start)?;
-        info!("API at {}", file.path().display());
+        info!(event = "api_listening", path:% = file.path().display(); "API at {}", file.path().display());
         Ok(Api { file, _server: server })
     }
 }

@@ -40,7 +40,7 @@ impl Service for Serving {
     /// A stranger is none of those who may ask.
     fn accept(&self, head: &Head, client: BorrowedFd<'_>) -> Result<Route, Response> {
         if let Err(stranger) = check_user(&client) {
-            warn!("{stranger} may not use the API");
+            warn!(event = "api_refused"; "{stranger} may not use the API");
             let owner = geteuid().as_raw();
             let text = format!("this API is for user {owner} and root, and you are {stranger}");
             return Err(response(error(StatusCode::FORBIDDEN, text)));
@@ -76,7 +76,10 @@ impl Service for Serving {
 
     fn report(&self, why: &ServeError) {
         match why {
-            ServeError::Accept(why) => warn!("accepting a client of the API failed: {why}"),
+            ServeError::Accept(why) => warn!(
+                event = "api_accept_failed";
+                "accepting a client of the API failed: {why}"
+            ),
             _ => debug!("a client of the API: {}", error_chain(why)),
         }
     }
@@ -124,7 +127,10 @@ fn carry_out(serving: &Serving, route: Route, body: Body, turn: &Turn<'_>) -> An
     let done = turn.carry_out(move || {
         let (code, body) = act(&machine, &route, body, &its);
         if !its.finish() && !ending.has_begun() {
-            warn!("{route}: its client was answered before, and this came of it: {code}, {body}");
+            warn!(
+                event = "api_answered_before", route:%;
+                "{route}: its client was answered before, and this came of it: {code}, {body}"
+            );
         }
         (code, body)
     });

@@ -16,7 +16,10 @@ impl LevelLine {
     pub fn of(vm: Arc<VmFd>, gsi: u32) -> LevelLine {
         LevelLine::new(move |high| {
             if let Err(error) = vm.set_irq_line(gsi, high) {
-                error!("KVM does not change the level of interrupt {gsi}: {error}");
+                error!(
+                    event = "interrupt_not_raised", gsi;
+                    "KVM does not change the level of interrupt {gsi}: {error}"
+                );
             }
         })
     }

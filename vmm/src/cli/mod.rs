@@ -11,6 +11,7 @@ use std::time::Duration;
 use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
 use log::LevelFilter;
 use volt_net::config::Mac;
+use volt_program::logging;
 
 pub use crate::cli::ctl::{AddCommand, Ctl, CtlCommand, KindArg};
 use crate::config::cmdline::complete_cmdline;
@@ -135,6 +136,10 @@ pub struct Args {
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log_level: LevelFilter,
 
+    /// What a line of the log looks like
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+
     /// Where the values of --net, --tap and --net-socket stand on the command line
     #[arg(skip)]
     net_places: Vec<usize>,
@@ -156,6 +161,24 @@ pub enum TableForm {
     Text,
     /// For programs.
     Json,
+}
+
+/// Forms of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For a reader
+    Text,
+    /// For a program: a JSON object a line, with the name of the event
+    Json,
+}
+
+impl From<LogFormat> for logging::Format {
+    fn from(format: LogFormat) -> logging::Format {
+        match format {
+            LogFormat::Text => logging::Format::Text,
+            LogFormat::Json => logging::Format::Json,
+        }
+    }
 }
 
 /// A command line that asks for the table, and for no machine.
@@ -196,6 +219,11 @@ impl Args {
     /// What is to be logged.
     pub fn log_level(&self) -> LevelFilter {
         self.log_level
+    }
+
+    /// What its lines look like.
+    pub fn log_format(&self) -> logging::Format {
+        self.log_format.into()
     }
 
     /// Whether the process is to be confined, and what may be opened all the same.

@@ -145,7 +145,7 @@ impl Input {
             // A terminal that is gone.
             Err(Errno::IO) => 0,
             Err(error) => {
-                warn!("no more input for the guest: standard input: {error}");
+                warn!(event = "console_input_ended"; "no more input for the guest: standard input: {error}");
                 0
             }
         };

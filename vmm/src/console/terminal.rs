@@ -48,9 +48,15 @@ impl Terminal {
         let news = self.told.replace(foreground) != Some(foreground);
         match taken {
             _ if !news => {}
-            Err(error) => warn!("the terminal gives keys line by line: {error}"),
-            Ok(()) if foreground => info!("Ctrl-A x leaves the machine, Ctrl-A a sends a Ctrl-A"),
-            Ok(()) => info!("in the background: the guest gets no keys until `fg`"),
+            Err(error) => warn!(event = "terminal_by_lines"; "the terminal gives keys line by line: {error}"),
+            Ok(()) if foreground => info!(
+                event = "terminal_keys";
+                "Ctrl-A x leaves the machine, Ctrl-A a sends a Ctrl-A"
+            ),
+            Ok(()) => info!(
+                event = "terminal_in_background";
+                "in the background: the guest gets no keys until `fg`"
+            ),
         }
         foreground
     }

@@ -194,6 +194,7 @@ pub fn open_kvm(cpus: u8) -> Result<Kvm, BuildError> {
     }
     if !has_hardware_virtualisation() {
         warn!(
+            event = "no_hardware_virtualisation";
             "no vmx or svm in /proc/cpuinfo: this host's KVM is too slow for a distribution's kernel, or \
              cannot run it"
         );

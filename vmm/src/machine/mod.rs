@@ -116,19 +116,22 @@ fn start(vcpus: Vec<Vcpu>, exit: &ExitEvent) -> Vec<VcpuThread> {
 /// Ends all vCPUs' threads.
 fn stop(threads: &[VcpuThread]) {
     for id in VcpuThread::stop(threads, STOP) {
-        warn!("vCPU {id} does not stop; the process ends without it");
+        warn!(event = "vcpu_not_stopped", vcpu = id; "vCPU {id} does not stop; the process ends without it");
     }
 }
 
 /// Tells why the machine ended, and returns the status for it.
 fn report(reason: &ExitReason) -> u8 {
     match reason {
-        ExitReason::Vcpu(error) => error!(target: END, "{reason}: {}", error_chain(error)),
+        ExitReason::Vcpu(error) => error!(
+            target: END, event = "vcpu_failed";
+            "{reason}: {}", error_chain(error)
+        ),
         ExitReason::Thread(error) | ExitReason::Console(error) => {
-            error!(target: END, "{reason}: {}", error_chain(error));
+            error!(target: END, event = "thread_failed"; "{reason}: {}", error_chain(error));
         }
-        ExitReason::TripleFault => warn!(target: END, "{reason}"),
-        _ => info!(target: END, "{reason}"),
+        ExitReason::TripleFault => warn!(target: END, event = "triple_fault"; "{reason}"),
+        _ => info!(target: END, event = "ended"; "{reason}"),
     }
     reason.status()
 }

@@ -68,7 +68,7 @@ impl Pause {
             return Err(PauseError::Device(error));
         }
         self.paused.store(true, Ordering::SeqCst);
-        info!("paused");
+        info!(event = "paused"; "paused");
         Ok(true)
     }
 
@@ -78,7 +78,7 @@ impl Pause {
         if self.is_paused() {
             self.go_on();
             self.paused.store(false, Ordering::SeqCst);
-            info!("goes on");
+            info!(event = "resumed"; "goes on");
         }
     }
 

@@ -162,7 +162,10 @@ impl MsiLine {
             Ok(()) => self.message = message,
             Err(error) => {
                 if faults::may_log() {
-                    warn!("KVM does not change an interrupt to {message:x?}: {error}");
+                    warn!(
+                        event = "interrupt_not_changed";
+                        "KVM does not change an interrupt to {message:x?}: {error}"
+                    );
                 }
             }
         }

@@ -140,7 +140,7 @@ impl Output {
         let lost = state.lost + state.buffer.len() as u64;
         drop(state);
         if lost > 0 {
-            warn!("{lost} bytes of serial output were lost");
+            warn!(event = "serial_output_lost", bytes = lost; "{lost} bytes of serial output were lost");
         }
     }
 
@@ -182,6 +182,7 @@ impl Write for Output {
         self.shared().filled.notify_one();
         if first {
             warn!(
+                event = "serial_output_unread";
                 "nobody reads the serial port's output, or not fast enough: bytes are lost until somebody \
                  does"
             );
@@ -246,7 +247,7 @@ impl Shared {
             drop(state);
             self.taken.notify_all();
             if let (true, Err(error)) = (first, result) {
-                warn!("serial output is lost: {error}");
+                warn!(event = "serial_output_failed"; "serial output is lost: {error}");
             }
         }
     }

@@ -172,6 +172,7 @@ impl Vcpu {
         let Ok(registers) = self.fd.get_regs() else { return };
         if let Some(stood) = self.stall.look(registers, stall::used()) {
             warn!(
+                event = "guest_stuck";
                 "vCPU {} works at rip {:#x} for {} s and does not get on, before the guest's first output: \
                  the guest loops there, or this KVM cannot run it, which is exit status 4 when KVM says so \
                  itself. {}",

@@ -262,7 +262,10 @@ impl<I: TransportInterrupt + 'static> Registers<I> {
         }
         self.status |= added;
         if added == FAILED && faults::may_log() {
-            warn!("{}: the guest's driver gave up on it", self.device.label());
+            warn!(
+                event = "driver_gave_up", device:% = self.device.label();
+                "{}: the guest's driver gave up on it", self.device.label()
+            );
         }
     }
 
@@ -273,9 +276,15 @@ impl<I: TransportInterrupt + 'static> Registers<I> {
         if !(known && modern) && faults::may_log() {
             let label = self.device.label();
             if modern {
-                warn!("{label}: the guest acknowledges features {:#x} that were not offered", surplus.bits());
+                warn!(
+                    event = "features_not_offered", device:% = label;
+                    "{label}: the guest acknowledges features {:#x} that were not offered", surplus.bits()
+                );
             } else {
-                warn!("{label}: the guest's driver is older than virtio 1.0, which is not served");
+                warn!(
+                    event = "legacy_driver", device:% = label;
+                    "{label}: the guest's driver is older than virtio 1.0, which is not served"
+                );
             }
         }
         known && modern
@@ -294,7 +303,10 @@ impl<I: TransportInterrupt + 'static> Registers<I> {
             self.device.reset();
             self.interrupt.needs_reset();
             if faults::may_log() {
-                info!("{}: stopped, as the guest takes bus mastering from it", self.device.label());
+                info!(
+                    event = "bus_mastering_taken", device:% = self.device.label();
+                    "{}: stopped, as the guest takes bus mastering from it", self.device.label()
+                );
             }
         } else if self.dma && !self.started && self.status & DRIVER_OK != 0 && !self.interrupt.is_lost() {
             self.started = true;
@@ -314,8 +326,14 @@ impl<I: TransportInterrupt + 'static> Registers<I> {
         if faults::may_log() {
             let label = self.device.label();
             match &result {
-                Ok(()) => info!("{label}: started by the guest, features {:#x}", features.bits()),
-                Err(error) => warn!("{label}: does not start: {}", error_chain(error)),
+                Ok(()) => info!(
+                    event = "device_started", device:% = label;
+                    "{label}: started by the guest, features {:#x}", features.bits()
+                ),
+                Err(error) => warn!(
+                    event = "device_not_started", device:% = label;
+                    "{label}: does not start: {}", error_chain(error)
+                ),
             }
         }
     }

@@ -73,7 +73,7 @@ impl Drop for Worker {
         self.stop.wake();
         self.gate.wake();
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
-            error!("a device's thread ended in a panic");
+            error!(event = "thread_panicked"; "a device's thread ended in a panic");
         }
     }
 }
@@ -88,7 +88,10 @@ fn run(
     let asked = || stop.asked.load(Ordering::Acquire);
     loop {
         if let Err(error) = wait_readable(ring.kick()) {
-            return error!("{label}: stopped, as waiting for the guest failed: {error}");
+            return error!(
+                event = "device_wait_failed", device:% = label;
+                "{label}: stopped, as waiting for the guest failed: {error}"
+            );
         }
         let _ = ring.kick().read();
         loop {
@@ -102,7 +105,10 @@ fn run(
                 Ok(false) => break,
                 Err(error) => {
                     if faults::may_log() {
-                        error!("{label}: stopped until the guest resets it: {}", error_chain(&error));
+                        error!(
+                            event = "device_stopped", device:% = label;
+                            "{label}: stopped until the guest resets it: {}", error_chain(&error)
+                        );
                     }
                     return ring.give_up();
                 }

@@ -119,7 +119,7 @@ impl ControlQueue {
         let ack = writable.ok_or(ChainError::Direction)?;
         let result = command::execute(len, |bytes| read_parts(&readable, bytes), limits, carry_out);
         if let Err(error) = &result {
-            warn!("control queue: command refused: {error}");
+            warn!(event = "control_command_refused"; "control queue: command refused: {error}");
         }
         write_parts(&[ack], 0, &[command::ack(&result)]);
         Ok(())

@@ -93,7 +93,10 @@ impl Drop for Relay {
     fn drop(&mut self) {
         self.stop.notify();
         if let Some(Err(error)) = self.thread.take().map(join) {
-            error!("the thread for a vring's descriptors is left behind: {error}");
+            error!(
+                event = "descriptor_thread_left_behind";
+                "the thread for a vring's descriptors is left behind: {error}"
+            );
         }
     }
 }
@@ -119,7 +122,10 @@ impl Running {
         loop {
             let mut happened = Vec::new();
             if let Err(error) = self.poller.wait(None, |token, _| happened.push(token)) {
-                return error!("vring {}: waiting for its descriptors failed: {error}", self.index);
+                return error!(
+                    event = "vring_wait_failed", vring = self.index;
+                    "vring {}: waiting for its descriptors failed: {error}", self.index
+                );
             }
             for token in &happened {
                 self.pass_on(*token);
@@ -139,7 +145,7 @@ impl Running {
                 let alive = kick.clear();
                 self.kicked.notify();
                 if !alive {
-                    warn!("vring {}: {}", self.index, NO_KICK);
+                    warn!(event = "kick_lost", vring = self.index; "vring {}: {}", self.index, NO_KICK);
                     // It was added.
                     let _ = self.poller.remove(&**kick);
                 }

@@ -37,7 +37,10 @@ impl NetDevice {
                 debug!("{}: {doing} failed again: {error}", self.port.name());
             }
             Err(error) => {
-                warn!("{}: {doing} failed: {error}", self.port.name());
+                warn!(
+                    event = "interface_setting_failed", interface = self.port.name();
+                    "{}: {doing} failed: {error}", self.port.name()
+                );
                 self.failing.push(doing);
             }
         }
@@ -61,7 +64,10 @@ impl NetDevice {
     /// When they are no such queues.
     pub fn adopt_port(&mut self, queues: Vec<OwnedFd>) -> io::Result<()> {
         self.port.adopt(queues)?;
-        info!("{}: opened again", self.port.name());
+        info!(
+            event = "interface_opened_again", interface = self.port.name();
+            "{}: opened again", self.port.name()
+        );
         Ok(())
     }
 
@@ -72,7 +78,10 @@ impl NetDevice {
     /// While the port cannot be opened.
     pub fn reopen_port(&mut self) -> io::Result<()> {
         self.port.reopen()?;
-        info!("{}: opened again", self.port.name());
+        info!(
+            event = "interface_opened_again", interface = self.port.name();
+            "{}: opened again", self.port.name()
+        );
         Ok(())
     }
 }

@@ -114,7 +114,10 @@ impl Tap {
         check_name(&options.name)?;
         let existed = link::exists(&options.name);
         if existed && options.persist {
-            warn!("{} exists already: whether it persists is left as it is", options.name);
+            warn!(
+                event = "persist_not_set", interface:% = options.name;
+                "{} exists already: whether it persists is left as it is", options.name
+            );
         }
         let mut tap = Tap::over(options.name.clone(), opened(&options, existed)?)?;
         (tap.options, tap.existed) = (Some(options), existed);
@@ -380,7 +383,10 @@ impl Drop for Tap {
             && let Err(error) = self.set_offloads(Features::empty())
             && error.raw_os_error() != Some(libc::EBADFD)
         {
-            warn!("{}: resetting offloads failed: {error}", self.name);
+            warn!(
+                event = "offloads_not_reset", interface:% = self.name;
+                "{}: resetting offloads failed: {error}", self.name
+            );
         }
     }
 }

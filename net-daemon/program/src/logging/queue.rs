@@ -3,7 +3,10 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
+use log::Level;
+
 use super::bounds::{Bounds, Kind};
+use super::{Format, json};
 
 /// Bytes that may wait: some ten thousand lines.
 const ROOM: usize = 1 << 20;
@@ -29,6 +32,8 @@ pub(super) struct Lines {
     /// A thread writes them.
     served: bool,
     bounds: Option<Bounds>,
+    /// Of what this says of itself.
+    pub(super) format: Format,
     /// What the thread that writes does before its next line.
     pub(super) task: Option<fn()>,
     /// It has done that.
@@ -44,6 +49,7 @@ impl Lines {
             failed: 0,
             served: false,
             bounds: None,
+            format: Format::Text,
             task: None,
             settled: false,
         }
@@ -67,7 +73,7 @@ impl Lines {
             return false;
         }
         if let Some(count) = self.bounds.as_mut().and_then(|bounds| bounds.left_out(kind)) {
-            self.push(notice(count, &Bounds::why()));
+            self.push(self.notice(count, &Bounds::why()));
         }
         true
     }
@@ -90,10 +96,10 @@ impl Lines {
                 self.bytes -= line.len();
                 line
             }
-            Entry::Lost(count) => notice(count, "lost, as nobody has read them"),
+            Entry::Lost(count) => self.notice(count, "lost, as nobody has read them"),
         };
         if self.failed > 0 {
-            line.splice(..0, notice(self.failed, "could not be written"));
+            line.splice(..0, self.notice(self.failed, "could not be written"));
         }
         self.writing = true;
         Some(line)
@@ -122,13 +128,17 @@ impl Lines {
 
     /// Forgets what waits, and the thread.
     pub(super) fn forget(&mut self) {
-        *self = Lines { bounds: self.bounds.take(), ..Lines::new() };
+        *self = Lines { bounds: self.bounds.take(), format: self.format, ..Lines::new() };
     }
-}
 
-/// A line of the log about the log.
-pub(super) fn notice(count: u64, what: &str) -> Vec<u8> {
-    format!("({count} lines of this log {what})\n").into_bytes()
+    /// A line of the log about the log.
+    fn notice(&self, count: u64, what: &str) -> Vec<u8> {
+        let text = format!("({count} lines of this log {what})");
+        match self.format {
+            Format::Text => (text + "\n").into_bytes(),
+            Format::Json => json::line(Level::Warn, Some("log_lines_missing"), &text, &[("lines", count)]),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -182,5 +192,13 @@ mod tests {
             lines.taken(false);
         }
         assert_eq!(take(&mut lines), "(2 lines of this log could not be written)\nx\n");
+    }
+
+    #[test]
+    fn what_is_missing_is_told_as_the_log_is() {
+        let mut lines = Lines { format: Format::Json, ..Lines::new() };
+        lines.entries.push_back(Entry::Lost(7));
+        let notice: serde_json::Value = serde_json::from_str(&take(&mut lines)).unwrap();
+        assert_eq!((&notice["event"], &notice["lines"]), (&"log_lines_missing".into(), &7.into()));
     }
 }

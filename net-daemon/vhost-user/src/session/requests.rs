@@ -27,7 +27,10 @@ impl Session {
             self.acked = None;
             return Err(Fault::Legacy);
         }
-        info!("features acknowledged: {}", asked.named(Class::Net));
+        info!(
+            event = "features_acknowledged", features = asked.bits();
+            "features acknowledged: {}", asked.named(Class::Net)
+        );
         self.acked = Some(asked);
         self.control_pairs = 1;
         device.set_offloads(asked);
@@ -86,7 +89,10 @@ impl Session {
         let (got, expected) = (message.fds.len(), regions.len());
         if got != expected {
             if got == 0 {
-                warn!("the front-end shares no memory: with QEMU, use a memory backend with share=on");
+                warn!(
+                    event = "memory_not_shared";
+                    "the front-end shares no memory: with QEMU, use a memory backend with share=on"
+                );
             }
             return Err(MessageError::Fds { got, expected }.into());
         }
@@ -128,7 +134,10 @@ impl Session {
         let (bytes, regions) = memory.size();
         let note =
             if memory.is_sealed() { "" } else { ", which the front-end could cut off (no F_SEAL_SHRINK)" };
-        info!("guest memory: {} MiB in {regions} regions{note}", bytes >> 20);
+        info!(
+            event = "memory_mapped", bytes, regions;
+            "guest memory: {} MiB in {regions} regions{note}", bytes >> 20
+        );
         self.memory = Some(memory);
         self.vrings.iter_mut().for_each(VringSetup::mend);
         self.run_all(device);
@@ -191,6 +200,7 @@ impl Session {
         self.at_queues = false;
         if self.memory.as_ref().is_none_or(|memory| memory.size().1 == 0) {
             warn!(
+                event = "memory_not_shared", vring = index;
                 "vring {index} is started, but no memory has been shared: with QEMU, use a memory backend \
                  with share=on"
             );
@@ -264,6 +274,7 @@ impl Session {
         Ok(Answer::Payload(bytes.map_or_else(
             || {
                 warn!(
+                    event = "config_out_of_range";
                     "GET_CONFIG: {} bytes at {} are outside the configuration space",
                     range.size, range.offset
                 );

@@ -185,7 +185,10 @@ impl Session {
         self.vrings[rx].was_enabled |= vrings.rx.is_some();
         self.vrings[tx].was_enabled |= vrings.tx.is_some();
         if let Err(error) = device.start(pair, vrings, acked) {
-            warn!("queue pair {pair} cannot run: {}", volt_virtio::error_chain(&error));
+            warn!(
+                event = "queue_pair_not_started", pair;
+                "queue pair {pair} cannot run: {}", volt_virtio::error_chain(&error)
+            );
             if let WorkerError::Kick(index, _) = error.source {
                 // The other half can run without it.
                 self.vrings[index].broken = true;
@@ -209,7 +212,7 @@ impl Session {
         if serving != self.serving {
             let pairs: Vec<_> =
                 serving.iter().enumerate().filter(|(_, on)| **on).map(|(pair, _)| pair).collect();
-            info!("serving queue pairs {pairs:?}");
+            info!(event = "serving"; "serving queue pairs {pairs:?}");
             self.serving = serving;
         }
     }
@@ -228,7 +231,10 @@ impl Session {
                     self.control = Some(control);
                 }
                 Some(Err(error)) => {
-                    warn!("the control queue cannot run: {}", volt_virtio::error_chain(&error));
+                    warn!(
+                        event = "control_queue_not_started";
+                        "the control queue cannot run: {}", volt_virtio::error_chain(&error)
+                    );
                     self.vrings[index].broken = true;
                 }
                 None => {}
@@ -272,7 +278,10 @@ impl Session {
             }
             Err(error) => {
                 let index = control.vring.index;
-                warn!("vring {index} stopped: {error}; only a reset by the driver starts it again");
+                warn!(
+                    event = "vring_stopped", vring = index;
+                    "vring {index} stopped: {error}; only a reset by the driver starts it again"
+                );
                 control.err();
                 self.vrings[index].broken = true;
                 false
@@ -299,7 +308,10 @@ impl Session {
         }
         self.told_down = down;
         let how = if down { "down" } else { "up" };
-        info!("{} is {how}: the front-end is told that its link is", device.port_name());
+        info!(
+            event = "link_reported", interface = device.port_name(), up = !down;
+            "{} is {how}: the front-end is told that its link is", device.port_name()
+        );
         true
     }
 

@@ -105,6 +105,7 @@ impl List {
         if let (Some(mac), Some(twin)) = (device.mac, self.same_address(&device)) {
             let name = &device.name;
             warn!(
+                event = "same_address", device:% = name;
                 "{twin} and {name} have the same address, {mac}: on one network neither works; give them \
                  others with mac="
             );
@@ -236,7 +237,7 @@ impl Devices {
         let slot = self.put(&mut list, plug, device)?;
         plug.events.plugged(slot);
         drop(list);
-        info!("{} {name}: added in slot {slot}", kind.name());
+        info!(event = "device_added", device:% = name, slot; "{} {name}: added in slot {slot}", kind.name());
         Ok(slot)
     }
 
@@ -261,7 +262,10 @@ impl Devices {
         let entry = list.find(kind, name)?;
         entry.removing = true;
         let (id, name) = (entry.id, entry.device.name.clone());
-        info!("{} {name}: the guest is asked to give it back", kind.name());
+        info!(
+            event = "device_removal_asked", device:% = name;
+            "{} {name}: the guest is asked to give it back", kind.name()
+        );
         if let Some(slot) = entry.slot {
             plug.events.eject(slot);
         }
@@ -307,7 +311,10 @@ impl Devices {
         drop(list);
         self.gone.notify_all();
         let why = if removing { "" } else { ", which nobody asked for" };
-        info!("{} {name}: given back by the guest{why}; it is removed", kind.name());
+        info!(
+            event = "device_removed", device:% = name;
+            "{} {name}: given back by the guest{why}; it is removed", kind.name()
+        );
     }
 
     fn list(&self) -> MutexGuard<'_, List> {

@@ -158,7 +158,10 @@ impl DiskImage {
             Err(LockError::Taken) => return Err(taken(path, inode)),
             // Some network file systems have no locks; that is no reason to refuse the image.
             Err(LockError::Unsupported(error)) => {
-                warn!("disk {}: cannot be locked against use by another process: {error}", path.display());
+                warn!(
+                    event = "disk_not_locked", path:% = path.display();
+                    "disk {}: cannot be locked against use by another process: {error}", path.display()
+                );
             }
         }
         // A block device's metadata has no length, its end has a position.

@@ -85,6 +85,7 @@ impl Block {
         let label = format!("disk {name}");
         if image.surplus() != 0 {
             warn!(
+                event = "disk_cut_off", device:% = label;
                 "{label}: its last {} bytes are no whole sector of 512, and the guest does not see them",
                 image.surplus()
             );

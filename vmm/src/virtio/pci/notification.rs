@@ -33,7 +33,10 @@ impl Drop for Notification {
     fn drop(&mut self) {
         let address = IoEventAddress::Mmio(self.address);
         if let Err(error) = self.vm.unregister_ioevent(&self.kick, &address, NoDatamatch) {
-            warn!("KVM does not give the notification at {:#x} back: {error}", self.address);
+            warn!(
+                event = "notification_not_removed";
+                "KVM does not give the notification at {:#x} back: {error}", self.address
+            );
         }
     }
 }

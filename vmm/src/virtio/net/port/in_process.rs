@@ -115,7 +115,10 @@ impl DataPath for InProcess {
 
     fn stop(&self) {
         if let Err(error) = self.shared.device().reset() {
-            error!("{}: {}", self.shared.label, error_chain(&error));
+            error!(
+                event = "queue_pair_not_stopped", device:% = self.shared.label;
+                "{}: {}", self.shared.label, error_chain(&error)
+            );
         }
         let mut interrupt = self.shared.interrupt();
         *interrupt = None;
@@ -174,7 +177,10 @@ impl Drop for InProcess {
     fn drop(&mut self) {
         self.shared.quit.notify();
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
-            error!("{}: a thread ended in a panic", self.shared.label);
+            error!(
+                event = "thread_panicked", device:% = self.shared.label;
+                "{}: a thread ended in a panic", self.shared.label
+            );
         }
     }
 }
@@ -190,7 +196,10 @@ impl Shared {
                 Token::Quit => quit = true,
             });
             if let Err(error) = waited {
-                return error!("{}: nobody looks after its port: {error}", self.label);
+                return error!(
+                    event = "port_unattended", device:% = self.label;
+                    "{}: nobody looks after its port: {error}", self.label
+                );
             }
             if quit {
                 return;
@@ -260,9 +269,15 @@ impl Shared {
         }
         if faults::may_log() {
             if up {
-                info!("{}: the guest sees its link up again", self.label);
+                info!(
+                    event = "link_changed", device:% = self.label, up = true;
+                    "{}: the guest sees its link up again", self.label
+                );
             } else {
-                warn!("{}: the guest sees its link down until the interface is back", self.label);
+                warn!(
+                    event = "link_changed", device:% = self.label, up = false;
+                    "{}: the guest sees its link down until the interface is back", self.label
+                );
             }
         }
     }

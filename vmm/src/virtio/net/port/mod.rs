@@ -195,6 +195,7 @@ impl Net {
         let (name, label, pairs) = (name.to_owned(), label(name), net_config.max_pairs);
         let features = offered.union(OWN).union(Features::NET_CTRL_GUEST_OFFLOADS);
         info!(
+            event = "port_ready", device:% = label, pairs;
             "{label}: MAC {}, {pairs} queue pairs, offering {}",
             net_config.mac,
             features.named(Class::Net)
@@ -237,7 +238,10 @@ fn kernel(label: &str, config: &NetPortConfig) -> Result<Option<Kernel>, PortErr
     match Kernel::open(config.queues) {
         Ok(kernel) => Ok(Some(kernel)),
         Err(error) if config.vhost_net == VhostNet::On => {
-            warn!("{label}: frames are moved by this process, not by the kernel: {}", error_chain(&error));
+            warn!(
+                event = "vhost_net_not_used", device:% = label;
+                "{label}: frames are moved by this process, not by the kernel: {}", error_chain(&error)
+            );
             Ok(None)
         }
         Err(source) => Err(PortError::VhostNet { label: label.to_owned(), source }),

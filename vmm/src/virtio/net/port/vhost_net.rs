@@ -135,7 +135,10 @@ impl DataPath for VhostNetPath {
             }
             for vring in [0, 1] {
                 if let Err(error) = pair.file.set_queue(vring, None) {
-                    warn!("{}: vhost-net does not let go of vring {vring}: {error}", self.label);
+                    warn!(
+                        event = "vhost_net_vring_kept", device:% = self.label, vring;
+                        "{}: vhost-net does not let go of vring {vring}: {error}", self.label
+                    );
                 }
             }
         }

@@ -65,7 +65,10 @@ pub fn connect(path: &Path, limit: Option<Duration>) -> Result<UnixStream, Conne
             return Err(ConnectError::Absent { socket: path.to_owned(), waited: limit });
         }
         if !told {
-            info!("waiting for a network back-end to listen at {}", path.display());
+            info!(
+                event = "waiting_for_back_end", path:% = path.display();
+                "waiting for a network back-end to listen at {}", path.display()
+            );
             told = true;
         }
         thread::sleep(RETRY);

@@ -122,7 +122,7 @@ impl Drop for Link {
         self.send(Command::Quit);
         self.shared.cancellation.cancel();
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
-            error!("a network device's thread ended in a panic");
+            error!(event = "thread_panicked"; "a network device's thread ended in a panic");
         }
     }
 }

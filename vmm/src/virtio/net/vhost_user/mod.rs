@@ -153,6 +153,7 @@ impl VhostUserNet {
             .map_err(|source| VhostUserNetError::Session { socket: socket.clone(), source })?;
         let (features, net_config) = offer(config, &session)?;
         info!(
+            event = "back_end_connected", device:% = label, pairs;
             "{label}: connected, MAC {}, {pairs} queue pairs, offering {}",
             net_config.mac,
             features.named(Class::Net)

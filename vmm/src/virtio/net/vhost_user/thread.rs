@@ -126,7 +126,10 @@ impl BackendThread {
                 Token::Request => asked = true,
             });
             if let Err(error) = waited {
-                return error!("{}: stopped, as waiting failed: {error}", self.label);
+                return error!(
+                    event = "device_wait_failed", device:% = self.label;
+                    "{}: stopped, as waiting failed: {error}", self.label
+                );
             }
             // Before the end of a connection, which at the end of the device is our doing.
             if self.take_commands() {
@@ -173,7 +176,10 @@ impl BackendThread {
         if let BackEnd::Connected { session, .. } = &mut self.back_end {
             match session.start(&setup) {
                 Ok(()) if faults::may_log() => {
-                    info!("{}: the back-end serves {} vrings", self.label, setup.vrings.len());
+                    info!(
+                        event = "back_end_serves", device:% = self.label;
+                        "{}: the back-end serves {} vrings", self.label, setup.vrings.len()
+                    );
                 }
                 Ok(()) => {}
                 Err(error) => self.lose_for(&error),
@@ -256,6 +262,7 @@ impl BackendThread {
         self.state().lost(since);
         if self.budget.take() {
             warn!(
+                event = "back_end_gone", device:% = self.label;
                 "{}: the back-end has gone ({why}): the guest runs on without this network, and a back-end \
                  is looked for until there is one",
                 self.label
@@ -291,7 +298,10 @@ impl BackendThread {
         let BackEnd::Away { retry_at, logged, .. } = &mut self.back_end else { return };
         *retry_at = Instant::now() + delay;
         if !error.is_absence() && *logged != text && self.budget.take() {
-            warn!("{}: a back-end is there but not taken, and tried again: {text}", self.label);
+            warn!(
+                event = "back_end_not_taken", device:% = self.label;
+                "{}: a back-end is there but not taken, and tried again: {text}", self.label
+            );
             *logged = text;
         }
     }
@@ -307,11 +317,17 @@ impl BackendThread {
         };
         if self.budget.take() {
             let seconds = away.as_secs_f32();
-            info!("{}: the back-end is back after {seconds:.3} s; it has gone {losses} times", self.label);
+            info!(
+                event = "back_end_back", device:% = self.label, seconds, losses;
+                "{}: the back-end is back after {seconds:.3} s; it has gone {losses} times", self.label
+            );
             if theirs != before {
                 let text = |mtu: Option<u16>| mtu.map_or("none".to_owned(), |mtu| mtu.to_string());
                 let (theirs, before) = (text(theirs), text(before));
-                warn!("{}: its MTU is {theirs} and was {before}, which the guest goes by", self.label);
+                warn!(
+                    event = "back_end_mtu_changed", device:% = self.label;
+                    "{}: its MTU is {theirs} and was {before}, which the guest goes by", self.label
+                );
             }
         }
     }
@@ -338,7 +354,10 @@ impl BackendThread {
             setup.interrupt.config_changed();
         }
         if self.budget.take() {
-            info!("{}: the guest sees its link {}", self.label, if up { "up" } else { "down" });
+            info!(
+                event = "link_changed", device:% = self.label, up;
+                "{}: the guest sees its link {}", self.label, if up { "up" } else { "down" }
+            );
         }
     }
 
