@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use log::LevelFilter;
 use volt_net::config::{MIN_MTU, Mac};
 use volt_net::limiter::Rate;
@@ -12,6 +12,9 @@ use volt_virtio::ring::MAX_RING_SIZE;
 
 use crate::capture;
 use crate::metrics::listener::Address;
+
+/// What `--control` is for a daemon without a control socket.
+pub(crate) const NO_CONTROL: &str = "none";
 
 /// Most queue pairs.
 pub(crate) const MAX_PAIRS: usize = volt_net::builder::MAX_PAIRS as usize;
@@ -27,11 +30,11 @@ Examples:
   volt-netd --tap tap0 --socket /run/volt/net0.sock
   volt-netd --tap tap0 --queues 4 --socket /run/volt/net0.sock --socket-group kvm --socket-mode 0660
   volt-netd --macvtap mv0 --socket /run/volt/net0.sock
-  volt-netd --tap tap0 --socket /run/volt/net0.sock --control /run/volt/net0.ctl --supervise
-  volt-netd ctl --control /run/volt/net0.ctl status
-  volt-netd ctl --control /run/volt/net0.ctl limits --rx-rate 100Mbit --tx-rate none
-  volt-netd ctl --control /run/volt/net0.ctl capture --out - | tcpdump -r -
-  volt-netd --take-over /run/volt/net0.ctl --supervise
+  volt-netd --tap tap0 --socket /run/volt/net0.sock --supervise
+  volt-netd ctl status
+  volt-netd ctl --interface tap0 limits --rx-rate 100Mbit --tx-rate none
+  volt-netd ctl capture --out - | tcpdump -r -
+  volt-netd --take-over /run/volt/tap0.ctl --supervise
   volt-netd check --tap tap0
 
 The TAP interface: one that exists is used as it is; one that does not is created, set up, and goes when
@@ -120,7 +123,8 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "GROUP", conflicts_with_all = ["fd", "client"])]
     pub(crate) socket_group: Option<String>,
 
-    /// Unix socket for 'volt-netd ctl' and '--take-over', for this user and root only
+    /// Unix socket for 'volt-netd ctl' and '--take-over', for this user and root only, or 'none'; if not
+    /// given, INTERFACE.ctl in $RUNTIME_DIRECTORY, /run/volt (root) or $XDG_RUNTIME_DIR/volt
     #[arg(long, value_name = "PATH")]
     pub(crate) control: Option<PathBuf>,
 
@@ -175,9 +179,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Talk to a daemon that runs
     Ctl {
-        /// The daemon's --control socket
-        #[arg(long, global = true, value_name = "PATH", default_value = "/run/volt/netd.ctl")]
-        control: PathBuf,
+        #[command(flatten)]
+        which: Which,
         #[command(subcommand)]
         request: Ctl,
     },
@@ -190,6 +193,18 @@ pub(crate) enum Command {
         #[arg(long, value_enum, default_value_t = TableForm::Text)]
         format: TableForm,
     },
+}
+
+/// Which daemon is talked to: the only one of this user, if nothing is given.
+#[derive(Debug, Args)]
+pub(crate) struct Which {
+    /// Interface of the daemon, where several run
+    #[arg(long, short, global = true, value_name = "NAME", conflicts_with = "control")]
+    pub(crate) interface: Option<String>,
+
+    /// Control socket of the daemon; if not given, it is looked for
+    #[arg(long, global = true, value_name = "PATH")]
+    pub(crate) control: Option<PathBuf>,
 }
 
 /// What a running daemon is asked.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 
 use log::{info, warn};
@@ -20,14 +21,16 @@ use volt_program::opener::{Opener, WirePath};
 use volt_program::signals::SignalSet;
 use volt_program::unix::Access;
 use volt_vhost_user::channel::Piece;
+use volt_virtio::error_chain;
 use volt_virtio::notify::Notifier;
 
-use crate::cli::Cli;
-use crate::endpoint::{Endpoint, Listener};
+use crate::cli::{Cli, NO_CONTROL};
+use crate::endpoint::{Endpoint, EndpointError, Listener};
 use crate::handover::Predecessor;
 use crate::inquiry::{self, Respondent};
 use crate::metrics::listener::MetricsListener;
 use crate::opener::{Duties, Request};
+use crate::runtime::Runtime;
 use crate::sandbox;
 use crate::server::{End, Parts, Server};
 use crate::signals::{self, Signals};
@@ -134,7 +137,7 @@ pub(crate) fn run(
                 Ok(server) => server,
                 Err(error) => {
                     if let GoSignal::Direct(predecessor) = go_signal {
-                        predecessor.give_up(&volt_virtio::error_chain(&*error));
+                        predecessor.give_up(&error_chain(&*error));
                     }
                     return Err(error);
                 }
@@ -199,8 +202,11 @@ fn fresh(cli: &Cli, given: Given, supervised: Supervised, signals: Signals) -> R
     let port = open_port(cli, given.tap)?;
     advise(cli, &*port);
     let endpoint = open_endpoint(cli, given.socket)?;
-    let private = Access { user: sandbox::user(), ..Access::PRIVATE };
-    let control = cli.control.as_ref().map(|path| Listener::bind(path, &private)).transpose()?;
+    let control = match &cli.control {
+        Some(path) if path == Path::new(NO_CONTROL) => None,
+        Some(path) => Some(Listener::bind(path, &private())?),
+        None => usual_control(port.name()),
+    };
     let metrics = open_metrics(cli)?;
     let mac = cli.mac.or(port.mac()).map_or_else(Mac::random, Ok)?;
     let options = DeviceOptions { pairs, mac, mtu: cli.mtu };
@@ -258,7 +264,12 @@ fn import(
     let device = &state.device;
     let options = DeviceOptions { pairs: device.pairs, mac: Mac(device.mac), mtu: device.mtu };
     let endpoint = Endpoint::import(state.endpoint, &mut from)?;
-    let control = state.control.map(|control| Listener::import(control, &mut from)).transpose()?;
+    let control = match state.control {
+        Some(control) => Some(Listener::import(control, &mut from)?),
+        // Left by a daemon that had none because it was older.
+        None if cli.control.is_none() && supervised.restarts == 0 => usual_control(port.name()),
+        None => None,
+    };
     let metrics = match state.metrics {
         Some(metrics) => Some(MetricsListener::import(metrics, &mut from)?),
         // Whoever came before served none.
@@ -367,6 +378,33 @@ fn open_port(cli: &Cli, fds: Vec<OwnedFd>) -> Result<Box<dyn Port>, AnyError> {
         (None, Some(name)) => Box::new(Macvtap::open(name, cli.pairs().into())?),
         (None, None) => Box::new(Tap::from_fds(fds)?),
     })
+}
+
+/// A control socket where `volt-netd ctl` finds it. The daemon serves its guest without one, too.
+fn usual_control(interface: &str) -> Option<Listener> {
+    let runtime = Runtime::of_this_process();
+    let Some(path) = runtime.control(interface) else {
+        info!(
+            event = "no_control_socket", interface;
+            "no control socket: there is no $RUNTIME_DIRECTORY or $XDG_RUNTIME_DIR; --control PATH makes one"
+        );
+        return None;
+    };
+    let bound = runtime.make_directory().map_err(EndpointError::System);
+    let bound = bound.and_then(|()| Listener::bind(&path, &private()));
+    let tell = |error: &EndpointError| {
+        warn!(
+            event = "no_control_socket", interface, path:% = path.display();
+            "no control socket at {}: {}; --control PATH makes one elsewhere, --control none does without",
+            path.display(), error_chain(error)
+        );
+    };
+    bound.inspect_err(tell).ok()
+}
+
+/// For who controls the daemon.
+fn private() -> Access {
+    Access { user: sandbox::user(), ..Access::PRIVATE }
 }
 
 fn open_endpoint(cli: &Cli, fd: Option<OwnedFd>) -> Result<Endpoint, AnyError> {

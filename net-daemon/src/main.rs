@@ -8,6 +8,7 @@
 //! | [`server`] | the main thread's loop: front-ends, clients of the control socket, hand-over, commits |
 //! | [`connection`], [`endpoint`] | a front-end that is connected; where front-ends come from |
 //! | [`control`], [`handover`] | the control socket's requests; the new side of a hand-over |
+//! | [`ctl`], [`runtime`] | `volt-netd ctl`, the client of those requests; where control sockets are |
 //! | [`capture`] | `volt-netd ctl capture`, which writes a file |
 //! | [`state`] | what another process goes on with |
 //! | [`status`] | what a daemon says of itself |
@@ -24,13 +25,10 @@ use std::sync::Arc;
 
 use clap::{CommandFactory, Parser, error::ErrorKind};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use serde_json::Value;
-use volt_net::limiter::LimitsChange;
 use volt_program::{logging, memory, output};
 use volt_virtio::error_chain;
 
-use crate::cli::{Cli, Command, Confinement, Ctl, MAX_PAIRS, TableForm};
-use crate::control::Request;
+use crate::cli::{Cli, Command, Confinement, MAX_PAIRS, TableForm};
 use crate::handover::Predecessor;
 use crate::launch::{AnyError, Given, GoSignal, Inheritance, Origin};
 use crate::server::End;
@@ -40,6 +38,7 @@ mod check;
 mod cli;
 mod connection;
 mod control;
+mod ctl;
 mod endpoint;
 mod fds;
 mod handover;
@@ -47,6 +46,7 @@ mod inquiry;
 mod launch;
 mod metrics;
 mod opener;
+mod runtime;
 mod sandbox;
 mod server;
 mod signals;
@@ -88,26 +88,11 @@ fn start(cli: &Cli) -> Result<ExitCode, AnyError> {
     }
     volt_program::signals::prepare()?;
     logging::init(cli.log_level.into(), cli.log_format.into())?;
-    if let Some(Command::Ctl { control, request }) = &cli.command {
-        return ctl(control, request);
+    if let Some(Command::Ctl { which, request }) = &cli.command {
+        return ctl::run(which, request);
     }
     end_on_panic();
     run(cli)
-}
-
-fn ctl(control: &std::path::Path, request: &Ctl) -> Result<ExitCode, AnyError> {
-    let request = match *request {
-        Ctl::Status => Request::Status,
-        Ctl::Metrics => Request::Metrics,
-        Ctl::Capture(ref options) => return Ok(capture::run(control, options)?),
-        Ctl::Limits { rx_rate, tx_rate } => Request::Limits(LimitsChange { rx: rx_rate, tx: tx_rate }),
-    };
-    let answer = control::ctl(control, &request)?;
-    match answer {
-        Value::String(text) => output::print(&text.trim_end())?,
-        answer => output::print(&format_args!("{answer:#}"))?,
-    }
-    Ok(ExitCode::SUCCESS)
 }
 
 /// A thread that panics takes the process with it: front-end and supervisor see that, and can do something

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use volt_net::config::Mac;
@@ -11,9 +12,10 @@ use volt_net::state::{Format, StateError};
 use volt_vhost_user::channel::ChannelState;
 use volt_vhost_user::session::state::SessionState;
 
-use crate::cli::Cli;
+use crate::cli::{Cli, NO_CONTROL};
 use crate::endpoint::{EndpointState, ListenerState};
 use crate::metrics::listener::MetricsState;
+use crate::runtime::Runtime;
 use crate::status::VERSION;
 
 /// A daemon. Every change of this structure, or of one inside it, that an older program would misread needs a
@@ -59,10 +61,12 @@ impl DaemonState {
     /// Whether a daemon with this command line, and the socket that it names, would serve the same interface
     /// to the same front-ends.
     pub(crate) fn is_for(&self, cli: &Cli, socket: Option<&OwnedFd>) -> bool {
-        let is = |wanted: &Option<String>, name: &str| wanted.as_ref().is_none_or(|wanted| wanted == name);
+        let is = |wanted: &Option<String>| {
+            wanted.as_ref().is_none_or(|wanted| Some(wanted.as_str()) == self.port.interface())
+        };
         let interface = match &self.port {
-            PortState::Tap(tap) => is(&cli.tap, &tap.name) && cli.macvtap.is_none(),
-            PortState::Macvtap(macvtap) => is(&cli.macvtap, macvtap.name()) && cli.tap.is_none(),
+            PortState::Tap(_) => is(&cli.tap) && cli.macvtap.is_none(),
+            PortState::Macvtap(_) => is(&cli.macvtap) && cli.tap.is_none(),
             PortState::Socket(_) => false,
         };
         let pairs = cli.queues.is_none_or(|pairs| pairs == self.device.pairs);
@@ -82,7 +86,7 @@ impl DaemonState {
             ("--rx-rate", other(cli.rx_rate, limits.rx)),
             ("--tx-rate", other(cli.tx_rate, limits.tx)),
             ("--busy-poll-us", cli.busy_poll_us != busy_poll_us),
-            ("--control", cli.control.is_some() != self.control.is_some()),
+            ("--control", self.keeps_control(cli)),
             (
                 "--metrics",
                 self.metrics
@@ -91,6 +95,17 @@ impl DaemonState {
             ),
         ];
         options.into_iter().filter(|(_, other)| *other).map(|(name, _)| name).collect()
+    }
+
+    /// Whether the control socket is another one than this command line asks for. The usual one is made where
+    /// there is none.
+    fn keeps_control(&self, cli: &Cli) -> bool {
+        let usual = || Runtime::of_this_process().control(self.port.interface()?);
+        let wanted = cli.control.clone().or_else(usual).filter(|path| path != Path::new(NO_CONTROL));
+        match &self.control {
+            Some(kept) => wanted.is_none_or(|wanted| !kept.is_at(&wanted)),
+            None => cli.control.is_some() && wanted.is_some(),
+        }
     }
 
     /// Reads a state, if it is of a format that this program knows.

@@ -11,6 +11,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
+use tempfile::TempDir;
+
+/// Where a service manager tells a service its runtime directory (`systemd.exec(5)`).
+pub const RUNTIME_DIRECTORY: &str = "RUNTIME_DIRECTORY";
 
 /// The volt-netd for the next daemon of a row that take over from each other: by turns the one that
 /// `VOLT_NETD_BEFORE` names, if any, and this workspace's.
@@ -52,6 +56,16 @@ pub fn copy_of(name: &str, path: &Path) {
     assert!(copied.success(), "no copy of {name} at {}", path.display());
 }
 
+/// Gives a command a runtime directory of its own, unless it has one: daemons whose interfaces have the same
+/// name run at the same time, and each has its control socket below.
+pub fn set_runtime_directory(command: &mut Command) -> io::Result<TempDir> {
+    let directory = tempfile::tempdir()?;
+    if command.get_envs().all(|(name, _)| name != RUNTIME_DIRECTORY) {
+        command.env(RUNTIME_DIRECTORY, directory.path());
+    }
+    Ok(directory)
+}
+
 /// What a process uses, from /proc.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Usage {
@@ -70,11 +84,13 @@ pub struct Usage {
 pub struct Daemon {
     child: Child,
     log: Arc<Mutex<String>>,
+    _runtime_directory: TempDir,
 }
 
 impl Daemon {
     /// Starts a command and captures what it says on standard error.
     pub fn start(mut command: Command) -> io::Result<Daemon> {
+        let runtime_directory = set_runtime_directory(&mut command)?;
         let mut child = command.stderr(Stdio::piped()).spawn()?;
         let log = Arc::new(Mutex::new(String::new()));
         if let Some(stderr) = child.stderr.take() {
@@ -87,7 +103,7 @@ impl Daemon {
                 }
             });
         }
-        Ok(Daemon { child, log })
+        Ok(Daemon { child, log, _runtime_directory: runtime_directory })
     }
 
     /// Its process id.

@@ -10,7 +10,9 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use protocol_tests::daemon::{Daemon, poll_until, program, wait_until_asleep, wait_until_dead};
+use protocol_tests::daemon::{
+    Daemon, RUNTIME_DIRECTORY, poll_until, program, wait_until_asleep, wait_until_dead,
+};
 use protocol_tests::frame::{NetHeader, numbered};
 use protocol_tests::netns::Netns;
 use protocol_tests::rig::{LIMIT, Rig};
@@ -102,6 +104,7 @@ fn start(netns: &Netns, shared: &Shared, notify: &Path, arguments: &[&str]) -> D
     let mut command: Command = netns.command("bash");
     command.args(["-c", &script]).arg(program("volt-netd")).args(["--log-level", "debug", "--supervise"]);
     command.args(arguments).env("NOTIFY_SOCKET", notify);
+    command.env(RUNTIME_DIRECTORY, notify.parent().expect("a directory"));
     Daemon::start(command).expect("volt-netd")
 }
 
@@ -292,4 +295,38 @@ fn a_unit_with_a_socket_goes_on_and_takes_new_front_ends() {
     let mut session = rig.session(&Setup::default());
     rig.both_ways(&mut session, 3);
     assert_eq!(session.rx(0).ring.outstanding(), 64, "no receive buffer is lost");
+}
+
+/// A unit that had no control socket, as before each daemon had one, goes on with the usual one, and keeps
+/// it.
+#[test]
+fn a_unit_without_a_control_socket_gets_one() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(mut rig) = Rig::new("a_unit_without_a_control_socket_gets_one", &[]) else { return };
+    assert!(rig.daemon.stop(LIMIT).expect("it ends").success());
+    let notify = rig.dir.path().join("notify");
+    let shared = systemd(UnixDatagram::bind(&notify).expect("a socket"));
+    let socket = rig.socket();
+    let control = rig.dir.path().join("tap0.ctl");
+    let arguments = ["--tap", "tap0", "--socket", socket.to_str().expect("text")];
+    let without = [&arguments[..], &["--control", "none"]].concat();
+    rig.daemon = start(&rig.netns, &shared, &notify, &without);
+    wait_until_ready(&shared, &rig.daemon);
+    let mut session = rig.session(&Setup::default());
+    for (arguments, has, kept) in [
+        (&without[..], false, false),
+        (&arguments, true, false),
+        (&arguments, true, false),
+        (&without, true, true),
+    ] {
+        assert!(rig.daemon.stop(LIMIT).expect("it ends").success());
+        rig.daemon = start(&rig.netns, &shared, &notify, arguments);
+        wait_until_ready(&shared, &rig.daemon);
+        rig.both_ways(&mut session, 3);
+        rig.logged(&["went on with what systemd kept"]);
+        let mut ctl = Command::new(program("volt-netd"));
+        let answer = ctl.args(["ctl", "status", "--control"]).arg(&control).output().expect("ctl");
+        assert_eq!(answer.status.success(), has, "{answer:?}");
+        assert_eq!(rig.daemon.log().contains("--control stay as they were"), kept, "{}", rig.daemon.log());
+    }
 }

@@ -7,10 +7,11 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
+use tempfile::TempDir;
 
 use crate::bench::BenchError;
 use crate::bench::card::LIMIT;
-use crate::daemon::poll_until;
+use crate::daemon::{poll_until, set_runtime_directory};
 use crate::frontend::Frontend;
 
 /// A process under test.
@@ -21,6 +22,7 @@ pub struct Process {
     /// From the start of the command to its first answer, if it was started here.
     pub startup: Option<Duration>,
     clock: libc::clockid_t,
+    _runtime_directory: Option<TempDir>,
 }
 
 impl Process {
@@ -38,8 +40,15 @@ impl Process {
         let set = cpu_set(cpu);
         // SAFETY: one system call between fork and exec, on a value that is ready.
         unsafe { command.pre_exec(move || Ok(rustix::thread::sched_setaffinity(None, &set)?)) };
+        let runtime_directory = set_runtime_directory(&mut command)?;
         let child = command.spawn()?;
-        let mut process = Process { pid: child.id(), child: Some(child), startup: None, clock: 0 };
+        let mut process = Process {
+            pid: child.id(),
+            child: Some(child),
+            startup: None,
+            clock: 0,
+            _runtime_directory: Some(runtime_directory),
+        };
         process.clock = clock_of(process.pid)?;
         Ok(process)
     }
@@ -53,7 +62,7 @@ impl Process {
 
     /// A process that runs already.
     pub fn of(pid: u32) -> Result<Process, BenchError> {
-        Ok(Process { pid, child: None, startup: None, clock: clock_of(pid)? })
+        Ok(Process { pid, child: None, startup: None, clock: clock_of(pid)?, _runtime_directory: None })
     }
 
     /// Its id.

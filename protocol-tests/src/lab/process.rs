@@ -9,6 +9,10 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use tempfile::TempDir;
+
+use crate::daemon::set_runtime_directory;
+
 /// A running program. Dropping it ends it, by force after three seconds, and waits for it.
 pub struct Process {
     name: String,
@@ -17,6 +21,7 @@ pub struct Process {
     pipes: Vec<PathBuf>,
     lines: Receiver<Line>,
     seen: Vec<Line>,
+    _runtime_directory: TempDir,
 }
 
 /// What a process said, and when, in seconds after its start: most failures are about time.
@@ -32,6 +37,7 @@ impl Process {
     /// When the program cannot be started.
     #[track_caller]
     pub fn start(name: &str, command: &mut Command) -> Self {
+        let runtime_directory = set_runtime_directory(command).expect("a directory");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
         let (sender, lines) = channel();
@@ -43,7 +49,14 @@ impl Process {
         for stream in [stdout, stderr].into_iter().flatten() {
             forward(stream, sender.clone());
         }
-        Self { name: name.into(), child, pipes, lines, seen: Vec::new() }
+        Self {
+            name: name.into(),
+            child,
+            pipes,
+            lines,
+            seen: Vec::new(),
+            _runtime_directory: runtime_directory,
+        }
     }
 
     /// Waits for a line that contains `text` and was not waited for before.

@@ -17,6 +17,17 @@ pub enum PortState {
     Socket(Vec<FdId>),
 }
 
+impl PortState {
+    /// Name of the interface, if there is one.
+    pub fn interface(&self) -> Option<&str> {
+        match self {
+            PortState::Tap(tap) => Some(&tap.name),
+            PortState::Macvtap(macvtap) => Some(macvtap.name()),
+            PortState::Socket(_) => None,
+        }
+    }
+}
+
 /// A TAP interface in a state. Header size, offloads and which queues take part go with the open files.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct TapState {
