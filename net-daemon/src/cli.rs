@@ -2,12 +2,14 @@
 #![forbid(unsafe_code)]
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use log::LevelFilter;
 use volt_net::config::{MIN_MTU, Mac};
 use volt_net::limiter::Rate;
 use volt_program::logging;
+use volt_program::watch::interval;
 use volt_virtio::ring::MAX_RING_SIZE;
 
 use crate::capture;
@@ -31,7 +33,7 @@ Examples:
   volt-netd --tap tap0 --queues 4 --socket /run/volt/net0.sock --socket-group kvm --socket-mode 0660
   volt-netd --macvtap mv0 --socket /run/volt/net0.sock
   volt-netd --tap tap0 --socket /run/volt/net0.sock --supervise
-  volt-netd ctl status
+  volt-netd ctl status --watch 1
   volt-netd ctl --interface tap0 limits --rx-rate 100Mbit --tx-rate none
   volt-netd ctl capture --out - | tcpdump -r -
   volt-netd --take-over /run/volt/tap0.ctl --supervise
@@ -207,11 +209,23 @@ pub(crate) struct Which {
     pub(crate) control: Option<PathBuf>,
 }
 
+/// How its status is printed.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct StatusOptions {
+    /// As JSON, for programs
+    #[arg(long, conflicts_with = "watch")]
+    pub(crate) json: bool,
+
+    /// Again every so many seconds, with frames and bits a second, until interrupted
+    #[arg(long, value_name = "SECONDS", value_parser = interval)]
+    pub(crate) watch: Option<Duration>,
+}
+
 /// What a running daemon is asked.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Ctl {
-    /// Print what the daemon serves and has counted, as JSON
-    Status,
+    /// Print what the daemon serves and has counted
+    Status(StatusOptions),
     /// Print metrics, in the text format that --metrics serves
     Metrics,
     /// Change the rate limits while the guest runs; what is not given stays as it is

@@ -1,19 +1,28 @@
 //! `volt-netd ctl`: finds a daemon, asks it, and prints what it answers.
 #![forbid(unsafe_code)]
 
+use std::io;
+use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use serde_json::Value;
 use volt_net::limiter::LimitsChange;
 use volt_program::output;
+use volt_program::watch::watch;
 
 use crate::capture;
-use crate::cli::{Ctl, Which};
-use crate::control::{self, Request};
+use crate::cli::{Ctl, StatusOptions, Which};
+use crate::control::{self, ControlError, Request};
 use crate::launch::AnyError;
 use crate::runtime::Runtime;
+use crate::status::Status;
 
 mod find;
+mod table;
+
+/// How long a daemon that is watched may be away: longer than a restart of its unit takes.
+const AWAY: Duration = Duration::from_secs(5);
 
 /// Asks the daemon that is meant.
 pub(crate) fn run(which: &Which, request: &Ctl) -> Result<ExitCode, AnyError> {
@@ -21,15 +30,41 @@ pub(crate) fn run(which: &Which, request: &Ctl) -> Result<ExitCode, AnyError> {
         Some(path) => path.clone(),
         None => find::socket(&Runtime::of_this_process(), which.interface.as_deref())?,
     };
-    let request = match *request {
-        Ctl::Status => Request::Status,
-        Ctl::Metrics => Request::Metrics,
+    match *request {
+        Ctl::Status(options) => status(&path, options)?,
+        Ctl::Metrics => print(&control::ctl(&path, &Request::Metrics)?)?,
         Ctl::Capture(ref options) => return Ok(capture::run(&path, options)?),
-        Ctl::Limits { rx_rate, tx_rate } => Request::Limits(LimitsChange { rx: rx_rate, tx: tx_rate }),
-    };
-    match control::ctl(&path, &request)? {
-        Value::String(text) => output::print(&text.trim_end())?,
-        answer => output::print(&format_args!("{answer:#}"))?,
+        Ctl::Limits { rx_rate, tx_rate } => {
+            let change = Request::Limits(LimitsChange { rx: rx_rate, tx: tx_rate });
+            print(&control::ctl(&path, &change)?)?;
+        }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn status(path: &Path, options: StatusOptions) -> Result<(), AnyError> {
+    match options {
+        StatusOptions { json: true, .. } => {
+            print(&control::ctl(path, &Request::Status)?)?;
+        }
+        StatusOptions { watch: None, .. } => output::print(&table::whole(&ask(path)?).trim_end())?,
+        StatusOptions { watch: Some(interval), .. } => {
+            watch(interval, AWAY, || ask(path), table::moving)?;
+        }
+    }
+    Ok(())
+}
+
+/// Prints an answer: text as it is, anything else as JSON.
+fn print(answer: &Value) -> io::Result<()> {
+    match answer {
+        Value::String(text) => output::print(&text.trim_end()),
+        answer => output::print(&format_args!("{answer:#}")),
+    }
+}
+
+/// What the daemon that is controlled at `path` says of itself.
+fn ask(path: &Path) -> Result<Status, ControlError> {
+    let answer = control::ctl(path, &Request::Status)?;
+    serde_json::from_value(answer).map_err(|_| ControlError::Answer)
 }

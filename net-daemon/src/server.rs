@@ -337,8 +337,8 @@ impl Server {
     }
 
     fn end(&mut self) -> Result<End, ServerError> {
-        let signal = self.signals.who();
-        info!(target: logging::END, event = "told_to_end", signal:%; "told to end by {signal}");
+        let by = self.signals.who();
+        info!(target: logging::END, event = "told_to_end", by:%; "told to end by {by}");
         if self.leave {
             if let Some(connection) = &mut self.connection {
                 connection.session.pause(&mut self.device)?;

@@ -129,6 +129,15 @@ pub(crate) struct PairCounters {
     pub(crate) counts: BTreeMap<String, u64>,
 }
 
+/// Why frames were dropped on their way, `rx` (to the guest) or `tx`: what the names of their counters end
+/// with.
+pub(crate) fn drop_reasons(way: &str) -> &'static [&'static str] {
+    match way {
+        "rx" => &["bad_chain", "too_long", "not_offloaded", "failed"],
+        _ => &["bad_chain", "refused", "no_port", "disabled"],
+    }
+}
+
 impl PairCounters {
     /// Those of `pair`, as they stand.
     pub(crate) fn new(pair: usize, counters: &Counters) -> PairCounters {

@@ -376,8 +376,8 @@ impl Supervisor<'_> {
         while let Some(signal) = self.signal_fd.take() {
             if signal != libc::SIGCHLD {
                 if !self.told && !told {
-                    let signal = name(signal);
-                    info!(target: logging::END, event = "told_to_end", signal:%; "told to end by {signal}");
+                    let by = name(signal);
+                    info!(target: logging::END, event = "told_to_end", by:%; "told to end by {by}");
                 }
                 told = true;
             }

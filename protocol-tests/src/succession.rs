@@ -89,7 +89,7 @@ impl Rig {
     /// When it says no JSON.
     pub fn status(&self) -> serde_json::Value {
         let mut command = Command::new(program("volt-netd"));
-        command.args(["ctl", "status", "--control"]).arg(self.control()).stderr(Stdio::inherit());
+        command.args(["ctl", "status", "--json", "--control"]).arg(self.control()).stderr(Stdio::inherit());
         let output = command.output().expect("volt-netd ctl");
         assert!(output.status.success(), "{output:?}");
         serde_json::from_slice(&output.stdout).expect("JSON")

@@ -63,7 +63,7 @@ fn the_daemon_that_is_meant_is_found() {
 
     ["tap0", "tap1"].iter().for_each(|tap| netns.add_tap(tap, false).expect("a TAP"));
     let _first = start(&netns, dir, "tap0", &[]);
-    assert_eq!(interface(&ctl(dir, &["status"])), "tap0");
+    assert_eq!(interface(&ctl(dir, &["status", "--json"])), "tap0");
     let control = dir.join("tap0.ctl");
     assert_eq!(control.metadata().expect("it is there").permissions().mode() & 0o777, 0o600);
 
@@ -73,8 +73,8 @@ fn the_daemon_that_is_meant_is_found() {
         assert!(several.contains(&format!("\n  {tap}  {}", path.display())), "{several}");
     }
     assert!(several.contains("--interface NAME or --control PATH"), "{several}");
-    assert_eq!(interface(&ctl(dir, &["--interface", "tap1", "status"])), "tap1");
-    assert_eq!(interface(&ctl(dir, &["status", "-i", "tap0"])), "tap0");
+    assert_eq!(interface(&ctl(dir, &["--interface", "tap1", "status", "--json"])), "tap1");
+    assert_eq!(interface(&ctl(dir, &["status", "--json", "-i", "tap0"])), "tap0");
     let unknown = refusal(&ctl(dir, &["status", "-i", "tap9"]));
     assert!(unknown.contains("no daemon of this user serves 'tap9'"), "{unknown}");
     assert!(ctl(dir, &["-i", "tap1", "limits", "--rx-rate", "1Gbit"]).status.success());
@@ -86,7 +86,7 @@ fn the_daemon_that_is_meant_is_found() {
 
     assert!(second.stop(LIMIT).expect("it ends").success());
     assert!(!dir.join("tap1.ctl").exists(), "its file goes with it");
-    assert_eq!(interface(&ctl(dir, &["status"])), "tap0");
+    assert_eq!(interface(&ctl(dir, &["status", "--json"])), "tap0");
 }
 
 /// The place may be taken, stale or out of reach: the guest is served all the same.
@@ -128,7 +128,7 @@ fn a_daemon_without_its_control_socket_serves() {
     assert!(control.exists());
     let mut next = start(&netns, dir.path(), "tap0", &[]);
     assert!(!next.log().contains("WARN"), "{}", next.log());
-    assert_eq!(interface(&ctl(dir.path(), &["status"])), "tap0");
+    assert_eq!(interface(&ctl(dir.path(), &["status", "--json"])), "tap0");
     assert!(next.stop(LIMIT).expect("it ends").success());
 
     // A directory that is not there is not made in the place of a service manager.
@@ -157,13 +157,13 @@ fn a_tap_by_descriptor_has_its_name() {
     let mut daemon = Daemon::start(command).expect("volt-netd");
     daemon.wait_for_socket(&dir.path().join("s"), LIMIT).expect("it listens");
     for _ in 0..2 {
-        assert_eq!(interface(&ctl(dir.path(), &["-i", "tapd", "status"])), "tapd");
+        assert_eq!(interface(&ctl(dir.path(), &["-i", "tapd", "status", "--json"])), "tapd");
         let from = daemon.log().len();
         let worker = protocol_tests::daemon::child(daemon.pid()).expect("a worker");
         rustix::process::kill_process(worker, rustix::process::Signal::KILL).expect("killed");
         assert!(daemon.logged(from, &["another one goes on"], LIMIT).is_some(), "{}", daemon.log());
     }
-    assert_eq!(interface(&ctl(dir.path(), &["status"])), "tapd");
+    assert_eq!(interface(&ctl(dir.path(), &["status", "--json"])), "tapd");
 }
 
 /// Root's daemons are found in /run/volt, which the first one makes.
@@ -184,7 +184,9 @@ fn roots_daemons_are_in_one_place() {
     assert_eq!(run.metadata().expect("made").permissions().mode() & 0o777, 0o755);
     assert!(run.join("tap0.ctl").metadata().expect("made").file_type().is_socket());
     let mut ctl = Command::new("nsenter");
-    ctl.args(["-m", "-t", &daemon.pid().to_string()]).arg(program("volt-netd")).args(["ctl", "status"]);
+    ctl.args(["-m", "-t", &daemon.pid().to_string()])
+        .arg(program("volt-netd"))
+        .args(["ctl", "status", "--json"]);
     assert_eq!(interface(&ctl.output().expect("nsenter")), "tap0");
 }
 

@@ -82,7 +82,7 @@ impl Unread {
 
     fn status(&self) -> serde_json::Value {
         let mut command = self.netns.command(program("volt-netd"));
-        command.args(["ctl", "status", "--control"]).arg(self.control()).stdout(Stdio::piped());
+        command.args(["ctl", "status", "--json", "--control"]).arg(self.control()).stdout(Stdio::piped());
         let mut ctl = command.stderr(Stdio::null()).spawn().expect("volt-netd ctl");
         assert!(wait(&mut ctl).expect("an answer").success());
         let mut answer = String::new();
@@ -231,7 +231,8 @@ fn a_log_for_programs() {
     assert_eq!(of("worker_died")["level"], "warn");
     assert!(of("worker_died")["seconds"].is_f64());
     assert_eq!(of("front_end_gone")["why"], "closed by the front-end");
-    assert_eq!(of("told_to_end")["signal"], "SIGTERM");
+    let ended = |by: &str| log.iter().any(|line| line["event"] == "told_to_end" && line["by"] == by);
+    assert!(ended("SIGTERM"), "the supervisor, and then its worker by it: {}", rig.daemon.log());
     assert!(log.iter().any(|line| line["level"] == "debug"), "the log level holds");
 }
 

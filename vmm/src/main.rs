@@ -2,24 +2,29 @@
 
 use std::error::Error;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use log::{info, warn};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use volt_program::opener::WirePath;
+use volt_program::watch::watch;
 use volt_program::{logging, output};
 use volt_virtio::error_chain;
 use volt_vmm::api::client::{self, CtlError};
-use volt_vmm::api::{self, Api, ApiSocket};
+use volt_vmm::api::{self, Api, ApiSocket, table};
 use volt_vmm::board::exit::{ExitEvent, status};
-use volt_vmm::cli::{Check, Confinement, Ctl, Invocation, TableForm};
+use volt_vmm::cli::{Check, Confinement, Ctl, CtlCommand, Invocation, TableForm};
 use volt_vmm::config::{NetDeviceConfig, VmConfig};
 use volt_vmm::console::terminal;
 use volt_vmm::machine::builder;
 use volt_vmm::opener::{Duties, Opener};
 use volt_vmm::{cli, host, sandbox, signals};
+
+/// How long a machine that is watched may leave a question unanswered before it has ended.
+const AWAY: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let ended = match cli::parse(std::env::args_os()) {
@@ -39,6 +44,11 @@ fn main() -> ExitCode {
 
 fn ask(ctl: &Ctl) -> Result<u8, Box<dyn Error>> {
     let Ctl { api_socket, command } = ctl;
+    if let CtlCommand::Status(options) = command
+        && !options.json
+    {
+        return show(api_socket, options.watch);
+    }
     let disk = command.disk().transpose();
     let passed: Vec<_> = disk.as_ref().ok().into_iter().flatten().map(AsFd::as_fd).collect();
     let (method, path, body) = (command.method(), command.path(), command.body());
@@ -49,6 +59,16 @@ fn ask(ctl: &Ctl) -> Result<u8, Box<dyn Error>> {
         (error, _) => error,
     })?;
     output::print(&format_args!("{answer:#}"))?;
+    Ok(0)
+}
+
+/// Shows a machine's status to people, once or again and again until it has ended.
+fn show(api_socket: &Path, interval: Option<Duration>) -> Result<u8, Box<dyn Error>> {
+    let ask = || client::status(api_socket);
+    match interval {
+        None => output::print(&table::whole(&ask()?).trim_end())?,
+        Some(interval) => watch(interval, AWAY, ask, table::moving)?,
+    }
     Ok(0)
 }
 

@@ -5,7 +5,7 @@ use volt_net::port::HEADER_LEN;
 use volt_program::metrics::{Family, Metrics};
 use volt_vhost_user::vring::VringStanding;
 
-use crate::status::{PairCounters, Status, VERSION, VringKind};
+use crate::status::{PairCounters, Status, VERSION, VringKind, drop_reasons};
 
 /// What is known at one moment.
 #[derive(Debug)]
@@ -85,7 +85,7 @@ fn add_counters(metrics: &mut Metrics, interface: &str, counters: &[PairCounters
             let headers = count("frames").wrapping_mul(HEADER_LEN as u64);
             bytes.sample(labels, count("bytes").wrapping_sub(headers));
             limiter_waits.sample(labels, count("limited"));
-            for reason in reasons(direction) {
+            for reason in drop_reasons(direction) {
                 dropped.sample(&and(labels, "reason", reason), count(reason));
             }
         }
@@ -134,12 +134,4 @@ fn add_vrings(metrics: &mut Metrics, status: &Status) {
 /// `labels`, and one more.
 fn and<'l>(labels: &[(&'l str, &'l str)], name: &'l str, value: &'l str) -> Vec<(&'l str, &'l str)> {
     [labels, &[(name, value)]].concat()
-}
-
-/// Why frames are dropped, as the counters name it behind the direction.
-fn reasons(direction: &str) -> &'static [&'static str] {
-    match direction {
-        "rx" => &["bad_chain", "too_long", "not_offloaded", "failed"],
-        _ => &["bad_chain", "refused", "no_port", "disabled"],
-    }
 }

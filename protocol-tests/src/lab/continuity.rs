@@ -60,7 +60,8 @@ impl Succession {
 
     fn status(&self) -> serde_json::Value {
         let mut command = Command::new(program("volt-netd"));
-        let output = command.args(["ctl", "status", "--control"]).arg(&self.control).output().expect("ctl");
+        let output =
+            command.args(["ctl", "status", "--json", "--control"]).arg(&self.control).output().expect("ctl");
         serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
     }
 

@@ -63,7 +63,7 @@ impl Machine {
     /// When the machine does not answer.
     #[track_caller]
     pub fn devices(&self) -> Value {
-        self.done(&["status"])["devices"].clone()
+        self.done(&["status", "--json"])["devices"].clone()
     }
 
     /// How many files the process has open.

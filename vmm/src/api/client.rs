@@ -12,6 +12,7 @@ use volt_http::Method;
 use volt_http::client::{AskError, Limits, Request};
 use volt_program::unix::{ConnectError, connect_within};
 
+use crate::api::status::MachineStatus;
 use crate::virtio::blk::image::ImageError;
 
 /// How long an answer may take.
@@ -61,6 +62,15 @@ pub enum CtlError {
 /// See [`CtlError`].
 pub fn ask(socket: &Path, method: Method, path: &str, body: Option<&Value>) -> Result<Value, CtlError> {
     ask_with(socket, method, path, body, &[])
+}
+
+/// Asks the API at `socket` for the machine's status.
+///
+/// # Errors
+///
+/// See [`CtlError`].
+pub fn status(socket: &Path) -> Result<MachineStatus, CtlError> {
+    Ok(serde_json::from_value(ask(socket, Method::GET, "/v1/status", None)?)?)
 }
 
 /// The same with descriptors.

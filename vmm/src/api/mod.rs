@@ -12,7 +12,8 @@
 //! | `plug` | devices that come and go |
 //! | `completion` | a request that takes its time, and the client that waits for it |
 //! | `answer` | status and body |
-//! | [`client`] | the other end, for `volt-vmm ctl` |
+//! | [`status`] | a machine's status, which the API answers |
+//! | [`client`], [`table`] | the other end, for `volt-vmm ctl`, and what it makes of a status |
 #![forbid(unsafe_code)]
 
 use std::io;
@@ -33,6 +34,8 @@ mod metrics;
 pub(crate) mod path;
 mod plug;
 mod routes;
+pub mod status;
+pub mod table;
 
 use crate::api::routes::{LIMIT, Serving};
 use crate::machine::handle::MachineHandle;

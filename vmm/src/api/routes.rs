@@ -19,6 +19,7 @@ use crate::api::completion::Completion;
 use crate::api::metrics::families;
 use crate::api::path::{self, PathError, Route};
 use crate::api::plug;
+use crate::api::status::{MachineState, MachineStatus};
 use crate::board::exit::ExitReason;
 use crate::machine::handle::MachineHandle;
 use crate::virtio::handle::{DeviceKind, LimitsError};
@@ -184,7 +185,7 @@ fn act(machine: &MachineHandle, route: &Route, body: Body, completion: &Completi
         Route::Pause => pause(machine, completion),
         Route::Resume => {
             machine.pause.resume();
-            (StatusCode::OK, state(machine))
+            (StatusCode::OK, json!({ "state": state(machine) }))
         }
         Route::PowerButton => {
             machine.power_button.press();
@@ -200,21 +201,21 @@ fn act(machine: &MachineHandle, route: &Route, body: Body, completion: &Completi
     }
 }
 
-fn state(machine: &MachineHandle) -> Value {
-    json!({ "state": if machine.pause.is_paused() { "paused" } else { "running" } })
+fn state(machine: &MachineHandle) -> MachineState {
+    if machine.pause.is_paused() { MachineState::Paused } else { MachineState::Running }
 }
 
 fn status(machine: &MachineHandle) -> Answer {
-    let status = json!({
-        "program": concat!("volt-vmm ", env!("CARGO_PKG_VERSION")),
-        "pid": std::process::id(),
-        "uptime_seconds": machine.started.elapsed().as_secs(),
-        "state": state(machine)["state"],
-        "cpus": machine.cpus,
-        "memory_bytes": machine.memory,
-        "devices": machine.devices.status(),
-    });
-    (StatusCode::OK, status)
+    let status = MachineStatus {
+        program: concat!("volt-vmm ", env!("CARGO_PKG_VERSION")).to_owned(),
+        pid: std::process::id(),
+        uptime_seconds: machine.started.elapsed().as_secs(),
+        state: state(machine),
+        cpus: machine.cpus.into(),
+        memory_bytes: machine.memory,
+        devices: machine.devices.status(),
+    };
+    (StatusCode::OK, json!(status))
 }
 
 /// A pause that comes too late is none: whoever asked goes by that the guest runs.
@@ -224,7 +225,7 @@ fn pause(machine: &MachineHandle, completion: &Completion) -> Answer {
             machine.pause.resume();
             error(StatusCode::GATEWAY_TIMEOUT, "the machine was paused too late, and runs on".to_owned())
         }
-        Ok(_) => (StatusCode::OK, state(machine)),
+        Ok(_) => (StatusCode::OK, json!({ "state": state(machine) })),
         Err(why) => {
             let text = format!("the machine runs on, try again: {}", error_chain(&why));
             error(StatusCode::SERVICE_UNAVAILABLE, text)

@@ -2,11 +2,13 @@
 
 use std::fs::File;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use serde_json::{Map, Value, json};
 use volt_http::Method;
 use volt_net::limiter::Rate;
+use volt_program::watch::interval;
 
 use crate::api::path::encode;
 use crate::virtio::blk::image::{ImageError, open_file};
@@ -27,8 +29,8 @@ pub struct Ctl {
 /// What a running machine is asked.
 #[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
 pub enum CtlCommand {
-    /// Print how the machine and its devices are, as JSON
-    Status,
+    /// Print how the machine and its devices are
+    Status(StatusOptions),
     /// Stop the guest where it is, until 'resume'; its connections wait as long as their far ends do
     Pause,
     /// Go on after 'pause'
@@ -65,6 +67,18 @@ pub enum CtlCommand {
     Shutdown,
 }
 
+/// How the status is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Args)]
+pub struct StatusOptions {
+    /// As JSON, for programs
+    #[arg(long, conflicts_with = "watch")]
+    pub json: bool,
+
+    /// Again every so many seconds, with frames and bits a second, until interrupted
+    #[arg(long, value_name = "SECONDS", value_parser = interval)]
+    pub watch: Option<Duration>,
+}
+
 /// A device to be added. A disk is opened here, where that is possible; other paths are those that the
 /// machine's process sees from where it was started.
 #[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
@@ -96,7 +110,7 @@ impl CtlCommand {
     /// How the API is asked for it.
     pub fn method(&self) -> Method {
         match self {
-            CtlCommand::Status => Method::GET,
+            CtlCommand::Status(_) => Method::GET,
             CtlCommand::Add { .. } => Method::POST,
             CtlCommand::Remove { .. } => Method::DELETE,
             _ => Method::PUT,
@@ -110,7 +124,7 @@ impl CtlCommand {
             CtlCommand::Add { what: AddCommand::Disk { .. } } => "disk",
             CtlCommand::Remove { kind: KindArg::Net, name } => return format!("/v1/net/{}", encode(name)),
             CtlCommand::Remove { kind: KindArg::Disk, name } => return format!("/v1/disk/{}", encode(name)),
-            CtlCommand::Status => "status",
+            CtlCommand::Status(_) => "status",
             CtlCommand::Pause => "pause",
             CtlCommand::Resume => "resume",
             CtlCommand::Limits { net, .. } => return format!("/v1/net/{}/limits", encode(net)),

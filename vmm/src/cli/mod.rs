@@ -13,7 +13,7 @@ use log::LevelFilter;
 use volt_net::config::Mac;
 use volt_program::logging;
 
-pub use crate::cli::ctl::{AddCommand, Ctl, CtlCommand, KindArg};
+pub use crate::cli::ctl::{AddCommand, Ctl, CtlCommand, KindArg, StatusOptions};
 use crate::config::cmdline::complete_cmdline;
 use crate::config::memory::MemorySize;
 use crate::config::{DiskConfig, NetDeviceConfig, SerialConfig, Transport, VhostNet, VmConfig};

@@ -16,7 +16,8 @@ fn a_running_machine_can_be_asked() {
     for args in [["ctl", "--api-socket", "s", "status"], ["ctl", "status", "--api-socket", "s"]] {
         match parse(["volt-vmm"].iter().chain(&args).map(OsString::from)).unwrap() {
             Invocation::Ctl(ctl) => {
-                assert_eq!((ctl.api_socket, ctl.command), ("s".into(), CtlCommand::Status));
+                let status = CtlCommand::Status(StatusOptions { json: false, watch: None });
+                assert_eq!((ctl.api_socket, ctl.command), ("s".into(), status));
             }
             other => panic!("{other:?}"),
         }

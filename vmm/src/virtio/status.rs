@@ -2,11 +2,11 @@
 //!
 //! A [`DeviceHandle`](crate::virtio::handle::DeviceHandle) fills a [`DeviceStatus`] whenever somebody asks.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use volt_net::limiter::RateLimits;
 
 /// A device.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DeviceStatus {
     /// Its label, as in the log.
     pub device: String,
@@ -16,7 +16,7 @@ pub struct DeviceStatus {
 }
 
 /// What there is to tell of a device, by its kind.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum DeviceDetails {
     /// A block device.
@@ -31,7 +31,7 @@ pub enum DeviceDetails {
 }
 
 /// A network device over an interface of the host.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetStatus {
     /// As the guest sees it; its driver may have set another.
     pub guest_mac: String,
@@ -45,7 +45,7 @@ pub struct NetStatus {
 }
 
 /// What this process knows of the frames that it moves.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrafficStatus {
     /// In force.
     pub limits: LimitsStatus,
@@ -54,7 +54,7 @@ pub struct TrafficStatus {
 }
 
 /// Rate limits, as `--net` has them.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LimitsStatus {
     /// What the guest receives.
     pub rx_rate: String,
@@ -69,7 +69,7 @@ impl From<RateLimits> for LimitsStatus {
 }
 
 /// The counters of a vring, from the machine's start.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum VringStatus {
     /// Frames to the guest.
@@ -88,7 +88,7 @@ pub enum VringStatus {
 }
 
 /// The frames of one vring.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FrameCounts {
     /// Its number.
     pub vring: usize,
@@ -103,7 +103,7 @@ pub struct FrameCounts {
 }
 
 /// A network device served by a vhost-user back-end.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VhostUserNetStatus {
     /// The back-end's.
     pub socket: String,
@@ -124,7 +124,7 @@ pub struct VhostUserNetStatus {
 }
 
 /// Whether a back-end is there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BackEndStatus {
     /// After its handshake.

@@ -13,7 +13,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use log::{info, warn};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use volt_net::config::Mac;
 use volt_net::device::DeviceError;
 
@@ -49,7 +49,7 @@ impl Device {
 }
 
 /// How a device of the list is.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ListedStatus {
     /// Of the device itself.
     #[serde(flatten)]
@@ -60,7 +60,7 @@ pub struct ListedStatus {
 }
 
 /// How a slot of the PCI bus is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SlotStatus {
     /// Its number.
     pub slot: usize,

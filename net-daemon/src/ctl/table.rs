@@ -1,0 +1,202 @@
+//! A daemon's status for people: all of it, and what moves from one look to the next.
+
+use std::time::Duration;
+
+use volt_program::display::{
+    Table, bits_per_second, bytes, count, left, of, or_dash, per_second, rate, right, time,
+};
+use volt_program::watch::Before;
+use volt_vhost_user::vring::VringStanding;
+
+use crate::status::{PairCounters, Status, Vring, drop_reasons};
+
+/// The two ways of a frame, as the names of its counters begin.
+const WAYS: [&str; 2] = ["rx", "tx"];
+
+/// All of it.
+pub(super) fn whole(status: &Status) -> String {
+    let Status { program, pid, uptime_seconds, .. } = status;
+    let tables = [traffic(status), notifications(status), vrings(status)];
+    let tables = tables.iter().filter(|table| !table.is_empty()).map(|table| format!("\n{table}"));
+    let tables: String = tables.collect();
+    format!("{program}, process {pid}, up {}\n{}{tables}", time(*uptime_seconds), facts(status))
+}
+
+/// What moves, with rates where there is a status from `before`, and what is wrong.
+pub(super) fn moving(status: &Status, before: Option<&Before<Status>>) -> String {
+    let front_end = if status.front_end.is_some() { "front-end connected" } else { "no front-end" };
+    let mut history = format!("process {}", status.pid);
+    for (number, thing) in [(status.restarts, "restart"), (status.take_overs, "take-over")] {
+        if number > 0 {
+            history += &format!(", {}", of(number, thing));
+        }
+    }
+    let wrong =
+        status.vrings.iter().filter(|vring| vring.no_progress || vring.state == VringStanding::Broken);
+    let wrong: String = wrong.map(|vring| format!("vring {}: {}\n", vring.vring, standing(vring))).collect();
+    format!("{}, {front_end}, {history}\n{}{wrong}", interface(status), rates(status, before))
+}
+
+/// What does not change by the second.
+fn facts(status: &Status) -> Table {
+    let mut facts = Table::new([left(""), left("")]);
+    let mut fact = |name: &str, text: String| facts.row([name.to_owned(), text]);
+    fact("interface", interface(status));
+    fact("endpoint", status.endpoint.clone());
+    match &status.front_end {
+        None => fact("front-end", "none".to_owned()),
+        Some(front_end) => {
+            let memory = bytes(front_end.memory_bytes);
+            let regions = of(front_end.memory_regions as u64, "region");
+            fact("front-end", format!("connected, {memory} of memory in {regions}"));
+            fact("features", front_end.features.clone().unwrap_or_else(|| "not acknowledged yet".to_owned()));
+        }
+    }
+    let serving = status.front_end.as_ref().map_or(0, |front_end| front_end.serving_pairs.len());
+    fact("queue pairs", format!("{serving} of {} serving", status.queue_pairs));
+    fact("offered MAC", status.offered_mac.clone());
+    fact("limits", format!("rx {}, tx {}", status.limits.rx_rate, status.limits.tx_rate));
+    fact(
+        "busy polling",
+        match status.busy_poll_us {
+            0 => "off".to_owned(),
+            time => format!("{time} µs"),
+        },
+    );
+    fact("sandbox", if status.sandbox { "on" } else { "off" }.to_owned());
+    fact("supervised", if status.supervised { of(status.restarts, "restart") } else { "no".to_owned() });
+    fact("take-overs", count(status.take_overs));
+    if let Some(capture) = &status.capture {
+        let which = capture.pair.map_or("all queue pairs".to_owned(), |pair| format!("queue pair {pair}"));
+        let (frames, lost) = (of(capture.frames, "frame"), count(capture.lost));
+        fact("capture", format!("{which}, {frames}, {lost} lost"));
+    }
+    facts
+}
+
+fn interface(status: &Status) -> String {
+    format!("{} {}", status.interface, if status.interface_up { "up" } else { "down" })
+}
+
+/// Frames of each queue pair, with why some were dropped.
+fn traffic(status: &Status) -> Table {
+    let mut table = Table::new([
+        right("pair"),
+        left("way"),
+        right("frames"),
+        right("bytes"),
+        right("limited"),
+        right("drops"),
+        left("why"),
+    ]);
+    for (counters, way) in ways(status) {
+        let why = drop_reasons(way).iter().map(|why| (why, number(counters, way, why)));
+        let why: Vec<_> = why
+            .filter(|(_, number)| *number > 0)
+            .map(|(why, number)| format!("{} {}", count(number), why.replace('_', " ")))
+            .collect();
+        table.row([
+            counters.pair.to_string(),
+            way.to_owned(),
+            count(number(counters, way, "frames")),
+            bytes(number(counters, way, "bytes")),
+            count(number(counters, way, "limited")),
+            count(dropped(counters, way)),
+            why.join(", "),
+        ]);
+    }
+    table
+}
+
+fn notifications(status: &Status) -> Table {
+    let names = ["calls", "kicks", "deadly_chains"];
+    let mut table = Table::new([right("pair"), right("calls"), right("kicks"), right("deadly chains")]);
+    for counters in &status.counters {
+        let counts = names.map(|name| count(counters.get(name)));
+        table.row([counters.pair.to_string()].into_iter().chain(counts));
+    }
+    table
+}
+
+fn vrings(status: &Status) -> Table {
+    let mut table = Table::new([
+        right("vring"),
+        left("kind"),
+        left("state"),
+        right("entries"),
+        right("available"),
+        right("idle"),
+    ]);
+    for vring in &status.vrings {
+        let or_dash = |number: Option<u16>| number.map_or("-".to_owned(), |number| number.to_string());
+        table.row([
+            vring.vring.to_string(),
+            vring.kind.name().to_owned(),
+            standing(vring).to_owned(),
+            or_dash(vring.size),
+            or_dash(vring.available),
+            vring.idle_seconds.map_or("-".to_owned(), time),
+        ]);
+    }
+    table
+}
+
+fn standing(vring: &Vring) -> &'static str {
+    match vring.state {
+        VringStanding::Stopped => "stopped",
+        VringStanding::Disabled => "disabled",
+        VringStanding::Broken => "broken",
+        VringStanding::Running if vring.no_progress => "no progress",
+        VringStanding::Running if vring.waits => "waiting",
+        VringStanding::Running => "running",
+    }
+}
+
+fn rates(status: &Status, before: Option<&Before<Status>>) -> Table {
+    let mut table = Table::new([
+        right("pair"),
+        left("way"),
+        right("frames/s"),
+        right("rate"),
+        right("drops/s"),
+        right("frames"),
+        right("bytes"),
+        right("drops"),
+    ]);
+    for (counters, way) in ways(status) {
+        let pair = |before: &Before<Status>| {
+            before.seen.counters.iter().find(|other| other.pair == counters.pair).cloned()
+        };
+        let (earlier, passed) = (before.and_then(pair), before.map_or(Duration::ZERO, |before| before.time));
+        let rate_of =
+            |of: &dyn Fn(&PairCounters) -> u64| rate(of(counters), earlier.as_ref().map(of), passed);
+        let bits = rate_of(&|counters| number(counters, way, "bytes")).map(|bytes| bytes * 8.0);
+        table.row([
+            counters.pair.to_string(),
+            way.to_owned(),
+            or_dash(rate_of(&|counters| number(counters, way, "frames")), per_second),
+            or_dash(bits, bits_per_second),
+            or_dash(rate_of(&|counters| dropped(counters, way)), per_second),
+            count(number(counters, way, "frames")),
+            bytes(number(counters, way, "bytes")),
+            count(dropped(counters, way)),
+        ]);
+    }
+    table
+}
+
+/// Each queue pair, both ways.
+fn ways(status: &Status) -> impl Iterator<Item = (&PairCounters, &'static str)> {
+    status.counters.iter().flat_map(|counters| WAYS.map(|way| (counters, way)))
+}
+
+fn number(counters: &PairCounters, way: &str, what: &str) -> u64 {
+    counters.get(&format!("{way}_{what}"))
+}
+
+fn dropped(counters: &PairCounters, way: &str) -> u64 {
+    drop_reasons(way).iter().map(|why| number(counters, way, why)).sum()
+}
+
+#[cfg(test)]
+mod tests;
