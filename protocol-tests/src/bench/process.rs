@@ -40,6 +40,11 @@ impl Process {
         let set = cpu_set(cpu);
         // SAFETY: one system call between fork and exec, on a value that is ready.
         unsafe { command.pre_exec(move || Ok(rustix::thread::sched_setaffinity(None, &set)?)) };
+        Process::unbound(command)
+    }
+
+    /// Starts `command` on whichever processor.
+    pub fn unbound(mut command: Command) -> Result<Process, BenchError> {
         let runtime_directory = set_runtime_directory(&mut command)?;
         let child = command.spawn()?;
         let mut process = Process {
@@ -51,13 +56,6 @@ impl Process {
         };
         process.clock = clock_of(process.pid)?;
         Ok(process)
-    }
-
-    /// Starts `command` on whichever processor.
-    pub fn unbound(mut command: Command) -> Result<Process, BenchError> {
-        let child = command.spawn()?;
-        let clock = clock_of(child.id())?;
-        Ok(Process { pid: child.id(), child: Some(child), startup: None, clock })
     }
 
     /// A process that runs already.
