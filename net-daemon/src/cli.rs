@@ -163,6 +163,11 @@ pub(crate) struct Cli {
     #[arg(default_missing_value = "text")]
     pub(crate) print_sandbox: Option<TableForm>,
 
+    /// Read further options from this file, if there is one: each a line without the dashes, like
+    /// 'queues=2' or 'persist'; a line that begins with '#' is a comment
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+
     /// How much to log to standard error
     #[arg(long, value_enum, default_value_t = Level::Info)]
     pub(crate) log_level: Level,

@@ -1,7 +1,7 @@
 //! `volt-netd`: the vhost-user-net back-end daemon.
 //!
-//! [`cli`] says what is wanted, [`launch`] makes a daemon of that or of what another process left, [`server`]
-//! runs it, and [`supervisor`] starts it again when it dies.
+//! [`cli`] and [`config`] say what is wanted, [`launch`] makes a daemon of that or of what another process
+//! left, [`server`] runs it, and [`supervisor`] starts it again when it dies.
 //!
 //! | module | holds |
 //! |---|---|
@@ -23,12 +23,14 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::{CommandFactory, Parser, error::ErrorKind};
+use clap::{CommandFactory, error::ErrorKind};
+use log::info;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use volt_program::{logging, memory, output};
 use volt_virtio::error_chain;
 
 use crate::cli::{Cli, Command, Confinement, MAX_PAIRS, TableForm};
+use crate::config::ConfigError;
 use crate::handover::Predecessor;
 use crate::launch::{AnyError, Given, GoSignal, Inheritance, Origin};
 use crate::server::End;
@@ -36,6 +38,7 @@ use crate::server::End;
 mod capture;
 mod check;
 mod cli;
+mod config;
 mod connection;
 mod control;
 mod ctl;
@@ -59,12 +62,21 @@ mod systemd;
 /// How long a daemon that has handed over leaves its processor to the successor before it ends.
 const COURTESY: std::time::Duration = std::time::Duration::from_millis(20);
 
+/// Exit status for one, as clap has it.
+const WRONG_COMMAND_LINE: u8 = 2;
+
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let status = start(&cli).unwrap_or_else(|error| {
-        logging::say("error", &format_args!("volt-netd: {}", error_chain(&*error)));
-        ExitCode::FAILURE
-    });
+    let status = match config::read(std::env::args_os().collect()) {
+        Ok(cli) => start(&cli).unwrap_or_else(|error| {
+            logging::say("error", &format_args!("volt-netd: {}", error_chain(&*error)));
+            ExitCode::FAILURE
+        }),
+        Err(ConfigError::CommandLine(error)) => error.exit(),
+        Err(error) => {
+            logging::say("error", &format_args!("volt-netd: {error}"));
+            ExitCode::from(WRONG_COMMAND_LINE)
+        }
+    };
     logging::flush();
     status
 }
@@ -92,6 +104,9 @@ fn start(cli: &Cli) -> Result<ExitCode, AnyError> {
         return ctl::run(which, request);
     }
     end_on_panic();
+    if let Some(path) = cli.config.as_deref().filter(|path| !path.exists()) {
+        info!(event = "no_config"; "there is no {}: all options are those of the command line", path.display());
+    }
     run(cli)
 }
 
