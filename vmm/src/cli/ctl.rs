@@ -13,7 +13,7 @@ use volt_program::watch::interval;
 use crate::api::path::encode;
 use crate::virtio::blk::image::{ImageError, open_file};
 
-/// `volt-vmm ctl`: talk to a machine that runs
+/// Talk to a machine that runs
 #[derive(Debug, Parser)]
 #[command(name = "volt-vmm ctl", bin_name = "volt-vmm ctl", version)]
 pub struct Ctl {

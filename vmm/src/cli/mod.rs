@@ -275,6 +275,13 @@ impl Args {
     }
 }
 
+/// The whole command line, `ctl` and `check` among its subcommands, to be described.
+pub fn command() -> clap::Command {
+    let ctl = Ctl::command().name("ctl").bin_name("volt-vmm ctl");
+    let check = Check::command().name("check").bin_name("volt-vmm check");
+    Args::command().name("volt-vmm").subcommands([ctl, check]).args_conflicts_with_subcommands(true)
+}
+
 /// Reads the command line.
 ///
 /// # Errors

@@ -1,0 +1,30 @@
+//! Writes volt-netd's manual pages and shell completions into a directory: `volt-netd-manual DIRECTORY`.
+
+use std::path::Path;
+
+use clap::CommandFactory;
+
+#[path = "../src/cli.rs"]
+#[expect(dead_code, reason = "the command line is described here, and not used")]
+mod cli;
+
+fn main() -> std::io::Result<()> {
+    let directory = std::env::args_os().nth(1).expect("a directory to write into");
+    write(directory.as_ref())
+}
+
+fn write(directory: &Path) -> std::io::Result<()> {
+    volt_manual::write(cli::Cli::command(), include_str!("volt-netd-manual.roff"), directory)
+}
+
+#[test]
+fn the_manual_is_complete() {
+    let directory = tempfile::tempdir().unwrap();
+    write(directory.path()).unwrap();
+    let page = volt_manual::checked(directory.path(), "volt-netd", &["SIGNALS", "FILES", "ENVIRONMENT"]);
+    assert!(
+        page.contains(r"\fB\-\-take\-over\fR") && page.contains("/etc/volt/netd/INTERFACE.conf"),
+        "{page}"
+    );
+    assert!(directory.path().join("volt-netd-ctl-limits.1").exists());
+}
