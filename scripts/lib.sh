@@ -58,6 +58,15 @@ kvm_usable() {
     [ -z "$kvm_reason" ]
 }
 
+# list_emulator: in $emulator_program, the emulator for machines with several processors; see scripts/setup.
+# shellcheck disable=SC2034 # the caller's
+list_emulator() {
+    emulator_program=(qemu-system-x86_64)
+    [ ! -e "$guest_dir/lab-qemu" ] ||
+        emulator_program=("$guest_dir/lab-qemu/usr/bin/qemu-system-x86_64"
+            -L "$guest_dir/lab-qemu/usr/share/qemu" -L /usr/share/seabios)
+}
+
 # What tests run with: guests are served by the release programs, and namespaces and TAPs need root; building
 # does not.
 test_environment() {
