@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::daemon::{Daemon, child, next_netd, poll_until, program};
-use crate::frame::{NetHeader, number_of, numbered};
+use crate::frame::{ETHERTYPE, NetHeader, number_of, numbered};
 use crate::netns::TapWire;
 use crate::rig::{LIMIT, QUIET, Rig};
 use crate::session::Session;
@@ -109,6 +109,8 @@ pub struct Flow {
     sent: u32,
     /// Numbers that the guest got, in order.
     got: Vec<u32>,
+    /// When a frame came last, and the longest time without one, each way.
+    gaps: [(Option<Instant>, Duration); 2],
 }
 
 /// What became of a [`Flow`], each way.
@@ -151,18 +153,64 @@ impl Flow {
         self.collect(session, wire);
     }
 
+    /// Moves `rate` frames a second each way, whether they come or not, until `over`. What does not fit the
+    /// guest's ring is made up for.
+    ///
+    /// # Panics
+    /// As [`Flow::pump`].
+    pub fn run_at(
+        &mut self,
+        rate: u32,
+        session: &mut Session,
+        wire: &TapWire,
+        mut over: impl FnMut() -> bool,
+    ) {
+        let room = u32::from(session.tx(0).ring.layout().size) * 3 / 4;
+        let start = Instant::now();
+        while !over() {
+            let due = (start.elapsed().as_micros() * u128::from(rate) / 1_000_000) as u32;
+            while self.offered < due && self.offered - self.used < room {
+                let frame = numbered(self.first + self.offered, LEN);
+                session.tx(0).offer(&NetHeader::default(), &frame, &[]).expect("room");
+                self.offered += 1;
+            }
+            session.tx(0).kick().expect("a kick");
+            while self.sent < due {
+                wire.send(&numbered(self.first + self.sent, LEN)).expect("sent");
+                self.sent += 1;
+            }
+            self.collect(session, wire);
+            std::thread::sleep(Duration::from_micros(500));
+        }
+    }
+
+    /// The longest time without a frame from the guest, and without one to it.
+    pub fn gaps(&self) -> [Duration; 2] {
+        self.gaps.map(|(_, longest)| longest)
+    }
+
     fn collect(&mut self, session: &mut Session, wire: &TapWire) {
+        let before = [self.out.len(), self.got.len()];
+        self.take(session, wire);
+        let came = [self.out.len() > before[0], self.got.len() > before[1]];
+        for ((last, longest), _) in self.gaps.iter_mut().zip(came).filter(|(_, came)| *came) {
+            let now = Instant::now();
+            *longest = (*longest).max(now - last.replace(now).unwrap_or(now));
+        }
+    }
+
+    fn take(&mut self, session: &mut Session, wire: &TapWire) {
         while let Some(used) = session.tx(0).try_used().expect("an intact transmit ring") {
             assert_eq!(used.len, 0, "nothing is written to a transmit chain");
             session.tx(0).parts(used);
             self.used += 1;
         }
         while let Ok(frame) = session.rx(0).recv_only(Duration::ZERO, true) {
-            self.got.push(number(&frame.bytes));
+            self.got.extend(number(&frame.bytes));
         }
         session.rx(0).kick().expect("a kick");
         while let Some((_, frame)) = wire.recv(Duration::ZERO).expect("the wire") {
-            self.out.push(number(&frame));
+            self.out.extend(number(&frame));
         }
     }
 
@@ -213,8 +261,10 @@ impl Flow {
     }
 }
 
-fn number(frame: &[u8]) -> u32 {
-    number_of(frame).unwrap_or_else(|| panic!("an intact frame and not {frame:02x?}"))
+/// The number of a flow's frame; nothing for one of somebody else's, such as a bridge's.
+fn number(frame: &[u8]) -> Option<u32> {
+    let ours = frame.get(12..14) == Some(&ETHERTYPE.to_be_bytes()[..]);
+    ours.then(|| number_of(frame).unwrap_or_else(|| panic!("an intact frame and not {frame:02x?}")))
 }
 
 fn account(first: u32, frames: u32, seen: &[u32]) -> Account {

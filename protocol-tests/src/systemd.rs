@@ -2,32 +2,43 @@
 //! descriptor stores.
 //!
 //! It knows the units that it is given and no others, has a `/run` and a control group of its own, and can
-//! change neither `/etc` nor the kernel's settings. It ends with the [`Systemd`], or with the test's thread.
+//! change neither `/etc` nor the kernel's settings. volt-netd is [`NETD`] there, and there are the user and
+//! the group that its units name. It ends with the [`Systemd`], or with the test's thread.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use crate::daemon::{Daemon, child, poll_until};
+use crate::daemon::{Daemon, child, poll_until, program};
 use crate::netns::Netns;
 use crate::rig::LIMIT;
 
 const PROGRAM: &str = "/lib/systemd/systemd";
+/// Where it has volt-netd: what its units can see, whatever else they hide.
+pub const NETD: &str = "/run/volt-netd";
+/// The user `volt-netd` there.
+pub const USER: u32 = 61_077;
 /// Into a control group of its own ($1, below the mount point $2), and new namespaces. Before that, one for
 /// the mount.
 const ENTER: &str = "mount -t cgroup2 none $2 || exit 77; mkdir $2/$1 && echo $$ >$2/$1/cgroup.procs && exec \
-    unshare --mount --pid --fork --kill-child --cgroup --ipc --uts sh -ec \"$3\" boot \"$4\" \"$5\"";
-/// In those namespaces, with the units in $1 and the program $2.
+    unshare --mount --pid --fork --kill-child --cgroup --ipc --uts sh -ec \"$3\" boot \"$4\" \"$5\" \"$6\"";
+/// In those namespaces, with the program $2, volt-netd $3, and in $1 the units and the accounts.
 const BOOT: &str = "
     mount -t proc proc /proc
     for read_only in /proc/sys /etc; do
         mount --bind $read_only $read_only
         mount -o remount,bind,ro $read_only
     done
+    for accounts in passwd group; do mount --bind $1/$accounts /etc/$accounts; done
     mount -t tmpfs none /run
+    cp $3 /run/volt-netd
+    # For everybody, as udev has it.
+    mknod -m 666 /run/tun c 10 200
+    mount --bind /run/tun /dev/net/tun
+    mount -t sysfs none /sys
     mount -t tmpfs none /sys/fs/cgroup
     mount -t cgroup2 none /sys/fs/cgroup
-    exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin container=volt-test SYSTEMD_UNIT_PATH=$1 \
+    exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin container=volt-test SYSTEMD_UNIT_PATH=$1/units \
         SYSTEMD_GENERATOR_PATH=/run/none \
         setpriv --bounding-set=-sys_time,-sys_module $2 --system --unit=volt-test.target \
         --log-target=console --show-status=0";
@@ -72,6 +83,12 @@ impl Systemd {
         drop_in("service.d", &format!("{independent}[Service]\nStandardError=append:{}\n", log.display()))?;
         std::fs::write(dir.path().join("units/volt-test.target"), independent)?;
         std::fs::create_dir(dir.path().join("cgroup"))?;
+        let accounts = |file: &str, more: &str| {
+            let known = std::fs::read_to_string(Path::new("/etc").join(file))?;
+            std::fs::write(dir.path().join(file), format!("{}\n{more}", known.trim_end()))
+        };
+        accounts("passwd", &format!("volt-netd:x:{USER}:{USER}::/:/usr/sbin/nologin\n"))?;
+        accounts("group", &format!("volt-netd:x:{USER}:\nkvm:x:{}:\n", USER + 1))?;
 
         let group = format!(
             "volt-test-{}-{}",
@@ -95,8 +112,9 @@ impl Systemd {
             .arg(&group)
             .arg(dir.path().join("cgroup"))
             .arg(BOOT)
-            .arg(dir.path().join("units"))
-            .arg(PROGRAM);
+            .arg(dir.path())
+            .arg(PROGRAM)
+            .arg(program("volt-netd"));
         let mut systemd = Systemd { daemon: Daemon::start(command)?, pid: 0, group, dir };
         let up = |daemon: &mut Daemon| {
             let pid = child(daemon.pid()).map_or(0, |pid| pid.as_raw_nonzero().get());

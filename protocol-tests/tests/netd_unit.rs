@@ -1,36 +1,37 @@
-//! The systemd units of net-daemon/docs/continuity.md, as they stand there, under a real systemd.
+//! The systemd units of the package, as they are installed, under a real systemd: the daemon is the user
+//! volt-netd, has no capability, and sees what its unit lets it.
 
-use std::path::Path;
-
-use protocol_tests::daemon::{poll_until, program, wait_until_asleep};
+use protocol_tests::daemon::{poll_until, wait_until_asleep};
 use protocol_tests::frontend::Frontend;
+use protocol_tests::lab::repository;
 use protocol_tests::rig::{LIMIT, Rig};
 use protocol_tests::session::{Session, Setup};
-use protocol_tests::systemd::Systemd;
+use protocol_tests::systemd::{NETD, Systemd, USER};
 use protocol_tests::wire::{encode, readable, request};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// The documents' units, by the file name in their first line.
-fn units(keep: impl Fn(&str) -> bool) -> Vec<(String, String)> {
-    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../net-daemon/docs/continuity.md");
-    let page = std::fs::read_to_string(page).expect("the document");
-    let blocks = page.split("```ini\n").skip(1).filter_map(|block| block.split("\n```").next());
-    let unit = |block: &str| {
-        let name = block.lines().next()?.strip_prefix("# /etc/systemd/system/")?;
-        Some((name.to_owned(), block.replace("/usr/bin/volt-netd", program("volt-netd").to_str()?)))
+/// The package's units, by name.
+fn units() -> Vec<(String, String)> {
+    let folder = repository().join("net-daemon/package/usr/lib/systemd/system");
+    let unit = |name: &str| {
+        let text = std::fs::read_to_string(folder.join(name)).expect("a unit of the package");
+        (name.to_owned(), text.replace("/usr/bin/volt-netd", NETD))
     };
-    let units: Vec<_> = blocks.filter_map(unit).filter(|(name, _)| keep(name)).collect();
-    assert!(!units.is_empty(), "the document has units");
-    units
+    ["volt-netd@.service", "volt-netd@.socket"].map(unit).into()
 }
 
-/// A rig without a daemon, and a systemd in its namespace. `None`: not on this machine, and a line has said
-/// so.
-fn rig(test: &str, units: &[(String, String)]) -> Option<(Systemd, Rig)> {
+/// A rig without a daemon, whose interfaces belong to the units' user, and a systemd in its namespace.
+/// `None`: not on this machine, and a line has said so.
+fn rig(test: &str) -> Option<(Systemd, Rig)> {
     let mut rig = Rig::new(test, &[])?;
     assert!(rig.daemon.stop(LIMIT).expect("it ends").success());
-    rig.netns.add_tap("tap1", false).expect("another TAP");
-    match Systemd::start(&rig.netns, units) {
+    rig.netns.ip("link del dev tap0").expect("deleted");
+    for tap in ["tap0", "tap1"] {
+        let owned = rig.netns.ip(&format!("tuntap add dev {tap} mode tap vnet_hdr user {USER}"));
+        owned.and_then(|()| rig.netns.ip(&format!("link set dev {tap} mtu 9000 up"))).expect("a TAP");
+    }
+    rig.wire = rig.netns.wire("tap0").expect("a packet socket on the TAP");
+    match Systemd::start(&rig.netns, &units()) {
         Err(error) if error.kind() == std::io::ErrorKind::Unsupported => {
             eprintln!("SKIP {test}: no systemd can be started here: {error}");
             None
@@ -69,18 +70,15 @@ fn goes_on(systemd: &Systemd, rig: &mut Rig, session: &mut Session, unit: &str) 
 /// Each unit goes on after whatever happens to it, and stopping one touches no other.
 #[test]
 fn a_unit_for_each_interface() {
-    let units = units(|name| name == "volt-netd@.service");
-    let Some((systemd, mut rig)) = rig("a_unit_for_each_interface", &units) else { return };
+    let Some((systemd, mut rig)) = rig("a_unit_for_each_interface") else { return };
     systemctl(&systemd, &["start", "volt-netd@tap0", "volt-netd@tap1"]);
-    let mut session = session(&systemd, "/run/volt/tap0/net.sock");
+    let mut session = session(&systemd, "/run/volt/tap0.sock");
     goes_on(&systemd, &mut rig, &mut session, "volt-netd@tap0.service");
-    systemctl(&systemd, &["stop", "volt-netd@tap1"]);
-    assert!(!systemd.path("/run/volt/tap1").exists());
-    assert!(
-        systemd.path("/run/volt/tap0/net.sock").exists() && systemd.path("/run/volt/tap0/net.ctl").exists()
-    );
+    systemctl(&systemd, &["stop", "volt-netd@tap1.socket"]);
+    assert!(!systemd.path("/run/volt/tap1").exists() && !systemd.path("/run/volt/tap1.sock").exists());
+    assert!(systemd.path("/run/volt/tap0.sock").exists() && systemd.path("/run/volt/tap0/tap0.ctl").exists());
     goes_on(&systemd, &mut rig, &mut session, "volt-netd@tap0.service");
-    systemctl(&systemd, &["stop", "volt-netd@tap0"]);
+    systemctl(&systemd, &["stop", "volt-netd@tap0.socket"]);
     assert!(!systemd.path("/run/volt/tap0").exists());
 }
 
@@ -88,10 +86,9 @@ fn a_unit_for_each_interface() {
 /// included.
 #[test]
 fn a_unit_that_hangs_goes_on() {
-    let units = units(|name| name == "volt-netd@.service");
-    let Some((systemd, mut rig)) = rig("a_unit_that_hangs_goes_on", &units) else { return };
+    let Some((systemd, mut rig)) = rig("a_unit_that_hangs_goes_on") else { return };
     systemctl(&systemd, &["start", "volt-netd@tap0"]);
-    let mut session = session(&systemd, "/run/volt/tap0/net.sock");
+    let mut session = session(&systemd, "/run/volt/tap0.sock");
     rig.both_ways(&mut session, 3);
     let hung = systemd.main_pid("volt-netd@tap0").and_then(Pid::from_raw).expect("a main process");
     kill_process(hung, Signal::STOP).expect("stopped");
@@ -103,19 +100,15 @@ fn a_unit_that_hangs_goes_on() {
     rig.both_ways(&mut session, 3);
 }
 
-/// With socket activation the first front-end starts the daemon, and after whatever happens to it, it goes on
-/// and takes new ones.
+/// The first front-end starts the daemon, and after whatever happens to it, it goes on and takes new ones.
 #[test]
-fn a_unit_with_socket_activation() {
-    let Some((systemd, mut rig)) = rig("a_unit_with_socket_activation", &units(|_| true)) else { return };
-    systemctl(&systemd, &["start", "volt-netd@tap0.socket", "volt-netd@tap1.socket"]);
+fn a_front_end_starts_its_unit() {
+    let Some((systemd, mut rig)) = rig("a_front_end_starts_its_unit") else { return };
+    systemctl(&systemd, &["start", "volt-netd@tap0.socket"]);
     assert_eq!(systemd.main_pid("volt-netd@tap0.service"), None, "it is not started yet");
     let mut first = session(&systemd, "/run/volt/tap0.sock");
     goes_on(&systemd, &mut rig, &mut first, "volt-netd@tap0.service");
     drop(first);
     let mut second = session(&systemd, "/run/volt/tap0.sock");
-    goes_on(&systemd, &mut rig, &mut second, "volt-netd@tap0.service");
-    systemctl(&systemd, &["stop", "volt-netd@tap1.socket"]);
-    assert!(!systemd.path("/run/volt/tap1.sock").exists() && systemd.path("/run/volt/tap0.sock").exists());
     goes_on(&systemd, &mut rig, &mut second, "volt-netd@tap0.service");
 }

@@ -78,6 +78,7 @@ fn what_is_wrong_is_said_with_status_2() {
         &["--repeat", "1", "--load", "disk"],
         &["--repeat", "1", "--only", ""],
         &["--repeat", "1", "qemu"],
+        &["--packages", "qemu"],
         &["everything"],
     ] {
         wrong("soak", arguments);
@@ -85,6 +86,8 @@ fn what_is_wrong_is_said_with_status_2() {
     wrong("demo", &["--check", "--net", "wires"]);
     wrong("lab", &["--limit", "long", "true"]);
     wrong("lab", &[]);
+    wrong("debian", &["/nonexistent", "true"]);
+    wrong("package", &["--suffix", "2"]);
     wrong("fuzz", &["nonsense"]);
     wrong("bench", &["nonsense"]);
 }
