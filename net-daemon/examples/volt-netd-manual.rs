@@ -8,6 +8,18 @@ use clap::CommandFactory;
 #[expect(dead_code, reason = "the command line is described here, and not used")]
 mod cli;
 
+// What the command line is made of.
+#[path = "../src/capture"]
+#[expect(dead_code, reason = "the same")]
+mod capture {
+    pub(crate) mod options;
+}
+#[path = "../src/metrics"]
+#[cfg_attr(not(test), expect(dead_code, reason = "the same"))]
+mod metrics {
+    pub(crate) mod address;
+}
+
 fn main() -> std::io::Result<()> {
     let directory = std::env::args_os().nth(1).expect("a directory to write into");
     write(directory.as_ref())

@@ -12,8 +12,8 @@ use volt_program::logging;
 use volt_program::watch::interval;
 use volt_virtio::ring::MAX_RING_SIZE;
 
-use crate::capture;
-use crate::metrics::listener::Address;
+use crate::capture::options::Options as CaptureOptions;
+use crate::metrics::address::Address;
 
 /// What `--control` is for a daemon without a control socket.
 pub(crate) const NO_CONTROL: &str = "none";
@@ -244,7 +244,7 @@ pub(crate) enum Ctl {
         tx_rate: Option<Rate>,
     },
     /// Write what the guest sends and receives as pcapng, for tcpdump and Wireshark
-    Capture(capture::options::Options),
+    Capture(CaptureOptions),
 }
 
 impl Cli {

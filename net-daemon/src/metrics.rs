@@ -24,6 +24,7 @@ use crate::metrics::families::{Observed, families};
 use crate::sandbox;
 use crate::status::{PairCounters, Status};
 
+pub(crate) mod address;
 pub(crate) mod families;
 pub(crate) mod listener;
 
