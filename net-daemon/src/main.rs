@@ -105,7 +105,9 @@ fn start(cli: &Cli) -> Result<ExitCode, AnyError> {
     }
     end_on_panic();
     if let Some(path) = cli.config.as_deref().filter(|path| !path.exists()) {
-        info!(event = "no_config"; "there is no {}: all options are those of the command line", path.display());
+        info!(
+            event = "no_config"; "there is no {}: all options are those of the command line", path.display()
+        );
     }
     run(cli)
 }
