@@ -66,6 +66,7 @@ const COURTESY: std::time::Duration = std::time::Duration::from_millis(20);
 const WRONG_COMMAND_LINE: u8 = 2;
 
 fn main() -> ExitCode {
+    memory::share_one_arena();
     let status = match config::read(std::env::args_os().collect()) {
         Ok(cli) => start(&cli).unwrap_or_else(|error| {
             logging::say("error", &format_args!("volt-netd: {}", error_chain(&*error)));

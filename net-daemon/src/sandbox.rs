@@ -108,7 +108,7 @@ pub(crate) fn confine(signals: &[libc::c_int]) -> Result<(), SandboxError> {
             ThreadKind::Descriptors => &DESCRIPTORS,
         });
     });
-    process(&[&MAIN, &FRAMES, &CONTROL, &DESCRIPTORS, &METRICS, &LOG], &MAIN, false)
+    process(&MAIN, &[&FRAMES, &CONTROL, &DESCRIPTORS, &METRICS], false)
 }
 
 /// Confines the supervisor, whose workers inherit that.
@@ -118,7 +118,7 @@ pub(crate) fn confine(signals: &[libc::c_int]) -> Result<(), SandboxError> {
 /// See [`SandboxError`].
 pub(crate) fn confine_supervisor() -> Result<(), SandboxError> {
     // The next worker's and systemd's sockets are outside.
-    process(&[&SUPERVISOR, &METRICS, &LOG], &SUPERVISOR, true)
+    process(&SUPERVISOR, &[&METRICS], true)
 }
 
 /// Confines the opener, which has no thread but this one.
@@ -136,18 +136,22 @@ pub(crate) fn confine_opener() -> Result<(), SandboxError> {
     Ok(())
 }
 
-/// Confines this process to what the main thread's `role` has, with or without what is `outside`.
-fn process(roles: &[&'static Role], role: &'static Role, outside: bool) -> Result<(), SandboxError> {
+/// Confines this process to what the main thread's `role` has, with or without what is `outside`; `others` are
+/// those of threads to come.
+fn process(role: &'static Role, others: &[&'static Role], outside: bool) -> Result<(), SandboxError> {
     if !is_on() {
         return Ok(());
     }
-    let sandbox = Arc::new(Sandbox::new(roles)?);
-    *SANDBOX.write().unwrap_or_else(PoisonError::into_inner) = Some(sandbox.clone());
+    let set = |sandbox| *SANDBOX.write().unwrap_or_else(PoisonError::into_inner) = Some(sandbox);
+    let sandbox = Arc::new(Sandbox::new(&[&[role, &LOG], others].concat())?);
+    set(sandbox.clone());
     let confine_log = || or_end(&LOG, |sandbox, role| sandbox.confine(role, keep(false)).map(drop));
     if !logging::in_its_thread(confine_log) {
         return Err(SandboxError::Log);
     }
     log_landlock(sandbox.confine(role, keep(outside))?);
+    set(Arc::new(sandbox.only(others)));
+    drop(sandbox);
     memory::give_back();
     Ok(())
 }

@@ -269,7 +269,7 @@ impl Supervisor<'_> {
                         Ok(None)
                     }
                     Err(error) => {
-                        worker.reap();
+                        worker.end();
                         Err(error.into())
                     }
                 }

@@ -12,7 +12,7 @@
 //! | [`succession`] | one volt-netd after the other under one front-end |
 //! | [`netns`], [`daemon`], [`rig`] | a network namespace with a TAP; volt-netd as a process; both together |
 //! | [`scrape`] | metrics, as a scraper reads them |
-//! | [`silent_fs`] | a file that holds whoever touches it |
+//! | [`silent_fs`], [`held`] | a file that holds whoever touches it; a frame thread that is held |
 //! | [`capture`], [`pcapng`] | `volt-netd ctl capture`, and what its file says |
 //! | [`trace`] | a process that is stopped at each system call |
 //! | [`confinement`], [`calls`] | what the threads of a program may call, and which of that they do |
@@ -36,6 +36,7 @@ pub mod echo_guest;
 pub mod frame;
 pub mod front_peer;
 pub mod frontend;
+pub mod held;
 pub mod lab;
 pub mod memory;
 pub mod netns;

@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use protocol_tests::daemon::{Daemon, poll_until, program};
 use protocol_tests::frame::numbered;
+use protocol_tests::held::Held;
 use protocol_tests::rig::{LIMIT, Rig, namespace};
 use protocol_tests::scrape::{BOTH, Scrape, ask, ask_tcp, read};
 use protocol_tests::session::Setup;
 use protocol_tests::succession::Flow;
-use protocol_tests::wire::request;
 use rustix::process::{Signal, kill_process};
 
 const SERVED: [&str; 5] = ["--control", "{control}", "--metrics", "{metrics}", "--supervise"];
@@ -338,13 +338,7 @@ fn no_progress_is_told() {
         of("vring_idle_seconds", "vring=\"1\",kind=\"tx\""),
     );
     assert_eq!(scrape(&rig).get(&tx), 0.0);
-    let full = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).expect("an eventfd");
-    rustix::io::write(&full, &(u64::MAX - 1).to_ne_bytes()).expect("full");
-    session.frontend.set_vring_fd(request::SET_VRING_CALL, 1, Some(&full)).expect("taken");
-    session.frontend.sync().expect("served");
-    rustix::io::ioctl_fionbio(&full, false).expect("blocking");
-    session.tx(0).offer(&Default::default(), &numbered(1, 90), &[]).expect("room");
-    session.tx(0).kick_always().expect("kicked");
+    let held = Held::new(&mut session, 1);
     rig.expect(&numbered(1, 90));
     let stuck = poll_until(LIMIT, || {
         std::thread::sleep(Duration::from_millis(500));
@@ -356,8 +350,7 @@ fn no_progress_is_told() {
     let told =
         || rig.daemon.log().matches("queue pair 0 makes no progress: its thread does not answer").count();
     assert_eq!(told(), 1, "{}", rig.daemon.log());
-    let mut count = [0; 8];
-    rustix::io::read(&full, &mut count).expect("emptied");
+    held.release();
     let moves = poll_until(LIMIT, || (scrape(&rig).get(&tx) == 0.0).then_some(()));
     assert!(moves.is_some() && told() == 1, "{}", rig.daemon.log());
     rig.logged(&["queue pair 0 makes progress again"]);

@@ -8,11 +8,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use protocol_tests::daemon::{Daemon, child, poll_until, program};
-use protocol_tests::frame::numbered;
+use protocol_tests::held::Held;
 use protocol_tests::rig::{LIMIT, Rig};
 use protocol_tests::session::Setup;
 use protocol_tests::succession::SUPERVISED;
-use protocol_tests::wire::request;
 use rustix::process::{Signal, kill_process};
 
 /// What systemd puts up with: a ping is due in a third of it.
@@ -70,16 +69,10 @@ fn the_watchdog_is_fed_while_the_guest_is_served() {
     kill_process(worker, Signal::CONT).expect("goes on");
     assert!(fed(), "it answers again");
 
-    let full = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).expect("an eventfd");
-    rustix::io::write(&full, &(u64::MAX - 1).to_ne_bytes()).expect("full");
-    session.frontend.set_vring_fd(request::SET_VRING_CALL, 1, Some(&full)).expect("taken");
-    session.frontend.sync().expect("served");
-    rustix::io::ioctl_fionbio(&full, false).expect("blocking");
-    session.tx(0).offer(&Default::default(), &numbered(1, 90), &[]).expect("room");
-    session.tx(0).kick_always().expect("kicked");
+    let held = Held::new(&mut session, 1);
     rig.logged(&["queue pair 0 makes no progress"]);
     assert!(hungry(), "a frame thread is held");
-    rustix::io::read(&full, &mut [0; 8]).expect("emptied");
+    held.release();
     assert!(fed(), "it goes on");
     rig.kill_worker();
     assert!(fed(), "the next worker");

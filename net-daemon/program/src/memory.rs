@@ -1,5 +1,15 @@
 //! Memory that is needed once, and not for the whole life of a process.
-#![expect(unsafe_code, reason = "malloc_trim(3) is the C library's")]
+#![expect(unsafe_code, reason = "mallopt(3) and malloc_trim(3) are the C library's")]
+
+/// Has all threads share one area of the allocator's. Those of a daemon allocate once in a while, and not by
+/// the frame; an area of each one's own is pages that hold little. Before the first thread is made.
+pub fn share_one_arena() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: sets a number of the allocator's.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
 
 /// Gives pages back to the system that hold nothing any more. What reads a command line or compiles filters
 /// leaves many, which each process of a daemon would keep for its whole life.

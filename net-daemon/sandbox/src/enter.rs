@@ -103,6 +103,13 @@ impl Sandbox {
         Ok(Sandbox { roles: filters })
     }
 
+    /// The same for these roles alone, of those it has: for a process whose other threads are confined.
+    #[must_use]
+    pub fn only(&self, roles: &[&'static Role]) -> Sandbox {
+        let wanted = |name: &str| roles.iter().any(|role| role.name == name);
+        Sandbox { roles: self.roles.iter().filter(|(name, _)| wanted(name)).cloned().collect() }
+    }
+
     /// Confines this thread, and those that it makes from here on, to `role`, and leaves it what is to
     /// `keep`.
     ///

@@ -25,8 +25,8 @@ impl Worker {
 
     /// Ends it for certain.
     pub(super) fn reap(&self) -> Option<WaitStatus> {
-        // It may be about to exit by itself, with a status.
-        for _ in 0..50 {
+        // It may be about to exit by itself, with a status: a busy host has other things to do first.
+        for _ in 0..1000 {
             match waitpid(Some(self.pid), WaitOptions::NOHANG) {
                 Ok(None) => thread::sleep(Duration::from_millis(1)),
                 Ok(Some((_, status))) => return Some(status),
