@@ -136,8 +136,8 @@ pub(crate) fn confine_opener() -> Result<(), SandboxError> {
     Ok(())
 }
 
-/// Confines this process to what the main thread's `role` has, with or without what is `outside`; `others` are
-/// those of threads to come.
+/// Confines this process to what the main thread's `role` has, with or without what is `outside`; `others`
+/// are those of threads to come.
 fn process(role: &'static Role, others: &[&'static Role], outside: bool) -> Result<(), SandboxError> {
     if !is_on() {
         return Ok(());

@@ -8,8 +8,8 @@ use crate::frame::numbered;
 use crate::session::Session;
 use crate::wire::request;
 
-/// A call descriptor that holds whoever notifies by it: a counter that is full, and made blocking again behind
-/// the daemon's back.
+/// A call descriptor that holds whoever notifies by it: a counter that is full, and made blocking again
+/// behind the daemon's back.
 #[derive(Debug)]
 pub struct Held(OwnedFd);
 

@@ -55,9 +55,9 @@ static IMPORT: Part = Part {
         Allow::seen("rt_sigaction", libc::SYS_rt_sigaction, "netd_supervise", "signals that end it"),
         Allow::seen("prctl", libc::SYS_prctl, "netd_supervise", "giving up more")
             .only(&[&[equal(0, libc::PR_CAPBSET_DROP as u32)], &[equal(0, libc::PR_CAP_AMBIENT as u32)]]),
-        Allow::kept("prctl", libc::SYS_prctl, "ending with its supervisor, below systemd")
+        Allow::seen("prctl", libc::SYS_prctl, "netd_watchdog", "ending with its supervisor, below systemd")
             .only(&[&[equal(0, libc::PR_SET_PDEATHSIG as u32)]]),
-        Allow::kept("getppid", libc::SYS_getppid, "the same"),
+        Allow::seen("getppid", libc::SYS_getppid, "netd_watchdog", "the same"),
         Allow::seen("capget", libc::SYS_capget, "netd_supervise", "giving up more"),
         Allow::seen("capset", libc::SYS_capset, "netd_supervise", "giving up more"),
         Allow::seen(

@@ -73,7 +73,12 @@ pub(super) static MESSAGES: Part = Part {
             "netd_orders",
             "a front-end, a client of the control socket",
         ),
-        Allow::kept("shutdown", libc::SYS_shutdown, "the end of a hand-over that takes too long"),
+        Allow::seen(
+            "shutdown",
+            libc::SYS_shutdown,
+            "netd_metrics",
+            "the end of an answer, of a hand-over that is late",
+        ),
         Allow::seen("setsockopt", libc::SYS_setsockopt, "netd_handover", "how long a client may take").only(
             &[
                 &[equal(1, libc::SOL_SOCKET as u32), equal(2, libc::SO_RCVTIMEO as u32)],
@@ -144,7 +149,7 @@ pub(super) static DESCRIPTORS_OF_OWN: Part = Part {
             .only(&[&[equal(1, libc::F_SETFL as u32)]]),
         Allow::seen("fcntl", libc::SYS_fcntl, "netd_handover", "copies")
             .only(&[&[equal(1, libc::F_DUPFD_CLOEXEC as u32)]]),
-        Allow::seen("tgkill", libc::SYS_tgkill, "netd_hostile_rings", "a thread that a descriptor holds")
+        Allow::seen("tgkill", libc::SYS_tgkill, "netd_hostile_wire", "a thread that a descriptor holds")
             .only(&[&[OWN]]),
         Allow::kept("nanosleep", libc::SYS_nanosleep, "a pause, by another C library"),
         Allow::kept("getrandom", libc::SYS_getrandom, "the order of a table in memory"),
