@@ -52,7 +52,7 @@ interfaces() {
     check "interfaces are made" within 30 test -e /sys/class/net/tap0 -a -e /sys/class/net/tap1
     check "and are ports of the bridge" within 30 test -e /sys/class/net/br0/brif/tap0
     check "with a long queue" within 30 grep -qx 10000 /sys/class/net/tap0/tx_queue_len
-    ip -color=never -details tuntap show dev tap0 | head -n 1
+    ip -color=never -details tuntap show | grep '^tap0'
 }
 
 # ends: what all checks came to.
