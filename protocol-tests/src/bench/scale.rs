@@ -94,25 +94,28 @@ fn usage(daemons: &[Daemon]) -> Result<Use, BenchError> {
     })
 }
 
-/// How often threads have waited: each wake-up ends in another wait.
-fn waits(daemons: &[Daemon]) -> Result<u64, BenchError> {
+/// A sum over all threads.
+fn of_threads(
+    daemons: &[Daemon],
+    of: impl Fn(u32, &str) -> Result<u64, BenchError>,
+) -> Result<u64, BenchError> {
     sum(daemons, |pid| {
         let tasks = fs::read_dir(format!("/proc/{pid}/task"))?.flatten();
-        let waits = |task: fs::DirEntry| {
-            let file = format!("task/{}/status", task.file_name().display());
-            fields(pid, &file, &["voluntary_ctxt_switches"])
-        };
-        tasks.map(waits).sum()
+        tasks.map(|task| of(pid, &format!("task/{}", task.file_name().display()))).sum()
     })
 }
 
-/// Processor time in clock ticks, which are a hundredth of a second.
-fn ticks(daemons: &[Daemon]) -> Result<u64, BenchError> {
-    sum(daemons, |pid| {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
-        // utime and stime, fields 14 and 15 of all.
-        Ok(fields.skip(11).take(2).flat_map(str::parse::<u64>).sum())
+/// How often threads have waited: each wake-up ends in another wait.
+fn waits(daemons: &[Daemon]) -> Result<u64, BenchError> {
+    of_threads(daemons, |pid, task| fields(pid, &format!("{task}/status"), &["voluntary_ctxt_switches"]))
+}
+
+/// Processor time in nanoseconds, as the scheduler counts it and not by the tick (`sched-stats.rst`).
+fn busy(daemons: &[Daemon]) -> Result<u64, BenchError> {
+    of_threads(daemons, |pid, task| {
+        let text = fs::read_to_string(format!("/proc/{pid}/{task}/schedstat"))?;
+        let time = text.split_whitespace().next().and_then(|time| time.parse().ok());
+        time.ok_or_else(|| wrong("the kernel has no schedstat"))
     })
 }
 
@@ -160,9 +163,9 @@ pub fn run(options: &Options) -> Result<String, BenchError> {
     let before = waits(&daemons)?;
     std::thread::sleep(time);
     let wakeups = waits(&daemons)? - before;
-    let before = ticks(&daemons)?;
+    let before = busy(&daemons)?;
     let frames = exchange(&mut guests, time, options.frames.into())?;
-    let busy = (ticks(&daemons)? - before) as f64 / 100.0;
+    let busy = (busy(&daemons)? - before) as f64 / 1e9;
     drop(guests);
     end(&mut daemons)?;
 
