@@ -16,7 +16,7 @@ pub fn print(line: &dyn Display) -> io::Result<()> {
 ///
 /// # Errors
 ///
-/// As for [`print`].
+/// As for [`print()`].
 pub fn print_to_reader(line: &dyn Display) -> io::Result<bool> {
     let mut output = io::stdout().lock();
     match writeln!(output, "{line}").and_then(|()| output.flush()) {
