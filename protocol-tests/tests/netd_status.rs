@@ -15,7 +15,9 @@ use serde_json::Value;
 const CONTROL: [&str; 2] = ["--control", "{control}"];
 
 fn ctl(rig: &Rig, arguments: &[&str]) -> Command {
-    let mut command = Command::new(program("volt-netd"));
+    // Whoever starts the tests may ignore SIGINT, which would stay so.
+    let mut command = Command::new("env");
+    command.arg("--default-signal").arg(program("volt-netd"));
     command.args(["ctl", "--control"]).arg(rig.control()).arg("status").args(arguments);
     command
 }
