@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use volt_net::counters::Counters;
+use volt_net::port::HEADER_LEN;
 use volt_vhost_user::vring::VringStanding;
 
 /// Of this program.
@@ -143,6 +144,13 @@ impl PairCounters {
     pub(crate) fn new(pair: usize, counters: &Counters) -> PairCounters {
         let counts = counters.fields().map(|(name, count)| (name.to_owned(), count));
         PairCounters { pair, counts: counts.collect() }
+    }
+
+    /// Bytes of the delivered frames of one direction, `rx` or `tx`, from their Ethernet header on: the
+    /// virtio-net header is counted with each, and is none of its own.
+    pub(crate) fn frame_bytes(&self, direction: &str) -> u64 {
+        let headers = self.get(&format!("{direction}_frames")).wrapping_mul(HEADER_LEN as u64);
+        self.get(&format!("{direction}_bytes")).wrapping_sub(headers)
     }
 
     /// The one of this name.

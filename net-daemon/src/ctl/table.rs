@@ -99,7 +99,7 @@ fn traffic(status: &Status) -> Table {
             counters.pair.to_string(),
             way.to_owned(),
             count(number(counters, way, "frames")),
-            bytes(number(counters, way, "bytes")),
+            bytes(counters.frame_bytes(way)),
             count(number(counters, way, "limited")),
             count(dropped(counters, way)),
             why.join(", "),
@@ -143,12 +143,9 @@ fn vrings(status: &Status) -> Table {
 
 fn standing(vring: &Vring) -> &'static str {
     match vring.state {
-        VringStanding::Stopped => "stopped",
-        VringStanding::Disabled => "disabled",
-        VringStanding::Broken => "broken",
         VringStanding::Running if vring.no_progress => "no progress",
         VringStanding::Running if vring.waits => "waiting",
-        VringStanding::Running => "running",
+        other => other.name(),
     }
 }
 
@@ -170,7 +167,7 @@ fn rates(status: &Status, before: Option<&Before<Status>>) -> Table {
         let (earlier, passed) = (before.and_then(pair), before.map_or(Duration::ZERO, |before| before.time));
         let rate_of =
             |of: &dyn Fn(&PairCounters) -> u64| rate(of(counters), earlier.as_ref().map(of), passed);
-        let bits = rate_of(&|counters| number(counters, way, "bytes")).map(|bytes| bytes * 8.0);
+        let bits = rate_of(&|counters| counters.frame_bytes(way)).map(|bytes| bytes * 8.0);
         table.row([
             counters.pair.to_string(),
             way.to_owned(),
@@ -178,7 +175,7 @@ fn rates(status: &Status, before: Option<&Before<Status>>) -> Table {
             or_dash(bits, bits_per_second),
             or_dash(rate_of(&|counters| dropped(counters, way)), per_second),
             count(number(counters, way, "frames")),
-            bytes(number(counters, way, "bytes")),
+            bytes(counters.frame_bytes(way)),
             count(dropped(counters, way)),
         ]);
     }

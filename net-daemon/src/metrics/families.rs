@@ -1,7 +1,6 @@
 //! Which metrics there are. Names and labels stay as they are: dashboards and alerts are built on them. They
 //! are documented in docs/metrics.md, with what to alert on.
 
-use volt_net::port::HEADER_LEN;
 use volt_program::metrics::{Family, Metrics};
 use volt_vhost_user::vring::VringStanding;
 
@@ -81,9 +80,7 @@ fn add_counters(metrics: &mut Metrics, interface: &str, counters: &[PairCounters
             let labels = &and(&labels, "direction", direction);
             let count = |what| counters.get(&format!("{direction}_{what}"));
             frames.sample(labels, count("frames"));
-            // The bytes of a frame's virtio-net header are counted, and are none of its own.
-            let headers = count("frames").wrapping_mul(HEADER_LEN as u64);
-            bytes.sample(labels, count("bytes").wrapping_sub(headers));
+            bytes.sample(labels, counters.frame_bytes(direction));
             limiter_waits.sample(labels, count("limited"));
             for reason in drop_reasons(direction) {
                 dropped.sample(&and(labels, "reason", reason), count(reason));

@@ -1,7 +1,6 @@
 //! Which metrics there are. Names and labels stay as they are: dashboards and alerts are built on them. They
 //! are documented in docs/api.md.
 
-use volt_net::port::HEADER_LEN;
 use volt_program::metrics::{Family, Metrics};
 
 use crate::machine::handle::MachineHandle;
@@ -96,9 +95,7 @@ impl Devices {
         let pair = counts.pair.to_string();
         let labels = [("device", device), ("pair", pair.as_str()), ("direction", direction)];
         self.frames.sample(&labels, counts.frames);
-        // The bytes of a frame's virtio-net header are counted, and are none of its own.
-        let headers = counts.frames.wrapping_mul(HEADER_LEN as u64);
-        self.bytes.sample(&labels, counts.bytes.wrapping_sub(headers));
+        self.bytes.sample(&labels, counts.frame_bytes());
         self.dropped.sample(&labels, counts.drops);
     }
 

@@ -123,8 +123,8 @@ fn frames(status: &MachineStatus) -> Table {
         right("drops"),
     ]);
     for (device, kind, counts) in frame_vrings(status) {
-        let FrameCounts { vring, frames, bytes: size, drops, .. } = *counts;
-        let numbers = [count(frames), bytes(size), count(drops)];
+        let FrameCounts { vring, frames, drops, .. } = *counts;
+        let numbers = [count(frames), bytes(counts.frame_bytes()), count(drops)];
         table.row([device.to_owned(), vring.to_string(), kind.to_owned()].into_iter().chain(numbers));
     }
     table
@@ -164,10 +164,10 @@ fn frame_rates(status: &MachineStatus, before: Option<&Before<MachineStatus>>) -
             counts.vring.to_string(),
             kind.to_owned(),
             or_dash(rate_of(|counts| counts.frames), per_second),
-            or_dash(rate_of(|counts| counts.bytes).map(|bytes| bytes * 8.0), bits_per_second),
+            or_dash(rate_of(FrameCounts::frame_bytes).map(|bytes| bytes * 8.0), bits_per_second),
             or_dash(rate_of(|counts| counts.drops), per_second),
             count(counts.frames),
-            bytes(counts.bytes),
+            bytes(counts.frame_bytes()),
             count(counts.drops),
         ]);
     }

@@ -4,6 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 use volt_net::limiter::RateLimits;
+use volt_net::port::HEADER_LEN;
 
 /// A device.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -100,6 +101,14 @@ pub struct FrameCounts {
     pub bytes: u64,
     /// What did not come through.
     pub drops: u64,
+}
+
+impl FrameCounts {
+    /// Bytes of the frames from their Ethernet header on: the virtio-net header is counted with each, and is
+    /// none of its own.
+    pub fn frame_bytes(&self) -> u64 {
+        self.bytes.wrapping_sub(self.frames.wrapping_mul(HEADER_LEN as u64))
+    }
 }
 
 /// A network device served by a vhost-user back-end.

@@ -51,7 +51,7 @@ was away 2 times, 3.3 s in all
 
 device    vring  kind     frames     bytes  drops
 net tap0      0  rx    1,234,567   1.1 GiB      0
-net tap0      1  tx       81,274  77.5 MiB      1
+net tap0      1  tx       81,274  76.6 MiB      1
 
 device              requests  failed
 disk /srv/root.img     1,024       1
@@ -74,8 +74,8 @@ fn what_moves() {
         "\
 running, process 99
 device    vring  kind  frames/s       rate  drops/s     frames     bytes  drops
-net tap0      0  rx      10,000  80 Mbit/s        0  1,234,567   1.1 GiB      0
-net tap0      1  tx           0    0 bit/s        0     81,274  77.5 MiB      1
+net tap0      0  rx      10,000  79 Mbit/s        0  1,234,567   1.1 GiB      0
+net tap0      1  tx           0    0 bit/s        0     81,274  76.6 MiB      1
 device              requests/s  failed/s  requests  failed
 disk /srv/root.img           -         -     1,024       1
 net /run/net0.sock: back-end away
