@@ -24,7 +24,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{CommandFactory, error::ErrorKind};
-use log::info;
+use log::{info, warn};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use volt_program::{logging, memory, output};
 use volt_virtio::error_chain;
@@ -67,7 +67,7 @@ const WRONG_COMMAND_LINE: u8 = 2;
 
 fn main() -> ExitCode {
     memory::share_one_arena();
-    let status = match config::read(std::env::args_os().collect()) {
+    let status = match memory::apart(|| config::read(std::env::args_os().collect())) {
         Ok(cli) => start(&cli).unwrap_or_else(|error| {
             logging::say("error", &format_args!("volt-netd: {}", error_chain(&*error)));
             ExitCode::FAILURE
@@ -100,17 +100,12 @@ fn start(cli: &Cli) -> Result<ExitCode, AnyError> {
         Some(Command::Ctl { .. }) => {}
     }
     volt_program::signals::prepare()?;
-    logging::init(cli.log_level.into(), cli.log_format.into())?;
+    logging::set_format(cli.log_format.into());
     if let Some(Command::Ctl { which, request }) = &cli.command {
+        logging::init(cli.log_level.into())?;
         return ctl::run(which, request);
     }
-    end_on_panic();
-    if let Some(path) = cli.config.as_deref().filter(|path| !path.exists()) {
-        info!(
-            event = "no_config"; "there is no {}: all options are those of the command line", path.display()
-        );
-    }
-    run(cli)
+    serve(cli)
 }
 
 /// A thread that panics takes the process with it: front-end and supervisor see that, and can do something
@@ -168,7 +163,7 @@ fn check_usage(cli: &Cli) {
     }
 }
 
-fn run(cli: &Cli) -> Result<ExitCode, AnyError> {
+fn serve(cli: &Cli) -> Result<ExitCode, AnyError> {
     raise_limit();
     // Descriptors from the command line first, so that none that is opened here can be mistaken for one.
     let given = Given { tap: fds::take(&cli.tap_fd)?, socket: fds::take(cli.fd.as_slice())?.pop() };
@@ -176,9 +171,12 @@ fn run(cli: &Cli) -> Result<ExitCode, AnyError> {
     if cli.sandbox == Confinement::Off {
         sandbox::leave_off();
     }
-    // Before anything is forked, which would have it too.
     memory::give_back();
+    // Before the log's thread, whose stack it would have for its whole life.
     let opener = Arc::new(opener::start()?);
+    logging::init(cli.log_level.into())?;
+    end_on_panic();
+    tell_options(cli);
     let origin = match &cli.take_over {
         Some(path) => take_over(path)?,
         None => Origin::Fresh(given),
@@ -192,6 +190,21 @@ fn run(cli: &Cli) -> Result<ExitCode, AnyError> {
         std::thread::sleep(COURTESY);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Says what an operator may not expect.
+fn tell_options(cli: &Cli) {
+    if let Some(path) = cli.config.as_deref().filter(|path| !path.exists()) {
+        info!(
+            event = "no_config"; "there is no {}: all options are those of the command line", path.display()
+        );
+    }
+    if !sandbox::is_on() {
+        warn!(
+            event = "sandbox_off";
+            "--sandbox=off: whoever takes this daemon over can do all that its user can"
+        );
+    }
 }
 
 /// A daemon with very many queue pairs has more descriptors than the usual limit of 1024. Where the limit

@@ -15,10 +15,9 @@
 //! The supervisor, which maps nothing of a guest's, keeps what starting a worker takes; the opener what
 //! opening takes.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
-use log::warn;
 use rustix::thread::CapabilitySet;
 use thiserror::Error;
 use volt_net::thread::{ThreadKind, on_start, prepare_signal};
@@ -29,26 +28,25 @@ use volt_program::signals::SignalSet;
 use volt_program::{logging, memory};
 use volt_sandbox::enter::{Keep, Sandbox, SandboxError};
 use volt_sandbox::role::Role;
-use volt_sandbox::table::Table;
 use volt_virtio::error_chain;
 
 mod beside;
 mod lists;
+mod roles;
 
 use beside::{OPENER, SUPERVISOR};
 use lists::{CONTROL, DESCRIPTORS, FRAMES, LOG, MAIN, METRICS};
+pub(crate) use roles::TABLE;
 
-/// Of this process; none before it is confined.
-static SANDBOX: RwLock<Option<Arc<Sandbox>>> = RwLock::new(None);
+/// Filters of all roles. The build script has compiled them.
+static SANDBOX: Sandbox = include!(concat!(env!("OUT_DIR"), "/sandbox.rs"));
+/// Threads that begin in this process are confined.
+static CONFINED: AtomicBool = AtomicBool::new(false);
 /// Signals that have handlers.
 static TOLD_BY: OnceLock<SignalSet> = OnceLock::new();
 static LEFT_OFF: AtomicBool = AtomicBool::new(false);
 /// Who serves, if not the user who started it.
 static USER: OnceLock<User> = OnceLock::new();
-
-/// All roles, for `--print-sandbox`.
-pub(crate) const TABLE: Table =
-    Table(&[&MAIN, &FRAMES, &CONTROL, &DESCRIPTORS, &METRICS, &LOG, &SUPERVISOR, &OPENER]);
 
 /// Why nobody else can serve.
 #[derive(Debug, Error)]
@@ -86,10 +84,6 @@ pub(crate) fn is_on() -> bool {
 /// Confines no process from here on.
 pub(crate) fn leave_off() {
     LEFT_OFF.store(true, Ordering::Relaxed);
-    warn!(
-        event = "sandbox_off";
-        "--sandbox=off: whoever takes this daemon over can do all that its user can"
-    );
 }
 
 /// Confines this process, which serves a guest and is told to end by `signals`. Called by the main thread,
@@ -108,7 +102,7 @@ pub(crate) fn confine(signals: &[libc::c_int]) -> Result<(), SandboxError> {
             ThreadKind::Descriptors => &DESCRIPTORS,
         });
     });
-    process(&MAIN, &[&FRAMES, &CONTROL, &DESCRIPTORS, &METRICS], false)
+    process(&MAIN, false)
 }
 
 /// Confines the supervisor, whose workers inherit that.
@@ -118,7 +112,7 @@ pub(crate) fn confine(signals: &[libc::c_int]) -> Result<(), SandboxError> {
 /// See [`SandboxError`].
 pub(crate) fn confine_supervisor() -> Result<(), SandboxError> {
     // The next worker's and systemd's sockets are outside.
-    process(&SUPERVISOR, &[&METRICS], true)
+    process(&SUPERVISOR, true)
 }
 
 /// Confines the opener, which has no thread but this one.
@@ -131,27 +125,22 @@ pub(crate) fn confine_opener() -> Result<(), SandboxError> {
         return Ok(());
     }
     let keep = Keep { outside: true, capabilities: CAPABILITIES | CapabilitySet::KILL, user: None };
-    Sandbox::new(&[&OPENER])?.confine(&OPENER, keep)?;
+    SANDBOX.confine(&OPENER, keep)?;
     memory::give_back();
     Ok(())
 }
 
-/// Confines this process to what the main thread's `role` has, with or without what is `outside`; `others`
-/// are those of threads to come.
-fn process(role: &'static Role, others: &[&'static Role], outside: bool) -> Result<(), SandboxError> {
+/// Confines this process to what the main thread's `role` has, with or without what is `outside`.
+fn process(role: &'static Role, outside: bool) -> Result<(), SandboxError> {
     if !is_on() {
         return Ok(());
     }
-    let set = |sandbox| *SANDBOX.write().unwrap_or_else(PoisonError::into_inner) = Some(sandbox);
-    let sandbox = Arc::new(Sandbox::new(&[&[role, &LOG], others].concat())?);
-    set(sandbox.clone());
-    let confine_log = || or_end(&LOG, |sandbox, role| sandbox.confine(role, keep(false)).map(drop));
+    CONFINED.store(true, Ordering::Relaxed);
+    let confine_log = || or_end(SANDBOX.confine(&LOG, keep(false)).map(drop));
     if !logging::in_its_thread(confine_log) {
         return Err(SandboxError::Log);
     }
-    log_landlock(sandbox.confine(role, keep(outside))?);
-    set(Arc::new(sandbox.only(others)));
-    drop(sandbox);
+    log_landlock(SANDBOX.confine(role, keep(outside))?);
     memory::give_back();
     Ok(())
 }
@@ -166,15 +155,14 @@ pub(crate) fn enter_metrics() {
 fn enter(role: &'static Role) {
     // An error is no reason not to serve, as the kernel prefers the main thread anyhow.
     let _ = TOLD_BY.get().map(SignalSet::block);
-    or_end(role, Sandbox::enter);
+    if CONFINED.load(Ordering::Relaxed) {
+        or_end(SANDBOX.enter(role));
+    }
 }
 
 /// A thread that cannot be confined must not go on.
-fn or_end(role: &'static Role, act: fn(&Sandbox, &'static Role) -> Result<(), SandboxError>) {
-    let sandbox = SANDBOX.read().unwrap_or_else(PoisonError::into_inner).clone();
-    if let Some(sandbox) = sandbox
-        && let Err(error) = act(&sandbox, role)
-    {
+fn or_end(confined: Result<(), SandboxError>) {
+    if let Err(error) = confined {
         let why = format_args!("volt-netd: a thread cannot be confined: {}", error_chain(&error));
         logging::say("thread_not_confined", &why);
         std::process::abort();

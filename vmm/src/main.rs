@@ -91,7 +91,8 @@ fn check(wanted: &Check) -> Result<u8, Box<dyn Error>> {
 
 fn run(args: cli::Args) -> Result<u8, Box<dyn Error>> {
     volt_program::signals::prepare()?;
-    logging::init(args.log_level(), args.log_format())?;
+    logging::set_format(args.log_format());
+    logging::init(args.log_level())?;
     end_on_panic();
     terminal::restore_on_fatal_signals()?;
     let (confinement, allowed) = args.sandbox();

@@ -17,7 +17,6 @@
 
 use std::cell::Cell;
 use std::io;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{Builder, JoinHandle, Scope, ScopedJoinHandle};
 
@@ -27,16 +26,18 @@ use volt_program::logging;
 use volt_program::opener::CAPABILITIES;
 use volt_sandbox::enter::{Keep, Sandbox, SandboxError};
 use volt_sandbox::role::Role;
-use volt_sandbox::table::Table;
 use volt_sandbox::violation;
 use volt_virtio::error_chain;
 
 pub mod lists;
 
-use lists::{BACK_END, FRAMES, LOG, MAIN, OPENER, SERIAL, SIGNALS, VCPU, WORKER};
+pub use lists::TABLE;
+use lists::{FRAMES, LOG, MAIN, OPENER};
 
-/// Of this process; none where it is not confined.
-static SANDBOX: OnceLock<Sandbox> = OnceLock::new();
+/// Filters of all roles. The build script has compiled them.
+static SANDBOX: Sandbox = include!(concat!(env!("OUT_DIR"), "/sandbox.rs"));
+/// Threads of this process are to be confined.
+static PREPARED: AtomicBool = AtomicBool::new(false);
 /// The main thread is confined, and so is whatever it makes.
 static CONFINED: AtomicBool = AtomicBool::new(false);
 
@@ -44,10 +45,6 @@ thread_local! {
     /// This thread is.
     static THIS_IS: Cell<bool> = const { Cell::new(false) };
 }
-
-/// All roles, for `--print-sandbox`.
-pub const TABLE: Table =
-    Table(&[&MAIN, &VCPU, &FRAMES, &WORKER, &BACK_END, &SERIAL, &SIGNALS, &LOG, &OPENER]);
 
 /// Has all threads that begin from now on be confined; `at_end` is done before the end of one that violates
 /// its list, in a signal's handler. Called by the main thread, beside which there is the log's alone.
@@ -62,8 +59,7 @@ pub fn prepare(at_end: fn()) -> Result<(), SandboxError> {
     violation::at_end(at_end);
     // Finds the clock's vDSO by what no list has.
     let _ = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    let sandbox = Sandbox::new(&[&MAIN, &VCPU, &FRAMES, &WORKER, &BACK_END, &SERIAL, &SIGNALS, &LOG])?;
-    let _ = SANDBOX.set(sandbox);
+    PREPARED.store(true, Ordering::Release);
     // Made by threads that start devices, all of which are confined.
     on_start(|_| begin(&FRAMES, true));
     if !logging::in_its_thread(|| begin(&LOG, false)) {
@@ -79,8 +75,10 @@ pub fn prepare(at_end: fn()) -> Result<(), SandboxError> {
 ///
 /// See [`SandboxError`]; no vCPU may run then.
 pub fn confine() -> Result<(), SandboxError> {
-    let Some(sandbox) = SANDBOX.get() else { return Ok(()) };
-    log_landlock(sandbox.confine(&MAIN, Keep::NOTHING)?);
+    if !PREPARED.load(Ordering::Acquire) {
+        return Ok(());
+    }
+    log_landlock(SANDBOX.confine(&MAIN, Keep::NOTHING)?);
     CONFINED.store(true, Ordering::Release);
     Ok(())
 }
@@ -92,7 +90,7 @@ pub fn confine() -> Result<(), SandboxError> {
 /// See [`SandboxError`].
 pub fn confine_opener() -> Result<(), SandboxError> {
     let keep = Keep { outside: true, capabilities: CAPABILITIES, user: None };
-    Sandbox::new(&[&OPENER])?.confine(&OPENER, keep).map(drop)
+    SANDBOX.confine(&OPENER, keep).map(drop)
 }
 
 /// Starts a thread of `role`.
@@ -137,10 +135,12 @@ fn inherits() -> bool {
 
 /// Begins a thread. One that cannot be confined must not go on.
 fn begin(role: &'static Role, inherits: bool) {
-    let Some(sandbox) = SANDBOX.get() else { return };
+    if !PREPARED.load(Ordering::Acquire) {
+        return;
+    }
     let begun = match inherits {
-        true => sandbox.enter(role),
-        false => sandbox.confine(role, Keep::NOTHING).map(drop),
+        true => SANDBOX.enter(role),
+        false => SANDBOX.confine(role, Keep::NOTHING).map(drop),
     };
     if let Err(error) = begun {
         let why = format_args!("volt-vmm: a thread cannot be confined: {}", error_chain(&error));

@@ -172,22 +172,27 @@ impl Write for Entrance {
     }
 }
 
-/// Logs from now on what `level` lets through, as `format` has it; from debug on without a bound of lines in
-/// a time, as somebody looks.
+/// Has lines be of `format` from now on, those that are said without a log too.
+pub fn set_format(format: Format) {
+    QUEUE.lock().format = format;
+    if format == Format::Json {
+        volt_sandbox::violation::say_in_json();
+    }
+}
+
+/// Logs from now on what `level` lets through, in the [format](set_format) that is set; from debug on without
+/// a bound of lines in a time, as somebody looks.
 ///
 /// # Errors
 ///
 /// When the process may have no more threads.
-pub fn init(level: LevelFilter, format: Format) -> io::Result<()> {
+pub fn init(level: LevelFilter) -> io::Result<()> {
     let mut builder = env_logger::Builder::new();
     builder.filter_level(level).format_target(false).format_timestamp_millis();
     builder.write_style(style()).target(Target::Pipe(Box::new(Entrance)));
-    QUEUE.lock().format = format;
+    let format = QUEUE.lock().format;
     if level < LevelFilter::Debug {
         QUEUE.lock().bound(Bounds::new(Instant::now()));
-    }
-    if format == Format::Json {
-        volt_sandbox::violation::say_in_json();
     }
     start()?;
     if log::set_boxed_logger(Box::new(Logger { text: builder.build(), format })).is_ok() {

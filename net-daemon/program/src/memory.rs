@@ -11,8 +11,14 @@ pub fn share_one_arena() {
     }
 }
 
-/// Gives pages back to the system that hold nothing any more. What reads a command line or compiles filters
-/// leaves many, which each process of a daemon would keep for its whole life.
+/// Does what leaves much behind besides its result, by a thread of its own: what the allocator keeps at hand for
+/// a thread goes with that, so that there are whole pages to [give back](give_back).
+pub fn apart<T: Send + 'static>(act: fn() -> T) -> T {
+    std::thread::spawn(act).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// Gives pages back to the system that hold nothing any more. What reads a command line leaves many,
+/// which each process of a daemon would keep for its whole life.
 pub fn give_back() {
     #[cfg(target_env = "gnu")]
     // SAFETY: takes no memory from anybody; the allocator's own locks are all it relies on.

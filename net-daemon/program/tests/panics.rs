@@ -34,7 +34,8 @@ fn run(test: &str, stderr: impl Into<Stdio>) -> ExitStatus {
 }
 
 fn a_program_that_panics(format: Format) {
-    logging::init(log::LevelFilter::Info, format).unwrap();
+    logging::set_format(format);
+    logging::init(log::LevelFilter::Info).unwrap();
     std::panic::set_hook(Box::new(|panic| {
         logging::say_panic(panic);
         std::process::abort();

@@ -11,9 +11,9 @@ use rustix::thread::{
     remove_capability_from_bounding_set, set_capabilities, set_no_new_privs, set_thread_groups,
     set_thread_res_gid, set_thread_res_uid,
 };
-use seccompiler::{BackendError, BpfProgram, apply_filter};
 use thiserror::Error;
 
+use crate::filter::Filter;
 use crate::role::Role;
 use crate::violation;
 
@@ -23,14 +23,6 @@ const LANDLOCK: ABI = ABI::V7;
 /// Why a thread is not confined. It must not go on then.
 #[derive(Debug, Error)]
 pub enum SandboxError {
-    /// A table that cannot be made a filter.
-    #[error("the system calls of role '{role}' make no filter")]
-    Filter {
-        /// Whose table.
-        role: &'static str,
-        /// Why.
-        source: BackendError,
-    },
     /// The kernel takes no filter.
     #[error(
         "the kernel takes no filter of system calls: it is without seccomp, or another sandbox forbids it"
@@ -47,7 +39,7 @@ pub enum SandboxError {
     /// Anything else.
     #[error("{0} failed")]
     System(&'static str, #[source] io::Error),
-    /// A role that the sandbox was not made for.
+    /// A role that is not in the program's table.
     #[error("there is no role '{0}'")]
     NoRole(&'static str),
 }
@@ -79,37 +71,12 @@ pub enum Landlock {
     Missing,
 }
 
-/// The tables of one process, as filters.
+/// The roles of a program with their filters, all of which are to be in force.
+/// [`compile`](crate::compile::write) writes it.
 #[derive(Debug)]
-pub struct Sandbox {
-    roles: Vec<(&'static str, Vec<BpfProgram>)>,
-}
+pub struct Sandbox(pub &'static [(&'static str, &'static [Filter])]);
 
 impl Sandbox {
-    /// For a process whose threads have these roles. Not for one that it forks: the number of the process is
-    /// part of it.
-    ///
-    /// # Errors
-    ///
-    /// When a table makes no filter, which is a fault of the table.
-    pub fn new(roles: &[&'static Role]) -> Result<Sandbox, SandboxError> {
-        let process = std::process::id();
-        let mut filters = Vec::new();
-        for role in roles {
-            let programs = role.programs(process);
-            let programs = programs.map_err(|source| SandboxError::Filter { role: role.name, source })?;
-            filters.push((role.name, programs));
-        }
-        Ok(Sandbox { roles: filters })
-    }
-
-    /// The same for these roles alone, of those it has: for a process whose other threads are confined.
-    #[must_use]
-    pub fn only(&self, roles: &[&'static Role]) -> Sandbox {
-        let wanted = |name: &str| roles.iter().any(|role| role.name == name);
-        Sandbox { roles: self.roles.iter().filter(|(name, _)| wanted(name)).cloned().collect() }
-    }
-
     /// Confines this thread, and those that it makes from here on, to `role`, and leaves it what is to
     /// `keep`.
     ///
@@ -140,11 +107,11 @@ impl Sandbox {
     ///
     /// See [`SandboxError`].
     pub fn enter(&self, role: &'static Role) -> Result<(), SandboxError> {
-        let found = self.roles.iter().find(|(name, _)| *name == role.name);
-        let (name, programs) = found.ok_or(SandboxError::NoRole(role.name))?;
+        let found = self.0.iter().find(|(name, _)| *name == role.name);
+        let (name, filters) = found.ok_or(SandboxError::NoRole(role.name))?;
         violation::this_thread_is(name);
         // What ends the process last: until then nothing may be missing for the others.
-        programs.iter().rev().try_for_each(|program| apply_filter(program))?;
+        filters.iter().rev().try_for_each(Filter::apply)?;
         Ok(())
     }
 }

@@ -6,6 +6,11 @@ use volt_sandbox::parts::{
     UNIX_STREAM,
 };
 use volt_sandbox::role::{Part, Role};
+use volt_sandbox::table::Table;
+
+/// All roles, for `--print-sandbox`, and for the filters, as the build script reads this file as well.
+pub const TABLE: Table =
+    Table(&[&MAIN, &VCPU, &FRAMES, &WORKER, &BACK_END, &SERIAL, &SIGNALS, &LOG, &OPENER]);
 
 /// A vCPU's thread, which a guest gets at first.
 pub static VCPU: Role = Role {
