@@ -7,10 +7,10 @@
 //! | threads | role |
 //! |---|---|
 //! | the main one; `maker`, `device`, `net-change`: devices that start, change and stop; `api...`; `net-port` | [`MAIN`] |
-//! | `vcpuN` | [`VCPU`] |
+//! | `vcpuN` | [`VCPU`](lists::VCPU) |
 //! | `pairN` | [`FRAMES`] |
-//! | `disk`, `rng`, `net-control` | [`WORKER`] |
-//! | `net`, `net-timer`: a vhost-user back-end | [`BACK_END`] |
+//! | `disk`, `rng`, `net-control` | [`WORKER`](lists::WORKER) |
+//! | `net`, `net-timer`: a vhost-user back-end | [`BACK_END`](lists::BACK_END) |
 //! | `serial`, `signals`, `log` | their own |
 //!
 //! What takes a path or a privilege later on is the [opener](crate::opener)'s, a process of its own.

@@ -1,5 +1,5 @@
-//! Tables become filters while a program is built: what starts a hundred times on a host has nothing to compile,
-//! and keeps its filters in pages that all share.
+//! Tables become filters while a program is built: a program that starts a hundred times on a host has
+//! nothing to compile then, and its filters are in pages that all of them share.
 //!
 //! Called by a program's build script, whose product the program includes as its
 //! [`Sandbox`](crate::enter::Sandbox).
