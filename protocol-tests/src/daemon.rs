@@ -1,16 +1,17 @@
 //! volt-netd as a process of the test's: started, watched, read from /proc, stopped by its id.
 //!
 //! [`Daemon::start`] takes a prepared command (in a namespace or not); its log is captured by a thread.
-//! Dropping the [`Daemon`] kills the process if it still runs.
+//! Dropping the [`Daemon`] kills the process if it still runs, and a worker that was left by its supervisor.
 
 use std::io::{self, BufRead, BufReader};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tempfile::TempDir;
 
 /// Where a service manager tells a service its runtime directory (`systemd.exec(5)`).
@@ -83,6 +84,8 @@ pub struct Usage {
 #[derive(Debug)]
 pub struct Daemon {
     child: Child,
+    /// The worker of a supervisor that was killed, which goes on alone.
+    orphan: OnceLock<OwnedFd>,
     log: Arc<Mutex<String>>,
     _runtime_directory: TempDir,
 }
@@ -103,7 +106,8 @@ impl Daemon {
                 }
             });
         }
-        Ok(Daemon { child, log, _runtime_directory: runtime_directory })
+        let orphan = OnceLock::new();
+        Ok(Daemon { child, orphan, log, _runtime_directory: runtime_directory })
     }
 
     /// Its process id.
@@ -144,6 +148,11 @@ impl Daemon {
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) -> io::Result<()> {
         let pid = Pid::from_child(&self.child);
+        if signal == Signal::KILL
+            && let Some(worker) = child(self.pid())
+        {
+            let _ = self.orphan.set(pidfd_open(worker, PidfdFlags::empty())?);
+        }
         Ok(rustix::process::kill_process(pid, signal)?)
     }
 
@@ -192,6 +201,7 @@ impl Drop for Daemon {
             let _ = self.child.kill();
             let _ = worker.map(|worker| rustix::process::kill_process(worker, Signal::KILL));
         }
+        let _ = self.orphan.get().map(|worker| pidfd_send_signal(worker, Signal::KILL));
         let status = self.child.wait();
         if std::thread::panicking() {
             eprintln!("the daemon ended with {status:?}; its log:\n{}", self.log());
