@@ -308,26 +308,34 @@ fn rate_limits_hold() {
             ("in1", "k1", "tx", 5e5),
         ] {
             guest.wait_for(&format!("VOLT {name} begin"), PATIENCE);
-            let part = rate_after_burst(interface, direction, 0.1 * limit) / limit;
-            eprintln!("rate_limits_hold: {name}: {part:.3} of the limit");
-            assert!((0.95..1.13).contains(&part), "{name}: {part:.3} of the limit");
+            let (all, best) = rates_after_burst(interface, direction, 0.1 * limit);
+            let (all, best) = (all / limit, best / limit);
+            eprintln!("rate_limits_hold: {name}: {all:.3} of the limit, {best:.3} in the best 2 s");
+            // A machine that stands still for seconds moves less than the limit, and never more.
+            assert!(all < 1.13 && best > 0.95, "{name}: {all:.3} of the limit, {best:.3} in the best 2 s");
         }
         finish(guest);
     });
 }
 
-/// Bits a second that pass `interface` in the 8 s after a burst of so many bytes has: twice as much passes
-/// until then, as twice the rate is offered.
-fn rate_after_burst(interface: &str, direction: &str, burst: f64) -> f64 {
+/// Bits a second that pass `interface` in the 8 s after a burst of so many bytes has, and in the best 2 s of
+/// them: twice as much passes until then, as twice the rate is offered.
+fn rates_after_burst(interface: &str, direction: &str, burst: f64) -> (f64, f64) {
     let bytes = || counter(interface, direction, "bytes") as f64;
     let (begin, deadline) = (bytes(), Instant::now() + PATIENCE / 5);
     while bytes() < begin + 2.2 * burst {
         assert!(Instant::now() < deadline, "{interface} {direction}: {} bytes passed", bytes() - begin);
         sleep(Duration::from_millis(10));
     }
-    let (begin, since) = (bytes(), Instant::now());
-    sleep(Duration::from_secs(8));
-    (bytes() - begin) * 8.0 / since.elapsed().as_secs_f64()
+    let rate = |(begin, since): (f64, Instant)| (bytes() - begin) * 8.0 / since.elapsed().as_secs_f64();
+    let whole = (bytes(), Instant::now());
+    let parts = (0..4).map(|_| {
+        let part = (bytes(), Instant::now());
+        sleep(Duration::from_secs(2));
+        rate(part)
+    });
+    let best = parts.fold(0.0, f64::max);
+    (rate(whole), best)
 }
 
 /// Two machines on one bridge, one served in its process and one by volt-netd, talk to each other.
