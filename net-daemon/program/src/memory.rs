@@ -11,8 +11,8 @@ pub fn share_one_arena() {
     }
 }
 
-/// Runs what leaves much garbage beside its result in a thread of its own: what the allocator keeps at hand
-/// for a thread goes with it, so that there are whole pages to [give back](give_back).
+/// Runs `act`, which frees much memory, in a thread of its own. The allocator's cache of that thread goes
+/// with it, so that there are whole pages to [give back](give_back).
 pub fn apart<T: Send + 'static>(act: fn() -> T) -> T {
     std::thread::spawn(act).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }

@@ -19,8 +19,8 @@ use crate::allow::{Arg, Is};
 use crate::role::Role;
 use crate::table::Table;
 
-/// Of an instruction of classic BPF: its class, the classes that are told apart here, and the jump without a
-/// condition (`linux/bpf_common.h`).
+/// Mask of an instruction's class in classic BPF (`linux/bpf_common.h`), the classes of jumps and returns,
+/// and the unconditional jump.
 const CLASS: u16 = 0x07;
 const BRANCH: u16 = 0x05;
 const RETURN: u16 = 0x06;
