@@ -1,4 +1,4 @@
-//! A network device in a few words, for programs that embed one.
+//! A builder for network devices, for programs that embed one.
 
 use std::sync::Arc;
 
@@ -14,10 +14,10 @@ use crate::port::tap::{Tap, TapError, TapOptions};
 use crate::shared_words::WordsError;
 use crate::virtio_net::VirtioNet;
 
-/// Most queue pairs of a device: vhost-user names a vring in 8 bits, and there is a control queue.
+/// Maximum number of queue pairs: vhost-user names a vring in 8 bits, and the control queue needs one.
 pub const MAX_PAIRS: u16 = 127;
 
-/// Why there is no device.
+/// The reason why a device cannot be built.
 #[derive(Debug, Error)]
 pub enum BuildError {
     /// No queue pairs, or too many.
@@ -32,22 +32,22 @@ pub enum BuildError {
     /// No random bytes for an address.
     #[error("no random MAC address")]
     Random(#[source] getrandom::Error),
-    /// No descriptor for the news of the port's end.
+    /// No eventfd for the notification that the port is gone.
     #[error("cannot make an eventfd")]
     Wake(#[source] NotifyError),
-    /// No memory for counters.
+    /// No memory for the counters.
     #[error(transparent)]
     Memory(#[from] WordsError),
 }
 
-/// Where frames are to go.
+/// Where frames go.
 #[derive(Debug)]
 enum Source {
     Tap(String),
     Port(Box<dyn Port>),
 }
 
-/// Builds a [`VirtioNet`]. What is not said has a default: a random address, one queue pair, the port's MTU.
+/// Builds a [`VirtioNet`]. Defaults: a random address, one queue pair, the port's MTU.
 #[derive(Debug)]
 pub struct VirtioNetBuilder {
     source: Source,
@@ -59,13 +59,13 @@ pub struct VirtioNetBuilder {
 }
 
 impl VirtioNetBuilder {
-    /// A device over the TAP interface `name`, which is created when it is not there.
+    /// Builds a device over the TAP interface `name`. The interface is created if it does not exist.
     pub fn new(name: impl Into<String>) -> VirtioNetBuilder {
         VirtioNetBuilder::from_source(Source::Tap(name.into()))
     }
 
-    /// A device over a port of any kind, your own included, that has as many queues as
-    /// [`VirtioNetBuilder::queues`] will say.
+    /// Builds a device over any port, including your own. The port must have as many queues as
+    /// [`VirtioNetBuilder::queues`] sets.
     pub fn over(port: impl Port + 'static) -> VirtioNetBuilder {
         VirtioNetBuilder::from_source(Source::Port(Box::new(port)))
     }
@@ -81,38 +81,38 @@ impl VirtioNetBuilder {
         }
     }
 
-    /// The device's address.
+    /// Sets the device's MAC address.
     pub fn mac(mut self, mac: Mac) -> VirtioNetBuilder {
         self.mac = Some(mac);
         self
     }
 
-    /// The MTU in bytes that the driver is told, and of an interface that is created.
+    /// Sets the MTU in bytes, for the driver and for an interface that is created.
     pub fn mtu(mut self, mtu: u16) -> VirtioNetBuilder {
         self.mtu = Some(mtu);
         self
     }
 
-    /// Queue pairs.
+    /// Sets the number of queue pairs.
     pub fn queues(mut self, queues: u16) -> VirtioNetBuilder {
         self.queues = queues;
         self
     }
 
-    /// Rate limits of the device; [`VirtioNet::set_limits`] changes them.
+    /// Sets the rate limits. [`VirtioNet::set_limits`] changes them later.
     pub fn limits(mut self, limits: RateLimits) -> VirtioNetBuilder {
         self.limits = limits;
         self
     }
 
-    /// What is notified when the port is found gone or a ring broken; see [`NetDevice::port_gone`] and
+    /// Sets the notifier for a port that is gone or a ring that is broken; see [`NetDevice::port_gone`] and
     /// [`VirtioNet::leave_out_broken`].
     pub fn wake(mut self, wake: Arc<Notifier>) -> VirtioNetBuilder {
         self.wake = Some(wake);
         self
     }
 
-    /// Opens the port and makes the device.
+    /// Opens the port and creates the device.
     ///
     /// # Errors
     ///

@@ -11,25 +11,25 @@ pub const STATUS_LINK_UP: u16 = 1;
 pub const STATUS_ANNOUNCE: u16 = 2;
 /// Smallest valid `mtu` (virtio 1.2, 5.1.4.1).
 pub const MIN_MTU: u16 = 68;
-/// `speed` when it is not known.
+/// `speed` when it is unknown.
 pub const SPEED_UNKNOWN: u32 = u32::MAX;
-/// `duplex` when it is not known.
+/// `duplex` when it is unknown.
 pub const DUPLEX_UNKNOWN: u8 = 0xff;
 
-/// Length in bytes of the part of the configuration space that this device has.
+/// Length in bytes of the part of the configuration space that this device provides.
 pub const CONFIG_LEN: usize = 17;
 
-/// Why a text is not a usable MAC address.
+/// The reason why a text is not a usable MAC address.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum MacError {
     /// Not six hexadecimal bytes.
     #[error("'{0}' is not a MAC address: six bytes in hexadecimal, like 52:54:00:12:34:56")]
     Syntax(String),
-    /// A group address cannot be an interface's own.
+    /// A group address, which an interface cannot have.
     #[error("{0} is a multicast address: the lowest bit of the first byte must be 0")]
     Multicast(Mac),
     /// All bytes zero.
-    #[error("00:00:00:00:00:00 is not an address: choose another, or leave it out for a random one")]
+    #[error("00:00:00:00:00:00 is not a valid address: choose another, or omit it for a random one")]
     Zero,
 }
 
@@ -38,11 +38,11 @@ pub enum MacError {
 pub struct Mac(pub [u8; 6]);
 
 impl Mac {
-    /// A random, locally administered unicast address.
+    /// Returns a random, locally administered unicast address.
     ///
     /// # Errors
     ///
-    /// When the system has no random numbers.
+    /// Fails if the system provides no random numbers.
     pub fn random() -> Result<Mac, getrandom::Error> {
         let mut bytes = [0; 6];
         getrandom::fill(&mut bytes)?;
@@ -65,7 +65,7 @@ impl FromStr for Mac {
         let mut parts = text.split([':', '-']);
         for byte in &mut bytes {
             let part = parts.next().filter(|part| matches!(part.len(), 1 | 2)).ok_or_else(syntax)?;
-            // from_str_radix would take a sign.
+            // `from_str_radix` would accept a sign.
             if !part.bytes().all(|b| b.is_ascii_hexdigit()) {
                 return Err(syntax());
             }
@@ -94,7 +94,7 @@ impl fmt::Debug for Mac {
     }
 }
 
-/// `struct virtio_net_config`, decoded. Which fields are valid is said by the features beside it.
+/// `struct virtio_net_config`, decoded. The feature bits say which fields are valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NetConfig {
     /// The device's address.
@@ -112,7 +112,7 @@ pub struct NetConfig {
 }
 
 impl NetConfig {
-    /// The little-endian bytes as the driver reads them.
+    /// Encodes it as the little-endian bytes that the driver reads.
     pub fn to_bytes(self) -> [u8; CONFIG_LEN] {
         let mut bytes = [0; CONFIG_LEN];
         bytes[0..6].copy_from_slice(&self.mac.0);

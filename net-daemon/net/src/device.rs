@@ -1,9 +1,8 @@
-//! The network device: what it offers, and the seam at which its queue pairs start and stop.
+//! The network device: its features and configuration, and the start and stop of its queue pairs.
 //!
-//! [`NetDevice::start`] takes a pair's vrings and gives them, with the port's queue, to a worker;
-//! [`NetDevice::stop`] takes them back. Whoever changes anything about a running pair stops it, changes it,
-//! and starts it again. The callers are the vhost-user session and, in a virtual machine monitor, its
-//! transport.
+//! [`NetDevice::start`] gives a pair's vrings and the port's queue to a worker. [`NetDevice::stop`] takes
+//! them back. To change a running pair, a caller stops it, changes it, and starts it again. The callers are
+//! the vhost-user session and the transport of a virtual machine monitor.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -40,7 +39,7 @@ mod state;
 
 pub use state::{DeviceState, HexBytes, RunState};
 
-/// What every port can serve.
+/// Features that the device has over every port.
 const ALWAYS: Features = Features::VERSION_1
     .union(Features::EVENT_IDX)
     .union(Features::INDIRECT_DESC)
@@ -61,20 +60,20 @@ const ALWAYS: Features = Features::VERSION_1
 #[derive(Debug, Error)]
 #[error("queue pair {pair}")]
 pub struct DeviceError {
-    /// Which pair.
+    /// The queue pair.
     pub pair: usize,
-    /// How.
+    /// The error of its worker.
     pub source: WorkerError,
 }
 
-/// What the configuration space says.
+/// Settings of a [`NetDevice`].
 #[derive(Clone, Copy, Debug)]
 pub struct DeviceOptions {
     /// Queue pairs, as many as the port has queues.
     pub pairs: u16,
     /// The device's address.
     pub mac: Mac,
-    /// The MTU to offer; otherwise the port's.
+    /// The MTU to offer. `None`: the port's MTU.
     pub mtu: Option<u16>,
 }
 
@@ -85,9 +84,9 @@ pub struct PairVrings {
     pub rx: Option<Vring>,
     /// The transmit queue.
     pub tx: Option<Vring>,
-    /// Whether frames of the transmit queue are to be dropped.
+    /// Whether to drop frames of the transmit queue.
     pub discard_tx: bool,
-    /// Whether the rings fill, where that is to be asked.
+    /// Detects guest memory that is not shared. `None`: no check.
     pub unshared: Option<Arc<UnsharedCheck>>,
 }
 
@@ -99,30 +98,30 @@ pub struct NetDevice {
     config: NetConfig,
     workers: Vec<Option<Worker>>,
     counters: CounterMemory,
-    /// Its number in a state.
+    /// Number of the counters in a state.
     counters_id: FdId,
-    /// Frames that were received and not delivered when their pair stopped.
+    /// For each pair, a frame that was received but not delivered before the pair stopped.
     stashes: Vec<Option<Vec<u8>>>,
     trouble: Trouble,
     limits: RateLimits,
     limiter: Option<Limiter>,
     busy_poll_us: u16,
     watches: Option<Watches>,
-    /// For each pair that has frames of the program's own.
+    /// For each pair that can receive frames of the program itself.
     injectors: BTreeMap<usize, Injector>,
     capture: Option<Capture>,
     link_up: bool,
-    /// What the port refused the last time.
+    /// Operations that the port refused at their last attempt.
     failing: Vec<&'static str>,
 }
 
 impl NetDevice {
-    /// A device over `port`. `wake` is notified when the port is found gone or a ring broken: see
+    /// Creates a device over `port`. `wake` is notified when the port is gone or a ring is broken: see
     /// [`NetDevice::port_gone`] and [`NetDevice::take_broken`].
     ///
     /// # Errors
     ///
-    /// When there is no memory for its counters.
+    /// Fails if there is no memory for the counters.
     pub fn new(
         port: Box<dyn Port>,
         options: DeviceOptions,
@@ -170,93 +169,93 @@ impl NetDevice {
         })
     }
 
-    /// The port.
+    /// Returns the port.
     pub fn port(&self) -> &dyn Port {
         &*self.port
     }
 
-    /// The port is this device's to clean up: see [`Port::own`].
+    /// Makes the device clean up the port at its end: see [`Port::own`].
     pub fn own_port(&mut self) {
         self.port.own();
     }
 
-    /// Lets workers tell a supervisor what they do. No pair may run yet.
+    /// Lets workers report their progress to a supervisor. No pair may run yet.
     pub fn watched_by(&mut self, watches: Watches) {
         self.watches = Some(watches);
     }
 
-    /// Gives frames that are left with `injector` to the guest on `pair`, from its next start on.
+    /// Delivers the frames of `injector` to the guest on `pair`, from the next start of the pair.
     pub fn inject(&mut self, pair: usize, injector: Injector) {
         self.injectors.insert(pair, injector);
     }
 
-    /// What vring `vring`, which is about to start, tells a supervisor, if there is one.
+    /// Returns the crash note of vring `vring`, which is about to start, if there is a supervisor.
     pub fn watch(&mut self, vring: usize) -> Option<Watch> {
         self.watches.as_mut().map(|watches| watches.of(vring))
     }
 
-    /// The features that a driver may acknowledge.
+    /// Returns the features that a driver may acknowledge.
     pub fn offered(&self) -> Features {
         self.offered
     }
 
-    /// The configuration space.
+    /// Returns the configuration space.
     pub fn config(&self) -> NetConfig {
         self.config
     }
 
-    /// Whether the port's interface was set up when it was asked last. One that cannot be asked is up.
+    /// Whether the port's interface was up at the last query. An interface that cannot be queried counts as
+    /// up.
     pub fn link_is_up(&self) -> bool {
         self.link_up
     }
 
-    /// Asks the port's interface whether it is set up.
+    /// Queries whether the port's interface is up.
     pub fn look_at_link(&mut self) {
         self.link_up = self.port.is_up().unwrap_or(true);
     }
 
-    /// Queue pairs.
+    /// Returns the number of queue pairs.
     pub fn pairs(&self) -> usize {
         self.workers.len()
     }
 
-    /// What pair `pair` has counted since the device was made.
+    /// Returns the counters of pair `pair`, since the creation of the device.
     pub fn counters(&self, pair: usize) -> &Counters {
         self.counters.of(pair)
     }
 
-    /// The counters of all pairs, for another reader.
+    /// Returns the counters of all pairs, for another reader.
     pub fn counter_memory(&self) -> CounterMemory {
         self.counters.clone()
     }
 
-    /// Number of the counters' memory in a state; `None` where no other process can have it.
+    /// Returns the number of the counters' memory in a state; `None` if no other process can map it.
     pub fn counters_id(&self) -> Option<FdId> {
         self.counters.file().map(|_| self.counters_id)
     }
 
-    /// The rate limits in force.
+    /// Returns the rate limits in force.
     pub fn limits(&self) -> RateLimits {
         self.limits
     }
 
-    /// Name of the port.
+    /// Returns the name of the port.
     pub fn port_name(&self) -> &str {
         self.port.name()
     }
 
-    /// The port's queue for `pair`, for whoever serves it by other means than [`NetDevice::start`].
+    /// Returns the port's queue for `pair`, for a caller that serves it without [`NetDevice::start`].
     pub fn queue(&self, pair: usize) -> Arc<dyn PortQueue> {
         self.port.queue(pair)
     }
 
-    /// Runs `pair`, which must be stopped, with the `vrings` that are ready, for a driver with these
-    /// `features` in force.
+    /// Starts `pair`, which must be stopped, with the `vrings` that are ready and the `features` in force.
     ///
     /// # Errors
     ///
-    /// When there can be no worker; the pair is stopped then. Also as long as one that did not stop may touch
-    /// the rings.
+    /// Fails if no worker can be started; the pair is then stopped. Also fails while an earlier worker that
+    /// did not stop may still touch the rings.
     pub fn start(&mut self, pair: usize, vrings: PairVrings, features: Features) -> Result<(), DeviceError> {
         if self.workers[pair].as_ref().is_some_and(Worker::is_stuck) {
             self.stop(pair)?;
@@ -315,8 +314,7 @@ impl NetDevice {
     ///
     /// # Errors
     ///
-    /// When the worker does not come back; this process can then not serve the guest's memory safely any
-    /// more.
+    /// Fails if the worker does not stop. This process can then no longer serve the guest's memory safely.
     pub fn stop(&mut self, pair: usize) -> Result<(), DeviceError> {
         let Some(worker) = self.workers[pair].take() else { return Ok(()) };
         let pair_back = worker.stop().map_err(|(source, stuck)| {
@@ -329,18 +327,17 @@ impl NetDevice {
         Ok(())
     }
 
-    /// The vrings that their driver broke since the last call. They are not served any more, and are not to
-    /// be started again before a reset.
+    /// Returns the vrings that their driver broke since the last call. They are not served any more and must
+    /// not be started again before a reset.
     pub fn take_broken(&self) -> Vec<usize> {
         self.trouble.take_broken()
     }
 
-    /// Notifies the driver of vring `vring` of `pair` by another descriptor from now on, while the pair runs.
-    /// Whether it does.
+    /// Makes vring `vring` of `pair` notify its driver by another descriptor. Returns whether the pair runs.
     ///
     /// # Errors
     ///
-    /// When the worker does not answer, as [`NetDevice::stop`].
+    /// Fails if the worker does not answer, as [`NetDevice::stop`].
     pub fn set_call(
         &mut self,
         pair: usize,
@@ -354,37 +351,36 @@ impl NetDevice {
         Ok(true)
     }
 
-    /// Asks `pair`, if it runs, what it has and waits for: see [`Worker::ask_report`].
+    /// Asks `pair`, if it runs, for a report on its rings: see [`Worker::ask_report`].
     pub fn ask_report(&self, pair: usize) -> Option<Receiver<PairReport>> {
         self.workers[pair].as_ref().map(Worker::ask_report)
     }
 
-    /// Whether `pair` has a worker.
+    /// Whether `pair` has a worker that is not stuck.
     pub fn runs(&self, pair: usize) -> bool {
         self.workers[pair].as_ref().is_some_and(|worker| !worker.is_stuck())
     }
 
-    /// Limits the rate of all pairs together, of each from its next start on.
+    /// Limits the rate of all pairs together. Applies to each pair from its next start.
     pub fn set_limits(&mut self, limits: RateLimits) {
         self.limits = limits;
         self.limiter = Limiter::new(limits);
     }
 
-    /// Lets workers look for frames by themselves for so many microseconds before they sleep, from their next
-    /// start on: frames that follow one another closely get through sooner, and each worker takes that much
-    /// more processor time. 0: not at all.
+    /// Lets workers poll for frames for so many microseconds before they sleep, from their next start.
+    /// Polling lowers latency at the cost of CPU time. 0 disables it.
     pub fn set_busy_poll(&mut self, microseconds: u16) {
         self.busy_poll_us = microseconds;
     }
 
-    /// What [`NetDevice::set_busy_poll`] was told.
+    /// Returns the time set by [`NetDevice::set_busy_poll`].
     pub fn busy_poll(&self) -> u16 {
         self.busy_poll_us
     }
 }
 
 impl Drop for NetDevice {
-    /// No worker may touch the guest's memory once the device is gone.
+    /// Stops all workers: none may touch guest memory after the device is gone.
     fn drop(&mut self) {
         for pair in 0..self.pairs() {
             if let Err(error) = self.stop(pair) {

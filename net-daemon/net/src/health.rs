@@ -1,4 +1,4 @@
-//! What the interface's errors say about it, told once.
+//! The condition of the interface, derived from its errors and logged once for each change.
 
 use std::io;
 
@@ -6,17 +6,17 @@ use log::{info, warn};
 
 use crate::trouble::Trouble;
 
-/// The interface as a pair's worker sees it.
+/// The interface as a worker sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Fine,
-    /// Set down: comes back by itself.
+    /// Set down; recovers by itself.
     Down,
-    /// Deleted: must be opened again.
+    /// Deleted; must be reopened.
     Gone,
 }
 
-/// Sorts a port's errors and logs changes.
+/// Classifies a port's errors and logs changes.
 #[derive(Debug)]
 pub struct Health {
     name: String,
@@ -24,24 +24,24 @@ pub struct Health {
     trouble: Trouble,
 }
 
-/// What to do with a frame that the port did not take.
+/// How to treat a frame that the port did not accept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Later again: the port is full, or there is nothing to receive.
+    /// Try again later: the port is full, or has nothing to receive.
     Wait,
-    /// The frame itself is refused.
+    /// The port refuses this frame.
     Refused,
-    /// There is no interface to take it.
+    /// There is no interface.
     NoPort,
 }
 
 impl Health {
-    /// Of the port called `name`, taken to be fine.
+    /// Creates it for the port called `name`, which is assumed to work.
     pub fn new(name: String, trouble: Trouble) -> Health {
         Health { name, state: State::Fine, trouble }
     }
 
-    /// A call worked.
+    /// Notes that a call succeeded.
     #[inline(always)]
     pub fn works(&mut self) {
         if self.state != State::Fine {
@@ -50,7 +50,7 @@ impl Health {
         }
     }
 
-    /// A call failed with `error`.
+    /// Classifies `error`, with which a call failed.
     #[cold]
     pub fn failed(&mut self, error: &io::Error) -> Verdict {
         match error.raw_os_error() {
@@ -73,7 +73,7 @@ impl Health {
                 | libc::ECONNRESET
                 | libc::EPIPE,
             ) => self.is_gone(),
-            // A port that is no descriptor's has made its errors itself.
+            // A port without a descriptor makes its own errors.
             None => match error.kind() {
                 io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Verdict::Wait,
                 io::ErrorKind::BrokenPipe => self.is_gone(),
@@ -101,7 +101,7 @@ mod tests {
     use super::*;
     use crate::testing::notifier;
 
-    /// What a port that is no descriptor's says counts as what the system says (`PortQueue::recv`).
+    /// Errors of a port without a descriptor count like those of the system (`PortQueue::recv`).
     #[test]
     fn errors_that_a_port_made_itself_are_understood() {
         let trouble = Trouble::new(0, notifier());

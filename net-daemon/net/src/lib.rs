@@ -1,25 +1,26 @@
-//! `volt_net`: a virtio network device (virtio 1.2, section 5.1) over a TAP or macvtap interface, or sockets.
+//! `volt_net`: a virtio network device (virtio 1.2, section 5.1) over a TAP or macvtap interface or over
+//! sockets.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
-//! | [`builder`], [`virtio_net`] | the device for a virtual machine monitor: built, activated, notified, reset |
-//! | [`device`] | what it offers, and the seam at which its queue pairs start and stop |
+//! | [`builder`], [`virtio_net`] | the device for a virtual machine monitor: build, activate, notify, reset |
+//! | [`device`] | features and configuration; start and stop of queue pairs |
 //! | [`worker`] | the thread of a queue pair |
-//! | [`pair`], [`tx`], [`rx`], [`vring`] | a queue pair, guest to wire and wire to guest |
+//! | [`pair`], [`tx`], [`rx`], [`vring`] | a queue pair: guest to wire and wire to guest |
 //! | [`control`] | the control virtqueue |
-//! | [`batch`], [`health`], [`unshared`] | a batch's turns, a port's errors, memory that is not shared |
-//! | [`trouble`], [`thread`] | what workers tell the device's owner; how they are begun and stopped |
+//! | [`batch`], [`health`], [`unshared`] | batches, errors of a port, guest memory that is not shared |
+//! | [`trouble`], [`thread`] | reports of workers to the device's owner; start and stop of threads |
 //! | [`config`], [`counters`], [`limiter`] | configuration space, counters, rate limits |
-//! | [`report`] | what a running pair says of its rings |
+//! | [`report`] | reports of a running pair on its rings |
 //! | [`port`] | the host's side: interfaces and sockets |
-//! | [`capture`] | copies of frames, for another process to look at |
-//! | [`state`] | all of it as data, for another process to go on with |
-//! | [`shared_words`], [`crash_note`] | memory that outlives a process, and what it was doing |
+//! | [`capture`] | copies of frames for another process |
+//! | [`state`] | the device as data, for hand-over to another process |
+//! | [`shared_words`], [`crash_note`] | memory that outlives a process, and notes on its work in progress |
 //!
-//! Frames go worker → [`pair`] → [`tx`] → port, and worker → [`pair`] → [`rx`] → ring → call; everything else
-//! is set-up around that.
+//! A frame to the wire passes worker → [`pair`] → [`tx`] → port. A frame to the guest passes worker →
+//! [`pair`] → [`rx`] → ring → call. All other code is set-up.
 //!
-//! # In a program of your own
+//! # Use in your own program
 //!
 //! ```no_run
 //! use volt_net::builder::VirtioNetBuilder;
@@ -30,13 +31,13 @@
 //! # }
 //! ```
 //!
-//! Its life from `DRIVER_OK` to reset is in [`virtio_net::VirtioNet`]. Frames go to a [`port::Port`]:
-//! a [TAP](port::tap::Tap) or [macvtap](port::macvtap::Macvtap) interface, [socket
-//! pairs](port::socket::SocketPort), or an implementation of yours. `examples/embed.rs` has one, and runs a
-//! device from end to end.
+//! [`virtio_net::VirtioNet`] describes the life of a device from `DRIVER_OK` to reset. Frames go to a
+//! [`port::Port`]: a [TAP](port::tap::Tap) or [macvtap](port::macvtap::Macvtap) interface, [socket
+//! pairs](port::socket::SocketPort), or your own implementation. `examples/embed.rs` implements a port and
+//! runs a device from end to end.
 //!
-//! A thread that is slow to stop is woken by the signal SIGRTMIN+1. The first one to start installs a handler
-//! for it that does nothing; a program that uses that signal for something else has to leave it.
+//! The signal SIGRTMIN+1 wakes a thread that is slow to stop. The first thread to start installs a handler
+//! that does nothing. A program must not use this signal for anything else.
 
 pub mod batch;
 pub mod builder;
@@ -63,7 +64,7 @@ pub mod virtio_net;
 pub mod vring;
 pub mod worker;
 
-/// What the interfaces of this crate take of memory, rings and notifiers, in the version that it uses.
+/// The crate whose memory, rings and notifiers appear in this crate's interfaces, in the matching version.
 pub use volt_virtio;
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
-//! Receive offloads: what of a frame its driver can finish by itself.
+//! Receive offloads: the work on a frame that its driver can do by itself.
 //!
-//! The port is told which frames to hand over (`Port::set_offloads`), but those that it has queued by then,
-//! and a frame that waited for buffers, are for the driver before. A driver must not be given what it did not
-//! acknowledge (virtio 1.2, 5.1.6.4.1), and could not tell a missing checksum from a wrong one.
+//! `Port::set_offloads` tells the port which frames to deliver. Frames that it has queued already, and a
+//! frame that waited for buffers, match the previous driver. A driver must not be given frames for offloads
+//! that it did not acknowledge (virtio 1.2, 5.1.6.4.1), and could not tell a missing checksum from a wrong
+//! one.
 
 use volt_virtio::features::Features;
 use volt_virtio::part::{IoPart, read_parts, read_two, write_parts};
@@ -11,7 +12,7 @@ use crate::port::HEADER_LEN;
 
 const F_NEEDS_CSUM: u8 = 1;
 const GSO_ECN: u8 = 0x80;
-/// Where `csum_start` and `csum_offset` are in the header.
+/// Offsets of `csum_start` and `csum_offset` in the header.
 const CSUM_START: usize = 6;
 const CSUM_OFFSET: usize = 8;
 
@@ -25,8 +26,8 @@ pub(super) struct Offloads {
 }
 
 impl Offloads {
-    /// Those among `features`. As for the port, there are none without checksums, and UDP segmentation is for
-    /// both families or for none.
+    /// Selects the offloads among `features`. As for the port, there are none without checksums, and UDP
+    /// segmentation applies to both families or to none.
     pub(super) fn new(features: Features) -> Offloads {
         let checksums = features.contains(Features::NET_GUEST_CSUM);
         let table = [
@@ -40,10 +41,10 @@ impl Offloads {
         Offloads { checksums, segments, ecn: checksums && features.contains(Features::NET_GUEST_ECN) }
     }
 
-    /// Does to the frame of `len` bytes at the start of `parts` what its driver has not acknowledged to do.
-    /// `false` where that is more than a checksum: then it is not to be given this frame.
+    /// Completes the frame of `len` bytes at the start of `parts` as far as its driver has not acknowledged
+    /// to do so. Returns `false` if that takes more than a checksum: the driver must not get the frame.
     ///
-    /// On a copy in `room`: what stands in the guest's buffers is the guest's to change.
+    /// Works on a copy in `room`: the guest can change its buffers.
     #[inline(never)]
     pub(super) fn finish(self, parts: &[IoPart<'_>], len: usize, room: &mut [u8]) -> bool {
         let fields = read_two(parts);
@@ -54,7 +55,7 @@ impl Offloads {
         if !self.segment(gso_type) {
             return false;
         }
-        // Without it the checksum is there, and was looked at (DATA_VALID): no reason for a copy.
+        // Without it the checksum is present and was checked (DATA_VALID): no reason for a copy.
         if flags & F_NEEDS_CSUM != 0 {
             let Some(frame) = room.get_mut(..len) else { return false };
             read_parts(parts, frame);
@@ -68,23 +69,24 @@ impl Offloads {
         true
     }
 
-    /// Whether the driver can be given a frame with these fields in its header.
+    /// Whether the driver accepts a frame with these fields in its header.
     fn serve(self, [flags, gso_type]: [u8; 2]) -> bool {
         (flags == 0 || self.checksums) && self.segment(gso_type)
     }
 
-    /// Whether the driver can segment a frame of this kind, or there is nothing to segment.
+    /// Whether the driver can segment a frame of this kind, or the frame needs no segmentation.
     fn segment(self, gso_type: u8) -> bool {
         let kind = gso_type & !GSO_ECN;
         kind < 8 && self.segments >> kind & 1 != 0 && (gso_type == kind || self.ecn)
     }
 }
 
-/// The checksum that `frame`, header first, was left without, and its offset; `None` where none is missing.
+/// Returns the checksum that `frame`, which begins with its header, lacks, and its offset. `None`: no
+/// checksum is missing.
 ///
 /// # Errors
 ///
-/// When the header names a place outside of the frame.
+/// Fails if the header names a place outside of the frame.
 pub(super) fn missing_checksum(frame: &[u8]) -> Result<Option<(usize, [u8; 2])>, Misplaced> {
     let (header, payload) = frame.split_at_checked(HEADER_LEN).ok_or(Misplaced)?;
     if header[0] & F_NEEDS_CSUM == 0 {
@@ -96,8 +98,8 @@ pub(super) fn missing_checksum(frame: &[u8]) -> Result<Option<(usize, [u8; 2])>,
     if offset + 2 > covered.len() {
         return Err(Misplaced);
     }
-    // The field holds the sum of the pseudo header. A sum of 0 means none in UDP, and says the same as its
-    // complement.
+    // The field holds the sum of the pseudo header. In UDP, 0 means no checksum; its complement is
+    // equivalent.
     let sum = match !folded(covered) {
         0 => u16::MAX,
         sum => sum,

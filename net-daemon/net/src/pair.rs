@@ -17,7 +17,8 @@ use crate::tx::Tx;
 use crate::unshared::UnsharedCheck;
 use crate::vring::Vring;
 
-/// A queue pair that can run. Either half may be missing: not started, not enabled, or broken by the driver.
+/// A queue pair that can run. Either half may be missing: it is not started, not enabled, or broken by the
+/// driver.
 #[derive(Debug)]
 pub struct Pair {
     /// The receive half.
@@ -26,27 +27,27 @@ pub struct Pair {
     pub tx: Option<Tx>,
     /// The port's queue.
     pub queue: Arc<dyn PortQueue>,
-    /// What the pair counts.
+    /// The counters of the pair.
     pub counters: PairCounters,
-    /// What the pair knows about its port.
+    /// The condition of the port.
     pub health: Health,
-    /// Whether the rings fill, where that is asked.
+    /// Detects guest memory that is not shared. `None`: no check.
     pub unshared: Option<Arc<UnsharedCheck>>,
-    /// Told of rings that the driver broke.
+    /// Receives the rings that the driver broke.
     pub trouble: Trouble,
-    /// A frame that was received and waits for the guest's buffers, while the pair does not run.
+    /// A received frame that waits for buffers of the guest while the pair does not run.
     pub stash: Option<Vec<u8>>,
 }
 
 impl Pair {
-    /// Notifies the driver on both rings, in case whoever served them before died between publishing and
-    /// notifying.
+    /// Notifies the driver on both rings, in case the previous server of the rings died between publication
+    /// and notification.
     pub fn call_all(&self) {
         self.vrings().for_each(|vring| vring.call(&self.counters));
     }
 
-    /// Notifies the driver of vring `index` by another descriptor from now on. Once at once: what was told by
-    /// the one before may have been missed.
+    /// Changes the call descriptor of vring `index`, and notifies the driver once: a notification on the old
+    /// descriptor may have been missed.
     pub(crate) fn set_call(&mut self, index: usize, call: Option<Arc<Notifier>>) {
         let rx = self.rx.as_mut().map(|rx| &mut rx.vring);
         let vrings = rx.into_iter().chain(self.tx.as_mut().map(|tx| &mut tx.vring));
@@ -56,13 +57,13 @@ impl Pair {
         }
     }
 
-    /// The vrings that run.
+    /// Returns the vrings that run.
     pub fn vrings(&self) -> impl Iterator<Item = &Vring> {
         let rx = self.rx.iter().map(|rx| &rx.vring);
         rx.chain(self.tx.iter().map(|tx| &tx.vring))
     }
 
-    /// What its rings have and wait for.
+    /// Returns a report on the rings.
     pub(crate) fn report(&self, rx_waits: bool, tx_waits: bool) -> PairReport {
         let report = |vring: &Vring, waits| RingReport {
             vring: vring.index,
@@ -76,7 +77,7 @@ impl Pair {
         }
     }
 
-    /// Takes note of a kick.
+    /// Counts a kick, and checks for guest memory that is not shared.
     pub fn kicked(&self) {
         self.counters.kicks.add(1);
         if let Some(unshared) = &self.unshared {
@@ -84,31 +85,31 @@ impl Pair {
         }
     }
 
-    /// Leaves the rings so that their driver kicks when it has something: whoever comes next may wait for
-    /// that.
+    /// Leaves the rings in a state in which their driver kicks for new work, so that the next worker can wait
+    /// for kicks.
     pub fn leave(&mut self) {
         if let Some(tx) = &mut self.tx {
-            // An error is the next one's to find.
+            // The next worker will find the error.
             let _ = tx.vring.ring.enable_kicks();
         }
         self.stash = self.rx.as_mut().and_then(Rx::take_stash);
     }
 
-    /// Looks at a port that reports an error.
+    /// Checks a port that reports an error.
     pub fn probe(&mut self) {
         if let Err(error) = self.queue.probe() {
             self.health.failed(&error);
         }
     }
 
-    /// Whether the guest has something to send, as far as can be seen without a kick.
+    /// Whether a polled transmit ring has something to send.
     #[inline]
     pub fn wants_to_send(&self) -> bool {
         self.tx.as_ref().is_some_and(|tx| tx.polled && tx.vring.ring.has_available())
     }
 
-    /// Before nobody looks at a polled transmit ring any more: answers whether there is something to send
-    /// already.
+    /// Asks the driver for kicks before the worker stops polling the transmit ring. Returns whether there is
+    /// something to send already.
     pub fn expect_kicks(&mut self) -> bool {
         let Some(tx) = self.tx.as_mut().filter(|tx| tx.polled) else { return false };
         tx.expect_kicks().unwrap_or_else(|error| {
@@ -117,7 +118,7 @@ impl Pair {
         })
     }
 
-    /// One batch from the wire to the guest.
+    /// Moves one batch from the wire to the guest.
     #[inline]
     pub fn run_rx(&mut self) -> Turn {
         let Some(rx) = &mut self.rx else { return Turn::Idle };
@@ -132,7 +133,7 @@ impl Pair {
         }
     }
 
-    /// One batch from the guest to the wire.
+    /// Moves one batch from the guest to the wire.
     #[inline]
     pub fn run_tx(&mut self) -> Turn {
         let Some(tx) = &mut self.tx else { return Turn::Idle };
@@ -151,8 +152,7 @@ impl Pair {
         }
     }
 
-    /// A ring that cannot be trusted stops, and says so once: to the log, to the device's owner, and to the
-    /// front-end.
+    /// Reports a ring that cannot be trusted, once: to the log, to the device's owner, and to the front-end.
     #[cold]
     fn ring_broken(&self, vring: &Vring, error: RingError) {
         warn!(

@@ -1,24 +1,23 @@
-//! What a running queue pair says of its rings when it is asked: for status, metrics and whoever looks
-//! whether it still moves.
+//! Reports of a running queue pair on its rings, for status, metrics and the watchdog.
 //!
-//! Its thread answers between two batches, so that nothing is written down for it by the frame.
+//! The pair's thread answers between two batches. So no frame costs any bookkeeping.
 
-/// One ring, as its pair sees it.
+/// The state of one ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RingReport {
     /// Number of the virtqueue in the device.
     pub vring: usize,
-    /// Entries.
+    /// Number of entries.
     pub size: u16,
-    /// Chains that the driver has made available and has not got back: receive buffers that are free, frames
-    /// that wait to be sent.
+    /// Chains that the driver made available and that are not used yet: free receive buffers, or frames to be
+    /// sent.
     pub available: u16,
-    /// It goes on when the other side says so: the guest with buffers for a frame that has come, the port
-    /// with room, a limit that is over.
+    /// Whether the ring waits for something: for buffers of the guest for a received frame, for room in the
+    /// port, or for a rate limit.
     pub waits: bool,
 }
 
-/// The rings of a pair that run.
+/// The running rings of a pair.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PairReport {
     /// The receive queue.
@@ -28,7 +27,7 @@ pub struct PairReport {
 }
 
 impl PairReport {
-    /// Both, as far as they run.
+    /// Returns the rings that run.
     pub fn rings(&self) -> impl Iterator<Item = &RingReport> {
         self.rx.iter().chain(&self.tx)
     }

@@ -1,9 +1,9 @@
-//! Wire to guest: frames from the port straight into the guest's receive buffers.
+//! Wire to guest: frames from the port directly into the guest's receive buffers.
 //!
-//! Buffers are taken off the ring ahead of frames, as many as a frame like the recent ones needs, and stay
-//! gathered until frames fill them. Behind them always stands a spill buffer of our own, so that a frame is
-//! read whole whatever its length: one that outgrows the gathered buffers is completed by a copy, once, and
-//! from then on more buffers are gathered.
+//! Buffers are taken off the ring before frames arrive, as many as recent frames needed. They stay gathered
+//! until frames fill them. Behind them stands a private spill buffer, so that a frame of any length is read
+//! as a whole. A frame that is longer than the gathered buffers is completed by one copy. From then on more
+//! buffers are gathered.
 
 use std::io;
 
@@ -29,7 +29,7 @@ const NUM_BUFFERS: usize = 10;
 #[derive(Clone, Copy, Debug)]
 struct Buffer {
     head: Head,
-    /// How many of the gathered parts are its own.
+    /// How many of the gathered parts belong to it.
     parts: usize,
     len: usize,
 }
@@ -38,11 +38,11 @@ struct Buffer {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum GatherEnd {
     Enough,
-    /// The guest has made no more available.
+    /// The guest has made no more buffers available.
     Empty,
-    /// A malformed chain comes next.
+    /// The next chain is malformed.
     BadChain,
-    /// So many malformed chains came that it is somebody else's turn.
+    /// Too many malformed chains in one go: another ring's turn.
     Pause,
 }
 
@@ -52,7 +52,7 @@ pub struct Rx {
     pub(crate) vring: Vring,
     mergeable: bool,
     offloads: Offloads,
-    /// Gathered buffers, from `next` on; those before it are used up.
+    /// Gathered buffers, from `next` on. Those before it are used.
     buffers: Vec<Buffer>,
     next: usize,
     /// Parts of the gathered buffers, from `first` on.
@@ -60,17 +60,16 @@ pub struct Rx {
     first: usize,
     /// Bytes of the gathered buffers.
     capacity: usize,
-    /// What a frame like the recent ones takes.
+    /// Bytes that recent frames needed.
     wanted: usize,
-    /// Holds what does not fit the gathered buffers.
+    /// Holds the bytes that do not fit into the gathered buffers.
     spill: Box<[u8]>,
-    /// Length of a frame that is whole in `spill` and waits for buffers.
+    /// Length of a complete frame in `spill` that waits for buffers.
     stashed: Option<usize>,
 }
 
 impl Rx {
-    /// The receive half over `vring`, for a driver that acknowledged `features`, with the receive offloads
-    /// among them in force.
+    /// Creates the receive half over `vring`, for a driver with these `features` in force.
     pub fn new(vring: Vring, features: Features) -> Rx {
         Rx {
             parts: Gathered::new(&vring.ring, MAX_PARTS),
@@ -87,16 +86,16 @@ impl Rx {
         }
     }
 
-    /// The used index as the driver sees it.
+    /// Returns the used index as the driver sees it.
     pub fn base(&self) -> u16 {
         self.vring.ring.base()
     }
 
-    /// Receives up to [`BATCH`] frames, or as many as fill half the ring, and publishes them.
+    /// Receives up to [`BATCH`] frames, but at most half a ring, and publishes them.
     ///
     /// # Errors
     ///
-    /// When the driver broke the ring. What was received before is published.
+    /// Fails if the driver broke the ring. Frames that were received before are published.
     pub fn run(
         &mut self,
         port: &dyn PortQueue,
@@ -107,7 +106,7 @@ impl Rx {
         self.vring.idle();
         self.vring.publish(counters);
         match turn? {
-            // Only a guest that was out of buffers needs to tell when it has some.
+            // Only a guest that was out of buffers needs to notify about new ones.
             Turn::NoBuffers if self.vring.ring.enable_kicks()? => Ok(Turn::More),
             turn => Ok(turn),
         }
@@ -151,7 +150,7 @@ impl Rx {
                 Err(error) => match health.failed(&error) {
                     Verdict::Refused => {
                         self.failed(&error, counters);
-                        // That took a frame, so there is an end to it; of other errors nobody knows.
+                        // EFAULT consumed a frame, so this ends. Other errors may not.
                         if error.raw_os_error() == Some(libc::EFAULT) {
                             end = Turn::More;
                         }
@@ -169,7 +168,8 @@ impl Rx {
         debug!("vring {}: receiving a frame: {error}", self.vring.index);
     }
 
-    /// Takes buffers off the ring until they hold `wanted` bytes; one is enough where frames are not merged.
+    /// Takes buffers off the ring until they hold `wanted` bytes. One buffer is enough if frames are not
+    /// merged.
     #[inline]
     fn gather(&mut self, wanted: usize, counters: &Counters) -> Result<GatherEnd, RingError> {
         let mut bad_chains = 0;
@@ -184,7 +184,7 @@ impl Rx {
                 }
                 Err(error) => {
                     self.parts.truncate(start);
-                    // Completion is in order, so it must wait for the buffers before it.
+                    // Chains complete in order, so it must wait for the buffers before it.
                     if !self.gathered().is_empty() {
                         self.vring.ring.unpop();
                         return Ok(GatherEnd::BadChain);
@@ -201,7 +201,7 @@ impl Rx {
         Ok(GatherEnd::Enough)
     }
 
-    /// Appends the chain's parts; returns their bytes, at most those of the longest frame.
+    /// Appends the chain's parts. Returns their length, at most that of the longest frame.
     #[inline]
     fn collect(&mut self, head: Head) -> Result<usize, ChainError> {
         match self.parts.single(&self.vring.ring, head, HEADER_LEN..=usize::MAX, true) {
@@ -220,8 +220,7 @@ impl Rx {
         }
     }
 
-    /// Reads one frame into the gathered buffers and what does not fit into `spill`, at the offset it has
-    /// in the frame.
+    /// Reads one frame into the gathered buffers. The rest goes to `spill`, at its offset in the frame.
     #[inline]
     fn receive(&mut self, port: &dyn PortQueue) -> io::Result<usize> {
         let parts = self.parts.len() - self.first;
@@ -232,16 +231,16 @@ impl Rx {
             let rest = &mut self.spill[self.capacity.min(MAX_FRAME_LEN - 1)..];
             return self.parts.with_tail(self.first, rest, |parts| port.recv(parts));
         }
-        // More parts than one call takes: by way of the spill buffer.
+        // More parts than one call accepts: read into the spill buffer, and copy.
         let len = port.recv(&[IoPart::from_slice(&mut self.spill)])?;
         write_parts(self.parts.from(self.first), 0, &self.spill[..len.min(self.capacity)]);
         Ok(len)
     }
 
-    /// Gives a frame of `len` bytes to the guest, or sets it aside when the buffers do not hold it.
+    /// Delivers a frame of `len` bytes to the guest, or sets it aside if the buffers do not hold it.
     #[inline]
     fn deliver(&mut self, len: usize, port: &dyn PortQueue, counters: &Counters) {
-        // Follows long frames at once and forgets them slowly.
+        // Follows long frames at once, and forgets them slowly.
         self.wanted = len.max(self.wanted - self.wanted / 256);
         if len < MIN_FRAME_LEN {
             return self.dropped(DropReason::RxFailed, len, port, counters);
@@ -253,7 +252,7 @@ impl Rx {
         }
     }
 
-    /// The frame of `len` bytes that lies in the buffers goes nowhere.
+    /// Drops the frame of `len` bytes that lies in the buffers.
     #[cold]
     fn dropped(&self, reason: DropReason, len: usize, port: &dyn PortQueue, counters: &Counters) {
         counters.dropped(reason).add(1);
@@ -262,14 +261,14 @@ impl Rx {
 
     #[cold]
     fn stash(&mut self, len: usize) {
-        // The rest is in its place already.
+        // The rest is in place already.
         let here = self.capacity;
         read_parts(self.parts.from(self.first), &mut self.spill[..here]);
         self.stashed = Some(len);
     }
 
-    /// Gives the stashed frame to the guest, or gives it up when the guest's whole ring cannot hold it.
-    /// Returns how the batch ends when the frame has to stay.
+    /// Delivers the stashed frame to the guest, or drops it if the guest's whole ring cannot hold it. Returns
+    /// how the batch ends if the frame has to stay.
     #[cold]
     fn unstash(
         &mut self,
@@ -290,19 +289,19 @@ impl Rx {
             }
             counters.dropped(DropReason::RxTooLong).add(1);
             port.dropped(DropReason::RxTooLong, &[IoPart::from_slice(&mut self.spill)], len);
-            // Longer frames than this guest takes are no reason to gather more buffers.
+            // Frames that are too long for this guest are no reason to gather more buffers.
             self.wanted = 1;
         }
         self.stashed = None;
         Ok(None)
     }
 
-    /// The frame that was set aside, for whoever serves the ring next.
+    /// Takes the frame that was set aside, for the next server of the ring.
     pub fn take_stash(&mut self) -> Option<Vec<u8>> {
         self.stashed.take().and_then(|len| self.spill.get(..len)).map(<[u8]>::to_vec)
     }
 
-    /// Goes on with a frame that [`Rx::take_stash`] returned. One that is longer than any frame is none.
+    /// Takes over a frame that [`Rx::take_stash`] returned. Ignores one that is longer than any frame.
     pub fn put_stash(&mut self, frame: &[u8]) {
         if let Some(room) = self.spill.get_mut(..frame.len()) {
             room.copy_from_slice(frame);
@@ -310,11 +309,11 @@ impl Rx {
         }
     }
 
-    /// Finishes the header of a frame that lies in the buffers and pushes the buffers that it fills.
+    /// Completes the header of a frame in the buffers, and pushes the buffers that it fills.
     #[inline]
     fn complete(&mut self, len: usize, port: &dyn PortQueue, counters: &Counters) {
         let parts = self.parts.from(self.first);
-        // The spill buffer is free once a frame is in place.
+        // The spill buffer is free when a frame is in place.
         if read_two(parts) != [0, 0] && !self.offloads.finish(parts, len, &mut self.spill) {
             return self.dropped(DropReason::RxNotOffloaded, len, port, counters);
         }
@@ -331,14 +330,14 @@ impl Rx {
             }
         }
         self.next += count;
-        // One where frames are not merged: no more are gathered there.
+        // 1 if frames are not merged: only one buffer is gathered then.
         write_two(parts, NUM_BUFFERS, (count as u16).to_le_bytes());
         self.compact();
         counters.rx_frames.add(1);
         counters.rx_bytes.add(len as u64);
     }
 
-    /// Keeps the vectors from growing: free when nothing is gathered, otherwise once in many frames.
+    /// Keeps the vectors from growing. Free if nothing is gathered, otherwise needed once in many frames.
     #[inline]
     fn compact(&mut self) {
         if self.gathered().is_empty() {

@@ -1,5 +1,5 @@
-//! Threads that can be stopped whatever system call holds them: a queue pair's worker, the control queue's
-//! relay.
+//! Threads that can be stopped in any system call: the worker of a queue pair, the relay of the control
+//! queue.
 
 use std::io;
 use std::sync::OnceLock;
@@ -9,58 +9,58 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
-/// After this long without an answer, a thread is woken from whatever call it is stuck in.
+/// Time without an answer after which a thread is interrupted in its system call.
 const PATIENCE: Duration = Duration::from_millis(20);
-/// After this long, it is given up.
+/// Time without an answer after which a thread is given up.
 pub(crate) const LIMIT: Duration = Duration::from_secs(2);
-/// The longest that counts between two looks at a thread. More passes where the whole process stands still
-/// (SIGSTOP, a frozen cgroup, a virtual machine that gets no processor), and then the thread does, too.
+/// The most that counts between two checks of a thread. More time passes when the whole process stands still
+/// (SIGSTOP, a frozen cgroup, a virtual machine without CPU time); the thread then stands still, too.
 const MOST_AT_A_TIME: Duration = Duration::from_millis(20);
 
-/// What a thread of this library, or of one on top of it, is for.
+/// The purpose of a thread of this library, or of a program that uses it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ThreadKind {
     /// Moves the frames of a queue pair.
     Pair,
     /// Reads and writes the descriptors of a vring that another thread serves.
     Vring,
-    /// Finds out whether descriptors of a front-end can be used.
+    /// Checks whether descriptors of a front-end are usable.
     Descriptors,
 }
 
 static ON_START: OnceLock<fn(ThreadKind)> = OnceLock::new();
 
-/// Has each thread that is made from now on call `act` before anything else, whichever device it is for. It
-/// is for a program that confines its threads. Only the first call counts.
+/// Makes each thread that starts from now on call `act` first, for any device. For programs that confine
+/// their threads. Only the first call has an effect.
 pub fn on_start(act: fn(ThreadKind)) {
     let _ = ON_START.set(act);
 }
 
-/// Called by each thread, first of all.
+/// Runs the function of [`on_start`]. Each thread calls it first.
 pub fn started(kind: ThreadKind) {
     if let Some(act) = ON_START.get() {
         act(kind);
     }
 }
 
-/// Why a worker has no pair to give back.
+/// The reason why a worker does not return its pair.
 #[derive(Debug, Error)]
 pub enum WorkerError {
-    /// Its thread or one of its descriptors could not be made.
+    /// Its thread or one of its descriptors could not be created.
     #[error("cannot start a worker")]
     Start(#[source] io::Error),
-    /// A kick descriptor that cannot be waited for.
+    /// A kick descriptor does not support waiting.
     #[error("cannot wait for the kick descriptor of vring {0}")]
     Kick(usize, #[source] io::Error),
-    /// It does not answer: the kernel holds it, for instance in memory of the front-end that never comes.
+    /// It does not answer: the kernel holds it, for example in memory of the front-end that never arrives.
     #[error("the worker of a queue pair did not stop within {} s", LIMIT.as_secs())]
     Stuck,
-    /// It panicked, which is an error of this program.
+    /// It panicked, which is a bug of this program.
     #[error("the worker of a queue pair panicked")]
     Panicked,
 }
 
-/// Takes back what a thread that has been told to stop returns.
+/// Returns the result of a thread that has been told to stop.
 pub(crate) fn join<T>(thread: JoinHandle<T>) -> Result<T, WorkerError> {
     if !ends_within(&thread, LIMIT) {
         return Err(WorkerError::Stuck);
@@ -68,12 +68,12 @@ pub(crate) fn join<T>(thread: JoinHandle<T>) -> Result<T, WorkerError> {
     thread.join().map_err(|_| WorkerError::Panicked)
 }
 
-/// Waits for a thread that has been told to stop, and interrupts it. Whether it has ended.
+/// Waits for a thread that has been told to stop, and interrupts it. Returns whether it has ended.
 pub(crate) fn ends_within<T>(thread: &JoinHandle<T>, limit: Duration) -> bool {
     interrupted_until(thread, limit, || thread.is_finished())
 }
 
-/// Interrupts a thread in its system calls until `done`. Whether that has come.
+/// Interrupts a thread in its system calls until `done`. Returns whether `done` became true.
 pub(crate) fn interrupted_until<T>(
     thread: &JoinHandle<T>,
     limit: Duration,
@@ -88,7 +88,7 @@ pub(crate) fn interrupted_until<T>(
             return false;
         }
         if waited > PATIENCE {
-            // A front-end that makes a call descriptor blocking again can hold a thread in write().
+            // A front-end that makes a call descriptor blocking can hold a thread in `write()`.
             let _ = thread.kill(wake_signal());
             thread::sleep(Duration::from_millis(1));
         } else {
@@ -98,18 +98,18 @@ pub(crate) fn interrupted_until<T>(
     true
 }
 
-/// The signal that gets a worker out of a system call. The first real-time signal is left to virtual machine
-/// monitors, which kick their vCPUs by it.
+/// The signal that interrupts a worker in a system call. Virtual machine monitors use the first real-time
+/// signal to kick their vCPUs.
 fn wake_signal() -> libc::c_int {
     SIGRTMIN() + 1
 }
 
-/// Lets threads be interrupted in system calls: the signal does nothing else, where it would end the process.
-/// For whoever starts one, and for who confines the process before that.
+/// Installs a handler that does nothing for the signal that interrupts threads. Without it, the signal would
+/// end the process. Call it before a thread starts, and before the process is confined.
 ///
 /// # Errors
 ///
-/// When the system refuses the signal handler.
+/// Fails if the system refuses the signal handler.
 pub fn prepare_signal() -> io::Result<()> {
     extern "C" fn interrupt(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
     static PREPARED: OnceLock<Result<(), i32>> = OnceLock::new();
@@ -123,7 +123,7 @@ mod tests {
 
     use super::*;
 
-    /// A process that was stopped gives its thread the time that it had left.
+    /// A process that was stopped gives its thread the rest of its time.
     #[test]
     fn time_in_which_nothing_runs_does_not_count() {
         prepare_signal().unwrap();
@@ -132,7 +132,7 @@ mod tests {
         let mut looks = 0;
         let found = interrupted_until(&thread, Duration::from_millis(100), || {
             looks += 1;
-            // As it looks from here when all of the process stands still.
+            // Looks like a process that stood still.
             thread::sleep(Duration::from_millis(if looks == 1 { 300 } else { 0 }));
             looks == 5
         });

@@ -1,7 +1,7 @@
-//! Guest to wire: chains of the transmit queue to the port, a batch at a time.
+//! Guest to wire: chains of the transmit queue to the port, one batch at a time.
 //!
-//! Header and payload go to the port as the guest wrote them, so nothing is decided on bytes that the guest
-//! can still change: lengths are checked here, contents by the kernel, which copies first.
+//! Header and payload go to the port as the guest wrote them. No decision depends on bytes that the guest can
+//! still change: this module checks lengths, and the kernel checks contents after it has copied them.
 
 use volt_virtio::chain::ChainError;
 use volt_virtio::gather::{Chain, Gathered};
@@ -19,32 +19,33 @@ use crate::vring::Vring;
 #[derive(Debug)]
 pub struct Tx {
     pub(crate) vring: Vring,
-    /// The front-end has disabled the ring after it was enabled: what the guest kicks for is dropped.
+    /// Whether the front-end disabled the ring after it was enabled: frames that the guest kicks for are
+    /// dropped.
     pub discard: bool,
-    /// Whoever runs this half looks at the ring by itself: no kicks until [`Tx::expect_kicks`].
+    /// Whether the worker polls the ring: no kicks until [`Tx::expect_kicks`].
     pub polled: bool,
     parts: Gathered,
-    /// For a frame in more parts than one call takes.
+    /// Buffer for a frame in more parts than one call accepts.
     bounce: Vec<u8>,
 }
 
 impl Tx {
-    /// The transmit half over `vring`.
+    /// Creates the transmit half over `vring`.
     pub fn new(vring: Vring, discard: bool) -> Tx {
         let parts = Gathered::new(&vring.ring, MAX_PARTS);
         Tx { vring, discard, polled: false, parts, bounce: Vec::new() }
     }
 
-    /// The used index as the driver sees it.
+    /// Returns the used index as the driver sees it.
     pub fn base(&self) -> u16 {
         self.vring.ring.base()
     }
 
-    /// Sends up to [`BATCH`] frames, or as many as fill half the ring, and publishes them.
+    /// Sends up to [`BATCH`] frames, but at most half a ring, and publishes them.
     ///
     /// # Errors
     ///
-    /// When the driver broke the ring. What was sent before is published.
+    /// Fails if the driver broke the ring. Frames that were sent before are published.
     pub fn run(
         &mut self,
         port: &dyn PortQueue,
@@ -61,11 +62,11 @@ impl Tx {
         }
     }
 
-    /// Asks the driver for kicks; answers whether there is something to send already.
+    /// Asks the driver for kicks. Returns whether there is something to send already.
     ///
     /// # Errors
     ///
-    /// When the driver broke the ring.
+    /// Fails if the driver broke the ring.
     pub fn expect_kicks(&mut self) -> Result<bool, RingError> {
         self.vring.ring.enable_kicks()
     }
@@ -95,13 +96,13 @@ impl Tx {
                     None => {}
                 },
             }
-            // The device writes nothing into a transmit chain.
+            // The device writes nothing to a transmit chain.
             self.vring.ring.push_used(head, 0);
         }
         Ok(Turn::More)
     }
 
-    /// Gathers the chain's parts; returns the frame's bytes, header included.
+    /// Gathers the chain's parts. Returns the frame's length, header included.
     #[inline]
     fn collect(&mut self, head: Head) -> Result<usize, ChainError> {
         self.parts.clear();
@@ -113,7 +114,7 @@ impl Tx {
 
     #[inline(never)]
     fn collect_chain(&mut self, head: Head) -> Result<usize, ChainError> {
-        // One byte more than the longest frame is enough to see that it is too long.
+        // One byte more than the longest frame shows that a frame is too long.
         match self.parts.chain(&self.vring.ring, head, MAX_FRAME_LEN + 1)? {
             Chain { writable: true, .. } => Err(ChainError::Direction),
             Chain { len, .. } if len < MIN_FRAME_LEN => Err(ChainError::Short(len)),
@@ -122,7 +123,7 @@ impl Tx {
         }
     }
 
-    /// The frame that was collected last goes nowhere.
+    /// Drops the frame that was collected last.
     #[cold]
     fn dropped(&self, reason: DropReason, port: &dyn PortQueue, counters: &Counters) {
         counters.dropped(reason).add(1);
@@ -130,7 +131,7 @@ impl Tx {
         port.dropped(reason, parts, parts.iter().map(|part| part.len()).sum());
     }
 
-    /// `None` when the port took the frame.
+    /// Sends the frame that was collected last. Returns `None` if the port accepted it.
     #[inline]
     fn send(&mut self, port: &dyn PortQueue, health: &mut Health, counters: &Counters) -> Option<Verdict> {
         let sent = match self.parts.len() {
@@ -149,7 +150,7 @@ impl Tx {
     }
 }
 
-/// Copies a frame of very many parts into one.
+/// Copies a frame of too many parts into one.
 #[cold]
 fn linear<'b>(parts: &[IoPart<'_>], bounce: &'b mut Vec<u8>) -> IoPart<'b> {
     bounce.resize(MAX_FRAME_LEN, 0);

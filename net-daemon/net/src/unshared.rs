@@ -1,7 +1,7 @@
-//! Kicks for rings that never fill: the driver writes to memory that this process does not see.
+//! Detection of guest memory that is not shared: kicks arrive, but the rings never fill.
 //!
 //! A virtual machine monitor that maps its guest's memory privately (QEMU's `share=off`) hands over a file
-//! that the guest never writes to. Everything is in order but that no ring ever moves.
+//! that the guest never writes to. Everything else works, but no ring ever moves.
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
@@ -9,18 +9,17 @@ use log::warn;
 
 use crate::vring::Vring;
 
-/// More than QEMU's own, one for each of the pair's rings when it starts.
+/// More than the kicks that QEMU itself sends: one for each of the pair's rings at its start.
 const ENOUGH: u32 = 3;
-/// A ring has moved, or it was said that none does.
+/// A ring has moved, or the warning was logged.
 const OVER: u32 = u32::MAX;
 
-/// What is known of the rings of a pair, from one start to the next. Looked at with a kick, until a ring has
-/// moved.
+/// The number of kicks of a pair since its start. Checked at each kick until a ring has moved.
 #[derive(Debug, Default)]
 pub struct UnsharedCheck(AtomicU32);
 
 impl UnsharedCheck {
-    /// A kick came for one of `vrings`, which run together.
+    /// Notes a kick for one of `vrings`, which run together.
     #[inline]
     pub fn kicked<'a>(&self, vrings: impl Iterator<Item = &'a Vring>) {
         if self.0.load(Relaxed) != OVER {
@@ -36,7 +35,7 @@ impl UnsharedCheck {
             self.0.store(OVER, Relaxed);
             warn!(
                 event = "memory_not_shared";
-                "the driver kicks, and nothing comes into its rings: the guest's memory is not shared with \
+                "the driver kicks, but its rings stay empty: the guest's memory is not shared with \
                  this daemon; with QEMU, use a memory backend with share=on (with Cloud Hypervisor, --memory \
                  shared=on)"
             );

@@ -1,11 +1,11 @@
-//! The device as an embedding virtual machine monitor sees it: activated, notified, reset, any number of
+//! The device for an embedding virtual machine monitor. It can be activated, notified and reset any number of
 //! times.
 //!
-//! Life cycle: a [`VirtioNet`] comes from [`VirtioNetBuilder`](crate::builder::VirtioNetBuilder). Its
-//! transport shows the driver [`VirtioNet::offered`] and [`VirtioNet::config`]; at `DRIVER_OK` it calls
-//! [`VirtioNet::activate`], at a reset [`VirtioNet::reset`], and in between nothing but notifications and
-//! what comes by the control virtqueue. Frames never pass through here: workers wait for the kick descriptors
-//! by themselves.
+//! Life cycle: [`VirtioNetBuilder`](crate::builder::VirtioNetBuilder) builds a [`VirtioNet`]. Its transport
+//! shows the driver [`VirtioNet::offered`] and [`VirtioNet::config`]. At `DRIVER_OK` it calls
+//! [`VirtioNet::activate`], at a reset [`VirtioNet::reset`]. In between it only passes on notifications and
+//! commands of the control virtqueue. Frames never pass through this type: workers wait for the kick
+//! descriptors by themselves.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -33,29 +33,29 @@ pub struct QueueSetup {
     pub index: u16,
     /// Size and guest addresses.
     pub layout: RingLayout,
-    /// What the driver's notification writes to.
+    /// The driver notifies the device by it.
     pub kick: Arc<Notifier>,
-    /// What interrupts the driver.
+    /// It interrupts the driver.
     pub call: Arc<Notifier>,
-    /// Notified once when the driver has broken the ring, which only a reset mends.
+    /// Notified once when the driver has broken the ring. Only a reset repairs it.
     pub err: Arc<Notifier>,
 }
 
-/// What a device gets at `DRIVER_OK`.
+/// The arguments of [`VirtioNet::activate`].
 #[derive(Clone, Debug)]
 pub struct Activation {
     /// The guest's memory.
     pub memory: Arc<GuestMemory>,
-    /// What the driver acknowledged, a subset of what was offered.
+    /// The features that the driver acknowledged, a subset of those offered.
     pub features: Features,
-    /// The data virtqueues that are ready, without the control virtqueue, which is its server's.
+    /// The data virtqueues that are ready. The control virtqueue is not among them: the caller serves it.
     pub queues: Vec<QueueSetup>,
 }
 
-/// Why a device was not activated. It is as after a reset then.
+/// The reason why a device was not activated. It is then as after a reset.
 #[derive(Debug, Error)]
 pub enum ActivateError {
-    /// There was no reset since the last activation.
+    /// It was not reset since the last activation.
     #[error("the device is active already: reset it first")]
     Active,
     /// More queues than the device has.
@@ -66,22 +66,22 @@ pub enum ActivateError {
         /// Queue pairs of the device.
         pairs: usize,
     },
-    /// A ring's size or place is not as it must be.
+    /// A ring has an invalid size or address.
     #[error("virtqueue {index}")]
     Ring {
         /// The queue's number.
         index: u16,
-        /// What is wrong.
+        /// The fault.
         source: StartError,
     },
-    /// There can be no worker.
+    /// No worker can be started.
     #[error(transparent)]
     Device(#[from] DeviceError),
 }
 
-/// A [`NetDevice`] with the driver that it is active for, from `DRIVER_OK` to reset.
+/// A [`NetDevice`] together with its driver, from `DRIVER_OK` to reset.
 ///
-/// One thread at a time calls; no call waits for a frame or for the guest.
+/// Only one thread may call at a time. No call waits for a frame or for the guest.
 #[derive(Debug)]
 pub struct VirtioNet {
     device: NetDevice,
@@ -99,37 +99,37 @@ struct Active {
 }
 
 impl VirtioNet {
-    /// A device that is not active.
+    /// Creates a device that is not active.
     pub fn new(device: NetDevice) -> VirtioNet {
         VirtioNet { device, active: None, paused: false }
     }
 
-    /// The device inside, for its name and counters.
+    /// Returns the device inside, for its name and counters.
     pub fn device(&self) -> &NetDevice {
         &self.device
     }
 
-    /// The device alone, for who serves its queues by other means. It must not be active.
+    /// Returns the device alone, for a caller that serves its queues by other means. It must not be active.
     pub fn into_device(self) -> NetDevice {
         self.device
     }
 
-    /// The features that a driver may acknowledge. Of those that need a control virtqueue, which is the
-    /// caller's to serve, MQ and CTRL_VQ are among them where there are several pairs.
+    /// Returns the features that a driver may acknowledge. With several pairs they include MQ and CTRL_VQ,
+    /// but no other feature of the control virtqueue. The caller serves that virtqueue.
     pub fn offered(&self) -> Features {
         self.device.offered()
     }
 
-    /// The configuration space as it was made (5.1.4); what changes at run time is the caller's.
+    /// Returns the initial configuration space (5.1.4). The caller applies changes at run time.
     pub fn config(&self) -> NetConfig {
         self.device.config()
     }
 
-    /// Runs the queues. Frames flow on the first pair until [`VirtioNet::set_active_pairs`] says otherwise.
+    /// Starts the queues. Frames use the first pair until a call of [`VirtioNet::set_active_pairs`].
     ///
     /// # Errors
     ///
-    /// See [`ActivateError`]; the device is then as after a reset.
+    /// See [`ActivateError`]. The device is then as after a reset.
     pub fn activate(&mut self, setup: Activation) -> Result<(), ActivateError> {
         if self.active.is_some() {
             return Err(ActivateError::Active);
@@ -148,15 +148,14 @@ impl VirtioNet {
         Err(why)
     }
 
-    /// Tells the device that there is something in queue `index`, as writing to its kick descriptor does. For
-    /// a transport whose notifications come as register writes.
+    /// Notifies the device of new buffers in queue `index`, like a write to its kick descriptor. For a
+    /// transport that receives notifications as register writes.
     pub fn queue_notify(&self, index: u16) {
         let queues = self.active.iter().flat_map(|active| &active.setup.queues);
         queues.filter(|queue| queue.index == index).for_each(|queue| queue.kick.notify());
     }
 
-    /// Lets frames come by the first `pairs` pairs and no others (5.1.6.5.5). Those that are not there are
-    /// left out.
+    /// Makes frames use the first `pairs` pairs only (5.1.6.5.5). Pairs that do not exist are ignored.
     pub fn set_active_pairs(&mut self, pairs: u16) {
         let Some(mut active) = self.active.take() else { return };
         active.pairs = pairs;
@@ -164,26 +163,26 @@ impl VirtioNet {
         self.active = Some(active);
     }
 
-    /// Puts these receive offloads in force (5.1.6.5.6), a subset of those that the driver acknowledged.
+    /// Sets the receive offloads in force (5.1.6.5.6), a subset of the acknowledged ones.
     pub fn set_guest_offloads(&mut self, offloads: Features) {
         let Some(active) = &mut self.active else { return };
         active.offloads = offloads.intersection(active.setup.features);
-        // Frames of before are not to be handed over as they are: those in the port, and one that waits for
+        // Earlier frames must not be delivered as they are: those in the port, and one that waits for
         // buffers.
         self.restart();
     }
 
-    /// Gives up what [`VirtioNet::activate`] took: after the return nothing of the guest's memory is touched.
+    /// Releases the resources of [`VirtioNet::activate`]. Afterwards nothing touches guest memory.
     ///
     /// # Errors
     ///
-    /// When a worker does not come back; the guest's memory must then not be given to anything else.
+    /// Fails if a worker does not stop. The guest's memory must then not be used for anything else.
     pub fn reset(&mut self) -> Result<(), DeviceError> {
         if self.active.take().is_none() {
             return Ok(());
         }
         self.stop_pairs()?;
-        // What was said of these rings is not about the next ones.
+        // Reports about these rings do not apply to the next ones.
         self.device.take_broken();
         self.device.give_up_stashes();
         // Frames for the next driver must not be larger than it can take.
@@ -191,8 +190,8 @@ impl VirtioNet {
         Ok(())
     }
 
-    /// Lets no more frames come by pairs whose receive queue the driver broke, which have said so by its
-    /// `err`. To be called when the device's owner is [woken](crate::builder::VirtioNetBuilder::wake).
+    /// Detaches pairs whose receive queue the driver broke, as reported by its `err`. Call it when the
+    /// device's owner is [woken](crate::builder::VirtioNetBuilder::wake).
     pub fn leave_out_broken(&mut self) {
         let Some(mut active) = self.active.take() else { return };
         let broken = self.device.take_broken();
@@ -203,34 +202,32 @@ impl VirtioNet {
         self.active = Some(active);
     }
 
-    /// Puts other rate limits in force, at once.
+    /// Sets other rate limits at once.
     pub fn set_limits(&mut self, limits: RateLimits) {
         self.device.set_limits(limits);
         self.restart();
     }
 
-    /// Touches neither rings nor guest memory until [`VirtioNet::resume`], active or not. Frames wait where
-    /// they are: those to the guest in the port's queue, which drops what is too much, those from the guest
-    /// in its rings.
+    /// Stops access to rings and guest memory until [`VirtioNet::resume`], active or not. Frames to the guest
+    /// wait in the port's queue, which drops the excess. Frames from the guest wait in its rings.
     ///
     /// # Errors
     ///
-    /// When a worker does not come back; the pairs that did are stopped then.
+    /// Fails if a worker does not stop. The other pairs are stopped then.
     pub fn pause(&mut self) -> Result<(), DeviceError> {
         self.paused = true;
         self.stop_pairs()
     }
 
-    /// Goes on after [`VirtioNet::pause`], with the rings where they were. A queue that cannot says so by its
-    /// `err`.
+    /// Continues after [`VirtioNet::pause`], with the rings where they were. A queue that cannot continue is
+    /// reported by its `err`.
     pub fn resume(&mut self) {
         if std::mem::take(&mut self.paused) {
             self.restart();
         }
     }
 
-    /// Opens a port that was found gone again (see [`NetDevice::port_gone`]), and moves the running pairs
-    /// there.
+    /// Reopens a port that is gone (see [`NetDevice::port_gone`]), and moves the running pairs to it.
     ///
     /// # Errors
     ///
@@ -241,31 +238,32 @@ impl VirtioNet {
         Ok(())
     }
 
-    /// The same with queues that another process has opened (see [`NetDevice::reopening`]).
+    /// Like [`VirtioNet::reopen_port`], but with queues that another process has opened (see
+    /// [`NetDevice::reopening`]).
     ///
     /// # Errors
     ///
-    /// When they are no such queues.
+    /// Fails if the descriptors are not queues of this port.
     pub fn adopt_port(&mut self, queues: Vec<OwnedFd>) -> io::Result<()> {
         self.device.adopt_port(queues)?;
         self.move_pairs();
         Ok(())
     }
 
-    /// To another port.
+    /// Moves the pairs to the new port.
     fn move_pairs(&mut self) {
-        // What workers said of the old queues is no news of the new ones, of which they know nothing before
-        // they run again. One that does not stop is told of there.
+        // Reports on the old queues do not apply to the new ones. Stopped workers cannot report on those yet.
+        // `restart` handles a worker that does not stop.
         let _ = self.stop_pairs();
         self.device.port_gone();
         self.restart();
     }
 
-    /// Stops the pairs and runs them again. Rings continue where they are, but for those that are broken. A
-    /// pair that cannot says so by its queues' `err`.
+    /// Stops the pairs and starts them again. Rings continue where they are, except broken ones. A pair that
+    /// cannot start is reported by its queues' `err`.
     fn restart(&mut self) {
         let Some(mut active) = self.active.take() else { return };
-        // Whichever does not stop is not started either: see NetDevice::start.
+        // A pair that does not stop is not started either: see `NetDevice::start`.
         if let Err(error) = self.stop_pairs() {
             error!(
                 event = "queue_pair_not_stopped", interface = self.device.port_name();
@@ -284,7 +282,8 @@ impl VirtioNet {
         self.active = Some(active);
     }
 
-    /// Runs the queues, or leaves that to [`VirtioNet::resume`]. Answers which pairs do not run, and why.
+    /// Starts the queues, or leaves that to [`VirtioNet::resume`]. Returns the pairs that do not run, with
+    /// the reasons.
     fn run(&mut self, active: &Active) -> Vec<(usize, ActivateError)> {
         if self.paused {
             return Vec::new();
@@ -317,8 +316,8 @@ impl VirtioNet {
         failed
     }
 
-    /// Lets frames come by the pairs that the driver uses, of those that run and receive: another one's would
-    /// be lost.
+    /// Attaches the pairs that the driver uses, that run, and that receive. Frames on any other pair would be
+    /// lost.
     fn attach(&mut self, active: &Active) {
         let mut takes_part = vec![false; self.device.pairs()];
         for queue in active.setup.queues.iter().filter(|queue| queue.receives() && active.serves(queue)) {
@@ -330,26 +329,26 @@ impl VirtioNet {
     }
 
     fn stop_pairs(&mut self) -> Result<(), DeviceError> {
-        // All of them, also behind one that does not stop. Rings that the driver broke have said so already.
+        // Stops all pairs, even if one does not stop. Rings that the driver broke are reported already.
         let stopped: Vec<_> = (0..self.device.pairs()).map(|pair| self.device.stop(pair)).collect();
         stopped.into_iter().try_for_each(|result| result.map(drop))
     }
 }
 
 impl Active {
-    /// Whether `queue` is served: until its driver breaks it.
+    /// Whether `queue` is served: its driver has not broken it.
     fn serves(&self, queue: &QueueSetup) -> bool {
         !self.broken.contains(&usize::from(queue.index))
     }
 
-    /// The features with the receive offloads that the driver has switched on.
+    /// Returns the features, with the receive offloads that the driver has switched on.
     fn in_force(&self) -> Features {
         self.setup.features.difference(GUEST_OFFLOADS).union(self.offloads)
     }
 }
 
 impl QueueSetup {
-    /// Which pair it is of.
+    /// Returns the queue's pair.
     fn pair(&self) -> usize {
         usize::from(self.index / 2)
     }

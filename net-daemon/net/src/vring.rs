@@ -1,4 +1,4 @@
-//! A running vring: the ring and the descriptors to notify by.
+//! A running vring: the ring and its notification descriptors.
 
 use std::sync::Arc;
 
@@ -10,8 +10,8 @@ use volt_virtio::ring::Ring;
 use crate::counters::{Counter, Counters};
 use crate::crash_note::Watch;
 
-/// What is said of a kick descriptor that has come to its end.
-pub(crate) const NO_KICK: &str = "its kick descriptor is closed or cannot be read: no kick can come any more";
+/// The message for a kick descriptor that cannot deliver kicks any more.
+pub(crate) const NO_KICK: &str = "its kick descriptor is closed or cannot be read: no further kick can come";
 
 /// A started ring with its notifiers.
 #[derive(Debug)]
@@ -22,18 +22,18 @@ pub struct Vring {
     pub ring: Ring,
     /// Driver to device.
     pub kick: Arc<Notifier>,
-    /// Device to driver; a driver that polls gives none.
+    /// Device to driver. `None`: the driver polls.
     pub call: Option<Arc<Notifier>>,
     /// Tells the front-end that the ring is broken.
     pub err: Option<Arc<Notifier>>,
     /// Whether a malformed chain has been logged.
     pub bad_chain_logged: bool,
-    /// Below a supervisor: what it is told of the chains that are served.
+    /// Tells a supervisor which chain is being served. `None`: no supervisor.
     pub watch: Option<Watch>,
 }
 
 impl Vring {
-    /// Publishes what was pushed, and notifies the driver if it wants that.
+    /// Publishes the pushed elements, and notifies the driver if it wants a notification.
     #[inline]
     pub fn publish(&mut self, counters: &Counters) {
         if self.ring.publish() {
@@ -50,17 +50,17 @@ impl Vring {
         }
     }
 
-    /// The chain at `index` of the available ring is looked at from here on.
+    /// Notes that the worker looks at the chain at `index` of the available ring from now on.
     ///
     /// # Errors
     ///
-    /// When it must not be looked at.
+    /// Fails if the worker must not look at that chain.
     #[inline]
     pub fn begin(&mut self, index: u16) -> Result<(), ChainError> {
         self.watch.as_mut().map_or(Ok(()), |watch| watch.begin(index))
     }
 
-    /// No chain is looked at.
+    /// Notes that the worker looks at no chain.
     #[inline]
     pub fn idle(&self) {
         if let Some(watch) = &self.watch {
@@ -68,7 +68,7 @@ impl Vring {
         }
     }
 
-    /// Counts a malformed chain, and names the first one.
+    /// Counts a malformed chain, and logs the first one.
     #[cold]
     pub fn bad_chain(&mut self, error: ChainError, counter: &Counter, counters: &Counters) {
         if error == ChainError::Deadly {

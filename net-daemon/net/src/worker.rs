@@ -1,7 +1,7 @@
-//! The thread of one queue pair: owns the pair by value while it runs, and gives it back when it is stopped.
+//! The thread of one queue pair. It owns the pair while it runs, and returns it when it is stopped.
 //!
-//! When there is nothing to do it sleeps until a kick or a frame wakes it; one that is to poll looks for them
-//! by itself for a while before, see [`Polling`].
+//! Without work it sleeps until a kick or a frame wakes it. With busy polling, it polls for a while before it
+//! sleeps: see [`Polling`].
 
 use std::io;
 use std::os::fd::AsFd;
@@ -23,28 +23,28 @@ use crate::thread::{LIMIT, ThreadKind, ends_within, interrupted_until, started};
 use crate::vring::NO_KICK;
 use crate::vring::Vring;
 
-/// What a worker waits for.
+/// Events that a worker waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Token {
     Order,
     Port,
     RxKick,
     TxKick,
-    /// The port may be used again: see [`PortQueue::wakers`](crate::port::PortQueue::wakers).
+    /// The port may be usable again: see [`PortQueue::wakers`](crate::port::PortQueue::wakers).
     Waker,
 }
 
-/// What a worker is told while it runs.
+/// Orders to a running worker.
 #[derive(Debug)]
 enum Order {
     Stop,
-    /// Another call descriptor for a vring; to be said when it is in use.
+    /// Use another call descriptor for a vring, and confirm it.
     SetCall {
         vring: usize,
         call: Option<Arc<Notifier>>,
         done: SyncSender<()>,
     },
-    /// What it has to say of its rings.
+    /// Report on the rings.
     Report(SyncSender<PairReport>),
 }
 
@@ -53,17 +53,17 @@ enum Order {
 pub struct Worker {
     thread: JoinHandle<Pair>,
     orders: Sender<Order>,
-    /// Notified with each order.
+    /// Notified of each order.
     ordered: Arc<Notifier>,
     stuck: bool,
 }
 
 impl Worker {
-    /// Starts a thread called `name` that runs `pair`, and polls for `polling` before it sleeps.
+    /// Starts a thread called `name` that runs `pair`. It polls for `polling` before it sleeps.
     ///
     /// # Errors
     ///
-    /// Gives the pair back when it cannot run.
+    /// Returns the pair if it cannot run.
     pub fn start(name: String, pair: Pair, polling: Duration) -> Result<Worker, (WorkerError, Box<Pair>)> {
         let ready = || -> Result<_, WorkerError> {
             prepare_signal().map_err(WorkerError::Start)?;
@@ -75,7 +75,7 @@ impl Worker {
             Ok(ready) => ready,
             Err(error) => return Err((error, Box::new(pair))),
         };
-        // The pair goes to the thread by a channel, so that it is not lost when there is no thread.
+        // The pair goes to the thread through a channel, so that it is not lost if no thread starts.
         let (send, receive) = sync_channel::<Pair>(1);
         let (orders, received) = channel();
         let notified = ordered.clone();
@@ -94,12 +94,12 @@ impl Worker {
         }
     }
 
-    /// Stops the thread and takes the pair back; everything popped is published by then.
+    /// Stops the thread and returns the pair. All popped chains are published by then.
     ///
     /// # Errors
     ///
-    /// When the thread does not come back. The worker is returned then, as it may still touch its rings:
-    /// nobody else may have them until it has stopped, which another call finds out without waiting.
+    /// Fails if the thread does not stop. Then returns the worker, which may still touch its rings: nothing
+    /// else may use them until it has stopped. Another call of `stop` finds that out without waiting.
     pub fn stop(mut self) -> Result<Pair, (WorkerError, Option<Worker>)> {
         self.order(Order::Stop);
         let limit = if self.stuck { Duration::ZERO } else { LIMIT };
@@ -110,16 +110,16 @@ impl Worker {
         self.thread.join().map_err(|_| (WorkerError::Panicked, None))
     }
 
-    /// Notifies the driver of vring `vring` by another descriptor from now on; the one before is not used any
-    /// more. The pair runs on. Without such a vring nothing happens.
+    /// Replaces the call descriptor of vring `vring`. The old one is not used any more. The pair continues to
+    /// run. Does nothing without such a vring.
     ///
     /// # Errors
     ///
-    /// When the thread does not answer; it is as one that did not stop then.
+    /// Fails if the thread does not answer. It is then treated like one that did not stop.
     pub fn set_call(&mut self, vring: usize, call: Option<Arc<Notifier>>) -> Result<(), WorkerError> {
         let (done, answer) = sync_channel(1);
         self.order(Order::SetCall { vring, call, done });
-        // Disconnected: it has ended by itself, and touches nothing any more.
+        // Disconnected: the thread has ended by itself and touches nothing any more.
         let answered = || !matches!(answer.try_recv(), Err(TryRecvError::Empty));
         if self.stuck || !interrupted_until(&self.thread, LIMIT, answered) {
             self.stuck = true;
@@ -128,8 +128,8 @@ impl Worker {
         Ok(())
     }
 
-    /// Asks for a report, which comes by the channel if the thread still moves. It also looks for work
-    /// without being woken by any, so that nothing which was missed is waited for any longer.
+    /// Asks for a report, which arrives on the channel if the thread still moves. The thread also looks for
+    /// work, so that a missed notification costs no more time.
     pub fn ask_report(&self) -> Receiver<PairReport> {
         let (report, answer) = sync_channel(1);
         self.order(Order::Report(report));
@@ -137,19 +137,19 @@ impl Worker {
     }
 
     fn order(&self, order: Order) {
-        // Fails for a thread that has ended by itself.
+        // Fails if the thread has ended by itself.
         let _ = self.orders.send(order);
         self.ordered.notify();
     }
 
-    /// Whether it was stopped, and did not.
+    /// Whether it was told to stop but did not.
     pub fn is_stuck(&self) -> bool {
         self.stuck
     }
 }
 
-/// Everything is edge-triggered: what is not finished is remembered in [`Ready`], and nothing that nobody
-/// drains can make the worker spin.
+/// Everything is edge-triggered: [`Ready`] remembers unfinished work, and an undrained descriptor cannot make
+/// the worker spin.
 fn watch(ordered: &Notifier, pair: &Pair) -> Result<Poller<Token>, WorkerError> {
     let mut poller = Poller::new().map_err(WorkerError::Start)?;
     let edge = EventFlags::IN | EventFlags::ET;
@@ -170,19 +170,19 @@ fn watch(ordered: &Notifier, pair: &Pair) -> Result<Poller<Token>, WorkerError> 
     Ok(poller)
 }
 
-/// What there is to do.
+/// Work that can be done.
 #[derive(Debug)]
 struct Ready {
     rx: bool,
     tx: bool,
-    /// What the halves wait for: the guest's buffers, and room in the port.
+    /// Whether the halves wait: for buffers of the guest, or for room in the port.
     rx_waits_for_kick: bool,
     tx_waits_for_port: bool,
 }
 
-/// How long a worker looks for work before it sleeps. All of what it was told, as long as that finds
-/// something, or would have found what woke it; half as long after each sleep that was longer, so that a
-/// guest that has become quiet costs nothing. Kicks are unwanted meanwhile.
+/// How long a worker polls before it sleeps. It polls for the full time as long as polling finds work, or
+/// would have found the event that woke it. Each longer sleep halves the time, so that a quiet guest costs
+/// nothing. Kicks are disabled meanwhile.
 #[derive(Debug)]
 struct Polling {
     most: Duration,
@@ -212,7 +212,7 @@ impl Polling {
     }
 }
 
-/// The orders as the worker gets them.
+/// The receiving end of the orders.
 struct Orders {
     received: Receiver<Order>,
     notified: Arc<Notifier>,
@@ -227,8 +227,8 @@ struct Running {
 
 impl Running {
     fn run(mut self) -> Pair {
-        // A kick may have been taken by whoever served the rings before: look once without one. A disabled
-        // transmit ring is only drained when its driver kicks.
+        // The previous server of the rings may have taken a kick: look once without one. A disabled transmit
+        // ring is only drained when its driver kicks.
         let enabled_tx = self.pair.tx.as_ref().is_some_and(|tx| !tx.discard);
         let mut ready =
             Ready { rx: true, tx: enabled_tx, rx_waits_for_kick: false, tx_waits_for_port: false };
@@ -259,7 +259,7 @@ impl Running {
             if sleeps && self.polling.is_on() {
                 self.polling.woken();
             }
-            // Nobody kicks a polled ring, however busy the other direction is.
+            // Nobody kicks a polled ring: look at it even while the other direction is busy.
             ready.tx |= !ready.tx_waits_for_port && self.pair.wants_to_send();
             if ready.tx {
                 let turn = self.pair.run_tx();
@@ -278,7 +278,7 @@ impl Running {
         ready.rx_waits_for_kick = turn == Turn::NoBuffers;
     }
 
-    /// Looks at ring and port for a while. Returns with something to do, or with kicks asked for.
+    /// Polls ring and port for a while. Returns with work to do, or after asking for kicks.
     fn poll(&mut self, ready: &mut Ready) {
         self.polling.begin();
         while !ready.tx && !ready.rx && !self.polling.is_over() {
@@ -288,14 +288,13 @@ impl Running {
             ready.tx = !ready.tx_waits_for_port && self.pair.wants_to_send();
             std::hint::spin_loop();
         }
-        // A port that is full tells when it is not, and kicks are of no use until then.
+        // A full port notifies when it has room. Kicks are of no use until then.
         if !ready.tx && !ready.rx && !ready.tx_waits_for_port {
             ready.tx = self.pair.expect_kicks();
         }
     }
 
-    /// Takes what has happened into `ready`, after waiting for it if there is nothing to do. `false` ends the
-    /// run.
+    /// Adds new events to `ready`. Waits for one if there is no work. Returns `false` to end the run.
     fn wait(&mut self, ready: &mut Ready) -> io::Result<bool> {
         let timeout = (ready.tx || ready.rx).then_some(Duration::ZERO);
         let (mut ordered, mut failed, mut dead) = (false, false, Vec::new());
@@ -303,7 +302,7 @@ impl Running {
         self.poller.wait(timeout, |token, flags| match token {
             Token::Order => ordered = true,
             Token::Port => {
-                // Where there is something to read as well, that tells, and no frame is lost of it.
+                // If the port is readable as well, reading it reports the error and loses no frame.
                 let readable = flags.contains(EventFlags::IN);
                 failed |= flags.intersects(EventFlags::ERR | EventFlags::HUP) && !readable;
                 ready.rx |= !ready.rx_waits_for_kick;
@@ -314,7 +313,7 @@ impl Running {
                 ready.tx |= ready.tx_waits_for_port;
             }
             Token::RxKick => {
-                // Buffers are looked for when there are frames; a kick counts only if the guest had none.
+                // Frames make the worker look for buffers. A kick matters only if the guest had none.
                 ready.rx |= ready.rx_waits_for_kick;
                 let vring = pair.rx.as_ref().map(|rx| &rx.vring);
                 dead.extend(vring.filter(|vring| !taken(pair, vring)).map(|vring| vring.kick.clone()));
@@ -334,7 +333,7 @@ impl Running {
         Ok(!ordered || self.carry_out(ready))
     }
 
-    /// Does what was ordered. `false` ends the run.
+    /// Carries out the orders. Returns `false` to end the run.
     fn carry_out(&mut self, ready: &mut Ready) -> bool {
         self.orders.notified.clear();
         for order in self.orders.received.try_iter() {
@@ -347,7 +346,7 @@ impl Running {
                 Order::Report(report) => {
                     let _ = report.send(self.pair.report(ready.rx_waits_for_kick, ready.tx_waits_for_port));
                     ready.rx = true;
-                    // A disabled ring is drained only for a kick.
+                    // A disabled ring is drained only after a kick.
                     ready.tx |= self.pair.tx.as_ref().is_some_and(|tx| !tx.discard);
                 }
             }
@@ -356,7 +355,7 @@ impl Running {
     }
 }
 
-/// Takes a kick; `false` when no other can come.
+/// Takes a kick. Returns `false` if no further kick can arrive.
 fn taken(pair: &Pair, vring: &Vring) -> bool {
     pair.kicked();
     let alive = vring.kick.clear();

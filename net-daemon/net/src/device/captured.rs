@@ -1,4 +1,4 @@
-//! A device whose frames are captured.
+//! Captures of a device's frames.
 
 use volt_virtio::part::IoPart;
 
@@ -7,18 +7,17 @@ use crate::capture::Capture;
 use crate::counters::DropReason;
 
 impl NetDevice {
-    /// Captures the frames of each pair from its next start on, or no more.
+    /// Sets or ends the capture of each pair's frames, from its next start.
     pub fn set_capture(&mut self, capture: Option<Capture>) {
         self.capture = capture;
     }
 
-    /// The capture in force.
+    /// Returns the capture in force.
     pub fn capture(&self) -> Option<&Capture> {
         self.capture.as_ref()
     }
 
-    /// Gives up the frames that were received and not delivered: the guest they were for has gone. Only while
-    /// no pair runs.
+    /// Drops the frames that were received but not delivered, because their guest is gone. No pair may run.
     pub fn give_up_stashes(&mut self) {
         for (pair, stash) in self.stashes.iter_mut().enumerate() {
             let Some(mut frame) = stash.take() else { continue };

@@ -1,4 +1,4 @@
-//! What a device asks of its port.
+//! The device's requests to its port.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -10,17 +10,16 @@ use super::NetDevice;
 use crate::port::state::Reopening;
 
 impl NetDevice {
-    /// Sets the port's offloads to what the driver acknowledged: for frames that come from now on. Those that
-    /// wait already are finished or dropped by pairs that are started with these features. A port that
-    /// refuses is logged: it is gone, and will be set when it is back, or it goes on handing over plain
-    /// frames.
+    /// Sets the port's offloads to the acknowledged ones, for frames that arrive from now on. Pairs started
+    /// with these features complete or drop the frames that already wait. A failure is logged. The port is
+    /// then either gone, and gets its offloads when it is back, or it continues to deliver plain frames.
     pub fn set_offloads(&mut self, acked: Features) {
         let result = self.port.set_offloads(acked);
         self.log(result, "setting offloads");
     }
 
-    /// Lets the port spread frames over exactly the pairs that are `active`. While none is, the port stays as
-    /// it was, so that frames wait for the guest instead of being dropped. A port that refuses is logged.
+    /// Makes the port spread frames over exactly the `active` pairs. If no pair is active, the port stays as
+    /// it is, so that frames wait for the guest instead of being dropped. A failure is logged.
     pub fn attach(&mut self, active: &[bool]) {
         if active.contains(&true) {
             let result = self.port.attach(active);
@@ -28,7 +27,7 @@ impl NetDevice {
         }
     }
 
-    /// Tells a failure when it is new: a guest can bring about as many as it likes, on an interface that is
+    /// Logs a failure only when it is new: a guest can cause any number of failures on an interface that is
     /// gone.
     fn log(&mut self, result: io::Result<()>, doing: &'static str) {
         match result {
@@ -51,17 +50,17 @@ impl NetDevice {
         self.trouble.take_port_gone()
     }
 
-    /// What another process needs to open the port again for this one.
+    /// Returns the data that another process needs to reopen the port for this one.
     pub fn reopening(&self) -> Option<Reopening> {
         self.port.reopening()
     }
 
-    /// Goes on with the queues of a port that another process has opened again. Pairs that run go on with the
-    /// old ones until they are stopped and started.
+    /// Adopts the queues of a port that another process has reopened. Running pairs use the old queues until
+    /// their next start.
     ///
     /// # Errors
     ///
-    /// When they are no such queues.
+    /// Fails if the descriptors are not queues of this port.
     pub fn adopt_port(&mut self, queues: Vec<OwnedFd>) -> io::Result<()> {
         self.port.adopt(queues)?;
         info!(
@@ -71,11 +70,11 @@ impl NetDevice {
         Ok(())
     }
 
-    /// Opens the port again. Pairs that run go on with its old queues until they are stopped and started.
+    /// Reopens the port. Running pairs use the old queues until their next start.
     ///
     /// # Errors
     ///
-    /// While the port cannot be opened.
+    /// Fails while the port cannot be opened.
     pub fn reopen_port(&mut self) -> io::Result<()> {
         self.port.reopen()?;
         info!(

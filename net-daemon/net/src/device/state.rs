@@ -1,4 +1,4 @@
-//! A device as data: what does not change while it runs, and what workers change by themselves.
+//! The device in a saved state: the settings, and the data that workers change by themselves.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -11,42 +11,43 @@ use crate::counters::CounterMemory;
 use crate::limiter::RateLimits;
 use crate::state::{Exporter, FdId, Format, Importer, StateError};
 
-/// What a device knows that its port does not, in a state.
+/// The device's part of a state, without its port.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct DeviceState {
     /// Queue pairs.
     pub pairs: u16,
     /// MAC address.
     pub mac: [u8; 6],
-    /// MTU, if the guest is told one.
+    /// MTU, if one is offered to the guest.
     pub mtu: Option<u16>,
     /// Rate limits.
     #[serde(default)]
     pub limits: RateLimits,
-    /// Microseconds for which workers poll before they sleep.
+    /// Microseconds that workers poll before they sleep.
     #[serde(default)]
     pub busy_poll_us: u16,
-    /// Where its counters are, from format 2 on.
+    /// The memory of the counters, from format 2 on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub counters: Option<FdId>,
 }
 
-/// What workers change by themselves: what is left of a stopped device beside a [`DeviceState`].
+/// Data that workers change by themselves: the part of a stopped device that a [`DeviceState`] does not
+/// contain.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct RunState {
-    /// For each pair, its counters by name, in format 1.
+    /// The counters of each pair by name, in format 1.
     pub counters: Vec<BTreeMap<String, u64>>,
-    /// For each pair, a frame that was received and not delivered, in hexadecimal.
+    /// For each pair, a frame that was received but not delivered, in hexadecimal.
     pub stashes: Vec<Option<HexBytes>>,
 }
 
-/// Bytes that are text in a state.
+/// Bytes that a state contains as hexadecimal text.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct HexBytes(#[serde(with = "crate::state::hex")] pub Vec<u8>);
 
 impl NetDevice {
-    /// Writes out what does not change while the device runs, in this format.
+    /// Exports the settings, which do not change while the device runs, in this format.
     pub fn export<'a>(&'a self, format: Format, out: &mut Exporter<'a>) -> DeviceState {
         let mtu = self.offered.contains(Features::NET_MTU).then_some(self.config.mtu);
         DeviceState {
@@ -59,7 +60,7 @@ impl NetDevice {
         }
     }
 
-    /// Writes out what workers change. Of pairs that run, no frame.
+    /// Exports the data that workers change. Does not include frames of running pairs.
     pub fn run_state(&self, format: Format) -> RunState {
         let written =
             |pair| self.counters(pair).all().map(|(name, count)| (name.to_owned(), count)).collect();
@@ -70,16 +71,17 @@ impl NetDevice {
         }
     }
 
-    /// What a state of this format names in place of counters, where that can be.
+    /// Returns the file that a state of this format names instead of counter values, if there is one.
     fn counter_file(&self, format: Format) -> Option<&File> {
         self.counters.file().filter(|_| format.has_counter_memory())
     }
 
-    /// Counts on in another process's memory, that of a state, or in a copy. No pair may run yet.
+    /// Continues to count in the memory of a state, which another process shares, or in a copy. No pair may
+    /// run yet.
     ///
     /// # Errors
     ///
-    /// When it did not come, or is something else.
+    /// Fails if the memory did not come, or is something else.
     pub fn import_counters(&mut self, id: FdId, from: &mut Importer) -> Result<(), StateError> {
         let (memory, copied) =
             CounterMemory::open(from.take(id)?, self.pairs()).map_err(StateError::Counters)?;
@@ -90,7 +92,7 @@ impl NetDevice {
         Ok(())
     }
 
-    /// Goes on from what another process left. No pair may run yet.
+    /// Continues with the data of another process. No pair may run yet.
     pub fn set_run_state(&mut self, run_state: RunState) {
         for (pair, counts) in (0..self.pairs()).zip(&run_state.counters) {
             self.counters.of(pair).set(counts);
@@ -117,8 +119,8 @@ mod tests {
         VirtioNetBuilder::over(port).build().unwrap().into_device()
     }
 
-    /// Who keeps a state is sent descriptors that it does not know: a copy has a number of its own, and what
-    /// is counted on in has the one it had.
+    /// The keeper of a state is sent the descriptors that it does not have. A copy of the counters has a new
+    /// number; shared counters keep theirs.
     #[test]
     fn a_copy_of_counters_is_another_descriptor() {
         let ours = device().counters(0).fields().count();
