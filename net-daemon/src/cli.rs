@@ -1,4 +1,4 @@
-//! The command line, following the vhost-user back-end program conventions.
+//! The command line. Follows the back-end program conventions of the vhost-user specification.
 #![forbid(unsafe_code)]
 
 use std::path::PathBuf;
@@ -15,14 +15,13 @@ use volt_virtio::ring::MAX_RING_SIZE;
 use crate::capture::options::Options as CaptureOptions;
 use crate::metrics::address::Address;
 
-/// What `--control` is for a daemon without a control socket.
+/// The value of `--control` for a daemon without a control socket.
 pub(crate) const NO_CONTROL: &str = "none";
 
-/// Most queue pairs.
+/// Highest number of queue pairs.
 pub(crate) const MAX_PAIRS: usize = volt_net::builder::MAX_PAIRS as usize;
 
-/// Serve a virtual machine's network device over vhost-user, with a TAP or macvtap interface on the host's
-/// side.
+/// Serve a virtual machine's network device over vhost-user, on a TAP or macvtap interface of the host.
 #[derive(Debug, Parser)]
 #[command(name = "volt-netd", version, max_term_width = 100, args_conflicts_with_subcommands = true)]
 #[command(group = ArgGroup::new("port").args(["tap", "tap_fd", "macvtap"]))]
@@ -39,53 +38,54 @@ Examples:
   volt-netd --take-over /run/volt/tap0.ctl --supervise
   volt-netd check --tap tap0
 
-The TAP interface: one that exists is used as it is; one that does not is created, set up, and goes when
-volt-netd does. The daemon serves one front-end at a time and waits for the next when one goes.
+An existing TAP interface is used as it is. A missing one is created and set up, and removed when
+volt-netd ends. The daemon serves one front-end at a time; when it disconnects, the daemon waits for
+the next one.
 
-Exit status: 0 after SIGTERM, SIGINT, SIGHUP and what else tells it to end, a hand-over or the end of
-the connection given by --fd, 1 for errors, 2 for a wrong command line, 5 when a thread did what is not
-in its list.")]
+Exit status: 0 after SIGTERM, SIGINT, SIGHUP or another termination signal, a hand-over, or the end of
+the connection given by --fd; 1 for errors; 2 for a wrong command line; 5 for a sandbox violation.")]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
 
-    /// TAP interface to use, or to create where there is none
+    /// TAP interface to use; it is created if it does not exist
     #[arg(long, value_name = "NAME")]
     pub(crate) tap: Option<String>,
 
-    /// Open TAP descriptors to use, one for each queue pair; needs no privilege
+    /// Inherited TAP descriptors, one for each queue pair; needs no privilege
     #[arg(long, value_name = "N[,N...]", value_delimiter = ',')]
     pub(crate) tap_fd: Vec<i32>,
 
-    /// macvtap interface to use; the guest gets its address
+    /// macvtap interface to use; the guest gets its MAC address
     #[arg(long, value_name = "NAME")]
     pub(crate) macvtap: Option<String>,
 
-    /// Unix socket to listen on; a stale one is replaced
+    /// Unix socket to listen on for a front-end; a stale one is replaced
     #[arg(long, visible_alias = "socket-path", value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,
 
-    /// Open Unix socket to use, listening or connected
+    /// Inherited Unix socket, listening or connected
     #[arg(long, value_name = "N")]
     pub(crate) fd: Option<i32>,
 
-    /// Connect to --socket instead of listening, and again whenever the connection ends
+    /// Connect to --socket instead of listening, and reconnect when the connection ends
     #[arg(long, conflicts_with = "fd")]
     pub(crate) client: bool,
 
-    /// Queue pairs; with --tap-fd their number
+    /// Number of queue pairs [default: 1, or the number of --tap-fd descriptors]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=MAX_PAIRS as i64))]
     pub(crate) queues: Option<u16>,
 
-    /// Most entries that a vring may have, a power of two
+    /// Maximum number of entries of a vring, a power of two
     #[arg(long, value_name = "N", default_value_t = MAX_RING_SIZE, value_parser = ring_size)]
     pub(crate) queue_size: u16,
 
-    /// MAC address of the guest's interface, for front-ends that ask; if not given, a macvtap's own or random
+    /// MAC address of the guest's interface, for front-ends that ask [default: that of the macvtap interface,
+    /// otherwise random]
     #[arg(long, value_name = "MAC")]
     pub(crate) mac: Option<Mac>,
 
-    /// MTU that the guest is told, and of an interface that is created; otherwise that of the interface
+    /// MTU offered to the guest, and set on an interface that is created [default: the interface's]
     #[arg(
         long,
         value_name = "BYTES",
@@ -93,17 +93,17 @@ pub(crate) struct Cli {
     )]
     pub(crate) mtu: Option<u16>,
 
-    /// Limit of what the guest receives: bits a second, frames a second or both, with a burst in bytes or
-    /// frames
+    /// Limit the rate at which the guest receives: bits per second, frames per second or both, each with an
+    /// optional burst in bytes or frames
     #[arg(long, value_name = "Nbit[:BURST][+Npps[:BURST]]")]
     pub(crate) rx_rate: Option<Rate>,
 
-    /// Limit of what the guest sends, in the same way: like 100Mbit, 1Gbit:256K, 20kpps
+    /// Limit the rate at which the guest sends, for example 100Mbit, 1Gbit:256K or 20kpps
     #[arg(long, value_name = "Nbit[:BURST][+Npps[:BURST]]")]
     pub(crate) tx_rate: Option<Rate>,
 
-    /// Look for frames for so many microseconds before sleeping: shorter ways for more processor time; 0 is
-    /// not at all
+    /// Poll for frames for this time before sleeping: lower latency, at the cost of CPU time; 0 disables
+    /// polling
     #[arg(
         long,
         value_name = "MICROSECONDS",
@@ -112,179 +112,182 @@ pub(crate) struct Cli {
     )]
     pub(crate) busy_poll_us: u16,
 
-    /// An interface that is created stays when volt-netd ends
+    /// Keep an interface that volt-netd created when it ends
     #[arg(long, conflicts_with_all = ["tap_fd", "macvtap"])]
     pub(crate) persist: bool,
 
-    /// Permissions of the socket, in octal
+    /// Permissions of the front-end's socket, in octal
     #[arg(long, value_name = "MODE", default_value = "0600", value_parser = mode)]
     #[arg(conflicts_with_all = ["fd", "client"])]
     pub(crate) socket_mode: u32,
 
-    /// Group that owns the socket, by name or number
+    /// Group of the front-end's socket, by name or number
     #[arg(long, value_name = "GROUP", conflicts_with_all = ["fd", "client"])]
     pub(crate) socket_group: Option<String>,
 
-    /// Unix socket for 'volt-netd ctl' and '--take-over', for this user and root only, or 'none'; if not
-    /// given, INTERFACE.ctl in $RUNTIME_DIRECTORY, /run/volt (root) or $XDG_RUNTIME_DIR/volt
+    /// Unix socket for 'volt-netd ctl' and --take-over, for this user and root only, or 'none' [default:
+    /// INTERFACE.ctl in $RUNTIME_DIRECTORY, /run/volt (root) or $XDG_RUNTIME_DIR/volt]
     #[arg(long, value_name = "PATH")]
     pub(crate) control: Option<PathBuf>,
 
-    /// Replace the daemon that is controlled at this socket: interface, sockets and guest are taken over
-    /// while they run
+    /// Replace the daemon with this control socket: take over its interface, sockets and guest while they
+    /// run
     #[arg(long, value_name = "PATH", conflicts_with_all = [
         "port", "endpoint", "client", "queues", "queue_size", "mac", "mtu", "persist", "socket_mode",
         "socket_group", "control", "rx_rate", "tx_rate", "busy_poll_us",
     ])]
     pub(crate) take_over: Option<PathBuf>,
 
-    /// Serve metrics over HTTP at this address, for Prometheus; without --metrics-public a loopback one
+    /// Serve Prometheus metrics over HTTP at this address; a TCP address must be a loopback one, except with
+    /// --metrics-public
     #[arg(long, value_name = "unix:PATH|tcp:ADDRESS:PORT")]
     pub(crate) metrics: Option<Address>,
 
-    /// Let other hosts read the metrics
+    /// Allow other hosts to read the metrics
     #[arg(long, requires = "metrics")]
     pub(crate) metrics_public: bool,
 
-    /// Keep a parent process that starts the daemon again where it was, should it die
+    /// Run under a supervisor process that restarts the daemon with its state if it crashes
     #[arg(long)]
     pub(crate) supervise: bool,
 
-    /// Whether the daemon gives up what it does not need once it serves; 'off' is for finding a fault
+    /// Whether the daemon drops the privileges and system calls that it no longer needs once it serves; use
+    /// 'off' for debugging only
     #[arg(long, value_enum, default_value_t = Confinement::On)]
     pub(crate) sandbox: Confinement,
 
-    /// Serve as this user, once everything is open; takes root
+    /// Switch to this user once everything is open; requires root
     #[arg(long, value_name = "NAME")]
     pub(crate) user: Option<String>,
 
-    /// Print which system calls each thread may make, and why, and exit
+    /// Print the system calls that each thread may make, with the reasons, and exit
     #[arg(long, value_enum, value_name = "FORM", num_args = 0..=1, require_equals = true)]
     #[arg(default_missing_value = "text")]
     pub(crate) print_sandbox: Option<TableForm>,
 
-    /// Read further options from this file, if there is one: each a line without the dashes, like
-    /// 'queues=2' or 'persist'; a line that begins with '#' is a comment
+    /// Read further options from this file, if it exists: one per line without the dashes, for example
+    /// 'queues=2' or 'persist'; lines that begin with '#' are comments
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
 
-    /// How much to log to standard error
+    /// Least important level that is logged to standard error
     #[arg(long, value_enum, default_value_t = Level::Info)]
     pub(crate) log_level: Level,
 
-    /// What a line of the log looks like
+    /// Format of log lines
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t = LogFormat::Text)]
     pub(crate) log_format: LogFormat,
 
-    /// Print what this program can do, as JSON, and exit
+    /// Print the capabilities of this program as JSON, and exit
     #[arg(long)]
     pub(crate) print_capabilities: bool,
 }
 
-/// What is done instead of serving.
+/// Commands that run instead of the daemon.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Talk to a daemon that runs
+    /// Query or control a running daemon
     Ctl {
         #[command(flatten)]
         which: Which,
         #[command(subcommand)]
         request: Ctl,
     },
-    /// Say what this host gives, and what is lost where it does not; exits with 1 where nothing can be served
+    /// Print what this host provides and what volt-netd cannot do without the rest; exits with status 1 if
+    /// volt-netd cannot serve
     Check {
-        /// A TAP interface that is to be used
+        /// Check this TAP interface too
         #[arg(long, value_name = "NAME")]
         tap: Option<String>,
-        /// How to say it
+        /// Output format
         #[arg(long, value_enum, default_value_t = TableForm::Text)]
         format: TableForm,
     },
 }
 
-/// Which daemon is talked to: the only one of this user, if nothing is given.
+/// The daemon that a command addresses. Default: this user's only daemon.
 #[derive(Debug, Args)]
 pub(crate) struct Which {
-    /// Interface of the daemon, where several run
+    /// Interface of the daemon, if several run
     #[arg(long, short, global = true, value_name = "NAME", conflicts_with = "control")]
     pub(crate) interface: Option<String>,
 
-    /// Control socket of the daemon; if not given, it is looked for
+    /// Control socket of the daemon [default: found automatically]
     #[arg(long, global = true, value_name = "PATH")]
     pub(crate) control: Option<PathBuf>,
 }
 
-/// How its status is printed.
+/// Options of `ctl status`.
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct StatusOptions {
-    /// As JSON, for programs
+    /// Print JSON
     #[arg(long, conflicts_with = "watch")]
     pub(crate) json: bool,
 
-    /// Again every so many seconds, with frames and bits a second, until interrupted
+    /// Repeat at this interval, with frames and bits per second, until interrupted
     #[arg(long, value_name = "SECONDS", value_parser = interval)]
     pub(crate) watch: Option<Duration>,
 }
 
-/// What a running daemon is asked.
+/// Requests to a running daemon.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Ctl {
-    /// Print what the daemon serves and has counted
+    /// Print the daemon's state and counters
     Status(StatusOptions),
-    /// Print metrics, in the text format that --metrics serves
+    /// Print the metrics, in the text format of --metrics
     Metrics,
-    /// Change the rate limits while the guest runs; what is not given stays as it is
+    /// Change the rate limits while the guest runs; a limit that is not given stays
     #[command(group = ArgGroup::new("change").args(["rx_rate", "tx_rate"]).required(true).multiple(true))]
     Limits {
-        /// What the guest receives, as for the daemon's own --rx-rate, or none
+        /// Limit the rate at which the guest receives: a value of the daemon's --rx-rate, or none
         #[arg(long, value_name = "RATE")]
         rx_rate: Option<Rate>,
-        /// What the guest sends
+        /// Limit the rate at which the guest sends
         #[arg(long, value_name = "RATE")]
         tx_rate: Option<Rate>,
     },
-    /// Write what the guest sends and receives as pcapng, for tcpdump and Wireshark
+    /// Capture the guest's frames as pcapng, for tcpdump and Wireshark
     Capture(CaptureOptions),
 }
 
 impl Cli {
-    /// Queue pairs of a daemon that is started afresh.
+    /// Number of queue pairs of a daemon that starts without a predecessor's state.
     pub(crate) fn pairs(&self) -> u16 {
         let fds = u16::try_from(self.tap_fd.len()).ok().filter(|fds| *fds > 0);
         fds.or(self.queues).unwrap_or(1)
     }
 }
 
-/// Whether it is confined.
+/// Whether the daemon is confined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Confinement {
-    /// Each thread makes the system calls of its list only, without files and capabilities
+    /// Each thread may only make the system calls of its list, without files and capabilities
     On,
-    /// It keeps all that its user may do
+    /// The daemon keeps all rights of its user
     Off,
 }
 
-/// How a table is printed.
+/// Output formats of a table.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum TableForm {
-    /// For a reader
+    /// Plain text
     Text,
-    /// For a program
+    /// JSON
     Json,
 }
 
-/// Names of log levels.
+/// Log levels.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum Level {
     /// Nothing
     Off,
-    /// What ends the daemon
+    /// Errors that end the daemon
     Error,
-    /// What somebody should look into
+    /// Problems that need attention
     Warn,
-    /// The story of each connection in a few lines
+    /// A few lines for each connection
     Info,
-    /// Each message
+    /// Every vhost-user message
     Debug,
     /// Everything
     Trace,
@@ -303,12 +306,12 @@ impl From<Level> for LevelFilter {
     }
 }
 
-/// Forms of the log.
+/// Log formats.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum LogFormat {
-    /// For a reader
+    /// Plain text
     Text,
-    /// For a program: a JSON object a line, with the name of the event
+    /// One JSON object per line, with the name of the event
     Json,
 }
 

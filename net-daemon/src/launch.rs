@@ -1,4 +1,4 @@
-//! From the command line, or from a state, to a daemon that runs.
+//! Builds a daemon from the command line or from a state, and runs it.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -37,75 +37,75 @@ use crate::signals::{self, Signals};
 use crate::state::{DaemonState, FinalState};
 use crate::supervision::Line;
 
-/// Connecting to a socket takes permission to write.
+/// The permission that a group needs to connect to a socket.
 const WRITE_BY_GROUP: u32 = 0o020;
 
 pub(crate) type AnyError = Box<dyn Error>;
 
-/// Descriptors that the command line names.
+/// Descriptors named on the command line.
 #[derive(Debug)]
 pub(crate) struct Given {
     pub(crate) tap: Vec<OwnedFd>,
     pub(crate) socket: Option<OwnedFd>,
 }
 
-/// A state that another process has left.
+/// The state of another process.
 #[derive(Debug)]
 pub(crate) struct Inheritance {
     pub(crate) state: String,
     pub(crate) fds: BTreeMap<FdId, OwnedFd>,
-    /// What the front-end has not taken of replies, where that is not as the state says.
+    /// The bytes of replies that the front-end has not accepted, if they differ from those in the state.
     pub(crate) unsent: Option<Vec<u8>>,
-    /// What has come on the connection since the state was written.
+    /// Messages received on the connection since the state was written.
     pub(crate) read: Vec<Piece>,
-    /// The connection is not to be gone on with: its next request has ended two processes.
+    /// Close the connection: its next request has killed two processes.
     pub(crate) drop_connection: bool,
-    /// What was known only when the process before had stopped, if that is not in the state yet.
+    /// The part of the state known only after the predecessor stopped, if the state lacks it.
     pub(crate) last: Option<FinalState>,
 }
 
-/// Where a daemon comes from.
+/// The origin of a daemon's state.
 #[derive(Debug)]
 pub(crate) enum Origin {
     /// The command line.
     Fresh(Given),
-    /// A process that is dead.
+    /// A dead process.
     Dead(Inheritance),
-    /// A process that still runs, and stops when it is told that this one is ready.
+    /// A running process, which stops when this one reports that it is ready.
     Running(Inheritance, GoSignal),
 }
 
-/// Who tells a successor to start.
+/// The process that tells a successor to start.
 #[derive(Debug)]
 pub(crate) enum GoSignal {
-    /// The process that runs.
+    /// The predecessor.
     Direct(Predecessor),
-    /// The supervisor, which has asked that process.
+    /// The supervisor, which has asked the predecessor.
     Supervisor,
 }
 
-/// What a supervisor gives its worker.
+/// The supervisor's part of a worker's start.
 #[derive(Debug)]
 pub(crate) struct Supervision {
     pub(crate) supervisor: Line,
     pub(crate) notes: CrashNotes,
-    /// Chains to leave out, by vring.
+    /// Descriptor chains to return unserved, by vring.
     pub(crate) deadly: BTreeMap<usize, u16>,
     pub(crate) restarts: u64,
     pub(crate) leave: bool,
-    /// Signals that are blocked, because they are the supervisor's: systemd and terminals send them to all
-    /// processes.
+    /// Signals that the worker blocks because the supervisor handles them: systemd and terminals send them to
+    /// every process.
     pub(crate) blocked: SignalSet,
-    /// What it, and who it serves, asks by.
+    /// The lines on which the supervisor and its metrics server query the worker.
     pub(crate) inquiries: Vec<Respondent>,
 }
 
-/// A state that no next worker could use either.
+/// A state that another worker could not use either.
 #[derive(Debug, Error)]
-#[error("the state of the process before cannot be gone on with")]
+#[error("the state of the previous process cannot be used")]
 pub(crate) struct Unusable(#[source] AnyError);
 
-/// Runs a daemon to its end.
+/// Runs a daemon until it ends.
 pub(crate) fn run(
     cli: &Cli,
     origin: Origin,
@@ -153,7 +153,7 @@ pub(crate) fn run(
     }
 }
 
-/// What a server has of its supervisor.
+/// The supervisor's part of a [`Server`]; empty without a supervisor.
 struct Supervised {
     opener: Arc<Opener>,
     supervisor: Option<Line>,
@@ -223,13 +223,13 @@ fn fresh(cli: &Cli, given: Given, supervised: Supervised, signals: Signals) -> R
     Ok(server)
 }
 
-/// Says what is allowed, and yet hardly meant.
+/// Warns of options that are valid, but probably unintended.
 fn advise(cli: &Cli, port: &dyn Port) {
     let name = port.name();
     if port.is_up() == Some(false) {
         warn!(
             event = "interface_down", interface = name;
-            "{name} is down, so that no frame comes or goes: ip link set {name} up"
+            "{name} is down, so it passes no frames: ip link set {name} up"
         );
     }
     if let (Some(told), Some(mtu)) = (cli.mtu, port.mtu())
@@ -237,7 +237,7 @@ fn advise(cli: &Cli, port: &dyn Port) {
     {
         warn!(
             event = "mtu_exceeds_interface", interface = name, mtu = told;
-            "the guest is told an MTU of {told}, and what is longer than the {mtu} of {name} is lost: \
+            "the guest is offered an MTU of {told}, but {name} has {mtu} and drops longer packets: \
              ip link set {name} mtu {told}"
         );
     }
@@ -246,12 +246,12 @@ fn advise(cli: &Cli, port: &dyn Port) {
     {
         warn!(
             event = "socket_group_useless";
-            "--socket-group {group} lets nobody connect without its permission: --socket-mode 0660"
+            "--socket-group {group} has no effect without write permission for the group: --socket-mode 0660"
         );
     }
 }
 
-/// A daemon over what another process has left. Nothing is touched.
+/// Builds a daemon from another process's state. Changes nothing that the other process uses.
 fn import(
     cli: &Cli,
     inheritance: Inheritance,
@@ -266,13 +266,13 @@ fn import(
     let endpoint = Endpoint::import(state.endpoint, &mut from)?;
     let control = match state.control {
         Some(control) => Some(Listener::import(control, &mut from)?),
-        // Left by a daemon that had none because it was older.
+        // An older daemon, from before control sockets, wrote the state.
         None if cli.control.is_none() && supervised.restarts == 0 => usual_control(port.name()),
         None => None,
     };
     let metrics = match state.metrics {
         Some(metrics) => Some(MetricsListener::import(metrics, &mut from)?),
-        // Whoever came before served none.
+        // The predecessor served no metrics.
         None => open_metrics(cli)?,
     };
     if let Some(connection) = &mut state.connection
@@ -313,10 +313,10 @@ fn build(
         supervised: supervisor.is_some(),
     };
     match opener.ask(&Request::Entrust(duties)).and_then(|asked| asked.take()) {
-        // Who goes on for another serves, whatever has become of it.
+        // A restarted worker serves its guest even without the opener.
         Err(error) if restarts > 0 => warn!(
             event = "opener_gone";
-            "the opener is gone, and nothing is opened again: {error}"
+            "the opener is gone: a deleted interface cannot be reopened: {error}"
         ),
         told => drop(told?),
     }
@@ -352,7 +352,7 @@ fn build(
     Ok(Server::new(parts)?)
 }
 
-/// Sockets that others connect to.
+/// The daemon's sockets.
 struct Sockets {
     endpoint: Endpoint,
     control: Option<Listener>,
@@ -380,13 +380,15 @@ fn open_port(cli: &Cli, fds: Vec<OwnedFd>) -> Result<Box<dyn Port>, AnyError> {
     })
 }
 
-/// A control socket where `volt-netd ctl` finds it. The daemon serves its guest without one, too.
+/// Opens the control socket at its default path, where `volt-netd ctl` looks for it. The daemon also runs
+/// without one.
 fn usual_control(interface: &str) -> Option<Listener> {
     let runtime = Runtime::of_this_process();
     let Some(path) = runtime.control(interface) else {
         info!(
             event = "no_control_socket", interface;
-            "no control socket: there is no $RUNTIME_DIRECTORY or $XDG_RUNTIME_DIR; --control PATH makes one"
+            "no control socket: neither $RUNTIME_DIRECTORY nor $XDG_RUNTIME_DIR names a directory; \
+             use --control PATH"
         );
         return None;
     };
@@ -395,14 +397,14 @@ fn usual_control(interface: &str) -> Option<Listener> {
     let tell = |error: &EndpointError| {
         warn!(
             event = "no_control_socket", interface, path:% = path.display();
-            "no control socket at {}: {}; --control PATH makes one elsewhere, --control none does without",
+            "no control socket at {}: {}; use --control PATH for another path, or --control none",
             path.display(), error_chain(error)
         );
     };
     bound.inspect_err(tell).ok()
 }
 
-/// For who controls the daemon.
+/// Returns the permissions of a socket for the daemon's user only.
 fn private() -> Access {
     Access { user: sandbox::user(), ..Access::PRIVATE }
 }

@@ -1,23 +1,23 @@
 //! `volt-netd`: the vhost-user-net back-end daemon.
 //!
-//! [`cli`] and [`config`] say what is wanted, [`launch`] makes a daemon of that or of what another process
-//! left, [`server`] runs it, and [`supervisor`] starts it again when it dies.
+//! [`cli`] and [`config`] read the options. [`launch`] builds a daemon from them, or from another process's
+//! state. [`server`] runs it, and [`supervisor`] restarts it after a crash.
 //!
 //! | module | holds |
 //! |---|---|
 //! | [`server`] | the main thread's loop: front-ends, clients of the control socket, hand-over, commits |
-//! | [`connection`], [`endpoint`] | a front-end that is connected; where front-ends come from |
-//! | [`control`], [`handover`] | the control socket's requests; the new side of a hand-over |
-//! | [`ctl`], [`runtime`] | `volt-netd ctl`, the client of those requests; where control sockets are |
-//! | [`capture`] | `volt-netd ctl capture`, which writes a file |
-//! | [`state`] | what another process goes on with |
-//! | [`status`] | what a daemon says of itself |
-//! | [`systemd`], [`supervision`] | where it is kept: in systemd's store, or by the supervisor |
-//! | [`opener`] | the process beside it that opens by path what the daemon itself may not |
-//! | [`check`] | what the host gives |
-//! | [`fds`] | descriptors that the command line names |
-//! | [`metrics`], [`inquiry`] | metrics over HTTP; how who serves them asks who serves the guest |
-//! | [`signals`] | signals that end the daemon, as a descriptor |
+//! | [`connection`], [`endpoint`] | the connection to a front-end; the source of these connections |
+//! | [`control`], [`handover`] | the control socket's requests; the successor's side of a hand-over |
+//! | [`ctl`], [`runtime`] | `volt-netd ctl`, the client of those requests; the paths of control sockets |
+//! | [`capture`] | `volt-netd ctl capture` |
+//! | [`state`] | the state that a daemon leaves for the next process |
+//! | [`status`] | the daemon's status |
+//! | [`systemd`], [`supervision`] | where the state is kept: in systemd's store, or by the supervisor |
+//! | [`opener`] | the helper process that opens the paths that the confined daemon may not open |
+//! | [`check`] | `volt-netd check` |
+//! | [`fds`] | descriptors named on the command line |
+//! | [`metrics`], [`inquiry`] | metrics over HTTP; how the metrics server queries the daemon |
+//! | [`signals`] | termination signals, as a descriptor |
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -59,10 +59,10 @@ mod supervision;
 mod supervisor;
 mod systemd;
 
-/// How long a daemon that has handed over leaves its processor to the successor before it ends.
+/// How long a daemon leaves its CPU to the successor after a hand-over, before it ends.
 const COURTESY: std::time::Duration = std::time::Duration::from_millis(20);
 
-/// Exit status for one, as clap has it.
+/// Exit status for a wrong command line, the same as clap's.
 const WRONG_COMMAND_LINE: u8 = 2;
 
 fn main() -> ExitCode {
@@ -108,8 +108,8 @@ fn start(cli: &Cli) -> Result<ExitCode, AnyError> {
     serve(cli)
 }
 
-/// A thread that panics takes the process with it: front-end and supervisor see that, and can do something
-/// about it. A ring that nobody serves any more would be worse.
+/// Makes a panic of any thread end the process. Front-end and supervisor notice that and can react. They
+/// would not notice a ring that is no longer served.
 fn end_on_panic() {
     std::panic::set_hook(Box::new(|panic| {
         logging::say_panic(panic);
@@ -117,11 +117,11 @@ fn end_on_panic() {
     }));
 }
 
-/// What clap cannot check by itself. Ends the program.
+/// Checks the conditions that clap cannot check. Ends the program if one fails.
 fn check_usage(cli: &Cli) {
     let wrong = |kind, text: &str| Cli::command().error(kind, text).exit();
     if cli.user.is_some() && cli.sandbox == Confinement::Off {
-        wrong(ErrorKind::ArgumentConflict, "--user goes with the sandbox: leave --sandbox=off out");
+        wrong(ErrorKind::ArgumentConflict, "--user requires the sandbox: leave out --sandbox=off");
     }
     if let Some(address) = cli.metrics.as_ref().filter(|address| address.is_public() && !cli.metrics_public) {
         let text = format!(
@@ -136,19 +136,19 @@ fn check_usage(cli: &Cli) {
     if cli.tap.is_none() && cli.tap_fd.is_empty() && cli.macvtap.is_none() {
         wrong(
             ErrorKind::MissingRequiredArgument,
-            "where do frames go? give --tap NAME, --macvtap NAME or --tap-fd N",
+            "no interface is given: add --tap NAME, --macvtap NAME or --tap-fd N",
         );
     }
     if cli.socket.is_none() && cli.fd.is_none() {
         wrong(
             ErrorKind::MissingRequiredArgument,
-            "where do front-ends come from? give --socket PATH or --fd N",
+            "no socket for the front-end is given: add --socket PATH or --fd N",
         );
     }
     if let (Some(socket), Some(control)) = (&cli.socket, &cli.control)
         && std::path::absolute(socket).ok() == std::path::absolute(control).ok()
     {
-        let text = "--socket and --control are two sockets: one for front-ends, one for 'volt-netd ctl'";
+        let text = "--socket and --control must differ: one is for front-ends, one for 'volt-netd ctl'";
         wrong(ErrorKind::ArgumentConflict, text);
     }
     if cli.tap_fd.len() > MAX_PAIRS {
@@ -158,21 +158,21 @@ fn check_usage(cli: &Cli) {
         );
     }
     if !cli.tap_fd.is_empty() && cli.queues.is_some_and(|queues| usize::from(queues) != cli.tap_fd.len()) {
-        let text = "--queues differs from the number of --tap-fd descriptors: leave it out";
+        let text = "--queues differs from the number of --tap-fd descriptors: leave out --queues";
         wrong(ErrorKind::ArgumentConflict, text);
     }
 }
 
 fn serve(cli: &Cli) -> Result<ExitCode, AnyError> {
     raise_limit();
-    // Descriptors from the command line first, so that none that is opened here can be mistaken for one.
+    // Take the command line's descriptors first: a descriptor opened here could have one of their numbers.
     let given = Given { tap: fds::take(&cli.tap_fd)?, socket: fds::take(cli.fd.as_slice())?.pop() };
     cli.user.as_deref().map(sandbox::serve_as).transpose()?;
     if cli.sandbox == Confinement::Off {
         sandbox::leave_off();
     }
     memory::give_back();
-    // Before the log's thread, whose stack it would have for its whole life.
+    // Fork before the log thread exists: otherwise the opener would keep that thread's stack for ever.
     let opener = Arc::new(opener::start()?);
     logging::init(cli.log_level.into())?;
     end_on_panic();
@@ -185,30 +185,29 @@ fn serve(cli: &Cli) -> Result<ExitCode, AnyError> {
         return supervisor::run(cli, origin, opener);
     }
     if launch::run(cli, origin, opener, None)? == End::GivenAway {
-        // Taking this process's memory down would keep a processor from the successor, which has frames to
-        // catch up with.
+        // Freeing this process's memory takes CPU time from the successor, which has a backlog of frames.
         std::thread::sleep(COURTESY);
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Says what an operator may not expect.
+/// Logs options with an effect that an operator may not expect.
 fn tell_options(cli: &Cli) {
     if let Some(path) = cli.config.as_deref().filter(|path| !path.exists()) {
         info!(
-            event = "no_config"; "there is no {}: all options are those of the command line", path.display()
+            event = "no_config"; "there is no {}: only the command line's options apply", path.display()
         );
     }
     if !sandbox::is_on() {
         warn!(
             event = "sandbox_off";
-            "--sandbox=off: whoever takes this daemon over can do all that its user can"
+            "--sandbox=off: an attacker who takes this daemon over has all rights of its user"
         );
     }
 }
 
-/// A daemon with very many queue pairs has more descriptors than the usual limit of 1024. Where the limit
-/// stays, so does the daemon that needs no more.
+/// Raises the limit of open files: many queue pairs need more than the usual 1024. A failure is ignored: most
+/// daemons need fewer.
 fn raise_limit() {
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });

@@ -208,7 +208,7 @@ fn a_user_without_a_session_has_no_control_socket() {
         daemon.wait_for_socket(&socket, LIMIT).expect("it listens");
         match session {
             None => {
-                let told = daemon.logged(0, &["no control socket", "--control PATH makes one"], LIMIT);
+                let told = daemon.logged(0, &["no control socket", "use --control PATH"], LIMIT);
                 assert!(told.is_some_and(|line| line.contains("INFO")), "{}", daemon.log());
             }
             Some(session) => {

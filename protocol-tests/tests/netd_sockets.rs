@@ -185,7 +185,7 @@ fn paths_that_cannot_work_say_why() {
         words.iter().map(path).collect::<Vec<_>>()
     };
     for (words, code, expected) in [
-        (&["--tap", "t", "--socket", "a", "--control", "./a"][..], 2, "two sockets"),
+        (&["--tap", "t", "--socket", "a", "--control", "./a"][..], 2, "must differ"),
         (&["--tap", "t", "--socket", "{long}"], 1, "has 108 bytes"),
         (&["--tap", "t", "--socket", "a", "--control", "{long}"], 1, "has 108 bytes"),
         (&["--tap", "t", "--client", "--socket", "{long}"], 1, "has 108 bytes"),

@@ -6,51 +6,51 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use volt_net::capture::CaptureOptions;
 
-/// As tcpdump has it: more than any frame.
+/// tcpdump's default snapshot length: longer than any frame.
 const WHOLE: u32 = 262_144;
 
-/// What is captured, for how long, and where it goes.
+/// Options of `ctl capture`.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Options {
-    /// File to write; - is standard output, where it goes anyway unless that is a terminal
+    /// Output file, or - for standard output [default: -, unless standard output is a terminal]
     #[arg(long, value_name = "FILE")]
     pub(super) out: Option<PathBuf>,
 
-    /// Frames of this queue pair only
+    /// Capture this queue pair only
     #[arg(long, value_name = "N")]
     pair: Option<usize>,
 
-    /// Most bytes of each frame; all of it if not given
+    /// Maximum number of bytes captured from each frame [default: the whole frame]
     #[arg(long, value_name = "BYTES", default_value_t = WHOLE, hide_default_value = true)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(WHOLE)))]
     snap: u32,
 
-    /// End after so many frames
+    /// Stop after this number of frames
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(super) count: Option<u64>,
 
-    /// End after this time: like 10s, 500ms, 2m or 1h
+    /// Stop after this time, for example 10s, 500ms, 2m or 1h
     #[arg(long = "for", value_name = "TIME", value_parser = time)]
     pub(super) time: Option<Duration>,
 
-    /// Frames that the guest receives, those that it sends, or both
+    /// Direction of the captured frames
     #[arg(long, value_enum, default_value_t = Direction::Both)]
     direction: Direction,
 }
 
-/// Which way frames go.
+/// Direction of frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Direction {
-    /// To the guest
+    /// Frames to the guest
     Rx,
-    /// From the guest
+    /// Frames from the guest
     Tx,
-    /// To and from the guest
+    /// Frames to and from the guest
     Both,
 }
 
 impl Options {
-    /// What the daemon is asked for.
+    /// Returns the request to the daemon.
     pub(super) fn request(&self) -> CaptureOptions {
         let (rx, tx) = (self.direction != Direction::Tx, self.direction != Direction::Rx);
         CaptureOptions { pair: self.pair, snap: self.snap, rx, tx }
@@ -58,7 +58,7 @@ impl Options {
 }
 
 fn time(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("'{text}' is no time: a number with ms, s, m or h, like 10s");
+    let wrong = || format!("'{text}' is not a time: give a number with ms, s, m or h, like 10s");
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
     let milliseconds = match &text[digits.len()..] {
         "ms" => 1,
@@ -83,7 +83,7 @@ mod tests {
         for text in
             ["", "s", "10", "0s", "-1s", "+", "1.5s", "10 s", "10sec", "1d", "ſ", "99999999999999999h"]
         {
-            assert!(time(text).unwrap_err().contains(&format!("'{text}' is no time")), "{text}");
+            assert!(time(text).unwrap_err().contains(&format!("'{text}' is not a time")), "{text}");
         }
     }
 }
