@@ -1,21 +1,21 @@
-//! volt-vmm as a library: the parts of the monitor, for its binary and for its tests.
+//! volt-vmm as a library: the parts of the VMM, for its binary and its tests.
 //!
 //! ```text
 //! main
 //!  |- cli                         the command line, and 'volt-vmm ctl'
 //!  |- api                         the API socket
-//!  |- machine                     built, run, paused, ended
-//!  |   |- boot, vcpu              what runs in it
-//!  |   |- virtio - pci            its devices
+//!  |- machine                     build, run, pause, end
+//!  |   |- boot, vcpu              loading the kernel, running it
+//!  |   |- virtio - pci            the devices
 //!  |   `- console - serial        the user's end of COM1
 //!  |- signals
-//!  `- config, board               what all of them stand on; opener, sandbox, files, faults
+//!  `- config, board               used by all of them, like opener, sandbox, files and faults
 //! ```
 //!
-//! Each uses only what stands below it. The command line becomes a [`config::VmConfig`];
-//! [`machine::builder::build`] makes a [`machine::Machine`] of it, whose [`machine::handle::MachineHandle`]
-//! the [`api::Api`] serves; [`machine::Machine::run`] runs it until something asks the
-//! [`board::exit::ExitEvent`] for the end.
+//! Each part uses only the parts below it. The command line becomes a [`config::VmConfig`].
+//! [`machine::builder::build`] turns it into a [`machine::Machine`], whose [`machine::handle::MachineHandle`]
+//! the [`api::Api`] serves. [`machine::Machine::run`] runs the machine until something requests its end
+//! through [`board::exit::ExitEvent`].
 
 pub mod api;
 pub mod board;

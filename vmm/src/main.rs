@@ -23,7 +23,7 @@ use volt_vmm::machine::builder;
 use volt_vmm::opener::{Duties, Opener};
 use volt_vmm::{cli, host, sandbox, signals};
 
-/// How long a machine that is watched may leave a question unanswered before it has ended.
+/// How long a watched machine may leave a status request unanswered until it counts as ended.
 const AWAY: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
@@ -54,7 +54,7 @@ fn ask(ctl: &Ctl) -> Result<u8, Box<dyn Error>> {
     let (method, path, body) = (command.method(), command.path(), command.body());
     let answer = client::ask_with(api_socket, method, &path, body.as_ref(), &passed);
     let answer = answer.map_err(|error| match (error, disk) {
-        // What cannot be opened here may be in the machine's sight.
+        // The machine's process may see files that this process cannot open.
         (CtlError::Refused(why), Err(here)) => CtlError::Unopened(why, here),
         (error, _) => error,
     })?;
@@ -62,7 +62,7 @@ fn ask(ctl: &Ctl) -> Result<u8, Box<dyn Error>> {
     Ok(0)
 }
 
-/// Shows a machine's status to people, once or again and again until it has ended.
+/// Prints a machine's status as text, once or repeatedly until the machine has ended.
 fn show(api_socket: &Path, interval: Option<Duration>) -> Result<u8, Box<dyn Error>> {
     let ask = || client::status(api_socket);
     match interval {
@@ -117,17 +117,17 @@ fn run(args: cli::Args) -> Result<u8, Box<dyn Error>> {
         "{} vCPU(s), {memory} MiB of memory, kernel {kernel}", config.cpus
     );
     machine.run();
-    // Who has asked is answered while there are devices.
+    // Clients get their answers while the devices still exist.
     drop(api);
     Ok(machine.end())
 }
 
-/// Has this process be confined when its machine is built, or says that it is not.
+/// Prepares the confinement of this process, which begins when the machine is built. Warns if it is off.
 fn prepare_sandbox(confinement: Confinement) -> Result<Option<Opener>, Box<dyn Error>> {
     if confinement == Confinement::Off {
         warn!(
             event = "sandbox_off";
-            "--sandbox=off: a guest that takes this process over can do all that its user can"
+            "--sandbox=off: a guest that takes over this process can do everything that its user can"
         );
         return Ok(None);
     }
@@ -139,7 +139,7 @@ fn prepare_sandbox(confinement: Confinement) -> Result<Option<Opener>, Box<dyn E
     Ok(Some(opener))
 }
 
-/// What is to be opened while the machine runs.
+/// Returns the files that the opener may open while the machine runs.
 fn duties(config: &VmConfig, allowed: Vec<PathBuf>, api: Option<&ApiSocket>) -> Duties {
     let sockets = config.nets.iter().filter_map(|net| match net {
         NetDeviceConfig::Socket(net) => Some(WirePath(net.socket.clone())),
@@ -152,14 +152,15 @@ fn duties(config: &VmConfig, allowed: Vec<PathBuf>, api: Option<&ApiSocket>) -> 
     Duties { directories: allowed.into_iter().map(WirePath).collect(), sockets: sockets.collect(), api }
 }
 
-/// Very many queue pairs need more descriptors than the usual limit of 1024, and most of them when the
-/// guest's driver starts. Where the limit stays, so does the machine that needs no more.
+/// Raises the limit of open files. Very many queue pairs need more descriptors than the usual limit of 1024,
+/// most of them when the guest's driver starts. If the limit cannot be raised, a machine that needs fewer
+/// still runs.
 fn raise_limit() {
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
-/// A panic in any thread ends the process, with the terminal as it was and the message readable.
+/// Ends the process after a panic in any thread, with the terminal restored and the message readable.
 fn end_on_panic() {
     std::panic::set_hook(Box::new(|panic| {
         terminal::restore();

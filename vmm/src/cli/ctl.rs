@@ -1,4 +1,4 @@
-//! `volt-vmm ctl`: what a running machine is asked, and how the API is asked for it.
+//! `volt-vmm ctl`: its commands, and the API request for each.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -13,101 +13,101 @@ use volt_program::watch::interval;
 use crate::api::path::encode;
 use crate::virtio::blk::image::{ImageError, open_file};
 
-/// Talk to a machine that runs
+/// Control a running machine
 #[derive(Debug, Parser)]
 #[command(name = "volt-vmm ctl", bin_name = "volt-vmm ctl", version)]
 pub struct Ctl {
-    /// The machine's --api-socket
+    /// API socket of the machine (its --api-socket)
     #[arg(long, global = true, value_name = "PATH", default_value = "/run/volt/vmm.api")]
     pub api_socket: PathBuf,
 
-    /// What it is asked
+    /// Command
     #[command(subcommand)]
     pub command: CtlCommand,
 }
 
-/// What a running machine is asked.
+/// A command for a running machine.
 #[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
 pub enum CtlCommand {
-    /// Print how the machine and its devices are
+    /// Print the status of the machine and its devices
     Status(StatusOptions),
-    /// Stop the guest where it is, until 'resume'; its connections wait as long as their far ends do
+    /// Pause the guest until 'resume'. Its connections survive as long as their peers wait
     Pause,
-    /// Go on after 'pause'
+    /// Resume a paused guest
     Resume,
-    /// Change what a network device may receive and send; what is not given stays as it is
+    /// Change the rate limits of a network device. A limit that is not given stays as it is
     #[command(group = ArgGroup::new("change").args(["rx_rate", "tx_rate"]).required(true).multiple(true))]
     Limits {
-        /// The device: its interface, or its number among the network devices, from 0
+        /// Device: its interface, or its number among the network devices, from 0
         net: String,
-        /// What the guest receives: like 100Mbit, 1Gbit:256K, 20kpps or 100Mbit+20kpps; or none
+        /// Rate to the guest: 100Mbit, 1Gbit:256K, 20kpps, 100Mbit+20kpps, or none
         #[arg(long, value_name = "RATE")]
         rx_rate: Option<Rate>,
-        /// What the guest sends
+        /// Rate from the guest, in the same form
         #[arg(long, value_name = "RATE")]
         tx_rate: Option<Rate>,
     },
-    /// Add a device while the guest runs, which takes '--transport pci'
+    /// Add a device while the guest runs. Needs '--transport pci'
     Add {
-        /// What is added
+        /// Kind of device
         #[command(subcommand)]
         what: AddCommand,
     },
-    /// Ask the guest for a device, and take it away when the guest has given it back
+    /// Ask the guest to release a device, and remove it then
     Remove {
-        /// What is removed
+        /// Kind of device
         #[arg(value_name = "net|disk")]
         kind: KindArg,
-        /// The device: its interface, socket or image, or its number among those of its kind, from 0
+        /// Device: its interface, socket or image, or its number among the devices of its kind, from 0
         name: String,
     },
-    /// Press the power button: what the guest makes of it is its affair
+    /// Press the power button. The guest decides what to do
     PowerButton,
     /// End the machine at once, without asking the guest
     Shutdown,
 }
 
-/// How the status is printed.
+/// Output of `status`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Args)]
 pub struct StatusOptions {
-    /// As JSON, for programs
+    /// Print JSON
     #[arg(long, conflicts_with = "watch")]
     pub json: bool,
 
-    /// Again every so many seconds, with frames and bits a second, until interrupted
+    /// Print again every SECONDS, with frame and bit rates, until interrupted
     #[arg(long, value_name = "SECONDS", value_parser = interval)]
     pub watch: Option<Duration>,
 }
 
-/// A device to be added. A disk is opened here, where that is possible; other paths are those that the
-/// machine's process sees from where it was started.
+/// A device to add. `ctl` opens a disk itself if it can. The machine's process resolves all other paths,
+/// relative to its own working directory.
 #[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
 pub enum AddCommand {
-    /// A network device
+    /// Add a network device
     Net {
-        /// As with --net
+        /// Options of --net
         #[arg(value_name = "KIND=WHERE[,mac=MAC][,mtu=N][,queues=N][,...]")]
         options: String,
     },
-    /// A disk
+    /// Add a disk
     Disk {
-        /// As with --disk
+        /// Options of --disk
         #[arg(value_name = "FILE[,ro][,format=raw]")]
         options: String,
     },
 }
 
-/// Kinds of devices that can be removed.
+/// A kind of device that can be removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum KindArg {
-    /// A network device
+    /// Network device
     Net,
-    /// A disk
+    /// Disk
     Disk,
 }
 
 impl CtlCommand {
-    /// How the API is asked for it.
+    /// Returns the method of the API request.
     pub fn method(&self) -> Method {
         match self {
             CtlCommand::Status(_) => Method::GET,
@@ -117,7 +117,7 @@ impl CtlCommand {
         }
     }
 
-    /// Where the API is asked for it.
+    /// Returns the path of the API request.
     pub fn path(&self) -> String {
         let path = match self {
             CtlCommand::Add { what: AddCommand::Net { .. } } => "net",
@@ -134,14 +134,14 @@ impl CtlCommand {
         format!("/v1/{path}")
     }
 
-    /// The disk to be added, opened with the rights of whoever asks. `None` where there is none, or its
-    /// options are for the machine to refuse.
+    /// Opens the disk to add with the caller's rights. Returns `None` for other commands, and for options
+    /// that the machine will refuse.
     pub fn disk(&self) -> Option<Result<File, ImageError>> {
         let CtlCommand::Add { what: AddCommand::Disk { options } } = self else { return None };
         Some(open_file(&options.parse().ok()?))
     }
 
-    /// What goes with it.
+    /// Returns the body of the API request.
     pub fn body(&self) -> Option<Value> {
         match self {
             CtlCommand::Limits { rx_rate, tx_rate, .. } => {

@@ -1,7 +1,7 @@
-//! The command line, and what it says about the machine.
+//! The command line, and the machine that it describes.
 //!
-//! `main` calls [`parse`] first of all. The options' values are read by [`config`](crate::config); what
-//! `volt-vmm ctl` asks a machine that runs is in `ctl`.
+//! `main` calls [`parse`] first. [`config`](crate::config) parses the values of the options; `ctl` has the
+//! commands of `volt-vmm ctl`.
 #![forbid(unsafe_code)]
 
 use std::ffi::OsString;
@@ -22,18 +22,17 @@ mod ctl;
 
 const AFTER_HELP: &str = "\
 Exit status:
-  0      the guest powered off, you left with Ctrl-A x, or 'volt-vmm ctl shutdown'
+  0      the guest powered off, Ctrl-A x, or 'volt-vmm ctl shutdown'
   1      the machine could not be built, or broke
-  2      the command line is wrong
-  3      the guest asked for a reset (reboot, a panic with panic=-1, or a triple fault)
+  2      wrong command line
+  3      the guest asked for a reset (reboot, panic with panic=-1), or a triple fault
   4      the host's KVM cannot run this guest
-  128+N  ended by signal N (SIGTERM 143, SIGINT 130, SIGHUP 129, SIGQUIT 131)
-  101    a bug in this program
+  5      a sandbox violation
+  101    a panic: a bug in volt-vmm
+  128+N  signal N ended the machine (SIGTERM 143, SIGINT 130, SIGHUP 129, SIGQUIT 131)
 
-'volt-vmm ctl --help' tells how to ask a machine that runs.
-
-Keys on a terminal: Ctrl-A x leaves, Ctrl-A a (or Ctrl-A twice) sends one Ctrl-A; everything else,
-Ctrl-C included, goes to the guest.";
+Keys on a terminal: Ctrl-A x ends the machine, Ctrl-A a (or Ctrl-A twice) sends one Ctrl-A. All other
+keys, Ctrl-C included, go to the guest.";
 
 /// A minimal virtual machine monitor on KVM, with virtio devices and vhost-user networking.
 #[derive(Debug, Parser)]
@@ -47,20 +46,20 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     initramfs: Option<PathBuf>,
 
-    /// Root file system: a raw image that becomes the first disk; adds root=/dev/vda to the command line
+    /// Root file system: a raw image, used as the first disk. Adds root=/dev/vda to the kernel command line
     #[arg(long, value_name = "FILE[,ro][,format=raw]")]
     rootfs: Option<DiskConfig>,
 
-    /// A disk: a raw image or a block device; may be given several times. An image that looks like another
-    /// format is refused without format=raw
+    /// Disk: a raw image or a block device. Repeatable. An image that looks like another format needs
+    /// format=raw
     #[arg(long, value_name = "FILE[,ro][,format=raw]")]
     disk: Vec<DiskConfig>,
 
-    /// Kernel command line; console=, reboot= and panic= get defaults when missing
+    /// Kernel command line. console=, reboot= and panic= are added if they are missing
     #[arg(long, value_name = "STRING", default_value = "", hide_default_value = true)]
     cmdline: String,
 
-    /// Guest memory, with K, M or G behind the number
+    /// Guest memory in bytes, or with the suffix K, M or G
     #[arg(long, value_name = "SIZE", default_value = "512M")]
     mem: MemorySize,
 
@@ -68,26 +67,30 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=254))]
     cpus: u8,
 
-    /// How the guest reaches its virtio devices: pci, with an interrupt for each queue, or mmio, with one for
-    /// each device
+    /// Transport of the virtio devices: pci has an interrupt for each queue, mmio one for each device
     #[arg(long, value_name = "pci|mmio", default_value_t)]
     transport: Transport,
 
-    /// A network device; may be given several times. tap=NAME: frames go to this TAP interface, which is
-    /// created when it is not there. macvtap=NAME: to this macvtap interface, whose address the guest gets.
-    /// With vhost-net=on the kernel moves the frames of these two where it can; with vhost-net=require there
-    /// is an error where it cannot. Without it, rx-rate=RATE and tx-rate=RATE limit what the guest receives
-    /// and sends, like 100Mbit, 1Gbit:256K (with a burst in bytes), 20kpps or 100Mbit+20kpps. socket=PATH:
-    /// frames go by the vhost-user back-end that listens there; one that goes is looked for until it is back,
-    /// which the guest does not see; with link-down-after=SECONDS, its link is down when that takes longer
+    /// Network device. Repeatable
+    ///
+    /// tap=NAME: a TAP interface, created if it does not exist. macvtap=NAME: an existing macvtap interface;
+    /// the guest gets its MAC address. socket=PATH: a vhost-user back-end that listens there. If the back-end
+    /// disappears, volt-vmm reconnects, and the guest keeps running.
+    ///
+    /// With tap= and macvtap=, vhost-net=on lets the kernel move the frames if it can, and vhost-net=require
+    /// fails if it cannot. Without vhost-net, rx-rate=RATE and tx-rate=RATE limit the frames to and from the
+    /// guest: 100Mbit, 1Gbit:256K (with a burst in bytes), 20kpps or 100Mbit+20kpps.
+    ///
+    /// With socket=, link-down-after=SECONDS sets the guest's link down while the back-end is away for
+    /// longer.
     #[arg(long, value_name = "KIND=WHERE[,mac=MAC][,mtu=N][,queues=N][,...]")]
     net: Vec<NetDeviceConfig>,
 
-    /// Short for --net tap=NAME,...
+    /// Same as --net tap=NAME,...
     #[arg(long, value_name = "NAME[,...]", value_parser = NetDeviceConfig::tap)]
     tap: Option<NetDeviceConfig>,
 
-    /// The address for --tap
+    /// MAC address for --tap
     #[arg(long, value_name = "MAC", requires = "tap")]
     mac: Option<Mac>,
 
@@ -96,11 +99,11 @@ pub struct Args {
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "on")]
     vhost_net: Option<VhostNet>,
 
-    /// Short for --net socket=PATH,...; may be given several times
+    /// Same as --net socket=PATH,... Repeatable
     #[arg(long, value_name = "PATH[,...]", value_parser = NetDeviceConfig::socket)]
     net_socket: Vec<NetDeviceConfig>,
 
-    /// How long to wait for a vhost-user back-end at start; for ever when not given
+    /// Seconds to wait for a vhost-user back-end at the start. Without it, there is no limit
     #[arg(long, value_name = "SECONDS")]
     net_timeout: Option<u64>,
 
@@ -108,39 +111,39 @@ pub struct Args {
     #[arg(long)]
     hugepages: bool,
 
-    /// Where the guest's serial port leads: stdio, none, or file=PATH, which may be a FIFO or a terminal too.
-    /// When nobody has read for a second, output is dropped and counted
+    /// Serial port of the guest: stdio, none, or file=PATH (also a FIFO or a terminal). Output that nobody
+    /// reads for 1 s is dropped and counted
     #[arg(long, value_name = "TARGET", default_value = "stdio")]
     serial: SerialConfig,
 
-    /// Unix socket for 'volt-vmm ctl' and other clients of the API (HTTP and JSON), for this user and root
-    /// only
+    /// Unix socket of the API (HTTP and JSON), for 'volt-vmm ctl' and other clients. Only this user and root
+    /// have access
     #[arg(long, value_name = "PATH")]
     api_socket: Option<PathBuf>,
 
-    /// Where disks and the sockets of back-ends may be that are added while the guest runs; may be given
-    /// several times. 'volt-vmm ctl add disk' needs none, as it opens the disk itself
+    /// Directory of disks and back-end sockets that may be added while the guest runs. Repeatable. 'volt-vmm
+    /// ctl add disk' does not need it, because it opens the disk itself
     #[arg(long, value_name = "DIR")]
     allow_path: Vec<PathBuf>,
 
-    /// Whether the process gives up what it does not need once the guest runs; 'off' is for finding a fault
+    /// Confine the process before the guest runs. Use 'off' for debugging only
     #[arg(long, value_enum, default_value_t = Confinement::On)]
     sandbox: Confinement,
 
-    /// Print which system calls each thread may make, and why, and exit
+    /// Print the system calls that each thread may make, with the reasons, and exit
     #[arg(long, value_enum, value_name = "FORM", num_args = 0..=1, require_equals = true)]
     #[arg(default_missing_value = "text")]
     print_sandbox: Option<TableForm>,
 
-    /// error, warn, info, debug or trace
+    /// Least important level that is logged: error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log_level: LevelFilter,
 
-    /// What a line of the log looks like
+    /// Format of the log
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t = LogFormat::Text)]
     log_format: LogFormat,
 
-    /// Where the values of --net, --tap and --net-socket stand on the command line
+    /// Positions of the values of --net, --tap and --net-socket on the command line
     #[arg(skip)]
     net_places: Vec<usize>,
 }
@@ -148,27 +151,27 @@ pub struct Args {
 /// Whether a process confines itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Confinement {
-    /// It does.
+    /// Confined
     On,
-    /// It does not.
+    /// Not confined
     Off,
 }
 
-/// How a table is printed.
+/// Output format of a table or report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum TableForm {
-    /// For people.
+    /// Text
     Text,
-    /// For programs.
+    /// JSON
     Json,
 }
 
-/// Forms of the log.
+/// Format of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// For a reader
+    /// Text
     Text,
-    /// For a program: a JSON object a line, with the name of the event
+    /// One JSON object a line, with the name of the event
     Json,
 }
 
@@ -181,7 +184,7 @@ impl From<LogFormat> for logging::Format {
     }
 }
 
-/// A command line that asks for the table, and for no machine.
+/// A command line that prints the sandbox table and starts no machine.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Print {
@@ -189,49 +192,49 @@ struct Print {
     print_sandbox: TableForm,
 }
 
-/// Say what this host gives a machine, and what is lost where it does not; exits with 1 where none can run.
+/// Report what this host offers a machine, and what is missing. Ends with status 1 if no machine can run
 #[derive(Debug, Parser)]
-#[command(name = "volt-vmm check", version, max_term_width = 100)]
+#[command(name = "volt-vmm check", bin_name = "volt-vmm check", version, max_term_width = 100)]
 pub struct Check {
-    /// A TAP interface that is to be used
+    /// TAP interface to check
     #[arg(long, value_name = "NAME")]
     pub tap: Option<String>,
 
-    /// How to say it
+    /// Output format
     #[arg(long, value_enum, default_value = "text")]
     pub format: TableForm,
 }
 
-/// What the command line asks for.
+/// The action that the command line asks for.
 #[derive(Debug)]
 pub enum Invocation {
-    /// To see what each thread may do.
+    /// Print the system calls of each thread.
     PrintSandbox(TableForm),
-    /// A machine.
+    /// Run a machine.
     Run(Box<Args>),
-    /// What this host gives.
+    /// Check this host.
     Check(Check),
-    /// An answer of one that runs.
+    /// Control a running machine.
     Ctl(Ctl),
 }
 
 impl Args {
-    /// What is to be logged.
+    /// Returns the least important level that is logged.
     pub fn log_level(&self) -> LevelFilter {
         self.log_level
     }
 
-    /// What its lines look like.
+    /// Returns the format of the log.
     pub fn log_format(&self) -> logging::Format {
         self.log_format.into()
     }
 
-    /// Whether the process is to be confined, and what may be opened all the same.
+    /// Returns whether to confine the process, and the directories of `--allow-path`.
     pub fn sandbox(&self) -> (Confinement, Vec<PathBuf>) {
         (self.sandbox, self.allow_path.clone())
     }
 
-    /// The machine asked for.
+    /// Returns the configuration of the machine.
     pub fn into_config(self) -> VmConfig {
         let rootfs_read_only = self.rootfs.as_ref().map(|rootfs| rootfs.read_only);
         let nets = self.nets();
@@ -252,10 +255,10 @@ impl Args {
 }
 
 impl Args {
-    /// The options of [`Args::nets`], in its order.
+    /// The options of [`Args::nets`], in the same order.
     const NETS: [&str; 3] = ["net", "tap", "net_socket"];
 
-    /// In the order of the command line, whichever option names them.
+    /// Returns the network devices in the order of the command line, whichever option names them.
     fn nets(&self) -> Vec<NetDeviceConfig> {
         let mut tap = self.tap.clone();
         if let Some(NetDeviceConfig::Port(tap)) = &mut tap {
@@ -275,7 +278,7 @@ impl Args {
     }
 }
 
-/// The whole command line, `ctl` and `check` among its subcommands, to be described.
+/// Returns the whole command line, with `ctl` and `check` as subcommands.
 pub fn command() -> clap::Command {
     let ctl = Ctl::command().name("ctl").bin_name("volt-vmm ctl");
     let check = Check::command().name("check").bin_name("volt-vmm check");
@@ -286,7 +289,7 @@ pub fn command() -> clap::Command {
 ///
 /// # Errors
 ///
-/// clap's, which knows how to print itself and which status to exit with; `--help` and `--version` too.
+/// An error of clap, which prints itself and has an exit status. `--help` and `--version` are errors, too.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, clap::Error> {
     let args: Vec<OsString> = args.into_iter().collect();
     if args.get(1).is_some_and(|word| word == "ctl") {
@@ -298,7 +301,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, cla
     if args.get(1).is_some_and(|word| word.as_encoded_bytes().starts_with(b"--print-sandbox")) {
         return Print::try_parse_from(&args).map(|print| Invocation::PrintSandbox(print.print_sandbox));
     }
-    let matches = Args::command().try_get_matches_from(args)?;
+    let matches = command().try_get_matches_from(args)?;
     let mut args = Args::from_arg_matches(&matches)?;
     if let Some(form) = args.print_sandbox {
         return Ok(Invocation::PrintSandbox(form));

@@ -25,14 +25,34 @@ fn a_running_machine_can_be_asked() {
     assert_eq!(config(&["--api-socket", "s"]).api_socket, Some("s".into()));
 }
 
-/// A usage line is one that can be typed.
+/// A usage line can be typed as it is printed.
 #[test]
 fn usage_names_the_program() {
-    for args in
-        [&["ctl"][..], &["ctl", "frob"], &["ctl", "--help"], &["ctl", "add", "net"], &["--frob"], &["--help"]]
-    {
+    for args in [
+        &["ctl"][..],
+        &["ctl", "frob"],
+        &["ctl", "--help"],
+        &["ctl", "add", "net"],
+        &["check", "--frob"],
+        &["--frob"],
+        &["--help"],
+    ] {
         let error = parse(["volt-vmm"].iter().chain(args).map(OsString::from)).unwrap_err().to_string();
         assert!(error.contains("Usage: volt-vmm "), "{error}");
+    }
+}
+
+/// A reader of `--help` finds the subcommands.
+#[test]
+fn help_lists_the_commands() {
+    for (args, commands) in [
+        (&["--help"][..], &["  ctl ", "  check "][..]),
+        (&["ctl", "--help"], &["  status ", "  shutdown "]),
+        (&["ctl", "add", "--help"], &["  net ", "  disk "]),
+    ] {
+        let help = parse(["volt-vmm"].iter().chain(args).map(OsString::from)).unwrap_err().to_string();
+        let (_, listed) = help.split_once("Commands:\n").expect("a list of commands");
+        assert!(commands.iter().all(|command| listed.contains(command)), "{help}");
     }
 }
 
@@ -141,7 +161,7 @@ fn interfaces_of_all_kinds_go_together() {
     assert_eq!((port(&nets[4]).kind, port(&nets[4]).vhost_net), (PortKind::Macvtap, VhostNet::Require));
 }
 
-/// The guest finds its devices in the order of the command line, in every order of the three options.
+/// The guest finds its devices in the order of the command line, for every order of the three options.
 #[test]
 fn devices_keep_the_order_of_the_command_line() {
     let options =
@@ -158,38 +178,38 @@ fn devices_keep_the_order_of_the_command_line() {
 #[test]
 fn wrong_values_are_named_with_what_would_be_right() {
     for (args, expected) in [
-        (["--mem", "lots"], "'lots' is no size"),
-        (["--mem", "+512M"], "'+512M' is no size"),
-        (["--mem", "1.5G"], "'1.5G' is no size"),
-        (["--mem", "99999999999G"], "is no size"),
-        (["--mem", "M"], "is no size"),
+        (["--mem", "lots"], "'lots' is not a size"),
+        (["--mem", "+512M"], "'+512M' is not a size"),
+        (["--mem", "1.5G"], "'1.5G' is not a size"),
+        (["--mem", "99999999999G"], "is not a size"),
+        (["--mem", "M"], "is not a size"),
         (["--mem", "512"], "at least 16M"),
         (["--mem", "16777217"], "multiple of 4K"),
         (["--cpus", "0"], "1..=254"),
         (["--cpus", "255"], "1..=254"),
         (["--disk", "a,readonly"], "unknown option 'readonly'"),
         (["--disk", ",ro"], "no file is named"),
-        (["--disk", "a,format=qcow2"], "disks here are raw"),
+        (["--disk", "a,format=qcow2"], "supports only raw disks"),
         (["--net-socket", "s,mac=1"], "'1' is not a MAC address"),
         (["--net-socket", "s,mac=01:00:00:00:00:00"], "multicast"),
         (["--net-socket", "s,mtu=67"], "mtu=67"),
         (["--net-socket", "s,queues=0"], "queues=0"),
-        (["--net-socket", "s,queues=128"], "queues=128 is no number from 1 to 127"),
-        (["--net", "tap=t,queues=65536"], "queues=65536 is no number from 1 to 127"),
+        (["--net-socket", "s,queues=128"], "queues=128 is not a number from 1 to 127"),
+        (["--net", "tap=t,queues=65536"], "queues=65536 is not a number from 1 to 127"),
         (["--net-socket", "s,queues=2,queues=3"], "given twice"),
         (["--net-socket", "s,link-down-after=soon"], "link-down-after=soon"),
         (["--net-socket", "s,fast"], "unknown option 'fast'"),
         (["--net", "tap0"], "begin with tap=NAME"),
         (["--net", "tap="], "no interface or socket is named"),
-        (["--net", "tap=t,link-down-after=1"], "link-down-after= does not go with tap="),
-        (["--net", "tap=t,vhost-net=yes"], "vhost-net=yes is none of"),
-        (["--net", "socket=s,vhost-net=on"], "vhost-net= does not go with socket="),
+        (["--net", "tap=t,link-down-after=1"], "link-down-after= cannot be combined with tap="),
+        (["--net", "tap=t,vhost-net=yes"], "vhost-net=yes is not one of"),
+        (["--net", "socket=s,vhost-net=on"], "vhost-net= cannot be combined with socket="),
         (["--net", "tap=t,rx-rate=100M"], "'100M' is no rate"),
-        (["--net", "tap=t,rx-rate=1Gbit,vhost-net=on"], "rx-rate= does not go with vhost-net="),
+        (["--net", "tap=t,rx-rate=1Gbit,vhost-net=on"], "rx-rate= cannot be combined with vhost-net="),
         (["--net", "socket=s,tx-rate=1Gbit"], "volt-netd --rx-rate"),
         (["--mac", "52:54:00:12:34:56"], "--tap"),
-        (["--serial", "pty"], "none of stdio, none and file=PATH"),
-        (["--serial", "file="], "none of stdio"),
+        (["--serial", "pty"], "not one of stdio, none and file=PATH"),
+        (["--serial", "file="], "not one of stdio"),
         (["--log-level", "loud"], "loud"),
     ] {
         let text = refused(&args);
@@ -197,7 +217,7 @@ fn wrong_values_are_named_with_what_would_be_right() {
     }
 }
 
-/// What is added is described as on the machine's command line, and sent as it is; a path may be a name.
+/// `ctl` sends the options of an added device unchanged. A removed device may be named by a path.
 #[test]
 fn devices_are_added_and_removed_by_ctl() {
     let request = |args: &[&str]| {

@@ -1,8 +1,8 @@
-//! The kernel command line: what is added to the user's.
+//! The kernel command line, completed with defaults.
 
 use crate::config::serial::SerialConfig;
 
-/// Adds in front of the user's parameters those that he left to us; the user's own win.
+/// Prepends defaults for the parameters that the user left out.
 pub fn complete_cmdline(user: &str, serial: &SerialConfig, rootfs_read_only: Option<bool>) -> String {
     let has = |key: &str| user.split_whitespace().any(|word| word.starts_with(key));
     let mut words = Vec::new();

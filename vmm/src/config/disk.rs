@@ -10,9 +10,9 @@ use thiserror::Error;
 pub struct DiskConfig {
     /// The image, a raw file or a block device.
     pub path: PathBuf,
-    /// The guest may only read.
+    /// Whether the guest may only read.
     pub read_only: bool,
-    /// The user says that it is raw, whatever its first bytes look like.
+    /// Whether the user declared the image as raw, whatever its first bytes look like.
     pub raw: bool,
 }
 
@@ -22,9 +22,9 @@ pub struct DiskConfig {
 pub enum DiskOptionError {
     #[error("no file is named before '{0}'")]
     NoPath(String),
-    #[error("unknown option '{0}': a disk knows ro, rw and format=raw (a path cannot contain a comma)")]
+    #[error("unknown option '{0}': a disk has ro, rw and format=raw (a path cannot contain a comma)")]
     Option(String),
-    #[error("format={0}: disks here are raw; convert the image with 'qemu-img convert -O raw'")]
+    #[error("format={0}: volt-vmm supports only raw disks; convert the image with 'qemu-img convert -O raw'")]
     Format(String),
 }
 

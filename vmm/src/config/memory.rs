@@ -1,21 +1,21 @@
-//! The size of guest memory, as `--mem` has it.
+//! The size of guest memory: `--mem`.
 
 use std::str::FromStr;
 
 use thiserror::Error;
 
-/// The smallest machine: room for boot data and the smallest kernels.
+/// The smallest machine, with room for boot data and the smallest kernels.
 const MIN_MEMORY: u64 = 16 << 20;
 
-/// Why a size is none.
+/// Why a size is refused.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[expect(missing_docs, reason = "each text says what its variant and fields mean")]
 pub enum MemorySizeError {
-    #[error("'{0}' is no size: a number, then K, M or G, like 512M")]
+    #[error("'{0}' is not a size: give a number, then K, M or G, like 512M")]
     Size(String),
     #[error("{0} is too little: a machine needs at least 16M")]
     TooSmall(String),
-    #[error("{0} is no multiple of 4K, the page size")]
+    #[error("{0} is not a multiple of 4K, the page size")]
     Pages(String),
 }
 
@@ -36,7 +36,7 @@ impl FromStr for MemorySize {
             "g" | "G" => 30,
             _ => return Err(wrong()),
         };
-        // u64::from_str would take a sign.
+        // u64::from_str would accept a sign.
         if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
             return Err(wrong());
         }

@@ -1,11 +1,11 @@
-//! What a virtual machine is made of, as plain data, and how each option is read from text.
+//! The configuration of a virtual machine as plain data, and the parsers of its options.
 //!
-//! The command line fills a [`VmConfig`], the builder reads it. A device that the API adds is read from the
-//! same option list by the same code ([`DiskConfig`], [`NetDeviceConfig`]). Nothing here opens anything.
+//! The command line fills a [`VmConfig`], which the builder reads. The API parses the options of a device to
+//! add with the same code ([`DiskConfig`], [`NetDeviceConfig`]). Nothing here opens a file.
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`cmdline`] | the kernel command line: what is added to the user's |
+//! | [`cmdline`] | the kernel command line, completed with defaults |
 //! | [`disk`] | `--disk` |
 //! | [`memory`] | `--mem` |
 //! | [`net`] | `--net`, `--tap`, `--net-socket` |
@@ -27,7 +27,7 @@ pub use net::{MAX_QUEUE_PAIRS, NetDeviceConfig, NetPortConfig, NetSocketConfig, 
 pub use serial::SerialConfig;
 pub use transport::Transport;
 
-/// A whole virtual machine.
+/// The configuration of a virtual machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VmConfig {
     /// A bzImage, or an uncompressed vmlinux with a PVH entry point.
@@ -38,18 +38,18 @@ pub struct VmConfig {
     pub cmdline: String,
     /// Guest memory in bytes.
     pub memory: u64,
-    /// Guest memory of huge pages.
+    /// Whether guest memory consists of huge pages.
     pub hugepages: bool,
     /// Number of vCPUs.
     pub cpus: u8,
-    /// How the guest reaches disks, networks and what else is virtio.
+    /// Transport of the virtio devices.
     pub transport: Transport,
-    /// Disks in the order in which the guest names them.
+    /// Disks, in the guest's order.
     pub disks: Vec<DiskConfig>,
-    /// Network devices in the order in which the guest names them.
+    /// Network devices, in the guest's order.
     pub nets: Vec<NetDeviceConfig>,
     /// The serial port.
     pub serial: SerialConfig,
-    /// Where the API is served.
+    /// Path of the API socket.
     pub api_socket: Option<PathBuf>,
 }

@@ -10,7 +10,7 @@ use volt_net::builder::MAX_PAIRS;
 use volt_net::config::{MIN_MTU, Mac, MacError};
 use volt_net::limiter::{Rate, RateError, RateLimits};
 
-/// Most queue pairs of a device, over an interface as over a back-end.
+/// Most queue pairs of a device, with an interface or with a back-end.
 pub const MAX_QUEUE_PAIRS: u16 = MAX_PAIRS;
 
 const MTU: RangeInclusive<u16> = MIN_MTU..=u16::MAX;
@@ -19,14 +19,14 @@ const QUEUES: RangeInclusive<u16> = 1..=MAX_QUEUE_PAIRS;
 /// One `--net`, `--tap` or `--net-socket`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NetDeviceConfig {
-    /// Frames go to an interface of the host from here.
+    /// This process moves the frames to and from an interface of the host.
     Port(NetPortConfig),
-    /// They go by a vhost-user back-end.
+    /// A vhost-user back-end moves the frames.
     Socket(NetSocketConfig),
 }
 
 impl NetDeviceConfig {
-    /// Its interface, or the path of its socket.
+    /// Returns the name of the interface, or the path of the socket.
     pub fn name(&self) -> String {
         match self {
             NetDeviceConfig::Port(port) => port.name.clone(),
@@ -34,7 +34,7 @@ impl NetDeviceConfig {
         }
     }
 
-    /// Reads what follows `tap=`, as `--tap` has it.
+    /// Parses the value of `tap=` or `--tap`.
     ///
     /// # Errors
     ///
@@ -43,7 +43,7 @@ impl NetDeviceConfig {
         port(PortKind::Tap, text)
     }
 
-    /// Reads what follows `socket=`, as `--net-socket` has it.
+    /// Parses the value of `socket=` or `--net-socket`.
     ///
     /// # Errors
     ///
@@ -51,7 +51,7 @@ impl NetDeviceConfig {
     pub fn socket(text: &str) -> Result<NetDeviceConfig, NetOptionError> {
         let (path, options) = split(text)?;
         if options.vhost_net.is_some() {
-            let why = "the back-end moves the frames, wherever it does";
+            let why = "the back-end moves the frames";
             return Err(NetOptionError::Combination { option: "vhost-net", kind: "socket", why });
         }
         if let Some(option) = options.rate() {
@@ -72,14 +72,14 @@ impl NetDeviceConfig {
 /// A kind of interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PortKind {
-    /// A TAP interface: used when it is there, created when not.
+    /// A TAP interface, created if it does not exist.
     Tap,
-    /// A macvtap interface, which is there.
+    /// An existing macvtap interface.
     Macvtap,
 }
 
 impl PortKind {
-    /// As `--net` names it.
+    /// Returns its name in `--net`.
     pub fn name(self) -> &'static str {
         match self {
             PortKind::Tap => "tap",
@@ -88,51 +88,51 @@ impl PortKind {
     }
 }
 
-/// Whether the kernel's vhost-net moves an interface's frames.
+/// Whether vhost-net in the kernel moves an interface's frames.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum VhostNet {
-    /// This process does.
+    /// This process moves them.
     #[default]
     Off,
-    /// The kernel does where it can, otherwise this process.
+    /// The kernel moves them if it can, otherwise this process.
     On,
-    /// The kernel does, or there is no device.
+    /// The kernel moves them. If it cannot, the device is refused.
     Require,
 }
 
-/// A network device over an interface of the host.
+/// A network device with an interface of the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetPortConfig {
-    /// What the interface is.
+    /// The kind of interface.
     pub kind: PortKind,
-    /// Its name.
+    /// The name of the interface.
     pub name: String,
-    /// The guest's address; otherwise the macvtap's own, or random.
+    /// The guest's address. By default, the macvtap's own, or a random one.
     pub mac: Option<Mac>,
-    /// The MTU the guest is told; otherwise the interface's.
+    /// The MTU that the guest is told. By default, the interface's.
     pub mtu: Option<u16>,
     /// Queue pairs, 1 or more.
     pub queues: u16,
-    /// Who moves the frames.
+    /// Whether vhost-net moves the frames.
     pub vhost_net: VhostNet,
-    /// How many of them.
+    /// The rate limits.
     pub limits: RateLimits,
 }
 
 /// A network device served by a vhost-user back-end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetSocketConfig {
-    /// The back-end's listening Unix socket.
+    /// The Unix socket on which the back-end listens.
     pub socket: PathBuf,
-    /// The guest's address; otherwise the back-end's, otherwise random.
+    /// The guest's address. By default, the back-end's, or a random one.
     pub mac: Option<Mac>,
-    /// The MTU the guest is told; otherwise the back-end's.
+    /// The MTU that the guest is told. By default, the back-end's.
     pub mtu: Option<u16>,
     /// Queue pairs, 1 or more.
     pub queues: u16,
-    /// How long to wait for the back-end at start; `None` waits for ever.
+    /// How long to wait for the back-end at the start. `None` waits forever.
     pub timeout: Option<Duration>,
-    /// The guest sees its link down when the back-end is away that long; `None` never shows it.
+    /// The guest's link goes down after the back-end has been away for that long. `None` leaves it up.
     pub link_down_after: Option<Duration>,
 }
 
@@ -140,26 +140,27 @@ pub struct NetSocketConfig {
 #[derive(Debug, Error, PartialEq, Eq)]
 #[expect(missing_docs, reason = "each text says what its variant and fields mean")]
 pub enum NetOptionError {
-    #[error("'{0}' does not say where frames go: begin with tap=NAME, macvtap=NAME or socket=PATH")]
+    #[error("'{0}' has no kind: begin with tap=NAME, macvtap=NAME or socket=PATH")]
     Kind(String),
     #[error("no interface or socket is named before '{0}'")]
     NoName(String),
     #[error(
-        "unknown option '{0}': a network device knows mac=, mtu= and queues=, with tap= and macvtap= also \
-         vhost-net=, rx-rate= and tx-rate=, and with socket= link-down-after= (a path cannot contain a comma)"
+        "unknown option '{0}': a network device has mac=, mtu= and queues=; with tap= and macvtap= also \
+         vhost-net=, rx-rate= and tx-rate=; with socket= also link-down-after= (a path cannot contain a \
+         comma)"
     )]
     Option(String),
     #[error("the option '{0}' is given twice")]
     Twice(String),
-    #[error("mtu={0} is no number from {min} to {max}", min = MTU.start(), max = MTU.end())]
+    #[error("mtu={0} is not a number from {min} to {max}", min = MTU.start(), max = MTU.end())]
     Mtu(String),
-    #[error("queues={0} is no number from {min} to {max}", min = QUEUES.start(), max = QUEUES.end())]
+    #[error("queues={0} is not a number from {min} to {max}", min = QUEUES.start(), max = QUEUES.end())]
     Queues(String),
-    #[error("link-down-after={0} is no number of seconds from 0 to {max}", max = u32::MAX)]
+    #[error("link-down-after={0} is not a number of seconds from 0 to {max}", max = u32::MAX)]
     LinkDown(String),
-    #[error("vhost-net={0} is none of off, on and require")]
+    #[error("vhost-net={0} is not one of off, on and require")]
     VhostNet(String),
-    #[error("{option}= does not go with {kind}=: {why}")]
+    #[error("{option}= cannot be combined with {kind}=: {why}")]
     Combination { option: &'static str, kind: &'static str, why: &'static str },
     #[error(transparent)]
     Mac(#[from] MacError),
@@ -202,11 +203,11 @@ fn port(kind: PortKind, text: &str) -> Result<NetDeviceConfig, NetOptionError> {
     let (name, options) = split(text)?;
     let refuse = |option, why| NetOptionError::Combination { option, kind: kind.name(), why };
     if options.link_down_after.is_some() {
-        return Err(refuse("link-down-after", "the link is down whenever the interface is gone"));
+        return Err(refuse("link-down-after", "the link is always down while the interface does not exist"));
     }
     let vhost_net = options.vhost_net.unwrap_or_default();
     if let Some(option) = options.rate().filter(|_| vhost_net != VhostNet::Off) {
-        let why = "the kernel moves the frames, past the limit: use 'tc' on the interface";
+        let why = "the kernel moves the frames and applies no limit: use 'tc' on the interface";
         return Err(NetOptionError::Combination { option, kind: "vhost-net", why });
     }
     Ok(NetDeviceConfig::Port(NetPortConfig {
@@ -223,7 +224,7 @@ fn port(kind: PortKind, text: &str) -> Result<NetDeviceConfig, NetOptionError> {
     }))
 }
 
-/// What may follow the name.
+/// The options after the name.
 #[derive(Default)]
 struct Options {
     mac: Option<Mac>,
@@ -236,7 +237,7 @@ struct Options {
 }
 
 impl Options {
-    /// The rate that is limited, if one is.
+    /// Returns the name of a rate option that is given, if any.
     fn rate(&self) -> Option<&'static str> {
         let rx = self.rx_rate.map(|_| "rx-rate");
         rx.or(self.tx_rate.map(|_| "tx-rate"))

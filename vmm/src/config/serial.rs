@@ -1,24 +1,24 @@
-//! Where the guest's serial port leads: `--serial stdio|none|file=PATH`.
+//! The host's end of the guest's serial port: `--serial stdio|none|file=PATH`.
 
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use thiserror::Error;
 
-/// Where the guest's serial port leads.
+/// The host's end of the guest's serial port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SerialConfig {
     /// This process's standard input and output.
     Stdio,
-    /// There is no serial port.
+    /// No serial port.
     None,
-    /// Output into a file, no input.
+    /// Output to a file, no input.
     File(PathBuf),
 }
 
-/// Why a serial port leads nowhere.
+/// Why a value of `--serial` is refused.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("'{0}' is none of stdio, none and file=PATH")]
+#[error("'{0}' is not one of stdio, none and file=PATH")]
 pub struct SerialError(String);
 
 impl FromStr for SerialConfig {

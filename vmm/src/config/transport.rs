@@ -5,18 +5,18 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
-/// How the guest's drivers reach the virtio devices.
+/// The transport between the guest's drivers and the virtio devices.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Transport {
-    /// Registers that ACPI names, and one interrupt for each device.
+    /// Registers announced by ACPI, and one interrupt for each device.
     Mmio,
-    /// Functions of a PCI bus, with an interrupt for each vring.
+    /// Functions on a PCI bus, with an interrupt for each vring.
     #[default]
     Pci,
 }
 
 impl fmt::Display for Transport {
-    /// As `--transport` names it.
+    /// Writes its name in `--transport`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Transport::Mmio => "mmio",
@@ -25,7 +25,7 @@ impl fmt::Display for Transport {
     }
 }
 
-/// There is no such transport.
+/// Why a transport is refused.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error("'{0}' is neither pci nor mmio")]
 pub struct TransportNameError(String);
