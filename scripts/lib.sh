@@ -1,12 +1,12 @@
-# Shell functions that the scripts share. Sourced, not run; leaves the caller in the top of the repository,
-# and answers --help for it with the comment at its head.
+# Shell functions shared by the scripts. Sourced, not run. Changes to the top of the repository, and answers
+# --help with the comment at the head of the calling script.
 # shellcheck shell=bash
 
 set -euo pipefail
 script=$(realpath "$0")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# Where everything that is made from Debian's packages goes; git ignores it.
+# Everything made from Debian packages goes here; git ignores it.
 guest_dir=$PWD/guest
 export guest_dir
 
@@ -17,25 +17,25 @@ die() {
     exit 1
 }
 
-# The comment at the head of the script: what it does, how it is called, how long that takes.
+# Prints the comment at the head of the script: purpose, usage and duration.
 help() {
     sed -n '2,/^[^#]/ { /^# shellcheck/d; s/^# \{0,1\}//p }' "$script"
     exit 0
 }
 
-# wrong MESSAGE...: the script was called wrongly.
+# wrong MESSAGE...: reports a usage error.
 wrong() {
-    say "$*; ${0##*/} --help says how it is called"
+    say "$*; see ${0##*/} --help"
     exit 2
 }
 
-# For scripts that take none: no_arguments "$@".
-no_arguments() { [ $# = 0 ] || wrong "'$1' is no option"; }
+# no_arguments "$@": for scripts without arguments.
+no_arguments() { [ $# = 0 ] || wrong "unexpected argument '$1'"; }
 
-# number OPTION [VALUE...]: an option's value has to be a number of at least 1.
+# number OPTION [VALUE...]: requires a number of at least 1.
 number() { [[ ${2:-} =~ ^[1-9][0-9]{0,5}$ ]] || wrong "$1 takes a number of at least 1"; }
 
-# Runs a command as root: directly, or by sudo for anybody else.
+# Runs a command as root: directly, or by sudo for another user.
 as_root() {
     if [ "$(id -u)" = 0 ]; then
         "$@"
@@ -46,8 +46,8 @@ as_root() {
     fi
 }
 
-# Whether this host's KVM can run a stock kernel. One without VMX or SVM emulates guest kernel mode, and lacks
-# instructions that every distribution's kernel uses; the reason is left in $kvm_reason.
+# Succeeds if this host's KVM can run a stock kernel; otherwise sets $kvm_reason. KVM without VMX or SVM
+# emulates the guest's kernel mode and lacks instructions that every distribution's kernel uses.
 kvm_usable() {
     kvm_reason=
     if ! grep -qwE 'vmx|svm' /proc/cpuinfo; then
@@ -58,8 +58,9 @@ kvm_usable() {
     [ -z "$kvm_reason" ]
 }
 
-# list_emulator: in $emulator_program, the emulator for machines with several processors; see scripts/setup.
-# shellcheck disable=SC2034 # the caller's
+# list_emulator: sets $emulator_program, the emulator for machines with several processors (see
+# scripts/setup).
+# shellcheck disable=SC2034 # the caller uses it
 list_emulator() {
     emulator_program=(qemu-system-x86_64)
     [ ! -e "$guest_dir/lab-qemu" ] ||
@@ -67,22 +68,22 @@ list_emulator() {
             -L "$guest_dir/lab-qemu/usr/share/qemu" -L /usr/share/seabios)
 }
 
-# What tests run with: guests are served by the release programs, and namespaces and TAPs need root; building
-# does not.
+# Environment of tests. Guests are served by the release programs. Running tests needs root for namespaces and
+# TAPs; building does not.
 test_environment() {
     export CARGO_TERM_PROGRESS_WHEN=never
     export VOLT_PROGRAMS=${CARGO_TARGET_DIR:-$PWD/target}/release
     [ "$(id -u)" = 0 ] || export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="sudo -E"
-    # A socket's path has 107 bytes at most.
+    # A socket's path has at most 107 bytes.
     local tmpdir=${TMPDIR:-}
     if [ ${#tmpdir} -gt 60 ]; then
-        say "tests make their sockets in /tmp: TMPDIR is too long for a socket's path"
+        say "tests create their sockets in /tmp: TMPDIR is too long for a socket's path"
         export TMPDIR=/tmp
     fi
 }
 
-# The test files of protocol-tests, in $guests those that boot guests: one guest at a time fills a small
-# machine.
+# Lists the test files of protocol-tests. $guests has those that boot guests: a small machine runs one guest
+# at a time.
 list_test_files() {
     local file
     scripted=() guests=()

@@ -116,7 +116,7 @@ fn last_words_reach_a_slow_reader() {
             let mut lab = Command::new(repository().join("scripts/lab"));
             says_all(lab.args(["seq", "1", &COUNT.to_string()]), "");
         } else {
-            eprintln!("SKIP {name}: there is no lab image: run scripts/setup");
+            eprintln!("SKIP {name}: the lab image is missing: run scripts/setup");
         }
     });
 }

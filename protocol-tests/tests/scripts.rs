@@ -150,7 +150,7 @@ fn a_soak_is_resumed_and_counts() {
     fs::remove_file(at("hold")).expect("removed");
     let last = soak("5").output().expect("a soak");
     let said = text(&last);
-    assert!(said.contains("goes on after 3 runs"), "{said}");
+    assert!(said.contains("resuming after 3 runs"), "{said}");
     assert!(said.contains("5 rounds, 5 runs of test programs, load cpu"), "{said}");
     // Runs 2 and 6: the fourth was not finished and is not counted.
     assert!(said.contains("2 peers::deep::sometimes"), "{said}");

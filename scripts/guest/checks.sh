@@ -1,11 +1,11 @@
-# Functions for what runs in the machine of scripts/debian to see packages at work. Sourced, not run.
+# Functions for the scripts that test packages in the machine of scripts/debian. Sourced, not run.
 # shellcheck shell=bash disable=SC2317 # called by 'check'
 
 set -uo pipefail
 export DEBIAN_FRONTEND=noninteractive SYSTEMD_COLORS=0
 failed=0
 
-# check WHAT COMMAND...: whether it succeeds.
+# check NAME COMMAND...: reports whether the command succeeds.
 check() {
     local what=$1
     shift
@@ -18,7 +18,7 @@ check() {
     fi
 }
 
-# within SECONDS COMMAND...: whether it succeeds in that time.
+# within SECONDS COMMAND...: repeats the command until it succeeds; fails after SECONDS.
 within() {
     local end=$((SECONDS + $1))
     shift
@@ -30,7 +30,7 @@ within() {
 
 install_version() { apt-get install -y -q --allow-downgrades ./"$1"/*.deb; }
 daemon() { systemctl show --value --property MainPID "volt-netd@$1"; }
-# The journal of a unit since the last mark.
+# journal UNIT: prints the unit's journal since the last mark.
 mark() { cursor=$(journalctl -n 0 --show-cursor -q | sed -n 's/^-- cursor: //p'); }
 journal() { journalctl --sync && journalctl -q -o cat --after-cursor "$cursor" -u "$1"; }
 said() { journal "$1" | grep -F -- "$2"; }
@@ -38,10 +38,10 @@ not() { ! "$@"; }
 
 dropped() { cat "/sys/class/net/$1/statistics/tx_dropped"; }
 
-# is_new INTERFACE PID: another process than PID serves it.
+# is_new INTERFACE PID: succeeds if a process other than PID serves the interface.
 is_new() { [ "$(daemon "$1")" != "$2" ] && [ "$(daemon "$1")" != 0 ]; }
 
-# interfaces: the package's examples, and the same for tap1.
+# interfaces: installs the package's examples, and a copy of them for tap1.
 interfaces() {
     cp /usr/share/doc/volt-netd/examples/systemd-networkd/* /etc/systemd/network/
     local kind
@@ -49,14 +49,14 @@ interfaces() {
         sed 's/tap0/tap1/g' "/etc/systemd/network/50-tap0.$kind" >"/etc/systemd/network/50-tap1.$kind"
     done
     networkctl reload
-    check "interfaces are made" within 30 test -e /sys/class/net/tap0 -a -e /sys/class/net/tap1
-    check "and are ports of the bridge" within 30 test -e /sys/class/net/br0/brif/tap0
-    check "with a long queue" within 30 grep -qx 10000 /sys/class/net/tap0/tx_queue_len
+    check "interfaces exist" within 30 test -e /sys/class/net/tap0 -a -e /sys/class/net/tap1
+    check "interfaces are ports of the bridge" within 30 test -e /sys/class/net/br0/brif/tap0
+    check "interfaces have a long queue" within 30 grep -qx 10000 /sys/class/net/tap0/tx_queue_len
     ip -color=never -details tuntap show | grep '^tap0'
 }
 
-# ends: what all checks came to.
+# ends: exits with the result of all checks.
 ends() {
-    [ $failed != 0 ] || echo "all is well"
+    [ $failed != 0 ] || echo "all checks passed"
     exit $failed
 }

@@ -67,7 +67,7 @@ pub fn in_lab(name: &str, body: impl FnOnce() + Send) {
         return isolated(name, body);
     }
     if !guest_file("initramfs-lab").exists() {
-        eprintln!("SKIP {name}: there is no lab image: run scripts/setup");
+        eprintln!("SKIP {name}: the lab image is missing: run scripts/setup");
         return;
     }
     static FIRST: OnceLock<Run> = OnceLock::new();
@@ -148,7 +148,7 @@ fn run(filters: impl Iterator<Item = String>) -> Run {
     let _ = lab.wait_exit_and_tell(LIMIT + Duration::from_secs(30), progress);
     let console = lab.output();
     let says = |text: &str| console.iter().any(|line| line.contains(text));
-    let died = says("the lab ended without the command's status")
+    let died = says("the lab ended before the command did")
         || says(&format!("stopped after {} s", LIMIT.as_secs()));
     Run { cases: sort(&console), died }
 }
