@@ -12,6 +12,12 @@ fn write(directory: &Path) -> std::io::Result<()> {
 }
 
 #[test]
+fn the_reference_is_that_of_the_command_line() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/reference/volt-vmm.md");
+    volt_manual::check_reference(page.as_ref(), &volt_vmm::cli::command());
+}
+
+#[test]
 fn the_manual_is_complete() {
     let directory = tempfile::tempdir().unwrap();
     write(directory.path()).unwrap();

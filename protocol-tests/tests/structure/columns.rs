@@ -12,30 +12,35 @@ const COLUMNS: usize = 110;
 /// What is built or fetched, and inputs of fuzzing; none of it is written by a person.
 const SKIPPED: [&str; 4] = ["target", "artifacts", "corpus", "guest"];
 
-/// Rust sources, TOML files and scripts below `folder`.
-fn files(folder: &Path, found: &mut Vec<PathBuf>) {
+/// Files below `folder` that are `wanted`.
+pub(super) fn files(folder: &Path, wanted: &dyn Fn(&Path) -> bool, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).expect("a folder") {
         let path = entry.expect("an entry").path();
         let name = path.file_name().expect("a name").to_string_lossy();
-        let in_scripts = path.starts_with(repository().join("scripts"));
-        let skipped = SKIPPED.contains(&&*name) && !in_scripts || name.starts_with('.') && name != ".ci";
+        let skipped =
+            SKIPPED.contains(&&*name) && !in_scripts(&path) || name.starts_with('.') && name != ".ci";
         if path.is_dir() && !skipped {
-            files(&path, found);
-        } else if path.is_file()
-            && (in_scripts || [".rs", ".toml", "run"].iter().any(|end| name.ends_with(end)))
-        {
+            files(&path, wanted, found);
+        } else if path.is_file() && wanted(&path) {
             found.push(path);
         }
     }
 }
 
-/// The numbers of the lines that are too long. A table in a comment cannot be broken.
+fn in_scripts(path: &Path) -> bool {
+    path.starts_with(repository().join("scripts"))
+}
+
+/// Rust sources, TOML files, pages and scripts.
+fn is_ours(path: &Path) -> bool {
+    let name = path.to_string_lossy();
+    in_scripts(path) || [".rs", ".toml", ".md", "run"].iter().any(|end| name.ends_with(end))
+}
+
+/// The numbers of the lines that are too long. A table in a comment or a page cannot be broken.
 fn too_long(text: &str) -> Vec<usize> {
-    let is_table = |line: &str| {
-        let text = line.trim_start();
-        let comment = text.trim_start_matches(['/', '!', '#']);
-        comment.len() < text.len() && comment.trim_start().starts_with('|')
-    };
+    let is_table =
+        |line: &str| line.trim_start().trim_start_matches(['/', '!', '#']).trim_start().starts_with('|');
     let lines = text.lines().zip(1..);
     lines
         .filter(|(line, _)| line.chars().count() > COLUMNS && !is_table(line))
@@ -46,7 +51,7 @@ fn too_long(text: &str) -> Vec<usize> {
 #[test]
 fn lines_have_110_columns_at_most() {
     let mut found = Vec::new();
-    files(&repository(), &mut found);
+    files(&repository(), &is_ours, &mut found);
     assert!(found.len() > 100, "only {} files were found", found.len());
     found.sort();
     let mut said = String::new();

@@ -1,11 +1,11 @@
-//! Manual pages and shell completions from a program's command line.
+//! Generates manual pages and shell completions from a program's command line.
 //!
-//! The examples `volt-netd-manual` and `volt-vmm-manual` call [`write()`], and `scripts/package` runs both.
-//! Examples see a program's command line without being a part of the program, which therefore carries nothing
-//! of this, not even a hidden option.
+//! The examples `volt-netd-manual` and `volt-vmm-manual` call [`write()`]; `scripts/package` runs both. An
+//! example sees the program's command line without being part of the program, so the program contains none of
+//! this code.
 //!
-//! Options and subcommands of a page, its exit status and its examples are those of `--help`. What `--help`
-//! has no room for (DESCRIPTION, SIGNALS, FILES, ...) stands beside the example, as text for man(7).
+//! Options, subcommands, exit status and examples of a page come from `--help`. Other sections (DESCRIPTION,
+//! SIGNALS, FILES, ...) are man(7) text beside the example.
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -15,17 +15,18 @@ use std::path::Path;
 use clap::Command;
 use clap_complete::Shell;
 use clap_mangen::Man;
+use clap_markdown::{MarkdownOptions, help_markdown_command_custom};
 
-/// Sections behind the options, in the order of man-pages(7); others come before EXAMPLES.
+/// Sections after the options, in the order of man-pages(7); all others come before EXAMPLES.
 const LAST: [&str; 3] = ["EXAMPLES", "NOTES", "SEE ALSO"];
 
-/// Writes below `directory`: `PROGRAM.1` and a page for each subcommand, and for bash, zsh and fish
-/// `PROGRAM.bash`, `_PROGRAM` and `PROGRAM.fish`. `sections` is text for man(7), of which each section begins
-/// with `.SH`; it belongs to the program's own page.
+/// Writes into `directory`: `PROGRAM.1`, a page for each subcommand, and `PROGRAM.bash`, `_PROGRAM` and
+/// `PROGRAM.fish` for bash, zsh and fish. `sections` is man(7) text for the program's own page; each section
+/// begins with `.SH`.
 ///
 /// # Errors
 ///
-/// What keeps a file from being written.
+/// Returns the error of a file that could not be written.
 pub fn write(command: Command, sections: &str, directory: &Path) -> io::Result<()> {
     fs::create_dir_all(directory)?;
     let name = command.get_name().to_owned();
@@ -37,10 +38,42 @@ pub fn write(command: Command, sections: &str, directory: &Path) -> io::Result<(
     pages(&command, None, sections, directory)
 }
 
-/// The page of `program` in `directory`, for a test.
+/// Returns the reference page of the command line, as Markdown.
+pub fn reference(command: &Command) -> String {
+    let name = command.get_name();
+    let options = MarkdownOptions::new()
+        .title(format!("Command line of {name}"))
+        .show_footer(false)
+        .show_table_of_contents(false);
+    // Lists as in the other pages, and no spaces at the end of a line.
+    let page = help_markdown_command_custom(command, &options);
+    let lines =
+        page.lines().map(|line| line.trim_end().replacen("* ", "- ", usize::from(line.starts_with("* "))));
+    lines.fold(String::new(), |page, line| page + &line + "\n")
+}
+
+/// Compares a page with [`reference`], for a test.
 ///
 /// # Panics
-/// When it lacks a section that each page has, or one of `sections`, or a shell's completion is missing.
+/// If they differ. With `VOLT_UPDATE` in the environment, writes the page instead.
+pub fn check_reference(page: &Path, command: &Command) {
+    let wanted = reference(command);
+    if std::env::var_os("VOLT_UPDATE").is_some() {
+        fs::write(page, &wanted).unwrap_or_else(|error| panic!("{}: {error}", page.display()));
+    }
+    let found = fs::read_to_string(page).unwrap_or_else(|error| panic!("{}: {error}", page.display()));
+    assert!(
+        found == wanted,
+        "{} is not the command line's: run this test again with VOLT_UPDATE=1",
+        page.display()
+    );
+}
+
+/// Returns the page of `program` in `directory`, for a test.
+///
+/// # Panics
+/// If the page lacks a section of `sections` or one that each page has, or if a shell's completion is
+/// missing.
 pub fn checked(directory: &Path, program: &str, sections: &[&str]) -> String {
     let read = |name: String| {
         fs::read_to_string(directory.join(&name)).unwrap_or_else(|error| panic!("{name}: {error}"))
@@ -59,7 +92,7 @@ pub fn checked(directory: &Path, program: &str, sections: &[&str]) -> String {
     page
 }
 
-/// The page of a command, and those of its subcommands.
+/// Writes the page of a command and those of its subcommands.
 fn pages(command: &Command, parent: Option<&str>, sections: &str, directory: &Path) -> io::Result<()> {
     let name = page_name(command);
     fs::write(directory.join(format!("{name}.1")), page(command, parent, sections)?)?;
@@ -67,7 +100,7 @@ fn pages(command: &Command, parent: Option<&str>, sections: &str, directory: &Pa
     shown.into_iter().try_for_each(|command| pages(command, Some(&name), "", directory))
 }
 
-/// `volt-netd-ctl` for `volt-netd ctl`.
+/// Returns `volt-netd-ctl` for `volt-netd ctl`.
 fn page_name(command: &Command) -> String {
     command.get_display_name().unwrap_or(command.get_name()).replace(' ', "-")
 }
@@ -108,14 +141,14 @@ fn section(heading: &str, text: &str) -> Vec<u8> {
     format!(".SH \"{heading}\"\n{text}").into_bytes()
 }
 
-/// Headings and texts of man(7) sections.
+/// Splits man(7) text into headings and texts.
 fn split(sections: &str) -> Vec<(String, String)> {
     let parts = sections.split(".SH ").skip(1).filter_map(|part| part.split_once('\n'));
     parts.map(|(heading, text)| (heading.trim_matches('"').to_owned(), text.to_owned())).collect()
 }
 
-/// The paragraphs below the options of `--help`: one that begins with `Heading:` is a section of that name,
-/// others are notes. Lines that are indented stay lines.
+/// Splits the text below the options of `--help` into sections: a paragraph that begins with `Heading:`
+/// starts the section of that name, others are notes. Indented lines are kept as lines.
 fn from_help(help: &str) -> Vec<(String, String)> {
     let mut sections: Vec<(String, String)> = Vec::new();
     for paragraph in help.split("\n\n").filter(|paragraph| !paragraph.trim().is_empty()) {
@@ -143,7 +176,7 @@ fn from_help(help: &str) -> Vec<(String, String)> {
     sections
 }
 
-/// Text that man(7) takes for nothing else.
+/// Escapes text for man(7).
 fn escape(text: &str) -> String {
     let text = text.replace('\\', "\\\\").replace('-', "\\-").replace('\'', "\\(aq");
     if text.starts_with('.') { format!("\\&{text}") } else { text }

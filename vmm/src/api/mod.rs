@@ -147,6 +147,8 @@ fn settings(limit: Duration) -> Settings {
 }
 
 #[cfg(test)]
+mod openapi_tests;
+#[cfg(test)]
 mod plug_tests;
 #[cfg(test)]
 mod tests;

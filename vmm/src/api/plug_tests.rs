@@ -27,12 +27,12 @@ use crate::virtio::net::vhost_user::scripted::{End, serve};
 use crate::virtio::pci::slots::PciSlots;
 use crate::virtio::testing::memory;
 
-struct Rig {
+pub(super) struct Rig {
     devices: Arc<Devices>,
     _guest: Guest,
     _api: Api,
-    socket: PathBuf,
-    dir: tempfile::TempDir,
+    pub(super) socket: PathBuf,
+    pub(super) dir: tempfile::TempDir,
 }
 
 impl Rig {
@@ -81,7 +81,7 @@ fn vm(test: &str) -> Option<Arc<VmFd>> {
     vm.map_err(|error| eprintln!("SKIP {test}: /dev/kvm: {error}")).ok().map(Arc::new)
 }
 
-fn rig(test: &str) -> Option<Rig> {
+pub(super) fn rig(test: &str) -> Option<Rig> {
     rig_with_limit(test, WORK_LIMIT)
 }
 

@@ -1,0 +1,126 @@
+//! Commands in pages have options that their programs know.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::process::Command;
+
+use super::pages::pages;
+use protocol_tests::lab::{program, repository};
+
+/// Programs of the workspace that pages show.
+const PROGRAMS: [&str; 4] = ["volt-netd", "volt-vmm", "volt-bench", "volt-conform"];
+
+type Options = BTreeMap<String, BTreeSet<String>>;
+
+/// Long options in a text. A trailing `-` is the end of a sentence's dash.
+fn options_in(text: &str) -> impl Iterator<Item = String> {
+    let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-'));
+    let options = words.filter(|word| word.len() > 3 && word.starts_with("--"));
+    options
+        .filter(|word| word.as_bytes()[2].is_ascii_lowercase())
+        .map(|word| word.trim_end_matches('-').to_owned())
+}
+
+/// What `command --help` has, and the same of its subcommands.
+fn help(name: &str, path: &mut Vec<String>, options: &mut BTreeSet<String>) {
+    let output = Command::new(program(name)).args(&*path).arg("--help").output();
+    let text = String::from_utf8(output.expect("a program").stdout).expect("text");
+    assert!(text.contains("Usage:"), "{name} {path:?} --help: {text}");
+    options.extend(options_in(&text));
+    let commands = text.lines().skip_while(|line| *line != "Commands:").skip(1);
+    for line in commands.take_while(|line| !line.is_empty()) {
+        // The texts of commands are indented further.
+        let Some(command) = line.strip_prefix("  ").filter(|line| !line.starts_with(' ')) else { continue };
+        let command = command.split_whitespace().next().expect("a name");
+        path.push(command.to_owned());
+        help(name, path, options);
+        path.pop();
+    }
+}
+
+/// The options of each program and script.
+fn known() -> Options {
+    let mut known = Options::new();
+    for name in PROGRAMS {
+        let options = known.entry(name.to_owned()).or_default();
+        help(name, &mut Vec::new(), options);
+    }
+    // Its `--help` tells of them in the text below the options.
+    for command in ["ctl", "check"] {
+        help("volt-vmm", &mut vec![command.to_owned()], known.entry("volt-vmm".to_owned()).or_default());
+    }
+    for entry in fs::read_dir(repository().join("scripts")).expect("scripts").flatten() {
+        if let Ok(text) = fs::read_to_string(entry.path()) {
+            let name = format!("scripts/{}", entry.file_name().display());
+            known.insert(name, options_in(&text).collect());
+        }
+    }
+    known
+}
+
+/// The commands of a block, each on a line, without what stands before a program's name.
+fn commands(block: &str) -> Vec<String> {
+    let whole = block.replace("\\\n", " ");
+    let lines = whole.lines().filter(|line| !line.trim_start().starts_with('#'));
+    let parts = lines.flat_map(|line| line.split(['|', ';', '&']));
+    parts.map(|part| part.trim().to_owned()).filter(|part| !part.is_empty()).collect()
+}
+
+/// Options of a command that its program does not know. Of another program's command nothing is asked.
+fn unknown(command: &str, known: &Options) -> Vec<String> {
+    // `sudo`, `VAR=value` and paths to a program's file stand before its name.
+    let named = command.split_whitespace().enumerate().find_map(|(at, word)| {
+        let name = word.rsplit_once("release/").map_or(word, |(_, name)| name);
+        known.get_key_value(name).map(|(_, options)| (at, options))
+    });
+    let Some((at, options)) = named else { return Vec::new() };
+    let rest: Vec<_> = command.split_whitespace().skip(at + 1).collect();
+    options_in(&rest.join(" ")).filter(|option| !options.contains(option)).collect()
+}
+
+#[test]
+fn options_in_pages_are_those_of_the_programs() {
+    let known = known();
+    let mut said = String::new();
+    let mut seen = 0;
+    for page in pages() {
+        let blocks = page
+            .commands
+            .iter()
+            .flat_map(|(line, block)| commands(block).into_iter().map(move |one| (*line, one)));
+        let code = page.code.iter().filter(|(_, code)| !code.starts_with('-')).cloned();
+        for (line, command) in blocks.chain(code) {
+            seen += options_in(&command).count();
+            for option in unknown(&command, &known) {
+                said += &format!("{}: {command}: there is no {option}\n", page.place(line));
+            }
+        }
+    }
+    assert!(said.is_empty(), "{said}");
+    assert!(seen > 100, "only {seen} options were seen");
+}
+
+/// An option by itself in a text is one of some program's here, or of a program that its page is about.
+#[test]
+fn options_by_themselves_are_somebodys() {
+    let known = known();
+    let all: BTreeSet<_> = known.values().flatten().collect();
+    let mut said = String::new();
+    for page in pages() {
+        for (line, code) in page.code.iter().filter(|(_, code)| code.starts_with("--")) {
+            for option in options_in(code).filter(|option| !all.contains(option)) {
+                said += &format!("{}: no program here has {option}\n", page.place(*line));
+            }
+        }
+    }
+    assert!(said.is_empty(), "{said}");
+}
+
+#[test]
+fn what_no_program_has_is_found() {
+    let known = Options::from([("volt-netd".to_owned(), ["--tap".to_owned()].into())]);
+    let block = "# volt-netd --comment\nsudo volt-netd --tap a \\\n  --tip b && ip --tup | target/release/volt-netd --top=c\n";
+    let said: Vec<_> = commands(block).iter().flat_map(|command| unknown(command, &known)).collect();
+    assert_eq!(said, ["--tip", "--top"]);
+    assert!(options_in("a -- b --- c --help--").eq(["--help".to_owned()]));
+}
