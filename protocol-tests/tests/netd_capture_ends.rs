@@ -166,7 +166,7 @@ fn a_second_capture_is_refused() {
     assert_eq!(client.stop().frames.len(), 8);
     is_off(&rig);
     let why = refusal(&rig, &["--pair", "1"]);
-    assert!(why.contains("no queue pair 1: this daemon has those from 0 to 0"), "{why}");
+    assert!(why.contains("no queue pair 1: this daemon has queue pairs 0 to 0"), "{why}");
     let output = command(&rig, Path::new("/nowhere/f"), &[]).output().expect("ctl");
     let why = String::from_utf8(output.stderr).expect("text");
     assert!(why.contains("cannot write /nowhere/f") && output.status.code() == Some(1), "{why}");

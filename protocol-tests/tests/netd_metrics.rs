@@ -171,7 +171,7 @@ fn what_is_so_is_served() {
 /// Name, type and labels of each metric, as the page for operators lists them and as they are served.
 #[test]
 fn the_page_lists_what_is_served() {
-    let page = include_str!("../../net-daemon/docs/metrics.md");
+    let page = include_str!("../../docs/reference/metrics.md");
     let cells = |line: &'static str| line.trim_matches('|').split('|').map(str::trim).collect::<Vec<_>>();
     let rows = page.lines().filter(|line| line.starts_with("| `volt_netd_")).map(cells);
     let plain = |text: &str| text.replace('`', "");

@@ -18,9 +18,9 @@ struct Row {
     effects: [String; 3],
 }
 
-/// The table of operations.md.
+/// The table of signals in the reference.
 fn table() -> Vec<Row> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../net-daemon/docs/operations.md");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/exit-status.md");
     let text = std::fs::read_to_string(path).expect("the documents are beside the tests");
     let lines = text.lines().skip_while(|line| !line.starts_with("| signals |")).skip(2);
     let rows = lines.take_while(|line| line.starts_with('|')).map(|line| {

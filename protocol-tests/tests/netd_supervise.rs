@@ -229,7 +229,7 @@ fn a_supervisor_that_does_not_answer_is_done_without() {
     let socket = session.frontend.channel().socket();
     assert!(protocol_tests::wire::readable(socket, long).expect("poll"), "{}", rig.daemon.log());
     assert!(session.frontend.channel().recv_reply(request::GET_FEATURES).is_err(), "it is closed");
-    rig.logged(&["goes on without one", "did not answer"]);
+    rig.logged(&["continues alone", "did not answer"]);
     assert!(rig.daemon.wait(LIMIT).is_some(), "the supervisor is ended");
     drop(session);
     let mut session = rig.session(&Setup::default());

@@ -1,13 +1,12 @@
-//! Live state as data: everything that a daemon holds, written out by one process and read back by another.
+//! Live state as data: one process writes it, another reads it.
 //!
 //! A state is one JSON document and the open descriptors that it names. Each part of the daemon has a
-//! `...State` structure beside it, with an `export` and an `import`; [`Exporter`] and [`Importer`] are what
-//! descriptors go through. A descriptor's number ([`FdId`]) is given once and stays with it from process to
-//! process, so that a holder can be sent only what it has not got yet. Hand-over, recovery after a crash and
-//! systemd's descriptor store all use this.
+//! `...State` structure, with an `export` and an `import`. Descriptors pass through [`Exporter`] and
+//! [`Importer`]. A descriptor gets its number ([`FdId`]) once and keeps it from process to process, so that a
+//! holder needs to be sent new descriptors only. Hand-over, recovery after a crash and systemd's descriptor
+//! store use states.
 //!
-//! What lies in the guest's memory is not part of it: a ring continues at its used index, wherever that is by
-//! then.
+//! A state does not contain guest memory: a ring continues at its used index at that time.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -23,29 +22,29 @@ use crate::shared_words::WordsError;
 
 pub mod transfer;
 
-/// Version of a state's format: see `docs/continuity.md`. A program reads all of them, and writes the newest
-/// that the reader knows.
+/// Version of a state's format: see `docs/reference/state-formats.md`. A program reads all known formats, and
+/// writes the newest one that the reader knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Format(u32);
 
 impl Format {
-    /// All that this program knows, the newest last. In 2, counters are in memory of their own.
+    /// All formats that this program knows, the newest last. From format 2 on, counters are in shared memory.
     pub const ALL: [Format; 2] = [Format(1), Format(2)];
-    /// What this program reads by itself later.
+    /// The newest format that this program reads.
     pub const NEWEST: Format = Format(2);
 
-    /// The newest that this program and one that reads `theirs` know.
+    /// Returns the newest format that this program and a reader of `theirs` know.
     pub fn in_common(theirs: &[Format]) -> Option<Format> {
         Format::ALL.into_iter().rev().find(|format| theirs.contains(format))
     }
 
-    /// Whether it is one that this program knows.
+    /// Whether this program knows the format.
     pub fn is_known(self) -> bool {
         Format::ALL.contains(&self)
     }
 
-    /// Whether counters are in memory that the state names, and not in the state.
+    /// Whether the state names shared memory for counters instead of containing them.
     pub fn has_counter_memory(self) -> bool {
         self >= Format(2)
     }
@@ -65,17 +64,17 @@ pub struct FdId(u64);
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
 impl FdId {
-    /// A number that no other descriptor of this process has.
+    /// Returns a number that no other descriptor of this process has.
     pub fn fresh() -> FdId {
         FdId(NEXT.fetch_add(1, Relaxed))
     }
 
-    /// The number as text, for holders that name descriptors by text.
+    /// Returns the number as text, for holders that name descriptors by text.
     pub fn name(self) -> String {
         format!("volt-fd-{}", self.0)
     }
 
-    /// The number that [`FdId::name`] made `name` of.
+    /// Parses a text of [`FdId::name`].
     pub fn from_name(name: &str) -> Option<FdId> {
         name.strip_prefix("volt-fd-")?.parse().ok().map(FdId)
     }
@@ -89,27 +88,27 @@ pub struct Numbered<T> {
 }
 
 impl<T: AsFd> Numbered<T> {
-    /// A descriptor that is new.
+    /// Gives a new number to a descriptor.
     pub fn fresh(fd: T) -> Numbered<T> {
         Numbered { id: FdId::fresh(), fd }
     }
 
-    /// One that has the number `id` already.
+    /// Wraps a descriptor that has the number `id` already.
     pub fn known(id: FdId, fd: T) -> Numbered<T> {
         Numbered { id, fd }
     }
 
-    /// Its number.
+    /// Returns its number.
     pub fn id(&self) -> FdId {
         self.id
     }
 
-    /// Adds it to a state, which names it by what is returned.
+    /// Adds it to a state. Returns its name in the state.
     pub fn export<'a>(&'a self, out: &mut Exporter<'a>) -> FdId {
         out.fd(self.id, &self.fd)
     }
 
-    /// The descriptor alone.
+    /// Returns the descriptor alone.
     pub fn into_inner(self) -> T {
         self.fd
     }
@@ -123,22 +122,22 @@ impl<T> Deref for Numbered<T> {
     }
 }
 
-/// Why a state cannot be taken over.
+/// The reason why a state cannot be taken over.
 #[derive(Debug, Error)]
 pub enum StateError {
-    /// It is no JSON, or not of this shape.
-    #[error("the state is not of the shape that its format has")]
+    /// It is not JSON, or has another structure.
+    #[error("the state does not have the structure of its format")]
     Shape(#[from] serde_json::Error),
-    /// A version from another time.
+    /// A format that this program does not know.
     #[error("the state has format {0}, and this program reads 1 to {newest}", newest = Format::NEWEST)]
     Format(Format),
-    /// A descriptor did not come with it.
-    #[error("the state names descriptor {}, which did not come with it", .0.0)]
+    /// A descriptor was not passed along.
+    #[error("the state names descriptor {}, which was not passed with it", .0.0)]
     Descriptor(FdId),
     /// Features that a guest uses and this program lacks.
     #[error("the guest uses features that this program does not offer: {}", .0.named(Class::Net))]
     Features(Features),
-    /// Its parts do not go together.
+    /// Its parts contradict each other.
     #[error("the state contradicts itself: {0}")]
     Contradiction(&'static str),
     /// Counters.
@@ -147,38 +146,38 @@ pub enum StateError {
     /// Guest memory.
     #[error("guest memory of the state")]
     Memory(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The system refuses.
+    /// A system call failed.
     #[error("{0}")]
     System(&'static str, #[source] std::io::Error),
 }
 
-/// Collects the descriptors of a state while it is written.
+/// Collects the descriptors of a state during export.
 #[derive(Debug, Default)]
 pub struct Exporter<'a> {
     fds: Vec<(FdId, BorrowedFd<'a>)>,
 }
 
 impl<'a> Exporter<'a> {
-    /// Adds a descriptor; the state names it by what is returned.
+    /// Adds a descriptor. Returns its name in the state.
     pub fn fd(&mut self, id: FdId, fd: &'a impl AsFd) -> FdId {
         self.fds.push((id, fd.as_fd()));
         id
     }
 
-    /// All descriptors of the state.
+    /// Returns all descriptors of the state.
     pub fn into_fds(self) -> Vec<(FdId, BorrowedFd<'a>)> {
         self.fds
     }
 }
 
-/// Hands out the descriptors of a state while it is read.
+/// Hands out the descriptors of a state during import.
 #[derive(Debug, Default)]
 pub struct Importer {
     fds: BTreeMap<FdId, OwnedFd>,
 }
 
 impl Importer {
-    /// Over the descriptors that came with a state.
+    /// Creates it for the descriptors that came with a state.
     pub fn new(fds: BTreeMap<FdId, OwnedFd>) -> Importer {
         if let Some((last, _)) = fds.last_key_value() {
             NEXT.fetch_max(last.0.saturating_add(1), Relaxed);
@@ -190,30 +189,30 @@ impl Importer {
     ///
     /// # Errors
     ///
-    /// When it did not come, or was taken already.
+    /// Fails if it did not come, or was taken already.
     pub fn take(&mut self, id: FdId) -> Result<OwnedFd, StateError> {
         self.fds.remove(&id).ok_or(StateError::Descriptor(id))
     }
 }
 
-/// Bytes in a state: hexadecimal text.
+/// Bytes in a state, as hexadecimal text.
 pub mod hex {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
-    /// Writes bytes as text.
+    /// Writes bytes as hexadecimal text.
     ///
     /// # Errors
     ///
-    /// The serializer's.
+    /// Fails if the serializer fails.
     pub fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
         to.serialize_str(&bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
     }
 
-    /// Reads bytes from text.
+    /// Reads bytes from hexadecimal text.
     ///
     /// # Errors
     ///
-    /// For text that is not pairs of hexadecimal digits.
+    /// Fails if the text is not pairs of hexadecimal digits.
     pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
         let text = String::deserialize(from)?;
         let digits: Option<Vec<u8>> =
@@ -227,7 +226,7 @@ pub mod hex {
     }
 }
 
-/// Paths in a state: text, or for one that is no UTF-8 an object with its bytes.
+/// Paths in a state: as text, or, if not UTF-8, as an object with the bytes.
 pub mod path {
     use std::ffi::OsString;
     use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -249,7 +248,7 @@ pub mod path {
     ///
     /// # Errors
     ///
-    /// The serializer's.
+    /// Fails if the serializer fails.
     pub fn serialize<S: Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
         let text = path.to_str().map(|text| Form::Text(text.to_owned()));
         text.unwrap_or_else(|| Form::Other { bytes: path.as_os_str().as_bytes().to_vec() }).serialize(to)
@@ -259,7 +258,7 @@ pub mod path {
     ///
     /// # Errors
     ///
-    /// For what is neither of the two.
+    /// Fails if it is neither text nor such an object.
     pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<PathBuf, D::Error> {
         Ok(match Form::deserialize(from)? {
             Form::Text(text) => text.into(),
@@ -281,7 +280,7 @@ mod tests {
 
     #[test]
     fn every_path_can_be_written_and_read() {
-        // As text it is what older programs write and read.
+        // Older programs write and read text.
         assert_eq!(serde_json::to_string(&At("/run/ä".into())).unwrap(), "\"/run/ä\"");
         for name in [&b"/run/\xff\xfe"[..], b"/run/text", b""] {
             let at = At(OsStr::from_bytes(name).into());

@@ -1,5 +1,5 @@
 //! Which metrics there are. Names and labels stay as they are: dashboards and alerts are built on them. They
-//! are documented in docs/metrics.md, with what to alert on.
+//! are documented in docs/reference/metrics.md, with what to alert on.
 
 use volt_program::metrics::{Family, Metrics};
 use volt_vhost_user::vring::VringStanding;

@@ -170,11 +170,8 @@ fn each_event_is_documented() {
     let odd: Vec<_> = netd.keys().chain(vmm.keys()).chain(shared.keys()).filter(snake).collect();
     assert!(odd.is_empty(), "names are in snake_case: {odd:?}");
     let mut said = String::new();
-    for (page, heading, events) in [
-        ("net-daemon/docs/events.md", "volt-netd", &netd),
-        ("net-daemon/docs/events.md", "volt-netd and volt-vmm", &shared),
-        ("vmm/docs/events.md", "volt-vmm", &vmm),
-    ] {
+    let page = "docs/reference/events.md";
+    for (heading, events) in [("volt-netd", &netd), ("Both programs", &shared), ("volt-vmm", &vmm)] {
         compare(&mut said, page, &documented(page, heading), events);
     }
     assert!(said.is_empty(), "{said}the tables of events differ from what is logged");

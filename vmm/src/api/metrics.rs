@@ -1,5 +1,5 @@
 //! Which metrics there are. Names and labels stay as they are: dashboards and alerts are built on them. They
-//! are documented in docs/api.md.
+//! are documented in docs/reference/metrics.md.
 
 use volt_program::metrics::{Family, Metrics};
 

@@ -3,7 +3,7 @@
 //! [`ApiSocket::bind`] listens, and from [`Api::start`] on [`volt_http`] serves on threads of its own until
 //! the API is dropped. The machine's end waits for answers to requests that have come, some seconds at most,
 //! and nothing else in the machine waits for it. What it shows and changes is a [`MachineHandle`].
-//! `docs/api.md` is the schema.
+//! `docs/reference/http-api.md` is the schema.
 //!
 //! | module | holds |
 //! |---|---|

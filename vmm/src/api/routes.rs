@@ -106,7 +106,7 @@ fn route(method: &Method, target: &Target) -> Result<Route, Answer> {
         return Err(error(StatusCode::BAD_REQUEST, text));
     }
     let routes = path::routes(path).map_err(|lost| match lost {
-        PathError::Unknown => error(StatusCode::NOT_FOUND, format!("there is no {path}: see docs/api.md")),
+        PathError::Unknown => error(StatusCode::NOT_FOUND, format!("there is no {path}: see docs/reference/http-api.md")),
         PathError::NotUtf8 => error(StatusCode::BAD_REQUEST, format!("the name in {path} is no UTF-8")),
     })?;
     let methods: Vec<_> = routes.iter().map(|(by, _)| by.as_str()).collect();

@@ -1,4 +1,4 @@
-//! How a machine is, as the API shows it: the schema of `docs/api.md`.
+//! How a machine is, as the API shows it: the schema of `docs/reference/http-api.md`.
 
 use serde::{Deserialize, Serialize};
 

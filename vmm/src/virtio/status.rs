@@ -1,4 +1,4 @@
-//! How a device is, as the API shows it: the schema of `docs/api.md`.
+//! How a device is, as the API shows it: the schema of `docs/reference/http-api.md`.
 //!
 //! A [`DeviceHandle`](crate::virtio::handle::DeviceHandle) fills a [`DeviceStatus`] whenever somebody asks.
 

@@ -12,7 +12,7 @@ use crate::guest::{Code, Machine, Running, eventually, kvm};
 
 /// Signals that have this effect, by the table.
 fn with(effect: &str) -> Vec<i32> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../net-daemon/docs/operations.md");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/exit-status.md");
     let text = std::fs::read_to_string(path).unwrap();
     let rows = text.lines().skip_while(|line| !line.starts_with("| signals |")).skip(2);
     let rows = rows.take_while(|line| line.starts_with('|'));

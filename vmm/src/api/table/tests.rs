@@ -43,7 +43,7 @@ guest  2 CPUs, 512 MiB of memory
 slot  device              state
    1  disk /srv/root.img
    2  rng
-   3  net tap0            asked of the guest, link up, MAC 52:54:00:12:34:56, 1 queue pair, \
+   3  net tap0            removal requested, link up, MAC 52:54:00:12:34:56, 1 queue pair, \
 limits rx none, tx 100Mbit
    -  net /run/net0.sock  link down, back-end away for 1.0 s, MAC 02:00:00:00:00:01, 2 queue pairs, \
 was away 2 times, 3.3 s in all

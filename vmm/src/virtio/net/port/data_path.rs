@@ -64,6 +64,6 @@ pub(super) trait DataPath: Send + Sync {
     /// Goes on after [`DataPath::pause`].
     fn resume(&self);
 
-    /// Limits and counters as the API shows them (`docs/api.md`); `None` where frames pass elsewhere.
+    /// Limits and counters as the API shows them (`docs/reference/http-api.md`); `None` where frames pass elsewhere.
     fn traffic(&self) -> Option<TrafficStatus>;
 }
