@@ -1,7 +1,6 @@
-//! The daemon's main thread: connections, one after the other, and what they say to the device.
+//! The daemon's main thread: serves one connection at a time, and carries out its requests on the device.
 //!
-//! Waits for everything at once and never for one thing alone, so that no front-end can keep it from ending
-//! when it is told to.
+//! The thread always waits for all events at once, so that no front-end can keep the daemon from ending.
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
@@ -43,7 +42,7 @@ mod upkeep;
 
 use progress::Progress;
 
-/// How long until a front-end that is not there, or an interface that is gone, is tried again.
+/// Time between two attempts to connect to a front-end, or to reopen a deleted interface.
 const RETRY: Duration = Duration::from_millis(500);
 
 /// Why the daemon ends.
@@ -55,7 +54,7 @@ pub(crate) enum ServerError {
     Device(#[from] DeviceError),
 }
 
-/// What the main thread waits for.
+/// The events that the main thread waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Token {
     Signal,
@@ -63,19 +62,21 @@ enum Token {
     Connection,
     ControlKick,
     Device,
-    /// News of interfaces.
+    /// An interface changed.
     Links,
-    /// The control socket, and its clients.
+    /// The control socket.
     Control,
+    /// A client of the control socket.
     Client,
-    /// A question of who serves metrics or feeds the watchdog, by its number.
+    /// A query of the metrics server or the watchdog, by the line's number.
     Inquiry(usize),
-    /// The end of the client that captures frames.
+    /// The capture client disconnected.
     Capture,
-    /// The supervisor's end.
+    /// The supervisor died.
     Line,
-    /// The opener has an answer.
+    /// The opener has reopened the interface, or failed.
     PortOpened,
+    /// The opener has connected to a front-end, or failed.
     FrontendFound,
 }
 
@@ -87,55 +88,55 @@ pub(crate) struct Server {
     poller: Poller<Token>,
     /// Notified by the device.
     wake: Arc<Notifier>,
-    /// Tells when to look whether the port's interface is up.
+    /// Readable when the link state may have changed.
     links: Option<LinkWatch>,
     connection: Option<Connection>,
     /// The control socket.
     control: Option<Listener>,
-    /// Clients of the control socket whose request has not come.
+    /// Clients of the control socket that have not sent their request yet.
     clients: VecDeque<UnixStream>,
     metrics: Option<MetricsListener>,
-    /// Serves them, where no supervisor does.
+    /// The metrics server of this process; `None` under a supervisor, which has its own.
     metrics_server: Option<MetricsServer>,
-    /// What that one will ask this thread by.
+    /// The line on which the metrics server will query this thread.
     asker: Option<Asker>,
-    /// Who asks how everything stands.
+    /// Lines on which others query this thread.
     inquiries: Vec<Option<Respondent>>,
-    /// Whoever captures frames.
+    /// The client that captures frames.
     capture_client: Option<UnixStream>,
     opener: Arc<Opener>,
-    /// The port is being opened again.
+    /// A pending request to reopen the port.
     port_asked: Option<Asked>,
-    /// A front-end that listens is being looked for.
+    /// A pending request to connect to a front-end.
     frontend_asked: Option<Asked>,
     supervisor: Option<Line>,
-    /// Signals that are the supervisor's while there is one.
+    /// Signals that the supervisor handles while it lives.
     blocked: SignalSet,
-    /// The connection of the process before is not to be gone on with.
+    /// Close the predecessor's connection on resume.
     drop_connection: bool,
-    /// Below a supervisor: where it is noted that a request is being carried out.
+    /// Under a supervisor: the note that a request is being carried out.
     request: Option<CrashNote>,
-    /// Told to end, everything is left to the supervisor instead.
+    /// When told to end, leave everything to the supervisor.
     leave: bool,
     started: Instant,
     restarts: u64,
     take_overs: u64,
     signals: Signals,
-    /// When to try to open a port that is gone.
+    /// When to try to reopen a deleted port.
     reopen: Option<Instant>,
-    /// Why that failed last.
+    /// Why the last attempt failed.
     reopen_failure: String,
-    /// When to look for a front-end that listens.
+    /// When to try to connect to the front-end next.
     next_connect: Instant,
     waiting_logged: bool,
-    /// After a refusal nobody is let in before this.
+    /// After a refusal, no front-end is accepted before this time.
     accept_after: Option<Instant>,
     refused: u64,
     refusal_logged: Option<Instant>,
     queues_logged: Option<Instant>,
-    /// What the last looks at the queue pairs saw.
+    /// Progress of the queue pairs, as of the last check.
     progress: Progress,
-    /// What is to be done before the next wait.
+    /// Work to do before the next wait.
     pending: Pending,
 }
 
@@ -151,14 +152,14 @@ struct Pending {
     /// Rings may be broken.
     rings: bool,
     links: bool,
-    /// By their numbers.
+    /// Numbers of the lines with a query.
     inquiries: Vec<usize>,
     alone: bool,
     port_opened: bool,
     frontend_found: bool,
 }
 
-/// What a daemon is made of.
+/// The parts of a daemon.
 pub(crate) struct Parts {
     pub(crate) device: NetDevice,
     /// Notified by the device.
@@ -167,37 +168,37 @@ pub(crate) struct Parts {
     pub(crate) endpoint: Endpoint,
     pub(crate) control: Option<Listener>,
     pub(crate) metrics: Option<MetricsListener>,
-    /// Of a line of this process's own, for metrics where no supervisor serves them.
+    /// The line of this process's own metrics server, used without a supervisor.
     pub(crate) asker: Option<Asker>,
-    /// Who asks how everything stands.
+    /// Lines on which others query the main thread.
     pub(crate) inquiries: Vec<Respondent>,
     pub(crate) opener: Arc<Opener>,
     /// The supervisor, if there is one.
     pub(crate) supervisor: Option<Line>,
-    /// Signals that are blocked because they are the supervisor's.
+    /// Signals that are blocked because the supervisor handles them.
     pub(crate) blocked: SignalSet,
-    /// The connection that is imported is not to be gone on with.
+    /// Close the imported connection on resume.
     pub(crate) drop_connection: bool,
     pub(crate) request: Option<CrashNote>,
-    /// Told to end, leave everything to the supervisor's supervisor.
+    /// When told to end, leave everything to systemd's store, by way of the supervisor.
     pub(crate) leave: bool,
-    /// How often the supervisor has started a worker again.
+    /// How often the supervisor has restarted the worker.
     pub(crate) restarts: u64,
     /// Becomes readable when the daemon is told to end.
     pub(crate) signals: Signals,
 }
 
-/// How a daemon ends without an error.
+/// The ways a daemon ends without an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
-    /// By itself or told to: what it made is taken down.
+    /// The daemon ended by itself or was told to end. It removes everything that it created.
     Over,
-    /// Everything is another process's now: nothing may be touched any more, not even to clean up.
+    /// Everything belongs to another process now. This one must not touch it, not even to clean up.
     GivenAway,
 }
 
 impl Server {
-    /// A daemon that has no front-end yet.
+    /// Creates a daemon without a front-end.
     pub(crate) fn new(mut parts: Parts) -> io::Result<Server> {
         let mut poller = Poller::new()?;
         let links = upkeep::watch_links(&mut poller);
@@ -216,7 +217,7 @@ impl Server {
             poller.add(inquiry, EventFlags::IN | EventFlags::RDHUP, Token::Inquiry(number))?;
         }
         if let Some(supervisor) = &parts.supervisor {
-            // It never speaks first: only its end is of interest.
+            // The supervisor never speaks first: only its death matters.
             poller.add(supervisor, EventFlags::RDHUP | EventFlags::ET, Token::Line)?;
         }
         Ok(Server {
@@ -259,20 +260,20 @@ impl Server {
         })
     }
 
-    /// Limits the device's rate. Before it serves anybody.
+    /// Sets the device's rate limits. Call before the daemon serves.
     pub(crate) fn set_limits(&mut self, limits: RateLimits) {
         self.device.set_limits(limits);
     }
 
-    /// Lets the device's workers poll. Before it serves anybody.
+    /// Sets the polling time of the device's workers. Call before the daemon serves.
     pub(crate) fn set_busy_poll(&mut self, microseconds: u16) {
         self.device.set_busy_poll(microseconds);
     }
 
-    /// Serves until a signal, until the only connection has ended, or until another process takes over.
+    /// Serves until a signal arrives, the only connection ends, or another process takes over.
     pub(crate) fn run(mut self) -> Result<End, ServerError> {
         let end = self.attend();
-        // What this process had is the next worker's after an error, the sockets' files too.
+        // After an error, the next worker inherits everything, including the socket files.
         if matches!(end, Ok(End::GivenAway)) || (end.is_err() && self.supervisor.is_some()) {
             self.abandon();
         }
@@ -350,7 +351,8 @@ impl Server {
         Ok(End::Over)
     }
 
-    /// Forgets everything without touching it: it is somebody else's. Who captures frames goes there too.
+    /// Forgets everything without touching it, because another process owns it. Only the capture client is
+    /// disconnected: it can connect to the new owner.
     fn abandon(mut self) {
         drop(self.capture_client.take());
         std::mem::forget(self);
@@ -393,7 +395,7 @@ impl Server {
         })
     }
 
-    /// `None` where nothing is to be done before something happens.
+    /// Returns the time until the next scheduled work; `None` if only an event can cause work.
     fn timeout(&self) -> Option<Duration> {
         if self.pending.messages || self.pending.control_queue {
             return Some(Duration::ZERO);

@@ -1,7 +1,7 @@
-//! A client of the control socket that captures frames.
+//! The client of the control socket that captures frames.
 //!
-//! It is given the memory that frames are copied to, and asked for nothing more: the capture lasts as long as
-//! its connection, whatever ends that. There is one at a time.
+//! The daemon gives it the memory that frames are copied to, and expects no further messages. The capture
+//! lasts as long as the connection. Only one client captures at a time.
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -19,9 +19,9 @@ use crate::control::{Capturing, Reply, answer};
 use crate::status;
 
 impl Server {
-    /// Captures frames for `client`, or tells it why not.
+    /// Captures frames for `client`, or sends it the reason for a refusal.
     pub(super) fn capture(&mut self, client: UnixStream, options: CaptureOptions) -> Result<(), ServerError> {
-        // The news of its end may be behind the next one's request.
+        // The event for the old client's end may come after the new client's request.
         if self.capture_client.as_ref().is_some_and(is_gone) {
             self.end_capture()?;
         }
@@ -36,11 +36,11 @@ impl Server {
         self.change_device(|device| device.set_capture(Some(capture.clone())))?;
         info!(
             event = "capture_begun", interface:% = begun.interface;
-            "{}: frames of queue pairs {:?} are captured{}", begun.interface, begun.pairs, by(&client)
+            "{}: capturing frames of queue pairs {:?}{}", begun.interface, begun.pairs, by(&client)
         );
         self.poller.add(&client, EventFlags::RDHUP, Token::Capture)?;
         let file = capture.file().map(AsFd::as_fd);
-        // To one that is gone by now, its end is told next.
+        // If the client has disconnected meanwhile, the next event ends the capture.
         let _ = transfer::send(&client, &Reply::Capture(begun), file.as_slice());
         self.capture_client = Some(client);
         Ok(())
@@ -48,23 +48,23 @@ impl Server {
 
     fn new_capture(&self, options: CaptureOptions) -> Result<Capture, String> {
         if let Some(capture_client) = &self.capture_client {
-            return Err(format!("frames are captured already{}: end that first", by(capture_client)));
+            return Err(format!("a capture is already running{}: end it first", by(capture_client)));
         }
         let pairs = self.device.pairs();
         if let Some(pair) = options.pair.filter(|pair| *pair >= pairs) {
             return Err(format!(
-                "there is no queue pair {pair}: this daemon has those from 0 to {}",
+                "there is no queue pair {pair}: this daemon has queue pairs 0 to {}",
                 pairs - 1
             ));
         }
         Capture::new(options, pairs).map_err(|error| {
             let why = error_chain(&error);
-            warn!(event = "capture_failed"; "no frames can be captured: {why}");
+            warn!(event = "capture_failed"; "cannot capture frames: {why}");
             why
         })
     }
 
-    /// Whoever captured frames has ended its connection.
+    /// Ends the capture after its client has disconnected.
     pub(super) fn end_capture(&mut self) -> Result<(), ServerError> {
         let Some(capture_client) = self.capture_client.take() else { return Ok(()) };
         self.poller.remove(&capture_client)?;
@@ -79,7 +79,7 @@ impl Server {
         self.change_device(|device| device.set_capture(None))
     }
 
-    /// What status says of it.
+    /// Returns the capture's part of the status.
     pub(super) fn capture_status(&self) -> Option<status::Capture> {
         let capture = self.device.capture()?;
         let (pair, frames, lost) = (capture.options().pair, capture.frames(), capture.lost());
@@ -87,7 +87,7 @@ impl Server {
     }
 }
 
-/// Who it is, where that can be told.
+/// Names the client's process, if its number is known.
 fn by(client: &UnixStream) -> String {
     peer_process(client).map_or(String::new(), |pid| format!(" by process {pid}"))
 }

@@ -1,8 +1,8 @@
 //! Clients of the control socket.
 //!
-//! One request a connection, which is answered at once; only who captures frames keeps its connection. The
-//! main thread waits for none: a client is read when it has begun to send, and the oldest of too many that
-//! say nothing has to go.
+//! Each connection carries one request, which is answered at once. Only a capture client stays connected. The
+//! main thread waits for no client: it reads from a client that has begun to send. If too many clients are
+//! silent, it disconnects the oldest.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -17,11 +17,11 @@ use volt_virtio::poller::EventFlags;
 use super::{End, Server, ServerError, Token};
 use crate::control::{Reply, Request, answer, read};
 
-/// Most clients that have not said what they want.
+/// Highest number of clients without a request.
 const CLIENTS: usize = 8;
 
 impl Server {
-    /// Takes a client of the control socket.
+    /// Accepts a client of the control socket.
     pub(super) fn accept_client(&mut self) -> io::Result<()> {
         let Some(control) = &self.control else { return Ok(()) };
         let client = match control.accept() {
@@ -30,7 +30,7 @@ impl Server {
             Err(error) => {
                 warn!(
                     event = "control_accept_failed";
-                    "accepting a client of the control socket failed: {error}"
+                    "cannot accept a client of the control socket: {error}"
                 );
                 std::thread::sleep(Duration::from_millis(10));
                 return Ok(());
@@ -42,7 +42,7 @@ impl Server {
             answer(&client, &Reply::Refused(why));
             return Ok(());
         }
-        // The oldest has had its time.
+        // The oldest client had long enough to send its request.
         if self.clients.len() >= CLIENTS
             && let Some(oldest) = self.clients.pop_front()
         {
@@ -53,7 +53,7 @@ impl Server {
         Ok(())
     }
 
-    /// Answers the clients that have said something.
+    /// Answers the clients that have sent something.
     pub(super) fn serve_clients(&mut self) -> Result<Option<End>, ServerError> {
         for _ in 0..self.clients.len() {
             let Some(client) = self.clients.pop_front() else { break };
@@ -75,7 +75,7 @@ impl Server {
                         return Ok(Some(End::GivenAway));
                     }
                 }
-                // It went away, or speaks something else.
+                // The client disconnected, or speaks another protocol.
                 Err(_) => {}
             }
         }

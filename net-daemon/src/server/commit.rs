@@ -1,16 +1,16 @@
-//! Below a supervisor: the state is left there with the end of each request, which is the supervisor's to
-//! answer.
+//! Commits under a supervisor: with the end of each request, the worker sends its state and the reply to the
+//! supervisor, which answers the front-end.
 //!
 //! ```text
 //! front-end        supervisor                      this process
 //!    |--- request ---->|                                |
-//!    |                 |<-- read ---- what comes -----> |  it is kept, for the next process
-//!    |                 |                                |  carries it out
+//!    |                 |<-- read ----- message -------->|  the supervisor keeps it for the next worker
+//!    |                 |                                |  carries out the request
 //!    |                 |<-- commit: state, reply -------|
-//!    |<-- reply -------|--- held -------------------->  |
+//!    |<-- reply -------|--- held ---------------------->|
 //! ```
 //!
-//! Whenever this process dies, the request has either not happened, and the next process gets it, or it has
+//! Whenever this process dies, a request has either not happened, and the next worker receives it, or it has
 //! happened and is answered.
 
 use std::io;
@@ -25,21 +25,21 @@ use crate::metrics::listener::MetricsListener;
 use crate::supervision::{Answer, Observed};
 
 impl Server {
-    /// Leaves the state with the supervisor, if there is one.
+    /// Sends the state to the supervisor, if there is one.
     pub(super) fn commit(&mut self) {
-        // Without an answer nothing can come of it.
+        // A commit without an answer cannot fail in a way that matters to the front-end.
         let _ = self.commit_with(None);
     }
 
-    /// The same with the end of a request. Returns the bytes that the front-end has not taken; `None` where
-    /// the request is this process's to end.
+    /// Like [`commit`](Self::commit), but with the reply to a request. Returns the number of bytes that the
+    /// front-end has not accepted; `None` if this process must send the reply itself.
     fn commit_with(&mut self, answer: Option<&Answer>) -> Result<Option<usize>, ChannelError> {
         let is_answer = answer.is_some();
         let Some(mut supervisor) = self.supervisor.take() else { return Ok(None) };
         let (state, fds) = match self.export(Format::NEWEST) {
             Ok(exported) => exported,
             Err(why) => {
-                warn!(event = "state_not_kept"; "this daemon is not left with its supervisor: {why}");
+                warn!(event = "state_not_kept"; "the supervisor does not have the latest state: {why}");
                 self.supervisor = Some(supervisor);
                 return Ok(None);
             }
@@ -58,9 +58,9 @@ impl Server {
             Err(error) => {
                 self.lose_supervisor(&error);
                 match error.kind() {
-                    // Nobody has read it.
+                    // The supervisor has not read the commit.
                     io::ErrorKind::BrokenPipe => Ok(None),
-                    // Whether the request is answered is not known: better none than two.
+                    // The supervisor may have answered. No reply is better than two.
                     _ if is_answer => Err(error.into()),
                     _ => Ok(None),
                 }
@@ -69,18 +69,18 @@ impl Server {
     }
 
     pub(super) fn lose_supervisor(&mut self, error: &io::Error) {
-        warn!(event = "supervisor_gone"; "the supervisor is gone, this daemon goes on without one: {error}");
+        warn!(event = "supervisor_gone"; "the supervisor is gone; this daemon continues alone: {error}");
         self.supervisor = None;
-        // From here on whoever wants to end this daemon has to tell it directly.
+        // From now on, termination signals reach this process only.
         if let Err(error) = self.blocked.unblock() {
-            warn!(event = "signals_stay_blocked"; "signals stay blocked: {error}");
+            warn!(event = "signals_stay_blocked"; "termination signals stay blocked: {error}");
         }
         if let Err(error) = self.serve_metrics() {
-            warn!(event = "metrics_not_served"; "metrics are not served any more: {error}");
+            warn!(event = "metrics_not_served"; "metrics are no longer served: {error}");
         }
     }
 
-    /// Ends a request with its reply: by the supervisor where there is one.
+    /// Ends a request with its reply, which the supervisor sends if there is one.
     pub(super) fn conclude(&mut self, reply: Vec<u8>) -> Result<(), Ended> {
         let Some(connection) = &self.connection else { return Ok(()) };
         let answer = Answer { connection: connection.channel.id(), reply };
@@ -93,7 +93,7 @@ impl Server {
         Ok(())
     }
 
-    /// Sends what is left of replies; whether all has gone.
+    /// Sends the rest of earlier replies. Returns whether all is sent.
     pub(super) fn flush(&mut self) -> Result<bool, Ended> {
         let Some(connection) = &mut self.connection else { return Ok(false) };
         if self.supervisor.is_none() || connection.channel.unsent().is_empty() {

@@ -1,4 +1,4 @@
-//! Front-ends come and go, one at a time.
+//! Connections to front-ends, one at a time.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -15,26 +15,26 @@ use crate::connection::{Connection, Ended};
 use crate::endpoint::Endpoint;
 use crate::opener::Request;
 
-/// Between a refusal and the next front-end: one that is refused comes back at once, for as long as it lives.
+/// Time from a refusal to the next front-end: a refused front-end reconnects at once, again and again.
 const HOLD_OFF: Duration = Duration::from_secs(1);
-/// At most one line in this time about refused connections.
+/// Least time between two log lines about refused connections.
 const REFUSALS: Duration = Duration::from_secs(10);
-/// Errors of accept that say that there is nobody, or nobody any more.
+/// Errors of `accept` without a client, or with one that has disconnected.
 const NOBODY: [io::ErrorKind; 3] =
     [io::ErrorKind::WouldBlock, io::ErrorKind::Interrupted, io::ErrorKind::ConnectionAborted];
-/// Most messages served before the rest of the daemon gets its turn.
+/// Highest number of messages served before other events.
 const MESSAGES: usize = 64;
 
 impl Server {
-    /// Takes a new front-end, or refuses it while there is another.
+    /// Accepts a new front-end, or refuses it while another is connected.
     pub(super) fn accept(&mut self) -> Result<(), ServerError> {
         let Endpoint::Listen(listener) = &self.endpoint else { return Ok(()) };
         let stream = match listener.accept() {
             Ok(stream) => stream,
             Err(error) if NOBODY.contains(&error.kind()) => return Ok(()),
             Err(error) => {
-                warn!(event = "front_end_accept_failed"; "accepting a connection failed: {error}");
-                // Out of descriptors, most likely: not again at once.
+                warn!(event = "front_end_accept_failed"; "cannot accept a front-end: {error}");
+                // Probably out of descriptors: do not retry at once.
                 return Ok(self.hold_off()?);
             }
         };
@@ -43,7 +43,7 @@ impl Server {
                 self.refuse();
                 return Ok(self.hold_off()?);
             }
-            // The news of its end may be behind that of the new one.
+            // The event for the old connection's end may come after that for the new one.
             Some(_) => self.disconnect("closed by the front-end")?,
             None => {}
         }
@@ -62,7 +62,7 @@ impl Server {
         }
     }
 
-    /// Lets nobody in for a while. Who comes waits in the listener's queue.
+    /// Accepts no front-end for a while. New ones wait in the listener's queue.
     fn hold_off(&mut self) -> io::Result<()> {
         let Endpoint::Listen(listener) = &self.endpoint else { return Ok(()) };
         if self.accept_after.replace(Instant::now() + HOLD_OFF).is_none() {
@@ -71,7 +71,7 @@ impl Server {
         Ok(())
     }
 
-    /// Lets front-ends in again when it is time.
+    /// Accepts front-ends again when the hold-off is over.
     pub(super) fn accept_again(&mut self) -> io::Result<()> {
         let Endpoint::Listen(listener) = &self.endpoint else { return Ok(()) };
         if self.accept_after.is_some_and(|after| after <= Instant::now()) {
@@ -86,7 +86,7 @@ impl Server {
         if self.endpoint.frontend().is_none() || busy || self.next_connect > Instant::now() {
             return Ok(());
         }
-        // Also after a connection that ends at once.
+        // The delay also applies after a connection that ends at once.
         self.next_connect = Instant::now() + RETRY;
         let asked = self.opener.ask(&Request::Connect).and_then(|asked| {
             self.poller.add(&asked, EventFlags::IN, Token::FrontendFound)?;
@@ -99,7 +99,7 @@ impl Server {
         Ok(())
     }
 
-    /// Takes the front-end that the opener has connected to, if there is one.
+    /// Takes the connection to a front-end from the opener, if it has one.
     pub(super) fn frontend_found(&mut self) -> Result<(), ServerError> {
         let Some(asked) = self.frontend_asked.take() else { return Ok(()) };
         self.poller.remove(&asked)?;
@@ -136,7 +136,7 @@ impl Server {
         Ok(())
     }
 
-    /// Waits for what the front-end says, and looks whether it has said something.
+    /// Watches the connection, and marks it for a first read: messages may be waiting.
     pub(super) fn watch_connection(&mut self) -> io::Result<()> {
         let Some(connection) = &mut self.connection else { return Ok(()) };
         let edge = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
@@ -162,7 +162,7 @@ impl Server {
         Ok(())
     }
 
-    /// Carries out the messages that have come, and answers them.
+    /// Carries out and answers the messages that have arrived.
     pub(super) fn serve(&mut self) -> Result<(), ServerError> {
         for _ in 0..MESSAGES {
             let error = match self.step() {
@@ -174,20 +174,20 @@ impl Server {
                 Ended::Channel(error @ (ChannelError::Closed | ChannelError::ClosedInside)) => {
                     return self.left(&error.to_string());
                 }
-                // It went away before it had read everything, say.
+                // For instance, the front-end disconnected before it had read all replies.
                 Ended::Channel(error @ ChannelError::System(_)) => {
-                    warn!(event = "connection_failed"; "the connection is closed: {}", error_chain(&error));
+                    warn!(event = "connection_failed"; "closing the connection: {}", error_chain(&error));
                     return self.left("socket error");
                 }
                 Ended::Channel(error) => {
-                    warn!(event = "protocol_error"; "the connection is closed: {}", error_chain(&error));
+                    warn!(event = "protocol_error"; "closing the connection: {}", error_chain(&error));
                     "protocol error".to_owned()
                 }
                 Ended::Session(SessionError::Device(error)) => return Err(error.into()),
                 Ended::Session(error) => {
                     warn!(
                         event = "connection_refused";
-                        "the connection is closed, a request is refused: {}", error_chain(&error)
+                        "closing the connection, as a request is refused: {}", error_chain(&error)
                     );
                     "request refused".to_owned()
                 }
@@ -199,8 +199,8 @@ impl Server {
         Ok(())
     }
 
-    /// Ends a connection that the front-end has closed. One that asked for the number of queues and left at
-    /// once has found too few, most likely: it refuses this daemon, and comes back at once as well.
+    /// Ends a connection that the front-end has closed. A front-end that asks for the number of queues and
+    /// disconnects at once probably needs more queues. It also reconnects at once.
     fn left(&mut self, why: &str) -> Result<(), ServerError> {
         let Some(connection) = &self.connection else { return Ok(()) };
         let too_few = connection.session.left_at_queues() && connection.since.elapsed() < HOLD_OFF;
@@ -209,7 +209,7 @@ impl Server {
             self.complain_of_queues();
             return Ok(self.hold_off()?);
         }
-        // Whoever was kept waiting because there was another has its turn.
+        // A front-end that waited for the end of this connection may connect now.
         self.accept_after = self.accept_after.map(|_| Instant::now());
         Ok(())
     }
@@ -218,15 +218,15 @@ impl Server {
         if self.queues_logged.is_none_or(|when| when.elapsed() >= REFUSALS) {
             warn!(
                 event = "queue_pairs_too_few", pairs = self.device.pairs();
-                "the front-end asked for the number of queues and left: if it has more than {} queue pairs \
-                 (queues= of QEMU's netdev), give this daemon as many by --queues",
+                "the front-end asked for the number of queues and disconnected: if it has more than {} queue \
+                 pairs (queues= of QEMU's netdev), give this daemon the same number with --queues",
                 self.device.pairs()
             );
             self.queues_logged = Some(Instant::now());
         }
     }
 
-    /// One message; `false` when there is none, or the front-end has not read its last reply.
+    /// Serves one message. Returns `false` if there is none, or the front-end has not read its last reply.
     fn step(&mut self) -> Result<bool, Ended> {
         if !self.flush()? {
             return Ok(false);
@@ -236,12 +236,12 @@ impl Server {
         let message = match &self.supervisor {
             Some(supervisor) => {
                 match connection.channel.receive_with(|socket, begun| supervisor.read(socket, id, begun)) {
-                    // Nobody has read anything.
+                    // The supervisor has not read anything from the connection.
                     Err(ChannelError::System(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
                         self.lose_supervisor(&error);
                         return Ok(true);
                     }
-                    // It may have read something.
+                    // The supervisor may have read something.
                     Err(ChannelError::System(error)) if error.kind() == io::ErrorKind::TimedOut => {
                         self.lose_supervisor(&error);
                         return Err(ChannelError::from(error).into());

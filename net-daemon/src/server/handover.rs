@@ -1,6 +1,6 @@
-//! The running daemon's side of a hand-over: `crate::handover` has the picture.
+//! The running daemon's side of a hand-over. `crate::handover` has a diagram.
 //!
-//! It serves up to the last step, and goes on wherever the new process does not come so far.
+//! The daemon serves up to the last step. If the new process fails before that, the daemon continues.
 
 use std::os::unix::net::UnixStream;
 
@@ -15,7 +15,7 @@ use crate::handover;
 use crate::state::FinalState;
 
 impl Server {
-    /// Gives everything to the process behind `client`. Whether that happened.
+    /// Hands everything over to the process behind `client`. Returns whether it did.
     pub(super) fn hand_over(
         &mut self,
         client: &UnixStream,
@@ -30,7 +30,7 @@ impl Server {
         let Some(format) = Format::in_common(formats) else {
             let theirs: Vec<_> = formats.iter().map(Format::to_string).collect();
             return refuse(format!(
-                "this daemon writes state of formats 1 to {}, the new program reads {}",
+                "this daemon writes the state formats 1 to {}, the new program reads {}",
                 Format::NEWEST,
                 theirs.join(", ")
             ));
@@ -54,7 +54,7 @@ impl Server {
             return Ok(false);
         }
         let gone = self.stop_and_go(client, format, program).unwrap_or_else(|error| {
-            // The new process may have everything: nothing is cleaned up.
+            // The new process may own everything: clean up nothing.
             error!(
                 target: logging::END, event = "hand_over_failed";
                 "the hand-over failed: {}", volt_virtio::error_chain(&error)
@@ -66,14 +66,14 @@ impl Server {
         } else {
             warn!(
                 event = "hand_over_undone", program;
-                "{program} went away in the last moment: this daemon goes on"
+                "{program} disappeared in the last step: this daemon continues"
             );
             self.resume_after_refusal()?;
         }
         Ok(gone)
     }
 
-    /// The last steps. Whether the new process has been told to go.
+    /// Carries out the last steps. Returns whether the new process has been told to start.
     fn stop_and_go(
         &mut self,
         client: &UnixStream,
@@ -95,7 +95,7 @@ impl Server {
                 self.lose_supervisor(&error);
             }
             Some(Err(error)) => {
-                // It may have told the other one to go. This process must not touch anything any more.
+                // The supervisor may have told the new process to start. This one must not touch anything.
                 warn!(
                     target: logging::END, event = "supervisor_gone";
                     "the supervisor ended during the hand-over: {error}"

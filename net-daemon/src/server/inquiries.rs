@@ -1,5 +1,5 @@
-//! Who asks how everything stands: a supervisor, for metrics and systemd's watchdog, or this process's own
-//! thread for metrics, where there is no supervisor.
+//! Answers status queries: from a supervisor, for metrics and systemd's watchdog, or from this process's own
+//! metrics server, if there is no supervisor.
 
 use std::io;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::metrics::families::{Observed, families};
 use crate::metrics::{Source, serve};
 
 impl Server {
-    /// Serves metrics, where that is asked for and no supervisor does.
+    /// Serves metrics if `--metrics` is given and no supervisor serves them.
     pub(super) fn serve_metrics(&mut self) -> io::Result<()> {
         if self.supervisor.is_some() {
             return Ok(());
@@ -24,7 +24,7 @@ impl Server {
         Ok(())
     }
 
-    /// Metrics for a client of the control socket.
+    /// Returns the metrics for a client of the control socket.
     pub(super) fn metrics_text(&mut self) -> String {
         let status = self.status();
         let observed = Observed {
@@ -36,7 +36,7 @@ impl Server {
         families(&observed).text(Format::Text)
     }
 
-    /// Answers one; none comes from there any more when who asks is gone.
+    /// Answers a query on line `number`. Closes the line when its other end is gone.
     pub(super) fn answer_inquiry(&mut self, number: usize) -> io::Result<()> {
         let Some(respondent) = self.inquiries.get_mut(number).and_then(Option::take) else { return Ok(()) };
         if respondent.answer(|| self.status()).is_err() {

@@ -1,11 +1,11 @@
-//! Whether queue pairs make progress, for status, metrics and the watchdog.
+//! Checks whether queue pairs make progress, for status, metrics and the watchdog.
 //!
-//! Each look asks the threads of the pairs to report, and compares what they have counted with the look
-//! before. A thread that has not answered, or a transmit ring that has frames, waits for nobody and has not
-//! moved, for [`PATIENCE`] and over [`LOOKS`] looks, makes no progress. Receive rings are tried with each
-//! report, so that only a thread that does not answer leaves a frame there.
+//! Each check asks the pairs' threads for a report, and compares their counters with those of the last check.
+//! A pair makes no progress if, for [`PATIENCE`] and over [`LOOKS`] checks, its counters do not move although
+//! its thread does not answer, or its transmit ring has frames and waits for nothing. With each report, a
+//! thread also tries its receive ring, so only a thread that does not answer leaves a frame there.
 //!
-//! Nobody looks where nobody asks: an idle daemon does not wake up for it.
+//! Checks happen only on request: an idle daemon does not wake up for them.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -16,62 +16,63 @@ use volt_net::report::{PairReport, RingReport};
 
 use super::Server;
 
-/// How long all threads together may take to report before a look goes on without those that have not. Each
-/// answers between two batches of frames.
+/// Total time for all threads to report; a check continues without the missing reports. Each thread answers
+/// between two batches of frames.
 const LIMIT: Duration = Duration::from_millis(200);
-/// How long a pair may not move before that is told.
+/// Time without progress after which a pair counts as stuck.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How many looks in a row must have seen it so: the time between two may have passed without this process,
-/// as where the machine was suspended.
+/// Number of checks in a row that must see no progress: the process may not have run between two of them, for
+/// instance because the machine was suspended.
 const LOOKS: u32 = 3;
 
-/// What is known of all pairs.
+/// The progress of all pairs.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
     pairs: Vec<PairProgress>,
 }
 
 impl Progress {
-    /// What is known of the data vring of this number.
+    /// Returns the progress of the data vring with this number.
     pub(super) fn of(&self, vring: usize) -> Option<&Half> {
         self.pairs.get(vring / 2).map(|pair| &pair.halves[vring % 2])
     }
 }
 
-/// What is known of a pair.
+/// The progress of a pair.
 #[derive(Debug, Default)]
 struct PairProgress {
-    /// A report that was asked for.
+    /// A pending report.
     asked: Option<Receiver<PairReport>>,
     /// Receive and transmit.
     halves: [Half; 2],
     told: bool,
 }
 
-/// What is known of one vring.
+/// The progress of one vring.
 #[derive(Debug, Default)]
 pub(super) struct Half {
-    /// As its thread reported last.
+    /// The last report of its thread.
     pub(super) report: Option<RingReport>,
-    /// What was counted at the last look, and when it had moved since the one before.
+    /// The counter at the last check.
     count: u64,
+    /// The last check that saw the counter move.
     moved: Option<Instant>,
-    /// Looks in a row, and since when, that have seen it not move although it should.
+    /// The number of checks in a row that saw no progress where they should, and the time of the first.
     stuck: Option<(u32, Instant)>,
 }
 
 impl Half {
-    /// For how long it has not moved, as far as looks have seen.
+    /// Returns the time since a check last saw the counter move.
     pub(super) fn idle(&self, now: Instant) -> Option<Duration> {
         self.moved.map(|moved| now.saturating_duration_since(moved))
     }
 
-    /// Whether it should move, and does not.
+    /// Returns whether the vring should make progress and does not.
     pub(super) fn is_stuck(&self) -> bool {
         self.stuck.is_some_and(|(looks, since)| looks >= LOOKS && since.elapsed() >= PATIENCE)
     }
 
-    /// A look at `now` sees this `count`, and whether it `should` move.
+    /// Records a check at `now` with this `count`; `should` tells whether the counter should move.
     fn seen(&mut self, count: u64, should: bool, now: Instant) {
         let first = self.moved.is_none();
         if first || count != self.count {
@@ -86,7 +87,7 @@ impl Half {
 }
 
 impl PairProgress {
-    /// Takes what `counters` and its thread say at `now`; `silent` if that has not answered.
+    /// Records a check at `now` with these `counters`; `silent` if the thread has not answered.
     fn seen(&mut self, counters: &Counters, silent: bool, now: Instant) {
         let counts = [counters.rx_served(), counters.tx_served()];
         let has_frames = self.halves[1].report.is_some_and(|report| report.available > 0 && !report.waits);
@@ -96,14 +97,14 @@ impl PairProgress {
         }
     }
 
-    /// Says that it does not move any more, or does again.
+    /// Logs that the pair has stopped making progress, or makes progress again.
     fn tell(&mut self, pair: usize, silent: bool) {
         let stuck = self.halves.iter().any(Half::is_stuck);
         if stuck && !self.told {
-            let why = if silent { "its thread does not answer" } else { "its transmit ring has frames" };
+            let why = if silent { "its thread does not answer" } else { "its transmit ring holds frames" };
             warn!(
                 event = "no_progress", pair;
-                "queue pair {pair} makes no progress: {why}; a restart of the daemon serves it again"
+                "queue pair {pair} makes no progress: {why}; restart the daemon to serve it again"
             );
         } else if self.told && !stuck {
             info!(event = "progress_again", pair; "queue pair {pair} makes progress again");
@@ -113,7 +114,7 @@ impl PairProgress {
 }
 
 impl Server {
-    /// Looks at all pairs that run.
+    /// Checks all running pairs.
     pub(super) fn look(&mut self) {
         let pairs = self.device.pairs();
         self.progress.pairs.resize_with(pairs, PairProgress::default);
@@ -146,7 +147,8 @@ impl Server {
 mod tests {
     use super::*;
 
-    /// Not once, not after a pause in which nobody looked, but when it goes on.
+    /// A vring counts as stuck after several checks over some time: not after one check, nor after a pause
+    /// without checks.
     #[test]
     fn what_does_not_move_for_some_time_is_stuck() {
         let began = Instant::now().checked_sub(10 * PATIENCE).unwrap();

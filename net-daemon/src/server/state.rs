@@ -1,10 +1,10 @@
-//! The daemon written out, and read back by the next process.
+//! Export of the daemon's state, and import by the next process.
 //!
 //! ```text
 //! export -> state and descriptors -> (hand-over, supervisor, systemd's store) -> import -> resume
 //! ```
 //!
-//! Up to `resume` nothing is touched; from there on everything is this process's.
+//! Before `resume`, the new process changes nothing. From `resume` on, it owns everything.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -22,7 +22,11 @@ use crate::state::{ConnectionState, DaemonState, FinalState, program};
 pub(super) type Fds<'a> = Vec<(FdId, BorrowedFd<'a>)>;
 
 impl Server {
-    /// Writes the daemon out in this format. An error says why no other process can have it.
+    /// Exports the daemon's state in this format.
+    ///
+    /// # Errors
+    ///
+    /// The reason why no other process can use the state.
     pub(super) fn export(&self, format: Format) -> Result<(Box<RawValue>, Fds<'_>), String> {
         let mut out = Exporter::default();
         let state = DaemonState {
@@ -30,7 +34,7 @@ impl Server {
             program: program(),
             take_overs: self.take_overs,
             device: self.device.export(format, &mut out),
-            port: self.device.port().export(&mut out).ok_or("its port cannot be handed over")?,
+            port: self.device.port().export(&mut out).ok_or("its interface cannot be handed over")?,
             max_ring_size: self.max_ring_size,
             endpoint: self.endpoint.export(&mut out),
             control: self.control.as_ref().map(|control| control.export(&mut out)),
@@ -38,16 +42,17 @@ impl Server {
             connection: self.connection.as_ref().map(|connection| connection.export(&mut out)),
             run_state: self.device.run_state(format),
         };
-        let state = to_raw_value(&state).map_err(|error| format!("its state cannot be written: {error}"))?;
+        let state =
+            to_raw_value(&state).map_err(|error| format!("cannot write the daemon's state: {error}"))?;
         Ok((state, out.into_fds()))
     }
 
-    /// Counts on where the process before has.
+    /// Continues the predecessor's counters.
     pub(crate) fn import_counters(&mut self, id: FdId, from: &mut Importer) -> Result<(), StateError> {
         self.device.import_counters(id, from)
     }
 
-    /// Goes on with the connection of a state, stopped.
+    /// Imports the connection of a state. Its rings stay stopped.
     pub(crate) fn import(
         &mut self,
         connection: Option<ConnectionState>,
@@ -67,22 +72,22 @@ impl Server {
         Ok(())
     }
 
-    /// Closes the imported connection as soon as everything is this daemon's, if `drop`.
+    /// Makes [`resume`](Self::resume) close the imported connection, if `drop`.
     pub(crate) fn drop_connection_on_resume(&mut self, drop: bool) {
         self.drop_connection |= drop;
     }
 
-    /// Says that this daemon can start, and waits until its supervisor lets it.
+    /// Reports that this daemon is ready, and waits for the supervisor to start it.
     pub(crate) fn wait_for_start(&self) -> io::Result<FinalState> {
         self.supervisor.as_ref().ok_or(io::ErrorKind::NotConnected)?.wait_for_start()
     }
 
-    /// What frames go to.
+    /// Returns the name of the interface.
     pub(crate) fn port_name(&self) -> &str {
         self.device.port_name()
     }
 
-    /// Starts what was running in the process before this one.
+    /// Starts everything that ran in the previous process.
     pub(crate) fn resume(&mut self, last: Option<FinalState>) -> Result<(), ServerError> {
         self.device.own_port();
         self.endpoint.own();
@@ -103,7 +108,7 @@ impl Server {
         }
         self.watch_connection()?;
         if std::mem::take(&mut self.drop_connection) {
-            return self.disconnect("a request of its ends this daemon, or was lost with the last one");
+            return self.disconnect("a request kills this daemon, or was lost with the previous process");
         }
         if let Some(connection) = &mut self.connection {
             connection.session.resume(&mut self.device);

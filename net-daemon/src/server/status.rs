@@ -1,4 +1,4 @@
-//! What a daemon says of itself, and what can be changed about it while it runs.
+//! The daemon's status, and changes of its rate limits.
 
 use std::time::Instant;
 
@@ -13,8 +13,7 @@ use crate::state::program;
 use crate::status::{FrontEnd, Limits, PairCounters, Status, Vring, VringKind};
 
 impl Server {
-    /// Puts other rate limits in force. They are the next process's too, before anybody is told that they are
-    /// this one's.
+    /// Changes the rate limits. They are committed for the next process before the client is told.
     pub(super) fn change_limits(&mut self, change: LimitsChange) -> Result<(), ServerError> {
         self.change_device(|device| device.set_limits(device.limits().changed(change)))?;
         let Limits { rx_rate, tx_rate } = self.limits();
@@ -31,7 +30,7 @@ impl Server {
         Limits { rx_rate: limits.rx.to_string(), tx_rate: limits.tx.to_string() }
     }
 
-    /// Looks at the queue pairs, and says how everything stands.
+    /// Checks the queue pairs, and returns the daemon's status.
     pub(super) fn status(&mut self) -> Status {
         self.look();
         let front_end = self.connection.as_ref().map(|connection| {

@@ -1,4 +1,4 @@
-//! What comes and goes beside front-ends: the control queue's kick, the interface, what the device does.
+//! Events other than those of front-ends: kicks of the control queue, the interface, broken rings.
 
 use std::io;
 use std::sync::Arc;
@@ -13,20 +13,21 @@ use volt_virtio::poller::{EventFlags, Poller};
 use super::{RETRY, Server, ServerError, Token};
 use crate::opener::Request;
 
-/// A daemon without news of interfaces serves as well: its guests see their link up all the time.
+/// Watches the interfaces' link state. Without it, the daemon also serves, but the guest always sees its link
+/// up.
 pub(super) fn watch_links(poller: &mut Poller<Token>) -> Option<LinkWatch> {
     let watch = LinkWatch::new().and_then(|watch| {
         poller.add(&watch, EventFlags::IN, Token::Links)?;
         Ok(watch)
     });
     let tell = |error: &io::Error| {
-        warn!(event = "link_news_missing"; "no news of the interface going down or up: {error}");
+        warn!(event = "link_news_missing"; "cannot watch the interface's link state: {error}");
     };
     watch.inspect_err(tell).ok()
 }
 
 impl Server {
-    /// Changes what pairs start with, and what they do from now on.
+    /// Changes the device while its pairs are paused.
     pub(super) fn change_device(&mut self, change: impl FnOnce(&mut NetDevice)) -> Result<(), ServerError> {
         if let Some(connection) = &mut self.connection {
             connection.session.pause(&mut self.device)?;
@@ -35,7 +36,7 @@ impl Server {
         if let Some(connection) = &mut self.connection {
             connection.session.resume(&mut self.device);
         }
-        // Not before: a frame that waited has gone to the guest now, and must not be the next process's too.
+        // Not earlier: the resume delivers waiting frames, and the next process must not deliver them again.
         self.commit();
         Ok(())
     }
@@ -43,13 +44,13 @@ impl Server {
     pub(super) fn serve_control_queue(&mut self) {
         let Some(connection) = &mut self.connection else { return };
         let more = connection.session.control_kicked(&mut self.device);
-        // Before the answer: what the driver was told cannot be forgotten.
+        // Before the answer: the state must include all that the driver has been told.
         self.commit();
         let Some(connection) = &mut self.connection else { return };
         self.pending.control_queue = connection.session.answer_control() || more;
     }
 
-    /// The control queue comes and goes with what the front-end sets up.
+    /// Watches the control queue's kick descriptor, as far as the front-end has set it up.
     pub(super) fn watch_control_queue(&mut self) -> Result<(), ServerError> {
         let Some(connection) = &mut self.connection else { return Ok(()) };
         let now = connection.session.control_kick();
@@ -67,13 +68,13 @@ impl Server {
                     "cannot wait for the control queue's kick descriptor: {error}"
                 ),
             }
-            // It may have been kicked before.
+            // The driver may have kicked already.
             self.pending.control_queue = true;
         }
         Ok(())
     }
 
-    /// Looks whether the interface has gone down or come up, and tells the front-end.
+    /// Checks whether the interface is up, and tells the front-end of a change.
     pub(super) fn check_link(&mut self) {
         let Some(links) = &self.links else { return };
         links.clear();
@@ -85,7 +86,7 @@ impl Server {
         }
     }
 
-    /// Takes note of rings that the driver has broken.
+    /// Detaches pairs whose receive ring the driver broke, so that they get no more frames.
     pub(super) fn check_rings(&mut self) {
         if let Some(connection) = &mut self.connection
             && connection.session.leave_out_broken(&mut self.device)
@@ -94,7 +95,7 @@ impl Server {
         }
     }
 
-    /// Has an interface that is gone opened again, as soon as it can be.
+    /// Asks the opener to reopen a deleted interface when it is time.
     pub(super) fn check_port(&mut self) -> Result<(), ServerError> {
         if self.port_asked.is_some() || self.reopen.is_none_or(|when| when > Instant::now()) {
             return Ok(());
@@ -103,7 +104,7 @@ impl Server {
         if self.device.reopening().is_none() {
             warn!(
                 event = "interface_needs_restart", interface = self.device.port_name();
-                "{}: its descriptors came from whoever started this daemon: start it again with new ones",
+                "{}: its descriptors are those of --tap-fd: restart the daemon with new ones",
                 self.device.port_name()
             );
             return Ok(());
@@ -119,7 +120,7 @@ impl Server {
         Ok(())
     }
 
-    /// Goes on with the interface that the opener has opened.
+    /// Adopts the interface that the opener has reopened.
     pub(super) fn port_opened(&mut self) -> Result<(), ServerError> {
         let Some(asked) = self.port_asked.take() else { return Ok(()) };
         self.poller.remove(&asked)?;
@@ -142,7 +143,7 @@ impl Server {
         if failure != self.reopen_failure {
             warn!(
                 event = "interface_not_opened", interface = self.device.port_name();
-                "{} cannot be opened again yet: {failure}", self.device.port_name()
+                "cannot reopen {} yet: {failure}", self.device.port_name()
             );
             self.reopen_failure = failure;
         }
