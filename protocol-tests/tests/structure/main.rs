@@ -10,6 +10,7 @@ mod graph;
 mod links;
 mod modules;
 mod pages;
+mod routes;
 mod supply;
 mod tokens;
 
