@@ -1,12 +1,12 @@
-//! What every request is answered with: a status and a JSON object.
+//! The answer to a request: a status and a JSON object.
 
 use serde_json::{Value, json};
 use volt_http::StatusCode;
 
-/// A status, and the body.
+/// Status and body of an answer.
 pub(super) type Answer = (StatusCode, Value);
 
-/// The answer to a request that comes to nothing: `text` says what was wrong and what to do.
+/// Returns the answer to a failed request. `text` names the error and the remedy.
 pub(super) fn error(code: StatusCode, text: String) -> Answer {
     (code, json!({ "error": text }))
 }

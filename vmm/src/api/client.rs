@@ -1,4 +1,4 @@
-//! `volt-vmm ctl`: asks the API of a machine that runs.
+//! `volt-vmm ctl`: sends requests to the API of a running machine.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -17,45 +17,45 @@ use crate::virtio::blk::image::ImageError;
 
 /// How long an answer may take.
 const LIMIT: Duration = Duration::from_secs(20);
-/// Most bytes of an answer: a machine's status has some hundred for each of its devices' vrings.
+/// Most bytes of an answer. A status has some hundred bytes for each vring of a device.
 const ANSWER_MAX: usize = 16 << 20;
 
 /// Why there is no answer.
 #[derive(Debug, Error)]
 pub enum CtlError {
     /// Nobody listens.
-    #[error("no machine answers at {}: is that the --api-socket of one that runs?", .0.display())]
+    #[error("no machine answers at {}: is that the --api-socket of a running machine?", .0.display())]
     Connect(PathBuf, #[source] io::Error),
-    /// Somebody may listen, but not to this user.
-    #[error("the API socket {} is for its owner and root: ask as that user", .0.display())]
+    /// This user has no access to the socket.
+    #[error("the API socket {} is for its owner and root: run this command as that user", .0.display())]
     Foreign(PathBuf, #[source] io::Error),
-    /// It answers in time, or not at all.
+    /// The answer did not come in time.
     #[error("the machine does not answer within {} s", LIMIT.as_secs())]
     Late,
-    /// It has ended, or what listens is no API.
+    /// The machine has ended, or another program listens.
     #[error("{} closes the connection without an answer: is that a machine's --api-socket?", .0.display())]
     Closed(PathBuf, #[source] AskError),
-    /// What came is no answer.
-    #[error("what comes from {} is no answer: is that a machine's --api-socket?", .0.display())]
+    /// The answer is not HTTP.
+    #[error("{} sends no valid HTTP answer: is that a machine's --api-socket?", .0.display())]
     Http(PathBuf, #[source] AskError),
-    /// What came is no JSON.
-    #[error("the machine's answer makes no sense")]
+    /// The answer is not the expected JSON.
+    #[error("the machine's answer cannot be read")]
     Json(#[from] serde_json::Error),
-    /// Not encoded, or longer than any path.
-    #[error("'{0}' is no path of the API")]
+    /// The path is not encoded, or longer than any path of the API.
+    #[error("'{0}' is not a path of the API")]
     Path(String),
-    /// It refuses.
+    /// The machine refuses the request.
     #[error("the machine refuses: {0}")]
     Refused(String),
-    /// It refuses to open a disk, and whoever asks cannot either.
-    #[error("the machine refuses: {0}; and 'volt-vmm ctl' cannot pass it")]
+    /// The machine refuses to open a disk, and the caller cannot open it either.
+    #[error("the machine refuses: {0}; and 'volt-vmm ctl' cannot open it either")]
     Unopened(String, #[source] ImageError),
-    /// The system.
-    #[error("the machine cannot be asked")]
+    /// The system refuses.
+    #[error("the request cannot be sent")]
     System(#[source] io::Error),
 }
 
-/// Sends one request to the API at `socket`, with `body` if there is one, and returns its answer.
+/// Sends one request to the API at `socket`, with `body` if there is one, and returns the answer.
 ///
 /// # Errors
 ///
@@ -64,7 +64,7 @@ pub fn ask(socket: &Path, method: Method, path: &str, body: Option<&Value>) -> R
     ask_with(socket, method, path, body, &[])
 }
 
-/// Asks the API at `socket` for the machine's status.
+/// Requests the machine's status from the API at `socket`.
 ///
 /// # Errors
 ///
@@ -73,7 +73,7 @@ pub fn status(socket: &Path) -> Result<MachineStatus, CtlError> {
     Ok(serde_json::from_value(ask(socket, Method::GET, "/v1/status", None)?)?)
 }
 
-/// The same with descriptors.
+/// Like [`ask`], but passes file descriptors.
 ///
 /// # Errors
 ///

@@ -1,5 +1,5 @@
-//! What is carried out for a client on one thread, and the client, who waits for it on another for a bounded
-//! time. Whichever comes first counts: the completion, or the end of the client's patience.
+//! The race between a request, which one thread carries out, and its client, for which another thread waits a
+//! bounded time. The first to finish wins.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -7,19 +7,19 @@ const OPEN: u8 = 0;
 const DONE: u8 = 1;
 const LATE: u8 = 2;
 
-/// Whether a request is carried out, or its client was told that it takes too long.
+/// Whether a request was carried out first, or its client was told first that it takes too long.
 #[derive(Debug, Default)]
 pub(super) struct Completion(AtomicU8);
 
 impl Completion {
-    /// The request counts as carried out from here on. False when its client was told before that it takes
-    /// too long: then what was done for it is to be undone, or told in the log.
+    /// Marks the request as carried out. Returns false if the client was already told that it takes too long:
+    /// the caller must then undo the request, or log its result.
     pub(super) fn finish(&self) -> bool {
         self.settle(DONE)
     }
 
-    /// The client is told that it takes too long. False when it is carried out already, and the answer is on
-    /// its way.
+    /// Marks the client as told that the request takes too long. Returns false if the request was already
+    /// carried out, and the answer is on its way.
     pub(super) fn give_up(&self) -> bool {
         self.settle(LATE)
     }

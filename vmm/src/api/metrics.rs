@@ -8,7 +8,7 @@ use crate::virtio::status::{
     BackEndStatus, DeviceDetails, DeviceStatus, FrameCounts, VhostUserNetStatus, VringStatus,
 };
 
-/// All metrics of a machine.
+/// Returns all metrics of a machine.
 pub(super) fn families(machine: &MachineHandle) -> Metrics {
     let mut info = Family::gauge("volt_vmm_build_info", "Version of the program.");
     info.sample(&[("version", env!("CARGO_PKG_VERSION"))], true);
@@ -48,14 +48,14 @@ struct Devices {
 impl Devices {
     fn new() -> Devices {
         Devices {
-            link_up: Family::gauge("volt_vmm_link_up", "What the guest is told of its link."),
-            frames: Family::counter("volt_vmm_frames", "Frames that were moved; rx is to the guest."),
-            bytes: Family::counter("volt_vmm_bytes", "Bytes of these, Ethernet header included."),
-            dropped: Family::counter("volt_vmm_dropped", "Frames and descriptor chains that were dropped."),
-            requests: Family::counter("volt_vmm_disk_requests", "Requests of a disk that were served."),
-            failed: Family::counter("volt_vmm_disk_failed_requests", "Those that came to an error."),
-            connected: Family::gauge("volt_vmm_back_end_connected", "Whether the back-end is there."),
-            losses: Family::counter("volt_vmm_back_end_losses", "Times that the back-end has gone."),
+            link_up: Family::gauge("volt_vmm_link_up", "Whether the guest sees its link up."),
+            frames: Family::counter("volt_vmm_frames", "Frames moved by volt-vmm; rx is to the guest."),
+            bytes: Family::counter("volt_vmm_bytes", "Bytes of the moved frames, Ethernet header included."),
+            dropped: Family::counter("volt_vmm_dropped", "Dropped frames and descriptor chains."),
+            requests: Family::counter("volt_vmm_disk_requests", "Served requests of a disk."),
+            failed: Family::counter("volt_vmm_disk_failed_requests", "Requests of a disk that failed."),
+            connected: Family::gauge("volt_vmm_back_end_connected", "Whether the back-end is connected."),
+            losses: Family::counter("volt_vmm_back_end_losses", "Times that the back-end disconnected."),
             away: Family::counter("volt_vmm_back_end_away_seconds", "Time without the back-end."),
         }
     }

@@ -9,11 +9,11 @@
 //! |---|---|
 //! | `routes` | a request and its answer |
 //! | [`path`] | the paths, and the names in them |
-//! | `plug` | devices that come and go |
-//! | `completion` | a request that takes its time, and the client that waits for it |
+//! | `plug` | adding and removing devices |
+//! | `completion` | a slow request, and the client that waits for it |
 //! | `answer` | status and body |
-//! | [`status`] | a machine's status, which the API answers |
-//! | [`client`], [`table`] | the other end, for `volt-vmm ctl`, and what it makes of a status |
+//! | [`status`] | a machine's status |
+//! | [`client`], [`table`] | `volt-vmm ctl`: the client, and its table of a status |
 #![forbid(unsafe_code)]
 
 use std::io;
@@ -43,28 +43,27 @@ use crate::opener;
 
 /// Most clients at a time; others wait.
 const CLIENTS: usize = 16;
-/// How long what is asked for may take: what takes longest is a device, whose back-end or whose guest is
-/// waited for.
+/// How long a request may take. The longest is a device whose back-end or guest is waited for.
 const WORK_LIMIT: Duration = Duration::from_secs(12);
-/// Most requests that are carried out at a time, with those whose clients were told that they take too long.
+/// Most requests in progress, including those whose clients were told that they take too long.
 const WORK_AT_ONCE: usize = 64;
 /// Most bytes of a request's body.
 const BODY_MAX: usize = 4096;
-/// How long it all may take. Only a client that does not read its answer comes to that.
+/// How long a connection may take in all. Only a client that does not read its answer gets there.
 const CONNECTION_LIMIT: Duration = Duration::from_secs(40);
 
 /// Why there is no API socket.
 #[derive(Debug, Error)]
 pub enum ApiError {
-    /// The socket.
+    /// The socket cannot be opened.
     #[error("the API socket cannot be opened")]
     Bind(#[from] BindError),
-    /// The thread, or what it needs.
+    /// A thread, or a resource that it needs, is missing.
     #[error("the API cannot be served")]
     Start(#[source] io::Error),
 }
 
-/// Whether there can be a socket at `path`, before anything else is done.
+/// Checks that a socket at `path` is possible, before anything else happens.
 ///
 /// # Errors
 ///
@@ -73,7 +72,7 @@ pub fn check_path(path: &Path) -> Result<(), ApiError> {
     unix::check_path(path).map_err(|error| BindError::from(error).into())
 }
 
-/// The API's socket, which is not served yet.
+/// The API's socket before it is served.
 pub struct ApiSocket {
     listener: UnixListener,
     file: SocketFile,
@@ -90,7 +89,7 @@ impl ApiSocket {
         Ok(ApiSocket { listener, file })
     }
 
-    /// Where it is, with device and number of its inode.
+    /// Returns its path, with device and number of its inode.
     pub fn file(&self) -> (&Path, (u64, u64)) {
         (self.file.path(), self.file.inode())
     }
@@ -99,7 +98,7 @@ impl ApiSocket {
 /// The API, served until this is dropped.
 pub struct Api {
     file: SocketFile,
-    /// Ends when the file is removed.
+    /// Dropped after the file is removed, which ends it.
     _server: Server,
 }
 
@@ -113,7 +112,7 @@ impl Api {
         Api::with_limit(socket, machine, WORK_LIMIT)
     }
 
-    /// The same for requests that may take `limit` each.
+    /// Like [`Api::start`], but each request may take `limit`.
     fn with_limit(socket: ApiSocket, machine: Arc<MachineHandle>, limit: Duration) -> Result<Api, ApiError> {
         let ApiSocket { listener, file } = socket;
         let serving = Serving { machine, limit };
@@ -129,7 +128,7 @@ impl Drop for Api {
     }
 }
 
-/// Of a server whose requests may take `limit` each.
+/// Returns the settings of a server whose requests may take `limit` each.
 fn settings(limit: Duration) -> Settings {
     Settings {
         name: "api",
@@ -140,7 +139,7 @@ fn settings(limit: Duration) -> Settings {
         connection: CONNECTION_LIMIT,
         end: LIMIT,
         body_max: BODY_MAX,
-        // One with a disk has a use for them, and none is refused for their sake.
+        // Only a request with a disk uses descriptors. Other requests are not refused because of them.
         descriptors: DESCRIPTORS_MAX,
         work_at_once: WORK_AT_ONCE,
     }

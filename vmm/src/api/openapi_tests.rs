@@ -82,9 +82,7 @@ fn each_route_is_documented() {
         let documented = item.as_object().unwrap().len() - usize::from(item.get("parameters").is_some());
         assert!(path.ends_with("/limits") || routes.len() == documented, "{path}");
     }
-    let all = [
-        "add", "limits", "metrics", "pause", "power button", "remove", "resume", "shutdown", "status",
-    ];
+    let all = ["add", "limits", "metrics", "pause", "power button", "remove", "resume", "shutdown", "status"];
     assert_eq!(seen, all.into());
 }
 

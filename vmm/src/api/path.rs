@@ -1,8 +1,8 @@
-//! The API's paths: which there are, by which methods they are asked, and the names in them.
+//! The API's paths, their methods, and the names in them.
 //!
-//! A name may have any character: who asks encodes it ([`encode`]), each of its bytes that is not a letter or
-//! a digit as `%` and two hexadecimal digits, and here it is decoded. A path of a file may also stand there
-//! as it is, slashes and all.
+//! A name may have any character. The client encodes each byte that is not a letter or a digit as `%` and two
+//! hexadecimal digits ([`encode`]); here it is decoded. The path of a file may also appear unencoded, with
+//! its slashes.
 
 use std::fmt;
 
@@ -12,30 +12,30 @@ use volt_program::metrics::Format;
 
 use crate::virtio::handle::DeviceKind;
 
-/// What is asked for.
+/// The action that a request asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Route {
     Status,
-    /// In the format that the client accepts.
+    /// Metrics in a format that the client accepts.
     Metrics(Format),
     Pause,
     Resume,
     PowerButton,
     Shutdown,
     Add(DeviceKind),
-    /// Of the network device of this name.
+    /// Limits of the network device with this name.
     Limits(String),
     Remove(DeviceKind, String),
 }
 
 impl Route {
-    /// What is, or will be, when it takes too long.
+    /// Returns the outcome of a request that takes too long.
     pub(super) fn when_late(&self) -> &'static str {
         match self {
             Route::Add(_) => "nothing is added",
             Route::Pause => "the machine is not paused",
-            Route::Remove(..) => "the guest may still give it back; the status shows it",
-            _ => "it may still be done; the status shows it, and the log",
+            Route::Remove(..) => "the guest may still release it; see the status",
+            _ => "it may still be done; see the status and the log",
         }
     }
 }
@@ -46,7 +46,7 @@ impl fmt::Display for Route {
             Route::Status => write!(f, "the status"),
             Route::Metrics(_) => write!(f, "the metrics"),
             Route::Pause => write!(f, "the pause"),
-            Route::Resume => write!(f, "going on"),
+            Route::Resume => write!(f, "the resume"),
             Route::PowerButton => write!(f, "the power button"),
             Route::Shutdown => write!(f, "the shutdown"),
             Route::Add(kind) => write!(f, "adding a {}", kind.name()),
@@ -56,21 +56,21 @@ impl fmt::Display for Route {
     }
 }
 
-/// Why a path leads nowhere.
+/// Why a path is refused.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum PathError {
-    /// There is none such.
+    /// No route has this path.
     Unknown,
-    /// A name is no text.
+    /// A name is not UTF-8.
     NotUtf8,
 }
 
-/// A name as a part of a path.
+/// Encodes a name as a part of a path.
 pub(crate) fn encode(name: &str) -> String {
     utf8_percent_encode(name, NON_ALPHANUMERIC).to_string()
 }
 
-/// What `path` is, by each method by which it is asked.
+/// Returns the routes of `path`, each with its method.
 pub(super) fn routes(path: &str) -> Result<Vec<(Method, Route)>, PathError> {
     let segments: Vec<_> = path.strip_prefix('/').ok_or(PathError::Unknown)?.split('/').collect();
     let put = |route| vec![(Method::PUT, route)];
@@ -99,7 +99,7 @@ pub(super) fn routes(path: &str) -> Result<Vec<(Method, Route)>, PathError> {
     })
 }
 
-/// The name in `segments`, between which its slashes were if they are not encoded.
+/// Decodes the name in `segments`. Unencoded slashes of the name have split it.
 fn decode(segments: &[&str]) -> Result<String, PathError> {
     let name = segments.join("/");
     let name = percent_decode_str(&name).decode_utf8().map_err(|_| PathError::NotUtf8)?;
@@ -115,8 +115,7 @@ mod tests {
         routes.into_iter().find(|(by, _)| *by == method).map(|(_, route)| route)
     }
 
-    /// What is encoded and decoded is what it was, for each character by itself and for names that look like
-    /// something else.
+    /// Encoding and decoding restores each character by itself, and names that look like something else.
     #[test]
     fn names_come_through_whole() {
         let each = (0..=0x2fff).chain([0xffff, 0x1_0000, 0x10_ffff]).filter_map(char::from_u32);

@@ -1,4 +1,4 @@
-//! Devices that come and go while the guest runs.
+//! Adding and removing devices while the guest runs.
 
 use std::time::Duration;
 
@@ -16,12 +16,13 @@ use crate::virtio::blk::Block;
 use crate::virtio::handle::DeviceKind;
 use crate::virtio::{VirtioDevice, net};
 
-/// How long a back-end may take to listen: with what follows, less than a client waits.
+/// How long a back-end may take to listen. Together with the steps after it, this is less than a client
+/// waits.
 const BACK_END_LIMIT: Duration = Duration::from_secs(2);
-/// How long a guest may take to give a device back before the client is told that it has not yet.
+/// How long a guest may take to release a device until the client is told that it has not yet.
 const GUEST_LIMIT: Duration = Duration::from_secs(8);
 
-/// Opens the device that `body` describes, or takes the open disk that came with it, and plugs it.
+/// Opens the device that `body` describes, or takes the open disk that came with it, and plugs it in.
 pub(super) fn add(machine: &MachineHandle, kind: DeviceKind, body: Body, completion: &Completion) -> Answer {
     match try_add(machine, kind, body, completion) {
         Ok(slot) => (StatusCode::CREATED, json!({ "slot": slot })),
@@ -55,9 +56,9 @@ fn try_add(
         room_for(&config.name())?;
         net::open(&config, &machine.gate).map_err(|why| cannot(&why))?
     };
-    // From here on it does not take long.
+    // The rest is fast.
     if !completion.finish() {
-        let text = format!("{}: opened too late, and closed again", device.label());
+        let text = format!("{}: opened too late, and closed", device.label());
         return Err(error(StatusCode::GATEWAY_TIMEOUT, text));
     }
     machine.devices.plug(device).map_err(refusal)
@@ -72,15 +73,15 @@ struct Wanted {
 
 fn options(body: &[u8]) -> Result<String, String> {
     const EXPECTED: &str =
-        r#"expected an object like {"options": "tap=tap1"}, with what --net or --disk would have"#;
-    // To the end before a look at what is in it: what is no JSON is told as such.
+        r#"expected an object like {"options": "tap=tap1"}, with the options of --net or --disk"#;
+    // Parsed to its end before its content is checked, so that invalid JSON is reported as such.
     let body: Value = serde_json::from_slice(body).map_err(|error| format!("{EXPECTED}: {error}"))?;
-    // From an object: serde takes a list of the fields for a struct as well.
+    // Only from an object: serde would accept a list of the fields as well.
     let wanted = body.as_object().and_then(|object| Wanted::deserialize(object).ok());
     wanted.map(|wanted| wanted.options).ok_or_else(|| EXPECTED.to_owned())
 }
 
-/// Asks the guest for a device and waits for it.
+/// Asks the guest to release a device, and waits for it.
 pub(super) fn remove(machine: &MachineHandle, kind: DeviceKind, name: &str) -> Answer {
     match machine.devices.remove(kind, name, GUEST_LIMIT) {
         Ok(()) => (StatusCode::OK, json!({})),
@@ -106,9 +107,9 @@ mod tests {
     #[test]
     fn a_body_is_an_object_of_its_options_alone() {
         const EXPECTED: &str =
-            r#"expected an object like {"options": "tap=tap1"}, with what --net or --disk would have"#;
+            r#"expected an object like {"options": "tap=tap1"}, with the options of --net or --disk"#;
         assert_eq!(options(br#" {"options": "tap=t,mtu=1400"} "#).unwrap(), "tap=t,mtu=1400");
-        // Of two, the last, as everywhere in JSON.
+        // The last of two equal keys counts, as everywhere in JSON.
         assert_eq!(options(br#"{"options": 5, "options": "tap=t"}"#).unwrap(), "tap=t");
         for body in [
             "{}",
@@ -124,7 +125,7 @@ mod tests {
         ] {
             assert_eq!(options(body.as_bytes()).unwrap_err(), EXPECTED, "{body}");
         }
-        // Of what is no JSON, where it ceases to be: that comes before what else is wrong.
+        // Invalid JSON is reported with its position, before any other error.
         for (body, place) in [
             ("", "EOF while parsing a value at line 1 column 0"),
             (r#"{"options": 5, x"#, "key must be a string at line 1 column 16"),

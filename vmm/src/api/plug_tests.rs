@@ -1,5 +1,5 @@
-//! Devices that come and go by the API, on a PCI bus of a virtual machine without a guest: a thread gives
-//! back what is wanted.
+//! Adding and removing devices by the API, on the PCI bus of a virtual machine without a guest. A thread
+//! releases the devices in the guest's place.
 
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -46,7 +46,7 @@ impl Rig {
     }
 }
 
-/// The guest's part in a removal, until this is dropped.
+/// Plays the guest's part in a removal, until it is dropped.
 struct Guest {
     end: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -115,7 +115,7 @@ fn disk(path: &Path) -> String {
     path.display().to_string()
 }
 
-/// What `ctl` names goes, and not what a part of the name would be; a path as it is does as well.
+/// `ctl` removes the device that it names, not one whose name is a part of it. An unencoded path works, too.
 #[test]
 fn the_device_of_a_name_goes_and_no_other() {
     let Some(rig) = rig("the_device_of_a_name_goes_and_no_other") else { return };
@@ -142,8 +142,8 @@ fn the_device_of_a_name_goes_and_no_other() {
     );
 }
 
-/// A back-end that answers when its client has been told that it takes too long: the device is closed again,
-/// and never seen.
+/// A back-end may answer after its client was told that the request takes too long. The device is closed
+/// again, and never visible.
 #[test]
 fn a_device_that_is_opened_too_late_is_not_added() {
     const NAME: &str = "a_device_that_is_opened_too_late_is_not_added";
@@ -153,7 +153,7 @@ fn a_device_that_is_opened_too_late_is_not_added() {
     let options = format!("socket={}", path.display());
     let why = rig.ctl(&CtlCommand::Add { what: AddCommand::Net { options } }).unwrap_err().to_string();
     assert!(why.contains("adding a network device takes more than 0.1 s: nothing is added"), "{why}");
-    // Answers all that a device asks before it is there, and hears the end of the connection.
+    // Answers all requests that a device makes before it is added, and sees the end of the connection.
     let told = serve(&listener, 1, End::Theirs);
     assert!(told.len() > 1, "{told:?}");
     assert!(rig.names().is_empty());

@@ -1,4 +1,4 @@
-//! What can be asked, and what is answered.
+//! Requests and their answers.
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -28,17 +28,17 @@ use crate::virtio::status::LimitsStatus;
 /// How long a client may take for the head of its request, and for its body.
 pub(super) const LIMIT: Duration = Duration::from_secs(5);
 
-/// What every request meets.
+/// The context of every request.
 pub(super) struct Serving {
     pub(super) machine: Arc<MachineHandle>,
-    /// How long carrying out a request may take.
+    /// How long a request may take.
     pub(super) limit: Duration,
 }
 
 impl Service for Serving {
     type Task = Route;
 
-    /// A stranger is none of those who may ask.
+    /// Refuses clients of other users.
     fn accept(&self, head: &Head, client: BorrowedFd<'_>) -> Result<Route, Response> {
         if let Err(stranger) = check_user(&client) {
             warn!(event = "api_refused"; "{stranger} may not use the API");
@@ -69,7 +69,7 @@ impl Service for Serving {
     fn refuse(&self, status: StatusCode, why: &RequestError) -> Response {
         response(match why {
             RequestError::Ends => machine_ends(),
-            RequestError::BodyLate(_) => error(status, "the body does not come".to_owned()),
+            RequestError::BodyLate(_) => error(status, "the body did not arrive".to_owned()),
             RequestError::BodyEnds => error(status, format!("the body cannot be read: {why}")),
             _ => error(status, why.to_string()),
         })
@@ -79,7 +79,7 @@ impl Service for Serving {
         match why {
             ServeError::Accept(why) => warn!(
                 event = "api_accept_failed";
-                "accepting a client of the API failed: {why}"
+                "a client of the API cannot be accepted: {why}"
             ),
             _ => debug!("a client of the API: {}", error_chain(why)),
         }
@@ -94,7 +94,7 @@ fn machine_ends() -> Answer {
     error(StatusCode::SERVICE_UNAVAILABLE, "the machine ends".to_owned())
 }
 
-/// The methods by which a path is asked.
+/// Returns the methods of a path.
 fn allowed(path: &str) -> Option<Vec<Method>> {
     Some(path::routes(path).ok()?.into_iter().map(|(method, _)| method).collect())
 }
@@ -102,24 +102,26 @@ fn allowed(path: &str) -> Option<Vec<Method>> {
 fn route(method: &Method, target: &Target) -> Result<Route, Answer> {
     let path = target.path();
     if target.query().is_some() {
-        let text = format!("{path} is asked without a query: in a name, write ? as %3F and # as %23");
+        let text = format!("{path} takes no query: in a name, write ? as %3F and # as %23");
         return Err(error(StatusCode::BAD_REQUEST, text));
     }
     let routes = path::routes(path).map_err(|lost| match lost {
-        PathError::Unknown => error(StatusCode::NOT_FOUND, format!("there is no {path}: see docs/reference/http-api.md")),
-        PathError::NotUtf8 => error(StatusCode::BAD_REQUEST, format!("the name in {path} is no UTF-8")),
+        PathError::Unknown => {
+            error(StatusCode::NOT_FOUND, format!("there is no {path}: see docs/reference/http-api.md"))
+        }
+        PathError::NotUtf8 => error(StatusCode::BAD_REQUEST, format!("the name in {path} is not UTF-8")),
     })?;
     let methods: Vec<_> = routes.iter().map(|(by, _)| by.as_str()).collect();
-    let text = format!("{path} is asked by {}, not {method}", methods.join(", "));
+    let text = format!("{path} takes {}, not {method}", methods.join(", "));
     let asked = routes.into_iter().find(|(by, _)| by == method).map(|(_, route)| route);
     asked.ok_or_else(|| error(StatusCode::METHOD_NOT_ALLOWED, text))
 }
 
-/// Does what is asked for, on another thread, as it may take its time and others do not wait for it.
+/// Carries out the request on another thread, so that a slow one does not hold up other clients.
 fn carry_out(serving: &Serving, route: Route, body: Body, turn: &Turn<'_>) -> Answer {
     let Serving { machine, limit } = serving;
     if route == Route::Shutdown {
-        // Here, as the end that it brings about would come before its answer.
+        // On this thread: otherwise the end that it causes would come before its answer.
         return shutdown(machine);
     }
     let (completion, machine) = (Arc::new(Completion::default()), machine.clone());
@@ -130,7 +132,7 @@ fn carry_out(serving: &Serving, route: Route, body: Body, turn: &Turn<'_>) -> An
         if !its.finish() && !ending.has_begun() {
             warn!(
                 event = "api_answered_before", route:%;
-                "{route}: its client was answered before, and this came of it: {code}, {body}"
+                "{route} finished after its client got status 504: {code}, {body}"
             );
         }
         (code, body)
@@ -141,7 +143,7 @@ fn carry_out(serving: &Serving, route: Route, body: Body, turn: &Turn<'_>) -> An
             completion.give_up();
             return machine_ends();
         }
-        // What it asked for is done and kept, and nobody reads this.
+        // Its request is carried out and stays in force. Nobody reads this answer.
         Outcome::Gone => return error(StatusCode::GATEWAY_TIMEOUT, "the client is gone".to_owned()),
         Outcome::Failed(why) => return not_begun(&what, &why),
         Outcome::Late(late) => late,
@@ -151,13 +153,13 @@ fn carry_out(serving: &Serving, route: Route, body: Body, turn: &Turn<'_>) -> An
     } else if let Some(answer) = late.wait(LIMIT) {
         return answer;
     } else {
-        "it is being done all the same, and the status will show it"
+        "it will still be done; see the status"
     };
     let text = format!("{what} takes more than {} s: {outcome}", limit.as_secs_f32());
     error(StatusCode::GATEWAY_TIMEOUT, text)
 }
 
-/// The devices may be slow to tell how they are.
+/// Answers with the metrics. On another thread, because devices may be slow to report.
 fn metrics(machine: &Arc<MachineHandle>, format: Format, turn: &Turn<'_>) -> Response {
     let its = machine.clone();
     match turn.carry_out(move || families(&its).text(format)) {
@@ -165,14 +167,14 @@ fn metrics(machine: &Arc<MachineHandle>, format: Format, turn: &Turn<'_>) -> Res
         Outcome::Failed(why) => response(not_begun(&Route::Metrics(format), &why)),
         Outcome::Ends => response(machine_ends()),
         Outcome::Late(_) | Outcome::Gone => {
-            response(error(StatusCode::GATEWAY_TIMEOUT, "a device does not tell how it is".to_owned()))
+            response(error(StatusCode::GATEWAY_TIMEOUT, "a device does not report its status".to_owned()))
         }
     }
 }
 
 fn not_begun(what: &Route, why: &WorkError) -> Answer {
     let code = match why {
-        // By now it has ended the process.
+        // The panic has already ended the process.
         WorkError::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
         WorkError::TooMany(_) | WorkError::Thread(_) => StatusCode::SERVICE_UNAVAILABLE,
     };
@@ -191,9 +193,9 @@ fn act(machine: &MachineHandle, route: &Route, body: Body, completion: &Completi
             machine.power_button.press();
             (StatusCode::OK, json!({}))
         }
-        // Carried out before, as above.
+        // Carried out above.
         Route::Shutdown => shutdown(machine),
-        // Answered before, as they are no JSON.
+        // Answered above, because they are not JSON.
         Route::Metrics(_) => (StatusCode::NOT_FOUND, json!({})),
         Route::Limits(net) => limits(machine, net, &body.bytes),
         Route::Add(kind) => plug::add(machine, *kind, body, completion),
@@ -218,22 +220,22 @@ fn status(machine: &MachineHandle) -> Answer {
     (StatusCode::OK, json!(status))
 }
 
-/// A pause that comes too late is none: whoever asked goes by that the guest runs.
+/// Pauses the machine. A pause that comes too late is undone, because the client relies on a running guest.
 fn pause(machine: &MachineHandle, completion: &Completion) -> Answer {
     match machine.pause.pause() {
         Ok(true) if !completion.finish() => {
             machine.pause.resume();
-            error(StatusCode::GATEWAY_TIMEOUT, "the machine was paused too late, and runs on".to_owned())
+            error(StatusCode::GATEWAY_TIMEOUT, "the pause came too late: the machine runs".to_owned())
         }
         Ok(_) => (StatusCode::OK, json!({ "state": state(machine) })),
         Err(why) => {
-            let text = format!("the machine runs on, try again: {}", error_chain(&why));
+            let text = format!("the machine still runs, try again: {}", error_chain(&why));
             error(StatusCode::SERVICE_UNAVAILABLE, text)
         }
     }
 }
 
-/// Ends the machine as a signal would: at once, without asking the guest.
+/// Ends the machine at once, like a signal, without asking the guest.
 fn shutdown(machine: &MachineHandle) -> Answer {
     machine.exit.request(ExitReason::Api);
     (StatusCode::OK, json!({}))
@@ -256,18 +258,18 @@ fn limits(machine: &MachineHandle, net: &str, body: &[u8]) -> Answer {
     }
 }
 
-/// `{"rx_rate": "100Mbit", "tx_rate": "none"}`, one of them at least. With hyphens, too, as version 0.1 had
-/// them.
+/// Parses `{"rx_rate": "100Mbit", "tx_rate": "none"}`, with at least one of them. Hyphens are accepted, too,
+/// as in version 0.1.
 ///
-/// Not a struct of serde's, whose errors do not name the limit that they are about, and to which both
-/// spellings of a limit would be one that comes twice.
+/// Not a serde struct: its errors do not name the limit, and it would treat the two spellings of a limit as a
+/// duplicate key.
 fn parse_limits(body: &[u8]) -> Result<LimitsChange, String> {
     const EXPECTED: &str = r#"expected an object like {"rx_rate": "100Mbit", "tx_rate": "none"}"#;
     let object: Map<String, Value> =
         serde_json::from_slice(body).map_err(|error| format!("{EXPECTED}: {error}"))?;
     let mut change = LimitsChange::default();
     for (name, value) in &object {
-        let text = value.as_str().ok_or_else(|| format!("{name} is no text: {EXPECTED}"))?;
+        let text = value.as_str().ok_or_else(|| format!("{name} is not a string: {EXPECTED}"))?;
         let rate: Rate = text.parse().map_err(|error| format!("{name}: {error}"))?;
         match name.as_str() {
             "rx_rate" | "rx-rate" => change.rx = Some(rate),
@@ -292,11 +294,11 @@ mod tests {
         let wrong = "5".parse::<Rate>().unwrap_err();
         for (body, why) in [
             ("{}", EXPECTED.to_owned()),
-            (r#"{"rx_rate": 5}"#, format!("rx_rate is no text: {EXPECTED}")),
-            (r#"{"rx-rate": null}"#, format!("rx-rate is no text: {EXPECTED}")),
+            (r#"{"rx_rate": 5}"#, format!("rx_rate is not a string: {EXPECTED}")),
+            (r#"{"rx-rate": null}"#, format!("rx-rate is not a string: {EXPECTED}")),
             (r#"{"tx_rate": "5"}"#, format!("tx_rate: {wrong}")),
             (r#"{"rate": "5pps"}"#, format!("unknown limit 'rate': {EXPECTED}")),
-            (r#"{"rate": 5}"#, format!("rate is no text: {EXPECTED}")),
+            (r#"{"rate": 5}"#, format!("rate is not a string: {EXPECTED}")),
             ("[]", format!("{EXPECTED}: invalid type: sequence, expected a map at line 1 column 0")),
         ] {
             assert_eq!(parse_limits(body.as_bytes()).unwrap_err(), why, "{body}");

@@ -4,22 +4,22 @@ use serde::{Deserialize, Serialize};
 
 use crate::machine::devices::ListedStatus;
 
-/// A machine.
+/// The status of a machine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MachineStatus {
     /// Name and version of the program.
     pub program: String,
-    /// Of the process.
+    /// Number of the process.
     pub pid: u32,
-    /// Since the machine was built.
+    /// Time since the machine was built.
     pub uptime_seconds: u64,
-    /// Whether it runs.
+    /// Whether the machine runs.
     pub state: MachineState,
     /// Number of vCPUs.
     pub cpus: u32,
-    /// Of the guest.
+    /// Size of guest memory.
     pub memory_bytes: u64,
-    /// In the guest's order.
+    /// Devices, in the guest's order.
     pub devices: Vec<ListedStatus>,
 }
 
@@ -27,8 +27,8 @@ pub struct MachineStatus {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MachineState {
-    /// It does.
+    /// The machine runs.
     Running,
-    /// It has been told to wait.
+    /// The machine is paused.
     Paused,
 }

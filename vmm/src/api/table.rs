@@ -1,4 +1,4 @@
-//! A machine's status for people: all of it, and what moves from one look to the next.
+//! A machine's status as text: the whole of it, and the changes between two requests.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::api::status::{MachineState, MachineStatus};
 use crate::machine::devices::ListedStatus;
 use crate::virtio::status::{BackEndStatus, DeviceDetails, FrameCounts, VringStatus};
 
-/// All of it.
+/// Returns the whole status.
 pub fn whole(status: &MachineStatus) -> String {
     let MachineStatus { program, pid, uptime_seconds, .. } = status;
     let mut facts = Table::new([left(""), left("")]);
@@ -24,7 +24,7 @@ pub fn whole(status: &MachineStatus) -> String {
     format!("{program}, process {pid}, up {}\n{facts}{tables}", time(*uptime_seconds))
 }
 
-/// What moves, with rates where there is a status from `before`, and what is away.
+/// Returns the counters, with rates if there is a status from `before`, and the back-ends that are away.
 pub fn moving(status: &MachineStatus, before: Option<&Before<MachineStatus>>) -> String {
     let away = status.devices.iter().filter_map(|listed| match &listed.device.details {
         Some(DeviceDetails::VhostUserNet(net)) if net.back_end == BackEndStatus::Away => {
@@ -55,11 +55,11 @@ fn devices(status: &MachineStatus) -> Table {
     table
 }
 
-/// How one device is, in words.
+/// Returns the state of a device in words.
 fn device(listed: &ListedStatus) -> String {
     let mut words = Vec::new();
     if listed.slot.is_some_and(|slot| slot.removing) {
-        words.push("asked of the guest".to_owned());
+        words.push("removal requested".to_owned());
     }
     let link = |up| format!("link {}", if up { "up" } else { "down" });
     match &listed.device.details {
@@ -88,7 +88,7 @@ fn device(listed: &ListedStatus) -> String {
     words.join(", ")
 }
 
-/// The vrings with frames, each with its device and kind.
+/// Returns the vrings with frames, each with its device and kind.
 fn frame_vrings(status: &MachineStatus) -> impl Iterator<Item = (&str, &'static str, &FrameCounts)> {
     status.devices.iter().flat_map(|listed| {
         let vrings = match &listed.device.details {
@@ -103,7 +103,7 @@ fn frame_vrings(status: &MachineStatus) -> impl Iterator<Item = (&str, &'static 
     })
 }
 
-/// Requests of each disk, and those among them that failed.
+/// Returns the number of requests of each disk, and of those that failed.
 fn disks(status: &MachineStatus) -> impl Iterator<Item = (&str, [u64; 2])> {
     status.devices.iter().filter_map(|listed| match &listed.device.details {
         Some(DeviceDetails::Disk { vrings: [VringStatus::Requests { requests, failed, .. }] }) => {

@@ -1,4 +1,4 @@
-//! The API over its socket, without a machine behind it.
+//! The API over its socket, without a running machine.
 
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -53,7 +53,7 @@ impl Rig {
     }
 }
 
-/// A machine of one disk and two network devices: `net`, which is over an interface, and a back-end's.
+/// A machine with one disk and two network devices: `net`, which uses an interface, and one of a back-end.
 fn machine(
     exit: &Arc<ExitEvent>,
     gate: &Arc<PauseGate>,
@@ -108,7 +108,7 @@ fn status_and_shutdown() {
     assert!(matches!(ask(&rig.socket, Method::GET, "/v1/status", None), Err(CtlError::Connect(..))));
 }
 
-/// In the format that is asked for, and no JSON.
+/// Metrics come in the requested format, not as JSON.
 #[test]
 fn metrics_are_text() {
     let rig = rig();
@@ -135,7 +135,7 @@ fn metrics_are_text() {
     assert!(text.contains("\nvolt_vmm_vcpus 2\n") && open.contains("\nvolt_vmm_vcpus 2\n"), "{text}");
 }
 
-/// All keys are of one style, whatever a device shows.
+/// All keys have the same style, whatever a device shows.
 #[test]
 fn keys_are_words_with_underscores() {
     fn check(value: &Value) {
@@ -166,7 +166,7 @@ fn what_cannot_be_asked_is_refused_by_name() {
     assert!(!rig.exit.is_requested());
 }
 
-/// A name is looked for as it is, whatever is in it; what may have been cut off is not acted upon.
+/// A name is searched for as it is, with any character. A name that may be cut off is refused.
 #[test]
 fn names_with_any_character() {
     let rig = rig();
@@ -184,8 +184,7 @@ fn names_with_any_character() {
     assert!(rig.refusal(Method::DELETE, "/v1/disk/%ff", None).contains("UTF-8"));
 }
 
-/// Nothing is opened for a machine that cannot take it, and what is wrong is named by the command line's own
-/// words.
+/// Nothing is opened for a machine that cannot add it. The error is the one of the command line.
 #[test]
 fn devices_that_cannot_come_or_go() {
     let rig = rig();
@@ -207,7 +206,8 @@ fn devices_that_cannot_come_or_go() {
     }
 }
 
-/// Both ways any number of times; a thread of the machine waits meanwhile, and a press of the button is kept.
+/// Pause and resume work repeatedly. Meanwhile a thread of the machine waits, and a press of the button is
+/// kept.
 #[test]
 fn pause_and_resume() {
     let rig = rig();
@@ -219,7 +219,7 @@ fn pause_and_resume() {
     }
     let member = rig.gate.join("thread", || {});
     let worker = thread::spawn(move || member.pass(|| false));
-    // Waits for it at the gate, which is closed already.
+    // Waits for the thread at the gate, which is already closed.
     rig.gate.close(LIMIT).unwrap();
     rig.put("/v1/power-button", None).unwrap();
     assert!(rig.button.load(Ordering::SeqCst));
@@ -229,8 +229,8 @@ fn pause_and_resume() {
     assert_eq!(rig.state(), "running");
 }
 
-/// While one client waits for a pause that cannot be, others are answered, and then it is named what held it
-/// up.
+/// While one client waits for a pause that cannot succeed, others get answers. Then the error names the
+/// cause.
 #[test]
 fn a_pause_that_cannot_be_is_none() {
     let rig = rig();
@@ -252,7 +252,7 @@ fn a_pause_that_cannot_be_is_none() {
     assert_eq!(rig.state(), "running");
 }
 
-/// A request that waits for the guest or for somebody else does not hold up the machine's end.
+/// A request that waits for the guest or for another program does not delay the machine's end.
 #[test]
 fn the_end_waits_for_no_request() {
     let mut rig = rig();
@@ -270,7 +270,7 @@ fn the_end_waits_for_no_request() {
     assert!(why.contains("the machine ends"), "{why}");
 }
 
-/// Nor does a request whose body never comes.
+/// A request whose body never arrives does not delay the machine's end, either.
 #[test]
 fn the_end_waits_for_no_body() {
     let mut rig = rig();
@@ -280,7 +280,7 @@ fn the_end_waits_for_no_body() {
             b"PUT /v1/net/0/limits HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n",
         )
         .unwrap();
-    // It is asked for the body, so it is waited for.
+    // The server asks for the body, so it now waits for it.
     let mut asked = [0; 12];
     client.read_exact(&mut asked).unwrap();
     assert_eq!(&asked, b"HTTP/1.1 100");
@@ -292,14 +292,14 @@ fn the_end_waits_for_no_body() {
     assert!(answer.contains("the machine ends"), "{answer}");
 }
 
-/// A pause that comes when its client has been told that there is none is taken back.
+/// A pause that succeeds after its client was told that it failed is undone.
 #[test]
 fn a_pause_that_is_late_is_none() {
     let rig = rig_with_limit(Duration::from_millis(100));
     let busy = rig.gate.join("vcpu0", || {});
     let why = rig.refusal(Method::PUT, "/v1/pause", None);
     assert!(why.contains("the machine is not paused"), "{why}");
-    // Comes to the gate, is paused, and would stay there.
+    // Reaches the gate, is paused, and would stay there.
     assert!(busy.pass(|| false));
     while rig.state() != "running" {
         thread::yield_now();
@@ -307,7 +307,7 @@ fn a_pause_that_is_late_is_none() {
     rig.put("/v1/resume", None).unwrap();
 }
 
-/// Whoever may not use the API hears it, from the system or from the API, and not that there is none.
+/// A user without access gets an error from the system or from the API, not the error for a missing machine.
 #[test]
 fn another_user_is_told_why() {
     const NOBODY: u32 = 65534;
@@ -318,7 +318,7 @@ fn another_user_is_told_why() {
     let as_nobody = || {
         let socket = rig.socket.clone();
         let asked = thread::spawn(move || {
-            // Of this thread alone.
+            // For this thread only.
             let nobody = rustix::process::Uid::from_raw(NOBODY);
             rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
             ask(&socket, Method::PUT, "/v1/shutdown", None)
@@ -337,7 +337,7 @@ fn another_user_is_told_why() {
     assert!(!rig.exit.is_requested());
 }
 
-/// `shutdown` is answered, although the machine ends by it, and whoever else asks then hears that it does.
+/// `shutdown` gets an answer although it ends the machine. Other clients are then told that the machine ends.
 #[test]
 fn the_request_that_ends_the_machine_is_answered() {
     for _ in 0..200 {
@@ -359,7 +359,7 @@ fn limits_of_a_device_by_name_or_number() {
     let limits = |rx, tx| json!({ "rx_rate": rx, "tx_rate": tx });
     let answer = change("test", json!({ "rx_rate": "80Mbit:64K" })).unwrap();
     assert_eq!(answer, limits("80Mbit:65536", "none"));
-    // As it was before all keys were of one style.
+    // The spelling of version 0.1.
     let answer = change("0", json!({ "tx-rate": "20kpps" })).unwrap();
     assert_eq!(answer, limits("80Mbit:65536", "20kpps:1000"));
     let status = ask(&rig.socket, Method::GET, "/v1/status", None).unwrap();

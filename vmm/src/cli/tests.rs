@@ -204,7 +204,7 @@ fn wrong_values_are_named_with_what_would_be_right() {
         (["--net", "tap=t,link-down-after=1"], "link-down-after= cannot be combined with tap="),
         (["--net", "tap=t,vhost-net=yes"], "vhost-net=yes is not one of"),
         (["--net", "socket=s,vhost-net=on"], "vhost-net= cannot be combined with socket="),
-        (["--net", "tap=t,rx-rate=100M"], "'100M' is no rate"),
+        (["--net", "tap=t,rx-rate=100M"], "'100M' is not a rate"),
         (["--net", "tap=t,rx-rate=1Gbit,vhost-net=on"], "rx-rate= cannot be combined with vhost-net="),
         (["--net", "socket=s,tx-rate=1Gbit"], "volt-netd --rx-rate"),
         (["--mac", "52:54:00:12:34:56"], "--tap"),
