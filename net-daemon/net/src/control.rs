@@ -1,7 +1,8 @@
 //! The control virtqueue (virtio 1.2, section 5.1.6.5).
 //!
-//! Who serves it, a back-end for front-ends that leave it to the back-end, or a virtual machine monitor, has
-//! its commands carried out by [`command::execute`]. [`queue`] serves it from its ring, for the former.
+//! [`command::execute`] carries out its commands, for any server of the queue. Virtual machine monitors
+//! usually serve it themselves. [`queue`] serves it in a back-end, for front-ends that leave it to the
+//! back-end.
 
 pub mod command;
 pub mod queue;

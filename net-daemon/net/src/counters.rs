@@ -1,4 +1,4 @@
-//! What happened on a queue pair, counted, where it is still to be read after a death.
+//! Counters of a queue pair, in memory that survives the process.
 #![expect(unsafe_code, reason = "says that counters are words")]
 
 use std::collections::BTreeMap;
@@ -11,25 +11,25 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::shared_words::{AllWords, Kind, SharedWords, WordsError};
 
-/// A number that one thread counts up and others read.
+/// A counter that one thread increments and others read.
 #[derive(Debug, Default)]
 #[repr(transparent)]
 pub struct Counter(AtomicU64);
 
 impl Counter {
-    /// Adds `n`. Only the pair's worker counts, so no locked instruction is needed.
+    /// Adds `n`. Only the pair's worker counts, so that no locked instruction is needed.
     #[inline(always)]
     pub fn add(&self, n: u64) {
         self.0.store(self.0.load(Relaxed).wrapping_add(n), Relaxed);
     }
 
-    /// The number.
+    /// Returns the value.
     pub fn get(&self) -> u64 {
         self.0.load(Relaxed)
     }
 }
 
-/// Declares the counters: name, and what the log calls it, by which states of format 1 have it too.
+/// Declares the counters: field, and name in the log. States of format 1 use the name in the log, too.
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident: $text:literal;)*) => {
         /// The counters of one queue pair.
@@ -40,17 +40,17 @@ macro_rules! counters {
         }
 
         impl Counters {
-            /// All counters with their names.
+            /// Returns all counters with their names in the log.
             pub fn all(&self) -> impl Iterator<Item = (&'static str, u64)> {
                 [$(($text, self.$name.get()),)*].into_iter()
             }
 
-            /// The same, by what programs call them: the fields of this structure.
+            /// Returns all counters with the names of their fields.
             pub fn fields(&self) -> impl Iterator<Item = (&'static str, u64)> {
                 [$((stringify!($name), self.$name.get()),)*].into_iter()
             }
 
-            /// Goes on from `counts`, by the names of [`Counters::all`]. Only while no worker counts.
+            /// Continues from `counts`, by the names of [`Counters::all`]. No worker may count meanwhile.
             pub fn set(&self, counts: &BTreeMap<String, u64>) {
                 $(self.$name.0.store(counts.get($text).copied().unwrap_or(0), Relaxed);)*
             }
@@ -59,14 +59,15 @@ macro_rules! counters {
 }
 
 impl Counters {
-    /// Frames to the guest that are done with, one way or another, and receive chains that made none.
+    /// Returns the number of frames to the guest that were delivered or dropped, and of malformed receive
+    /// chains.
     pub fn rx_served(&self) -> u64 {
         let done =
             [&self.rx_frames, &self.rx_bad_chain, &self.rx_too_long, &self.rx_not_offloaded, &self.rx_failed];
         done.iter().map(|counter| counter.get()).fold(0, u64::wrapping_add)
     }
 
-    /// Transmit chains that are done with, one way or another.
+    /// Returns the number of transmit chains that were sent or dropped.
     pub fn tx_served(&self) -> u64 {
         let done = [
             &self.tx_frames,
@@ -81,7 +82,7 @@ impl Counters {
 }
 
 counters! {
-    /// Frames from the guest that the port took.
+    /// Frames from the guest that the port accepted.
     tx_frames: "tx frames";
     /// Their bytes, headers included.
     tx_bytes: "tx bytes";
@@ -91,7 +92,7 @@ counters! {
     rx_bytes: "rx bytes";
     /// Malformed transmit chains.
     tx_bad_chain: "tx bad chains";
-    /// Frames that the kernel refused, mostly for a header that makes no sense.
+    /// Frames that the kernel refused, usually because of an invalid header.
     tx_refused: "tx refused by the kernel";
     /// Frames dropped because the interface was down or gone.
     tx_no_port: "tx without interface";
@@ -99,27 +100,27 @@ counters! {
     tx_disabled: "tx on a disabled ring";
     /// Malformed receive chains.
     rx_bad_chain: "rx bad chains";
-    /// Frames longer than the buffers that the guest has for one.
+    /// Frames longer than the guest's buffers for one frame.
     rx_too_long: "rx too long for the guest's buffers";
-    /// Frames dropped because they are to be segmented, which their driver did not acknowledge to do.
+    /// Frames dropped because they need segmentation, which their driver did not acknowledge.
     rx_not_offloaded: "rx for another driver's offloads";
-    /// Frames lost because receiving them failed, for instance into memory that the front-end has taken away,
-    /// because they were shorter than an Ethernet header, or because their guest had gone.
+    /// Frames lost because receiving them failed, for example into memory that the front-end took away,
+    /// because they were shorter than an Ethernet header, or because their guest was gone.
     rx_failed: "rx failed";
-    /// Chains that were returned unserved because this process died of them twice.
+    /// Chains that were returned unserved because they killed this process twice.
     deadly_chains: "chains that killed this daemon";
     /// Notifications to the driver.
     calls: "calls";
     /// Notifications from the driver.
     kicks: "kicks";
-    /// Times that a rate limit made the receive half wait.
+    /// Times that a rate limit delayed the receive half.
     rx_limited: "rx waits for a limit";
-    /// The same for the transmit half.
+    /// Times that a rate limit delayed the transmit half.
     tx_limited: "tx waits for a limit";
 }
 
-/// Why a frame went nowhere: a counter for each. Not all that is lost is a frame, or still there to be looked
-/// at: malformed chains have counters and no reason here.
+/// The reason why a frame was dropped, with a counter for each. Malformed chains have counters but no reason
+/// here: they are not frames, or can no longer be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the counters of these names say what they are")]
 pub enum DropReason {
@@ -132,7 +133,7 @@ pub enum DropReason {
 }
 
 impl DropReason {
-    /// All of them. One that is added comes last: a program of another version knows them by their places.
+    /// All reasons. A new one must be the last: programs of other versions know reasons by their positions.
     pub const ALL: [DropReason; 6] = [
         DropReason::TxRefused,
         DropReason::TxNoPort,
@@ -142,12 +143,12 @@ impl DropReason {
         DropReason::RxFailed,
     ];
 
-    /// Whether the frame was one for the guest.
+    /// Whether the frame was a frame to the guest.
     pub fn is_rx(self) -> bool {
         matches!(self, DropReason::RxTooLong | DropReason::RxNotOffloaded | DropReason::RxFailed)
     }
 
-    /// What programs call its counter.
+    /// Returns the field name of its counter.
     pub fn key(self) -> &'static str {
         match self {
             DropReason::TxRefused => "tx_refused",
@@ -161,7 +162,7 @@ impl DropReason {
 }
 
 impl Counters {
-    /// The counter of frames that went nowhere for this reason.
+    /// Returns the counter of frames that were dropped for this reason.
     pub fn dropped(&self, reason: DropReason) -> &Counter {
         match reason {
             DropReason::TxRefused => &self.tx_refused,
@@ -180,35 +181,35 @@ unsafe impl AllWords for Counters {}
 /// Words of a pair's counters.
 const WORDS: usize = size_of::<Counters>() / size_of::<u64>();
 
-/// The counters are words in their order, as many for each pair. One that is added comes last: a program of
-/// another version finds those that it knows in their places.
+/// The counters are words in their order, the same number for each pair. A new counter must be the last:
+/// programs of other versions find the counters that they know by position.
 const KIND: Kind = Kind { magic: *b"voltCNTR", version: 1 };
 
-/// The counters of all queue pairs of a device, in memory that another process can go on with.
+/// The counters of all queue pairs of a device, in memory that another process can continue to use.
 #[derive(Clone, Debug)]
 pub struct CounterMemory {
     words: Arc<SharedWords>,
-    /// Words of a pair: more than ours in memory that a later version has made.
+    /// Words of a pair. A later version's memory has more words than this version uses.
     stride: usize,
 }
 
 impl CounterMemory {
-    /// Counters at zero.
+    /// Creates counters at zero.
     ///
     /// # Errors
     ///
-    /// When there is no memory.
+    /// Fails if there is no memory.
     pub fn new(pairs: usize) -> Result<CounterMemory, WordsError> {
         let words = SharedWords::create("volt-counters", KIND, pairs * WORDS)?;
         Ok(CounterMemory { words: Arc::new(words), stride: WORDS })
     }
 
-    /// Those of another process; of an earlier version, which has fewer, a copy with room for all. Whether it
-    /// is one.
+    /// Opens the counters of another process. An earlier version has fewer: its counters are copied into
+    /// memory with room for all. Returns whether this is a copy.
     ///
     /// # Errors
     ///
-    /// When it is something else.
+    /// Fails if the memory contains something else.
     pub fn open(memory: OwnedFd, pairs: usize) -> Result<(CounterMemory, bool), WordsError> {
         let words = SharedWords::open(memory, KIND)?;
         let stride = words.len().checked_div(pairs).unwrap_or(0);
@@ -228,21 +229,21 @@ impl CounterMemory {
         Ok((copy, true))
     }
 
-    /// The memory, for another process; `None` where it cannot have it.
+    /// Returns the memory, for another process; `None` if no other process can map it.
     pub fn file(&self) -> Option<&File> {
         self.words.file()
     }
 
-    /// The counters of `pair`.
+    /// Returns the counters of `pair`.
     ///
     /// # Panics
     ///
-    /// When there are fewer pairs, as where they are used.
+    /// Panics if `pair` does not exist. So does any use of the result of [`CounterMemory::pair`].
     pub fn of(&self, pair: usize) -> &Counters {
         self.words.view(pair * self.stride)
     }
 
-    /// The same for a worker.
+    /// Returns the counters of `pair`, for a worker.
     pub fn pair(&self, pair: usize) -> PairCounters {
         PairCounters { memory: self.clone(), pair }
     }
@@ -265,7 +266,7 @@ impl Deref for PairCounters {
 }
 
 impl fmt::Display for Counters {
-    /// Those that are not 0, or `nothing`.
+    /// Writes the counters that are not 0, or `nothing`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut comma = "";
         for (name, count) in self.all().filter(|(_, count)| *count > 0) {
@@ -276,7 +277,7 @@ impl fmt::Display for Counters {
     }
 }
 
-/// Memory of a version that has so many counters, on so many pairs, each word holding its number.
+/// Creates memory of a version that has so many counters, for so many pairs. Each word holds its number.
 #[cfg(test)]
 pub(crate) fn memory_of_version(counters: usize, pairs: usize) -> (SharedWords, OwnedFd) {
     let words = SharedWords::create("test", KIND, counters * pairs).unwrap();
@@ -289,7 +290,7 @@ pub(crate) fn memory_of_version(counters: usize, pairs: usize) -> (SharedWords, 
 mod tests {
     use super::*;
 
-    /// They are words in memory that other versions go on with: what is there stays where it is.
+    /// Other versions continue to use the words: existing counters keep their positions.
     #[test]
     fn what_is_added_comes_last() {
         let first = [
@@ -344,7 +345,7 @@ mod tests {
         memory.of(1).tx_frames.add(100);
         let first = counters as u64;
         assert_eq!(memory.of(1).tx_frames.get(), first + 100);
-        // What only the later one knows is still there.
+        // Counters that only the later version knows are still there.
         assert_eq!(words.word(counters + WORDS).load(Relaxed), first + WORDS as u64);
     }
 

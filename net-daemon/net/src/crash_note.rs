@@ -1,8 +1,8 @@
-//! What each vring's worker is doing, where a supervisor can read it after this process has died.
+//! Notes on the work of each vring's worker, which a supervisor can read after this process has died.
 //!
-//! A chain that kills the process that serves it would kill the next one too. So a worker notes, before it
-//! looks at a chain, at which index of the available ring that is: one store a chain. Whoever starts the next
-//! process finds the note, and has the chain left out that did so twice.
+//! A chain that kills the process that serves it would kill the next process, too. So a worker notes the
+//! chain's index in the available ring before it looks at the chain. That costs one store for each chain. The
+//! supervisor finds the note, and makes the next process leave out a chain that killed two processes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,38 +12,38 @@ use volt_virtio::chain::ChainError;
 
 use crate::shared_words::{Kind, SharedWords, WordsError};
 
-/// A note: bit 0 whether a chain is being served, bits 16 to 31 its index, from bit 32 how many were served
-/// before it.
+/// Layout of a note: bit 0 is set while a chain is served, bits 16 to 31 are its index, and bits 32 and up
+/// count the chains served before.
 const SERVING: u64 = 1;
 
-/// How many there are: for 127 pairs, a control queue, and the requests of the front-end.
+/// Number of notes: for 127 pairs, a control queue, and the requests of the front-end.
 pub const NOTES: usize = 256;
-/// The note for requests, beside those for vrings.
+/// Index of the note for requests.
 pub const REQUESTS: usize = NOTES - 1;
 
 const KIND: Kind = Kind { magic: *b"voltNOTE", version: 1 };
 
-/// One note for each vring, in memory that is shared with forked processes.
+/// One note for each vring, in memory that forked processes share.
 #[derive(Clone, Debug)]
 pub struct CrashNotes {
     words: Arc<SharedWords>,
 }
 
 impl CrashNotes {
-    /// Empty notes.
+    /// Creates empty notes.
     ///
     /// # Errors
     ///
-    /// When there is no memory.
+    /// Fails if there is no memory.
     pub fn new() -> Result<CrashNotes, WordsError> {
         Ok(CrashNotes { words: Arc::new(SharedWords::create("volt-notes", KIND, NOTES)?) })
     }
 
-    /// The note of vring `vring`.
+    /// Returns the note of vring `vring`.
     ///
     /// # Panics
     ///
-    /// When it is not less than [`NOTES`].
+    /// Panics if `vring` is not less than [`NOTES`].
     pub fn note(&self, vring: usize) -> CrashNote {
         assert!(vring < NOTES, "no vring {vring}");
         CrashNote { notes: self.clone(), vring, served: 0 }
@@ -53,8 +53,8 @@ impl CrashNotes {
         self.words.word(vring)
     }
 
-    /// The chains that were being served: vring, index, and how many the vring's worker had served before.
-    /// Clears the notes for the next process. Called while there is none.
+    /// Returns the chains that were being served: vring, index, and the number of chains that the vring's
+    /// worker had served before. Clears the notes for the next process. Call it while no process runs.
     pub fn take(&self) -> Vec<(usize, u16, u32)> {
         let words = (0..NOTES).map(|vring| (vring, self.word(vring).swap(0, Relaxed)));
         words
@@ -64,7 +64,7 @@ impl CrashNotes {
     }
 }
 
-/// Where the worker of one vring notes what it does.
+/// The note of one vring's worker.
 #[derive(Debug)]
 pub struct CrashNote {
     notes: CrashNotes,
@@ -73,7 +73,7 @@ pub struct CrashNote {
 }
 
 impl CrashNote {
-    /// The chain at `index` of the available ring is looked at from here on.
+    /// Notes that the worker looks at the chain at `index` of the available ring from now on.
     #[inline]
     pub fn serving(&mut self, index: u16) {
         let word = u64::from(self.served) << 32 | u64::from(index) << 16 | SERVING;
@@ -81,27 +81,27 @@ impl CrashNote {
         self.served = self.served.saturating_add(1);
     }
 
-    /// No chain is looked at.
+    /// Notes that the worker looks at no chain.
     #[inline]
     pub fn idle(&self) {
         self.notes.word(self.vring).store(0, Relaxed);
     }
 }
 
-/// What a supervisor's process does with one vring: notes which chain it serves, and leaves one out.
+/// The crash protection of one vring: notes which chain is served, and leaves one out.
 #[derive(Debug)]
 pub struct Watch {
     note: CrashNote,
-    /// Index in the available ring of a chain that has ended two processes.
+    /// Index in the available ring of a chain that has killed two processes.
     deadly: Option<u16>,
 }
 
 impl Watch {
-    /// The chain at `index` of the available ring comes next.
+    /// Notes that the chain at `index` of the available ring comes next.
     ///
     /// # Errors
     ///
-    /// When it must not be looked at.
+    /// Fails if the worker must not look at that chain.
     #[inline]
     pub fn begin(&mut self, index: u16) -> Result<(), ChainError> {
         self.note.serving(index);
@@ -114,14 +114,14 @@ impl Watch {
         }
     }
 
-    /// No chain is looked at.
+    /// Notes that the worker looks at no chain.
     #[inline]
     pub fn idle(&self) {
         self.note.idle();
     }
 }
 
-/// The notes of a device, and the chains that its vrings are to leave out, by vring.
+/// The notes of a device, and for each vring the chain to leave out.
 #[derive(Debug)]
 pub struct Watches {
     notes: CrashNotes,
@@ -129,12 +129,12 @@ pub struct Watches {
 }
 
 impl Watches {
-    /// Over a supervisor's notes.
+    /// Creates it over the notes of a supervisor.
     pub fn new(notes: CrashNotes, deadly: BTreeMap<usize, u16>) -> Watches {
         Watches { notes, deadly }
     }
 
-    /// What vring `vring`, which is about to start, does with it. A chain is left out once.
+    /// Returns the crash protection of vring `vring`, which is about to start. A chain is left out once.
     pub fn of(&mut self, vring: usize) -> Watch {
         Watch { note: self.notes.note(vring), deadly: self.deadly.remove(&vring) }
     }

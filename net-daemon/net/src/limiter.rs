@@ -1,12 +1,12 @@
-//! Rate limits: token buckets for bytes and frames, one pair of them for each direction of a device.
+//! Rate limits: token buckets for bytes and frames in each direction of a device.
 //!
-//! A limited device puts a [`LimitedQueue`] in front of each of its port's queues; one without limits has
-//! nothing in the way. An empty bucket looks like a port that is not ready, `WouldBlock`, and a timer in the
-//! worker's epoll ends that, so that nothing is ever polled. What waits does so where it is: frames to the
-//! guest in the interface's queue, which drops what is too much, frames from the guest in its ring.
+//! A limited device puts a [`LimitedQueue`] in front of each of its port's queues. A device without limits
+//! does not have it. An empty bucket looks like a port that is not ready (`WouldBlock`), and a timer in the
+//! worker's epoll ends the wait. So nothing is polled. Frames to the guest wait in the interface's queue,
+//! which drops the excess. Frames from the guest wait in its ring.
 //!
-//! A frame passes as long as there is one byte, or one frame, in the bucket, and what it takes beyond that is
-//! a debt. So a frame may be longer than the burst, and the rate holds over time.
+//! A frame passes while the bucket is not empty, and the bucket may go into debt. So a frame may be longer
+//! than the burst, and the rate holds over time.
 
 use std::fmt::{self, Debug};
 use std::io;
@@ -24,12 +24,12 @@ use volt_virtio::part::IoPart;
 use crate::counters::PairCounters;
 use crate::port::{HEADER_LEN, PortQueue};
 
-/// Shortest wait: more wake-ups in a second than this allows would cost more than they smooth.
+/// Shortest wait. Shorter waits would cost more wake-ups than their smoothing is worth.
 const SHORTEST_WAIT: Duration = Duration::from_millis(1);
-/// A burst that is not given is what flows in one part of this many of a second.
+/// The default burst is the rate divided by this number.
 const BURSTS_PER_SECOND: u64 = 20;
 
-/// One bucket: so much a second, and so much at once after a pause.
+/// One bucket: a rate and a burst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limit {
     /// Bytes or frames a second, at least 1.
@@ -39,22 +39,22 @@ pub struct Limit {
 }
 
 impl Limit {
-    /// A bucket with the usual burst: a twentieth of a second.
+    /// Returns a bucket with the default burst: a twentieth of a second.
     pub fn new(per_second: u64) -> Limit {
         Limit { per_second, burst: (per_second / BURSTS_PER_SECOND).max(1) }
     }
 }
 
-/// Why a text is no rate.
+/// The reason why a text is not a rate.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error(
-    "'{0}' is no rate: a number with bit or pps, like 100Mbit or 20kpps, with a burst in bytes or frames \
-     behind a colon, like 100Mbit:256K, or both kinds, like 100Mbit+20kpps; or none"
+    "'{0}' is not a rate: a number with bit or pps, like 100Mbit or 20kpps, with a burst in bytes or frames \
+     after a colon, like 100Mbit:256K, or both kinds, like 100Mbit+20kpps; or none"
 )]
 pub struct RateError(String);
 
-/// The limits of one direction. Bytes are those of frames, from the Ethernet header on; a frame that is to be
-/// segmented counts as the one frame that it is on its way through the device.
+/// The limits of one direction. Bytes are those of Ethernet frames. A frame that will be segmented counts as
+/// one frame.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rate {
     /// Limit in bytes.
@@ -98,7 +98,7 @@ impl FromStr for Rate {
 }
 
 impl fmt::Display for Rate {
-    /// As it is parsed, with all bursts: `12500kbit:78125+20kpps:1000`, or `none`.
+    /// Writes the syntax that it is parsed from, with all bursts: `12500kbit:78125+20kpps:1000`, or `none`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let bytes = self.bytes.map(|limit| (u128::from(limit.per_second) * 8, "bit", limit.burst));
         let frames = self.frames.map(|limit| (limit.per_second.into(), "pps", limit.burst));
@@ -117,7 +117,7 @@ impl fmt::Display for Rate {
     }
 }
 
-/// A number of at least 1, with k, M or G behind it for powers of `base`.
+/// Parses a number of at least 1, with an optional suffix k, M or G for a power of `base`.
 fn number(text: &str, base: u64) -> Option<u64> {
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
     let power = match text.get(digits.len()..)? {
@@ -132,7 +132,7 @@ fn number(text: &str, base: u64) -> Option<u64> {
     number.checked_mul(base.pow(power))
 }
 
-/// The limits of a device, for all its queue pairs together. None is none.
+/// The limits of a device, shared by all its queue pairs. The default is no limits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RateLimits {
     /// Wire to guest.
@@ -141,7 +141,7 @@ pub struct RateLimits {
     pub tx: Rate,
 }
 
-/// What to change about [`RateLimits`] at run time. A direction that is not named stays as it is.
+/// A change of [`RateLimits`] at run time. `None` keeps the limit of a direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LimitsChange {
     /// Wire to guest.
@@ -151,7 +151,7 @@ pub struct LimitsChange {
 }
 
 impl RateLimits {
-    /// These limits with `change` made.
+    /// Returns these limits with `change` applied.
     #[must_use]
     pub fn changed(self, change: LimitsChange) -> RateLimits {
         RateLimits { rx: change.rx.unwrap_or(self.rx), tx: change.tx.unwrap_or(self.tx) }
@@ -161,7 +161,7 @@ impl RateLimits {
 #[derive(Debug)]
 struct Bucket {
     limit: Limit,
-    /// Below 0 it is a debt.
+    /// A level below 0 is a debt.
     level: f64,
     filled: Instant,
 }
@@ -171,7 +171,7 @@ impl Bucket {
         Bucket { limit, level: limit.burst as f64, filled: now }
     }
 
-    /// How long until something may pass.
+    /// Returns how long to wait until something may pass.
     fn wait(&mut self, now: Instant) -> Option<Duration> {
         let rate = self.limit.per_second as f64;
         let gained = now.saturating_duration_since(self.filled).as_secs_f64() * rate;
@@ -192,7 +192,7 @@ impl Direction {
         Direction(Mutex::new((bucket(rate.bytes), bucket(rate.frames))))
     }
 
-    /// How long until something may pass.
+    /// Returns how long to wait until something may pass.
     fn wait(&self, now: Instant) -> Option<Duration> {
         let mut buckets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (bytes, frames) = &mut *buckets;
@@ -200,7 +200,7 @@ impl Direction {
         waits.into_iter().flatten().max()
     }
 
-    /// One frame of `len` bytes, header included, has passed.
+    /// Charges one frame of `len` bytes, header included.
     fn charge(&self, len: usize) {
         let mut buckets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (bytes, frames) = &mut *buckets;
@@ -213,7 +213,7 @@ impl Direction {
     }
 }
 
-/// The buckets of a device, which all its queue pairs share.
+/// The buckets of a device, shared by all its queue pairs.
 #[derive(Clone, Debug)]
 pub struct Limiter {
     rx: Arc<Direction>,
@@ -221,18 +221,18 @@ pub struct Limiter {
 }
 
 impl Limiter {
-    /// Full buckets, or `None` where nothing is limited.
+    /// Creates full buckets. Returns `None` if nothing is limited.
     pub fn new(limits: RateLimits) -> Option<Limiter> {
         let RateLimits { rx, tx } = limits;
         let limited = rx.is_limited() || tx.is_limited();
         limited.then(|| Limiter { rx: Arc::new(Direction::new(rx)), tx: Arc::new(Direction::new(tx)) })
     }
 
-    /// `queue` behind these limits. Its pair's worker counts the waits in `counters`.
+    /// Puts these limits in front of `queue`. The pair's worker counts the waits in `counters`.
     ///
     /// # Errors
     ///
-    /// When the process has no descriptor left.
+    /// Fails if the process has no descriptor left.
     pub fn limit(&self, queue: Arc<dyn PortQueue>, counters: PairCounters) -> io::Result<Arc<dyn PortQueue>> {
         let timer = || {
             let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
@@ -250,10 +250,10 @@ struct LimitedQueue {
     queue: Arc<dyn PortQueue>,
     limiter: Limiter,
     counters: PairCounters,
-    /// One for each direction: rx, tx.
+    /// The timers for rx and tx.
     timers: [OwnedFd; 2],
     began: Instant,
-    /// Until when, in nanoseconds after `began`, each timer is set. A worker that polls asks again and again.
+    /// When each timer expires, in nanoseconds after `began`. A worker that polls asks repeatedly.
     armed: [AtomicU64; 2],
 }
 
@@ -267,7 +267,7 @@ impl LimitedQueue {
         let now = Instant::now();
         if let Some(wait) = direction.wait(now) {
             self.arm(timer, now, wait.max(SHORTEST_WAIT))?;
-            // Not io::ErrorKind::WouldBlock: what the kernel says of a port that is not ready.
+            // The kernel's error for a port that is not ready, unlike `io::ErrorKind::WouldBlock`.
             return Err(io::Error::from_raw_os_error(libc::EAGAIN));
         }
         let len = frame()?;
@@ -275,7 +275,7 @@ impl LimitedQueue {
         Ok(len)
     }
 
-    /// Makes timer number `timer` readable `wait` after `now`, unless it will be earlier. Each is a wait.
+    /// Makes timer number `timer` readable `wait` after `now`, unless it expires earlier. Counts each wait.
     fn arm(&self, timer: usize, now: Instant, wait: Duration) -> io::Result<()> {
         let now = now.duration_since(self.began);
         if u128::from(self.armed[timer].load(Ordering::Relaxed)) > now.as_nanos() {

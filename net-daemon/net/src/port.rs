@@ -1,20 +1,19 @@
-//! Ports: where frames go to and come from on the host's side.
+//! Ports: the host's side of the device, which frames go to and come from.
 //!
-//! A [`Port`] is the interface as a whole and stays with the device. Its [`PortQueue`]s, one for each queue
-//! pair, are what a worker reads and writes; they are shared by `Arc` so that the device can attach and
-//! detach them while the worker owns its pair.
+//! A [`Port`] is a whole interface and belongs to the device. It has a [`PortQueue`] for each queue pair,
+//! which a worker reads and writes. An `Arc` shares them, so that the device can attach and detach queues
+//! while the worker owns its pair.
 //!
-//! What makes or judges frames is a queue in front of a port's queue, which a device puts there when a pair
-//! starts, and only where it was asked for. The order, from the guest to the wire:
-//!
+//! Other queues can stand in front of a port's queue, to create, inspect or delay frames. The device adds
+//! them when a pair starts, if they are requested. The order from the guest to the wire:
 //! ```text
-//! ring - capture - frames of the program's own (inject) - rate limits (limiter) - port
+//! ring - capture - injected frames (inject) - rate limits (limiter) - port
 //! ```
 //!
-//! So frames that the program makes have no limit but their own, nothing is sent that a limit has held back,
-//! and a capture shows what the guest sends and gets. What decides on a frame's bytes stands between frames
-//! of the program's own and limits, decides on a copy of its own, and passes that copy on. What makes frames
-//! has its way in from [`NetDevice::inject`](crate::device::NetDevice::inject).
+//! So rate limits do not apply to injected frames, a frame that a limit holds back is not sent, and a
+//! capture shows the frames that the guest sends and gets. A queue that decides by a frame's bytes stands
+//! between injected frames and limits. It decides on its own copy, and passes that copy on. A queue that
+//! creates frames injects them with [`NetDevice::inject`](crate::device::NetDevice::inject).
 
 use std::fmt::Debug;
 use std::io;
@@ -42,36 +41,36 @@ pub mod state;
 pub mod tap;
 pub mod watch;
 
-/// Length of `struct virtio_net_hdr_v1`, which stands before each frame on a port and in a ring (virtio 1.2,
+/// Length of `struct virtio_net_hdr_v1`, which precedes each frame on a port and in a ring (virtio 1.2,
 /// 5.1.6).
 pub const HEADER_LEN: usize = 12;
-/// Length of an Ethernet header: the shortest frame there is.
+/// Length of an Ethernet header, and so of the shortest frame.
 pub const ETHERNET_LEN: usize = 14;
 /// Shortest frame with its header.
 pub const MIN_FRAME_LEN: usize = HEADER_LEN + ETHERNET_LEN;
 /// Longest frame with its header: the largest IP packet, an Ethernet header and two VLAN tags.
 pub const MAX_FRAME_LEN: usize = HEADER_LEN + ETHERNET_LEN + 8 + 65535;
 
-/// One queue of a port. Both calls return at once, with `WouldBlock` where they would have to wait.
+/// One queue of a port. Its calls never block: they return `WouldBlock` instead.
 pub trait PortQueue: AsFd + Debug + Send + Sync {
-    /// Sends one frame, header first, gathered from `parts` (1 to 1024 of them); returns its bytes.
+    /// Sends one frame, header first, gathered from `parts` (1 to 1024 of them). Returns its length in bytes.
     ///
     /// # Errors
     ///
-    /// What the system says of the frame or of the interface.
+    /// Returns the system's error for the frame or for the interface.
     fn send(&self, parts: &[IoPart<'_>]) -> io::Result<usize>;
 
-    /// Receives one frame, header first, scattered into `parts` (1 to 1024 of them); returns its bytes. No
-    /// bytes are a frame too, and no end.
+    /// Receives one frame, header first, scattered into `parts` (1 to 1024 of them). Returns its length in
+    /// bytes. 0 bytes are a frame, too, and not the end.
     ///
     /// # Errors
     ///
-    /// `WouldBlock` when there is none, `BrokenPipe` when none can come any more, otherwise what the system
-    /// says of the interface.
+    /// Returns `WouldBlock` if there is no frame, `BrokenPipe` if no more can arrive, otherwise the system's
+    /// error for the interface.
     fn recv(&self, parts: &[IoPart<'_>]) -> io::Result<usize>;
 
-    /// What is wrong with a port whose descriptor reports an error, which receiving would say if the guest
-    /// had buffers. What stands in front of a port's queue asks that one.
+    /// Checks a port whose descriptor reports an error, without buffers of the guest. A queue in front of a
+    /// port's queue passes the call on.
     ///
     /// # Errors
     ///
@@ -80,12 +79,12 @@ pub trait PortQueue: AsFd + Debug + Send + Sync {
         self.recv(&[IoPart::from_slice(&mut [0])]).map(drop)
     }
 
-    /// The frame of `len` bytes in `parts`, header first, goes nowhere: one that was to be sent, or the last
-    /// one that was received. For who looks at frames, and stands in front of all others.
+    /// Reports that the frame of `len` bytes in `parts`, header first, is dropped: a frame to send, or the
+    /// last received one. For a queue in front of all others that inspects frames.
     fn dropped(&self, _reason: DropReason, _parts: &[IoPart<'_>], _len: usize) {}
 
-    /// Descriptors that become readable when a call that would have had to wait is worth another try,
-    /// although the queue's own says nothing. Nobody reads them.
+    /// Returns descriptors that become readable when a call that returned `WouldBlock` may succeed, for
+    /// reasons that the queue's own descriptor does not show. Nobody reads them.
     fn wakers(&self) -> Vec<BorrowedFd<'_>> {
         Vec::new()
     }
@@ -93,83 +92,82 @@ pub trait PortQueue: AsFd + Debug + Send + Sync {
 
 /// An interface of the host.
 pub trait Port: Debug + Send {
-    /// What logs and errors call it.
+    /// Returns the name for logs and errors.
     fn name(&self) -> &str;
 
-    /// The queue of `pair`, for 0 to the number of pairs that the port was opened with.
+    /// Returns the queue of `pair`, from 0 up to the number of pairs that the port was opened with.
     fn queue(&self, pair: usize) -> Arc<dyn PortQueue>;
 
-    /// Features that this port can serve beyond those that every port can: UDP segmentation.
+    /// Returns the features that this port supports and others do not: UDP segmentation.
     fn extra_features(&self) -> Features;
 
-    /// The interface's MTU, where it can be asked.
+    /// Returns the interface's MTU, if it can be queried.
     fn mtu(&self) -> Option<u16>;
 
-    /// The address that a guest behind this interface must have, where it cannot have any.
+    /// Returns the address that a guest behind this interface must have. `None`: any address.
     fn mac(&self) -> Option<Mac> {
         None
     }
 
-    /// Whether the interface is set up, where it can be asked.
+    /// Whether the interface is up, if it can be queried.
     fn is_up(&self) -> Option<bool> {
         None
     }
 
-    /// Lets the interface hand over frames as large and with as little done to them as the `GUEST_*` bits
-    /// of `acked` allow.
+    /// Lets the interface deliver frames that need the offloads in the `GUEST_*` bits of `acked`.
     ///
     /// # Errors
     ///
-    /// What the system says.
+    /// Returns the system's error.
     fn set_offloads(&mut self, acked: Features) -> io::Result<()>;
 
-    /// Makes exactly those queues take part whose element of `active` is true. The host spreads flows over
-    /// all that take part, so one that nobody serves would swallow its share.
+    /// Attaches exactly the queues whose element of `active` is true. The host spreads flows over all
+    /// attached queues, so one that nobody serves would swallow its share.
     ///
     /// # Errors
     ///
-    /// What the system says.
+    /// Returns the system's error.
     fn attach(&mut self, active: &[bool]) -> io::Result<()>;
 
-    /// Opens the interface again after it was deleted; its queues are then new ones.
+    /// Reopens the interface after it was deleted. It has new queues then.
     ///
     /// # Errors
     ///
-    /// While it cannot be opened.
+    /// Fails while it cannot be opened.
     fn reopen(&mut self) -> io::Result<()>;
 
-    /// What another process needs to open the interface again for this one, by
-    /// [`open_again`](reopening::open_again); `None` where none can.
+    /// Returns the data that another process needs to reopen the interface for this one, by
+    /// [`open_again`](reopening::open_again). `None`: no process can.
     fn reopening(&self) -> Option<Reopening> {
         None
     }
 
-    /// Goes on with the queues of the interface that another process has opened again.
+    /// Adopts the queues of the interface that another process has reopened.
     ///
     /// # Errors
     ///
-    /// When they are no such queues.
+    /// Fails if the descriptors are not such queues.
     fn adopt(&mut self, _queues: Vec<OwnedFd>) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    /// What a port from a state leaves alone, because it may still be another process's, is this one's to
-    /// clean up from here on.
+    /// Makes this port clean up at its end. A port from a state does not do so before, because another
+    /// process may still use it.
     fn own(&mut self) {}
 
-    /// Writes the port out for a process that is to go on with it; `None` where that cannot be done.
+    /// Exports the port for a process that continues with it; `None` if that is impossible.
     fn export<'a>(&'a self, _out: &mut Exporter<'a>) -> Option<PortState> {
         None
     }
 }
 
-/// Says what comes of an address that is not the interface's own.
+/// Warns if `mac` is not the address that a guest behind this port must have.
 pub fn check_mac(port: &dyn Port, mac: Mac) {
     if let Some(own) = port.mac().filter(|own| *own != mac) {
         warn!(
             event = "address_differs", interface = port.name();
-            "{0}: the guest's address is {mac} and the interface's {own}, so that frames to the guest get \
-             lost but in mode passthru: leave the guest's out, or 'ip link set {0} address {mac}'",
+            "{0}: the guest's address is {mac}, but the interface's is {own}: frames to the guest are lost \
+             except in mode passthru; omit the guest's address, or 'ip link set {0} address {mac}'",
             port.name()
         );
     }

@@ -1,8 +1,8 @@
-//! Words in memory that outlives this process: a sealed memfd, which another process maps again.
+//! Words in memory that outlives this process: a sealed memfd, which another process can map.
 //!
-//! What changes by the frame lies in such memory (counters, notes of what is served), so that it is there
-//! after a death at any store, and is written nowhere else. The first two words say what it is: a magic
-//! number, then version and length.
+//! Data that changes with each frame (counters, notes on served chains) is stored only there, so that it
+//! survives the process's death at any instruction. The first two words identify the memory: a magic number,
+//! then version and length.
 #![expect(unsafe_code, reason = "memory that processes share")]
 
 use std::fs::File;
@@ -19,29 +19,29 @@ use vm_memory::mmap::MmapRegionError;
 use vm_memory::{FileOffset, MmapRegion};
 use volt_virtio::part::IoPart;
 
-/// Words before those that are counted.
+/// Number of words before the data.
 const HEADER: usize = 2;
 
-/// What words are for.
+/// The kind of data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kind {
-    /// Eight characters that nothing else begins with.
+    /// Eight characters that identify the kind.
     pub magic: [u8; 8],
-    /// Changed with the meaning of the words.
+    /// Changes when the meaning of the words changes.
     pub version: u32,
 }
 
-/// Why there are no such words.
+/// The reason why there is no such memory.
 #[derive(Debug, Error)]
 pub enum WordsError {
-    /// The system refuses the file.
-    #[error("no memory that processes share")]
+    /// The system refused the file.
+    #[error("cannot create memory for several processes")]
     File(#[from] io::Error),
-    /// The system refuses the mapping.
+    /// The system refused the mapping.
     #[error("shared memory cannot be mapped")]
     Map(#[from] MmapRegionError),
-    /// Something else than what is expected.
-    #[error("shared memory is not what the state says it is: {0}")]
+    /// The memory contains something else.
+    #[error("shared memory does not match the state: {0}")]
     Other(&'static str),
 }
 
@@ -51,23 +51,24 @@ impl From<rustix::io::Errno> for WordsError {
     }
 }
 
-/// Words, all zero at first.
+/// An array of words, initially zero.
 #[derive(Debug)]
 pub struct SharedWords {
     mapping: MmapRegion,
     len: usize,
 }
 
-/// A structure of words and nothing else.
+/// A structure that consists of words only.
 ///
 /// # Safety
 ///
-/// `repr(C)` or `repr(transparent)`, and every field an [`AtomicU64`] or a structure of such.
+/// The type must be `repr(C)` or `repr(transparent)`, and every field an [`AtomicU64`] or a structure of
+/// such.
 pub(crate) unsafe trait AllWords {}
 
 impl SharedWords {
-    /// `len` words in a memfd called `name`. Where there can be none, as under a limit of a file's size, they
-    /// are in memory that forks share and nobody else, which the log tells.
+    /// Creates `len` words in a memfd called `name`. If that fails, for example because of a limit of file
+    /// sizes, the words are in memory that only forked processes share, and a warning is logged.
     ///
     /// # Errors
     ///
@@ -85,7 +86,7 @@ impl SharedWords {
         }
     }
 
-    /// The same, in a memfd or not at all.
+    /// Like [`SharedWords::create`], but fails if there can be no memfd.
     ///
     /// # Errors
     ///
@@ -100,11 +101,11 @@ impl SharedWords {
         self
     }
 
-    /// The words of another process, however many they are.
+    /// Opens the words of another process, of any number.
     ///
     /// # Errors
     ///
-    /// When it is something else, or could be cut off under the mapping.
+    /// Fails if the memory contains something else, or if its file could be truncated.
     pub fn open(memory: OwnedFd, kind: Kind) -> Result<SharedWords, WordsError> {
         if !fcntl_get_seals(&memory).is_ok_and(|seals| seals.contains(SealFlags::SHRINK)) {
             return Err(WordsError::Other("it is not sealed"));
@@ -128,12 +129,12 @@ impl SharedWords {
         SharedWords::map(memory, len)
     }
 
-    /// How many words there are.
+    /// Returns the number of words.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there is none.
+    /// Whether there are no words.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -145,62 +146,63 @@ impl SharedWords {
         Ok(SharedWords { mapping, len })
     }
 
-    /// The memory, for another process; `None` where only forks share it.
+    /// Returns the memory, for another process; `None` if only forked processes share it.
     pub fn file(&self) -> Option<&File> {
         self.mapping.file_offset().map(FileOffset::file)
     }
 
-    /// Word number `index`.
+    /// Returns word number `index`.
     ///
     /// # Panics
     ///
-    /// When there are fewer.
+    /// Panics if it does not exist.
     #[inline]
     pub fn word(&self, index: usize) -> &AtomicU64 {
         assert!(index < self.len, "word {index} of {}", self.len);
         self.at(HEADER + index)
     }
 
-    /// The words from number `first` on, as a `T`.
+    /// Returns the words from number `first` on, as a `T`.
     ///
     /// # Panics
     ///
-    /// When there are fewer.
+    /// Panics if they do not all exist.
     #[inline]
     pub(crate) fn view<T: AllWords>(&self, first: usize) -> &T {
         let words = size_of::<T>() / size_of::<u64>();
         assert!(first <= self.len && words <= self.len - first, "{words} words from {first} of {}", self.len);
-        // SAFETY: a `T` is words (AllWords) and all of them are there (checked); any bits are a word.
+        // SAFETY: a `T` consists of words (AllWords), all of them exist (checked), and any bits are valid in
+        // a word.
         unsafe { &*std::ptr::from_ref(self.at(HEADER + first)).cast::<T>() }
     }
 
-    /// `bytes` bytes from word number `first` on, to copy to.
+    /// Returns `bytes` bytes from word number `first` on, to copy to.
     ///
     /// # Panics
     ///
-    /// When there are fewer words.
+    /// Panics if they do not all exist.
     #[inline]
     pub(crate) fn part(&self, first: usize, bytes: usize) -> IoPart<'_> {
         let words = bytes.div_ceil(size_of::<u64>());
         assert!(first <= self.len && words <= self.len - first, "{words} words from {first} of {}", self.len);
-        // SAFETY: all of them are there (checked), mapped for as long as `self`, and nobody has a reference
-        // to them but as atomics, which other processes change as well.
+        // SAFETY: all of them exist (checked) and stay mapped as long as `self` lives. All references to them
+        // are to atomics, and other processes change them as well.
         unsafe { IoPart::new(self.at(HEADER + first).as_ptr().cast(), bytes) }
     }
 
     #[inline]
     fn at(&self, index: usize) -> &AtomicU64 {
         debug_assert!(index < HEADER + self.len);
-        // SAFETY: callers stay inside header and words, for which the mapping has room. It begins at a page,
-        // so words are aligned, lives as long as `self`, and its file cannot shrink (sealed). Everybody
-        // accesses it atomically.
+        // SAFETY: callers stay within header and words, for which the mapping has room. The mapping begins at
+        // a page boundary, so that words are aligned. It lives as long as `self`, and its file cannot shrink
+        // (sealed). All accesses are atomic.
         unsafe { AtomicU64::from_ptr(self.mapping.as_ptr().cast::<u64>().add(index)) }
     }
 }
 
-/// A memfd of `bytes` bytes that stays as long as it is.
+/// Creates a memfd of `bytes` bytes with a fixed size.
 fn sealed(name: &str, bytes: usize) -> io::Result<OwnedFd> {
-    // To go beyond the limit would be a signal, whose default is death.
+    // A file beyond the limit would raise a signal that ends the process by default.
     if getrlimit(Resource::Fsize).current.is_some_and(|limit| limit < bytes as u64) {
         return Err(rustix::io::Errno::FBIG.into());
     }
@@ -210,7 +212,7 @@ fn sealed(name: &str, bytes: usize) -> io::Result<OwnedFd> {
     Ok(memory)
 }
 
-/// Bytes of a file with `len` words: whole pages.
+/// Returns the size in bytes of a file with `len` words: whole pages.
 fn bytes(len: usize) -> usize {
     ((HEADER + len) * size_of::<u64>()).next_multiple_of(4096)
 }

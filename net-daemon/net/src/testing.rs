@@ -1,4 +1,4 @@
-//! For tests: a half of a queue pair between a driver and one end of a socket pair, and waiting for it.
+//! Test support: a half of a queue pair between a driver and one end of a socket pair.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
@@ -20,7 +20,7 @@ use crate::trouble::Trouble;
 use crate::tx::Tx;
 use crate::vring::Vring;
 
-/// For what takes milliseconds on a quiet machine.
+/// For operations that take milliseconds on a quiet machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits until `done`.
@@ -32,7 +32,7 @@ pub(crate) fn until(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-/// A frame with header: `len` bytes behind 12 zeroes, different for each `seed`.
+/// Returns a frame with header: `len` bytes after 12 zeroes, different for each `seed`.
 pub(crate) fn frame(len: usize, seed: usize) -> Vec<u8> {
     let payload = (0..len).map(|i| (i * 31 + seed * 7 + i / 256) as u8);
     [0; 12].into_iter().chain(payload).collect()
@@ -58,7 +58,7 @@ pub(crate) fn notifier() -> Arc<Notifier> {
     Arc::new(Notifier::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap()).unwrap())
 }
 
-/// What a half needs to run.
+/// The objects that a half needs to run.
 pub(crate) struct Rig {
     pub(crate) queue: Arc<FdQueue>,
     pub(crate) health: Health,
@@ -68,7 +68,7 @@ pub(crate) struct Rig {
 
 impl Rig {
     pub(crate) fn new() -> (Rig, Wire) {
-        // On a busy machine a worker that is stopped is interrupted, whichever test it is of.
+        // On a busy machine, stopping a worker interrupts it, in any test.
         let (ours, theirs) = UnixDatagram::pair().unwrap();
         theirs.set_nonblocking(true).unwrap();
         let queue = Arc::new(FdQueue::new(OwnedFd::from(ours)).unwrap());

@@ -1,16 +1,16 @@
-//! What a capture is asked for.
+//! Options of a capture.
 
 use serde::{Deserialize, Serialize};
 
-/// What is captured.
+/// Which frames to capture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CaptureOptions {
-    /// One queue pair; otherwise all.
+    /// The queue pair to capture. `None`: all pairs.
     pub pair: Option<usize>,
-    /// Most bytes of each frame, from its Ethernet header on.
+    /// Maximum number of bytes of each frame, from its Ethernet header on.
     pub snap: u32,
-    /// Frames for the guest.
+    /// Whether to capture frames to the guest.
     pub rx: bool,
-    /// Frames of the guest.
+    /// Whether to capture frames from the guest.
     pub tx: bool,
 }

@@ -1,4 +1,4 @@
-//! A port's queue whose frames are copied into a ring.
+//! A port's queue that copies its frames into a ring.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -12,10 +12,10 @@ use super::ring::{Entry, RingWriter};
 use crate::counters::DropReason;
 use crate::port::{HEADER_LEN, PortQueue};
 
-/// In front of all others, so that it sees what the guest sends and gets.
+/// Stands in front of all other queues, so that it sees the frames that the guest sends and gets.
 ///
-/// A frame of the guest is copied when it was sent, out of the guest's memory: a guest that changes it
-/// meanwhile has the capture show what nobody got. It is copied once more by whoever decides on its bytes.
+/// A frame from the guest is copied from guest memory after it was sent. If the guest changes it meanwhile,
+/// the capture shows a frame that nobody got. Code that decides by a frame's bytes has its own copy.
 #[derive(Debug)]
 pub(super) struct CaptureQueue {
     queue: Arc<dyn PortQueue>,
@@ -37,7 +37,7 @@ impl CaptureQueue {
         Entry { is_rx, dropped, time: time.as_nanos() as u64, len, snap: self.snap() }
     }
 
-    /// Header included.
+    /// Returns the maximum length of a copy, header included.
     fn snap(&self) -> usize {
         HEADER_LEN + self.options.snap as usize
     }
@@ -59,7 +59,7 @@ impl PortQueue for CaptureQueue {
     }
 
     fn recv(&self, parts: &[IoPart<'_>]) -> io::Result<usize> {
-        // The one before has not been dropped.
+        // The previous frame was not dropped.
         self.ring.release();
         let len = self.queue.recv(parts)?;
         if self.options.rx {

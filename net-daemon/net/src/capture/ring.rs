@@ -1,7 +1,6 @@
-//! Rings of captured frames: each with one writer, a frame thread, and one reader, in another process.
+//! Rings of captured frames. Each has one writer, a worker, and one reader in another process.
 //!
-//! All rings of a capture share one memfd, each an equal part of it. Positions are words, and count up for
-//! ever.
+//! All rings of a capture share one memfd in equal parts. Positions are in words and never decrease.
 //!
 //! ```text
 //! words  0 HEAD      the writer's: entries before it are complete
@@ -16,10 +15,10 @@
 //!        4 ...       bytes, to a whole word
 //! ```
 //!
-//! The reader may be anybody's: the writer keeps its positions to itself, and takes a TAIL that cannot be for
-//! a ring without room. A frame to the guest is *held* until it is known not to be dropped, with the next
-//! call of the port's queue; a reader shows one that stays held for longer, such as one that waits for the
-//! guest's buffers.
+//! The reader may belong to anybody. So the writer keeps its own positions, and treats a ring with an
+//! impossible TAIL as full. A frame to the guest is *held* until the next call of the port's queue, when it
+//! is certain that it was not dropped. A reader shows a frame that is held for too long, for example while it
+//! waits for the guest's buffers.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -38,19 +37,19 @@ const KIND: Kind = Kind { magic: *b"voltCAPT", version: 1 };
 const HEAD: usize = 0;
 const WRITTEN: usize = 1;
 const LOST: usize = 2;
-/// Away from what the writer writes, by a cache line.
+/// In another cache line than the writer's words.
 const TAIL: usize = 8;
 const CONTROL: usize = 16;
-/// Words of an entry before its bytes.
+/// Words of an entry's header.
 const ENTRY: usize = 4;
 const WORD: usize = size_of::<u64>();
-/// Bytes of a ring: some milliseconds of a fast network. With many pairs, all have [`MOST`].
+/// Bytes of a ring: some milliseconds of a fast network. With many pairs, all rings share [`MOST`].
 const BYTES: usize = 8 << 20;
 const MOST: usize = 64 << 20;
-/// How long a reader leaves a frame that is held.
+/// How long a reader waits for a frame that is held.
 const PATIENCE: Duration = Duration::from_millis(50);
 
-/// Memory for so many rings.
+/// Creates the memory for so many rings.
 pub(super) fn memory(rings: usize) -> Result<SharedWords, WordsError> {
     let bytes = BYTES.min(MOST / rings.max(1));
     SharedWords::create_file("volt-capture", KIND, rings * bytes / WORD)
@@ -66,7 +65,7 @@ struct Ring {
 }
 
 impl Ring {
-    /// Number `index` of `rings`.
+    /// Returns ring number `index` of `rings`.
     fn new(words: &Arc<SharedWords>, index: usize, rings: usize) -> Ring {
         let each = words.len() / rings;
         Ring { words: words.clone(), first: index * each, len: each - CONTROL }
@@ -95,25 +94,25 @@ impl Ring {
     }
 }
 
-/// A frame that is to be written.
+/// A frame to be written.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) is_rx: bool,
     pub(super) dropped: Option<DropReason>,
     /// Nanoseconds since 1970.
     pub(super) time: u64,
-    /// Bytes, with its header.
+    /// Length in bytes, header included.
     pub(super) len: usize,
-    /// Most of them that are written.
+    /// Maximum number of bytes to write.
     pub(super) snap: usize,
 }
 
-/// The writer's end, for one thread at a time.
+/// The writing end, for one thread at a time.
 #[derive(Debug)]
 pub(crate) struct RingWriter {
     ring: Ring,
     written: AtomicU64,
-    /// Where the entry begins that is held, or [`NOTHING`].
+    /// Start of the held entry, or [`NOTHING`].
     held: AtomicU64,
     frames: Counter,
     lost: Counter,
@@ -122,7 +121,7 @@ pub(crate) struct RingWriter {
 const NOTHING: u64 = u64::MAX;
 
 impl RingWriter {
-    /// Of ring number `index` of `rings` in `words`.
+    /// Creates the writer of ring number `index` of `rings` in `words`.
     pub(super) fn new(words: &Arc<SharedWords>, index: usize, rings: usize) -> RingWriter {
         RingWriter {
             ring: Ring::new(words, index, rings),
@@ -141,7 +140,7 @@ impl RingWriter {
         self.lost.get()
     }
 
-    /// Writes a frame, as far as there is room.
+    /// Writes a frame if there is room.
     pub(super) fn write(&self, entry: &Entry, parts: &[IoPart<'_>]) {
         self.release();
         if self.put(entry, parts) {
@@ -149,7 +148,7 @@ impl RingWriter {
         }
     }
 
-    /// The same with a frame of which is not known yet whether it is dropped.
+    /// Writes a frame that may still be dropped.
     pub(super) fn hold(&self, entry: &Entry, parts: &[IoPart<'_>]) {
         self.release();
         let at = self.written.load(Relaxed);
@@ -158,7 +157,7 @@ impl RingWriter {
         }
     }
 
-    /// The frame that is held has not been dropped.
+    /// Releases the held frame, which was not dropped.
     #[inline]
     pub(super) fn release(&self) {
         if self.held.load(Relaxed) != NOTHING {
@@ -167,7 +166,7 @@ impl RingWriter {
         }
     }
 
-    /// The frame that is held has been dropped. Whether there is one that nobody has read.
+    /// Marks the held frame as dropped. Returns whether there is one that nobody has read.
     pub(super) fn mark_held(&self, reason: DropReason) -> bool {
         let held = self.held.load(Relaxed);
         let unread = held != NOTHING && self.ring.control(TAIL).load(Acquire) <= held;
@@ -181,7 +180,7 @@ impl RingWriter {
     fn put(&self, entry: &Entry, parts: &[IoPart<'_>]) -> bool {
         let (at, bytes) = (self.written.load(Relaxed), entry.len.min(entry.snap));
         let words = ENTRY + bytes.div_ceil(WORD);
-        // A reader that says what cannot be has read nothing.
+        // A reader with an impossible position has read nothing.
         let used = at.checked_sub(self.ring.control(TAIL).load(Acquire));
         let room = used.and_then(|used| (self.ring.len as u64).checked_sub(used));
         if room.is_none_or(|room| room < words as u64) {
@@ -207,55 +206,55 @@ fn code(reason: Option<DropReason>) -> u64 {
     number.map_or(0, |number| (number as u64 + 1) << 32)
 }
 
-/// A ring whose entries make no sense.
+/// The error for a ring with invalid entries.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("the daemon's memory of captured frames makes no sense")]
+#[error("the daemon's memory of captured frames is invalid")]
 pub struct Garbled;
 
-/// A frame that was captured.
+/// A captured frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Captured {
-    /// Whether it was one for the guest.
+    /// Whether it was a frame to the guest.
     pub is_rx: bool,
-    /// What became of it.
+    /// Its fate.
     pub fate: Fate,
     /// Nanoseconds since 1970.
     pub time: u64,
-    /// Bytes of the whole frame, with its header.
+    /// Length of the whole frame, header included.
     pub len: usize,
-    /// Those that were captured, the header of [`HEADER_LEN`](crate::port::HEADER_LEN) bytes first.
+    /// The captured bytes. They begin with the header of [`HEADER_LEN`](crate::port::HEADER_LEN) bytes.
     pub bytes: Vec<u8>,
-    /// Frames of the ring that were lost right before it.
+    /// Number of frames of the ring that were lost immediately before it.
     pub lost: u64,
 }
 
-/// What became of a frame.
+/// The fate of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// It went its way.
+    /// It was delivered.
     Passed,
-    /// It went nowhere.
+    /// It was dropped.
     Dropped(DropReason),
-    /// The same, for a reason of another version.
+    /// It was dropped for a reason that this version does not know.
     DroppedSomehow,
 }
 
-/// The reader's end.
+/// The reading end.
 #[derive(Debug)]
 pub struct RingReader {
     ring: Ring,
     tail: u64,
-    /// Frames lost before the last one.
+    /// Number of frames lost before the last one.
     lost: u64,
-    /// An entry that is held ends here, and has been since then.
+    /// The end of the held entry, and the time since it is held.
     held: Option<(u64, Instant)>,
 }
 
-/// The readers of so many rings in the memory of a [`Capture`](super::Capture).
+/// Opens readers for so many rings in the memory of a [`Capture`](super::Capture).
 ///
 /// # Errors
 ///
-/// When it is something else.
+/// Fails if the memory contains something else.
 pub fn readers(memory: OwnedFd, rings: usize) -> Result<Vec<RingReader>, WordsError> {
     let words = Arc::new(SharedWords::open(memory, KIND)?);
     if words.len().checked_div(rings).is_none_or(|each| each <= CONTROL) {
@@ -266,12 +265,12 @@ pub fn readers(memory: OwnedFd, rings: usize) -> Result<Vec<RingReader>, WordsEr
 }
 
 impl RingReader {
-    /// Time of the next frame, if there is one; with one that is held only where it is the `last`.
+    /// Returns the time of the next frame, if there is one. A held frame counts only if `last`.
     pub fn next_time(&mut self, last: bool) -> Option<u64> {
         (self.tail != self.end(last)).then(|| self.ring.word(self.tail + 1).load(Relaxed))
     }
 
-    /// How far entries go that can be read.
+    /// Returns the end of the entries that can be read.
     fn end(&mut self, last: bool) -> u64 {
         let head = self.ring.control(HEAD).load(Acquire);
         if head > self.tail {
@@ -291,11 +290,11 @@ impl RingReader {
         }
     }
 
-    /// The next frame, of which [`RingReader::next_time`] has said that it is there.
+    /// Takes the next frame. [`RingReader::next_time`] must have returned its time.
     ///
     /// # Errors
     ///
-    /// When it makes no sense.
+    /// Fails if its entry is invalid.
     pub fn take(&mut self) -> Result<Captured, Garbled> {
         let word = |number: u64| self.ring.word(self.tail + number).load(Relaxed);
         let (first, time, lens, lost) = (word(0), word(1), word(2), word(3));
@@ -322,7 +321,7 @@ impl RingReader {
         Ok(captured)
     }
 
-    /// Frames for which there was no room so far.
+    /// Returns the number of frames for which there was no room so far.
     pub fn lost(&self) -> u64 {
         self.ring.control(LOST).load(Relaxed)
     }

@@ -1,8 +1,9 @@
 //! Commands of the control virtqueue (virtio 1.2, section 5.1.6.5).
 //!
-//! Bytes in, a [`Command`] carried out or a reason out: [`execute`]. Who serves the queue takes the chain off
-//! its ring and writes the [`ack`] back: [`ControlQueue`](super::queue::ControlQueue) for front-ends that
-//! leave the queue to the back-end, volt-vmm for all of its own devices.
+//! [`execute`] parses the bytes of a [`Command`] and carries it out, or returns the reason for a refusal. The
+//! server of the queue takes the chain off the ring and writes the [`ack`] back. That is
+//! [`ControlQueue`](super::queue::ControlQueue) for front-ends that leave the queue to the back-end, and
+//! volt-vmm for all of its own devices.
 
 use log::debug;
 use thiserror::Error;
@@ -15,20 +16,20 @@ const ACK_OK: u8 = 0;
 /// `VIRTIO_NET_ERR`: the command was refused.
 const ACK_ERR: u8 = 1;
 
-/// Longest command that is read, in bytes: a MAC table command with two full tables of [`MAX_MAC_TABLE`]
+/// Maximum length of a command in bytes: a MAC table command with two full tables of [`MAX_MAC_TABLE`]
 /// addresses.
 pub const MAX_COMMAND_LEN: usize = 2 + 2 * (4 + MAX_MAC_TABLE * 6);
-/// Most addresses in one table of a MAC table command; the driver falls back to a receive mode for more.
+/// Maximum number of addresses in one MAC table. For more, the driver falls back to a receive mode.
 pub const MAX_MAC_TABLE: usize = 512;
 
-/// A switch of the receive filter.
+/// A setting of the receive filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RxMode {
-    /// Take every frame.
+    /// Accept every frame.
     Promiscuous,
-    /// Take every multicast frame.
+    /// Accept every multicast frame.
     AllMulticast,
-    /// Take every unicast frame.
+    /// Accept every unicast frame.
     AllUnicast,
     /// Drop multicast frames.
     NoMulticast,
@@ -45,7 +46,7 @@ pub enum Command {
     SetRxMode(RxMode, bool),
     /// `VIRTIO_NET_CTRL_MAC_ADDR_SET`.
     SetMac(Mac),
-    /// `VIRTIO_NET_CTRL_MAC_TABLE_SET`: unicast and multicast addresses to take.
+    /// `VIRTIO_NET_CTRL_MAC_TABLE_SET`: unicast and multicast addresses to accept.
     SetMacTable {
         /// Unicast addresses.
         unicast: Vec<[u8; 6]>,
@@ -60,15 +61,15 @@ pub enum Command {
     AckAnnounce,
     /// `VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET`: pairs that the driver uses from now on.
     SetPairs(u16),
-    /// `VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET`: the `GUEST_*` bits that are in force from now on.
+    /// `VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET`: the `GUEST_*` bits in force from now on.
     SetGuestOffloads(Features),
 }
 
-/// Why a command is refused.
+/// The reason why a command is refused.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum CommandError {
     /// More bytes than any command has.
-    #[error("command of {0} bytes is longer than any")]
+    #[error("command of {0} bytes is too long")]
     Long(usize),
     /// Fewer bytes than the command's header or data need.
     #[error("command of {0} bytes is too short")]
@@ -81,7 +82,7 @@ pub enum CommandError {
         /// `command` within the class.
         command: u8,
     },
-    /// Outside 1 to the largest number of pairs.
+    /// Not between 1 and the number of pairs.
     #[error("{asked} queue pairs asked for, of 1 to {max}")]
     Pairs {
         /// Pairs in the command.
@@ -89,13 +90,13 @@ pub enum CommandError {
         /// Pairs of the device.
         max: u16,
     },
-    /// A group address as the device's own.
+    /// A group address, which cannot be the device's own.
     #[error("{0} cannot be the device's address")]
     Mac(Mac),
-    /// More addresses than [`MAX_MAC_TABLE`], or more than the bytes hold.
+    /// More addresses than [`MAX_MAC_TABLE`], or more than the bytes contain.
     #[error("MAC table of {0} entries")]
     MacTable(u32),
-    /// A VLAN number over 4095.
+    /// A VLAN number above 4095.
     #[error("VLAN {0} does not exist")]
     Vlan(u16),
     /// Offloads that were not acknowledged.
@@ -103,7 +104,7 @@ pub enum CommandError {
     Offloads(Features),
 }
 
-/// What a command may ask for.
+/// Limits for commands.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Features that the driver acknowledged.
@@ -112,7 +113,7 @@ pub struct Limits {
     pub max_pairs: u16,
 }
 
-/// Receive offloads that [`Command::SetGuestOffloads`] can carry (virtio 1.2, 5.1.6.5.6.1).
+/// Receive offloads that [`Command::SetGuestOffloads`] can contain (virtio 1.2, 5.1.6.5.6.1).
 pub const GUEST_OFFLOADS: Features = Features::NET_GUEST_CSUM
     .union(Features::NET_GUEST_TSO4)
     .union(Features::NET_GUEST_TSO6)
@@ -121,12 +122,12 @@ pub const GUEST_OFFLOADS: Features = Features::NET_GUEST_CSUM
     .union(Features::NET_GUEST_USO4)
     .union(Features::NET_GUEST_USO6);
 
-/// Carries out one command of `len` bytes, which `read` copies from the driver's buffers: `class`, `command`
-/// and the data, without the `ack` byte, which is [`ack`]'s.
+/// Carries out one command of `len` bytes. `read` copies them from the driver's buffers: `class`, `command`
+/// and the data, without the `ack` byte (see [`ack`]).
 ///
 /// # Errors
 ///
-/// See [`CommandError`]; nothing was carried out.
+/// See [`CommandError`]. Nothing was carried out then.
 pub fn execute(
     len: usize,
     read: impl FnOnce(&mut [u8]) -> usize,
@@ -145,16 +146,16 @@ pub fn execute(
     Ok(())
 }
 
-/// The answer that the driver finds in its buffer (`ack`, 5.1.6.5).
+/// Returns the answer for the driver's buffer (`ack`, 5.1.6.5).
 pub fn ack<E>(result: &Result<(), E>) -> u8 {
     if result.is_ok() { ACK_OK } else { ACK_ERR }
 }
 
-/// Reads the driver's part of a command: `class`, `command` and the data, without the `ack` byte.
+/// Parses the driver's part of a command: `class`, `command` and the data, without the `ack` byte.
 ///
 /// # Errors
 ///
-/// A command that the driver must see as [`ACK_ERR`], with the reason for the log.
+/// Fails for a command that gets [`ACK_ERR`]. The error is for the log.
 fn parse(bytes: &[u8], limits: Limits) -> Result<Command, CommandError> {
     let [class, command, data @ ..] = bytes else {
         return Err(CommandError::Short(bytes.len()));
@@ -202,7 +203,7 @@ fn parse(bytes: &[u8], limits: Limits) -> Result<Command, CommandError> {
     }
 }
 
-/// The first `N` bytes of a command's data. More may follow: the specification lets structures grow.
+/// Returns the first `N` bytes of a command's data. More may follow: the specification lets structures grow.
 fn array<const N: usize>(data: &[u8]) -> Result<[u8; N], CommandError> {
     data.first_chunk().copied().ok_or(CommandError::Short(data.len() + 2))
 }
@@ -228,7 +229,7 @@ fn vlan(data: &[u8]) -> Result<u16, CommandError> {
     }
 }
 
-/// Two tables, each a 32-bit count and its addresses.
+/// Parses two tables, each a 32-bit count and its addresses.
 fn mac_table(data: &[u8]) -> Result<Command, CommandError> {
     let (unicast, rest) = one_mac_table(data)?;
     let (multicast, _) = one_mac_table(rest)?;
@@ -259,7 +260,7 @@ mod tests {
         assert_eq!(parse(&[4, 1, 5, 0], ALL), Err(CommandError::Unknown { class: 4, command: 1 }));
     }
 
-    /// What is carried out is acknowledged; what is not, by the driver's fault, is not.
+    /// A command is acknowledged if it was carried out, and not if the driver made an error.
     #[test]
     fn commands_are_carried_out_and_acknowledged() {
         let run = |len: usize, bytes: &[u8]| {
@@ -276,7 +277,7 @@ mod tests {
             run(4, &[4, 0, 5, 0]),
             (ACK_ERR, Err(CommandError::Pairs { asked: 5, max: 4 }), Vec::new())
         );
-        // Not even read.
+        // A command that is too long is not even read.
         let long = MAX_COMMAND_LEN + 1;
         assert_eq!(run(long, &[]), (ACK_ERR, Err(CommandError::Long(long)), Vec::new()));
     }

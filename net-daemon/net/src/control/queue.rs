@@ -1,5 +1,5 @@
-//! The control virtqueue served from its ring (virtio 1.2, section 5.1.6.5), for front-ends that leave it to
-//! the back-end.
+//! A control virtqueue that is served from its ring (virtio 1.2, section 5.1.6.5), for front-ends that leave
+//! it to the back-end.
 
 use std::sync::Arc;
 
@@ -15,40 +15,41 @@ use crate::counters::Counters;
 use crate::vring::Vring;
 use crate::worker::WorkerError;
 
-/// Most commands served in one go; a driver has one outstanding.
+/// Maximum number of commands in one go. A driver has one outstanding.
 const BATCH: usize = 16;
 
-/// A control virtqueue that runs.
+/// A running control virtqueue.
 #[derive(Debug)]
 pub struct ControlQueue {
     /// Its vring.
     pub vring: Vring,
-    /// For its descriptors: this runs on a main thread, which none of them may hold.
+    /// Handles its descriptors: the main thread serves this queue, and no descriptor may block it.
     relay: Relay,
     counters: Counters,
 }
 
 impl ControlQueue {
-    /// The control queue over `vring`.
+    /// Creates the control queue over `vring`.
     ///
     /// # Errors
     ///
-    /// When there can be no thread for its descriptors, or its kick descriptor cannot be waited for.
+    /// Fails if no thread can be started for its descriptors, or if its kick descriptor does not support
+    /// waiting.
     pub fn new(vring: Vring) -> Result<ControlQueue, WorkerError> {
         Ok(ControlQueue { relay: Relay::start(&vring)?, vring, counters: Counters::default() })
     }
 
-    /// Becomes readable when the driver has kicked. To be cleared by who waits for it.
+    /// Becomes readable when the driver has kicked. The caller must clear it.
     pub fn kicked(&self) -> &Arc<Notifier> {
         self.relay.kicked()
     }
 
-    /// Hands each available command to `carry_out`, and says whether there may be more. The driver sees no
-    /// answer before [`ControlQueue::answer`], so that what a command has changed can be recorded before.
+    /// Passes each available command to `carry_out`. Returns whether there may be more. The driver gets no
+    /// answer before [`ControlQueue::answer`], so that the caller can record changes first.
     ///
     /// # Errors
     ///
-    /// When the driver broke the ring.
+    /// Fails if the driver broke the ring.
     pub fn run(&mut self, limits: Limits, mut carry_out: impl FnMut(Command)) -> Result<bool, RingError> {
         let mut more = true;
         for served in 0..BATCH {
@@ -59,8 +60,7 @@ impl ControlQueue {
                     more = false;
                     break;
                 }
-                // What was carried out is answered before the ring is given up, which is when this comes
-                // again.
+                // Answer the commands that were carried out first. The next call fails again.
                 Err(_) if served > 0 => break,
                 Err(error) => return Err(error),
             };
@@ -78,11 +78,11 @@ impl ControlQueue {
         Ok(more)
     }
 
-    /// Answers the driver. Whether more commands have come.
+    /// Answers the driver. Returns whether more commands have arrived.
     ///
     /// # Errors
     ///
-    /// When the driver broke the ring.
+    /// Fails if the driver broke the ring.
     pub fn answer(&mut self) -> Result<bool, RingError> {
         if self.vring.ring.publish() {
             self.call();

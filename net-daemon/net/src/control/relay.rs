@@ -1,10 +1,10 @@
-//! Another thread for a vring's descriptors, where the ring is served by one that must never wait.
+//! A separate thread for a vring's descriptors, for a ring whose own thread must never block.
 //!
-//! Whether a descriptor blocks is a property of the open file, which the front-end shares: it can change that
-//! at any time, also between a question and the read or write after it. A queue pair's worker may be held by
-//! that, as it can be interrupted. The control queue is served by a daemon's main thread, which nobody
-//! interrupts. So the thread here reads the kick and writes call and err, and between it and the ring are
-//! notifiers of our own.
+//! Whether a descriptor blocks is a property of the open file, which the front-end shares. The front-end can
+//! change it at any time, also between a check and the following read or write. A blocked worker of a queue
+//! pair can be interrupted. But a daemon's main thread serves the control queue, and nothing interrupts that
+//! thread. So the thread in this module reads the kick and writes call and err. Private notifiers connect it
+//! with the ring.
 
 use std::io;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ enum Token {
     Err,
 }
 
-/// The thread of one vring's descriptors. It ends when this is dropped.
+/// The thread of one vring's descriptors. It ends when this value is dropped.
 #[derive(Debug)]
 pub(crate) struct Relay {
     thread: Option<JoinHandle<()>>,
@@ -40,7 +40,7 @@ impl Relay {
     ///
     /// # Errors
     ///
-    /// When there can be no thread, or the kick descriptor cannot be waited for.
+    /// Fails if no thread can be started, or if the kick descriptor does not support waiting.
     pub(crate) fn start(vring: &Vring) -> Result<Relay, WorkerError> {
         prepare_signal().map_err(WorkerError::Start)?;
         let mut poller = Poller::new().map_err(WorkerError::Start)?;
@@ -72,30 +72,31 @@ impl Relay {
         Ok(Relay { thread: Some(thread), stop, kicked, call, err })
     }
 
-    /// Becomes readable when the driver has kicked; of our own, so that reading it never waits.
+    /// Becomes readable when the driver has kicked. This notifier is private, so that reading it never
+    /// blocks.
     pub(crate) fn kicked(&self) -> &Arc<Notifier> {
         &self.kicked
     }
 
-    /// Has the driver notified.
+    /// Makes the thread notify the driver.
     pub(crate) fn call(&self) {
         self.call.notify();
     }
 
-    /// Has the front-end told that the ring is broken.
+    /// Makes the thread tell the front-end that the ring is broken.
     pub(crate) fn err(&self) {
         self.err.notify();
     }
 }
 
 impl Drop for Relay {
-    /// What was asked for before is done; one that a descriptor holds is interrupted.
+    /// Completes earlier requests. Interrupts a thread that a descriptor blocks.
     fn drop(&mut self) {
         self.stop.notify();
         if let Some(Err(error)) = self.thread.take().map(join) {
             error!(
                 event = "descriptor_thread_left_behind";
-                "the thread for a vring's descriptors is left behind: {error}"
+                "the thread for a vring's descriptors does not end: {error}"
             );
         }
     }
@@ -113,7 +114,7 @@ struct Running {
     index: usize,
     theirs: Ends,
     kicked: Arc<Notifier>,
-    /// Call and err, as asked for.
+    /// Requests for call and err.
     asked: [Arc<Notifier>; 2],
 }
 
@@ -146,7 +147,7 @@ impl Running {
                 self.kicked.notify();
                 if !alive {
                     warn!(event = "kick_lost", vring = self.index; "vring {}: {}", self.index, NO_KICK);
-                    // It was added.
+                    // It was added before.
                     let _ = self.poller.remove(&**kick);
                 }
             }
@@ -201,7 +202,7 @@ mod tests {
         err.read_exact(&mut bytes).unwrap();
     }
 
-    /// Full, and made blocking again behind our back.
+    /// A full descriptor that the front-end makes blocking again.
     #[test]
     fn descriptors_that_block_hold_nobody() {
         let driver = Driver::new(8, Features::empty());
@@ -223,7 +224,7 @@ mod tests {
         err.read_exact(&mut bytes).unwrap();
     }
 
-    /// However many kicks one takes together, none is left: a pipe would be full for ever.
+    /// A read that takes several kicks together leaves none. Otherwise the pipe would stay full.
     #[test]
     fn a_pipe_of_kicks_is_drained() {
         let driver = Driver::new(8, Features::empty());

@@ -1,6 +1,6 @@
-//! What this host and its kernel give for interfaces, found out without touching one that is in use. Called
-//! by programs that are asked to check it.
-#![expect(unsafe_code, reason = "a namespace of this process's own")]
+//! Support of this host and its kernel for interfaces, determined without touching an interface in use. For
+//! programs that check a host.
+#![expect(unsafe_code, reason = "a private namespace")]
 
 use std::fs;
 use std::io;
@@ -26,22 +26,22 @@ pub fn may_create() -> bool {
     capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::NET_ADMIN))
 }
 
-/// What is known of a TAP interface that is there.
+/// The result for an existing TAP interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interface {
-    /// This process may use one queue pair of it, if nobody else has it.
+    /// This process may use one queue pair, if no other process uses the interface.
     One,
-    /// This process may use several.
+    /// This process may use several queue pairs.
     Several,
-    /// Nothing: `/sys` shows those of another network namespace.
+    /// Unknown: `/sys` shows another network namespace.
     Elsewhere,
 }
 
-/// Whether this process may use TAP interface `name`, as far as that can be known without opening it.
+/// Returns whether this process may use TAP interface `name`, as far as is known without opening it.
 ///
 /// # Errors
 ///
-/// Why not.
+/// Returns the reason why it may not.
 pub fn interface(name: &str) -> Result<Interface, TapError> {
     tap::check_name(name)?;
     let index = link::index(name).map_err(|_| TapError::Missing(name.to_owned()))?;
@@ -55,7 +55,7 @@ pub fn interface(name: &str) -> Result<Interface, TapError> {
     let flags = said("tun_flags");
     let flags = flags.and_then(|flags| i32::from_str_radix(flags.trim_start_matches("0x"), 16).ok());
     let flags = flags.filter(|flags| flags & libc::IFF_TAP != 0).ok_or(TapError::NotTap(name.to_owned()))?;
-    // -1 is nobody, which the kernel takes for everybody.
+    // -1 is no owner: the kernel lets everybody open it.
     let owner = said("owner").and_then(|owner| owner.parse::<u32>().ok());
     if owner.is_some_and(|owner| owner != geteuid().as_raw()) && !may_create() {
         return Err(TapError::Permission(name.to_owned()));
@@ -63,19 +63,16 @@ pub fn interface(name: &str) -> Result<Interface, TapError> {
     Ok(if flags & libc::IFF_MULTI_QUEUE == 0 { Interface::One } else { Interface::Several })
 }
 
-/// The features that a TAP interface of this kernel adds to those that every port has. It is found by one
-/// that is made for the purpose in a network namespace of this process's own, in which the process stays.
+/// Returns the features that a TAP interface of this kernel adds to those of every port. Creates an interface
+/// to find out, in a private network namespace. The process stays in that namespace.
 ///
 /// # Errors
 ///
-/// When there can be no such namespace, or no interface in it.
+/// Fails if the namespace or the interface cannot be created.
 pub fn features() -> Result<Features, TapError> {
-    let apart = |source| TapError::System {
-        name: "a network namespace of its own".to_owned(),
-        doing: "making it",
-        source,
-    };
-    // SAFETY: plain flags. Where the process has other threads, the first one fails.
+    let apart =
+        |source| TapError::System { name: "network namespace".to_owned(), doing: "creating one", source };
+    // SAFETY: plain flags. If the process has other threads, the first call fails.
     let made = [libc::CLONE_NEWUSER | libc::CLONE_NEWNET, libc::CLONE_NEWNET]
         .into_iter()
         .any(|flags| unsafe { libc::unshare(flags) } == 0);

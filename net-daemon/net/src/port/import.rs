@@ -1,4 +1,4 @@
-//! A port of a state becomes one that works.
+//! Import of ports from a state.
 
 use crate::port::Port;
 use crate::port::macvtap::Macvtap;
@@ -7,11 +7,11 @@ use crate::port::state::PortState;
 use crate::port::tap::Tap;
 use crate::state::{Importer, StateError};
 
-/// Takes the port over. Nothing about it is changed: it may still be in use.
+/// Takes the port over. Does not change it: it may still be in use.
 ///
 /// # Errors
 ///
-/// When the state is not whole.
+/// Fails if the state is incomplete.
 pub fn import(state: PortState, from: &mut Importer) -> Result<Box<dyn Port>, StateError> {
     Ok(match state {
         PortState::Tap(state) => Box::new(Tap::import(state, from)?),

@@ -1,8 +1,8 @@
-//! Frames that the device's own program makes for its guest: a queue in front of a port's receive side.
+//! Frames that the program itself creates for its guest: a queue in front of a port's receive side.
 //!
-//! [`Injector::push`] leaves a frame and wakes the pair's worker, from any thread and without waiting. The
-//! queue is bounded: what a guest does not take is dropped and counted. A device has one where it is given
-//! one ([`NetDevice::inject`](crate::device::NetDevice::inject)), and pays nothing for it otherwise.
+//! [`Injector::push`] adds a frame and wakes the pair's worker, from any thread and without blocking. The
+//! queue is bounded: frames that the guest does not take are dropped and counted. A device has such a queue
+//! only if it is given one ([`NetDevice::inject`](crate::device::NetDevice::inject)).
 
 use std::collections::VecDeque;
 use std::io;
@@ -16,40 +16,38 @@ use volt_virtio::part::{IoPart, write_parts};
 
 use crate::port::{MAX_FRAME_LEN, MIN_FRAME_LEN, PortQueue};
 
-/// Why a frame is not taken.
+/// The reason why a frame is not accepted.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum InjectError {
-    /// Shorter than a header and an Ethernet header, or longer than any frame.
-    #[error(
-        "a frame of {0} bytes with its header: there are none under {MIN_FRAME_LEN} and over {MAX_FRAME_LEN}"
-    )]
+    /// Shorter than a header and an Ethernet header, or longer than the longest frame.
+    #[error("a frame of {0} bytes with its header: possible are {MIN_FRAME_LEN} to {MAX_FRAME_LEN} bytes")]
     Length(usize),
-    /// The guest has not taken those before it.
+    /// The guest has not taken the previous frames.
     #[error("{0} frames wait for the guest already")]
     Full(usize),
 }
 
-/// Where frames for the guest are left. Clones are one and the same.
+/// A queue of frames for the guest. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Injector(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
     frames: Mutex<VecDeque<Vec<u8>>>,
-    /// How many there are, for who only wants to know whether there are any.
+    /// Number of frames, for a check without the lock.
     waiting: AtomicUsize,
     most: usize,
     dropped: AtomicU64,
-    /// Notified with each frame.
+    /// Notified of each frame.
     filled: Notifier,
 }
 
 impl Injector {
-    /// For up to `most` frames that the guest has not taken.
+    /// Creates a queue for up to `most` frames that the guest has not taken.
     ///
     /// # Errors
     ///
-    /// When the process may have no more descriptors.
+    /// Fails if the process has no descriptor left.
     pub fn new(most: usize) -> io::Result<Injector> {
         Ok(Injector(Arc::new(Shared {
             frames: Mutex::default(),
@@ -60,11 +58,11 @@ impl Injector {
         })))
     }
 
-    /// Leaves `frame`, header first, for the guest.
+    /// Adds `frame`, header first, for the guest.
     ///
     /// # Errors
     ///
-    /// See [`InjectError`]; one that is dropped because there is no room is counted.
+    /// See [`InjectError`]. A frame that is dropped for lack of room is counted.
     pub fn push(&self, frame: Vec<u8>) -> Result<(), InjectError> {
         if !(MIN_FRAME_LEN..=MAX_FRAME_LEN).contains(&frame.len()) {
             return Err(InjectError::Length(frame.len()));
@@ -81,12 +79,12 @@ impl Injector {
         Ok(())
     }
 
-    /// Frames for which there was no room.
+    /// Returns the number of frames for which there was no room.
     pub fn dropped(&self) -> u64 {
         self.0.dropped.load(Relaxed)
     }
 
-    /// `queue` behind these frames.
+    /// Puts these frames in front of `queue`.
     pub(crate) fn before(&self, queue: Arc<dyn PortQueue>) -> Arc<dyn PortQueue> {
         Arc::new(InjectedQueue { queue, injector: self.clone() })
     }
@@ -99,7 +97,7 @@ impl Injector {
     }
 }
 
-/// A port's queue, and the frames that come before its own.
+/// A port's queue, and the frames in front of it.
 #[derive(Debug)]
 struct InjectedQueue {
     queue: Arc<dyn PortQueue>,
@@ -168,11 +166,11 @@ mod tests {
         rx.run(&*queue, &mut rig.health, &rig.counters).unwrap();
         assert_eq!(driver.take_used().len(), 3);
         for (number, seed) in [(0, 1), (1, 2), (2, 9)] {
-            // Behind the header, which the device finishes.
+            // After the header, which the device completes.
             assert_eq!(driver.read_vec(BUFFERS + number * 2048 + 12, 60), frame(60, seed)[12..]);
         }
         injector.push(frame(60, 3)).unwrap();
-        // Who asks after the port takes no frame.
+        // A probe takes no frame.
         assert_eq!(queue.probe().unwrap_err().kind(), io::ErrorKind::WouldBlock);
         assert_eq!(injector.take(), Some(frame(60, 3)));
     }

@@ -1,4 +1,4 @@
-//! The few settings of a network interface that go by its name (`netdevice(7)`).
+//! Settings of a network interface that are accessed by its name (`netdevice(7)`).
 #![expect(unsafe_code, reason = "interface ioctls")]
 
 use std::io;
@@ -11,7 +11,7 @@ use crate::config::Mac;
 /// Longest interface name in bytes.
 pub(super) const MAX_NAME: usize = libc::IFNAMSIZ - 1;
 
-/// An `ifreq` for interface `name`, which must have at most [`MAX_NAME`] bytes.
+/// Returns an `ifreq` for interface `name`, which must have at most [`MAX_NAME`] bytes.
 pub(super) fn request(name: &str) -> libc::ifreq {
     // SAFETY: all-zero bytes are a valid ifreq.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
@@ -26,9 +26,9 @@ pub(super) fn exists(name: &str) -> bool {
     index(name).is_ok()
 }
 
-/// The interface's index in this network namespace.
+/// Returns the interface's index in this network namespace.
 pub(super) fn index(name: &str) -> io::Result<i32> {
-    // Cut off, it would be another one's.
+    // A truncated name would be that of another interface.
     if name.len() > MAX_NAME {
         return Err(io::ErrorKind::NotFound.into());
     }
@@ -38,7 +38,8 @@ pub(super) fn index(name: &str) -> io::Result<i32> {
     Ok(unsafe { request.ifr_ifru.ifru_ifindex })
 }
 
-/// The interface's Ethernet address. An open file of a macvtap interface, for `socket`, gives its own one's.
+/// Returns the interface's Ethernet address. If `socket` is an open file of a macvtap interface, returns the
+/// address of that interface.
 pub(super) fn mac(socket: &impl AsRawFd, name: &str) -> io::Result<Mac> {
     let mut request = request(name);
     ioctl(socket, libc::SIOCGIFHWADDR, &mut request)?;
@@ -48,10 +49,10 @@ pub(super) fn mac(socket: &impl AsRawFd, name: &str) -> io::Result<Mac> {
     Ok(Mac([a, b, c, d, e, f]))
 }
 
-/// What the interface's driver calls itself (`ETHTOOL_GDRVINFO`).
+/// Returns the name of the interface's driver (`ETHTOOL_GDRVINFO`).
 pub(super) fn driver(name: &str) -> io::Result<String> {
     const GDRVINFO: u32 = 3;
-    /// `struct ethtool_drvinfo` from `linux/ethtool.h`, with what stands behind the driver's name.
+    /// `struct ethtool_drvinfo` from `linux/ethtool.h`; the fields after the driver's name are not split up.
     #[repr(C)]
     struct DriverInfo {
         command: u32,
@@ -66,7 +67,7 @@ pub(super) fn driver(name: &str) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
-/// The interface's MTU in bytes.
+/// Returns the interface's MTU in bytes.
 pub(super) fn mtu(socket: &OwnedFd, name: &str) -> io::Result<i32> {
     let mut request = request(name);
     ioctl(socket, libc::SIOCGIFMTU, &mut request)?;
@@ -81,8 +82,8 @@ pub(super) fn set_mtu(name: &str, mtu: u16) -> io::Result<()> {
     ioctl(&socket()?, libc::SIOCSIFMTU, &mut request)
 }
 
-/// Whether the interface is set up. `None` where there is none of that name in this namespace: it may be in
-/// another, or have another name, and its queues go on.
+/// Whether the interface is up. `None` if there is no interface of that name in this namespace: it may be in
+/// another namespace or have another name, and its queues still work.
 pub(super) fn is_up(socket: &OwnedFd, name: &str) -> Option<bool> {
     let mut request = request(name);
     match ioctl(socket, libc::SIOCGIFFLAGS, &mut request) {
@@ -101,8 +102,8 @@ pub(super) fn set_up(name: &str) -> io::Result<()> {
     ioctl(&fd, libc::SIOCSIFFLAGS, &mut request)
 }
 
-/// Any socket reaches the interfaces of its network namespace. One for streams reaches nobody else without
-/// being connected.
+/// Creates a socket for interface ioctls. Any socket accesses the interfaces of its network namespace. A
+/// stream socket reaches nobody else without a connection.
 pub(super) fn socket() -> io::Result<OwnedFd> {
     Ok(rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None)?)
 }

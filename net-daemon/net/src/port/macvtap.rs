@@ -1,10 +1,10 @@
-//! A macvtap interface as a port: a network card of the host's, shared with guests without a bridge.
+//! A macvtap interface as a port: a network card of the host, shared with guests without a bridge.
 //!
-//! The interface exists already (`ip link add link eth0 name mv0 type macvtap mode bridge`). Its frames are
-//! at the character device `/dev/tapN`, N being the interface's index, which speaks the TAP driver's
-//! language: header and offloads are set as for a TAP, and each open file is a queue. Different from a TAP,
-//! the interface has the address that the guest must use, as the card below passes on nothing else (but in
-//! mode passthru).
+//! The interface must exist (`ip link add link eth0 name mv0 type macvtap mode bridge`). Its frames pass
+//! through the character device `/dev/tapN`, where N is the interface's index. This file accepts the ioctls
+//! of the TAP driver: header and offloads are set as for a TAP, and each open file is a queue. Unlike with a
+//! TAP, the guest must use the interface's address, because the card passes on no other (except in mode
+//! passthru).
 
 use std::fs::File;
 use std::io;
@@ -21,49 +21,49 @@ use crate::port::tap::{Tap, TapError, ioctl};
 use crate::port::{Port, PortQueue, link};
 use crate::state::{Exporter, Importer, StateError};
 
-/// The driver of macvtap and macvlan interfaces, as it calls itself.
+/// The name of the driver of macvtap and macvlan interfaces.
 const DRIVER: &str = "macvlan";
 
-/// Why a macvtap interface cannot be used, and what to do.
+/// The reason why a macvtap interface cannot be used, with the remedy.
 #[derive(Debug, Error)]
 pub enum MacvtapError {
-    /// There is no such link.
+    /// The interface does not exist.
     #[error(
         "there is no interface {0}: create it with 'ip link add link eth0 name {0} type macvtap mode \
          bridge', with your network card for eth0"
     )]
     Missing(String),
-    /// Another kind of interface.
-    #[error("{name} exists and is no macvtap interface (its driver is '{driver}')")]
+    /// The name belongs to another kind of interface.
+    #[error("{name} exists and is not a macvtap interface (its driver is '{driver}')")]
     NotMacvtap {
         /// The interface.
         name: String,
         /// Its driver.
         driver: String,
     },
-    /// Nobody has made the device's file.
+    /// The device's file does not exist.
     #[error("{name} has no file {}: {hint}", .node.display())]
     NoNode {
         /// The interface.
         name: String,
         /// The file.
         node: PathBuf,
-        /// How to make it.
+        /// How to create it.
         hint: String,
     },
-    /// The file is somebody else's.
+    /// The file belongs to another user.
     #[error(
         "no permission to open {node}: give it to this user ('chown USER {node}'), or run as root",
         node = .0.display()
     )]
     Permission(PathBuf),
-    /// All queues of the interface are taken.
-    #[error("{} has no queue left: another process has it open", .0.display())]
+    /// All queues of the interface are in use.
+    #[error("{} has no queue left: another process uses it", .0.display())]
     Busy(PathBuf),
-    /// The file leads to an interface of another network namespace with the same index, or of another time.
+    /// The file leads to an interface with the same index in another network namespace, or to an earlier one.
     #[error(
         "{} belongs to another interface than {name} of this network namespace (called {found}): remove it, \
-         and make it again as 'cat /sys/class/net/{name}/tap*/dev' says",
+         and create it again with the numbers of 'cat /sys/class/net/{name}/tap*/dev'",
         .node.display()
     )]
     OtherInterface {
@@ -71,13 +71,13 @@ pub enum MacvtapError {
         name: String,
         /// The file.
         node: PathBuf,
-        /// What the other one is called.
+        /// The name of the other interface.
         found: String,
     },
-    /// What an open queue says.
+    /// An error of an open queue.
     #[error(transparent)]
     Tap(#[from] TapError),
-    /// Anything else that the system refuses.
+    /// The system refused something else.
     #[error("cannot open {}", .node.display())]
     Open {
         /// The file.
@@ -110,7 +110,7 @@ impl Macvtap {
         Ok(Macvtap { mac: link::mac(tap.socket(), name).ok(), tap, queues })
     }
 
-    /// The same with queues that `open` gets from whoever may open them.
+    /// Like [`Macvtap::open`], but `open` gets the queues from a process that may open them.
     ///
     /// # Errors
     ///
@@ -125,7 +125,7 @@ impl Macvtap {
         Macvtap::over(name, queues, files)
     }
 
-    /// The queues of an interface that was deleted.
+    /// Opens the queues of an interface that was deleted.
     pub(super) fn open_again(name: &str, queues: usize) -> io::Result<Vec<OwnedFd>> {
         let files = opened(name, queues).map_err(io::Error::other)?;
         Ok(files.into_iter().map(OwnedFd::from).collect())
@@ -139,7 +139,7 @@ impl Macvtap {
     }
 }
 
-/// The queues of an interface.
+/// Opens the queues of an interface.
 fn opened(name: &str, queues: usize) -> Result<Vec<File>, MacvtapError> {
     let index = link::index(name).map_err(|_| MacvtapError::Missing(name.to_owned()))?;
     let driver = link::driver(name).unwrap_or_else(|_| "unknown".to_owned());
@@ -163,7 +163,7 @@ fn open_queue(name: &str, node: &Path) -> Result<File, MacvtapError> {
     let file = File::options().read(true).write(true).open(node).map_err(failed)?;
     ioctl::set_interface(&file, "", true).map_err(failed)?;
     let found = ioctl::name(&file).map_err(failed)?;
-    // One of another namespace may have the same name, and not the same address.
+    // An interface of another namespace may have the same name, but not the same address.
     let address = link::mac(&file, name).map_err(failed)?;
     let meant = link::socket().and_then(|socket| link::mac(&socket, name)).map_err(failed)?;
     if found != name || address != meant {
@@ -172,17 +172,17 @@ fn open_queue(name: &str, node: &Path) -> Result<File, MacvtapError> {
     Ok(file)
 }
 
-/// How to make the file. Its numbers are in sysfs, where that shows this network namespace.
+/// Returns how to create the file. Its numbers are in sysfs, if that shows this network namespace.
 fn hint(name: &str, node: &Path) -> String {
     let file = node.file_name().unwrap_or_default().to_string_lossy();
     let numbers = std::fs::read_to_string(format!("/sys/class/net/{name}/{file}/dev"));
     match numbers.ok().as_deref().and_then(|numbers| numbers.trim().split_once(':')) {
         Some((major, minor)) => format!(
-            "udev, which makes it, is not there or not done; make it with 'mknod {} c {major} {minor}'",
+            "udev is missing or not done yet; create it with 'mknod {} c {major} {minor}'",
             node.display()
         ),
         None => format!(
-            "if this is a macvtap interface (and not macvlan), make it with 'mknod {} c MAJOR MINOR', with \
+            "if this is a macvtap interface (and not macvlan), create it with 'mknod {} c MAJOR MINOR', with \
              the numbers from /sys/class/net/{name}/{file}/dev",
             node.display()
         ),

@@ -1,4 +1,4 @@
-//! An interface that was deleted is opened again, also by a process that may do so for one that may not.
+//! Reopening of an interface that was deleted, also by a privileged process for an unprivileged one.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -7,12 +7,12 @@ use crate::port::macvtap::Macvtap;
 use crate::port::state::Reopening;
 use crate::port::tap::Tap;
 
-/// Opens the interface, and creates it where it was this program's. Its queues are for
+/// Opens the interface. Creates it if this program created it before. The queues are for
 /// [`Port::adopt`](crate::port::Port::adopt).
 ///
 /// # Errors
 ///
-/// While it cannot be opened.
+/// Fails while it cannot be opened.
 pub fn open_again(what: &Reopening) -> io::Result<Vec<OwnedFd>> {
     match what {
         Reopening::Tap { options, existed } => Tap::open_again(options, *existed),

@@ -1,5 +1,5 @@
-//! A port over datagram socket pairs: one packet a frame, header first. For tests, and for whoever wants to
-//! hand frames to a program of their own.
+//! A port over datagram socket pairs: one packet a frame, header first. For tests, and to pass frames to
+//! another program.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -19,11 +19,11 @@ use crate::state::{Exporter, FdId, Importer, StateError};
 pub struct SocketPort(Vec<Arc<FdQueue>>);
 
 impl SocketPort {
-    /// A port over `sockets`, which must keep packets apart (`SOCK_DGRAM` or `SOCK_SEQPACKET`).
+    /// Creates a port over `sockets`, which must keep packets apart (`SOCK_DGRAM` or `SOCK_SEQPACKET`).
     ///
     /// # Errors
     ///
-    /// When one is no such socket, or cannot be made non-blocking.
+    /// Fails if one of them is another kind of socket, or cannot be made non-blocking.
     pub fn new(sockets: Vec<OwnedFd>) -> io::Result<SocketPort> {
         for socket in &sockets {
             let kind = socket_type(socket)?;
@@ -96,8 +96,8 @@ mod tests {
         socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).unwrap()
     }
 
-    /// What was sent before the end arrives; then the port is gone, in either direction, and there is nothing
-    /// to do.
+    /// Frames that were sent before the end arrive. Then the port is gone in both directions, and there is
+    /// nothing to do.
     #[test]
     fn a_socket_whose_other_end_is_closed_is_gone() {
         for kind in [SocketType::DGRAM, SocketType::SEQPACKET] {

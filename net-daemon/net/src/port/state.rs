@@ -1,5 +1,5 @@
-//! Ports in a state: what a process that goes on with one has to know. Made by the ports, read by
-//! [`import`](super::import).
+//! Ports in a state: the data that a process needs to continue with them. The ports export it, and
+//! [`import`](super::import) reads it.
 
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +18,7 @@ pub enum PortState {
 }
 
 impl PortState {
-    /// Name of the interface, if there is one.
+    /// Returns the name of the interface, if there is one.
     pub fn interface(&self) -> Option<&str> {
         match self {
             PortState::Tap(tap) => Some(&tap.name),
@@ -28,7 +28,7 @@ impl PortState {
     }
 }
 
-/// A TAP interface in a state. Header size, offloads and which queues take part go with the open files.
+/// A TAP interface in a state. The open files carry header size, offloads and attached queues.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct TapState {
     /// Name of the interface.
@@ -47,23 +47,23 @@ pub struct TapOptions {
     pub name: String,
     /// Queue pairs, 1 to [`MAX_QUEUES`](super::tap::MAX_QUEUES).
     pub queues: usize,
-    /// An interface that is created stays when its last descriptor is closed.
+    /// Whether an interface that is created stays when its last descriptor is closed.
     pub persist: bool,
     /// MTU for an interface that is created.
     pub mtu: Option<u16>,
-    /// Number of the user who may open an interface that is created, if not root alone.
+    /// User ID that may open an interface that is created. `None`: only root.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<u32>,
 }
 
-/// What is needed to open a port's interface again, in this process or in another one.
+/// The data needed to reopen a port's interface, in this process or in another one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reopening {
     /// A TAP interface.
     Tap {
         /// How it was opened.
         options: TapOptions,
-        /// Whether it was there before; then it is not ours to create again.
+        /// Whether the interface existed before. If so, the program must not create it again.
         existed: bool,
     },
     /// A macvtap interface.

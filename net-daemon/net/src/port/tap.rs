@@ -1,7 +1,7 @@
-//! A TAP interface as a port: opened by name, or over descriptors that somebody else opened.
+//! A TAP interface as a port: opened by name, or passed as descriptors.
 //!
-//! Of an interface that exists already, only what belongs to the open file is set: header size, offloads,
-//! which queues take part. Its addresses, MTU, link state and MAC address are its administrator's.
+//! For an existing interface, only properties of the open file are set: header size, offloads, attached
+//! queues. Its addresses, MTU, link state and MAC address belong to its administrator.
 
 use std::fs::File;
 use std::io;
@@ -20,62 +20,62 @@ use crate::state::{Exporter, Importer, StateError};
 
 pub(super) mod ioctl;
 
-/// Most queues of a TAP interface (`MAX_TAP_QUEUES`).
+/// Maximum number of queues of a TAP interface (`MAX_TAP_QUEUES`).
 pub const MAX_QUEUES: usize = 256;
 const TUN: &str = "/dev/net/tun";
 
-/// Why a TAP interface cannot be used, and what to do.
+/// The reason why a TAP interface cannot be used, with the remedy.
 #[derive(Debug, Error)]
 pub enum TapError {
-    /// Not a name that an interface can have.
+    /// Not a valid name of an interface.
     #[error(
-        "'{0}' is no interface name: 1 to {max} bytes without '/', '%', ':' or space",
+        "'{0}' is not an interface name: 1 to {max} bytes without '/', '%', ':' or space",
         max = link::MAX_NAME
     )]
     Name(String),
-    /// The kernel's TAP driver is not there or not for us.
-    #[error("cannot open {TUN}: load the kernel module 'tun', and check who may open the file")]
+    /// The kernel's TAP driver is missing, or this process may not use it.
+    #[error("cannot open {TUN}: load the kernel module 'tun', and check the permissions of the file")]
     Driver(#[source] io::Error),
-    /// There is none, and none may be made.
+    /// The interface does not exist, and this process may not create it.
     #[error(
         "there is no interface {0}, and creating one needs CAP_NET_ADMIN: create it beforehand with \
          'ip tuntap add dev {0} mode tap user USER', or pass an open descriptor with --tap-fd"
     )]
     Missing(String),
-    /// It belongs to somebody else.
+    /// It belongs to another user.
     #[error(
         "no permission to open {0}: it belongs to another user; create it with 'ip tuntap add dev {0} mode \
          tap user USER', or run with CAP_NET_ADMIN"
     )]
     Permission(String),
-    /// Another process has it.
+    /// Another process uses it.
     #[error("{0} is busy: another process, perhaps another volt-netd or a VM, has it open")]
     Busy(String),
-    /// It was created with one queue.
+    /// It was created with a single queue.
     #[error(
-        "{0} has a single queue, and {1} are asked for: create it with 'ip tuntap add dev {0} mode tap \
+        "{0} has a single queue, but {1} are needed: create it with 'ip tuntap add dev {0} mode tap \
          multi_queue', or use --queues 1"
     )]
     SingleQueue(String, usize),
     /// Another kind of interface.
-    #[error("{0} exists and is no TAP interface")]
+    #[error("{0} exists and is not a TAP interface")]
     NotTap(String),
     /// A descriptor that is something else.
     #[error("descriptor {0} is not an open TAP interface")]
     FdNotTap(i32, #[source] io::Error),
-    /// A descriptor opened in the wrong way.
+    /// A descriptor that was opened with wrong flags.
     #[error("descriptor {0} of {1} was opened without {2}: open it with TUNSETIFF and this flag")]
     FdFlag(i32, String, &'static str),
     /// Descriptors of more than one interface.
     #[error("descriptor {0} belongs to {1}, the first one to {2}: all queues must be of one interface")]
     FdName(i32, String, String),
-    /// No descriptors, where each queue is one.
-    #[error("an interface needs a queue: no descriptors, or 0 queues, are asked for")]
+    /// No descriptors: each queue is one.
+    #[error("an interface needs at least one queue or descriptor")]
     NoQueue,
-    /// What another process says, which opens it for this one.
+    /// An error of the process that opens it for this one.
     #[error(transparent)]
     Elsewhere(io::Error),
-    /// Anything else that the system refuses.
+    /// The system refused something else.
     #[error("{name}: {doing} failed")]
     System {
         /// The interface.
@@ -91,16 +91,16 @@ pub enum TapError {
 #[derive(Debug)]
 pub struct Tap {
     name: String,
-    /// To ask after the interface by, once no other socket may be made.
+    /// For queries about the interface after the sandbox forbids new sockets.
     socket: OwnedFd,
     queues: Vec<Arc<FdQueue>>,
     attached: Vec<bool>,
     uso: bool,
-    /// How to open it again; `None` for descriptors from elsewhere.
+    /// How to reopen it; `None` for descriptors from elsewhere.
     options: Option<TapOptions>,
-    /// Whether it was there before; then it is not ours to create again.
+    /// Whether it existed before. If so, the program must not create it again.
     existed: bool,
-    /// Whether it is ours to clean up.
+    /// Whether this value must clean it up.
     owned: bool,
 }
 
@@ -116,7 +116,7 @@ impl Tap {
         if existed && options.persist {
             warn!(
                 event = "persist_not_set", interface:% = options.name;
-                "{} exists already: whether it persists is left as it is", options.name
+                "{} exists already: its persistence is not changed", options.name
             );
         }
         let mut tap = Tap::over(options.name.clone(), opened(&options, existed)?)?;
@@ -124,11 +124,11 @@ impl Tap {
         Ok(tap)
     }
 
-    /// The same with queues that `open` gets from whoever may open them.
+    /// Like [`Tap::open`], but `open` gets the queues from a process that may open them.
     ///
     /// # Errors
     ///
-    /// See [`TapError`]; [`TapError::Elsewhere`] is what `open` says.
+    /// See [`TapError`]. [`TapError::Elsewhere`] is the error of `open`.
     pub fn open_by(
         options: TapOptions,
         open: impl FnOnce(&Reopening) -> io::Result<Vec<OwnedFd>>,
@@ -143,18 +143,18 @@ impl Tap {
         Ok(tap)
     }
 
-    /// The queues of an interface that was deleted; one that was there `before` this program is not made
-    /// again.
+    /// Opens the queues of an interface that was deleted. Does not create it again if it existed `before`
+    /// this program.
     pub(super) fn open_again(options: &TapOptions, before: bool) -> io::Result<Vec<OwnedFd>> {
         let exists = link::exists(&options.name);
         if before && !exists {
-            return Err(io::Error::new(io::ErrorKind::NotFound, "there is no such interface"));
+            return Err(io::Error::new(io::ErrorKind::NotFound, "the interface does not exist"));
         }
         let files = opened(options, exists).map_err(io::Error::other)?;
         Ok(files.into_iter().map(OwnedFd::from).collect())
     }
 
-    /// Takes open descriptors, one for each queue pair.
+    /// Takes over open descriptors, one for each queue pair.
     ///
     /// # Errors
     ///
@@ -164,11 +164,11 @@ impl Tap {
         Tap::over(name, fds.into_iter().map(File::from).collect())
     }
 
-    /// Takes open queues of `name`.
+    /// Takes over open queues of `name`.
     pub(super) fn over(name: String, files: Vec<File>) -> Result<Tap, TapError> {
         match link::socket() {
             Ok(socket) => Tap::asked_by(socket, name, files),
-            Err(source) => Err(TapError::System { name, doing: "making a socket", source }),
+            Err(source) => Err(TapError::System { name, doing: "creating a socket", source }),
         }
     }
 
@@ -185,7 +185,7 @@ impl Tap {
         let queues = queues.map_err(|e| error("making it non-blocking", e))?;
         let attached = vec![true; queues.len()];
         let mut tap = Tap { name, socket, queues, attached, uso, options: None, existed: true, owned: true };
-        // Until a front-end enables pairs, the first queue holds what arrives.
+        // Until a front-end enables pairs, the first queue collects arriving frames.
         let first: Vec<bool> = (0..tap.queues.len()).map(|pair| pair == 0).collect();
         tap.attach(&first).map_err(|e| tap.error("detaching idle queues", e))?;
         Ok(tap)
@@ -198,12 +198,12 @@ impl Tap {
         }
         let queues = queues.into_iter().map(|fd| FdQueue::import(fd, from).map(Arc::new));
         let queues = queues.collect::<Result<_, _>>()?;
-        let failed = |error| StateError::System("no socket can be made", error);
+        let failed = |error| StateError::System("cannot create a socket", error);
         let socket = link::socket().map_err(failed)?;
         Ok(Tap { name, socket, queues, attached, uso, options, existed, owned: false })
     }
 
-    /// Reaches the interfaces of the network namespace.
+    /// Returns the socket for ioctls on interfaces of the network namespace.
     pub(super) fn socket(&self) -> &OwnedFd {
         &self.socket
     }
@@ -240,14 +240,14 @@ impl Port for Tap {
         }
     }
 
-    /// Of descriptors from elsewhere the MTU is not asked: their interface may be in another network
-    /// namespace, where its name means something else.
+    /// Unknown for descriptors from elsewhere: their interface may be in another network namespace, and this
+    /// name may denote another interface here.
     fn mtu(&self) -> Option<u16> {
         self.options.as_ref()?;
         link::mtu(&self.socket, &self.name).ok().and_then(|mtu| u16::try_from(mtu).ok())
     }
 
-    /// As for the MTU.
+    /// Unknown for descriptors from elsewhere, like the MTU.
     fn is_up(&self) -> Option<bool> {
         self.options.as_ref().and_then(|_| link::is_up(&self.socket, &self.name))
     }
@@ -259,13 +259,13 @@ impl Port for Tap {
     fn attach(&mut self, active: &[bool]) -> io::Result<()> {
         let wants = |pair| active.get(pair).copied().unwrap_or(false);
         let mut result = Ok(());
-        // Attached first, so that the interface always has a queue.
+        // Attach first, so that the interface always has a queue.
         for attach in [true, false] {
             for (pair, queue) in self.queues.iter().enumerate() {
                 if wants(pair) == attach && self.attached[pair] != attach {
                     match ioctl::set_queue(queue, attach) {
-                        // EINVAL: it is so already. A process before this one died between doing and
-                        // recording it.
+                        // EINVAL: it is in that state already. An earlier process died between the change and
+                        // its record.
                         Err(error) if error.raw_os_error() != Some(libc::EINVAL) => result = Err(error),
                         _ => self.attached[pair] = attach,
                     }
@@ -302,7 +302,7 @@ impl Port for Tap {
     }
 }
 
-/// The driver, as a file that no interface belongs to yet.
+/// Opens the TAP driver, as a file that belongs to no interface yet.
 pub(super) fn driver() -> Result<File, TapError> {
     File::options().read(true).write(true).open(TUN).map_err(TapError::Driver)
 }
@@ -315,7 +315,7 @@ pub(super) fn check_name(name: &str) -> Result<(), TapError> {
     Ok(())
 }
 
-/// The queues of an interface, which is set up if it is new.
+/// Opens the queues of an interface, and sets it up if it is new.
 fn opened(options: &TapOptions, existed: bool) -> Result<Vec<File>, TapError> {
     let files = open_queues(options, existed)?;
     if !existed {
@@ -341,7 +341,7 @@ fn set_up(options: &TapOptions, files: &[File]) -> io::Result<()> {
     link::set_up(&options.name)
 }
 
-/// Opens the first queue in the way that fits the interface, then the others.
+/// Opens the first queue with or without multi-queue, as the interface needs it, then the others.
 fn open_queues(options: &TapOptions, existed: bool) -> Result<Vec<File>, TapError> {
     let name = &options.name;
     let open = |multi: bool| {
@@ -350,7 +350,7 @@ fn open_queues(options: &TapOptions, existed: bool) -> Result<Vec<File>, TapErro
     };
     let many = options.queues > 1;
     let first = match open(many)? {
-        // EINVAL: of the two ways to open an interface that exists, the other one fits, or none.
+        // EINVAL: an existing interface needs the other of the two ways, or is something else.
         Err(e) if e.raw_os_error() == Some(libc::EINVAL) && existed => match open(!many)? {
             Err(e) if e.raw_os_error() == Some(libc::EINVAL) => return Err(TapError::NotTap(name.clone())),
             _ if many => return Err(TapError::SingleQueue(name.clone(), options.queues)),
@@ -376,8 +376,8 @@ fn refusal(name: &str, existed: bool, source: io::Error) -> TapError {
 }
 
 impl Drop for Tap {
-    /// A persistent interface keeps its offloads when its descriptors close, and would hand whoever opens it
-    /// next frames that it did not ask for.
+    /// A persistent interface keeps its offloads when its descriptors close. The next process that opens it
+    /// would get frames that it cannot handle.
     fn drop(&mut self) {
         if self.owned
             && let Err(error) = self.set_offloads(Features::empty())

@@ -1,4 +1,4 @@
-//! News of the network interfaces of this namespace, whichever they are about.
+//! Notifications about the network interfaces of this namespace.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -6,13 +6,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, bind, recv, socket_with};
 
-/// Most news that are taken before others have their turn.
+/// Maximum number of notifications to take in one go.
 const MOST: usize = 256;
 /// `RTMGRP_LINK` of `linux/rtnetlink.h`.
 const LINKS: u32 = 1;
 
-/// Becomes readable when an interface comes, goes, or is set up or down. What the news say is left to be
-/// asked: they may be many, and some get lost.
+/// Becomes readable when an interface is created, deleted, or set up or down. Does not say which:
+/// notifications may be many, and some get lost.
 #[derive(Debug)]
 pub struct LinkWatch(OwnedFd);
 
@@ -21,7 +21,7 @@ impl LinkWatch {
     ///
     /// # Errors
     ///
-    /// When the system has no netlink socket for this process.
+    /// Fails if this process cannot have a netlink socket.
     pub fn new() -> io::Result<LinkWatch> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         // Protocol 0 is NETLINK_ROUTE.
@@ -30,9 +30,9 @@ impl LinkWatch {
         Ok(LinkWatch(socket))
     }
 
-    /// Takes the news that have come, or many of them: what is left makes it readable again.
+    /// Takes the pending notifications, up to a limit. Remaining ones make it readable again.
     pub fn clear(&self) {
-        // A message that is cut off is gone as well. ENOBUFS says that some were lost, and more may be there.
+        // A truncated message is consumed, too. ENOBUFS means that some were lost, and more may be pending.
         let take = || recv(&self.0, &mut [0; 64], RecvFlags::DONTWAIT);
         let _ = (0..MOST).find(|_| !matches!(take(), Ok(_) | Err(rustix::io::Errno::NOBUFS)));
     }

@@ -1,10 +1,9 @@
-//! Frames between the processes that pass a state on: a JSON document with descriptors, over a Unix stream
-//! socket.
+//! Transfer of states between processes: a JSON document with descriptors, over a Unix stream socket.
 //!
-//! A frame is two little-endian 32-bit words, the document's bytes and the number of descriptors, then the
-//! document. Descriptors come with the words, as many as one message of the system carries; more come with
-//! single zero bytes between the words and the document. Both ends are the same user's; lengths are bounded
-//! all the same.
+//! A frame is two little-endian 32-bit words, the length of the document in bytes and the number of
+//! descriptors, followed by the document. The first descriptors come with the words, as many as one `sendmsg`
+//! can carry. Further ones come with single zero bytes between the words and the document. Both ends belong
+//! to the same user. Lengths are bounded nevertheless.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -19,20 +18,21 @@ use rustix::net::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Longest document: 127 pairs with a frame of the largest size each, in hexadecimal, and room for the rest.
+/// Maximum length of a document: 127 pairs with a frame of the largest size each, in hexadecimal, and room
+/// for the rest.
 const MAX_LEN: usize = 32 << 20;
-/// Most descriptors: 127 pairs of queue, kicks, calls and errs, 128 memory regions, sockets.
+/// Maximum number of descriptors: 127 pairs of queue, kicks, calls and errs, 128 memory regions, sockets.
 const MAX_FDS: usize = 4096;
-/// Most bytes that memory is made for at once.
+/// Maximum number of bytes to allocate at once.
 const MAX_READ: usize = 1 << 16;
-/// Most descriptors in one message of the system (`SCM_MAX_FD`).
+/// Maximum number of descriptors in one `sendmsg` (`SCM_MAX_FD`).
 const MAX_FDS_AT_ONCE: usize = 253;
 
-/// Sends `document` with `fds`. The socket's time-out bounds it.
+/// Sends `document` with `fds`. The socket's timeout applies.
 ///
 /// # Errors
 ///
-/// The socket's; `BrokenPipe` when nobody reads any more.
+/// Returns the socket's errors; `BrokenPipe` if nobody reads any more.
 pub fn send(socket: &UnixStream, document: &impl Serialize, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     let text = serde_json::to_vec(document)?;
     let words = [text.len() as u32, fds.len() as u32].map(u32::to_le_bytes).concat();
@@ -67,28 +67,29 @@ fn send_with(socket: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::R
     }
 }
 
-/// The document of a frame without descriptors that is whole in `bytes`, and how long the frame is.
+/// Returns the document of a frame without descriptors that is complete in `bytes`, and the frame's length.
 pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Option<(T, usize)> {
     let len = u32::from_le_bytes(*bytes.first_chunk()?) as usize;
     let text = bytes.get(8..8usize.checked_add(len)?)?;
     Some((serde_json::from_slice(text).ok()?, 8 + len))
 }
 
-/// Receives a document with its descriptors. The socket's time-out bounds each part of it.
+/// Receives a document with its descriptors. The socket's timeout applies to each part.
 ///
 /// # Errors
 ///
-/// `UnexpectedEof` when the other side is gone, `InvalidData` for what is no frame, otherwise the socket's.
+/// Returns `UnexpectedEof` if the other side is gone, `InvalidData` for invalid frames, otherwise the
+/// socket's errors.
 pub fn receive<T: DeserializeOwned>(socket: &UnixStream) -> io::Result<(T, Vec<OwnedFd>)> {
     Receiver { socket, deadline: None }.receive()
 }
 
-/// The same from somebody who may send slowly, or never: all of it comes within `limit`, which replaces the
-/// socket's time-out.
+/// Like [`receive`], but for a sender that may be slow or silent: everything must arrive within `limit`,
+/// which replaces the socket's timeout.
 ///
 /// # Errors
 ///
-/// As above; `WouldBlock` or `TimedOut` when the time is up.
+/// Like [`receive`]; `WouldBlock` or `TimedOut` when the time is up.
 pub fn receive_within<T: DeserializeOwned>(
     socket: &UnixStream,
     limit: Duration,
@@ -108,16 +109,16 @@ impl Receiver<'_> {
         self.fill(words.as_flattened_mut(), &mut fds)?;
         let [len, count] = words.map(|word| u32::from_le_bytes(word) as usize);
         if len > MAX_LEN || count > MAX_FDS {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "not a frame, or one of another program"));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "not a frame of this program"));
         }
         while fds.len() < count {
             let before = fds.len();
             self.fill(&mut [0], &mut fds)?;
             if fds.len() == before {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "fewer descriptors than it promises"));
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "fewer descriptors than announced"));
             }
         }
-        // No more memory than what has come, whatever length is promised.
+        // Allocate no more memory than received bytes need, whatever length is announced.
         let mut text = Vec::new();
         while text.len() < len {
             let from = text.len();
@@ -229,7 +230,7 @@ mod tests {
         let start = Instant::now();
         let error = receive_within::<u32>(&theirs, Duration::from_millis(100)).unwrap_err();
         assert!(matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock), "{error}");
-        // All of it would take 20 s.
+        // Receiving all of it would take 20 s.
         assert!(start.elapsed() < Duration::from_secs(10));
         drop(theirs);
         assert!(sender.join().unwrap().is_err());

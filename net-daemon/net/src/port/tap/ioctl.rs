@@ -10,14 +10,14 @@ use volt_virtio::features::Features;
 use crate::port::link;
 use crate::port::tap::TapError;
 
-/// UDP segmentation; the kernel takes both address families or none.
+/// UDP segmentation. The kernel accepts both address families or none.
 pub(super) const USO: c_uint = libc::TUN_F_USO4 | libc::TUN_F_USO6;
 
 fn check(result: c_int) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Binds a fresh `/dev/net/tun` file to interface `name` as a queue with frame headers.
+/// Binds a new `/dev/net/tun` file to interface `name` as a queue with frame headers.
 pub(in crate::port) fn set_interface(file: &impl AsRawFd, name: &str, multi_queue: bool) -> io::Result<()> {
     let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
     let multi = if multi_queue { libc::IFF_MULTI_QUEUE } else { 0 };
@@ -27,7 +27,7 @@ pub(in crate::port) fn set_interface(file: &impl AsRawFd, name: &str, multi_queu
     check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })
 }
 
-/// Little-endian frame headers of `len` bytes, as virtio 1 has them.
+/// Sets little-endian frame headers of `len` bytes, as in virtio 1.
 pub(super) fn set_header(file: &impl AsRawFd, len: usize) -> io::Result<()> {
     let (len, little) = (len as c_int, 1 as c_int);
     // SAFETY: both read an int.
@@ -37,7 +37,7 @@ pub(super) fn set_header(file: &impl AsRawFd, len: usize) -> io::Result<()> {
     }
 }
 
-/// Sets what frames the interface may hand over: a set of `TUN_F_*`.
+/// Sets the offloads that frames of the interface may need: a set of `TUN_F_*`.
 pub(super) fn set_offload(file: &impl AsFd, offloads: c_uint) -> io::Result<()> {
     // SAFETY: TUNSETOFFLOAD takes its argument by value.
     check(unsafe {
@@ -45,7 +45,7 @@ pub(super) fn set_offload(file: &impl AsFd, offloads: c_uint) -> io::Result<()> 
     })
 }
 
-/// The `TUN_F_*` for what the driver acknowledged. Nothing goes without checksums, and ECN not without TSO.
+/// Returns the `TUN_F_*` bits for the acknowledged features. All need checksums, and ECN needs TSO.
 pub(super) fn offloads(acked: Features, uso: bool) -> c_uint {
     if !acked.contains(Features::NET_GUEST_CSUM) {
         return 0;
@@ -75,19 +75,19 @@ pub(super) fn set_queue(file: &impl AsFd, attach: bool) -> io::Result<()> {
     check(unsafe { libc::ioctl(file.as_fd().as_raw_fd(), libc::TUNSETQUEUE, &raw mut request) })
 }
 
-/// Lets the interface outlive its descriptors.
+/// Makes the interface outlive its descriptors.
 pub(super) fn set_persist(file: &impl AsFd) -> io::Result<()> {
     // SAFETY: TUNSETPERSIST takes its argument by value.
     check(unsafe { libc::ioctl(file.as_fd().as_raw_fd(), libc::TUNSETPERSIST, 1 as libc::c_ulong) })
 }
 
-/// Lets a user open the interface beside root.
+/// Lets a user open the interface, besides root.
 pub(super) fn set_owner(file: &impl AsFd, owner: u32) -> io::Result<()> {
     // SAFETY: TUNSETOWNER takes its argument by value.
     check(unsafe { libc::ioctl(file.as_fd().as_raw_fd(), libc::TUNSETOWNER, libc::c_ulong::from(owner)) })
 }
 
-/// The name of the interface that an open queue belongs to.
+/// Returns the name of the interface that an open queue belongs to.
 pub(in crate::port) fn name(file: &impl AsRawFd) -> io::Result<String> {
     Ok(flags_and_name(file.as_raw_fd())?.1)
 }
@@ -96,7 +96,7 @@ fn flags_and_name(fd: c_int) -> io::Result<(c_int, String)> {
     let mut request = link::request("");
     // SAFETY: TUNGETIFF writes an ifreq.
     check(unsafe { libc::ioctl(fd, libc::TUNGETIFF, &raw mut request) })?;
-    // SAFETY: TUNGETIFF fills flags; any bits are some.
+    // SAFETY: TUNGETIFF fills the flags, and any bits are valid.
     let flags = c_int::from(unsafe { request.ifr_ifru.ifru_flags } as u16);
     let name: Vec<u8> =
         request.ifr_name.iter().map(|byte| *byte as u8).take_while(|byte| *byte != 0).collect();
