@@ -33,8 +33,11 @@
 //!
 //! [`virtio_net::VirtioNet`] describes the life of a device from `DRIVER_OK` to reset. Frames go to a
 //! [`port::Port`]: a [TAP](port::tap::Tap) or [macvtap](port::macvtap::Macvtap) interface, [socket
-//! pairs](port::socket::SocketPort), or your own implementation. `examples/embed.rs` implements a port and
-//! runs a device from end to end.
+//! pairs](port::socket::SocketPort), or your own implementation, as in `examples/embed.rs`.
+//!
+//! This is `examples/both_ways.rs`, which plays monitor and driver:
+//!
+#![doc = concat!("```\n", include_str!("../examples/both_ways.rs"), "```")]
 //!
 //! The signal SIGRTMIN+1 wakes a thread that is slow to stop. The first thread to start installs a handler
 //! that does nothing. A program must not use this signal for anything else.

@@ -6,6 +6,12 @@
 //! device's port.
 //!
 //! The protocol is described in QEMU's `docs/interop/vhost-user.rst`; names are those used there.
+//!
+//! # Serve vhost-user in your own program
+//!
+//! This is `examples/serve.rs`:
+//!
+#![doc = concat!("```no_run\n", include_str!("../examples/serve.rs"), "```")]
 #![forbid(unsafe_code)]
 
 pub mod backend_channel;
