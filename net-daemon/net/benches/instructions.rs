@@ -1,9 +1,9 @@
-//! Instructions per frame of the data path, counted by callgrind and held to a budget: repeatable to the
-//! instruction on machines where times are not.
+//! Instructions for each frame of the data path, counted by callgrind and compared with a budget. The counts
+//! are reproducible even on machines where times are not.
 //!
-//! `cargo test --release -p volt-net --bench instructions` runs the program itself under valgrind, once for
-//! each case, with a port that takes and gives every frame at once; so system calls count nothing, and what
-//! is left is ours. A change that costs more has to raise the budget here, for everyone to see.
+//! `cargo test --release -p volt-net --bench instructions` runs this program under valgrind, once for each
+//! case. Its port accepts and provides every frame at once, so that system calls do not count. A change that
+//! needs more instructions must raise the budget here, visibly.
 
 use std::fs::File;
 use std::io;
@@ -30,20 +30,20 @@ use volt_virtio::ring::{Ring, RingLayout};
 
 /// Entries of the ring.
 const SIZE: u16 = 256;
-/// Frames in a measured run: whole rings.
+/// Number of frames in a measured run: whole rings.
 const FRAMES: usize = 64 * 256;
 const BUFFERS: u64 = 0x1_0000;
 /// Room for one chain.
 const STRIDE: u64 = 0x1_8000;
 const MEMORY: u64 = BUFFERS + SIZE as u64 * STRIDE;
 
-/// A case with the most instructions that a frame may take: what was measured, and a tenth for other
+/// A case with the maximum number of instructions for each frame: the measured value, plus a tenth for other
 /// compilers.
 struct Case {
     name: &'static str,
     budget: u64,
     frame: usize,
-    /// Lengths of a chain's buffers; more than one go through an indirect table.
+    /// Lengths of a chain's buffers. Several buffers use an indirect table.
     parts: &'static [u32],
     receive: bool,
     /// Whether frames are captured.
@@ -69,7 +69,7 @@ const CASES: [Case; 6] = [
     Case { name: "rx one buffer, captured", budget: 833, capture: true, ..RX },
 ];
 
-/// Takes every frame, and always has one.
+/// A port that accepts every frame, and always has one.
 #[derive(Debug)]
 struct Endless {
     null: File,
@@ -92,7 +92,7 @@ impl PortQueue for Endless {
     }
 }
 
-/// The driver's side: all chains laid out, made available again and again in order.
+/// The driver's side: all chains laid out, made available repeatedly in order.
 struct Driver {
     mapping: Arc<MmapRegion>,
     layout: RingLayout,
@@ -120,7 +120,7 @@ impl Driver {
             }
             driver.store(layout.avail + 4 + u64::from(head) * 2, head);
         }
-        // Notifications are none of the ring's work: asked for just behind the index.
+        // Notifications are not part of the measured work: `used_event` is just behind the index.
         driver.store(layout.avail + 4 + u64::from(SIZE) * 2, u16::MAX);
         driver
     }
@@ -137,7 +137,7 @@ impl Driver {
         self.store(at + 14, next);
     }
 
-    /// Gives the device a whole ring.
+    /// Makes a whole ring available.
     fn refill(&mut self) {
         self.avail = self.avail.wrapping_add(SIZE);
         self.store(self.layout.avail + 2, self.avail);
@@ -170,13 +170,13 @@ fn notifier() -> Arc<Notifier> {
     Arc::new(Notifier::new(eventfd(0, EventfdFlags::CLOEXEC).expect("eventfd")).expect("a notifier"))
 }
 
-/// What callgrind counts.
+/// The function whose instructions callgrind counts.
 #[inline(never)]
 fn counted(work: &mut dyn FnMut()) {
     work();
 }
 
-/// Runs a case; under callgrind, in a process of its own.
+/// Runs a case: one process of its own under callgrind.
 fn run(case: &Case) {
     let mut driver = Driver::new(case);
     let mut port: Arc<dyn PortQueue> =
@@ -213,7 +213,8 @@ fn run(case: &Case) {
     println!("{} frames", done(&counters));
 }
 
-/// Instructions that callgrind counts per frame of case `number`, or why it cannot.
+/// Returns the instructions that callgrind counts for each frame of case `number`, or the reason why it
+/// cannot.
 fn count(number: usize) -> Result<u64, String> {
     let own = std::env::current_exe().map_err(|error| error.to_string())?;
     let mut valgrind = Command::new("valgrind");

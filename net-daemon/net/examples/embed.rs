@@ -1,8 +1,8 @@
-//! A network device in a program of your own: a port that is no interface of the host, and a driver that
-//! sends a frame.
+//! A network device in your own program: a port that is not an interface of the host, and a driver that sends
+//! a frame.
 //!
-//! What a virtual machine monitor has from its guest (memory, rings, notifications) is made by hand here,
-//! without a word of unsafe code: nothing that can be called so reaches beyond the memory that it is given.
+//! A virtual machine monitor gets memory, rings and notifications from its guest. This example creates them
+//! by hand, without unsafe code: the safe functions access only the memory that they are given.
 #![forbid(unsafe_code)]
 
 use std::error::Error;
@@ -22,7 +22,7 @@ use volt_net::volt_virtio::notify::Notifier;
 use volt_net::volt_virtio::ring::RingLayout;
 use volt_net::volt_virtio::vm_memory::{Bytes, MmapRegion, VolatileMemory};
 
-/// A port: one queue, whose frames a thread of this program reads at the other end of a socket pair.
+/// A port with one queue. A thread of this program reads its frames at the other end of a socket pair.
 #[derive(Debug)]
 struct Wire(Arc<FdQueue>);
 
@@ -43,7 +43,7 @@ impl Port for Wire {
         Some(1500)
     }
 
-    /// Nothing here makes frames, so none is too large or lacks a checksum.
+    /// This port delivers no frames, so none is too large or lacks a checksum.
     fn set_offloads(&mut self, _acked: Features) -> io::Result<()> {
         Ok(())
     }
@@ -57,7 +57,7 @@ impl Port for Wire {
     }
 }
 
-/// Where things are in guest memory.
+/// Layout of guest memory.
 const RING: RingLayout = RingLayout { size: 4, desc: 0, avail: 0x1000, used: 0x2000 };
 const FRAME: u64 = 0x3000;
 const TRANSMIT: u16 = 1;
@@ -66,13 +66,13 @@ fn notifier() -> io::Result<Arc<Notifier>> {
     Notifier::eventfd().map(Arc::new)
 }
 
-/// Sends one frame by a device of its own making, and returns it as it arrived at the other end.
+/// Sends one frame through its own device. Returns the frame as it arrived at the other end.
 pub(crate) fn send_a_frame() -> Result<Vec<u8>, Box<dyn Error>> {
     let (near, far) = UnixDatagram::pair()?;
     far.set_read_timeout(Some(Duration::from_secs(5)))?;
     let port = Wire(Arc::new(FdQueue::new(OwnedFd::from(near))?));
 
-    // With a TAP interface it would be VirtioNetBuilder::new("tap0").
+    // For a TAP interface: `VirtioNetBuilder::new("tap0")`.
     let builder = VirtioNetBuilder::over(port).mac("52:54:00:12:34:56".parse()?).mtu(1500).queues(1);
     let mut device = builder.build()?;
     let memory = Arc::new(MmapRegion::new(0x10000)?);
@@ -94,7 +94,7 @@ pub(crate) fn send_a_frame() -> Result<Vec<u8>, Box<dyn Error>> {
         // DRIVER_OK
         device.activate(setup.clone())?;
 
-        // The driver: a frame behind its header, one descriptor, one entry in the available ring, the index.
+        // The driver: a frame after its header, one descriptor, one entry in the available ring, the index.
         let guest = memory.as_volatile_slice();
         guest.write_slice(
             &[[0; 12].as_slice(), &[0xff; 6], b"hello, wire and all on it"].concat(),
@@ -108,7 +108,7 @@ pub(crate) fn send_a_frame() -> Result<Vec<u8>, Box<dyn Error>> {
         device.queue_notify(TRANSMIT);
 
         len = far.recv(&mut frame)?;
-        // Any number of times.
+        // The device can be activated again any number of times.
         device.reset()?;
     }
     Ok(frame[..len].to_vec())

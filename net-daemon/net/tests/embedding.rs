@@ -1,10 +1,9 @@
-//! The library in a program of one's own: the example does what it says.
+//! The example of an embedded device works.
 
 #[path = "../examples/embed.rs"]
 mod embed;
 
-/// A device over a backend of the program's own is built, activated, notified and reset, twice, and its frame
-/// arrives.
+/// A device over a port of the program is built, activated, notified and reset, twice. Its frame arrives.
 #[test]
 fn the_example_sends_its_frame() {
     let frame = embed::send_a_frame().unwrap();

@@ -1,5 +1,5 @@
-//! What a port refuses is told once, however often a guest brings it about. In a process of its own, for its
-//! logger.
+//! A failure of a port is logged once, however often a guest causes it. In a process of its own, because of
+//! its logger.
 
 use std::io;
 use std::os::unix::net::UnixDatagram;
@@ -31,7 +31,7 @@ impl Log for Counter {
     fn flush(&self) {}
 }
 
-/// Takes no offloads while its interface is gone.
+/// A port that accepts no offloads while its interface is gone.
 #[derive(Debug)]
 struct GonePort(SocketPort, Arc<AtomicBool>);
 

@@ -10,7 +10,7 @@ use crate::tx::Tx;
 
 const ALL: CaptureOptions = CaptureOptions { pair: None, snap: 65_536, rx: true, tx: true };
 
-/// A pair whose frames are captured.
+/// A pair with a capture.
 struct Captive {
     rig: Rig,
     wire: Wire,
@@ -37,7 +37,7 @@ impl Captive {
         tx.run(&*self.queue, &mut self.rig.health, &self.rig.counters).unwrap();
     }
 
-    /// Receives what waits into this many buffers of 1024 bytes.
+    /// Receives the waiting frames into this many buffers of 1024 bytes.
     fn receive(&mut self, buffers: u64, features: Features) {
         let mut driver = Driver::new(8, Features::empty());
         for at in 0..buffers {
@@ -81,7 +81,7 @@ fn a_snapshot_has_the_header_and_so_many_bytes_more() {
     assert_eq!(captured[0].bytes, frame(60, 1)[..26]);
 }
 
-/// Each reason, with the frame's bytes, and once.
+/// Each drop reason is captured once, with the frame's bytes.
 #[test]
 fn frames_that_go_nowhere_are_marked() {
     let mut pair = Captive::new(ALL);

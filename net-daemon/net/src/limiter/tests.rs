@@ -13,7 +13,7 @@ use crate::testing::{Rig, frame};
 use crate::tx::Tx;
 use crate::worker::Worker;
 
-/// For what takes a second on a quiet machine.
+/// For operations that take a second on a quiet machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn rate(text: &str) -> Rate {
@@ -62,7 +62,7 @@ fn a_bucket_lets_its_burst_pass_and_then_the_rate() {
     assert_eq!(bucket.wait(start), Some(Duration::from_secs(1)));
     assert_eq!(bucket.wait(start + Duration::from_millis(600)), Some(Duration::from_millis(400)));
     assert_eq!(bucket.wait(start + Duration::from_millis(1001)), None);
-    // Time without frames is worth the burst, no more.
+    // Time without frames refills the bucket, up to the burst.
     assert_eq!(bucket.wait(start + Duration::from_secs(100)), None);
     assert_eq!(bucket.level, 100.0);
 }
@@ -74,7 +74,7 @@ fn nothing_to_limit_is_no_limiter() {
     assert!(Limiter::new(rx).is_some());
 }
 
-/// An empty bucket is a port that is not ready, and a timer says when it is.
+/// A port with an empty bucket is not ready, and a timer ends the wait.
 #[test]
 fn a_timer_ends_the_wait() {
     let (rig, wire) = Rig::new();
@@ -108,7 +108,7 @@ fn ticks(name: &str) -> u64 {
     fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
 }
 
-/// A port that notes when frames pass, in front of a limited one.
+/// A port that records when frames pass, in front of a limited one.
 #[derive(Debug)]
 struct Watched {
     queue: Arc<dyn PortQueue>,
@@ -147,8 +147,8 @@ impl PortQueue for Watched {
     }
 }
 
-/// Both halves of a worker at their limits never exceed the rate, keep it as far as they get the processor,
-/// lose no frame of the guest's, and sleep.
+/// Both halves of a worker at their limits never exceed the rate, keep it as far as they get CPU time, lose
+/// no frame from the guest, and sleep.
 #[test]
 fn a_limited_worker_keeps_the_rate_and_sleeps() {
     const FRAMES: usize = 100;
@@ -180,7 +180,7 @@ fn a_limited_worker_keeps_the_rate_and_sleeps() {
     let worker = Worker::start("limited".to_owned(), pair, Duration::ZERO).unwrap();
     let (mut sent, mut received) = (0, 0);
     while received < FRAMES || usize::from(rx_driver.used_idx()) < FRAMES {
-        // A socket pair holds only so many.
+        // A socket pair has limited room.
         if sent < FRAMES && sent < usize::from(rx_driver.used_idx()) + 5 {
             wire.send(&frame(88, sent));
             sent += 1;
@@ -195,14 +195,15 @@ fn a_limited_worker_keeps_the_rate_and_sleeps() {
         let passed = passed.lock().unwrap();
         let took = *passed.last().unwrap() - start;
         assert!(took >= GAP * (FRAMES as u32 - 1), "{name}: {FRAMES} frames in {took:?}");
-        // A worker that gets the processor late is late; the quickest tenth shows when it wanted to be woken.
+        // A worker that gets CPU time late is late. The shortest tenth of the gaps shows its intended
+        // wake-ups.
         let mut gaps: Vec<_> = passed.windows(2).map(|pair| pair[1] - pair[0]).collect();
         gaps.sort_unstable();
         let quick = gaps[FRAMES / 10];
         assert!(quick <= GAP * 21 / 20, "{name}: a frame each {quick:?} at best");
     }
-    // One way wakes the other's half too.
+    // A wake-up for one direction wakes the other half, too.
     let refused = watched.refused.load(Ordering::Relaxed);
     assert!(refused <= 8 * FRAMES as u64, "{refused} attempts too early for {FRAMES} frames each way");
-    assert!(spent <= 20, "{spent} of 100 ticks of processor time for a second of waiting");
+    assert!(spent <= 20, "{spent} of 100 ticks of CPU time for a second of waiting");
 }

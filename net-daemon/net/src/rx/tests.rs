@@ -1,4 +1,4 @@
-//! The receive half against a driver and a socket pair.
+//! Tests of the receive half with a driver and a socket pair.
 
 use volt_virtio::testing::{BUFFERS, Driver};
 
@@ -12,14 +12,14 @@ fn rx(driver: &Driver) -> Rx {
     Rx::new(Rig::vring(driver, 0), driver.features)
 }
 
-/// `count` buffers of `len` bytes, apart from each other.
+/// Adds `count` separate buffers of `len` bytes.
 fn post(driver: &mut Driver, count: usize, len: u32) {
     for i in 0..count as u64 {
         driver.add(&[(BUFFERS + i * 0x1000, len, true)]);
     }
 }
 
-/// The frame that `count` buffers of `len` bytes hold from buffer `first` on.
+/// Returns the frame in `count` buffers of `len` bytes from buffer `first` on.
 fn merged(driver: &Driver, first: usize, used: &[(u32, u32)]) -> Vec<u8> {
     used.iter()
         .enumerate()
@@ -62,7 +62,7 @@ fn a_mergeable_frame_takes_several_buffers_first_by_copy_then_directly() {
         assert_eq!(merged(&driver, round * 8, &used), with_buffers(frame(12000, seed), 8));
     }
     assert!(rx.stashed.is_none());
-    // What was gathered for long frames serves short ones, a buffer each.
+    // Buffers that were gathered for long frames serve short ones, one each.
     wire.send(&frame(60, 3));
     wire.send(&frame(1514, 4));
     rig.rx(&mut rx).unwrap();
@@ -300,8 +300,7 @@ fn a_frame_that_waits_for_buffers_goes_on_with_the_next_who_serves() {
     assert!(second.take_stash().is_none(), "no frame is so long");
 }
 
-/// A UDP datagram as a port hands it over that leaves the checksum to the driver: header, frame, and the
-/// frame as it should be.
+/// Returns a UDP datagram whose checksum the port leaves to the driver, with header, and the completed frame.
 fn without_checksum(gso_type: u8) -> (Vec<u8>, Vec<u8>) {
     let mut sent = frame(100, 1);
     (sent[0], sent[1], sent[6], sent[8]) = (1, gso_type, 34, 6);
@@ -318,7 +317,7 @@ fn a_frame_of_an_earlier_driver_is_finished_or_dropped() {
     let mut driver = Driver::new(64, Features::NET_MRG_RXBUF);
     let (mut rig, wire) = Rig::new();
     let mut rx = rx(&driver);
-    // The checksum lies across two buffers, and the longer frames are stashed first.
+    // The checksum is split across two buffers, and the longer frames are stashed first.
     post(&mut driver, 6, 53);
     wire.send(&without_checksum(TSO4).0);
     wire.send(&without_checksum(0).0);

@@ -1,4 +1,4 @@
-//! The transmit half against a driver and a socket pair.
+//! Tests of the transmit half with a driver and a socket pair.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
@@ -24,7 +24,7 @@ fn frames_of_every_shape_arrive_whole_and_in_order() {
     let at = |offset: usize| BUFFERS + offset as u64;
     driver.add(&[(at(0), 3012, false)]);
     driver.add(&[(at(0), 12, false), (at(12), 3000, false)]);
-    // Header cut in two, empty buffers in between, pieces in the wrong order of addresses.
+    // A header in two parts, empty buffers in between, parts in descending order of addresses.
     driver.add(&[
         (at(0), 5, false),
         (at(0), 0, false),
@@ -32,7 +32,7 @@ fn frames_of_every_shape_arrive_whole_and_in_order() {
         (at(12), 1, false),
         (at(13), 2999, false),
     ]);
-    // One byte a part, in a table longer than the ring: more parts than a system call takes, none adjoining.
+    // One byte a part, in a table longer than the ring: more parts than a system call accepts, none adjacent.
     let table: Vec<_> = (0..3012).map(|i| (at(0x1_0000 + i * 2), 1, false)).collect();
     for (i, byte) in bytes.iter().enumerate() {
         driver.write(at(0x1_0000 + i * 2), &[*byte]);

@@ -15,12 +15,12 @@ use crate::testing::{frame, notifier, until};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Sockets that tell what was asked of them, and are opened again as others.
+/// A port over sockets that records its calls, and gets other sockets when it is reopened.
 #[derive(Debug)]
 struct Recorded {
     sockets: SocketPort,
     next: Option<SocketPort>,
-    /// The far end of the first sockets: goes while they are opened again, which a worker notices.
+    /// The other end of the first sockets. It closes during the reopening, which a worker notices.
     far: Option<OwnedFd>,
     wake: Arc<Notifier>,
     asked: Arc<Mutex<Vec<String>>>,
@@ -66,7 +66,7 @@ impl Port for Recorded {
     }
 }
 
-/// A device, and what its port was asked.
+/// A device, and the calls of its port.
 struct Rig {
     device: VirtioNet,
     wake: Arc<Notifier>,
@@ -83,7 +83,7 @@ impl Rig {
         Rig { device, wake, asked }
     }
 
-    /// What the port was asked since the last call.
+    /// Returns the calls of the port since the last check.
     fn asked(&self) -> Vec<String> {
         std::mem::take(&mut *self.asked.lock().unwrap())
     }
@@ -93,7 +93,8 @@ fn queue(index: u16, layout: RingLayout) -> QueueSetup {
     QueueSetup { index, layout, kick: notifier(), call: notifier(), err: notifier() }
 }
 
-/// A driver that switches its checksums off at run time (5.1.6.5.6) gets none unfinished from then on.
+/// A driver that switches its checksum offload off at run time (5.1.6.5.6) gets only complete frames
+/// afterwards.
 #[test]
 fn offloads_that_are_switched_off_are_in_force_for_what_comes_next() {
     let (near, far) = UnixDatagram::pair().unwrap();
@@ -120,8 +121,7 @@ fn offloads_that_are_switched_off_are_in_force_for_what_comes_next() {
     device.reset().unwrap();
 }
 
-/// A pair whose receive ring the driver broke gets no frames any more, and is not started again before a
-/// reset.
+/// A pair whose receive ring the driver broke gets no more frames, and is not started again before a reset.
 #[test]
 fn a_pair_with_a_broken_ring_is_left_out() {
     let (pairs, far): (Vec<_>, Vec<_>) = (0..2).map(|_| UnixDatagram::pair().unwrap()).unzip();
@@ -154,7 +154,7 @@ fn a_pair_with_a_broken_ring_is_left_out() {
         rig.device.reset().unwrap();
         rig.asked();
     }
-    // What nobody has asked for before a reset is not about the next driver's rings.
+    // Reports from before a reset that nobody took do not apply to the next driver's rings.
     break_ring(&mut rig);
     rig.device.reset().unwrap();
     let other = RingLayout { size: 8, desc: 0x9_0000, avail: 0x9_1000, used: 0x9_2000 };
@@ -167,11 +167,11 @@ fn a_pair_with_a_broken_ring_is_left_out() {
     rig.device.reset().unwrap();
 }
 
-/// What a worker says of a queue while the port is opened again is about the old one, and no reason to open
-/// the new one again. Offloads are set before frames come by it.
+/// A report of a worker on an old queue during the reopening does not make the device reopen the port again.
+/// Offloads are set before frames arrive on the new queue.
 #[test]
 fn a_port_that_is_opened_again_is_not_gone() {
-    // Of these one end hears that the other has gone.
+    // An end of such sockets notices that the other has closed.
     let sockets = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
     let ((near, far), (next, next_far)) = (sockets.unwrap(), UnixDatagram::pair().unwrap());
     let next = SocketPort::new(vec![next.into()]).unwrap();

@@ -1,4 +1,4 @@
-//! Workers that run, and workers that somebody tries to hold.
+//! Tests of running workers, and of attempts to block them.
 
 use std::fmt;
 use std::fs::File;
@@ -25,7 +25,7 @@ use crate::rx::Rx;
 use crate::testing::{Rig, Wire, frame, until};
 use crate::tx::Tx;
 
-/// A transmit queue with its driver's ends: kick, call, wire.
+/// Returns a transmit queue with the driver's ends: kick, call, wire.
 fn transmitter(driver: &Driver) -> (Pair, File, File, Wire) {
     let (rig, wire) = Rig::new();
     let notifier = || {
@@ -78,7 +78,7 @@ fn a_call_descriptor_that_blocks_does_not_keep_a_worker() {
     let mut driver = Driver::new(16, Features::empty());
     driver.write(BUFFERS, &frame(60, 1));
     let (pair, kick_fd, mut call, _wire) = transmitter(&driver);
-    // Full, and made blocking again behind the worker's back.
+    // Full, and made blocking again without the worker's knowledge.
     call.write_all(&(u64::MAX - 1).to_ne_bytes()).unwrap();
     fcntl_setfl(&call, OFlags::RDWR).unwrap();
     let worker = Worker::start("test".to_owned(), pair, Duration::ZERO).unwrap();
@@ -88,12 +88,12 @@ fn a_call_descriptor_that_blocks_does_not_keep_a_worker() {
     let start = Instant::now();
     let pair = worker.stop().unwrap();
     assert!(start.elapsed() < LIMIT, "{:?}", start.elapsed());
-    // What was sent is published, whatever became of the call.
+    // Sent frames are published even though the call failed.
     assert_eq!(pair.tx.unwrap().vring.ring.base(), driver.used_idx());
 }
 
-/// Another call descriptor is used from then on, also where the one before holds the worker, and the pair
-/// runs on.
+/// A new call descriptor is used at once, even if the old one blocks the worker, and the pair continues to
+/// run.
 #[test]
 fn a_call_descriptor_is_exchanged_while_the_pair_runs() {
     let mut driver = Driver::new(16, Features::empty());
@@ -107,7 +107,7 @@ fn a_call_descriptor_is_exchanged_while_the_pair_runs() {
     worker.set_call(1, Some(next.clone())).unwrap();
     until("a call for what the one before may have missed", || next.wait(Duration::ZERO));
     next.clear();
-    // Of another vring, which this pair has not.
+    // For another vring, which this pair does not have.
     worker.set_call(0, None).unwrap();
     driver.add(&[(BUFFERS, 72, false)]);
     kick(&kick_fd);
@@ -123,7 +123,7 @@ fn a_call_descriptor_is_exchanged_while_the_pair_runs() {
     assert!(!next.wait(Duration::ZERO));
 }
 
-/// Frames of the program's own wake a worker that sleeps.
+/// Injected frames wake a worker that sleeps.
 #[test]
 fn an_injected_frame_wakes_a_worker() {
     let driver = Driver::new(16, Features::empty());
@@ -166,7 +166,7 @@ fn a_ring_that_is_broken_ends_alone() {
     assert!(pair.tx.is_none() && pair.rx.is_some());
 }
 
-/// While it polls a worker finds what is not kicked for; then it asks for kicks, and sleeps until one comes.
+/// A worker that polls finds chains without kicks. Then it asks for kicks, and sleeps until one arrives.
 #[test]
 fn a_polling_worker_needs_kicks_only_when_it_sleeps() {
     const POLLING: Duration = Duration::from_millis(150);
@@ -176,7 +176,8 @@ fn a_polling_worker_needs_kicks_only_when_it_sleeps() {
         let (pair, kick_fd, _call, wire) = transmitter(&driver);
         let worker = Worker::start("test".to_owned(), pair, POLLING).unwrap();
         let (mut frames, mut kicks, mut unkicked) = (0, 0, 0);
-        // It sleeps in between where one of the two was kept from the processor for as long as it polls.
+        // It may sleep in between if one of the two threads gets no CPU time for as long as the polling
+        // takes.
         while unkicked < 20 {
             driver.add(&[(BUFFERS, 72, false)]);
             if driver.wants_kick_for(frames) {
@@ -190,8 +191,7 @@ fn a_polling_worker_needs_kicks_only_when_it_sleeps() {
             assert_eq!(wire.receive(), Some(frame(60, 1)));
             assert!(frames < 100, "{kicks} kicks were wanted for {frames} frames");
         }
-        // What it hears of the wire makes it poll once more, where kicks are wanted already, and then it
-        // sleeps.
+        // An event on the wire makes it poll once more, with kicks enabled. Then it sleeps.
         loop {
             let mut wanted = None;
             until("a worker that wants kicks for longer than it polls", || {
@@ -216,7 +216,7 @@ fn a_polling_worker_needs_kicks_only_when_it_sleeps() {
     }
 }
 
-/// A wire that always has a frame. With the hundredth, the driver makes a chain of its other ring available.
+/// A wire that always has a frame. At the hundredth, the driver makes a chain of its other ring available.
 struct Busy {
     queue: Arc<dyn PortQueue>,
     driver: Mutex<Driver>,
@@ -252,7 +252,7 @@ impl PortQueue for Busy {
     }
 }
 
-/// Nobody kicks for a ring that is polled, so the worker looks at it between batches of the other one too.
+/// Nobody kicks a polled ring, so the worker also looks at it between batches of the other one.
 #[test]
 fn a_polling_worker_that_always_receives_sends_too() {
     const RING: u16 = 1024;
@@ -280,7 +280,7 @@ fn nothing_that_nobody_drains_makes_a_worker_spin() {
     does_not_spin("poll-test", Duration::from_micros(200));
 }
 
-/// A packet socket whose other end is closed can be read at any time.
+/// A packet socket whose other end is closed is always readable.
 #[test]
 fn a_port_that_has_come_to_its_end_does_not_make_a_worker_spin() {
     let (near, far) =
@@ -305,7 +305,7 @@ fn does_not_spin(name: &str, polling: Duration) {
     let (rig, wire) = Rig::new();
     pair.queue = rig.queue;
     let counters = pair.counters.clone();
-    // Frames without a buffer for them, a kick descriptor whose other end is closed, a kick that stays.
+    // Frames without a buffer, a kick descriptor whose other end is closed, a kick that remains.
     wire.send(&frame(60, 1));
     let (end, other) = std::os::unix::net::UnixStream::pair().unwrap();
     drop(other);
@@ -319,9 +319,9 @@ fn does_not_spin(name: &str, polling: Duration) {
     worker.stop().unwrap();
 }
 
-/// The thread `name` takes no processor time.
+/// Waits until the thread `name` uses no CPU time.
 fn sleeps(name: &str) {
-    // A listing can miss a thread while others end, as those of other tests do.
+    // A listing can miss a thread while threads of other tests end.
     let mut task = None;
     until("the worker's thread", || {
         let paths = std::fs::read_dir("/proc/self/task").unwrap().flatten().map(|task| task.path());

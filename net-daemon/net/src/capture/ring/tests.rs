@@ -21,7 +21,7 @@ fn all(reader: &mut RingReader) -> Vec<Captured> {
     std::iter::from_fn(|| reader.next_time(false).map(|_| reader.take().unwrap())).collect()
 }
 
-/// Many times around the ring, whose length is no multiple of an entry's.
+/// Goes around the ring many times. The ring's length is not a multiple of an entry's.
 #[test]
 fn frames_come_out_as_they_went_in() {
     let (writer, mut reader) = ends();
@@ -76,7 +76,7 @@ fn a_frame_is_held_until_it_is_known_what_becomes_of_it() {
         read.iter().map(|captured| (captured.time, captured.fate)).collect::<Vec<_>>(),
         [(2, Fate::Passed)]
     );
-    // Not for ever: and then it cannot be marked.
+    // A frame is not held forever. Afterwards it cannot be marked.
     crate::testing::until("a held frame is shown", || !all(&mut reader).is_empty());
     assert!(!writer.mark_held(DropReason::RxTooLong));
     write(&writer, 4, 20);
@@ -85,8 +85,8 @@ fn a_frame_is_held_until_it_is_known_what_becomes_of_it() {
     assert_eq!(reader.next_time(true), Some(5), "who reads for the last time takes it at once");
 }
 
-/// Whoever has the memory can write what it likes: the writer stays in its ring, and counts what it cannot
-/// write.
+/// A process that has the memory can write anything. The writer stays within its ring, and counts frames that
+/// it cannot write.
 #[test]
 fn a_reader_that_says_nonsense_has_no_room() {
     for nonsense in [100, 1 << 40, u64::MAX, 1 << 63] {
