@@ -1,4 +1,4 @@
-//! What a check works with: fresh connections to the back-end, numbered frames, and its far side if there is
+//! The tools of a check: fresh connections to the back-end, numbered frames, and the far side if there is
 //! one.
 
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -14,22 +14,22 @@ use crate::nic::{Frame, NicError, Queue};
 use crate::session::{Session, Setup, negotiate};
 use crate::wire::{WireError, protocol};
 
-/// How long an answer may take: a back-end may keep the next front-end waiting after one that it has refused.
+/// Time limit for an answer: a back-end may delay the next front-end after it has refused one.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long is waited for something that must not happen.
+/// Time to wait for an event that must not happen.
 pub const QUIET: Duration = Duration::from_millis(80);
 
-/// Where the frames of the next check are counted from.
+/// Number of the next check's first frame.
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
-/// Where a back-end's frames go and come from.
+/// Source and destination of a back-end's frames.
 #[derive(Debug)]
 pub enum Far {
-    /// Somewhere unseen: checks that need it are not run.
+    /// Unknown: checks that need it do not run.
     Unseen,
     /// The back-end returns each frame on the receive queue of the same pair.
     Echo,
-    /// An interface whose packet socket is at hand.
+    /// An interface with a packet socket.
     Tap(TapWire),
 }
 
@@ -38,7 +38,7 @@ pub enum Far {
 pub struct Bench {
     instance: Instance,
     far: Far,
-    /// Frames up to this number are other checks', left over in a back-end that serves them all.
+    /// Lower numbers belong to frames of other checks, which a back-end that serves them all may still hold.
     first: u32,
     number: u32,
 }
@@ -49,17 +49,17 @@ impl Bench {
         Bench { instance, far, first, number: first }
     }
 
-    /// What came of the check, with the back-end's end if there was one.
+    /// Returns the check's result, together with an unusual end of the back-end.
     pub(super) fn verdict(self, result: Result<(), Finding>) -> Result<(), Finding> {
         self.instance.verdict(result)
     }
 
-    /// What the back-end does once its first connection has ended.
+    /// Returns the back-end's behaviour after its first connection.
     pub(super) fn next(&self) -> &Next {
         &self.instance.next
     }
 
-    /// Finds that out, by the usual session twice.
+    /// Finds that behaviour by running the usual session twice.
     pub(super) fn try_next(&self) -> Next {
         if let Err(finding) = self.session(&Setup::default()) {
             return Next::Unknown(finding);
@@ -79,20 +79,20 @@ impl Bench {
         Next::Lost { finding, ended }
     }
 
-    /// Whether frames can be seen.
+    /// Returns whether the check can see frames.
     pub fn sees_frames(&self) -> bool {
         !matches!(self.far, Far::Unseen)
     }
 
-    /// A fresh connection.
+    /// Makes a fresh connection.
     pub fn connect(&self) -> Result<Frontend, Finding> {
         let mut frontend = self.instance.connect()?;
         frontend.channel().set_patience(PATIENCE);
         Ok(frontend)
     }
 
-    /// A fresh connection that negotiated the usual features and these of the protocol, all of which must be
-    /// offered.
+    /// Makes a fresh connection and negotiates the usual features and the protocol features `want`, all of
+    /// which the back-end must offer.
     pub fn negotiated(&self, want: u64) -> Result<Frontend, Finding> {
         let mut frontend = self.connect()?;
         let (_, both) = negotiate(&mut frontend, Setup::default().features, want)?;
@@ -102,29 +102,29 @@ impl Bench {
         Ok(frontend)
     }
 
-    /// A fresh connection on which requests can be acknowledged, and are only when a check says so.
+    /// Makes a fresh connection on which requests can be acknowledged, but only when a check asks for it.
     pub fn acking(&self) -> Result<Frontend, Finding> {
         let mut frontend = self.negotiated(protocol::REPLY_ACK)?;
         frontend.want_replies(false);
         Ok(frontend)
     }
 
-    /// A session by the usual script, with a kick for each ring: what waits for one to start it may do so
-    /// (vhost-user, Ring states), though those in use do not.
+    /// Starts a session by the usual script, with a kick for each ring: a back-end may wait for one before it
+    /// starts a ring (vhost-user, Ring states), though those in use do not.
     pub fn started(&self, setup: &Setup) -> Result<Session, Finding> {
         let mut session = Session::start(self.connect()?, setup)?;
         session.nic.queues.iter_mut().try_for_each(Queue::kick_always)?;
         Ok(session)
     }
 
-    /// The same with up to 32 receive buffers of 2 KiB on the first pair.
+    /// Like `started`, with up to 32 receive buffers of 2 KiB on the first pair.
     pub fn session(&self, setup: &Setup) -> Result<Session, Finding> {
         let mut session = self.started(setup)?;
         session.rx(0).fill(usize::from(setup.size).min(32), &[2048])?;
         Ok(session)
     }
 
-    /// The session's features include these, or the check does not apply.
+    /// Returns an error unless the session has these features: the check then does not apply.
     pub fn offered(session: &Session, features: u64, what: &str) -> Result<(), Finding> {
         match session.nic.features & features == features {
             true => Ok(()),
@@ -132,13 +132,13 @@ impl Bench {
         }
     }
 
-    /// A frame of `len` bytes that no check had before.
+    /// Returns a frame of `len` bytes that no check has used before.
     pub fn frame(&mut self, len: usize) -> Vec<u8> {
         self.number += 1;
         numbered(self.number, len)
     }
 
-    /// The next frame of a check's own that left by the far side. `None`: none within `limit`.
+    /// Returns the check's next frame to leave by the far side, or `None` if none leaves within `limit`.
     pub fn leaves(&self, session: &mut Session, limit: Duration) -> Result<Option<Vec<u8>>, Finding> {
         let Far::Tap(wire) = &self.far else { return self.guest_gets(session, limit).map(frame_bytes) };
         let deadline = Instant::now() + limit;
@@ -150,7 +150,7 @@ impl Bench {
         Ok(None)
     }
 
-    /// This frame is the next that leaves.
+    /// Checks that this frame is the next to leave.
     pub fn expect(&self, session: &mut Session, frame: &[u8]) -> Result<(), Finding> {
         match self.leaves(session, LIMIT)? {
             Some(got) => same(frame, &got, "left"),
@@ -158,7 +158,7 @@ impl Bench {
         }
     }
 
-    /// No frame leaves.
+    /// Checks that no frame leaves.
     pub fn expect_none(&self, session: &mut Session) -> Result<(), Finding> {
         match self.leaves(session, QUIET)? {
             Some(got) => Err(Finding::Fail(format!("frame left that should not: {}", show(&got)))),
@@ -166,7 +166,7 @@ impl Bench {
         }
     }
 
-    /// Makes a frame arrive at the far side, for the guest.
+    /// Makes a frame for the guest arrive at the far side.
     pub fn inject(&self, session: &mut Session, frame: &[u8]) -> Result<(), Finding> {
         match &self.far {
             Far::Tap(wire) => Ok(wire.send(frame)?),
@@ -174,7 +174,7 @@ impl Bench {
         }
     }
 
-    /// The same for a frame with offloads.
+    /// Makes a frame with offloads arrive.
     pub fn inject_with(
         &self,
         session: &mut Session,
@@ -187,7 +187,7 @@ impl Bench {
         }
     }
 
-    /// The guest gets this frame next.
+    /// Checks that the guest receives this frame next.
     pub fn arrives(&self, session: &mut Session, frame: &[u8]) -> Result<Frame, Finding> {
         let got = self.guest_gets(session, LIMIT)?;
         let got =
@@ -196,7 +196,7 @@ impl Bench {
         Ok(got)
     }
 
-    /// This frame, sent by a pair, is the next that leaves; an echo comes back on the same pair.
+    /// Checks that this frame, sent by a pair, is the next to leave; an echo comes back on the same pair.
     pub fn expect_on(&self, session: &mut Session, pair: usize, frame: &[u8]) -> Result<(), Finding> {
         match &self.far {
             Far::Tap(_) => self.expect(session, frame),
@@ -204,7 +204,7 @@ impl Bench {
         }
     }
 
-    /// The header with which exactly this frame, which need not be a numbered one, leaves.
+    /// Returns the header with which exactly this frame leaves. The frame need not have a number.
     pub fn leaves_exactly(&self, session: &mut Session, frame: &[u8]) -> Result<NetHeader, Finding> {
         let deadline = Instant::now() + LIMIT;
         if let Far::Tap(wire) = &self.far {
@@ -213,13 +213,13 @@ impl Bench {
                     return Ok(header);
                 }
             }
-            return Err(Finding::Fail(format!("no frame of {} bytes left as it was", frame.len())));
+            return Err(Finding::Fail(format!("no frame of {} bytes left unchanged", frame.len())));
         }
         self.gets_exactly(session, frame)
     }
 
-    /// Makes a frame with offloads arrive and gives the header that the guest gets with it. `None`: an echo
-    /// has shown it already.
+    /// Makes a frame with offloads arrive and returns the header that the guest receives. `None`: an echo has
+    /// shown it already.
     pub fn arrives_with(
         &self,
         session: &mut Session,
@@ -243,7 +243,7 @@ impl Bench {
         }
     }
 
-    /// Sends one frame each way, compared byte by byte where the far side can be seen; else it must be used.
+    /// Sends frames each way. Compares their bytes where the far side can be seen; else each must be used.
     pub fn both_ways(&mut self, session: &mut Session, count: usize) -> Result<(), Finding> {
         for at in 0..count {
             let frame = self.frame(60 + at * 97 % 1400);
@@ -260,38 +260,38 @@ impl Bench {
         Ok(())
     }
 
-    /// The next frame of the check's own that the guest gets.
+    /// Returns the check's next frame that the guest receives.
     fn guest_gets(&self, session: &mut Session, limit: Duration) -> Result<Option<Frame>, Finding> {
         let deadline = Instant::now() + limit;
         loop {
             match session.rx(0).recv(deadline.saturating_duration_since(Instant::now())) {
                 Ok(frame) if self.ours(&frame.bytes) => return Ok(Some(frame)),
                 Ok(_) => {}
-                // A used buffer that was not called is a fault of its own.
+                // A used buffer without a call is a fault of its own.
                 Err(NicError::Timeout { used, taken, .. }) if used == taken => return Ok(None),
                 Err(error) => return Err(error.into()),
             }
         }
     }
 
-    /// Neither a frame of the host's own, as neighbour discovery sends them, nor an intact one of another
-    /// check.
+    /// Returns whether a frame belongs to this check: it is neither the host's own (such as neighbour
+    /// discovery) nor an intact one of another check.
     fn ours(&self, frame: &[u8]) -> bool {
         let foreign = frame.len() >= 14 && frame.get(12..14) != Some(&ETHERTYPE.to_be_bytes());
         !foreign && number_of(frame).is_none_or(|number| number > self.first)
     }
 
-    /// After an abuse, its connection gone, the back-end serves a usual session.
+    /// Checks that the back-end serves a usual session after a hostile one has disconnected.
     pub fn serves(&mut self) -> Result<(), Finding> {
         let mut session = self.session(&Setup::default()).map_err(afterwards)?;
-        // What the abuse left on the far side may come first.
+        // Frames left over from the hostile session may come first.
         while self.sees_frames() && self.leaves(&mut session, Duration::from_millis(10))?.is_some() {}
         self.both_ways(&mut session, 2).map_err(afterwards)
     }
 }
 
 fn afterwards(finding: Finding) -> Finding {
-    let text = |text| format!("afterwards no session is served: {text}");
+    let text = |text| format!("no session is served afterwards: {text}");
     match finding {
         Finding::Broken(why) => Finding::Broken(text(why)),
         Finding::Fail(why) => Finding::Fail(text(why)),
@@ -309,13 +309,13 @@ fn same(frame: &[u8], got: &[u8], how: &str) -> Result<(), Finding> {
     Ok(())
 }
 
-/// The beginning of a frame, and its length.
+/// Describes a frame by its number, length and first bytes.
 fn show(bytes: &[u8]) -> String {
     let number = number_of(bytes).map_or("no intact frame".to_owned(), |number| format!("frame {number}"));
     format!("{number}, {} bytes, {:02x?}", bytes.len(), bytes.get(..32).unwrap_or(bytes))
 }
 
-/// A request that must be refused: a status other than 0, or the end of the connection.
+/// Checks that a request is refused: by a status other than 0, or by the end of the connection.
 pub(super) fn refused(answer: Result<u64, WireError>, what: &str) -> Result<(), Finding> {
     match answer {
         Ok(0) => Err(Finding::Fail(format!("{what} was acknowledged with status 0"))),

@@ -1,4 +1,4 @@
-//! What a message changes of the rules for messages, and the channel for the back-end's own requests.
+//! Messages that change the rules for messages, and the channel for the back-end's own requests.
 
 use std::os::unix::net::UnixStream;
 
@@ -12,16 +12,17 @@ type Result = std::result::Result<(), Finding>;
 
 checks! {
     "messages/need-reply-negotiating", Robust, Control, "User-mode Linux 6.1 and 7.2, measured",
-        "The message that acknowledges REPLY_ACK is itself answered where it asks for that.", negotiating;
+        "The message that acknowledges REPLY_ACK is itself answered if it asks for a reply.", negotiating;
     "messages/need-reply-dropping", Robust, Control, "a front-end that asks waits, as User-mode Linux does",
-        "A message that drops REPLY_ACK is answered where it asks for that; those after it are not.",
+        "A message that drops REPLY_ACK is answered if it asks for a reply; later messages are not.",
         dropping;
     "messages/backend-channel", Must, Completion, "vhost-user, SET_BACKEND_REQ_FD",
-        "Where BACKEND_REQ was negotiated, its descriptor is taken, also a second one, and rings run when \
+        "With BACKEND_REQ negotiated, its descriptor is taken, also a second one, and rings run after \
          the front-end has closed the other end.", backend_channel;
 }
 
-/// A connection whose front-end has read the protocol features, among them REPLY_ACK, and acknowledged none.
+/// Makes a connection whose front-end has read the protocol features, among them REPLY_ACK, and acknowledged
+/// none.
 fn before(bench: &Bench) -> std::result::Result<(Frontend, u64), Finding> {
     let frontend = bench.connect()?;
     frontend.set_owner()?;
@@ -42,7 +43,7 @@ fn acknowledges(frontend: &Frontend, features: u64) -> Result {
 fn negotiating(bench: &mut Bench) -> Result {
     let (frontend, features) = before(bench)?;
     acknowledges(&frontend, features)?;
-    // No second answer is under way.
+    // Checks that no second answer follows.
     Ok(frontend.sync()?)
 }
 

@@ -1,5 +1,5 @@
-//! Drivers that lie in their rings. What becomes of the bad chain is the back-end's choice (it may return it
-//! or stop the ring), but it lives, writes nothing where it should not, and serves the next session.
+//! Drivers with invalid rings. The back-end may return the bad chain or stop the ring. It must survive, write
+//! nothing outside writable buffers, and serve the next session.
 
 use super::bench::{Bench, QUIET};
 use super::{Finding, checks, ensure};
@@ -11,9 +11,9 @@ type Result = std::result::Result<(), Finding>;
 const NEXT: u16 = desc_flags::NEXT;
 const WRITE: u16 = desc_flags::WRITE;
 const INDIRECT: u16 = desc_flags::INDIRECT;
-/// An address that is in no region.
+/// An address outside every region.
 const NOWHERE: u64 = 0x7_0000_0000;
-/// The last two descriptors of the ring, where no chain of the driver's own is.
+/// The last of the ring's descriptors, away from the driver's own chains.
 const LAST: u16 = 255;
 
 checks! {
@@ -31,15 +31,15 @@ checks! {
     "hostile/length-4-gib", Robust, Completion, "virtio 1.2, 2.7.5",
         "A buffer of 4 GiB does no harm.", |b| chain(b, |at| vec![desc(at, u32::MAX, 0, 0)]);
     "hostile/jumbo", Robust, Completion, "virtio 1.2, 5.1.6.2",
-        "A frame of 100,000 bytes, longer than any, does no harm.",
+        "An oversized frame of 100,000 bytes does no harm.",
         |b| chain(b, |at| vec![desc(at, 100_000, 0, 0)]);
     "hostile/loop", Robust, Completion, "virtio 1.2, 2.7.5.2 (no loops)",
-        "A chain that is a loop does no harm.",
+        "A chain that loops does no harm.",
         |b| chain(b, |at| vec![desc(at, 40, NEXT, LAST), desc(at, 40, NEXT, LAST - 1)]);
     "hostile/next-beyond", Robust, Completion, "virtio 1.2, 2.7.5",
-        "A next beyond the table does no harm.", |b| chain(b, |at| vec![desc(at, 40, NEXT, 65_535)]);
+        "A next field beyond the table does no harm.", |b| chain(b, |at| vec![desc(at, 40, NEXT, 65_535)]);
     "hostile/device-writable", Robust, Completion, "virtio 1.2, 5.1.6.2",
-        "A transmit chain for writing is not written.", writable;
+        "The back-end does not write to a device-writable transmit chain.", writable;
     "hostile/table-odd", Robust, Completion, "virtio 1.2, 2.7.5.3",
         "An indirect table of 17 bytes does no harm.", |b| chain(b, |at| vec![desc(at, 17, INDIRECT, 0)]);
     "hostile/table-nowhere", Robust, Completion, "virtio 1.2, 2.7.5.3",
@@ -51,7 +51,7 @@ checks! {
     "hostile/head-beyond", Robust, Completion, "virtio 1.2, 2.7.6",
         "A head beyond the table does no harm.", head_beyond;
     "hostile/index-jump", Robust, Completion, "virtio 1.2, 2.7.6",
-        "An available index that jumps by more than the ring does no harm.", index_jump;
+        "An available index that jumps by more than the ring size does no harm.", index_jump;
     "hostile/ring-nowhere", Robust, Completion, "vhost-user, SET_VRING_ADDR",
         "A transmit ring outside memory, enabled alone, does no harm.", |b| ring_nowhere(b, &[1]);
     "hostile/pair-nowhere", Robust, Completion, "vhost-user, SET_VRING_ADDR",
@@ -62,7 +62,7 @@ fn desc(addr: u64, len: u32, flags: u16, next: u16) -> Desc {
     Desc { addr, len, flags, next }
 }
 
-/// Offers these descriptors, made for a buffer of 4 KiB, and waits a moment; then another session is served.
+/// Offers these descriptors, made for a buffer of 4 KiB, waits a moment, and serves another session.
 fn chain(bench: &mut Bench, make: fn(u64) -> Vec<Desc>) -> Result {
     let mut session = bench.session(&Setup::default())?;
     let queue = session.tx(0);
@@ -73,7 +73,7 @@ fn chain(bench: &mut Bench, make: fn(u64) -> Vec<Desc>) -> Result {
     }
     queue.ring.offer(first);
     queue.kick_always()?;
-    // The used index may follow or not; it must not run ahead.
+    // The used index may follow or stay, but must not run ahead.
     std::thread::sleep(QUIET / 4);
     let used = queue.ring.used_idx();
     ensure!(used <= 1, "used.idx is {used} after one chain");
@@ -123,7 +123,7 @@ fn ring_nowhere(bench: &mut Bench, vrings: &[u32]) -> Result {
     for wrong in [NOWHERE, u64::MAX - 0xf] {
         let session =
             crate::session::Session::start(bench.connect()?, &Setup { enabled: 0, ..Setup::default() })?;
-        // Refused here, or when it would start, or never started.
+        // The back-end may refuse it here or at its start, or never start it.
         for &vring in vrings {
             let _ = session.frontend.set_vring_addr_raw(vring, 0, wrong, wrong, wrong);
         }

@@ -1,5 +1,5 @@
-//! The back-end that a check works with: started, started anew for a further connection where it serves one
-//! only, and how it ended.
+//! The back-end of a check: its start, its restart for a further connection if it serves only one, and its
+//! end.
 
 use std::cell::RefCell;
 use std::os::unix::process::ExitStatusExt;
@@ -13,32 +13,32 @@ use crate::daemon::{Daemon, poll_until};
 use crate::frontend::Frontend;
 use crate::netns::Netns;
 
-/// How long a back-end may take to listen. Some take seconds to get their memory.
+/// Time limit for a back-end to listen. Some take seconds to allocate their memory.
 const START: Duration = Duration::from_secs(20);
-/// How long after its connection a process that dies may take to be gone.
+/// Time that a dying process may take after its connection has ended.
 const PARTING: Duration = Duration::from_millis(300);
 
-/// What a back-end does once its first connection has ended, as it is found out once for all checks.
+/// A back-end's behaviour after its first connection has ended, found once for all checks.
 #[derive(Clone, Debug)]
 pub(super) enum Next {
-    /// It serves the next one.
+    /// It serves the next connection.
     Served,
     /// It does not.
     Lost {
-        /// What a front-end sees of that.
+        /// The finding of the next front-end.
         finding: Finding,
-        /// How the back-end has ended, if it has.
+        /// The back-end's status, if it has ended.
         ended: Option<ExitStatus>,
     },
-    /// The first connection came to nothing already.
+    /// The first connection failed already.
     Unknown(Finding),
 }
 
-/// A back-end that is there, or its process.
+/// A listening back-end, or the process of one.
 #[derive(Debug)]
 pub(super) struct Instance {
     socket: PathBuf,
-    /// The command that starts it; none for one that listens already.
+    /// The command that starts it; `None` if it listens already.
     command: Option<String>,
     netns: Option<Netns>,
     /// The TAP that it must have opened before frames can pass.
@@ -50,16 +50,16 @@ pub(super) struct Instance {
 #[derive(Debug, Default)]
 struct State {
     daemon: Option<Daemon>,
-    /// It has had a connection.
+    /// Whether it has had a connection.
     met: bool,
 }
 
 impl Instance {
-    /// One that listens, or will, at `socket`; with a command, which is started here.
+    /// A back-end that listens, or will listen, at `socket`. A command is started here.
     ///
     /// # Errors
     ///
-    /// How it ended, where it never listened.
+    /// Returns the end of a back-end that never listened.
     pub(super) fn new(
         socket: PathBuf,
         command: Option<&str>,
@@ -75,19 +75,19 @@ impl Instance {
         Ok(instance)
     }
 
-    /// The namespace with its far side.
+    /// Returns the namespace of its far side.
     pub(super) fn netns(&self) -> Option<&Netns> {
         self.netns.as_ref()
     }
 
-    /// Starts the command by the shell and waits until its socket and its interface are there.
+    /// Starts the command by the shell and waits for its socket and its interface.
     fn start(&self) -> Result<(), Finding> {
         if let Some(line) = &self.command {
             let mut shell = match &self.netns {
                 Some(netns) => netns.command("sh"),
                 None => std::process::Command::new("sh"),
             };
-            // `exec`, so that the process that is watched and ended is the back-end itself.
+            // `exec` makes the watched process the back-end itself.
             shell.args(["-c", line]).stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
             let mut daemon = Daemon::start(shell)?;
             let there = poll_until(START, || (self.socket.exists() || daemon.has_exited()).then_some(()));
@@ -96,7 +96,7 @@ impl Instance {
             }
             if there.is_none() {
                 return Err(Finding::Broken(format!(
-                    "no socket; the back-end said: {}",
+                    "no socket; output of the back-end: {}",
                     daemon.log().trim()
                 )));
             }
@@ -108,12 +108,12 @@ impl Instance {
         Ok(())
     }
 
-    /// A fresh connection. A back-end that serves one only is started anew for each further one, when its
-    /// last one has ended.
+    /// Makes a fresh connection. A back-end that serves only one is restarted for each further one, after the
+    /// previous connection has ended.
     pub(super) fn connect(&self) -> Result<Frontend, Finding> {
         if let Next::Lost { ended, .. } = &self.next {
             if self.command.is_none() {
-                let why = "it serves one connection, and only a --command can be started anew".to_owned();
+                let why = "it serves one connection, and only a --command can be restarted".to_owned();
                 return Err(Finding::NoAccess(why));
             }
             if self.state.borrow().met {
@@ -124,7 +124,7 @@ impl Instance {
         Ok(Frontend::connect(&self.socket, LIMIT)?)
     }
 
-    /// Ends the process, or waits for its end where it `ends` by itself, and starts the next.
+    /// Ends the process, or waits for its end if it `ends` by itself, and starts the next.
     fn renew(&self, ends: bool) -> Result<(), Finding> {
         if let Some(daemon) = &mut self.state.borrow_mut().daemon {
             match daemon.wait(if ends { LIMIT } else { Duration::ZERO }) {
@@ -132,8 +132,7 @@ impl Instance {
                     return Err(died(daemon, status, "between two connections"));
                 }
                 None if ends => {
-                    let why =
-                        "its connection gone, it neither ended nor served the next one, as it does else";
+                    let why = "disconnected, it neither ended nor served the next connection as usual";
                     return Err(Finding::Broken(why.to_owned()));
                 }
                 _ => {}
@@ -144,9 +143,8 @@ impl Instance {
         self.start()
     }
 
-    /// Whether this is how the back-end ends with a connection, right or wrong: one that serves one
-    /// connection may end with any status where another one closes the connection, but not by another signal
-    /// than it always does.
+    /// Returns whether the back-end usually ends like this after a connection. A back-end that serves one
+    /// connection may end with any status, but by no other signal than usual.
     fn parts_so(&self, status: ExitStatus) -> bool {
         match &self.next {
             Next::Lost { ended: Some(usual), .. } => usual.signal() == status.signal(),
@@ -154,16 +152,16 @@ impl Instance {
         }
     }
 
-    /// How the process has ended, if it has or does in a moment.
+    /// Returns the status of a process that has ended or does so in a moment.
     pub(super) fn ended(&self) -> Option<ExitStatus> {
         self.state.borrow_mut().daemon.as_mut()?.wait(PARTING)
     }
 
-    /// What came of a check, with the back-end's end if that was none of its usual ones.
+    /// Returns the check's result, together with an unusual end of the back-end.
     pub(super) fn verdict(&self, result: Result<(), Finding>) -> Result<(), Finding> {
         let mut state = self.state.borrow_mut();
         let Some(daemon) = &mut state.daemon else { return result };
-        // A connection that broke may be the first sign of a process that dies.
+        // A broken connection may be the first sign of a process that dies.
         let limit = if matches!(result, Err(Finding::Broken(_))) { PARTING } else { Duration::ZERO };
         match daemon.wait(limit) {
             Some(status) if !self.parts_so(status) => {
@@ -175,7 +173,7 @@ impl Instance {
     }
 }
 
-/// The end of a process, with its last words, which say more than a closed connection.
+/// The end of a process, with its last output, which says more than a closed connection.
 pub(super) fn died(process: &Daemon, status: ExitStatus, found: &str) -> Finding {
     let said = process.log();
     let last = said.lines().last().map(|line| format!("{line}; ")).unwrap_or_default();

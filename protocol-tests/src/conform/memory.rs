@@ -1,4 +1,4 @@
-//! Memory tables: regions of every number, order and offset, and those that cannot be.
+//! Memory tables: valid regions of every number, order and offset, and invalid ones.
 
 use std::os::fd::BorrowedFd;
 
@@ -14,52 +14,52 @@ type Result = std::result::Result<(), Finding>;
 
 checks! {
     "memory/eight-regions", Must, Completion, "vhost-user, Multiple Memory regions description (up to 8)",
-        "Eight regions that adjoin are one memory, with rings and buffers in all of them.",
+        "Eight adjacent regions work, with rings and buffers in all of them.",
         |b| {
             let mut pieces = [(0x2_0000, 0); 8];
             pieces[0].0 = 0x1_8000;
             regions(b, RegionSpec::adjoining(0x10_0000, &pieces))
         };
     "memory/offset", Must, Completion, "vhost-user, Memory region description (mmap offset)",
-        "A region begins in its file where its offset says.",
+        "A region begins in its file at its offset.",
         |b| regions(b, vec![RegionSpec::linear(0x10_0000, 8 << 20, 0x3000)]);
     "memory/offset-odd", Robust, Completion, "vhost-user, Memory region description (mmap offset)",
-        "The offset of a region need not be that of a page.",
+        "The offset of a region need not be page-aligned.",
         |b| regions(b, vec![RegionSpec::linear(0x10_0000, 8 << 20, 0x1230)]);
     "memory/user-addresses", Must, Completion, "vhost-user, SET_VRING_ADDR (user addresses)",
-        "Ring addresses are the front-end's own, descriptors' are the guest's.", user_addresses;
+        "Ring addresses are the front-end's, descriptor addresses the guest's.", user_addresses;
     "memory/unsorted", Must, Completion, "vhost-user, Multiple Memory regions description",
-        "Regions need not come in order of their addresses.", |b| {
+        "Regions need not be sorted by address.", |b| {
             let mut specs = RegionSpec::adjoining(0x10_0000, &[(3 << 20, 0), (5 << 20, 0x1000)]);
             specs.reverse();
             regions(b, specs)
         };
     "memory/across-border", Must, Completion, "virtio 1.2, 2.7.5 (buffers are guest-physical ranges)",
-        "A frame may cross from one region into the next, another file.", |b| regions(b,
+        "A frame may cross from one region into another with its own file.", |b| regions(b,
             RegionSpec::adjoining(0x10_0000, &[(0x1_8000, 0), (0x40_0000, 0x1000), (0x40_0000, 0)]));
     "memory/ring-across-border", Robust, Completion,
         "vhost-user, Memory region description (does not say); virtio 1.2, 2.7",
-        "A ring may cross from one region into the next, another file.", rings_across;
+        "A ring may cross from one region into another with its own file.", rings_across;
     "memory/receive-across-border", Must, Frames, "virtio 1.2, 2.7.5 (buffers are guest-physical ranges)",
-        "A receive buffer may cross from one region into the next, another file.", receive_across;
+        "A receive buffer may cross from one region into another with its own file.", receive_across;
     "memory/add-remove", Must, Completion, "vhost-user, ADD_MEM_REG and REM_MEM_REG",
-        "A region that was added serves, and can be removed while the others go on.", add_remove;
+        "An added region works, and can be removed while the others stay in use.", add_remove;
     "memory/all-slots", Must, Completion, "vhost-user, GET_MAX_MEM_SLOTS and ADD_MEM_REG",
-        "As many regions as the back-end says fit, and all of them serve.", all_slots;
+        "All memory slots that the back-end reports can be used.", all_slots;
     "memory/removed", Robust, Completion, "vhost-user, REM_MEM_REG",
-        "A frame in a region that was removed does no harm.", removed;
+        "A frame in a removed region does no harm.", removed;
     "memory/huge", Robust, Completion, "vhost-user, Memory region description (64-bit size)",
-        "A region of a TiB, with rings at its beginning and a frame at its end.", huge;
+        "A region of 1 TiB works, with rings at its beginning and a frame at its end.", huge;
     "memory/replaced", Robust, Completion, "vhost-user, SET_MEM_TABLE",
-        "The same table again disturbs no running ring.", replaced;
+        "Sending the same table again disturbs no running ring.", replaced;
     "memory/room-for-two", Robust, Completion, "UML up to 7.2 sends it",
-        "SET_MEM_TABLE with room for two regions and a count of one is taken.", room_for_two;
+        "SET_MEM_TABLE with room for two regions and a count of one is accepted.", room_for_two;
     "memory/file-short", Robust, Control, "robustness (SIGBUS)", "A region longer than its file is refused.",
         |b| table(b, &[RegionSpec::linear(0, 0x11000, 0)], 1);
     "memory/offset-beyond", Robust, Control, "robustness (SIGBUS)", "An offset beyond the file is refused.",
         |b| table(b, &[RegionSpec::linear(0, 0x1000, 1 << 40)], 1);
     "memory/size-zero", Robust, Control, "vhost-user, Memory region description",
-        "A region of no bytes is refused.", |b| table(b, &[RegionSpec::linear(0, 0, 0)], 1);
+        "An empty region is refused.", |b| table(b, &[RegionSpec::linear(0, 0, 0)], 1);
     "memory/address-wrap", Robust, Control, "vhost-user, Memory region description",
         "A region that wraps around the address space is refused.",
         |b| table(b, &[RegionSpec { guest: u64::MAX - 0xfff, size: 0x2000, user: 0, offset: 0 }], 1);
@@ -78,14 +78,14 @@ checks! {
             told(b, request::SET_MEM_TABLE, &body, 1)
         };
     "memory/remove-unknown", Robust, Control, "vhost-user, REM_MEM_REG",
-        "A region that is not there is not removed.", |b| {
+        "Removing an unknown region is refused.", |b| {
             b.negotiated(protocol::CONFIGURE_MEM_SLOTS)?;
             told(b, request::REM_MEM_REG, &single_region(&RegionSpec::linear(0x7000, 0x1000, 0)), 0)
         };
 }
 
-/// Moves frames with rings in these regions and buffers at the end of each, and across each border, at which
-/// no ring or receive buffer may be.
+/// Moves frames with rings in these regions and buffers at the end of each, and across each border. No ring
+/// or receive buffer may lie across a border.
 fn regions(bench: &mut Bench, regions: Vec<RegionSpec>) -> Result {
     let ends: Vec<_> = regions.iter().map(|region| region.guest + region.size).collect();
     let mut session = bench.session(&Setup { regions, size: 64, ..Setup::default() })?;
@@ -100,13 +100,13 @@ fn regions(bench: &mut Bench, regions: Vec<RegionSpec>) -> Result {
     bench.both_ways(&mut session, 3)
 }
 
-/// Pieces whose borders cut the descriptor table and the used ring of either vring, of 512 descriptors.
+/// Regions whose borders cut the descriptor table and the used ring of both vrings, of 512 descriptors.
 fn rings_across(bench: &mut Bench) -> Result {
     const SHARE: u64 = 0x40_0000;
     let pieces = [0x1000, 0x2000, SHARE - 0x2000, 0x2000, SHARE - 0x3000].map(|size| (size, 0));
     let regions = RegionSpec::adjoining(0x10_0000, &pieces);
     let mut session = bench.session(&Setup { regions, size: 512, ..Setup::default() })?;
-    // Through the whole table, and through the used ring and around.
+    // Enough frames to pass through the whole table and wrap around the used ring.
     let frame = bench.frame(400);
     session.tx(0).send_cut(&PLAIN, &frame, &[1; 300], LIMIT)?;
     if bench.sees_frames() {
@@ -115,7 +115,7 @@ fn rings_across(bench: &mut Bench) -> Result {
     bench.both_ways(&mut session, 600)
 }
 
-/// Buffers of 3000 bytes on borders of 20 KiB: the twenty-first is cut inside a frame of 1500 bytes.
+/// Buffers of 3000 bytes over borders at 20 KiB: the twenty-first is cut inside a frame of 1500 bytes.
 fn receive_across(bench: &mut Bench) -> Result {
     let pieces = [(0x1000, 0), (0x5000, 0x1000), (0x5000, 0), (0x5000, 0x2000), (0x5000, 0), (0x10_0000, 0)];
     let regions = RegionSpec::adjoining(0x10_0000, &pieces);
@@ -135,7 +135,7 @@ fn user_addresses(bench: &mut Bench) -> Result {
     regions(bench, vec![far])
 }
 
-/// A session to which regions can be added.
+/// Starts a session to which regions can be added.
 fn with_slots(bench: &Bench) -> std::result::Result<Session, Finding> {
     let want = Setup::default().protocol | protocol::CONFIGURE_MEM_SLOTS;
     let session = bench.session(&Setup { protocol: want, ..Setup::default() })?;
@@ -145,7 +145,7 @@ fn with_slots(bench: &Bench) -> std::result::Result<Session, Finding> {
     }
 }
 
-/// Offers a frame that lies at `at` of `memory`.
+/// Offers a frame that lies at `at` in `memory`.
 fn offer_at(session: &mut Session, memory: &GuestMemory, at: u64, frame: &[u8]) -> Result {
     memory.write(at, &[PLAIN.encode().as_slice(), frame].concat());
     session.tx(0).submit(&[Part::out(at, 12 + frame.len() as u32)])?;
@@ -174,7 +174,7 @@ fn add_remove(bench: &mut Bench) -> Result {
     Ok(())
 }
 
-/// At most 512: more would be a test of the host's limits.
+/// At most 512: more would test the host's limits.
 fn all_slots(bench: &mut Bench) -> Result {
     let mut session = with_slots(bench)?;
     let slots = session.frontend.get_max_mem_slots()?.min(512);
@@ -203,7 +203,7 @@ fn removed(bench: &mut Bench) -> Result {
     bench.serves()
 }
 
-/// The file is sparse: next to nothing of it is ever there.
+/// The file is sparse: almost none of it is allocated.
 fn huge(bench: &mut Bench) -> Result {
     let region = RegionSpec::linear(0x10_0000, 1 << 40, 0);
     let mut session = bench.session(&Setup { regions: vec![region], ..Setup::default() })?;
@@ -235,7 +235,7 @@ fn table(bench: &mut Bench, specs: &[RegionSpec], fds: usize) -> Result {
     told(bench, request::SET_MEM_TABLE, &mem_table(specs), fds)
 }
 
-/// Says something with this many descriptors of a file of 64 KiB, which must be refused.
+/// Sends a request with this many descriptors of a 64 KiB file. It must be refused.
 fn told(bench: &mut Bench, request: u32, body: &[u8], fds: usize) -> Result {
     let mem = GuestMemory::flat(0, 0x10000)?;
     let fds: Vec<BorrowedFd<'_>> = mem.fds().into_iter().cycle().take(fds).collect();

@@ -17,53 +17,53 @@ checks! {
     "messages/version-1", Must, Control, "virtio 1.2, 6 (VIRTIO_F_VERSION_1)",
         "GET_FEATURES offers VIRTIO_F_VERSION_1.", version_1;
     "messages/features-again", Robust, Control, "vhost-user, GET_FEATURES; QEMU asks again for each driver",
-        "GET_FEATURES answers the same twice, before and after SET_FEATURES.", features_again;
+        "GET_FEATURES gives the same answer before and after SET_FEATURES.", features_again;
     "messages/protocol-features-early", Must, Control,
         "vhost-user, GET_PROTOCOL_FEATURES and SET_PROTOCOL_FEATURES",
         "Protocol features can be read and set before SET_FEATURES.", protocol_early;
     "messages/reply-header", Must, Control, "vhost-user, Header",
         "A reply has version 1, the reply flag, the request's number and the size of its body.", reply_header;
     "messages/need-reply", Must, Control, "vhost-user, VHOST_USER_PROTOCOL_F_REPLY_ACK",
-        "A request with NEED_REPLY is answered by one u64, 0 for success.", need_reply;
+        "A request with NEED_REPLY is answered with one u64, 0 for success.", need_reply;
     "messages/no-reply-unasked", Must, Control, "vhost-user, Communication",
-        "A request that has no reply and does not ask for one gets none.", no_reply_unasked;
+        "A request without a reply of its own and without NEED_REPLY gets none.", no_reply_unasked;
     "messages/one-reply-each", Must, Control, "vhost-user, VHOST_USER_PROTOCOL_F_REPLY_ACK",
-        "A request with a reply of its own gets that one alone, with NEED_REPLY too.", one_reply;
+        "A request with a reply of its own gets only that reply, even with NEED_REPLY.", one_reply;
     "messages/queue-num", Must, Control, "vhost-user, GET_QUEUE_NUM",
-        "GET_QUEUE_NUM answers a number from 1 to 65,535 where MQ was negotiated.", queue_num;
+        "GET_QUEUE_NUM answers a number from 1 to 65,535 if MQ was negotiated.", queue_num;
     "messages/mem-slots", Must, Control, "vhost-user, GET_MAX_MEM_SLOTS",
-        "GET_MAX_MEM_SLOTS answers at least one where CONFIGURE_MEM_SLOTS was negotiated.", mem_slots;
+        "GET_MAX_MEM_SLOTS answers at least 1 if CONFIGURE_MEM_SLOTS was negotiated.", mem_slots;
     "messages/reset-device", Must, Control, "vhost-user, RESET_DEVICE",
         "RESET_DEVICE stops the rings, which can then be set up again on the same connection.", reset_device;
     "messages/enable-before-features", Robust, Control, "QEMU 7.2 to 11.1 send it",
         "SET_VRING_ENABLE with NEED_REPLY before any SET_FEATURES is acknowledged.", early_enable;
     "messages/no-fd-bit", Must, Control, "vhost-user, SET_VRING_CALL",
-        "SET_VRING_CALL and SET_VRING_ERR with the no-descriptor bit are taken.", no_fd_bit;
+        "SET_VRING_CALL and SET_VRING_ERR with the no-descriptor bit are accepted.", no_fd_bit;
     "messages/fd-missing", Robust, Control, "vhost-user, SET_VRING_KICK",
         "SET_VRING_KICK without the no-descriptor bit and without a descriptor is refused.", fd_missing;
     "messages/fd-surplus", Robust, Control, "vhost-user, Communication",
-        "Descriptors on requests that have none do no harm.", fd_surplus;
-    "messages/split-bytes", Must, Control, "unix(7): a stream socket keeps no borders",
-        "A message that comes byte by byte is one message.", split_bytes;
-    "messages/coalesced", Must, Control, "unix(7): a stream socket keeps no borders",
+        "Descriptors on requests that take none do no harm.", fd_surplus;
+    "messages/split-bytes", Must, Control, "unix(7): a stream socket keeps no message borders",
+        "A message that arrives byte by byte is one message.", split_bytes;
+    "messages/coalesced", Must, Control, "unix(7): a stream socket keeps no message borders",
         "Three messages in one write are three messages.", coalesced;
     "messages/half-and-gone", Robust, Control, "robustness",
-        "A front-end that leaves in the middle of a message keeps nobody out.", half_and_gone;
+        "After a front-end disconnects in the middle of a message, the next one is served.", half_and_gone;
     "messages/second-connection", Robust, Control,
         "QEMU and Cloud Hypervisor reconnect; Cloud Hypervisor's daemon and passt serve one and end",
-        "A back-end that has served one connection serves the next. (Where it does not, it is started anew \
+        "A back-end that has served one connection serves the next. (Otherwise volt-conform restarts it \
          for each.)", second_connection;
     "messages/reconnect", Robust, Control, "front-ends reconnect",
         "Thirty front-ends are served one after another.", reconnect;
     "messages/unknown-request", Robust, Control, "vhost-user, Communication",
-        "Requests without a name are refused, ignored or end the connection: no hang, no end of the \
+        "Requests with unknown numbers are refused, ignored or end the connection: no hang, no end of the \
          back-end.", unknown_request;
     "messages/header-version", Robust, Control, "vhost-user, Header",
-        "A header of another version is not served.", |b| bad_header(b, &header(request::GET_FEATURES, 2, 0));
+        "A header of another version is refused.", |b| bad_header(b, &header(request::GET_FEATURES, 2, 0));
     "messages/header-size", Robust, Control, "vhost-user, Header",
-        "A header that announces 4 GiB is not waited for.",
+        "The back-end does not wait for a body of 4 GiB.",
         |b| bad_header(b, &header(request::GET_FEATURES, 1, u32::MAX));
-    "messages/noise", Robust, Control, "robustness", "Noise is not served.",
+    "messages/noise", Robust, Control, "robustness", "Random bytes are refused.",
         |b| bad_header(b, &[0xa5; 4096]);
     "messages/features-unoffered", Robust, Control,
         "virtio 1.2, 2.2.1 (the driver must not accept what is not offered)",
@@ -73,23 +73,26 @@ checks! {
         "SET_PROTOCOL_FEATURES with bits that were not offered is refused.",
         |b| told(b, request::SET_PROTOCOL_FEATURES, &longs(&[u64::MAX]));
     "messages/index-num", Robust, Control, "vhost-user, SET_VRING_NUM",
-        "A vring that is not there has no size.", |b| told(b, request::SET_VRING_NUM, &words(&[200, 256]));
+        "SET_VRING_NUM for an unknown vring is refused.",
+        |b| told(b, request::SET_VRING_NUM, &words(&[200, 256]));
     "messages/index-base", Robust, Control, "vhost-user, SET_VRING_BASE",
-        "A vring that is not there has no base.", |b| told(b, request::SET_VRING_BASE, &words(&[200, 0]));
+        "SET_VRING_BASE for an unknown vring is refused.",
+        |b| told(b, request::SET_VRING_BASE, &words(&[200, 0]));
     "messages/index-addr", Robust, Control, "vhost-user, SET_VRING_ADDR",
-        "A vring that is not there has no addresses.",
+        "SET_VRING_ADDR for an unknown vring is refused.",
         |b| told(b, request::SET_VRING_ADDR, &[words(&[200, 0]), longs(&[0; 4])].concat());
     "messages/index-enable", Robust, Control, "vhost-user, SET_VRING_ENABLE",
-        "A vring that is not there is not enabled.",
+        "SET_VRING_ENABLE for an unknown vring is refused.",
         |b| told(b, request::SET_VRING_ENABLE, &words(&[200, 1]));
     "messages/index-kick", Robust, Control, "vhost-user, SET_VRING_KICK",
-        "A vring that is not there takes no kick.", |b| index_fd(b, request::SET_VRING_KICK);
+        "SET_VRING_KICK for an unknown vring is refused.", |b| index_fd(b, request::SET_VRING_KICK);
     "messages/index-call", Robust, Control, "vhost-user, SET_VRING_CALL",
-        "A vring that is not there takes no call.", |b| index_fd(b, request::SET_VRING_CALL);
+        "SET_VRING_CALL for an unknown vring is refused.", |b| index_fd(b, request::SET_VRING_CALL);
     "messages/index-err", Robust, Control, "vhost-user, SET_VRING_ERR",
-        "A vring that is not there takes no error descriptor.", |b| index_fd(b, request::SET_VRING_ERR);
+        "SET_VRING_ERR for an unknown vring is refused.", |b| index_fd(b, request::SET_VRING_ERR);
     "messages/index-far", Robust, Control, "vhost-user, SET_VRING_NUM",
-        "Vring 4294967295 has no size.", |b| told(b, request::SET_VRING_NUM, &words(&[u32::MAX, 256]));
+        "SET_VRING_NUM for vring 4294967295 is refused.",
+        |b| told(b, request::SET_VRING_NUM, &words(&[u32::MAX, 256]));
     "messages/size-zero", Robust, Control, "virtio 1.2, 2.7 (Queue Size)",
         "A ring of 0 descriptors is refused.", |b| told(b, request::SET_VRING_NUM, &words(&[0, 0]));
     "messages/size-odd", Robust, Control, "virtio 1.2, 2.7 (a power of 2)",
@@ -97,21 +100,21 @@ checks! {
     "messages/size-65536", Robust, Control, "virtio 1.2, 2.7 (at most 32768)",
         "A ring of 65536 descriptors is refused.", |b| told(b, request::SET_VRING_NUM, &words(&[0, 65_536]));
     "messages/enable-by-2", Robust, Control, "vhost-user, SET_VRING_ENABLE (0 or 1)",
-        "Enabled by 2 is refused.", |b| told(b, request::SET_VRING_ENABLE, &words(&[0, 2]));
+        "An enable value of 2 is refused.", |b| told(b, request::SET_VRING_ENABLE, &words(&[0, 2]));
     "messages/short-bodies", Robust, Control, "vhost-user, Payload",
-        "Bodies that are too short are refused on every request that has one.",
+        "Short bodies are refused on every request that has a body.",
         |b| bodies(b, &[1, 2, 3, 4, 5, 6, 7]);
     "messages/empty-bodies", Robust, Control, "vhost-user, Payload",
-        "Missing bodies are refused on every request that has one.", |b| bodies(b, &[0]);
+        "Missing bodies are refused on every request that has a body.", |b| bodies(b, &[0]);
     "messages/long-bodies", Robust, Control, "vhost-user, Payload",
-        "Bodies of 300 bytes are refused on every request with a short one.", |b| bodies(b, &[300]);
+        "Bodies of 300 bytes are refused on every request with a shorter body.", |b| bodies(b, &[300]);
     "config/pieces", Must, Control, "vhost-user, GET_CONFIG",
-        "The configuration reads byte by byte as it does at once.", config_pieces;
-    "config/beyond-end", Robust, Control, "vhost-user, GET_CONFIG (a size of zero tells of an error)",
-        "What lies far beyond the configuration is refused, and not served as 4 GiB of something.",
+        "Reading the configuration byte by byte or at once gives the same.", config_pieces;
+    "config/beyond-end", Robust, Control, "vhost-user, GET_CONFIG (a size of zero reports an error)",
+        "Reading far beyond the configuration is refused.",
         config_beyond;
-    "config/mac", Robust, Control, "virtio 1.2, 5.1.4 (which address is left open)",
-        "Where MAC is offered, the configuration begins with an individual address that is not zero.",
+    "config/mac", Robust, Control, "virtio 1.2, 5.1.4 (does not say which address)",
+        "With MAC offered, the configuration begins with an individual, non-zero address.",
         config_mac;
 }
 
@@ -178,7 +181,7 @@ fn one_reply(bench: &mut Bench) -> Result {
 
 fn queue_num(bench: &mut Bench) -> Result {
     let count = bench.negotiated(protocol::MQ)?.get_queue_num()?;
-    // A back-end may count pairs, as one front-end in use reads it.
+    // A back-end may count pairs instead: one front-end in use reads the answer that way.
     ensure!((1..=0xffff).contains(&count), "GET_QUEUE_NUM answered {count}");
     Ok(())
 }
@@ -207,7 +210,7 @@ fn reset_device(bench: &mut Bench) -> Result {
     session.restart()?;
     session.nic.queues.iter_mut().try_for_each(Queue::kick_always)?;
     session.tx(0).used(LIMIT)?;
-    // Discarded where the ring was started before it was enabled, or sent.
+    // Frames may have left, or been discarded if the ring was started before it was enabled.
     while bench.sees_frames() && bench.leaves(&mut session, QUIET)?.is_some() {}
     bench.both_ways(&mut session, 2)
 }
@@ -322,7 +325,7 @@ fn bad_header(bench: &mut Bench, bytes: &[u8]) -> Result {
     bench.serves()
 }
 
-/// Says something that must be refused; afterwards the back-end serves on.
+/// Sends a request that must be refused; the back-end must still serve afterwards.
 fn told(bench: &mut Bench, request: u32, body: &[u8]) -> Result {
     let frontend = bench.acking()?;
     let answer = frontend.tell_acked(request, body, &[]);
@@ -365,7 +368,7 @@ fn config_pieces(bench: &mut Bench) -> Result {
     let whole = frontend.get_config(0, 12)?;
     for at in 0..12 {
         let byte = frontend.get_config(at, 1)?[0];
-        ensure!(byte == whole[at as usize], "byte {at} is {byte:#x}, at once {whole:02x?}");
+        ensure!(byte == whole[at as usize], "byte {at} is {byte:#x}, read at once: {whole:02x?}");
     }
     Ok(())
 }

@@ -1,8 +1,8 @@
-//! Conformance checks for any vhost-user-net back-end, as the tool `volt-conform` runs them.
+//! The conformance checks of `volt-conform`, for any vhost-user-net back-end.
 //!
-//! A [`Check`] is a short script of a front-end with a name, a promise, and the section of the specification
-//! that makes it. [`catalogue`] has them all; each gets a fresh [`bench::Bench`] and answers `Ok` or a
-//! [`Finding`]. A back-end that hangs or dies is a finding too: nothing here waits without a limit.
+//! A [`Check`] is a short script of a front-end with a name, a promise, and the promise's section in the
+//! specification. [`catalogue`] returns all checks. Each gets a fresh [`bench::Bench`] and returns `Ok` or a
+//! [`Finding`]. A back-end that hangs or dies is a finding too: every wait has a limit.
 
 use crate::nic::NicError;
 use crate::session::SessionError;
@@ -26,32 +26,32 @@ pub mod sections;
 mod states;
 pub mod target;
 
-/// How long anything may take that should take microseconds.
+/// Time limit for an operation that should take microseconds.
 pub const LIMIT: std::time::Duration = std::time::Duration::from_secs(2);
 
-/// What of the back-end a check must reach.
+/// The parts of the back-end that a check must reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Needs {
-    /// The socket alone.
+    /// Only the socket.
     Control,
-    /// Transmit chains that come back, wherever their frames go.
+    /// Transmit chains that are returned, wherever their frames go.
     Completion,
-    /// The far side: frames can be seen to leave and made to arrive.
+    /// The far side: the check sees leaving frames and makes frames arrive.
     Frames,
 }
 
-/// How binding a check's promise is.
+/// Strictness of a promise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
-    /// A specification demands it: by a MUST, or by what it says a message, a format or a ring is, so that
-    /// nothing else is left. What it only recommends (SHOULD), permits (MAY) or does not mention is no must.
+    /// A specification demands it, by a MUST or by its definition of a message, format or ring.
+    /// Recommendations (SHOULD), options (MAY) and omissions are not `Must`.
     Must,
-    /// A peer in use depends on it, a specification recommends it, or a hostile one must not win.
+    /// A peer in use depends on it, a specification recommends it, or it protects from a hostile peer.
     Robust,
 }
 
 impl Needs {
-    /// As `--list` shows it.
+    /// Returns the level as `--list` shows it.
     pub fn text(self) -> &'static str {
         match self {
             Needs::Control => "control plane",
@@ -62,7 +62,7 @@ impl Needs {
 }
 
 impl Level {
-    /// As `--list` shows it.
+    /// Returns the need as `--list` shows it.
     pub fn text(self) -> &'static str {
         match self {
             Level::Must => "must",
@@ -71,31 +71,31 @@ impl Level {
     }
 }
 
-/// One promise of a back-end.
+/// A single promise of a back-end.
 #[derive(Clone, Copy, Debug)]
 pub struct Check {
-    /// Group and name, with a slash between.
+    /// Group and name, separated by a slash.
     pub name: &'static str,
     /// The promise.
     pub promise: &'static str,
-    /// Where the specification makes it, or what depends on it.
+    /// The promise's section in the specification, or the software that depends on it.
     pub source: &'static str,
-    /// How binding it is.
+    /// How strict the promise is.
     pub level: Level,
-    /// What it must reach.
+    /// The parts of the back-end that the check must reach.
     pub needs: Needs,
     /// The script.
     pub run: Script,
 }
 
 impl Check {
-    /// The group in its name.
+    /// Returns the group part of the name.
     pub fn group(&self) -> &'static str {
         self.name.split('/').next().unwrap_or_default()
     }
 }
 
-/// What plays the other side.
+/// The peer that the script plays.
 #[derive(Clone, Copy, Debug)]
 pub enum Script {
     /// A front-end, for a back-end under test.
@@ -104,28 +104,28 @@ pub enum Script {
     Backend(fn(&mut frontend::Stage) -> Result<(), Finding>),
 }
 
-/// Why a check did not pass.
+/// The reason why a check did not pass.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Finding {
-    /// The back-end answered or did the wrong thing.
+    /// The back-end gave a wrong answer or behaved wrongly.
     Fail(String),
-    /// The back-end does not offer what the check is about.
+    /// The back-end does not offer the tested feature.
     NotOffered(String),
-    /// The back-end closed the connection or fell silent where it should have answered.
+    /// The back-end closed the connection or sent no answer.
     Broken(String),
     /// The process under test ended.
     Died {
-        /// By which signal, or with which exit status.
+        /// The signal or exit status.
         status: std::process::ExitStatus,
-        /// Its last words, and what the check had found.
+        /// Its last output, and the check's finding.
         why: String,
     },
-    /// The check needs a far side and the caller named none.
+    /// The check needs a far side, and the caller named none.
     NoAccess(String),
 }
 
 impl Finding {
-    /// The reason in words.
+    /// Returns the reason as text.
     pub fn reason(&self) -> String {
         match self {
             Finding::Fail(why) | Finding::NotOffered(why) | Finding::Broken(why) | Finding::NoAccess(why) => {
@@ -168,7 +168,7 @@ impl From<std::io::Error> for Finding {
     }
 }
 
-/// Ends a check with [`Finding::Fail`] unless the condition holds.
+/// Returns [`Finding::Fail`] unless the condition holds.
 macro_rules! ensure {
     ($condition:expr, $($text:tt)+) => {
         if !$condition {
@@ -191,7 +191,7 @@ macro_rules! checks {
 }
 use {checks, ensure};
 
-/// All checks, group by group.
+/// Returns all checks, group by group.
 pub fn catalogue() -> Vec<&'static Check> {
     let groups = [
         messages::CHECKS,

@@ -1,4 +1,4 @@
-//! Offload headers of every kind, both ways and compared with their frames, and headers that make no sense.
+//! Offload headers of every kind, both ways and compared with their frames, and invalid headers.
 
 use super::bench::{Bench, LIMIT};
 use super::{Finding, checks, ensure};
@@ -8,7 +8,7 @@ use crate::wire::feature;
 
 type Result = std::result::Result<(), Finding>;
 
-/// Features that let a device hand on what a driver left to it, and the driver take it back.
+/// Features that let each side leave checksums to the other.
 const CHECKSUM: u64 = feature::CSUM | feature::GUEST_CSUM;
 const TSO4: u64 = CHECKSUM | feature::HOST_TSO4 | feature::GUEST_TSO4;
 const TSO6: u64 = CHECKSUM | feature::HOST_TSO6 | feature::GUEST_TSO6;
@@ -17,7 +17,7 @@ const USO: u64 = CHECKSUM | feature::HOST_USO | feature::GUEST_USO4 | feature::G
 
 checks! {
     "offloads/checksum", Robust, Frames, "virtio 1.2, 5.1.6.2 and 5.1.6.4.1 (MAY)",
-        "A checksum that is left to the other side stays marked as such, both ways.", |b| {
+        "A frame without its checksum stays marked as such, both ways.", |b| {
             let header = NetHeader { gso_type: gso::NONE, hdr_len: 0, gso_size: 0, ..uso_header(0) };
             passes(b, CHECKSUM, &header, &udp((1, 1111), (2, 2222), &[0x5a; 700]))
         };
@@ -25,7 +25,7 @@ checks! {
         "TCP over IPv4 passes unsegmented, with its segment size, both ways.",
         |b| segmented(b, TSO4, gso::TCPV4, false);
     "offloads/tso4-ecn", Robust, Frames, "virtio 1.2, 5.1.6.2 and 5.1.6.4.1 (MAY)",
-        "The mark of explicit congestion notification passes with the segment, both ways.",
+        "The mark for explicit congestion notification passes with the segment, both ways.",
         |b| segmented(b, ECN, gso::TCPV4 | gso::ECN, false);
     "offloads/tso6", Robust, Frames, "virtio 1.2, 5.1.6.2 and 5.1.6.4.1 (MAY)",
         "TCP over IPv6 passes unsegmented, with its segment size, both ways.",
@@ -34,7 +34,7 @@ checks! {
         "UDP passes unsegmented, with its segment size, both ways.",
         |b| passes(b, USO, &uso_header(1000), &udp((1, 1111), (2, 2222), &[0x5a; 4000]));
     "offloads/senseless", Robust, Completion, "virtio 1.2, 5.1.6.2.2 (fields are not to be relied on)",
-        "Headers that make no sense come back, and the ring goes on.", senseless;
+        "Chains with invalid headers are returned, and the ring keeps running.", senseless;
 }
 
 fn segmented(bench: &mut Bench, features: u64, kind: u8, v6: bool) -> Result {

@@ -1,5 +1,4 @@
-//! The orders of messages that front-ends in use have, by their names; event windows; headers of what is
-//! received.
+//! The message orders of front-ends in use, event windows, and headers of received frames.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -17,16 +16,16 @@ type Result = std::result::Result<(), Finding>;
 
 checks! {
     "orders/qemu", Robust, Completion, "QEMU 7.2 to 11.1, measured",
-        "Vring 0 is enabled before SET_FEATURES, rings before they are there; stopped by ENABLE 0 and \
-         GET_VRING_BASE, and again.", qemu;
+        "Vring 0 is enabled before SET_FEATURES, rings before they exist; rings stop by ENABLE 0 and \
+         GET_VRING_BASE, and start again.", qemu;
     "orders/cloud-hypervisor", Robust, Completion, "Cloud Hypervisor's sources",
-        "Kicks are written before ENABLE, and never again for what was offered then; a reconnect names the \
-         used index.", cloud_hypervisor;
+        "Kicks are written before ENABLE, and not repeated for frames offered before; a reconnect sends the \
+         used index as base.", cloud_hypervisor;
     "orders/uml", Robust, Completion, "User-mode Linux 6.1 and 7.2, measured",
-        "Every message without a reply asks for an answer, the one that acknowledges REPLY_ACK too; calls go \
-         to a socket pair, the memory table has room for two regions, rings stop by ENABLE 0 alone.", uml;
+        "Every message without a reply asks for an answer, also the one that acknowledges REPLY_ACK; calls \
+         go to a socket pair, the memory table has room for two regions, rings stop by ENABLE 0 alone.", uml;
     "orders/dpdk", Robust, Completion, "DPDK virtio-user's sources",
-        "ENABLE comes before SET_FEATURES, base 0 before the addresses, also for rings that have run.", dpdk;
+        "ENABLE comes before SET_FEATURES; base 0 before the addresses, also for used rings.", dpdk;
     "rings/event-windows", Must, Completion, "virtio 1.2, 2.7.7.2",
         "The driver is called when the used index passes used_event, across 65,535.",
         |b| event_windows(b, true);
@@ -34,8 +33,8 @@ checks! {
         "The driver is not called when the used index does not pass used_event, across 65,535.",
         |b| event_windows(b, false);
     "rings/headers-not-stale", Must, Frames, "virtio 1.2, 5.1.6.4.1",
-        "After a driver has acknowledged fewer receive offloads, no frame carries a mark of the others, nor \
-         lacks what it stood for.", not_stale;
+        "After a driver has acknowledged fewer receive offloads, no frame carries a mark of a dropped one, \
+         nor lacks the work that a mark stood for.", not_stale;
 }
 
 fn running(
@@ -157,7 +156,7 @@ fn uml(bench: &mut Bench) -> Result {
         frontend.set_backend_req_fd(theirs)?;
     }
     if both & protocol::CONFIG != 0 {
-        // What lies before the byte that is wanted is read too.
+        // The preceding bytes are read too.
         for len in 1..=6 {
             frontend.get_config(0, len)?;
         }
@@ -221,7 +220,7 @@ fn dpdk(bench: &mut Bench) -> Result {
     Ok(())
 }
 
-/// With `used_event` in the batch, or before and behind it.
+/// With `used_event` inside the batch, or before and after it.
 fn event_windows(bench: &mut Bench, inside: bool) -> Result {
     const BATCH: u16 = 5;
     for off in (-3i16..8).filter(|off| (0..BATCH as i16).contains(off) == inside) {
@@ -246,8 +245,8 @@ fn event_windows(bench: &mut Bench, inside: bool) -> Result {
     Ok(())
 }
 
-/// Frames with marks are made to wait before the change, as the receive ring has no buffers: they are the
-/// ones that may come with them.
+/// Marked frames wait for receive buffers before the change: these are the frames that could keep their
+/// marks.
 fn not_stale(bench: &mut Bench) -> Result {
     let receive = feature::GUEST_CSUM | feature::GUEST_TSO4 | feature::GUEST_TSO6;
     let base = Setup::default();
@@ -297,7 +296,7 @@ fn not_stale(bench: &mut Bench) -> Result {
     Ok(())
 }
 
-/// A [`udp`] frame with its checksum.
+/// Completes the checksum of a [`udp`] frame.
 fn finished(frame: &[u8]) -> Vec<u8> {
     let mut whole = frame.to_vec();
     whole[40..42].copy_from_slice(&checksum(&frame[34..], 0).to_be_bytes());

@@ -1,4 +1,4 @@
-//! Several queue pairs, and the control queue where the front-end leaves it to the back-end.
+//! Several queue pairs, and the control queue if the front-end leaves it to the back-end.
 
 use super::bench::{Bench, LIMIT};
 use super::{Finding, checks, ensure};
@@ -13,22 +13,22 @@ const PAIRS_SET: (u8, u8) = (4, 0);
 
 checks! {
     "queues/second-pair", Must, Frames, "virtio 1.2, 5.1.2; vhost-user, Multiple queue support",
-        "Frames leave by the second pair as by the first.", second_pair;
+        "The second pair sends frames like the first.", second_pair;
     "queues/one-disabled", Must, Frames, "vhost-user, Ring states",
-        "A pair that is disabled leaves the other at work, and works again when it is enabled.", one_disabled;
+        "Disabling one pair leaves the other running; enabling it starts it again.", one_disabled;
     "queues/control-mq", Must, Control, "virtio 1.2, 5.1.2 and 5.1.6.5.5",
-        "With MQ the control queue is behind all pairs and sets how many are used.",
+        "With MQ the control queue follows all pairs and sets the number in use.",
         |b| control_mq(b, |most| vec![(most, 0), (1, 0), (most, 0)]);
-    "queues/control-mq-range", Robust, Control, "virtio 1.2, 5.1.6.5.5 (the driver MUST NOT ask for them)",
-        "Numbers of pairs that cannot be are refused.",
+    "queues/control-mq-range", Robust, Control, "virtio 1.2, 5.1.6.5.5 (the driver MUST NOT ask for it)",
+        "Impossible numbers of pairs are refused.",
         |b| control_mq(b, |most| [0, most + 1, 0x8000, u16::MAX].map(|count| (count, 1)).to_vec());
     "queues/control-one-pair", Robust, Control, "virtio 1.2, 5.1.2 and 5.1.6.5",
-        "Without MQ the control queue is vring 2; a command that was not negotiated is refused.", control_one;
+        "Without MQ the control queue is vring 2; commands not negotiated are refused.", control_one;
     "queues/control-bad", Robust, Control, "virtio 1.2, 5.1.6.5",
-        "Commands that are cut or unknown are refused, and the queue goes on.", control_bad;
+        "Incomplete and unknown commands are refused, and the queue keeps running.", control_bad;
 }
 
-/// Pairs that the configuration space tells of.
+/// Returns the number of pairs in the configuration space.
 fn pairs(bench: &Bench) -> std::result::Result<u32, Finding> {
     let frontend = bench.negotiated(protocol::MQ | protocol::CONFIG)?;
     let lacking = || Finding::NotOffered("several queue pairs (VIRTIO_NET_F_MQ)".to_owned());
@@ -76,7 +76,7 @@ fn one_disabled(bench: &mut Bench) -> Result {
     Ok(())
 }
 
-/// A session whose control queue is vring `control`.
+/// Starts a session whose control queue is vring `control`.
 fn controlled(bench: &Bench, setup: Setup, control: u32) -> std::result::Result<Session, Finding> {
     let setup = Setup { control: Some(control), features: setup.features | feature::CTRL_VQ, ..setup };
     let offered = bench.negotiated(0)?.get_features()?;
@@ -96,7 +96,7 @@ fn set_pairs(session: &mut Session, pairs: u16) -> std::result::Result<u8, Findi
     command(session, PAIRS_SET.0, PAIRS_SET.1, &pairs.to_le_bytes())
 }
 
-/// Sets numbers of pairs and compares the answers; then the second pair works.
+/// Sets numbers of pairs and compares the answers; then checks the second pair.
 fn control_mq(bench: &mut Bench, numbers: fn(u16) -> Vec<(u16, u8)>) -> Result {
     let most = pairs(bench)?;
     let mut session = controlled(bench, Setup::pairs(most), 2 * most)?;

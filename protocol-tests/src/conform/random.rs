@@ -1,5 +1,5 @@
-//! Random sessions, the same for the same seed: a front-end that does what front-ends may, in any order, and
-//! sometimes what they may not. What must come of each deed is known before it is done.
+//! Random sessions, repeatable by their seed: valid requests of a front-end in any order, and some invalid
+//! ones. The expected result of each step is known in advance.
 
 use super::bench::{Bench, LIMIT, PLAIN};
 use super::{Finding, ensure};
@@ -9,7 +9,7 @@ use crate::wire::{WireError, feature, protocol, request, words};
 
 type Result<T = ()> = std::result::Result<T, Finding>;
 
-/// Deeds of one session.
+/// Steps of one session.
 const DEEDS: usize = 60;
 
 /// splitmix64.
@@ -28,7 +28,7 @@ impl Random {
         self.below(of) == 0
     }
 
-    /// A set-up that a front-end may have.
+    /// Returns a valid set-up.
     fn setup(&mut self) -> Setup {
         let base = Setup::default();
         let mut features = base.features;
@@ -44,7 +44,7 @@ impl Random {
             false => vec![RegionSpec::linear(0x10_0000, 16 << 20, 0)],
         };
         let size = 8 << self.below(6);
-        // Now and then so that indices wrap within the session.
+        // Sometimes at the end of the index range, so that indices wrap within the session.
         let start = if self.chance(2) {
             0_u16.wrapping_sub(self.below(64) as u16)
         } else {
@@ -58,7 +58,7 @@ impl Random {
 ///
 /// # Errors
 ///
-/// What the back-end did wrong, and at which deed.
+/// Returns the back-end's fault, and the step at which it occurred.
 pub fn session(bench: &mut Bench, seed: u64) -> Result {
     let mut random = Random(seed);
     let setup = random.setup();
@@ -166,7 +166,7 @@ fn burst(bench: &mut Bench, random: &mut Random, session: &mut Session) -> Resul
     }
 }
 
-/// A request that must be refused by a status, and change nothing.
+/// Sends a request that must be refused by a status, and change nothing.
 fn bad_message(random: &mut Random, session: &Session) -> Result {
     let far = 100 + random.below(1 << 20) as u32;
     let (request, body) = match random.below(5) {
@@ -181,7 +181,7 @@ fn bad_message(random: &mut Random, session: &Session) -> Result {
             Err(Finding::Fail(format!("{} {body:02x?} was acknowledged", crate::wire::request_name(request))))
         }
         Ok(_) => Ok(()),
-        // A back-end may end the connection instead; then there is no more to see.
+        // A back-end may end the connection instead, which ends the session.
         Err(WireError::Closed(_)) => {
             Err(Finding::NotOffered("it ends connections instead of refusing".to_owned()))
         }
@@ -189,12 +189,12 @@ fn bad_message(random: &mut Random, session: &Session) -> Result {
     }
 }
 
-/// Stops a ring, and starts it again where it stopped.
+/// Stops a ring and starts it again at the same index.
 fn stop(session: &mut Session) -> Result {
     for vring in 0..2u32 {
         let base = session.frontend.get_vring_base(vring)?;
         let used = session.nic.queues[vring as usize].ring.used_idx();
-        // The receive ring may take a frame of somebody else's until it has stopped.
+        // The receive ring may take a frame from elsewhere until it has stopped.
         ensure!(base == u32::from(used), "vring {vring} stopped at {base}, used.idx is {used}");
         let queue = &session.nic.queues[vring as usize];
         offer_vring(&session.frontend, &session.nic.mem, queue, used)?;

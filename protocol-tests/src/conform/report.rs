@@ -1,14 +1,14 @@
-//! What came of the checks, as a table, as JSON and as JUnit.
+//! Results of checks as a table, as JSON and as JUnit.
 
 use serde_json::{Value, json};
 
 use super::run::Outcome;
 use super::{Finding, Level};
 
-/// The words for results, as the table has them.
+/// The words for results in the table.
 const WORDS: [&str; 6] = ["pass", "FAIL", "BROKEN", "DIED", "not offered", "no access"];
 
-/// The word for a result and its reason.
+/// Returns the word for a result and its reason.
 pub fn words(outcome: &Outcome) -> (&'static str, String) {
     let word = match &outcome.result {
         Ok(()) => 0,
@@ -21,12 +21,12 @@ pub fn words(outcome: &Outcome) -> (&'static str, String) {
     (WORDS[word], outcome.result.as_ref().err().map(Finding::reason).unwrap_or_default())
 }
 
-/// Whether a result counts against the back-end.
+/// Returns whether a result counts against the back-end.
 pub fn is_bad(outcome: &Outcome) -> bool {
     matches!(outcome.result, Err(Finding::Fail(_) | Finding::Broken(_) | Finding::Died { .. }))
 }
 
-/// One line of the table.
+/// Returns one line of the table.
 pub fn line(outcome: &Outcome) -> String {
     let (word, why) = words(outcome);
     let (name, level, took) = (outcome.check.name, outcome.check.level.text(), outcome.took.as_secs_f32());
@@ -36,15 +36,15 @@ pub fn line(outcome: &Outcome) -> String {
 /// The results of one group and level.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
-    /// The group, `all` for the sum.
+    /// The group; `all` for the sum.
     pub group: &'static str,
     /// The level.
     pub level: Level,
-    /// How many of each result, in the order of [`WORDS`].
+    /// The number of each result, in the order of [`WORDS`].
     counts: [usize; WORDS.len()],
 }
 
-/// The results by group, in the order of the checks, and by level, with the sum of each level.
+/// Summarizes the results by group, in the order of the checks, and by level, with the sum of each level.
 pub fn summary(outcomes: &[Outcome]) -> Vec<Row> {
     let mut groups = Vec::new();
     for group in outcomes.iter().map(|outcome| outcome.check.group()) {
@@ -63,7 +63,7 @@ pub fn summary(outcomes: &[Outcome]) -> Vec<Row> {
     rows.filter(|row| row.counts.iter().sum::<usize>() > 0).collect()
 }
 
-/// The summary as a table, and one line of all.
+/// Returns the summary as a table with a line of totals.
 pub fn summary_text(outcomes: &[Outcome]) -> String {
     let line = |group: &str, level: &str, cells: [String; WORDS.len()]| {
         format!("{group:<13} {level:<7} {}\n", cells.map(|cell| format!("{cell:>11}")).join(" "))
@@ -84,7 +84,7 @@ pub fn summary_text(outcomes: &[Outcome]) -> String {
     )
 }
 
-/// `checks`, an array of all results, and `summary`, an array by group and level.
+/// Returns `checks`, an array of all results, and `summary`, an array by group and level.
 pub fn json(outcomes: &[Outcome]) -> Value {
     let object = |outcome: &Outcome| {
         let (word, why) = words(outcome);
@@ -112,8 +112,8 @@ pub fn json(outcomes: &[Outcome]) -> Value {
     })
 }
 
-/// All results as a JUnit file. What was not offered or not reachable is skipped; a broken connection is an
-/// error.
+/// Returns all results as a JUnit file. Results without offer or access are skipped; a broken connection is
+/// an error.
 pub fn junit(outcomes: &[Outcome]) -> String {
     let mut text = String::from("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n");
     let count = |word: &str| outcomes.iter().filter(|outcome| words(outcome).0 == word).count();
@@ -141,7 +141,7 @@ pub fn junit(outcomes: &[Outcome]) -> String {
     text + "</testsuite>\n"
 }
 
-/// Text for an XML attribute; characters that XML 1.0 has no place for become `?`.
+/// Escapes text for an XML attribute; characters that XML 1.0 cannot contain become `?`.
 fn escaped(text: &str) -> String {
     let escape = |c: char| match c {
         '&' => "&amp;".to_owned(),

@@ -15,54 +15,54 @@ checks! {
     "rings/transmit-length-zero", Must, Completion, "virtio 1.2, 2.7.8 (used len: bytes written)",
         "The used length of a transmit chain is 0.", transmit_length;
     "rings/each-chain-once", Must, Completion, "virtio 1.2, 2.7.8.2 and 2.7.14",
-        "Each chain comes back once, its entry written before the index shows it.", each_once;
+        "Each chain is returned once, its entry written before the index.", each_once;
     "rings/called", Must, Completion, "virtio 1.2, 2.7.7.2",
         "Without EVENT_IDX the driver is called for used buffers.", |b| modes(b, feature::EVENT_IDX);
     "rings/called-event-idx", Must, Completion, "virtio 1.2, 2.7.7.2",
         "With EVENT_IDX the driver is called when the index passes used_event.", called_event;
     "rings/no-interrupt", Robust, Completion, "virtio 1.2, 2.7.7.2 (SHOULD NOT)",
-        "VIRTQ_AVAIL_F_NO_INTERRUPT is heeded.", no_interrupt;
+        "With VIRTQ_AVAIL_F_NO_INTERRUPT the driver is not called.", no_interrupt;
     "rings/used-event-not-passed", Robust, Completion, "virtio 1.2, 2.7.7.2 (SHOULD NOT)",
         "The driver is not called before the index passes used_event.", event_not_passed;
     "rings/kicked-again", Must, Completion, "virtio 1.2, 2.7.10.2 (avail_event)",
-        "A driver that kicks only when avail_event asks for it is always served.", |b| modes(b, 0);
+        "A driver that kicks only as avail_event requests is always served.", |b| modes(b, 0);
     "rings/wrap", Must, Completion, "virtio 1.2, 2.7.6 and 2.7.8 (idx increases for ever)",
         "Indices run through 65,535, with EVENT_IDX and without.", wrap;
     "rings/size-1", Must, Completion, "virtio 1.2, 2.7", "A ring of 1 descriptor works.", |b| size(b, 1);
     "rings/size-2", Must, Completion, "virtio 1.2, 2.7", "A ring of 2 descriptors works.", |b| size(b, 2);
-    "rings/size-1024", Robust, Completion, "virtio 1.2, 2.7 (how many is the device's choice); QEMU's most",
+    "rings/size-1024", Robust, Completion, "virtio 1.2, 2.7 (the device chooses the maximum); QEMU's limit",
         "A ring of 1024 descriptors works.", |b| size(b, 1024);
-    "rings/size-32768", Robust, Completion, "virtio 1.2, 2.7 (how many is the device's choice)",
+    "rings/size-32768", Robust, Completion, "virtio 1.2, 2.7 (the device chooses the maximum)",
         "A ring of 32768 descriptors works.", |b| size(b, 32_768);
     "rings/transmit-content", Must, Frames, "virtio 1.2, 5.1.6.2",
-        "Frames of 60 to 1514 bytes leave as they were, in order.", content;
+        "Frames of 60 to 1514 bytes leave unchanged and in order.", content;
     "rings/order", Robust, Frames, "virtio 1.2, 5.1.6.2 (no order is demanded); TCP slows down without",
-        "Frames offered together leave in their order, each once.", order;
+        "Frames offered together leave once each and in order.", order;
     "rings/shapes", Must, Frames, "virtio 1.2, 2.7.4.1 (no assumption about framing)",
-        "A frame may be cut anywhere: through its header, into single bytes.", shapes;
+        "A frame may be cut anywhere: through its header, or into single bytes.", shapes;
     "rings/chain-100", Must, Frames, "virtio 1.2, 2.7.4.1",
         "A frame may lie in a hundred parts.", |b| long_chain(b, 256, 99);
     "rings/chain-1100", Must, Frames, "virtio 1.2, 2.7.4.1 and 2.7.5.2 (up to the queue size)",
-        "A frame may lie in more parts than one system call of the host takes.",
+        "A frame may lie in more parts than one host system call takes.",
         |b| long_chain(b, 2048, 1099);
     "rings/jumbo", Robust, Frames,
         "virtio 1.2, 5.1.6.3 (1514 bytes without offloads); Linux takes any MTU where none is offered",
-        "Frames of 9014 and of 60,000 bytes leave as they were.", jumbo;
+        "Frames of 9014 and of 60,000 bytes leave unchanged.", jumbo;
     "rings/indirect", Must, Frames, "virtio 1.2, 2.7.5.3", "A frame may lie in an indirect table.", indirect;
     "rings/direct-then-indirect", Must, Frames, "virtio 1.2, 2.7.5.3.2",
         "Direct descriptors may be followed by an indirect table.", mixed;
     "rings/receive-length", Must, Frames, "virtio 1.2, 2.7.8 and 5.1.6.4",
-        "The used length of a receive chain is header and frame.", receive_length;
+        "The used length of a receive chain is that of header and frame.", receive_length;
     "rings/receive-split-header", Must, Frames, "virtio 1.2, 2.7.4.1",
         "A receive buffer may be cut through the header.", receive_split;
     "rings/num-buffers-one", Must, Frames, "virtio 1.2, 5.1.6.4.1",
         "num_buffers is 1 for a frame in one buffer, with MRG_RXBUF and without.", num_buffers_one;
     "rings/merged", Must, Frames, "virtio 1.2, 5.1.6.4",
-        "A frame longer than a buffer takes as many as num_buffers says, shown together.", merged;
+        "A long frame takes num_buffers buffers, published together.", merged;
     "rings/receive-wrap", Must, Frames, "virtio 1.2, 2.7.6 and 2.7.8",
         "Receive indices run through 65,535.", receive_wrap;
     "rings/receive-no-buffers", Must, Frames, "virtio 1.2, 5.1.6.3",
-        "A receive ring without buffers goes on when it gets some.", no_buffers;
+        "A receive ring without buffers resumes when it gets some.", no_buffers;
 }
 
 fn without(features: u64) -> Setup {
@@ -103,8 +103,8 @@ fn each_once(bench: &mut Bench) -> Result {
     Ok(())
 }
 
-/// Takes the next used chain the moment that the index shows it: a wait for the call would come too late to
-/// see an entry that is not written yet.
+/// Takes the next used chain as soon as the index shows it: waiting for the call would hide an entry that is
+/// not written yet.
 fn watched(session: &mut Session) -> std::result::Result<Used, Finding> {
     let deadline = Instant::now() + LIMIT;
     loop {
@@ -152,7 +152,7 @@ fn called_event(bench: &mut Bench) -> Result {
     Ok(())
 }
 
-/// Waits until the transmit ring has used all, without asking for calls.
+/// Waits until the transmit ring has used all chains, without asking for calls.
 pub(super) fn wait_used(session: &mut Session) -> Result {
     let ring = &session.tx(0).ring;
     let all = ring.avail_idx();
@@ -161,8 +161,8 @@ pub(super) fn wait_used(session: &mut Session) -> Result {
     Ok(())
 }
 
-/// Uses two chains so that no call is under way: the calls of a ring that starts, and of the first chain, are
-/// made before the second is looked for, which wants none.
+/// Uses two chains, so that no call is pending: the calls of a starting ring and of the first chain are made
+/// before the wait for the second, which asks for none.
 pub(super) fn settle(bench: &mut Bench, session: &mut Session) -> Result {
     let [first, second] = [70, 71].map(|len| bench.frame(len));
     session.tx(0).send(&first, LIMIT)?;
@@ -192,7 +192,7 @@ fn event_not_passed(bench: &mut Bench) -> Result {
     not_called(bench, &mut session, "used_event 40, used.idx 3")
 }
 
-/// One more chain is used without a call.
+/// Uses one more chain and checks that the driver is not called.
 fn not_called(bench: &mut Bench, session: &mut Session, when: &str) -> Result {
     let frame = bench.frame(70);
     session.tx(0).offer(&PLAIN, &frame, &[])?;
@@ -215,7 +215,7 @@ fn wrap(bench: &mut Bench) -> Result {
     Ok(())
 }
 
-/// A session with rings of this size: how large one may be is the device's choice, how small the driver's.
+/// Starts a session with rings of this size. The device chooses the maximum, the driver any smaller size.
 fn sized(bench: &Bench, size: u16) -> std::result::Result<Session, Finding> {
     let mut session = match Session::start(bench.connect()?, &Setup { size, ..Setup::default() }) {
         Err(SessionError::Wire(WireError::Refused { request: "SET_VRING_NUM", .. })) if size > 256 => {
@@ -256,7 +256,7 @@ fn order(bench: &mut Bench) -> Result {
     bench.expect_none(&mut session)
 }
 
-/// Sends a frame in parts cut as given and sees it leave.
+/// Sends a frame in the given parts and sees it leave.
 fn cut(bench: &mut Bench, session: &mut Session, len: usize, cuts: &[usize]) -> Result {
     let frame = bench.frame(len);
     session.tx(0).send_cut(&PLAIN, &frame, cuts, LIMIT)?;
@@ -276,7 +276,7 @@ fn long_chain(bench: &mut Bench, size: u16, cuts: usize) -> Result {
     cut(bench, &mut session, 1400, &vec![1412 / (cuts + 1); cuts])
 }
 
-/// In receive buffers that take the longest whole, where it is an echo that shows it.
+/// Uses receive buffers that hold the longest frame in one piece, because an echo returns it.
 fn jumbo(bench: &mut Bench) -> Result {
     let mut session = bench.started(&Setup::default())?;
     session.rx(0).fill(8, &[65_562])?;
@@ -383,7 +383,7 @@ fn no_buffers(bench: &mut Bench) -> Result {
     bench.inject(&mut session, &frame)?;
     std::thread::sleep(QUIET);
     session.rx(0).fill(2, &[2048])?;
-    // What finds no buffer may be dropped, or kept.
+    // The back-end may drop or keep a frame for which there is no buffer.
     let second = bench.frame(101);
     bench.inject(&mut session, &second)?;
     let got = session.rx(0).recv(LIMIT)?;

@@ -1,4 +1,4 @@
-//! Runs checks: a back-end for each, its far side, and what came of it.
+//! Runs checks: starts a back-end and its far side for each, and returns the result.
 
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ pub use super::target::{Target, Wire};
 use super::{Check, Finding, Needs, Script};
 use crate::netns::Netns;
 
-/// The back-end under test, and what has been found out about it once for all checks.
+/// The back-end under test, and its properties found once for all checks.
 #[derive(Debug)]
 pub struct Subject {
     target: Target,
@@ -17,12 +17,12 @@ pub struct Subject {
     next: OnceLock<Next>,
 }
 
-/// What came of one check.
+/// The result of a check.
 #[derive(Clone, Debug)]
 pub struct Outcome {
     /// The check.
     pub check: &'static Check,
-    /// `Ok` when it passed.
+    /// `Ok` if it passed.
     pub result: Result<(), Finding>,
     /// How long it took.
     pub took: Duration,
@@ -34,7 +34,7 @@ impl Subject {
         Subject { target, wire, next: OnceLock::new() }
     }
 
-    /// Runs one check against a back-end of its own, or the one that listens.
+    /// Runs one check on a new back-end, or on the one that listens.
     pub fn run(&self, check: &'static Check) -> Outcome {
         let start = Instant::now();
         let result = self.attempt(check);
@@ -43,23 +43,23 @@ impl Subject {
 
     fn attempt(&self, check: &'static Check) -> Result<(), Finding> {
         if check.needs == Needs::Frames && matches!(self.wire, Wire::Unseen) {
-            return Err(Finding::NoAccess("name its far side by --echo, --wire or --tap".to_owned()));
+            return Err(Finding::NoAccess("name its far side with --echo, --wire or --tap".to_owned()));
         }
         let Script::Frontend(script) = check.run else {
-            return Err(Finding::NoAccess("it is about front-ends".to_owned()));
+            return Err(Finding::NoAccess("it tests front-ends".to_owned()));
         };
         self.with(script)
     }
 
-    /// Starts the back-end if it is a command, and lets `script` work with it.
+    /// Starts the back-end if it is a command, and runs `script` with it.
     ///
     /// # Errors
     ///
-    /// What `script` found, or how the back-end ended.
+    /// Returns the finding of `script`, or the end of the back-end.
     pub fn with(&self, script: impl FnOnce(&mut Bench) -> Result<(), Finding>) -> Result<(), Finding> {
         let mut never_started = None;
         let next = self.next.get_or_init(|| {
-            // Found out by a back-end that nobody else needs.
+            // Uses a separate back-end to find out.
             let mut next = Next::Served;
             let started = self.start(Next::Served, |bench| {
                 next = bench.try_next();
@@ -71,7 +71,7 @@ impl Subject {
             }
             next
         });
-        // Nor is it waited for twice.
+        // Waits only once for a back-end that never listens.
         never_started.map_or_else(|| self.start(next.clone(), script), Err)
     }
 

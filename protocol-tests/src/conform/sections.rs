@@ -1,5 +1,5 @@
-//! The sections of the specifications that the checks name as their sources, so that a source cannot name one
-//! that does not exist. `--explain` shows their titles.
+//! The sections of the specifications that checks name as sources. Tests check that each named section
+//! exists; `--explain` shows their titles.
 
 use crate::wire::request_name;
 
@@ -32,7 +32,7 @@ const VIRTIO: &[(&str, &str)] = &[
     ("6", "Reserved Feature Bits"),
 ];
 
-/// Sections of the vhost-user protocol that are not those of a message.
+/// Sections of the vhost-user protocol that do not describe one message.
 const VHOST_USER: &[&str] = &[
     "Header",
     "Payload",
@@ -47,16 +47,16 @@ const VHOST_USER: &[&str] = &[
     "VHOST_USER_PROTOCOL_F_REPLY_ACK",
 ];
 
-/// What a source says apart from its remark in parentheses or behind a colon.
+/// Returns a source without its remark in parentheses or after a colon.
 fn bare(reference: &str) -> &str {
     reference.split(['(', ':']).next().unwrap_or_default().trim()
 }
 
-/// The titles of the sections that `source` names, in its order; none where it names no specification.
+/// Returns the titles of the sections that `source` names, in its order; none if it names no specification.
 ///
 /// # Errors
 ///
-/// The reference that names no section.
+/// Returns a reference that names no section.
 pub fn titles(source: &'static str) -> Result<Vec<&'static str>, &'static str> {
     let mut found = Vec::new();
     for reference in source.split("; ") {

@@ -1,4 +1,4 @@
-//! States of a ring: started, enabled, stopped, set up again, and begun at a wrong base.
+//! States of a ring: started, enabled, stopped, set up again, and started at a wrong base.
 
 use super::bench::{Bench, LIMIT, PLAIN, QUIET};
 use super::{Finding, checks, ensure};
@@ -13,51 +13,51 @@ checks! {
         "With protocol features no frame leaves before the first enable.", disabled_at_first;
     "states/enable-first", Robust, Completion,
         "vhost-user, Ring states (discards); Cloud Hypervisor kicks before it enables",
-        "With protocol features nothing is used before the first enable, and all of it after; of the pair \
-         the transmit ring alone is enabled.", |b| enable_first(b, &[1]);
+        "With protocol features nothing is used before the first enable, and everything after it; only the \
+         transmit ring of the pair is enabled.", |b| enable_first(b, &[1]);
     "states/enable-first-pair", Robust, Completion,
         "vhost-user, Ring states (discards); Cloud Hypervisor kicks before it enables",
-        "The same where both rings of the pair are enabled: some back-ends start with the pair.",
+        "Like enable-first, with both rings enabled: some back-ends start with the pair.",
         |b| enable_first(b, &[0, 1]);
     "states/enabled-without-protocol", Must, Completion, "vhost-user, Ring states",
         "Without VHOST_USER_F_PROTOCOL_FEATURES a ring that starts is enabled.", without_protocol;
     "states/features-again", Robust, Completion, "UML and guests that drop features",
-        "A second SET_FEATURES without bit 30 enables the rings that were set up.", features_again;
+        "A second SET_FEATURES without bit 30 enables the rings already set up.", features_again;
     "states/disabled-transmit", Must, Frames, "vhost-user, Ring states",
-        "A transmit ring that is disabled alone sends nothing, and goes on when it is enabled.",
+        "A transmit ring disabled alone sends nothing, and resumes when enabled.",
         |b| disabled_transmit(b, &[1]);
     "states/disabled-receive", Must, Frames, "vhost-user, Ring states",
-        "A receive ring that is disabled alone gets nothing, and goes on when it is enabled.",
+        "A receive ring disabled alone gets nothing, and resumes when enabled.",
         disabled_receive;
     "states/disabled-pair", Must, Frames, "vhost-user, Ring states",
-        "A pair that is disabled whole sends nothing, and goes on both ways when it is enabled.",
+        "A disabled pair sends nothing, and resumes both ways when enabled.",
         |b| disabled_transmit(b, &[0, 1]);
     "states/base-answered", Must, Completion, "vhost-user, GET_VRING_BASE",
-        "GET_VRING_BASE answers the next index, here used and available index at once, also behind 65,535.",
+        "GET_VRING_BASE answers the next index (both used and available), also after 65,535.",
         base_answered;
     "states/base-stops", Must, Completion, "vhost-user, Ring states (GET_VRING_BASE stops)",
-        "A ring of a pair that was stopped alone is not processed until it is set up again, and then goes \
-         on.", |b| base_stops(b, &[1]);
+        "One stopped ring of a pair is not processed until it is set up again, and then resumes.",
+        |b| base_stops(b, &[1]);
     "states/base-stops-pair", Must, Completion, "vhost-user, Ring states (GET_VRING_BASE stops)",
-        "A pair that was stopped whole is not processed until it is set up again, and then goes on.",
+        "A stopped pair is not processed until it is set up again, and then resumes.",
         |b| base_stops(b, &[0, 1]);
     "states/base-begins", Must, Completion, "vhost-user, SET_VRING_BASE",
-        "A ring begins where its base and its indices say.", base_begins;
+        "A ring starts at its base and indices.", base_begins;
     "states/wrong-base", Robust, Completion, "Cloud Hypervisor sends the available index when it reconnects",
-        "A ring begins at its used index when the base is another.", wrong_base;
+        "A ring starts at its used index if the base differs.", wrong_base;
     "states/resumed", Robust, Completion,
         "vhost-user, Ring states (a kick starts a ring); front-ends reconnect without one",
-        "A card that outlives a connection goes on, and what was offered meanwhile is sent without a kick.",
+        "After a reconnect, frames offered meanwhile are sent without a kick.",
         resumed;
     "states/call-replaced", Must, Completion, "vhost-user, SET_VRING_CALL",
         "A call descriptor can be replaced under a running ring.", call_replaced;
     "states/kick-replaced", Robust, Completion, "vhost-user, SET_VRING_KICK",
         "A kick descriptor can be replaced under a running ring.", kick_replaced;
     "states/kick-before-addr", Robust, Completion, "DPDK's virtio-user: enable, then base, then addresses",
-        "The vring's messages may come in DPDK's order.", dpdk_order;
+        "The messages of a vring may come in DPDK's order.", dpdk_order;
 }
 
-/// A chain is not used for a while.
+/// Checks that a chain is not used for a while.
 pub(super) fn untouched(session: &mut Session, when: &str) -> Result {
     match session.tx(0).used(QUIET) {
         Ok(used) => Err(Finding::Fail(format!("{when} the ring used {used:?}"))),
@@ -73,7 +73,7 @@ fn offer(bench: &mut Bench, session: &mut Session) -> std::result::Result<Vec<u8
     Ok(frame)
 }
 
-/// A session with rings that are started and not enabled yet.
+/// Starts a session with rings that are started and not yet enabled.
 fn not_enabled(bench: &mut Bench) -> std::result::Result<Session, Finding> {
     let session = bench.session(&Setup { enabled: 0, ..Setup::default() })?;
     Bench::offered(&session, feature::PROTOCOL_FEATURES, "VHOST_USER_F_PROTOCOL_FEATURES")?;
@@ -91,7 +91,7 @@ fn disabled_at_first(bench: &mut Bench) -> Result {
     bench.expect_none(&mut session)?;
     enable(&session, &[0, 1], true)?;
     session.tx(0).used(LIMIT)?;
-    // A back-end may discard what comes while disabled, or keep it.
+    // A back-end may discard or keep the frames offered while disabled.
     while bench.leaves(&mut session, QUIET)?.is_some() {}
     bench.both_ways(&mut session, 3)
 }
@@ -131,7 +131,7 @@ fn disabled_transmit(bench: &mut Bench, vrings: &[u32]) -> Result {
     bench.expect_none(&mut session)?;
     enable(&session, vrings, true)?;
     session.tx(0).used(LIMIT)?;
-    // A back-end may discard what comes while disabled, or keep it.
+    // A back-end may discard or keep the frames offered while disabled.
     while bench.leaves(&mut session, QUIET)?.is_some() {}
     bench.both_ways(&mut session, 3)
 }

@@ -1,34 +1,34 @@
-//! What is tested: a back-end, and the way to the other end of its frames.
+//! The tested back-end, and the other end of its frames.
 
 use std::path::PathBuf;
 
-/// Where the back-end is.
+/// The location of the back-end.
 #[derive(Clone, Debug)]
 pub enum Target {
     /// It listens already.
     Socket(PathBuf),
-    /// A command to start for each check, and for each connection of a check where it serves one only;
-    /// `{socket}` stands for where it shall listen.
+    /// A command to start for each check, and for each connection of a check if it serves only one;
+    /// `{socket}` stands for the path of its socket.
     Command(String),
 }
 
-/// Where its frames go.
+/// The destination of its frames.
 #[derive(Clone, Debug)]
 pub enum Wire {
-    /// Nobody can see them.
+    /// Unknown.
     Unseen,
-    /// They come back on the receive queue.
+    /// They return on the receive queue.
     Echo,
     /// An interface of this namespace.
     Interface(String),
-    /// A TAP of this name in a new namespace, in which the command is run.
+    /// A TAP with this name in a new namespace, in which the command runs.
     Tap(String),
-    /// The same with several queues.
+    /// Like `Tap`, with several queues.
     MultiQueueTap(String),
 }
 
 impl Wire {
-    /// The interface at its end.
+    /// Returns the interface at the far side.
     pub(super) fn interface(&self) -> Option<&str> {
         match self {
             Wire::Interface(name) | Wire::Tap(name) | Wire::MultiQueueTap(name) => Some(name),

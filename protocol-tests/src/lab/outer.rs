@@ -148,8 +148,8 @@ fn run(filters: impl Iterator<Item = String>) -> Run {
     let _ = lab.wait_exit_and_tell(LIMIT + Duration::from_secs(30), progress);
     let console = lab.output();
     let says = |text: &str| console.iter().any(|line| line.contains(text));
-    let died = says("the lab ended before the command did")
-        || says(&format!("stopped after {} s", LIMIT.as_secs()));
+    let died =
+        says("the lab ended before the command did") || says(&format!("stopped after {} s", LIMIT.as_secs()));
     Run { cases: sort(&console), died }
 }
 

@@ -1,4 +1,4 @@
-//! What a front-end says to a back-end that does nothing wrong: all of these look at one conversation.
+//! The messages of a front-end to a well-behaved back-end: all these checks read one conversation.
 
 use super::front_checks;
 use super::stage::{Stage, long};
@@ -10,19 +10,19 @@ type Checked = Result<(), Finding>;
 
 front_checks! {
     "conversation/headers", Must, Control, "vhost-user, Header",
-    "Every message is of version 1, no reply, and sets no flag that does not exist.", headers;
+    "Every message has version 1, no reply flag and no unknown flag.", headers;
     "conversation/body-lengths", Must, Control, "vhost-user, Front-end message types",
     "Every body has the length of its request.", body_lengths;
     "conversation/owner", Must, Control, "vhost-user, VHOST_USER_SET_OWNER",
     "SET_OWNER comes before anything is set up.", owner;
     "conversation/features-offered", Must, Control, "virtio 1.2, 2.2.1; vhost-user, VHOST_USER_SET_FEATURES",
-    "Only features are acknowledged that GET_FEATURES has offered, VERSION_1 among them.", features_offered;
+    "Acknowledged features are offered by GET_FEATURES and include VERSION_1.", features_offered;
     "conversation/protocol-offered", Must, Control, "vhost-user, VHOST_USER_SET_PROTOCOL_FEATURES",
-    "Only protocol features are acknowledged that GET_PROTOCOL_FEATURES has offered.", protocol_offered;
+    "Acknowledged protocol features are offered by GET_PROTOCOL_FEATURES.", protocol_offered;
     "conversation/need-reply", Must, Control, "vhost-user, VHOST_USER_PROTOCOL_F_REPLY_ACK",
-    "NEED_REPLY is set only from the message on that negotiates REPLY_ACK.", need_reply;
+    "NEED_REPLY is not set before the message that negotiates REPLY_ACK.", need_reply;
     "conversation/requests-negotiated", Must, Control, "vhost-user, Protocol features",
-    "Requests that belong to a protocol feature come only when it was negotiated.", requests_negotiated;
+    "Requests of a protocol feature come only after its negotiation.", requests_negotiated;
     "conversation/memory-descriptors", Must, Control,
     "vhost-user, VHOST_USER_SET_MEM_TABLE, VHOST_USER_ADD_MEM_REG",
     "Each memory region comes with its descriptor.", memory_descriptors;
@@ -34,19 +34,19 @@ front_checks! {
     "conversation/vring-size", Must, Control, "virtio 1.2, 2.7",
     "Ring sizes are powers of two from 1 to 32768.", vring_size;
     "conversation/vring-addresses", Must, Control, "vhost-user, A vring address description; virtio 1.2, 2.7",
-    "The parts of a ring lie whole in the shared memory, aligned to 16, 2 and 4.", vring_addresses;
+    "The parts of a ring lie completely in shared memory, aligned to 16, 2 and 4.", vring_addresses;
     "conversation/vring-index", Robust, Control, "vhost-user, Multiple queue support (should)",
-    "No vring is named that the back-end does not have.", vring_index;
+    "Requests name only vrings that the back-end has.", vring_index;
     "conversation/kick-descriptors", Must, Control,
     "vhost-user, VHOST_USER_SET_VRING_KICK, VHOST_USER_SET_VRING_CALL",
-    "Kick and call come with one descriptor that can be waited for, or with bit 8 and none.",
+    "Kick and call come with one pollable descriptor, or with bit 8 and none.",
     kick_descriptors;
     "conversation/enable", Must, Control, "vhost-user, Ring states",
     "With VHOST_USER_F_PROTOCOL_FEATURES each started ring of the first pair is enabled by a message.",
     enable;
 }
 
-/// The messages for `wanted`, with their places.
+/// Returns the messages for `wanted`, with their positions.
 fn all(talk: &[Recorded], wanted: u32) -> impl Iterator<Item = (usize, &Recorded)> {
     talk.iter().enumerate().filter(move |(_, message)| message.request == wanted)
 }
@@ -113,7 +113,7 @@ fn features_offered(stage: &mut Stage) -> Checked {
     Ok(())
 }
 
-/// Protocol features as they stand behind the last message.
+/// Returns the protocol features after the last message.
 fn negotiated(talk: &[Recorded]) -> u64 {
     all(talk, request::SET_PROTOCOL_FEATURES).last().map_or(0, |(_, message)| long(message))
 }
@@ -133,7 +133,7 @@ fn need_reply(stage: &mut Stage) -> Checked {
     let talk = stage.conversation()?;
     for (at, message) in talk.iter().enumerate().filter(|(_, message)| message.flags & flags::NEED_REPLY != 0)
     {
-        // User-mode Linux sets it on the very message that acknowledges REPLY_ACK.
+        // User-mode Linux sets it on the message that acknowledges REPLY_ACK itself.
         let acked = (negotiated(&talk[..at]) | negotiated(&talk[..=at])) & protocol::REPLY_ACK != 0;
         ensure!(acked, "{} wants a reply before REPLY_ACK was negotiated", said(message));
     }
@@ -161,7 +161,7 @@ fn requests_negotiated(stage: &mut Stage) -> Checked {
 /// Guest address, length, front-end's address, offset.
 type Region = [u64; 4];
 
-/// All regions that were shared, with the length of each one's file.
+/// Returns all shared regions, with the length of each one's file.
 fn regions(talk: &[Recorded]) -> Vec<(Region, u64)> {
     let mut found = Vec::new();
     for message in talk {
@@ -200,7 +200,7 @@ fn memory_files(stage: &mut Stage) -> Checked {
         ensure!(inside, "the region at {guest:#x}: {size:#x} bytes at {offset:#x} of a file of {len:#x}");
     }
     regions.sort_unstable();
-    // The same region may be shared again, for each vhost device of a QEMU.
+    // QEMU shares the same regions again for each vhost device.
     regions.dedup();
     for pair in regions.windows(2) {
         let ([first, size, ..], [second, ..]) = (pair[0].0, pair[1].0);
@@ -209,7 +209,7 @@ fn memory_files(stage: &mut Stage) -> Checked {
     Ok(())
 }
 
-/// The first word of a body: a vring's number, for a kick's like without bit 8.
+/// Returns the first word of a body, which is the vring's number; for kick, call and err without bit 8.
 fn index(message: &Recorded) -> u32 {
     let word = message.body.first_chunk().copied().map_or(u32::MAX, u32::from_le_bytes);
     match message.request {
@@ -301,7 +301,7 @@ fn kick_descriptors(stage: &mut Stage) -> Checked {
             let expected = usize::from(long(message) & 0x100 == 0);
             ensure!(message.fds == expected, "{} with {} descriptors", said(message), message.fds);
             for (name, _) in &message.files {
-                // An eventfd, or the socket pair that UML has in its place.
+                // An eventfd, or the socket pair of UML.
                 let good = ["eventfd", "socket:", "pipe:"].iter().any(|kind| name.contains(kind));
                 ensure!(good, "{} carries {name}", said(message));
             }

@@ -1,5 +1,5 @@
-//! Back-ends that go, die, hang, lie and refuse, at each step of a connection. The front-end must be there
-//! afterwards, and serve its guest with the next good back-end.
+//! Back-ends that disconnect, die, hang, lie and refuse, at each step of a connection. The front-end must
+//! survive and serve its guest with the next good back-end.
 
 use std::time::Duration;
 
@@ -12,61 +12,61 @@ use crate::wire::{feature, flags, request, request_name};
 
 type Checked = Result<(), Finding>;
 
-/// How long a front-end may wait for an answer that does not come. A virtual machine must not wait for ever.
+/// Time that a front-end may wait for a missing answer: a virtual machine must not wait for ever.
 const HANG: Duration = Duration::from_secs(10);
 
 front_checks! {
     "losses/left", Robust, Control, "vhost-user, Communication (reconnection)",
-    "A back-end that goes is looked for; the next one is set up anew and serves on.", left;
+    "After a disconnection the front-end reconnects and sets up the next back-end.", left;
     "losses/base", Must, Frames, "vhost-user, VHOST_USER_SET_VRING_BASE",
-    "A ring that is set up again is given a base from which nothing is lost and nothing repeated.", base;
+    "After a reconnect the ring's base neither loses nor repeats a frame.", base;
     "losses/at-get-features", Robust, Control, "vhost-user, Communication (reconnection)",
-    "A back-end that dies at GET_FEATURES is looked for again.", |stage| dies(stage, request::GET_FEATURES);
+    "The front-end reconnects after a death at GET_FEATURES.", |stage| dies(stage, request::GET_FEATURES);
     "losses/at-protocol-features", Robust, Control, "vhost-user, Communication (reconnection)",
-    "A back-end that dies at GET_PROTOCOL_FEATURES is looked for again.",
+    "The front-end reconnects after a death at GET_PROTOCOL_FEATURES.",
     |stage| dies(stage, request::GET_PROTOCOL_FEATURES);
     "losses/at-set-features", Robust, Control, "vhost-user, Communication (reconnection)",
-    "A back-end that dies at SET_FEATURES is looked for again.", |stage| dies(stage, request::SET_FEATURES);
+    "The front-end reconnects after a death at SET_FEATURES.", |stage| dies(stage, request::SET_FEATURES);
     "losses/at-memory", Robust, Control, "vhost-user, Communication (reconnection)",
-    "A back-end that dies at its memory table is looked for again.", |stage| {
+    "The front-end reconnects after a death at its memory table.", |stage| {
         let memory = memory_request(stage)?;
         dies(stage, memory)
     };
     "losses/at-vring-num", Robust, Control, "vhost-user, Communication (reconnection)",
-    "A back-end that dies at SET_VRING_NUM is looked for again.", |stage| dies(stage, request::SET_VRING_NUM);
+    "The front-end reconnects after a death at SET_VRING_NUM.", |stage| dies(stage, request::SET_VRING_NUM);
     "losses/at-kick", Robust, Control, "vhost-user, Communication (reconnection)",
-    "A back-end that dies at SET_VRING_KICK is looked for again.",
+    "The front-end reconnects after a death at SET_VRING_KICK.",
     |stage| dies(stage, request::SET_VRING_KICK);
     "losses/at-enable", Robust, Control, "vhost-user, Communication (reconnection)",
-    "A back-end that dies at SET_VRING_ENABLE is looked for again.",
+    "The front-end reconnects after a death at SET_VRING_ENABLE.",
     |stage| dies(stage, request::SET_VRING_ENABLE);
     "losses/silence", Robust, Control, "vhost-user, Communication",
-    "A back-end that never answers GET_FEATURES is given up within 10 seconds, and the next one served.",
+    "A back-end silent at GET_FEATURES is dropped within 10 seconds, and the next one is set up.",
     |stage| lies(stage, Tamper::Silence(request::GET_FEATURES));
-    "replies/late", Robust, Control, "vhost-user, Communication (no time is named)",
+    "replies/late", Robust, Control, "vhost-user, Communication (names no time)",
     "Answers may come late.", |stage| odd(stage, Tamper::Late(Duration::from_millis(150)));
-    "replies/split", Must, Control, "unix(7): a stream socket keeps no borders",
-    "An answer may come in pieces, cut in its header, behind it, and in its body.",
+    "replies/split", Must, Control, "unix(7): a stream socket keeps no message borders",
+    "An answer may come in pieces, cut in its header, after it, and in its body.",
     |stage| odd(stage, Tamper::Split);
     "replies/other-request", Robust, Control, "vhost-user, Header",
-    "An answer to another request is not believed.",
+    "An answer to another request is rejected.",
     |stage| lies(stage, Tamper::OtherRequest(request::GET_FEATURES));
     "replies/no-flag", Robust, Control, "vhost-user, Header",
-    "An answer without the reply flag is not believed.",
+    "An answer without the reply flag is rejected.",
     |stage| lies(stage, Tamper::NoReplyFlag(request::GET_FEATURES));
     "replies/version-2", Robust, Control, "vhost-user, Header",
-    "An answer of another protocol version is not believed.",
+    "An answer of another protocol version is rejected.",
     |stage| lies(stage, Tamper::Version2(request::GET_FEATURES));
     "replies/short", Robust, Control, "vhost-user, Front-end message types",
-    "An answer that is too short is not believed.", |stage| lies(stage, Tamper::Short(request::GET_FEATURES));
+    "A short answer is rejected.", |stage| lies(stage, Tamper::Short(request::GET_FEATURES));
     "replies/long", Robust, Control, "vhost-user, Front-end message types",
-    "An answer that is too long is not believed.", |stage| lies(stage, Tamper::Long(request::GET_FEATURES));
+    "A long answer is rejected.", |stage| lies(stage, Tamper::Long(request::GET_FEATURES));
     "replies/huge", Robust, Control, "vhost-user, Header",
-    "An answer that claims 4 GiB is given up.", |stage| lies(stage, Tamper::Huge(request::GET_FEATURES));
+    "An answer that claims 4 GiB is rejected.", |stage| lies(stage, Tamper::Huge(request::GET_FEATURES));
     "replies/refused", Must, Control, "vhost-user, VHOST_USER_PROTOCOL_F_REPLY_ACK",
-    "A back-end that refuses the memory is not started.", refused;
+    "The rings of a back-end that refuses the memory are not started.", refused;
     "features/fewer", Robust, Control, "virtio 1.2, 2.2.1: features stay as negotiated until a reset",
-    "A back-end that offers less than the driver has acknowledged is not started; a good one is taken later.",
+    "A back-end without a feature acknowledged by the driver is not started; a later one is.",
     fewer;
 }
 
@@ -87,18 +87,18 @@ fn base(stage: &mut Stage) -> Checked {
     let transmit = |message: &&Recorded| message.request == request::SET_VRING_BASE && message.body[0] == 1;
     let talk = act.last();
     let told = talk.iter().find(transmit).map(|message| long(message) >> 32);
-    ensure!(told == Some(served.into()), "vring 1 was used {served} times, and its base is told as {told:?}");
+    ensure!(told == Some(served.into()), "vring 1 was used {served} times, and its base is {told:?}");
     stage.echo(&act, 3)
 }
 
-/// The request by which this front-end shares its memory.
+/// Returns the request by which this front-end shares its memory.
 fn memory_request(stage: &mut Stage) -> Result<u32, Finding> {
     let talk = stage.conversation()?;
     let adds = talk.iter().any(|message| message.request == request::ADD_MEM_REG);
     Ok(if adds { request::ADD_MEM_REG } else { request::SET_MEM_TABLE })
 }
 
-/// Two back-ends die at `request`, the third does not.
+/// Two back-ends die at `request`; the third one does not.
 fn dies(stage: &mut Stage, at: u32) -> Checked {
     let talk = stage.conversation()?;
     if !talk.iter().any(|message| message.request == at) {
@@ -111,16 +111,16 @@ fn dies(stage: &mut Stage, at: u32) -> Checked {
     stage.echo(&act, 3)
 }
 
-/// Answers that are unusual and right.
+/// Sends unusual but valid answers.
 fn odd(stage: &mut Stage, tamper: Tamper) -> Checked {
     stage.bereft()?;
     let act = stage.play(Script { tamper: Some((tamper, usize::MAX)), ..Script::default() })?;
     act.running()?;
-    ensure!(act.backend.ended() == 0, "it hung up on an answer that is right");
+    ensure!(act.backend.ended() == 0, "it disconnected after a valid answer");
     stage.echo(&act, 3)
 }
 
-/// A wrong answer, or none: that connection must end without another step, and the next one works.
+/// Sends a wrong answer, or none: the connection must end without another step, and the next one must work.
 fn lies(stage: &mut Stage, tamper: Tamper) -> Checked {
     stage.bereft()?;
     let act = stage.play(Script { tamper: Some((tamper, 1)), ..Script::default() })?;
@@ -130,7 +130,7 @@ fn lies(stage: &mut Stage, tamper: Tamper) -> Checked {
     };
     act.ended(stage, 0, HANG, || began().is_some())?;
     if let Some(message) = began() {
-        return Err(Finding::Fail(format!("it went on to {}", request_name(message.request))));
+        return Err(Finding::Fail(format!("it continued with {}", request_name(message.request))));
     }
     act.running()?;
     stage.echo(&act, 3)

@@ -1,9 +1,8 @@
-//! Checks of a front-end: a scripted back-end that behaves, dies, hangs or lies, and what the front-end makes
-//! of it.
+//! Checks of a front-end: a scripted back-end behaves, dies, hangs or lies, and the front-end must handle it.
 //!
-//! One front-end serves many checks: each check plays one back-end or several at the front-end's socket, and
-//! leaves; the front-end, which looks for its back-end again, meets the next check. One that does not is
-//! started anew for each.
+//! One front-end serves many checks. Each check plays one or several back-ends at the front-end's socket and
+//! disconnects. The front-end reconnects and meets the next check. One that does not is restarted for each
+//! check.
 
 mod conversation;
 mod losses;
@@ -32,17 +31,17 @@ macro_rules! front_checks {
 }
 use front_checks;
 
-/// All checks of front-ends, group by group.
+/// Returns all checks of front-ends, group by group.
 pub fn catalogue() -> Vec<&'static Check> {
     [conversation::CHECKS, traffic::CHECKS, requests::CHECKS, losses::CHECKS].into_iter().flatten().collect()
 }
 
-/// Runs one check on the front-end of `stage`.
+/// Runs a check on the front-end of `stage`.
 pub fn run(check: &'static Check, stage: &mut Stage) -> Outcome {
     let start = Instant::now();
     let result = match check.run {
         super::Script::Backend(script) => script(stage),
-        super::Script::Frontend(_) => Err(Finding::NoAccess("it is about back-ends".to_owned())),
+        super::Script::Frontend(_) => Err(Finding::NoAccess("it tests back-ends".to_owned())),
     };
     Outcome { check, result: stage.verdict(result), took: start.elapsed() }
 }

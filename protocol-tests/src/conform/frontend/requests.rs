@@ -1,4 +1,4 @@
-//! Requests of the back-end's own, which a front-end takes that has given it a channel for them.
+//! The back-end's own requests, for a front-end that provides a channel for them.
 
 use super::front_checks;
 use super::stage::{PATIENCE, Stage};
@@ -10,8 +10,8 @@ use crate::wire::request;
 front_checks! {
     "requests/config-change", Robust, Control,
     "vhost-user, VHOST_USER_SET_BACKEND_REQ_FD, VHOST_USER_GET_CONFIG",
-    "A front-end that gives its back-end a channel reads the configuration again when that says it is \
-     another.", config_change;
+    "A front-end with a back-end channel reads the configuration again after the back-end reports a \
+     change.", config_change;
 }
 
 fn config_change(stage: &mut Stage) -> Result<(), Finding> {
@@ -19,7 +19,7 @@ fn config_change(stage: &mut Stage) -> Result<(), Finding> {
     act.running()?;
     let count = |wanted: u32| act.last().iter().filter(|message| message.request == wanted).count();
     if count(request::SET_BACKEND_REQ_FD) == 0 {
-        return Err(Finding::NotOffered("it gives its back-end no channel".to_owned()));
+        return Err(Finding::NotOffered("it provides no back-end channel".to_owned()));
     }
     for status in [0, 1] {
         let before = count(request::GET_CONFIG);

@@ -1,4 +1,4 @@
-//! The front-end under test as a process, and the back-ends that it meets one after the other.
+//! The front-end under test as a process, and the back-ends that it meets in turn.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -13,33 +13,32 @@ use crate::daemon::{Daemon, poll_until};
 use crate::frame::{NetHeader, numbered};
 use crate::wire::{feature, request};
 
-/// How long a front-end may take to look for its back-end, and to set it up. Some wait a second between
-/// tries.
+/// Time limit for a front-end to reconnect and set up its back-end. Some wait a second between tries.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
-/// How long an echo may take.
+/// Time limit for an echo.
 const ECHO: Duration = Duration::from_secs(3);
 
-/// A front-end and where it looks for its back-end.
+/// A front-end and the socket of its back-end.
 #[derive(Debug)]
 pub struct Stage {
     command: String,
     echo: bool,
     directory: TempDir,
     process: Option<Daemon>,
-    /// What it said to the first back-end that did nothing wrong.
+    /// Its messages to the first well-behaved back-end.
     conversation: Option<Vec<Recorded>>,
-    /// Frames that have gone through its guest since it was started.
+    /// Frames that have passed through its guest since its start.
     pub(super) echoed: u32,
     number: u32,
 }
 
 impl Stage {
-    /// A front-end that is started by the shell's `command`, in which `{socket}` stands for its back-end's
-    /// socket and `{guest}` for the kernel of a guest that echoes frames. With `echo` its guest does so.
+    /// A front-end started by the shell `command`, in which `{socket}` stands for its back-end's socket and
+    /// `{guest}` for the kernel of a guest that echoes frames. `echo` says that its guest does so.
     ///
     /// # Errors
     ///
-    /// When there is no directory for socket and guest.
+    /// Returns an error if the directory for socket and guest cannot be created.
     pub fn new(command: &str, echo: bool) -> std::io::Result<Stage> {
         let directory = tempfile::tempdir()?;
         let guest = directory.path().join("guest");
@@ -55,13 +54,13 @@ impl Stage {
         self.directory.path().join("s")
     }
 
-    /// Ends the front-end's process; the next back-end meets a new one.
+    /// Ends the front-end's process; the next back-end starts a new one.
     pub fn restart(&mut self) {
         self.process = None;
         self.echoed = 0;
     }
 
-    /// A back-end that follows `script`, and a front-end that looks for it.
+    /// Starts a back-end that follows `script`, and a front-end that connects to it.
     pub(super) fn play(&mut self, script: Script) -> Result<Act, Finding> {
         let socket = self.socket();
         let _ = std::fs::remove_file(&socket);
@@ -75,31 +74,31 @@ impl Stage {
         Ok(Act { backend })
     }
 
-    /// A front-end that a good back-end has served and left.
+    /// Brings the front-end to a state in which a good back-end has served it and left.
     pub(super) fn bereft(&mut self) -> Result<(), Finding> {
         if self.process.as_mut().is_some_and(|process| !process.has_exited()) && self.conversation.is_some() {
             return Ok(());
         }
         let act = self.play(Script::default())?;
-        // An echo comes behind all that a front-end says to set up its rings; one that tries again and again
-        // is judged by a try that is over.
+        // An echo comes after all set-up messages. A front-end that keeps reconnecting is judged by a
+        // complete attempt.
         let result = act.running().and_then(|()| self.echo(&act, 1));
         self.conversation = Some(if result.is_ok() { act.last() } else { act.whole() });
         result
     }
 
-    /// Plays a good back-end once more: the front-end has to set it up as if nothing had been.
+    /// Plays a good back-end once more: the front-end must set it up as if nothing had happened.
     pub(super) fn recovers(&mut self) -> Result<(), Finding> {
         let act = self.play(Script::default())?;
         act.running()?;
         self.echo(&act, 3)
     }
 
-    /// What the front-end says to a back-end that does nothing wrong.
+    /// Returns the front-end's messages to a well-behaved back-end.
     pub(super) fn conversation(&mut self) -> Result<Vec<Recorded>, Finding> {
         if self.conversation.is_none() {
             let result = self.bereft();
-            // A front-end that said something has its words judged, whatever came of them.
+            // Keeps the messages of a front-end that sent any, even if the connection then failed.
             if self.conversation.as_ref().is_none_or(Vec::is_empty) {
                 self.conversation = None;
                 result?;
@@ -108,7 +107,7 @@ impl Stage {
         Ok(self.conversation.clone().unwrap_or_default())
     }
 
-    /// Frames to the guest come back from it as they are. Nothing where no guest echoes.
+    /// Sends frames to the guest, which must return them unchanged. Does nothing if no guest echoes.
     pub(super) fn echo(&mut self, act: &Act, count: u32) -> Result<(), Finding> {
         if !self.echo {
             return Ok(());
@@ -137,12 +136,12 @@ impl Stage {
         Ok(())
     }
 
-    /// Whether the process has ended.
+    /// Returns whether the process has ended.
     pub(super) fn has_ended(&mut self) -> bool {
         self.process.as_mut().is_some_and(Daemon::has_exited)
     }
 
-    /// Whether the guest's echo can be relied on.
+    /// Returns whether the guest is known to echo.
     pub(super) fn echoes(&self) -> Result<(), Finding> {
         match self.echo {
             true => Ok(()),
@@ -150,7 +149,7 @@ impl Stage {
         }
     }
 
-    /// What came of a check, with the process's last words if it has ended.
+    /// Returns the check's result, together with the process's last output if it has ended.
     pub(super) fn verdict(&mut self, result: Result<(), Finding>) -> Result<(), Finding> {
         let Some(process) = &mut self.process else { return result };
         if let Some(status) = process.wait(Duration::ZERO) {
@@ -160,33 +159,33 @@ impl Stage {
             return Err(died);
         }
         if result.is_err() {
-            // Whatever state that left must not be the next check's finding.
+            // A restart keeps the state of this failure from the next check.
             self.restart();
         }
         result
     }
 }
 
-/// A back-end on stage; it leaves when it is dropped.
+/// A playing back-end; dropping it disconnects it.
 #[derive(Debug)]
 pub(super) struct Act {
     pub(super) backend: Backend,
 }
 
 impl Act {
-    /// Messages of connection `number`.
+    /// Returns the messages of connection `number`.
     pub(super) fn heard(&self, number: usize) -> Vec<Recorded> {
         let record = self.backend.record();
         record.into_iter().filter(|message| message.connection == number).collect()
     }
 
-    /// Messages of the latest connection.
+    /// Returns the messages of the latest connection.
     pub(super) fn last(&self) -> Vec<Recorded> {
         let latest = self.backend.record().last().map_or(0, |message| message.connection);
         self.heard(latest)
     }
 
-    /// Messages of the latest connection that has ended and got as far as running rings, if there is one.
+    /// Returns the messages of the latest ended connection in which rings ran, if there is one.
     fn whole(&self) -> Vec<Recorded> {
         let ended = (0..self.backend.ended()).rev().map(|number| self.heard(number));
         ended.into_iter().find(|talk| runs(talk)).unwrap_or_else(|| self.last())
@@ -205,8 +204,8 @@ impl Act {
         })
     }
 
-    /// Waits until connection `number` has ended, or `enough` says that no more is to be seen. A process that
-    /// has ended has no more of them.
+    /// Waits until connection `number` has ended, or `enough` returns true. Returns an error if the process
+    /// has ended without it.
     pub(super) fn ended(
         &self,
         stage: &mut Stage,
@@ -219,12 +218,12 @@ impl Act {
         if ended() || enough() {
             return Ok(());
         }
-        // The end of a process is seen before that of its connection.
+        // The end of a process is visible before that of its connection.
         let gone = stage.has_ended() && poll_until(PATIENCE / 20, || ended().then_some(())).is_none();
         match (ended(), gone) {
             (true, _) => Ok(()),
             (_, true) => Err(Finding::Broken(format!("no connection {number}"))),
-            _ => Err(Finding::Fail(format!("connection {number} was kept for {limit:?}"))),
+            _ => Err(Finding::Fail(format!("connection {number} stayed open for {limit:?}"))),
         }
     }
 }
@@ -244,7 +243,7 @@ fn runs(talk: &[Recorded]) -> bool {
     })
 }
 
-/// The first 8 bytes of a message as a number.
+/// Returns the first 8 bytes of a message as a number.
 pub(super) fn long(message: &Recorded) -> u64 {
     message.body.first_chunk().copied().map_or(0, u64::from_le_bytes)
 }

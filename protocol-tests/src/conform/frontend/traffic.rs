@@ -1,4 +1,4 @@
-//! Frames through a guest that echoes them, with back-ends that offer more or less.
+//! Frames through a guest that echoes them, with back-ends that offer more or fewer features.
 
 use super::front_checks;
 use super::stage::Stage;
@@ -10,10 +10,10 @@ type Checked = Result<(), Finding>;
 
 front_checks! {
     "traffic/content", Must, Frames, "virtio 1.2, 5.1.6",
-    "Frames of all lengths go to the guest and come back as they are, once each and in order.", content;
+    "Frames of all lengths return from the guest unchanged, once each and in order.", content;
     "traffic/without-protocol", Must, Control, "vhost-user, Protocol features",
-    "A back-end without VHOST_USER_F_PROTOCOL_FEATURES hears no request of theirs; a front-end that needs \
-     them says so and ends.", without_protocol;
+    "Without VHOST_USER_F_PROTOCOL_FEATURES the back-end receives no request of protocol features; a \
+     front-end that needs them reports it and ends.", without_protocol;
     "traffic/without-reply-ack", Must, Control, "vhost-user, VHOST_USER_PROTOCOL_F_REPLY_ACK",
     "A back-end without REPLY_ACK is not asked for replies.",
     |stage| without(stage, protocol::REPLY_ACK, &[]);
@@ -22,14 +22,14 @@ front_checks! {
     |stage| without(stage, protocol::CONFIG, &[request::GET_CONFIG]);
     "traffic/without-slots", Must, Control,
     "vhost-user, Protocol features (VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS)",
-    "A back-end without CONFIGURE_MEM_SLOTS gets its memory by SET_MEM_TABLE.",
+    "A back-end without CONFIGURE_MEM_SLOTS receives its memory by SET_MEM_TABLE.",
     |stage| without(stage, protocol::CONFIGURE_MEM_SLOTS,
         &[request::ADD_MEM_REG, request::GET_MAX_MEM_SLOTS]);
     "traffic/without-mq", Robust, Control, "vhost-user, GET_QUEUE_NUM (should)",
     "A back-end without MQ is not asked for its number of queues.",
     |stage| without(stage, protocol::MQ, &[request::GET_QUEUE_NUM]);
     "traffic/without-options", Robust, Control, "virtio 1.2, 2.2.1 (SHOULD)",
-    "A back-end that offers VERSION_1 and nothing more of a device's features is served.", without_options;
+    "A back-end that offers no device feature but VERSION_1 is served.", without_options;
 }
 
 fn content(stage: &mut Stage) -> Checked {
@@ -40,7 +40,8 @@ fn content(stage: &mut Stage) -> Checked {
     stage.echo(&act, 200)
 }
 
-/// A new front-end with a back-end that lacks a protocol feature, and so must not hear `forbidden`.
+/// Checks a new front-end with a back-end that lacks a protocol feature and therefore must not receive
+/// `forbidden`.
 fn without(stage: &mut Stage, missing: u64, forbidden: &[u32]) -> Checked {
     stage.restart();
     let script = Script::default();
@@ -78,7 +79,7 @@ fn without_protocol(stage: &mut Stage) -> Checked {
     ensure!(heard.is_none(), "{} was sent", heard.map_or("", |message| request_name(message.request)));
     if result.is_err() && stage.has_ended() {
         stage.restart();
-        return Err(Finding::NotOffered("it ends at a back-end without protocol features".to_owned()));
+        return Err(Finding::NotOffered("it ends if the back-end lacks protocol features".to_owned()));
     }
     result?;
     let result = stage.echo(&act, 3);
