@@ -1,4 +1,4 @@
-//! Complaints about a guest, a peer or an image: all counted, few logged.
+//! Complaints about a guest, a peer or an image. All are counted, few are logged.
 
 use std::error::Error;
 use std::sync::{Mutex, PoisonError};
@@ -10,28 +10,28 @@ use volt_virtio::error_chain;
 /// Least time between two lines of one counter.
 const QUIET: Duration = Duration::from_secs(5);
 
-/// Most lines in that time that a guest brings about, by any means.
+/// Most lines that a guest can cause in that time, by any means.
 const LINES: u32 = 20;
 
-/// The lines of the whole process.
+/// The budget of the whole process.
 static BUDGET: LogBudget = LogBudget::new();
 
-/// Whether a line that the guest brought about, and can bring about again by resetting its device, may be
-/// logged: twenty may in five seconds.
+/// Returns whether to log a line that the guest caused, and could cause again by a reset of its device. The
+/// limit is 20 lines in 5 s.
 pub fn may_log() -> bool {
     BUDGET.take()
 }
 
-/// Lines in the present window of time.
+/// The lines logged in the present window of time.
 pub(crate) struct LogBudget(Mutex<Option<(Instant, u32)>>);
 
 impl LogBudget {
-    /// A whole one.
+    /// Returns a full budget.
     pub(crate) const fn new() -> LogBudget {
         LogBudget(Mutex::new(None))
     }
 
-    /// Whether there is another line in it, which is spent then.
+    /// Takes a line from the budget. Returns whether there was one.
     pub(crate) fn take(&self) -> bool {
         let mut window = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
@@ -42,8 +42,8 @@ impl LogBudget {
     }
 }
 
-/// Counts faults of one kind, and logs the first and then at most one every five seconds, so that a
-/// hostile guest cannot fill the host's log.
+/// Counts faults of one kind. Logs the first one, and then at most one every five seconds, so that a hostile
+/// guest cannot fill the host's log.
 pub struct Faults {
     label: String,
     total: u64,
@@ -51,17 +51,17 @@ pub struct Faults {
 }
 
 impl Faults {
-    /// A counter at zero; `label` begins each line.
+    /// Returns a counter at zero. `label` starts each line.
     pub fn new(label: impl Into<String>) -> Faults {
         Faults { label: label.into(), total: 0, last_line: None }
     }
 
-    /// Faults so far.
+    /// Returns the number of faults so far.
     pub fn total(&self) -> u64 {
         self.total
     }
 
-    /// Counts `fault`, and perhaps logs it with its sources.
+    /// Counts `fault`. Logs it with its sources, if the limits allow.
     pub fn report(&mut self, fault: &dyn Error) {
         self.total += 1;
         if self.last_line.is_some_and(|last| last.elapsed() < QUIET) {

@@ -1,4 +1,4 @@
-//! Opening the user's files: what kind of file a path leads to is known before anything waits for it.
+//! Opening the user's files. The kind of a file is checked before an operation that could wait for it.
 
 use std::fs::{self, File, FileType, OpenOptions};
 use std::io;
@@ -8,19 +8,19 @@ use std::path::Path;
 use rustix::fs::{OFlags, fcntl_setfl};
 use thiserror::Error;
 
-/// Why a file is not open.
+/// Why a file cannot be opened.
 #[derive(Debug, Error)]
 pub enum OpenError {
-    /// It is something else, like a FIFO, whose opening would wait for its other end, or a device that does
-    /// something when it is opened.
-    #[error("it is of the wrong kind")]
+    /// The file has another kind: a FIFO, whose opening would wait for its other end, or a device that acts
+    /// when it is opened.
+    #[error("it has the wrong kind")]
     Kind,
-    /// Missing, no permission, and the like.
+    /// The file is missing, there is no permission, or the like.
     #[error(transparent)]
     System(#[from] io::Error),
 }
 
-/// Opens `path` for reading, and with `write` for writing too, if it is of a kind that is `wanted`.
+/// Opens `path` for reading, and with `write` for writing, too, if its kind is `wanted`.
 ///
 /// # Errors
 ///
@@ -28,7 +28,7 @@ pub enum OpenError {
 pub fn open(path: &Path, write: bool, wanted: impl Fn(FileType) -> bool) -> Result<File, OpenError> {
     let check = |metadata: fs::Metadata| wanted(metadata.file_type()).then_some(()).ok_or(OpenError::Kind);
     check(fs::metadata(path)?)?;
-    // It may have been replaced since.
+    // The file may have been replaced since.
     let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
     let file = OpenOptions::new().read(true).write(write).custom_flags(flags).open(path)?;
     check(file.metadata()?)?;
@@ -66,7 +66,7 @@ mod tests {
             }
         }
         assert!(matches!(open_regular(&dir.path().join("absent")), Err(OpenError::System(_))));
-        // Replaced between the look and the opening: nothing waits either.
+        // Replaced between the check and the opening: nothing waits, either.
         assert!(matches!(
             open(&fifo, false, {
                 let looks = std::cell::Cell::new(0);

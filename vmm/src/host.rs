@@ -1,4 +1,4 @@
-//! What this host gives a machine, and what is lost where it does not: `volt-vmm check`.
+//! The abilities of this host, and the consequences of missing ones: `volt-vmm check`.
 
 use volt_program::check::{Findings, Given};
 use volt_virtio::error_chain;
@@ -7,7 +7,7 @@ use crate::board::vcpu_error::has_hardware_virtualisation;
 use crate::machine::builder::open_kvm;
 use crate::opener::{self, VHOST_NET};
 
-/// Looks, for TAP interface `tap` too. This process is in another network namespace then.
+/// Checks the host, and TAP interface `tap` if given. Leaves this process in another network namespace.
 pub fn look(tap: Option<&str>) -> Findings {
     let mut findings = Findings::default();
     match open_kvm(1) {
@@ -20,13 +20,12 @@ pub fn look(tap: Option<&str>) -> Findings {
         ),
     }
     match opener::vhost_net() {
-        Ok(_) => findings.note("vhost-net", Given::Yes, format_args!("{VHOST_NET} may be opened")),
+        Ok(_) => findings.note("vhost-net", Given::Yes, format_args!("{VHOST_NET} can be opened")),
         Err(error) => findings.note(
             "vhost-net",
             Given::Partly,
             format_args!(
-                "{VHOST_NET}: {error} (modprobe vhost_net): vhost-net=on goes without, vhost-net=require \
-                 fails"
+                "{VHOST_NET}: {error} (modprobe vhost_net): vhost-net=on falls back, vhost-net=require fails"
             ),
         ),
     }

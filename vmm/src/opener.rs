@@ -1,12 +1,11 @@
-//! Opening what takes a path or a privilege while a machine runs: a back-end's socket once more, an interface
-//! that was deleted, disks and networks that are plugged.
+//! Opening files that need a path or a privilege while a machine runs: the socket of a back-end that
+//! disconnected, an interface that was deleted, disks and network devices that are added.
 //!
-//! Until [`Opener::is_asked`] this process does so itself. From then on a [process beside
-//! it](volt_program::opener) does, which the confined one asks, and which opens for it
+//! Until [`Opener::is_asked`], this process opens them itself. From then on, this confined process asks the
+//! [opener process](volt_program::opener). It opens
 //!
-//! - the sockets that the command line names, and sockets and disks below the directories that `--allow-path`
-//!   names,
-//! - interfaces of any name: which of them this user may attach is the kernel's to say,
+//! - the sockets on the command line, and sockets and disks below the directories of `--allow-path`,
+//! - interfaces of any name: the kernel decides which of them this user may attach,
 //! - the kernel's vhost-net.
 
 use std::fs::File;
@@ -27,25 +26,25 @@ use volt_program::unix::{self, ConnectError, SocketFile};
 
 use crate::files::{self, OpenError};
 
-/// Where the kernel has its vhost-net.
+/// The device file of vhost-net.
 pub const VHOST_NET: &str = "/dev/vhost-net";
 
 static ASKED: OnceLock<volt_program::opener::Opener> = OnceLock::new();
 
-/// What the process beside opens, as the command line has it.
+/// The files that the opener may open, according to the command line.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Duties {
-    /// Below these, sockets and disks.
+    /// Directories whose sockets and disks may be opened.
     pub directories: Vec<WirePath>,
     /// Sockets of back-ends.
     pub sockets: Vec<WirePath>,
-    /// The API's socket, to be removed at the end, with device and number of its inode.
+    /// The API's socket with device and number of its inode. It is removed at the end.
     pub api: Option<(WirePath, (u64, u64))>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 enum Request {
-    /// Only the first time counts: whoever comes later has no say.
+    /// Only the first one counts, so that a compromised process cannot add to it.
     Entrust(Duties),
     Disk {
         path: WirePath,
@@ -57,16 +56,17 @@ enum Request {
     RemoveSocket,
 }
 
-/// The process beside, which waits until it [is asked](Opener::is_asked).
+/// The opener process. It waits until it [is asked](Opener::is_asked).
 #[derive(Debug)]
 pub struct Opener(volt_program::opener::Opener);
 
 impl Opener {
-    /// Forks it, and has it `begin`. Called by the main thread, beside which there is the log's at most.
+    /// Forks the opener, which calls `begin` first. Called by the main thread while no other thread exists
+    /// but the log's.
     ///
     /// # Errors
     ///
-    /// When the system has no process for it, or it does not begin.
+    /// Fails if the system cannot create a process, or `begin` fails.
     pub fn start(begin: impl FnOnce() -> Result<(), String>) -> io::Result<Opener> {
         let mut trusted = None;
         let opener = volt_program::opener::Opener::start(c"volt-opener", begin, move |request| {
@@ -83,11 +83,11 @@ impl Opener {
         Ok(Opener(opener))
     }
 
-    /// Tells it what it is for. Whatever is to be opened from here on, it is asked for.
+    /// Passes its duties to the opener. From here on, the opener opens all such files.
     ///
     /// # Errors
     ///
-    /// When a directory cannot be used, or it is gone.
+    /// Fails if a directory cannot be opened, or the opener has ended.
     pub fn is_asked(self, duties: Duties) -> io::Result<()> {
         self.0.ask(&Request::Entrust(duties))?.take()?;
         let _ = ASKED.set(self.0);
@@ -95,7 +95,7 @@ impl Opener {
     }
 }
 
-/// Opens a disk's image for reading, and with `write` for writing too.
+/// Opens a disk's image for reading, and with `write` for writing, too.
 ///
 /// # Errors
 ///
@@ -107,7 +107,7 @@ pub fn open_disk(path: &Path, write: bool) -> Result<File, OpenError> {
     Ok(fds.pop().ok_or(OpenError::Kind)?.into())
 }
 
-/// Connects to the back-end that listens at `path`, without waiting for anything.
+/// Connects to the back-end that listens at `path`, without waiting.
 ///
 /// # Errors
 ///
@@ -118,11 +118,11 @@ pub fn connect(path: &Path) -> Result<UnixStream, ConnectError> {
     Ok(fds.pop().ok_or(io::ErrorKind::NotFound).map_err(io::Error::from)?.into())
 }
 
-/// Opens an interface's queues: see [`open_again`].
+/// Opens an interface's queues. See [`open_again`].
 ///
 /// # Errors
 ///
-/// While it cannot be opened.
+/// Fails while the interface cannot be opened.
 pub fn open_interface(what: &Reopening) -> io::Result<Vec<OwnedFd>> {
     match ASKED.get() {
         Some(opener) => opener.ask(&Request::Interface(what.clone()))?.take(),
@@ -134,13 +134,13 @@ pub fn open_interface(what: &Reopening) -> io::Result<Vec<OwnedFd>> {
 ///
 /// # Errors
 ///
-/// When there is none, or not for this user.
+/// Fails if there is no vhost-net, or this user has no permission.
 pub fn open_vhost_net() -> io::Result<OwnedFd> {
     let Some(opener) = ASKED.get() else { return vhost_net() };
     opener.ask(&Request::VhostNet)?.take()?.pop().ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
-/// Removes the API's socket, which is `file`. One that is still there is no error.
+/// Removes the API's socket `file`. A failure is ignored.
 pub fn remove_socket(file: &SocketFile) {
     match ASKED.get() {
         Some(opener) => drop(opener.ask(&Request::RemoveSocket).and_then(|asked| asked.take())),
@@ -152,17 +152,17 @@ fn here(path: &Path, write: bool) -> Result<File, OpenError> {
     files::open(path, write, |kind| kind.is_file() || kind.is_block_device())
 }
 
-/// Opens it here.
+/// Opens vhost-net in this process.
 ///
 /// # Errors
 ///
-/// The system's.
+/// An error of the system.
 pub fn vhost_net() -> io::Result<OwnedFd> {
     let file = File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(VHOST_NET);
     file.map(OwnedFd::from)
 }
 
-/// An interface that is made goes with the machine, whatever is asked for.
+/// Makes sure that an interface that is created does not outlive the machine, whatever was requested.
 fn of_the_machine(mut what: Reopening) -> Reopening {
     if let Reopening::Tap { options, .. } = &mut what {
         (options.persist, options.owner) = (false, None);
@@ -170,7 +170,7 @@ fn of_the_machine(mut what: Reopening) -> Reopening {
     what
 }
 
-/// The process beside, once it knows what it is for.
+/// The opener's state after it got its duties.
 struct Trusted {
     directories: Vec<(PathBuf, OwnedFd)>,
     sockets: Vec<WirePath>,
@@ -198,7 +198,7 @@ impl Trusted {
             Request::Disk { path: WirePath(path), write } => {
                 return match here(&self.below(&path)?.path(), write) {
                     Ok(file) => Ok(vec![file.into()]),
-                    // Answered by no descriptor.
+                    // The answer is an empty list of descriptors.
                     Err(OpenError::Kind) => Ok(Vec::new()),
                     Err(OpenError::System(error)) => Err(error),
                 };
@@ -220,17 +220,16 @@ impl Trusted {
         Ok(Vec::new())
     }
 
-    /// What `path` leads to, if that is below a directory that may be used: neither `..` nor a link leads
-    /// out.
+    /// Finds `path` if it is below an allowed directory. Neither `..` nor a link leads out of it.
     fn below(&self, path: &Path) -> io::Result<Found> {
         let wanted = absolute(path)?;
-        let mut why = "it is below no directory that was named at its start";
+        let mut why = "it is not in an allowed directory";
         for (directory, opened) in &self.directories {
             let Ok(rest) = wanted.strip_prefix(directory) else { continue };
             let (flags, how) = (OFlags::PATH | OFlags::CLOEXEC, ResolveFlags::BENEATH);
             match openat2(opened, rest, flags, Mode::empty(), how) {
                 Ok(found) => return Ok(Found(found)),
-                Err(Errno::XDEV) => why = "a link leads out of the directory that is allowed",
+                Err(Errno::XDEV) => why = "a link leads out of the allowed directory",
                 Err(error) => return Err(error.into()),
             }
         }
@@ -243,11 +242,11 @@ fn not_allowed(path: &Path, why: &str) -> io::Error {
     io::Error::new(io::ErrorKind::PermissionDenied, text)
 }
 
-/// A file that was found, and is to be opened.
+/// A file that was found and is to be opened.
 struct Found(OwnedFd);
 
 impl Found {
-    /// Leads to it, whatever has become of the path by which it was found.
+    /// Returns a path that leads to the file, even if its original path has changed.
     fn path(&self) -> PathBuf {
         format!("/proc/self/fd/{}", self.0.as_raw_fd()).into()
     }
@@ -260,7 +259,7 @@ mod tests {
 
     use super::*;
 
-    /// Disks and sockets below the directories, sockets by their path, and nothing else.
+    /// Disks and sockets below the directories can be opened, and sockets by their path, and nothing else.
     #[test]
     fn what_may_be_opened_is_opened() {
         let dir = tempfile::tempdir().unwrap();

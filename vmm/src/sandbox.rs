@@ -1,19 +1,20 @@
-//! What each thread of volt-vmm may do.
+//! The sandbox of each thread of volt-vmm.
 //!
-//! The main thread is confined when the machine is built, right before its vCPUs start. Threads that are
-//! there already have been confined by then: each confines itself when it begins. Those that come later have
-//! what their makers have, and enter their own list.
+//! The main thread is confined after the machine is built, right before its vCPUs start. Earlier threads
+//! confine themselves when they begin. Later threads inherit the limits of their creators, and enter their
+//! own list.
 //!
 //! | threads | role |
 //! |---|---|
-//! | the main one; `maker`, `device`, `net-change`: devices that start, change and stop; `api...`; `net-port` | [`MAIN`] |
+//! | the main thread; `api...`; `net-port`; `maker`, `device`, `net-change`: changes of devices | [`MAIN`] |
 //! | `vcpuN` | [`VCPU`](lists::VCPU) |
 //! | `pairN` | [`FRAMES`] |
 //! | `disk`, `rng`, `net-control` | [`WORKER`](lists::WORKER) |
 //! | `net`, `net-timer`: a vhost-user back-end | [`BACK_END`](lists::BACK_END) |
 //! | `serial`, `signals`, `log` | their own |
 //!
-//! What takes a path or a privilege later on is the [opener](crate::opener)'s, a process of its own.
+//! Later operations that need a path or a privilege belong to the [opener](crate::opener), a separate
+//! process.
 
 use std::cell::Cell;
 use std::io;
@@ -34,20 +35,21 @@ pub mod lists;
 pub use lists::TABLE;
 use lists::{FRAMES, LOG, MAIN, OPENER};
 
-/// Filters of all roles. The build script has compiled them.
+/// Filters of all roles, compiled by the build script.
 static SANDBOX: Sandbox = include!(concat!(env!("OUT_DIR"), "/sandbox.rs"));
-/// Threads of this process are to be confined.
+/// Whether threads of this process are to be confined.
 static PREPARED: AtomicBool = AtomicBool::new(false);
-/// The main thread is confined, and so is whatever it makes.
+/// Whether the main thread is confined, and all threads that it creates.
 static CONFINED: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
-    /// This thread is.
+    /// Whether this thread is confined.
     static THIS_IS: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Has all threads that begin from now on be confined; `at_end` is done before the end of one that violates
-/// its list, in a signal's handler. Called by the main thread, beside which there is the log's alone.
+/// Makes all threads that begin from now on confine themselves. `at_end` runs in a signal handler before the
+/// end of a thread that violates its list. Called by the main thread while no other thread exists but the
+/// log's.
 ///
 /// # Errors
 ///
@@ -57,10 +59,10 @@ pub fn prepare(at_end: fn()) -> Result<(), SandboxError> {
     prepare_signal().map_err(handling)?;
     violation::handle().map_err(handling)?;
     violation::at_end(at_end);
-    // Finds the clock's vDSO by what no list has.
+    // Finds the clock's vDSO, with system calls that no list has.
     let _ = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     PREPARED.store(true, Ordering::Release);
-    // Made by threads that start devices, all of which are confined.
+    // Created by threads that start devices, which are all confined.
     on_start(|_| begin(&FRAMES, true));
     if !logging::in_its_thread(|| begin(&LOG, false)) {
         return Err(SandboxError::Log);
@@ -68,12 +70,11 @@ pub fn prepare(at_end: fn()) -> Result<(), SandboxError> {
     Ok(())
 }
 
-/// Confines the main thread, and what it makes from here on. Does nothing where nothing was
-/// [prepared](prepare).
+/// Confines the main thread, and the threads that it creates from here on. Does nothing without [`prepare`].
 ///
 /// # Errors
 ///
-/// See [`SandboxError`]; no vCPU may run then.
+/// See [`SandboxError`]. No vCPU may run after one.
 pub fn confine() -> Result<(), SandboxError> {
     if !PREPARED.load(Ordering::Acquire) {
         return Ok(());
@@ -83,7 +84,7 @@ pub fn confine() -> Result<(), SandboxError> {
     Ok(())
 }
 
-/// Confines the opener, which has no thread but this one.
+/// Confines the opener, whose only thread is this one.
 ///
 /// # Errors
 ///
@@ -97,7 +98,7 @@ pub fn confine_opener() -> Result<(), SandboxError> {
 ///
 /// # Errors
 ///
-/// When the process may have no more.
+/// Fails if the process may have no more threads.
 pub fn spawn<T: Send + 'static>(
     role: &'static Role,
     name: &str,
@@ -110,11 +111,11 @@ pub fn spawn<T: Send + 'static>(
     })
 }
 
-/// The same for a thread that ends with `scope`.
+/// Like [`spawn`], but the thread ends with `scope`.
 ///
 /// # Errors
 ///
-/// As above.
+/// See [`spawn`].
 pub fn spawn_scoped<'s, T: Send + 's>(
     scope: &'s Scope<'s, '_>,
     role: &'static Role,
@@ -128,12 +129,12 @@ pub fn spawn_scoped<'s, T: Send + 's>(
     })
 }
 
-/// Whether what this thread makes is confined.
+/// Returns whether threads created by this thread are confined.
 fn inherits() -> bool {
     THIS_IS.get() || CONFINED.load(Ordering::Acquire)
 }
 
-/// Begins a thread. One that cannot be confined must not go on.
+/// Begins a thread. A thread that cannot be confined must not run.
 fn begin(role: &'static Role, inherits: bool) {
     if !PREPARED.load(Ordering::Acquire) {
         return;

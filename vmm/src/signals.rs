@@ -1,7 +1,6 @@
-//! Signals that end the machine in order, and those that stop this process and let it go on.
+//! Signals that end the machine in order, and signals that stop this process and continue it.
 //!
-//! They are blocked in every thread and taken by one thread of their own, so that no code is interrupted in
-//! the middle of anything.
+//! Every thread blocks them, and one thread takes them. So no code is interrupted halfway.
 #![expect(unsafe_code, reason = "libc alone raises a signal in this thread")]
 
 use std::io;
@@ -17,18 +16,19 @@ use crate::board::exit::{ExitEvent, ExitReason, signal_status};
 use crate::console::terminal;
 use crate::sandbox::{self, lists::SIGNALS};
 
-/// Starts the thread that waits for signals. Call before any other thread is started, except for those that
+/// Starts the thread that waits for signals. Call it before any other thread starts, except for threads that
 /// block all signals.
 ///
-/// The first signal asks `exit` for the end, and leaves one that has begun alone. A second one, or a first
-/// while nobody waits for the event yet (the builder waits for a back-end), ends the process at once.
+/// The first signal requests the end from `exit`, unless the end has begun. A second signal ends the process
+/// at once, and so does a first one while nothing waits for the event yet (while the builder waits for a
+/// back-end).
 ///
 /// # Errors
 ///
-/// From the system.
+/// An error of the system.
 pub fn watch(exit: Arc<ExitEvent>) -> io::Result<()> {
     let mut taken = vec![libc::SIGCONT];
-    // Without those that whoever started the process wants ignored (nohup).
+    // Signals that were ignored at the start (nohup) stay ignored.
     for signal in ENDING.into_iter().chain([libc::SIGTSTP]) {
         if is_default(signal)? {
             taken.push(signal);
@@ -47,12 +47,12 @@ pub fn watch(exit: Arc<ExitEvent>) -> io::Result<()> {
     Ok(())
 }
 
-/// Does what `signal` is for; `asked`: an earlier one has asked for the end.
+/// Acts on `signal`. `asked` tells whether an earlier signal has requested the end.
 fn take(signal: c_int, exit: &ExitEvent, asked: &mut bool) {
     match signal {
         libc::SIGTSTP => {
             stop();
-            // No SIGCONT comes where the kernel has stopped nothing.
+            // No SIGCONT comes if the kernel did not stop the process.
             go_on(exit);
         }
         libc::SIGCONT => go_on(exit),
@@ -67,21 +67,21 @@ fn take(signal: c_int, exit: &ExitEvent, asked: &mut bool) {
     }
 }
 
-/// This process may have been stopped, and is not any more.
+/// Continues after a possible stop of this process.
 fn go_on(exit: &ExitEvent) {
     terminal::continued();
     exit.wake();
 }
 
-/// Does what SIGTSTP does by default, and leaves the terminal as a shell wants it. Returns when the process
-/// goes on, which is at once in a process group that no shell could continue (`setsid`, `ssh -t`): the kernel
-/// leaves it running.
+/// Does the default action of SIGTSTP, and restores the terminal for the shell first. Returns when the
+/// process continues. In a process group that no shell could continue (`setsid`, `ssh -t`), that is at once,
+/// because the kernel leaves it running.
 fn stop() {
     terminal::give_up();
     let set = SignalSet::of(&[libc::SIGTSTP]);
     // SAFETY: a valid signal, for this thread. It is blocked here and has its default action.
     unsafe { libc::raise(libc::SIGTSTP) };
-    // Fails for no valid set.
+    // Only an invalid set fails.
     let _ = set.unblock();
     let _ = set.block();
 }

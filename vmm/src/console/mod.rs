@@ -1,7 +1,7 @@
-//! The console: standard input to the UART, with Ctrl-A as the way out, and what the UART's output wants of
-//! somebody who can wait for it.
+//! The console: passes standard input to the UART, with Ctrl-A as the escape character, and drives the UART's
+//! output when it has to wait.
 //!
-//! The machine's main loop polls what [`Console::wanted_input`] and [`Console::room`] say and calls
+//! The machine's main loop polls [`Console::wanted_input`] and [`Console::room`], and calls
 //! [`Console::serve`] after each poll.
 
 use std::io::{self, IsTerminal};
@@ -16,19 +16,19 @@ use crate::serial::{Output, Room, Uart};
 
 pub mod terminal;
 
-/// What the user asked for.
+/// A command of the user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Leave the machine.
     Quit,
 }
 
-/// What is there for the console.
+/// The events that a poll found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ready {
     /// Input from the user.
     pub input: bool,
-    /// A word from the UART.
+    /// A message from the UART.
     pub room: bool,
 }
 
@@ -37,28 +37,28 @@ pub struct Console {
     uart: Arc<Mutex<Uart>>,
     room: Arc<Room>,
     output: Output,
-    /// When the output wants to be looked at without a word from the UART.
+    /// When to serve the output even without a message from the UART.
     deadline: Option<Instant>,
     input: Option<Input>,
 }
 
-/// Bytes on their way from standard input to the guest.
+/// Input on its way to the guest.
 struct Input {
     fd: OwnedFd,
-    /// Read, but not yet taken by the UART.
+    /// Bytes that the UART has not taken yet.
     pending: Vec<u8>,
-    /// Set on a terminal only: everything else is fed as it is.
+    /// Set on a terminal only. Input from elsewhere is passed unchanged.
     escape: Option<Escape>,
     ended: bool,
 }
 
 impl Console {
-    /// The console of `uart`, whose room and output these are; it has no input.
+    /// Creates the console of `uart`, with its room and output, and without input.
     pub fn new(uart: Arc<Mutex<Uart>>, room: Arc<Room>, output: Output) -> Console {
         Console { uart, room, output, deadline: None, input: None }
     }
 
-    /// Reads `input` for the guest; with `terminal`, Ctrl-A is the escape character.
+    /// Reads `input` for the guest. With `terminal`, Ctrl-A is the escape character.
     #[must_use]
     pub fn with_input(mut self, input: OwnedFd, terminal: bool) -> Console {
         let escape = terminal.then(Escape::default);
@@ -70,38 +70,38 @@ impl Console {
     ///
     /// # Errors
     ///
-    /// When the process may open no more files.
+    /// Fails if the process may open no more files.
     pub fn with_stdin(self) -> io::Result<Console> {
         let stdin = io::stdin();
         let input = stdin.as_fd().try_clone_to_owned()?;
         Ok(self.with_input(input, stdin.is_terminal()))
     }
 
-    /// The input to poll now, if there is one.
+    /// Returns the input to poll now, if any.
     pub fn wanted_input(&self) -> Option<&impl AsFd> {
         self.input.as_ref().filter(|input| input.wants_more()).map(|input| &input.fd)
     }
 
-    /// When to call [`Console::serve`] even if nothing is there.
+    /// Returns when to call [`Console::serve`] even without an event.
     pub fn deadline(&self) -> Option<Instant> {
         self.deadline
     }
 
-    /// Whether the user can type.
+    /// Returns whether the console has an input.
     pub fn has_input(&self) -> bool {
         self.input.is_some()
     }
 
-    /// The source of a word from the UART, to poll always.
+    /// Returns the source of messages from the UART. It is always polled.
     pub fn room(&self) -> &Room {
         &self.room
     }
 
-    /// Reads what `ready` says is there, hands on what the UART takes, and lets it send again.
+    /// Handles the events in `ready`: reads input, passes it to the UART, and lets the UART send again.
     pub fn serve(&mut self, ready: Ready) -> Option<Command> {
         let command = self.input.as_mut().filter(|_| ready.input).and_then(Input::read);
         if ready.room {
-            // Non-blocking; its count says nothing.
+            // Non-blocking. The count does not matter.
             let _ = self.room.event().read();
         }
         let mut uart = self.uart.lock().unwrap_or_else(PoisonError::into_inner);
@@ -113,21 +113,21 @@ impl Console {
         command
     }
 
-    /// Whether the guest has written anything yet.
+    /// Returns whether the guest has written anything yet.
     pub fn has_output(&self) -> bool {
         self.output.has_started()
     }
 
-    /// Waits for whoever reads the output, for a bounded time, when the guest writes no more.
+    /// Waits a bounded time for the reader of the output, when the guest writes no more.
     pub fn finish(&self) {
         self.output.finish();
     }
 }
 
 impl Input {
-    /// From a terminal we go on reading while the guest does not, so that Ctrl-A x always works.
+    /// Limit for a terminal. Reading goes on while the guest does not read, so that Ctrl-A x always works.
     const PENDING_TERMINAL: usize = 1 << 20;
-    /// From a file or pipe we read no more than we can hand on soon.
+    /// Limit for a file or a pipe. No more is read than can be passed on soon.
     const PENDING_FILE: usize = 4096;
 
     fn wants_more(&self) -> bool {
@@ -140,12 +140,12 @@ impl Input {
         let len = match rustix::io::read(&self.fd, &mut buffer) {
             Ok(len) => len,
             Err(Errno::INTR | Errno::AGAIN) => return None,
-            // Somebody else's terminal since the wait for input.
+            // The terminal went to another process during the wait for input.
             Err(Errno::IO) if self.escape.is_some() && !terminal::is_foreground() => return None,
-            // A terminal that is gone.
+            // The terminal no longer exists.
             Err(Errno::IO) => 0,
             Err(error) => {
-                warn!(event = "console_input_ended"; "no more input for the guest: standard input: {error}");
+                warn!(event = "console_input_ended"; "the guest gets no more input: standard input: {error}");
                 0
             }
         };
@@ -164,8 +164,8 @@ impl Input {
     }
 }
 
-/// The escape character's state: Ctrl-A x quits; Ctrl-A a or Ctrl-A Ctrl-A is one Ctrl-A; before any other
-/// character it is itself.
+/// State of the escape character. Ctrl-A x quits. Ctrl-A a and Ctrl-A Ctrl-A are one Ctrl-A. Before any other
+/// character, Ctrl-A is passed to the guest as well.
 #[derive(Default)]
 struct Escape {
     seen: bool,
@@ -174,7 +174,7 @@ struct Escape {
 impl Escape {
     const CTRL_A: u8 = 1;
 
-    /// Adds to `out` what the guest gets; `true` means quit.
+    /// Appends the bytes for the guest to `out`. Returns true for quit.
     fn take(&mut self, byte: u8, out: &mut Vec<u8>) -> bool {
         let seen = self.seen;
         self.seen = !seen && byte == Self::CTRL_A;

@@ -1,9 +1,9 @@
-//! The user's terminal in raw mode, and back again whatever happens.
+//! The user's terminal in raw mode, and its restoration in all cases.
 //!
-//! It is this process's while that is in the foreground, which a shell's `&`, `bg` and `fg` change. The main
-//! thread asks [`Terminal::follow`] before it waits, and takes input in the foreground only; a terminal is
-//! put back when the [`Terminal`] is dropped. The signal thread calls [`give_up`], the panic hook and the
-//! handler of fatal signals [`restore`].
+//! This process uses the terminal while it is in the foreground, which a shell's `&`, `bg` and `fg` change.
+//! The main thread calls [`Terminal::follow`] before it waits, and takes input in the foreground only.
+//! Dropping the [`Terminal`] restores the settings. The signal thread calls [`give_up`]. The panic hook and
+//! the handler of fatal signals call [`restore`].
 #![expect(unsafe_code, reason = "signal handlers exist in libc only")]
 
 use std::io;
@@ -17,41 +17,44 @@ use log::{info, warn};
 use rustix::stdio::stdin;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 
-/// The terminal's settings as we found them; written before they are changed.
+/// The terminal's original settings, stored before they are changed.
 static FOUND: OnceLock<Termios> = OnceLock::new();
-/// They are changed, as far as we know.
+/// Whether the settings are changed, as far as this process knows.
 static RAW: AtomicBool = AtomicBool::new(false);
-/// This process has been stopped since: whoever had the terminal meanwhile may have changed them.
+/// Whether this process was stopped since then, so that another process may have changed the settings.
 static STALE: AtomicBool = AtomicBool::new(false);
-/// This process is about to stop or to end, and leaves the terminal alone. Whoever takes or gives up the
-/// terminal holds the lock to the end: otherwise it could be taken between its giving up and the stop.
+/// Whether this process is about to stop or to end, and leaves the terminal alone. A thread that takes or
+/// gives up the terminal holds the lock to the end. Otherwise the terminal could be taken again between
+/// giving it up and the stop.
 static LEFT: Mutex<bool> = Mutex::new(false);
 
-/// Standard input's terminal, in raw mode in the foreground, until dropped.
+/// Standard input's terminal. In raw mode in the foreground, until dropped.
 #[derive(Debug)]
 pub struct Terminal {
     told: Option<bool>,
 }
 
 impl Terminal {
-    /// `None` when standard input is no terminal. Nothing is changed before [`Terminal::follow`].
+    /// Returns `None` if standard input is not a terminal. Changes nothing before [`Terminal::follow`].
     pub fn find() -> Option<Terminal> {
         tcgetattr(stdin()).ok().map(|_| Terminal { told: None })
     }
 
-    /// Takes the terminal as soon as this process is in the foreground, or is there again; whether it is.
+    /// Takes the terminal if this process is in the foreground. Returns whether it is.
     ///
     /// Each key then goes to the guest, Ctrl-C included. Output processing stays on, so that a log line's end
-    /// brings the cursor back to the left.
+    /// moves the cursor back to the left.
     pub fn follow(&mut self) -> bool {
         let Some((foreground, taken)) = take() else { return false };
         let news = self.told.replace(foreground) != Some(foreground);
         match taken {
             _ if !news => {}
-            Err(error) => warn!(event = "terminal_by_lines"; "the terminal gives keys line by line: {error}"),
+            Err(error) => {
+                warn!(event = "terminal_by_lines"; "the terminal sends lines, not keys: {error}")
+            }
             Ok(()) if foreground => info!(
                 event = "terminal_keys";
-                "Ctrl-A x leaves the machine, Ctrl-A a sends a Ctrl-A"
+                "Ctrl-A x ends the machine, Ctrl-A a sends a Ctrl-A"
             ),
             Ok(()) => info!(
                 event = "terminal_in_background";
@@ -68,8 +71,8 @@ impl Drop for Terminal {
     }
 }
 
-/// Whether this process is in the foreground, and there, what came of taking the terminal; `None` while that
-/// is left alone.
+/// Returns whether this process is in the foreground, and the result of taking the terminal. Returns `None`
+/// while the terminal is left alone.
 fn take() -> Option<(bool, io::Result<()>)> {
     let left = left();
     if *left {
@@ -99,38 +102,38 @@ fn enter() -> io::Result<()> {
     Ok(())
 }
 
-/// Whether the terminal on standard input is this process's to read and to set. One that does not control
-/// this process knows no background.
+/// Returns whether this process may read and set the terminal on standard input. A terminal that does not
+/// control this process has no background.
 pub fn is_foreground() -> bool {
-    // Not by rustix, whose process groups are never 0: the kernel's are, where a group's leader is outside of
+    // Not with rustix, whose process groups are never 0. The kernel's group is 0 if its leader is outside of
     // this PID namespace.
     // SAFETY: plain calls with plain values.
     let (theirs, ours) = unsafe { (libc::tcgetpgrp(STDIN_FILENO), libc::getpgrp()) };
     theirs == -1 || theirs == ours
 }
 
-/// Puts the terminal's settings back if they were changed. Safe in a signal handler, and any number of times.
+/// Restores the terminal's settings if they were changed. Safe in a signal handler, and can be repeated.
 pub fn restore() {
-    // In the background they are those of whoever has the terminal now.
+    // In the background, the settings belong to the process in the foreground.
     if let Some(found) = FOUND.get()
         && RAW.swap(false, Ordering::SeqCst)
         && is_foreground()
     {
-        // Async-signal-safe, as is what finds out the foreground: rustix makes its ioctl by a bare system
-        // call, which takes no lock and allocates nothing.
+        // Async-signal-safe, like the test for the foreground: rustix makes its ioctl as a bare system call,
+        // which takes no lock and allocates nothing.
         let _ = tcsetattr(stdin(), OptionalActions::Now, found);
     }
 }
 
-/// Puts it back for a process that ends, or stops until [`continued`].
+/// Restores the terminal for a process that ends, or stops until [`continued`].
 pub fn give_up() {
     let mut left = left();
     *left = true;
     restore();
 }
 
-/// This process goes on after a stop: [`Terminal::follow`] takes the terminal again, whatever its settings
-/// are now.
+/// Notes that this process continues after a stop. [`Terminal::follow`] then takes the terminal again,
+/// whatever its settings are.
 pub fn continued() {
     STALE.store(true, Ordering::SeqCst);
     *left() = false;
@@ -140,7 +143,7 @@ pub fn continued() {
 ///
 /// # Errors
 ///
-/// From the system.
+/// An error of the system.
 pub fn restore_on_fatal_signals() -> io::Result<()> {
     const FATAL: [c_int; 7] =
         [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT, libc::SIGTRAP, libc::SIGSYS];
@@ -148,10 +151,10 @@ pub fn restore_on_fatal_signals() -> io::Result<()> {
         // SAFETY: an all-zero sigaction is a valid one.
         let mut action: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
         action.sa_sigaction = on_fatal as *const () as usize;
-        // Once only: the handler returns, the fault comes again and does what it does by default. On the
-        // alternate stack, because the ordinary one may be what overflowed.
+        // Once only: the handler returns, the fault repeats, and the default action follows. On the alternate
+        // stack, because the ordinary one may have overflowed.
         action.sa_flags = libc::SA_RESETHAND | libc::SA_ONSTACK;
-        // SAFETY: the handler only calls what is async-signal-safe.
+        // SAFETY: the handler calls only async-signal-safe functions.
         if unsafe { libc::sigaction(signal, &raw const action, ptr::null_mut()) } != 0 {
             return Err(io::Error::last_os_error());
         }
@@ -161,8 +164,8 @@ pub fn restore_on_fatal_signals() -> io::Result<()> {
 
 extern "C" fn on_fatal(signal: c_int) {
     restore();
-    // For a signal that somebody sent, which no fault repeats; a fault gets its default action first or
-    // now, which is the same.
+    // For a signal that was sent, which no fault repeats. A fault gets its default action before this or
+    // here, with the same result.
     // SAFETY: raise is async-signal-safe.
     unsafe { libc::raise(signal) };
 }
