@@ -1,4 +1,4 @@
-//! From a configuration to a machine that is ready to run: the boot recipe, top to bottom.
+//! Builds a machine from a configuration, in the order of a boot.
 
 use std::io;
 use std::path::Path;
@@ -61,15 +61,15 @@ pub enum BuildError {
     KvmPermission,
     #[error("/dev/kvm cannot be used")]
     Kvm(#[source] kvm_ioctls::Error),
-    #[error("this KVM speaks version {0} of its interface, and 12 is needed")]
+    #[error("this KVM has version {0} of its interface, and volt-vmm needs 12")]
     KvmVersion(i32),
-    #[error("this host's KVM does not have {0}: use a newer kernel")]
+    #[error("this host's KVM lacks {0}: use a newer kernel")]
     Capability(&'static str),
-    #[error("{cpus} vCPUs are more than this host's KVM allows, {max}: choose a smaller --cpus")]
+    #[error("{cpus} vCPUs are more than the {max} that this host's KVM allows: choose a smaller --cpus")]
     Cpus { cpus: u8, max: usize },
-    #[error("KVM does not create the machine's {0}")]
+    #[error("KVM cannot create the machine's {0}")]
     Create(&'static str, #[source] kvm_ioctls::Error),
-    #[error("the leaves of CPUID do not fit together")]
+    #[error("the leaves of CPUID are too many for KVM")]
     Cpuid(#[source] vmm_sys_util::fam::Error),
     #[error("vCPU {id}")]
     Vcpu {
@@ -89,11 +89,11 @@ pub enum BuildError {
         #[source]
         source: io::Error,
     },
-    #[error("no more files: raise the limit (ulimit -n)")]
+    #[error("too many open files: raise the limit (ulimit -n)")]
     Files(#[source] io::Error),
     #[error(
-        "{count} virtio devices are more than the machine has places for with --transport {transport}: use \
-         fewer disks or networks{}", if *transport == "mmio" { ", or --transport pci" } else { "" }
+        "{count} virtio devices are too many for --transport {transport}: use fewer disks or networks{}",
+        if *transport == "mmio" { ", or --transport pci" } else { "" }
     )]
     Devices { count: usize, transport: &'static str },
     #[error(transparent)]
@@ -104,7 +104,7 @@ pub enum BuildError {
     Transport(#[from] TransportError),
     #[error(transparent)]
     Slot(#[from] PlugError),
-    #[error("two devices want the same addresses")]
+    #[error("two devices have the same addresses")]
     Range(#[from] RangeError),
     #[error("the process may have no more threads")]
     Thread(#[source] io::Error),
@@ -112,13 +112,13 @@ pub enum BuildError {
     Signal(#[source] io::Error),
 }
 
-/// Builds the machine that `config` describes; its end will be asked for at `exit`.
+/// Builds the machine that `config` describes. Its end is requested through `exit`.
 ///
 /// Waits for the back-ends of network devices.
 ///
 /// # Errors
 ///
-/// See [`BuildError`]; what is wrong with kernel, initramfs or disks is found before anything waits.
+/// See [`BuildError`]. Errors of kernel, initramfs and disks are found before anything waits.
 pub fn build(config: &VmConfig, exit: Arc<ExitEvent>) -> Result<Machine, BuildError> {
     let image = open_kernel(&config.kernel)?;
     let kvm = open_kvm(config.cpus)?;
@@ -165,11 +165,11 @@ fn open_kernel(path: &Path) -> Result<KernelImage, BootError> {
     KernelImage::open(path).map_err(|source: KernelError| BootError::Kernel { path: path.to_owned(), source })
 }
 
-/// Opens KVM, and sees that it has what a machine of so many vCPUs needs.
+/// Opens KVM, and checks that it supports a machine with this number of vCPUs.
 ///
 /// # Errors
 ///
-/// What is missing.
+/// See [`BuildError`].
 pub fn open_kvm(cpus: u8) -> Result<Kvm, BuildError> {
     const VERSION: i32 = 12;
     const NEEDED: [(Cap, &str); 6] = [
@@ -206,15 +206,15 @@ pub fn open_kvm(cpus: u8) -> Result<Kvm, BuildError> {
     Ok(kvm)
 }
 
-/// A VM with interrupt controllers and timer, still without memory and processors.
+/// Creates a VM with interrupt controllers and timer, without memory and processors.
 fn create_vm(kvm: &Kvm) -> Result<VmFd, BuildError> {
     let create = |what| move |error| BuildError::Create(what, error);
     let vm = kvm.create_vm().map_err(create("VM"))?;
     vm.set_tss_address(KVM_TSS).map_err(create("TSS"))?;
     vm.set_identity_map_address(KVM_IDENTITY_MAP).map_err(create("identity map"))?;
     vm.create_irq_chip().map_err(create("interrupt controllers"))?;
-    // After a reset the PIC passes on everything, as vectors that are exceptions. Firmware masks it; a
-    // kernel that uses it sets it up first.
+    // After a reset the PIC passes everything on, as vectors of exceptions. Firmware masks it. A kernel that
+    // uses the PIC sets it up first.
     for chip_id in [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE] {
         let mut chip = kvm_irqchip { chip_id, ..Default::default() };
         vm.get_irqchip(&mut chip).map_err(create("PIC"))?;
@@ -233,14 +233,14 @@ fn connect_power(pio: &Bus, vm: &Arc<VmFd>, exit: &Arc<ExitEvent>) -> Result<Arc
     Ok(button)
 }
 
-/// An eventfd that raises a pin of the IOAPIC.
+/// Creates an eventfd that raises a pin of the IOAPIC.
 fn irqfd(vm: &VmFd, gsi: u32, what: &'static str) -> Result<EventFd, BuildError> {
     let irqfd = EventFd::new(EFD_NONBLOCK).map_err(BuildError::Files)?;
     vm.register_irqfd(&irqfd, gsi).map_err(|error| BuildError::Create(what, error))?;
     Ok(irqfd)
 }
 
-/// Puts COM1 on the bus; the console is the host's side of it.
+/// Puts COM1 on the bus. The console is its host side.
 fn connect_serial(config: &SerialConfig, pio: &Bus, vm: &VmFd) -> Result<Option<Console>, BuildError> {
     let failed = |target: &str| {
         let target = target.to_owned();
@@ -264,7 +264,7 @@ fn connect_serial(config: &SerialConfig, pio: &Bus, vm: &VmFd) -> Result<Option<
     }))
 }
 
-/// Opens disks and connects to back-ends, in the order in which the guest will find the devices.
+/// Opens disks and connects to back-ends, in the guest's order of the devices.
 fn virtio_devices(
     config: &VmConfig,
     gate: &Arc<PauseGate>,
@@ -288,7 +288,7 @@ fn virtio_devices(
     Ok(devices)
 }
 
-/// Puts each device behind a transport on the bus.
+/// Gives each device a transport on the bus.
 fn connect_mmio(
     devices: Vec<Box<dyn VirtioDevice>>,
     maker: &Arc<Maker>,
@@ -298,7 +298,7 @@ fn connect_mmio(
 ) -> Result<(Arc<Devices>, Vec<MmioSlot>), BuildError> {
     let shown = devices.iter().map(|device| Device::of(&**device)).collect();
     let mut slots = Vec::new();
-    // There are as many slots: see virtio_devices.
+    // There are enough slots: see virtio_devices.
     for (slot, device) in (0..).map_while(mmio_slot).zip(devices) {
         let transport = MmioTransport::new(Made::wrap(maker, device), memory.clone(), vm, slot)?;
         mmio.insert(slot.base, MMIO_SLOT_SIZE, Arc::new(Mutex::new(transport)))?;
@@ -307,7 +307,7 @@ fn connect_mmio(
     Ok((Arc::new(Devices::fixed(shown)), slots))
 }
 
-/// Makes each device a function of a PCI bus whose slots the guest may be given and asked for while it runs.
+/// Makes each device a function of a PCI bus with hot-plug.
 fn connect_pci(
     devices: Vec<Box<dyn VirtioDevice>>,
     maker: Arc<Maker>,
@@ -329,7 +329,7 @@ fn connect_pci(
     Ok(list)
 }
 
-/// Creates the processors; number 0 starts at `entry`, the others wait for its start-up interrupt (SIPI).
+/// Creates the processors. Number 0 starts at `entry`. The others wait for its start-up interrupt (SIPI).
 fn create_vcpus(
     kvm: &Kvm,
     vm: &VmFd,

@@ -1,4 +1,4 @@
-//! What others show and change of a machine while it runs.
+//! The interface to a running machine for other threads.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -9,7 +9,7 @@ use crate::machine::devices::Devices;
 use crate::machine::pause::Pause;
 use crate::machine::power::PowerButton;
 
-/// A machine for the threads of the API, whose requests may outlive it.
+/// A machine for the threads of the API. Their requests may outlive it.
 pub struct MachineHandle {
     /// Number of vCPUs.
     pub cpus: u8,
@@ -19,12 +19,12 @@ pub struct MachineHandle {
     pub started: Instant,
     /// The devices.
     pub devices: Arc<Devices>,
-    /// What the threads of those to come pass.
+    /// The gate that the threads of later devices pass.
     pub gate: Arc<PauseGate>,
-    /// The end.
+    /// Requests the end of the machine.
     pub exit: Arc<ExitEvent>,
-    /// Stops everything for a while.
+    /// Pauses and resumes the machine.
     pub pause: Pause,
-    /// Asks the guest to end.
+    /// Asks the guest to shut down.
     pub power_button: Arc<PowerButton>,
 }

@@ -1,16 +1,16 @@
-//! A machine: how it is built, run, paused and ended.
+//! A machine: building, running, pausing and ending it.
 //!
-//! [`builder::build`] makes a [`Machine`] of a configuration. The main thread then stays in [`Machine::run`]:
-//! it serves the console and waits for the exit event. [`Machine::end`] closes what is left. The
-//! [`MachineHandle`] is what others show and change meanwhile, each on its own thread.
+//! [`builder::build`] turns a configuration into a [`Machine`]. The main thread then stays in
+//! [`Machine::run`], which serves the console and waits for the exit event. [`Machine::end`] closes the rest.
+//! Meanwhile other threads show and change the machine with the [`MachineHandle`].
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`builder`] | from a configuration to a machine that is ready to run: the boot recipe |
+//! | [`builder`] | builds a machine from a configuration |
 //! | [`devices`] | the virtio devices by name; plugging and removing them |
 //! | [`pause`] | pausing and resuming |
 //! | [`power`] | reset, power-off and the power button |
-//! | [`handle`] | what others show and change of a machine |
+//! | [`handle`] | the interface to a running machine for other threads |
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -31,11 +31,11 @@ use crate::console::{Command, Console, Ready};
 use crate::machine::handle::MachineHandle;
 use crate::vcpu::{Vcpu, VcpuThread};
 
-/// How often to look whether a guest that has written nothing gets on.
+/// Interval of the checks whether a guest without output makes progress.
 const LOOK: Duration = Duration::from_secs(1);
-/// How often is looked whether the terminal's foreground is this process's, while it is not.
+/// Interval of the checks whether this process is back in the terminal's foreground.
 const BACKGROUND: Duration = Duration::from_millis(250);
-/// How long the vCPUs may take to stop at the end, all together.
+/// How long all vCPUs together may take to stop at the end.
 const STOP: Duration = Duration::from_secs(5);
 
 pub mod builder;
@@ -44,24 +44,24 @@ pub mod handle;
 pub mod pause;
 pub mod power;
 
-/// Everything that makes up a machine. Dropping it ends its devices.
+/// All parts of a machine. Dropping it ends its devices.
 pub struct Machine {
     /// The processors, ready to run.
     pub vcpus: Vec<Vcpu>,
     /// The host's side of the serial port.
     pub console: Option<Console>,
-    /// What the processors share: the devices, the end, the pause.
+    /// The parts that the processors share: the devices, the end, the pause.
     pub board: Board,
-    /// What others show and change.
+    /// The interface for other threads.
     pub handle: Arc<MachineHandle>,
     /// Keeps eventfds and interrupts registered.
     pub vm: Arc<VmFd>,
-    /// What the VM's slots point to; dropped after the VM.
+    /// The memory behind the VM's slots. Dropped after the VM.
     pub memory: GuestMemoryMmap,
 }
 
 impl Machine {
-    /// Runs the guest until somebody asks for the end, and stops all vCPUs.
+    /// Runs the guest until its end is requested, and stops all vCPUs.
     pub fn run(&mut self) {
         let exit = self.board.exit.clone();
         let mut terminal =
@@ -75,9 +75,9 @@ impl Machine {
         if let Err(error) = waited {
             exit.request(ExitReason::Console(error));
         }
-        // Nobody reads it any more, while what follows may take seconds.
+        // Input is no longer read, and the next steps may take seconds.
         drop(terminal);
-        // Those of a paused machine wait there.
+        // The vCPUs of a paused machine wait there.
         self.board.gate.wake();
         stop(&threads);
         if let Some(console) = &self.console {
@@ -85,20 +85,20 @@ impl Machine {
         }
     }
 
-    /// Closes the devices of a machine that has [run](Machine::run), logs what ended it, and returns the exit
-    /// status. Who has a handle may keep it.
+    /// Closes the devices of a machine after [`Machine::run`], logs the reason of the end, and returns the
+    /// exit status. Other threads may keep a handle.
     pub fn end(self) -> u8 {
         let Machine { vcpus: _, console, board, handle, vm, memory } = self;
         let exit = board.exit.clone();
-        // Requests in hand may hold them longer.
+        // Requests in progress may hold the devices longer.
         handle.devices.end();
-        // In this order: devices stop before what they stand on goes.
+        // In this order: devices stop before the parts that they use disappear.
         drop((console, board, handle, vm, memory));
         exit.reason().map_or(status::ERROR, report)
     }
 }
 
-/// Starts the vCPUs' threads; when one does not start, that is a reason to end.
+/// Starts the vCPUs' threads. Requests the end if one cannot start.
 fn start(vcpus: Vec<Vcpu>, exit: &ExitEvent) -> Vec<VcpuThread> {
     let mut threads = Vec::new();
     for vcpu in vcpus {
@@ -116,11 +116,11 @@ fn start(vcpus: Vec<Vcpu>, exit: &ExitEvent) -> Vec<VcpuThread> {
 /// Ends all vCPUs' threads.
 fn stop(threads: &[VcpuThread]) {
     for id in VcpuThread::stop(threads, STOP) {
-        warn!(event = "vcpu_not_stopped", vcpu = id; "vCPU {id} does not stop; the process ends without it");
+        warn!(event = "vcpu_not_stopped", vcpu = id; "vCPU {id} does not stop; the process ends anyway");
     }
 }
 
-/// Tells why the machine ended, and returns the status for it.
+/// Logs why the machine ended, and returns the exit status.
 fn report(reason: &ExitReason) -> u8 {
     match reason {
         ExitReason::Vcpu(error) => error!(
@@ -136,8 +136,8 @@ fn report(reason: &ExitReason) -> u8 {
     reason.status()
 }
 
-/// Serves the console until the exit event. Before the guest's first output, looks whether the boot processor
-/// gets on.
+/// Serves the console until the exit event. Before the guest's first output, checks whether the boot
+/// processor makes progress.
 fn wait_for_exit(
     exit: &ExitEvent,
     console: Option<&mut Console>,
@@ -181,8 +181,8 @@ fn wait_for_console(
     // SAFETY: the console keeps its eventfd open, and outlives this function.
     let room = unsafe { BorrowedFd::borrow_raw(console.room().event().as_raw_fd()) };
     let mut fds = vec![PollFd::new(exit, PollFlags::IN), PollFd::from_borrowed_fd(room, PollFlags::IN)];
-    // Not even listed when it is not wanted: a hang-up is reported always.
-    // What is typed is for whoever has the terminal.
+    // Not listed unless it is wanted, because poll always reports a hang-up. In the background, input belongs
+    // to another process.
     let input = console.wanted_input().filter(|_| foreground);
     fds.extend(input.map(|input| PollFd::new(input, PollFlags::IN)));
     wait_readable(&mut fds, deadline)?;
@@ -190,11 +190,11 @@ fn wait_for_console(
     Ok(Ready { input: is_ready(2), room: is_ready(1) })
 }
 
-/// Waits until one of `fds` is ready, or until `deadline`. A signal (there is none for this thread but a
-/// debugger's) ends the wait with nothing ready.
+/// Waits until one of `fds` is ready, or until `deadline`. A signal ends the wait with nothing ready; this
+/// thread gets signals only from a debugger.
 fn wait_readable(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> io::Result<()> {
     let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-    // Only a time beyond all clocks is none.
+    // Only a time beyond all clocks cannot be converted. It means no limit.
     let left = left.and_then(|left| Timespec::try_from(left).ok());
     match poll(fds, left.as_ref()) {
         Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),

@@ -1,9 +1,9 @@
-//! Pauses a machine: its vCPUs, its devices' workers, and the frames that this process moves.
+//! Pausing a machine: its vCPUs, its devices' workers, and the frames that this process moves.
 //!
-//! The builder makes one [`Pause`] for each machine; the API's threads call it. vCPUs and workers stop at the
-//! [`PauseGate`], so that nobody starts or resets a device while the data paths of network devices, which are
-//! not the gate's, stop one by one. What other processes and the kernel move goes on as far as the guest has
-//! left them buffers. Signals, the console and the machine's end do not depend on it.
+//! The builder creates one [`Pause`] for each machine, and the API's threads call it. vCPUs and workers stop
+//! at the [`PauseGate`]. So nothing starts or resets a device while the data paths of network devices, which
+//! the gate does not stop, stop one by one. Frames that other processes and the kernel move continue until
+//! the guest's buffers are used up. Signals, the console and the machine's end do not depend on the pause.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,47 +16,46 @@ use volt_net::device::DeviceError;
 use crate::board::pause_gate::{PauseGate, PauseTimeout};
 use crate::machine::devices::Devices;
 
-/// How long vCPUs and workers may take: a disk's request in hand is what takes longest.
+/// How long vCPUs and workers may take to stop. The longest wait is for a disk's request in progress.
 const LIMIT: Duration = Duration::from_secs(3);
 
-/// Why a machine runs on.
+/// Why a machine cannot be paused.
 #[derive(Debug, Error)]
 pub enum PauseError {
-    /// A thread is held up by the host's disk.
-    #[error("a thread is held up by the host's disk: {0}")]
+    /// A thread waits for the host's disk.
+    #[error("a thread waits for the host's disk: {0}")]
     Late(#[from] PauseTimeout),
     /// A network device's worker is stuck.
     #[error("a network device does not stop")]
     Device(#[source] DeviceError),
 }
 
-/// What stops and goes on.
+/// Pauses and resumes a machine.
 pub struct Pause {
     gate: Arc<PauseGate>,
     devices: Arc<Devices>,
-    /// One change at a time.
+    /// Held during a change, so that there is one at a time.
     turn: Mutex<()>,
     paused: AtomicBool,
 }
 
 impl Pause {
-    /// A machine whose threads pass `gate`, and whose frames move by `devices`. Those that come while it is
-    /// paused have none before the guest goes on.
+    /// Creates the pause of a machine whose threads pass `gate`, and whose frames `devices` move. Devices
+    /// that are added during a pause move no frames before the guest continues.
     pub fn new(gate: Arc<PauseGate>, devices: Arc<Devices>) -> Pause {
         Pause { gate, devices, turn: Mutex::default(), paused: AtomicBool::new(false) }
     }
 
-    /// Whether the machine is paused.
+    /// Returns whether the machine is paused.
     pub fn is_paused(&self) -> bool {
         self.paused.load(Ordering::SeqCst)
     }
 
-    /// Stops everything; a machine that is paused stays so. Waits for a bounded time. Answers whether it ran
-    /// before.
+    /// Pauses the machine, if it is not paused already. Waits a bounded time. Returns whether it ran before.
     ///
     /// # Errors
     ///
-    /// When something does not stop; the machine runs on then.
+    /// Fails if something does not stop. The machine then continues.
     pub fn pause(&self) -> Result<bool, PauseError> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         if self.is_paused() {
@@ -72,13 +71,13 @@ impl Pause {
         Ok(true)
     }
 
-    /// Goes on; a machine that runs stays so.
+    /// Resumes the machine, if it is paused.
     pub fn resume(&self) {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         if self.is_paused() {
             self.go_on();
             self.paused.store(false, Ordering::SeqCst);
-            info!(event = "resumed"; "goes on");
+            info!(event = "resumed"; "resumed");
         }
     }
 

@@ -1,4 +1,4 @@
-//! The registers by which a guest resets or powers off the machine, and the button by which it is asked to.
+//! The registers for reset and power-off, and the power button.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -10,8 +10,8 @@ use crate::board::layout::{BUTTON_STATUS, RESET_REG, RESET_VALUE, SLEEP_CONTROL,
 /// `SLP_EN` of the sleep control register (ACPI 6.5, 4.8.3.7).
 const SLEEP_ENABLE: u8 = 1 << 5;
 
-/// Reset register, sleep control and sleep status register as the FADT places them, and behind them the
-/// button's status, as the DSDT does.
+/// Reset register, sleep control and sleep status register at the FADT's addresses, followed by the button's
+/// status at the DSDT's.
 pub struct PowerRegisters {
     exit: Arc<ExitEvent>,
     button: Arc<PowerButton>,
@@ -21,7 +21,7 @@ impl PowerRegisters {
     /// Number of ports, from [`RESET_REG`] on.
     pub const SIZE: u16 = BUTTON_STATUS - RESET_REG + 1;
 
-    /// Registers that report to `exit`, and tell of `button`.
+    /// Creates registers that report to `exit`, and show the state of `button`.
     pub fn new(exit: Arc<ExitEvent>, button: Arc<PowerButton>) -> PowerRegisters {
         PowerRegisters { exit, button }
     }
@@ -48,24 +48,24 @@ impl BusDevice for PowerRegisters {
     }
 }
 
-/// The power button. What comes of it is the guest's affair: its `button` driver makes a key press of it.
+/// The power button. The guest decides what to do: its `button` driver turns a press into a key press.
 pub struct PowerButton {
     pressed: Mutex<bool>,
     line: LevelLine,
 }
 
 impl PowerButton {
-    /// A button behind `line`, the interrupt of the DSDT's event device (ACPI 6.5, 5.6.9).
+    /// Creates a button that raises `line`, the interrupt of the DSDT's event device (ACPI 6.5, 5.6.9).
     pub fn new(line: LevelLine) -> PowerButton {
         PowerButton { pressed: Mutex::new(false), line }
     }
 
-    /// Presses it. The guest finds that when it looks, however long it takes to boot.
+    /// Presses the button. The press is kept until the guest reads it, however long the boot takes.
     pub fn press(&self) {
         self.set(true);
     }
 
-    /// Whether it was pressed since this was last asked.
+    /// Returns whether the button was pressed since the last call.
     fn take(&self) -> bool {
         self.set(false)
     }
@@ -80,7 +80,7 @@ impl PowerButton {
     }
 }
 
-/// The command port of a keyboard controller, as far as resetting the processor goes.
+/// The command port of a keyboard controller, reduced to the reset of the processor.
 pub struct KeyboardReset {
     exit: Arc<ExitEvent>,
 }
@@ -89,7 +89,7 @@ impl KeyboardReset {
     /// "Pulse output port" with only the reset line low.
     const PULSE_RESET: u8 = 0xfe;
 
-    /// A port that reports to `exit`.
+    /// Creates a port that reports to `exit`.
     pub fn new(exit: Arc<ExitEvent>) -> KeyboardReset {
         KeyboardReset { exit }
     }
@@ -131,7 +131,7 @@ mod tests {
         assert_eq!(after(2, 0xff), None, "the status register");
     }
 
-    /// The pin is high from the press to the read of the status, which tells it once.
+    /// The pin is high from the press until the status is read. The status shows the press once.
     #[test]
     fn a_press_stays_until_it_is_read() {
         let level = Arc::<AtomicBool>::default();

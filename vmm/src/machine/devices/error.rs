@@ -1,4 +1,4 @@
-//! Why a device does not come or go, in words for whoever asked.
+//! Why a device cannot be added or removed, in words for the caller.
 
 use std::time::Duration;
 
@@ -7,19 +7,19 @@ use thiserror::Error;
 use crate::virtio::handle::DeviceKind;
 use crate::virtio::pci::slots::SlotError;
 
-/// Why a device does not come or go.
+/// Why a device cannot be added or removed.
 #[derive(Debug, Error)]
 pub enum PlugError {
-    /// The transport.
+    /// The transport has no hot-plug.
     #[error(
         "the virtio-mmio transport cannot add or remove devices while the guest runs: start volt-vmm with \
          --transport pci"
     )]
     Mmio,
-    /// Two of a name.
-    #[error("there is a {} {name} already", kind.name())]
+    /// The name is taken.
+    #[error("a {} {name} exists already", kind.name())]
     Taken {
-        /// What it is.
+        /// Kind of the device.
         kind: DeviceKind,
         /// Its name.
         name: String,
@@ -27,35 +27,35 @@ pub enum PlugError {
     /// No such device.
     #[error("there is no {} {name}: {}", kind.name(), there_are(names))]
     Absent {
-        /// What was asked for.
+        /// Kind of the device.
         kind: DeviceKind,
-        /// By which name or number.
+        /// The name or number in the request.
         name: String,
-        /// What there is.
+        /// The names of all devices of this kind.
         names: Vec<String>,
     },
-    /// The bus does not take it.
+    /// The bus cannot take the device.
     #[error(transparent)]
     Slot(#[from] SlotError),
-    /// It is too late for either.
+    /// The machine ends.
     #[error("the machine ends")]
     Ended,
-    /// The guest did not eject it.
+    /// The guest did not eject the device.
     #[error(
-        "the guest has not given {} {name} back within {} s; it may still do so, and can be asked again",
+        "the guest has not released {} {name} within {} s: it may still do so; the request can be repeated",
         kind.name(), waited.as_secs()
     )]
     Late {
-        /// What it is.
+        /// Kind of the device.
         kind: DeviceKind,
         /// Its name.
         name: String,
-        /// The time it had.
+        /// The time that the guest had.
         waited: Duration,
     },
 }
 
-/// How to name those that there are.
+/// Lists the names and numbers in a sentence.
 fn there_are(names: &[String]) -> String {
     match names {
         [] => "there is none at all".to_owned(),

@@ -1,13 +1,14 @@
-//! The machine's virtio devices by name: what the API shows and changes, what a pause stops, and what comes
-//! and goes.
+//! The machine's virtio devices by name. The API shows and changes them, a pause stops them, and hot-plug
+//! adds and removes them.
 //!
-//! The builder makes one [`Devices`] for each machine and fills it. With virtio-mmio it stays as it is; on a
-//! PCI bus [`Devices::plug`] adds a device while the guest runs, and [`Devices::remove`] asks the guest for
-//! one, whose answer, like one that nobody asked for, comes to [`Devices::ejected`].
+//! The builder creates one [`Devices`] for each machine and fills it. With virtio-mmio the list does not
+//! change. On a PCI bus, [`Devices::plug`] adds a device while the guest runs, and [`Devices::remove`] asks
+//! the guest to release one. Every ejection by the guest, requested or not, calls [`Devices::ejected`].
 //!
-//! One lock holds the list together with the slots: whoever plugs has it to the end, so that a slot that
-//! looks free is. It is taken before the locks of the buses, and neither in an access to a device nor while
-//! one ends, which takes as long as its request in hand: until then its name and its slot stay taken.
+//! One lock protects the list and the slots. Adding a device holds it to the end, so that a free slot stays
+//! free. It is taken before the locks of the buses. It is held neither during an access to a device nor while
+//! a device ends. Ending a device takes as long as its request in progress; until then, its name and its slot
+//! stay taken.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -28,64 +29,64 @@ mod error;
 
 pub use error::PlugError;
 
-/// What is known of a device beside its transport.
+/// The properties of a device that do not depend on its transport.
 pub struct Device {
-    /// What it is.
+    /// Kind of the device.
     pub kind: DeviceKind,
     /// Its name.
     pub name: String,
-    /// Of a network device.
+    /// Address of a network device.
     pub mac: Option<Mac>,
-    /// Shows and changes it.
+    /// Shows and changes the device.
     pub handle: Arc<dyn DeviceHandle>,
 }
 
 impl Device {
-    /// What `device` shows of itself, before a transport takes it.
+    /// Returns the properties of `device`, before a transport takes it.
     pub fn of(device: &dyn VirtioDevice) -> Device {
         let name = device.name().to_owned();
         Device { kind: device.kind(), name, mac: device.mac(), handle: device.handle() }
     }
 }
 
-/// How a device of the list is.
+/// Status of a device in the list.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ListedStatus {
-    /// Of the device itself.
+    /// Status of the device itself.
     #[serde(flatten)]
     pub device: DeviceStatus,
-    /// On a PCI bus.
+    /// Status of its slot on the PCI bus.
     #[serde(flatten)]
     pub slot: Option<SlotStatus>,
 }
 
-/// How a slot of the PCI bus is.
+/// Status of a slot of the PCI bus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SlotStatus {
-    /// Its number.
+    /// Number of the slot.
     pub slot: usize,
-    /// The guest was asked for the device.
+    /// Whether the guest was asked to release the device.
     pub removing: bool,
 }
 
 struct Entry {
     device: Device,
-    /// On the PCI bus.
+    /// Slot on the PCI bus.
     slot: Option<usize>,
-    /// The guest was asked for it.
+    /// Whether the guest was asked to release it.
     removing: bool,
-    /// Differs from that of a later device in the same slot.
+    /// Unique: a later device in the same slot has another one.
     id: u64,
 }
 
-/// A PCI bus whose slots may be filled and emptied while the guest runs.
+/// A PCI bus whose slots change while the guest runs.
 struct Plug {
     slots: PciSlots,
     events: Arc<HotplugEvents>,
     maker: Arc<Maker>,
 }
 
-/// The devices in the order in which they came.
+/// The devices, in the order in which they were added.
 pub struct Devices {
     list: Mutex<List>,
     gone: Condvar,
@@ -96,7 +97,7 @@ pub struct Devices {
 struct List {
     entries: Vec<Entry>,
     next_id: u64,
-    /// Nothing comes any more.
+    /// Whether the machine has ended and no device can be added.
     ended: bool,
 }
 
@@ -106,8 +107,8 @@ impl List {
             let name = &device.name;
             warn!(
                 event = "same_address", device:% = name;
-                "{twin} and {name} have the same address, {mac}: on one network neither works; give them \
-                 others with mac="
+                "{twin} and {name} have the same address, {mac}: on one network neither works; give one of \
+                 them another mac="
             );
         }
         let id = self.next_id;
@@ -115,7 +116,7 @@ impl List {
         self.entries.push(Entry { device, slot, removing: false, id });
     }
 
-    /// Another network device of the same address.
+    /// Finds another network device with the same address.
     fn same_address(&self, device: &Device) -> Option<&str> {
         let others = self.entries.iter().map(|entry| &entry.device);
         others
@@ -124,7 +125,7 @@ impl List {
             .next()
     }
 
-    /// By name, or by number among those of its kind.
+    /// Finds a device by name, or by number among the devices of its kind.
     fn find(&mut self, kind: DeviceKind, name: &str) -> Result<&mut Entry, PlugError> {
         let same: Vec<_> =
             (0..self.entries.len()).filter(|at| self.entries[*at].device.kind == kind).collect();
@@ -141,30 +142,31 @@ impl List {
 }
 
 impl Devices {
-    /// Devices that stay.
+    /// Creates a list that does not change.
     pub fn fixed(devices: Vec<Device>) -> Devices {
         let mut list = List::default();
         devices.into_iter().for_each(|device| list.push(device, None));
         Devices { list: Mutex::new(list), gone: Condvar::new(), plug: None }
     }
 
-    /// None yet; they go into `slots`, the guest is told by `events`, and `maker` starts and resets them.
+    /// Creates an empty list. Devices go into `slots`, `events` notifies the guest, and `maker` starts and
+    /// resets the devices.
     pub fn on_pci(slots: PciSlots, events: Arc<HotplugEvents>, maker: Arc<Maker>) -> Devices {
         Devices { plug: Some(Plug { slots, events, maker }), ..Devices::fixed(Vec::new()) }
     }
 
-    /// How each device is.
+    /// Returns the status of each device.
     pub fn status(&self) -> Vec<ListedStatus> {
         let entries: Vec<_> = {
             let list = self.list();
             let slot = |entry: &Entry| Some(SlotStatus { slot: entry.slot?, removing: entry.removing });
             list.entries.iter().map(|entry| (entry.device.handle.clone(), slot(entry))).collect()
         };
-        // Without the list, which a vCPU may want: a device that is slow to stop is slow to tell, too.
+        // Without the lock, which a vCPU may need: a device that stops slowly also reports its status slowly.
         entries.into_iter().map(|(handle, slot)| ListedStatus { device: handle.status(), slot }).collect()
     }
 
-    /// Does something with a device, by its name or its number among those of its kind.
+    /// Calls `act` with a device, found by its name or its number among the devices of its kind.
     ///
     /// # Errors
     ///
@@ -178,27 +180,27 @@ impl Devices {
         self.list().find(kind, name).map(|entry| act(&entry.device))
     }
 
-    /// Stops all frames that this process moves; some may have stopped when that fails.
+    /// Stops all frames that this process moves. After a failure, some may have stopped.
     ///
     /// # Errors
     ///
-    /// When a worker does not stop.
+    /// Fails if a worker does not stop.
     pub fn pause(&self) -> Result<(), DeviceError> {
         let list = self.list();
         list.entries.iter().try_for_each(|entry| entry.device.handle.pause())
     }
 
-    /// Goes on after [`Devices::pause`].
+    /// Continues after [`Devices::pause`].
     pub fn resume(&self) {
         let list = self.list();
         list.entries.iter().for_each(|entry| entry.device.handle.resume());
     }
 
-    /// Whether [`Devices::plug`] would take a device of this name now: to be asked before it is opened.
+    /// Checks that [`Devices::plug`] would accept a device of this name, before the device is opened.
     ///
     /// # Errors
     ///
-    /// What is in its way.
+    /// The reason against it.
     pub fn room_for(&self, kind: DeviceKind, name: &str) -> Result<(), PlugError> {
         self.check(&self.list(), kind, name).map(|_| ())
     }
@@ -215,21 +217,21 @@ impl Devices {
         Ok(plug)
     }
 
-    /// Adds a device that is there when the guest starts.
+    /// Adds a device before the guest starts.
     ///
     /// # Errors
     ///
-    /// Without a PCI bus, or when that does not take it.
+    /// Fails without a PCI bus, or if the bus cannot take the device.
     pub fn attach(&self, device: Box<dyn VirtioDevice>) -> Result<usize, PlugError> {
         let plug = self.plug.as_ref().ok_or(PlugError::Mmio)?;
         self.put(&mut self.list(), plug, device)
     }
 
-    /// Adds a device while the guest runs, and tells it. The slot is where the guest finds it.
+    /// Adds a device while the guest runs, and notifies the guest. Returns its slot.
     ///
     /// # Errors
     ///
-    /// See [`PlugError`]; the device is closed again then.
+    /// See [`PlugError`]. The device is closed then.
     pub fn plug(&self, device: Box<dyn VirtioDevice>) -> Result<usize, PlugError> {
         let Device { kind, name, .. } = Device::of(&*device);
         let mut list = self.list();
@@ -249,12 +251,12 @@ impl Devices {
         Ok(slot)
     }
 
-    /// Asks the guest for a device, and waits until it has given it back.
+    /// Asks the guest to release a device, and waits for it.
     ///
     /// # Errors
     ///
-    /// With virtio-mmio, without such a device, and when the guest takes longer than `limit`: then the
-    /// request stands.
+    /// Fails with virtio-mmio, without such a device, and if the guest takes longer than `limit`. In the last
+    /// case the request stands.
     pub fn remove(&self, kind: DeviceKind, name: &str, limit: Duration) -> Result<(), PlugError> {
         let plug = self.plug.as_ref().ok_or(PlugError::Mmio)?;
         let end = Instant::now() + limit;
@@ -264,7 +266,7 @@ impl Devices {
         let (id, name) = (entry.id, entry.device.name.clone());
         info!(
             event = "device_removal_asked", device:% = name;
-            "{} {name}: the guest is asked to give it back", kind.name()
+            "{} {name}: the guest is asked to release it", kind.name()
         );
         if let Some(slot) = entry.slot {
             plug.events.eject(slot);
@@ -279,8 +281,8 @@ impl Devices {
         if list.ended { Err(PlugError::Ended) } else { Ok(()) }
     }
 
-    /// Closes all devices, as the machine ends, whoever still waits for the guest here or has something of
-    /// theirs. Called when the vCPUs have stopped; what one that has not keeps busy stays open.
+    /// Closes all devices at the machine's end, even if a request still waits for the guest or holds one of
+    /// them. Called after the vCPUs have stopped. A device that a stuck vCPU keeps busy stays open.
     pub fn end(&self) {
         let mut list = self.list();
         list.ended = true;
@@ -292,28 +294,28 @@ impl Devices {
         self.gone.notify_all();
     }
 
-    /// The guest gives `slot` back: what is in it ends here. Called on a vCPU's thread, with no device in its
-    /// hands.
+    /// Ends the device in `slot`, which the guest has ejected. Called on a vCPU's thread that holds no
+    /// device.
     pub fn ejected(&self, slot: usize) {
         let Some(plug) = &self.plug else { return };
         let of_slot = |entry: &&Entry| entry.slot == Some(slot);
         let Some(id) = self.list().entries.iter().find(of_slot).map(|entry| entry.id) else { return };
-        // Without the list, which everybody wants, and the machine's end too.
+        // Without the lock, which all others need, the machine's end included.
         if !plug.slots.take(slot) {
             return;
         }
         let mut list = self.list();
         plug.events.forget(slot);
         plug.slots.release(slot);
-        // Unless the machine has ended meanwhile.
+        // The machine may have ended meanwhile.
         let Some(at) = list.entries.iter().position(|entry| entry.id == id) else { return };
         let Entry { device: Device { kind, name, .. }, removing, .. } = list.entries.remove(at);
         drop(list);
         self.gone.notify_all();
-        let why = if removing { "" } else { ", which nobody asked for" };
+        let why = if removing { "" } else { " without a request" };
         info!(
             event = "device_removed", device:% = name;
-            "{} {name}: given back by the guest{why}; it is removed", kind.name()
+            "{} {name}: released by the guest{why}, and removed", kind.name()
         );
     }
 

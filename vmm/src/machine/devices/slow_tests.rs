@@ -1,5 +1,5 @@
-//! Devices that take their time to end, on a PCI bus of a virtual machine without a guest: they hold up
-//! nobody.
+//! Devices that take long to end, on the PCI bus of a virtual machine without a guest. They delay nothing
+//! else.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -14,7 +14,7 @@ use crate::board::irq::LevelLine;
 use crate::virtio::testing::{PATIENCE, eventually, memory};
 use crate::virtio::{ActivateError, Activation};
 
-/// A disk whose reset waits for the request in hand, and that for `hold`.
+/// A disk whose reset waits for its request in progress, which lasts until `hold` is released.
 #[derive(Clone)]
 struct Slow {
     name: String,
@@ -89,8 +89,8 @@ fn devices(test: &str) -> Option<Devices> {
     ))
 }
 
-/// While a vCPU ends a device, all others come and go; its own name and slot are free when it has ended, and
-/// then whoever waits for that hears of it.
+/// While a vCPU ends a device, others can be added and removed. The device's own name and slot are free after
+/// its end, and a waiting removal then succeeds.
 #[test]
 fn a_slow_ejection_holds_up_nobody() {
     let Some(devices) = devices("a_slow_ejection_holds_up_nobody") else { return };
@@ -111,7 +111,7 @@ fn a_slow_ejection_holds_up_nobody() {
             devices.pause().unwrap();
             devices.resume();
             devices.ejected(other);
-            // A guest that says it twice.
+            // The guest ejects it twice.
             devices.ejected(slot);
             devices.status()
         });
@@ -122,7 +122,7 @@ fn a_slow_ejection_holds_up_nobody() {
         removal.join().unwrap().unwrap();
     });
     assert!(devices.status().is_empty());
-    // All 31 slots are free again, each once.
+    // All 31 slots are free again, and each is used once.
     let add = |number: usize| devices.plug(Box::new(Slow::new(&number.to_string()))).unwrap();
     let mut slots: Vec<_> = (0..31).map(add).collect();
     slots.sort_unstable();
@@ -147,7 +147,7 @@ fn the_end_waits_for_no_ejection() {
     assert!(devices.status().is_empty());
 }
 
-/// Nor does the vCPU wait for one that the machine's end closes.
+/// The vCPU does not wait for a device that the machine's end closes.
 #[test]
 fn an_ejection_does_not_wait_for_the_end() {
     let Some(devices) = devices("an_ejection_does_not_wait_for_the_end") else { return };
