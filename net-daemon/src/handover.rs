@@ -1,10 +1,10 @@
-//! A running daemon gives everything to a new process, between two frames of the guest.
+//! The hand-over of a running daemon to a new process, between two frames of the guest.
 //!
 //! ```text
-//! new                          old, which serves all the time up to 'last'
+//! new                          old, which serves until 'last'
 //!  |------ take over --------->|
-//!  |<----- state, fds ---------|  answers no front-end from here on
-//!  | imports, checks, touches nothing
+//!  |<----- state, fds ---------|  answers no front-end from now on
+//!  | imports, checks, changes nothing
 //!  |------ ready ------------->|
 //!  |                           |  stops popping, publishes
 //!  |<----- last ---------------|  frames that wait for buffers, broken vrings; format 1: counters
@@ -12,9 +12,9 @@
 //!  | starts
 //! ```
 //!
-//! The one byte decides: whoever could send it never serves again, whoever could not goes on. Before a new
-//! process gives up waiting it shuts its end for reading, so that the byte has either come by then or can
-//! never be sent.
+//! The `go` byte decides. If the old process could send it, it never serves again; otherwise it continues.
+//! Before the new process stops waiting, it shuts down its end for reading: then the byte has either arrived,
+//! or can never be sent.
 #![forbid(unsafe_code)]
 
 use std::io::{self, Read};
@@ -36,49 +36,48 @@ use volt_net::state::transfer;
 use crate::control::{self, ControlError, Offer, Reply, Request};
 use crate::state::{FinalState, program};
 
-/// How long each side waits for the other. Nothing of the guest's waits meanwhile but its front-end's
-/// messages.
+/// How long each side waits for the other. Meanwhile, only the front-end's messages wait.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long a process takes to end at most, once its descriptors are closed.
+/// Longest time that a process takes to end once its descriptors are closed.
 const END: Duration = Duration::from_secs(1);
 const GO: u8 = b'G';
 
-/// Why a hand-over failed. The daemon that ran goes on.
+/// Why a hand-over failed. The running daemon continues.
 #[derive(Debug, Error)]
 pub(crate) enum HandOverError {
     #[error(transparent)]
     Control(#[from] ControlError),
     #[error("the running daemon refuses: {0}")]
     Refused(String),
-    #[error("the running daemon's answer makes no sense")]
+    #[error("the running daemon sent an unexpected answer")]
     Answer,
-    #[error("the running daemon did not stop in time; it goes on")]
+    #[error("the running daemon did not stop in time; it continues")]
     Late,
-    #[error("the running daemon ended in the middle, or changed its mind")]
+    #[error("the running daemon ended or stopped the hand-over before it was complete")]
     Ended,
-    #[error("the hand-over's connection failed")]
+    #[error("the connection of the hand-over failed")]
     Socket(#[from] io::Error),
 }
 
-/// What the new process says to the offer.
+/// The new process's response to the offer.
 #[derive(Debug, Serialize, Deserialize)]
 enum Response {
     Ready,
     Cannot(String),
 }
 
-/// The new process's side, which has the offer.
+/// The old process, for the new one, which has its offer.
 #[derive(Debug)]
 pub(crate) struct Predecessor {
     socket: UnixStream,
     pid: i32,
     supervised: bool,
-    /// To tell the old process's end from a connection that it closed.
+    /// Distinguishes the death of the old process from a connection that it closed.
     process: Option<OwnedFd>,
 }
 
 impl Predecessor {
-    /// Asks the daemon that is controlled at `path` for its state.
+    /// Asks the daemon with control socket `path` for its state.
     pub(crate) fn ask(path: &Path) -> Result<(Predecessor, Offer, Vec<OwnedFd>), HandOverError> {
         let request = Request::TakeOver { formats: Format::ALL.to_vec(), program: program() };
         match control::ask(path, &request, PATIENCE)? {
@@ -93,12 +92,12 @@ impl Predecessor {
         }
     }
 
-    /// Tells the old process that this one cannot.
+    /// Tells the old process that this one cannot take over.
     pub(crate) fn give_up(self, why: &str) {
         let _ = transfer::send(&self.socket, &Response::Cannot(why.to_owned()), &[]);
     }
 
-    /// Lets the old process stop; everything is this one's when this returns.
+    /// Makes the old process stop. When this returns `Ok`, this process owns everything.
     pub(crate) fn wait_for_go(self) -> Result<FinalState, HandOverError> {
         transfer::send(&self.socket, &Response::Ready, &[])?;
         let (bytes, late) = self.read_to_go();
@@ -115,7 +114,7 @@ impl Predecessor {
         }
     }
 
-    /// Everything that the old process still sends, and whether it took too long.
+    /// Reads everything that the old process sends. Also returns whether it took too long.
     fn read_to_go(&self) -> (Vec<u8>, bool) {
         let (mut bytes, mut late) = (Vec::new(), false);
         let mut piece = [0; 4096];
@@ -124,7 +123,7 @@ impl Predecessor {
                 Ok(0) => break,
                 Ok(count) => bytes.extend_from_slice(&piece[..count]),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // From here on nothing more can come, but what has come can still be read.
+                // After the shutdown nothing more can arrive, but bytes that have arrived can still be read.
                 Err(_) if !late && self.socket.shutdown(Shutdown::Read).is_ok() => late = true,
                 Err(_) => break,
             }
@@ -132,7 +131,7 @@ impl Predecessor {
         (bytes, late)
     }
 
-    /// Whether the old process has ended without a word, and nobody starts it again.
+    /// Returns whether the old process has died, and no supervisor restarts it.
     fn is_dead(&self) -> bool {
         let Some(process) = self.process.as_ref().filter(|_| !self.supervised) else { return false };
         let limit = Timespec::try_from(END).ok();
@@ -140,21 +139,26 @@ impl Predecessor {
         if dead {
             warn!(
                 event = "predecessor_died", pid:% = self.pid;
-                "process {} died while it handed over", self.pid
+                "process {} died during the hand-over", self.pid
             );
         }
         dead
     }
 }
 
-/// The process of that number, if it is a daemon like this one: in another PID namespace it would be anybody.
+/// Opens the process with this number, if it is a volt-netd: in another PID namespace, the number belongs to
+/// an unrelated process.
 fn process(pid: i32) -> Option<OwnedFd> {
     let process = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
     let name = |of: &str| std::fs::read_to_string(format!("/proc/{of}/comm")).ok();
     (name(&pid.to_string())? == name("self")?).then_some(process)
 }
 
-/// The old process's side: offers, and waits until the new one is ready. `Err` says why it goes on.
+/// The old process's side: sends the offer, and waits until the new process is ready.
+///
+/// # Errors
+///
+/// The reason why the old process continues.
 pub(crate) fn offer(
     socket: &UnixStream,
     offer: Offer,
@@ -179,12 +183,12 @@ pub(crate) fn offer(
     }
 }
 
-/// Sends what is known only when nothing runs any more.
+/// Sends the part of the state that is known only when nothing runs any more.
 pub(crate) fn send_last(socket: &UnixStream, last: &FinalState) -> io::Result<()> {
     transfer::send(socket, last, &[])
 }
 
-/// Tells the new process to go. After a success nothing that was handed over may be touched.
+/// Tells the new process to start. After a success, this process must not touch anything that it handed over.
 pub(crate) fn send_go(socket: &impl AsFd) -> io::Result<()> {
     send(socket, &[GO], SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?;
     Ok(())

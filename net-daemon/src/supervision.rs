@@ -1,11 +1,11 @@
 //! A worker's line to its supervisor, which holds the state for the next worker.
 //!
-//! The supervisor reads the connection's socket for its worker, keeps what it has read until it is given the
-//! state that came of it, and sends the reply with taking that state. So whenever a worker dies, a request
-//! has either not happened, and the next worker gets it, or it has happened and is answered.
+//! The supervisor reads the connection's socket for its worker. It keeps the bytes until the worker commits
+//! the state that results from them, and then sends the reply. So whenever a worker dies, a request has
+//! either not happened, and the next worker receives it, or it has happened and is answered.
 //!
-//! A supervisor that does not answer is ended: it could start another worker, with what has become an old
-//! state, at any time later. Its worker goes on as after any other death of its supervisor.
+//! A worker kills a supervisor that does not answer: otherwise it could start another worker with an outdated
+//! state at any later time. The worker then continues, as after any other death of its supervisor.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
@@ -28,51 +28,53 @@ use volt_vhost_user::channel::Piece;
 use crate::opener::{self, Request};
 use crate::state::FinalState;
 
-/// How long each side may take in the middle of a message, and a supervisor for an answer. The latter twice,
-/// as time also passes while both processes are stopped; what takes longest is a systemd that is slow.
+/// Longest pause of either side within a message, and of the supervisor before an answer. The worker waits
+/// twice for an answer, because time also passes while both processes are stopped. A slow systemd delays the
+/// answer most.
 const LIMIT: Duration = Duration::from_secs(5);
-/// The same where it waits for another daemon to stop.
+/// Like [`LIMIT`], but for an answer that waits for another daemon to stop.
 const START_LIMIT: Duration = Duration::from_secs(15);
 
-/// What a worker tells its supervisor.
+/// A worker's report to its supervisor.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Report {
-    /// A worker that takes over from another daemon can start.
+    /// A worker that takes over from another daemon is ready to start.
     Ready,
-    /// What has come of the connection's next message is wanted.
+    /// Asks for the bytes of the connection's next message.
     Read {
         connection: FdId,
-        /// What has come of the message already.
+        /// The bytes of the message that have already arrived.
         #[serde(with = "hex")]
         begun: Vec<u8>,
     },
-    /// The state as it is now; all that was read before is part of it.
+    /// The current state, which includes the effect of all bytes read before.
     Commit(Commit),
-    /// The state has gone to another daemon, whose connection comes with this; the worker has stopped.
+    /// The worker has stopped and handed its state to another daemon, whose connection comes with this
+    /// message.
     HandOver { program: String },
 }
 
-/// A state, and what to do with the connection once it is held.
+/// A state, and the reply to send once the supervisor holds it.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Commit {
     pub(crate) state: Box<RawValue>,
     /// All descriptors that the state names.
     pub(crate) all: Vec<FdId>,
-    /// Those that come with this message, in this order.
+    /// The descriptors sent with this message, in this order.
     pub(crate) new: Vec<FdId>,
-    /// What the front-end has not taken of earlier replies.
+    /// The bytes of earlier replies that the front-end has not accepted.
     #[serde(with = "hex")]
     pub(crate) unsent: Vec<u8>,
     pub(crate) answer: Option<Answer>,
     pub(crate) observed: Observed,
 }
 
-/// Where a supervisor finds what it serves metrics of.
+/// The supervisor's sources for metrics.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Observed {
     pub(crate) pairs: usize,
     pub(crate) counters: Option<FdId>,
-    /// The socket to serve them at.
+    /// The listening socket of the metrics server.
     pub(crate) metrics: Option<FdId>,
 }
 
@@ -81,23 +83,24 @@ pub(crate) struct Observed {
 pub(crate) struct Answer {
     /// The connection's socket.
     pub(crate) connection: FdId,
-    /// What to send, after what could not be sent before.
+    /// The bytes to send, after those left from earlier replies.
     #[serde(with = "hex")]
     pub(crate) reply: Vec<u8>,
 }
 
-/// What a supervisor tells its worker.
+/// A supervisor's message to its worker.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Order {
-    /// What has come, with its descriptors: `None` for nothing, no bytes for the end.
+    /// The bytes read, with their descriptors: `None` if there are none yet, no bytes at the connection's
+    /// end.
     Piece(Option<Bytes>),
-    /// The connection failed.
+    /// The connection failed with this error number.
     Failed(i32),
-    /// The state is held, the request is answered but for so many bytes.
+    /// The supervisor holds the state, and has sent the reply except for this number of bytes.
     Held { unsent: usize },
-    /// The daemon that ran before has stopped: start.
+    /// The predecessor has stopped: start.
     Start(FinalState),
-    /// The other daemon has gone away: go on.
+    /// The successor is gone: continue.
     GoOn,
 }
 
@@ -109,7 +112,7 @@ pub(crate) struct Bytes {
     pub(crate) too_many: bool,
 }
 
-/// The line.
+/// A worker's end of the line.
 #[derive(Debug)]
 pub(crate) struct Line {
     socket: UnixStream,
@@ -119,7 +122,7 @@ pub(crate) struct Line {
 }
 
 impl Line {
-    /// A line: the supervisor's end, and that of a worker that it will fork.
+    /// Creates a line: the supervisor's end, and that of a worker to be forked.
     pub(crate) fn pair() -> io::Result<(UnixStream, UnixStream)> {
         let (supervisor, worker) = UnixStream::pair()?;
         for end in [&supervisor, &worker] {
@@ -129,19 +132,20 @@ impl Line {
         Ok((supervisor, worker))
     }
 
-    /// Over the worker's end; the supervisor has the descriptors `known`.
+    /// Wraps the worker's end of a line. The supervisor has the descriptors `known`.
     pub(crate) fn new(socket: UnixStream, opener: Arc<Opener>, known: BTreeSet<FdId>) -> Line {
         Line { socket, opener, known }
     }
 
-    /// Reads what has come of the connection's next message: see [`volt_vhost_user::channel::read_message`].
+    /// Reads the available bytes of the connection's next message, like
+    /// [`volt_vhost_user::channel::read_message`].
     pub(crate) fn read(
         &self,
         socket: impl AsFd,
         connection: FdId,
         begun: &[u8],
     ) -> io::Result<Option<Piece>> {
-        // Nobody is asked for what has not come.
+        // Do not ask the supervisor if there is nothing to read.
         if let Err(Errno::AGAIN) = recv(socket, &mut [0], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
             return Ok(None);
         }
@@ -153,7 +157,8 @@ impl Line {
         }
     }
 
-    /// Leaves `state` with the supervisor. Returns how many bytes of replies the front-end has not taken.
+    /// Sends `state` to the supervisor. Returns the number of bytes of replies that the front-end has not
+    /// accepted.
     pub(crate) fn commit(
         &mut self,
         state: Box<RawValue>,
@@ -181,7 +186,7 @@ impl Line {
         }
     }
 
-    /// Says that this worker can start, and waits until it may.
+    /// Reports that this worker is ready, and waits for the order to start.
     pub(crate) fn wait_for_start(&self) -> io::Result<FinalState> {
         match self.ask(&Report::Ready, &[], START_LIMIT)?.0 {
             Order::Start(last) => Ok(last),
@@ -189,9 +194,12 @@ impl Line {
         }
     }
 
-    /// Lets the supervisor tell the daemon behind `successor` to go. Returns only if that daemon went away
-    /// before; otherwise the supervisor ends this process. `BrokenPipe`: there is no supervisor any more, and
-    /// nothing was told.
+    /// Makes the supervisor tell the daemon behind `successor` to start. Returns `Ok` only if that daemon is
+    /// already gone; otherwise the supervisor kills this process.
+    ///
+    /// # Errors
+    ///
+    /// `BrokenPipe`: the supervisor is gone, and the successor was not told.
     pub(crate) fn hand_over(&self, successor: &UnixStream, program: &str) -> io::Result<()> {
         let report = Report::HandOver { program: program.to_owned() };
         match self.ask(&report, &[successor.as_fd()], LIMIT)?.0 {
@@ -200,7 +208,11 @@ impl Line {
         }
     }
 
-    /// Sends a report and takes what the supervisor says to it. `TimedOut`: it did not, and is ended.
+    /// Sends a report and receives the supervisor's answer.
+    ///
+    /// # Errors
+    ///
+    /// `TimedOut`: the supervisor did not answer, and was killed.
     fn ask(
         &self,
         report: &Report,
@@ -216,7 +228,7 @@ impl Line {
         answer.map_err(|error| match error.kind() {
             io::ErrorKind::WouldBlock => {
                 opener::ask_and_wait(&self.opener, &Request::EndSupervisor);
-                io::Error::new(io::ErrorKind::TimedOut, "it did not answer, and was ended")
+                io::Error::new(io::ErrorKind::TimedOut, "it did not answer, and was killed")
             }
             _ => error,
         })
@@ -230,5 +242,5 @@ impl AsFd for Line {
 }
 
 fn unexpected(order: &Order) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("the supervisor said {order:?}"))
+    io::Error::new(io::ErrorKind::InvalidData, format!("unexpected answer of the supervisor: {order:?}"))
 }

@@ -1,10 +1,11 @@
-//! The minimal parent of `--supervise`: holds what its worker commits, and starts another one when that dies.
+//! The supervisor of `--supervise`: a minimal parent process that holds the state committed by its worker,
+//! and starts a new worker if it dies.
 //!
-//! It reads nothing that a guest or a front-end has written, maps no memory of theirs, and waits for two
-//! things: its worker and signals. A worker is a fork of it, so that the next one has the descriptors at
+//! The supervisor interprets no data of a guest or front-end, maps none of their memory, and waits for its
+//! worker and for signals only. A worker is a fork of the supervisor, so the next one has the descriptors at
 //! once.
 //!
-//! Two workers never serve one ring: the next one is started when the last one has been reaped.
+//! Two workers never serve one ring: the supervisor reaps a worker before it starts the next one.
 #![expect(unsafe_code, reason = "fork")]
 
 use std::io;
@@ -45,7 +46,7 @@ mod observers;
 mod outcome;
 mod worker;
 
-/// Status of a worker that could not go on with the state.
+/// Exit status of a worker that could not use the state.
 const UNUSABLE: i32 = 3;
 
 /// Runs workers until one ends by itself.
@@ -54,7 +55,7 @@ pub(crate) fn run(cli: &Cli, origin: Origin, opener: Arc<Opener>) -> Result<Exit
     signals.push(libc::SIGCHLD);
     let signals = SignalSet::of(&signals);
     signals.block()?;
-    // For the worker, which takes them when it can.
+    // The worker unblocks these once it handles them.
     SignalSet::of(&signals::OF_A_WORKER).block()?;
     let signal_fd = signals.descriptor()?;
     let mut supervisor = Supervisor {
@@ -77,7 +78,7 @@ pub(crate) fn run(cli: &Cli, origin: Origin, opener: Arc<Opener>) -> Result<Exit
 
 struct Supervisor<'a> {
     cli: &'a Cli,
-    /// For its workers.
+    /// Used by the workers.
     opener: Arc<Opener>,
     signals: SignalSet,
     signal_fd: SignalFd,
@@ -86,12 +87,12 @@ struct Supervisor<'a> {
     held: Held,
     deaths: Deaths,
     observers: Observers,
-    /// Told to end.
+    /// A signal has told this process to end.
     told: bool,
     confined: bool,
-    /// The daemon whose place the worker takes, until that has stopped.
+    /// The daemon that the worker replaces, until it has stopped.
     predecessor: Option<Predecessor>,
-    /// What that daemon said last, until the worker's state has it.
+    /// The predecessor's last state, until the worker has committed a state with it.
     last: Option<FinalState>,
 }
 
@@ -101,7 +102,7 @@ impl Supervisor<'_> {
             let stored = self.adopt(&mut origin);
             let worker = self.start(origin)?;
             if stored {
-                info!(event = "went_on_from_store"; "went on with what systemd kept");
+                info!(event = "went_on_from_store"; "continued with the state that systemd kept");
             }
             match self.watch(&worker)? {
                 Outcome::Ended(status) => {
@@ -112,7 +113,7 @@ impl Supervisor<'_> {
                 }
                 Outcome::GivenAway => return Ok(ExitCode::SUCCESS),
                 Outcome::Unusable => {
-                    // The next start of the unit is a fresh one.
+                    // The unit's next start begins afresh.
                     self.store.iter_mut().for_each(Store::clear);
                     return Ok(ExitCode::FAILURE);
                 }
@@ -121,7 +122,7 @@ impl Supervisor<'_> {
         }
     }
 
-    /// Takes what is to be held of where the next worker comes from. Whether it came from systemd.
+    /// Takes over the state in `origin`, or that in systemd's store. Returns whether it came from the store.
     fn adopt(&mut self, origin: &mut Origin) -> bool {
         if let Origin::Fresh(given) = origin
             && let Some(store) = &mut self.store
@@ -141,8 +142,8 @@ impl Supervisor<'_> {
         false
     }
 
-    /// Keeps copies of what the worker gets: a fork has its own of each descriptor, so they are one and the
-    /// same here.
+    /// Keeps copies of the state that the worker gets. The worker, as a fork, has its own copy of each
+    /// descriptor.
     fn hold(&mut self, origin: &Origin) {
         if let Origin::Dead(from) | Origin::Running(from, _) = origin {
             self.held.state = RawValue::from_string(from.state.clone()).ok();
@@ -153,22 +154,22 @@ impl Supervisor<'_> {
     }
 
     fn start(&mut self, origin: Origin) -> Result<Worker, AnyError> {
-        // A worker that stops in the middle of a report, or does not read its answer, is ended, and so is a
-        // supervisor.
+        // The line has time limits. Either side kills the other if it stops in the middle of a message, or
+        // does not read or answer one.
         let (line, theirs) = Line::pair()?;
         let (lines, inquiries) = self.observers.lines()?;
         let known = self.held.fds.keys().copied().collect();
         let deadly = self.deaths.deadly.clone();
         self.deaths.worked = false;
         let restarts = self.deaths.restarts;
-        // SAFETY: beside this thread there are the log's, and those that a silent file system holds in a
-        // system call. None holds a lock but the allocator's, and that one is free in a child of the C
-        // library's.
+        // SAFETY: the other threads are the log's, and those that an unresponsive file system holds in a
+        // system call. None of them holds a lock except the allocator's, which the C library's fork leaves
+        // free in the child.
         let forked = logging::across_fork(|| unsafe { libc::fork() });
         match Pid::from_raw(forked) {
             _ if forked < 0 => Err(io::Error::last_os_error().into()),
             Some(pid) => {
-                // The worker's own from here on.
+                // Only the worker uses these from now on.
                 drop((origin, theirs, inquiries));
                 self.observers.ask_by(lines);
                 let worker = Worker { pid, line, started: Instant::now() };
@@ -183,9 +184,10 @@ impl Supervisor<'_> {
                 if leave {
                     worker::die_with_parent();
                 }
-                // Copies that would keep open what the supervisor closes.
+                // These copies would keep open the descriptors that the supervisor closes.
                 (self.held, self.predecessor, self.store) = (Held::default(), None, None);
-                // Its thread is the supervisor's, and nobody is there to wait for.
+                // Not dropped: the metrics server's thread exists in the supervisor only, so it cannot be
+                // joined.
                 std::mem::forget(std::mem::take(&mut self.observers));
                 let until_flushed = theirs.try_clone();
                 let supervision = Supervision {
@@ -207,7 +209,7 @@ impl Supervisor<'_> {
                         if error.is::<Unusable>() { UNUSABLE } else { 1 }
                     }
                 };
-                // Before the line closes: this process is ended soon after.
+                // Before the line closes: the supervisor kills this process soon after.
                 logging::flush();
                 drop(until_flushed);
                 std::process::exit(status)
@@ -215,7 +217,7 @@ impl Supervisor<'_> {
         }
     }
 
-    /// Serves a worker until it is gone.
+    /// Serves a worker until it ends.
     fn watch(&mut self, worker: &Worker) -> Result<Outcome, AnyError> {
         loop {
             let watchdog = self.observers.watchdog.as_ref();
@@ -246,13 +248,13 @@ impl Supervisor<'_> {
         }
     }
 
-    /// Takes one report.
+    /// Receives and handles one report of the worker.
     fn listen(&mut self, worker: &Worker) -> Result<Option<Outcome>, AnyError> {
         match transfer::receive::<Report>(&worker.line) {
             Ok((Report::Commit(commit), fds)) => {
                 self.confine(worker)?;
                 let unsent = self.commit(commit, fds);
-                // A worker that is dead needs no answer.
+                // A dead worker needs no answer.
                 let _ = transfer::send(&worker.line, &Order::Held { unsent }, &[]);
                 Ok(None)
             }
@@ -275,13 +277,13 @@ impl Supervisor<'_> {
                 }
             }
             Ok((Report::HandOver { program }, fds)) => Ok(self.hand_over(worker, fds, &program)),
-            // Its end is at hand: the line closes with the process.
+            // The line closes when the worker's process ends.
             Err(_) => Ok(Some(self.over(worker.reap()))),
         }
     }
 
-    /// Gives up what it takes to open an interface, as soon as a worker has done so: those that come after it
-    /// go on with what is open.
+    /// Drops the privileges for opening an interface after the first commit of a worker, which has it open:
+    /// later workers inherit the descriptors.
     fn confine(&mut self, worker: &Worker) -> Result<(), AnyError> {
         if std::mem::replace(&mut self.confined, true) {
             return Ok(());
@@ -299,7 +301,7 @@ impl Supervisor<'_> {
         match waitpid(Some(worker.pid), WaitOptions::NOHANG) {
             Ok(None) | Err(_) => Ok(None),
             Ok(Some((_, status))) => {
-                // What it said last counts: nobody but the dead worker could write there.
+                // The dead worker's last commits are valid: no other process could write to its line.
                 while let Ok((Report::Commit(commit), fds)) = transfer::receive::<Report>(&worker.line) {
                     self.commit(commit, fds);
                 }
@@ -308,7 +310,8 @@ impl Supervisor<'_> {
         }
     }
 
-    /// After a death: what the next worker has to know, and when it comes.
+    /// Records and logs the death of a worker, waits for the backoff time, and returns the next worker's
+    /// origin.
     fn after_death(&mut self, worker: &Worker, how: &str) -> Origin {
         let lived = worker.started.elapsed();
         self.deaths.add(self.notes.take(), lived);
@@ -319,7 +322,7 @@ impl Supervisor<'_> {
         };
         warn!(
             event = "worker_died", seconds = lived.as_secs_f32();
-            "the worker {how} after {:.1} s: another one goes on with its state{soon}",
+            "the worker {how} after {:.1} s: a new worker continues with its state{soon}",
             lived.as_secs_f32()
         );
         self.deaths.tell();
@@ -335,9 +338,10 @@ impl Supervisor<'_> {
         })
     }
 
-    /// Lets another daemon go, if it is still there, and ends the worker, which has stopped.
+    /// Tells the successor to start and kills the worker, which has stopped. If the successor is gone, the
+    /// worker continues.
     fn hand_over(&mut self, worker: &Worker, fds: Vec<OwnedFd>, program: &str) -> Option<Outcome> {
-        // Before: nobody may find there what another daemon serves.
+        // First clear the store: a restarted unit must not find the state that the successor serves.
         self.store.iter_mut().for_each(Store::clear);
         let successor = fds.first().map(AsFd::as_fd);
         if successor.is_some_and(|socket| send_go(&socket).is_ok()) {
@@ -350,14 +354,14 @@ impl Supervisor<'_> {
         None
     }
 
-    /// Leaves what is held with systemd, if that is there.
+    /// Stores the held state with systemd, if systemd started the unit.
     fn store(&mut self) {
         if let Some(store) = &mut self.store {
             store.keep(&self.held.fds, self.held.state.as_deref(), &self.held.unsent);
         }
     }
 
-    /// Waits before the next worker, which is then told to end if this process is.
+    /// Waits for the backoff time before the next worker, or until this process is told to end.
     fn pause(&mut self) {
         let end = Instant::now() + self.deaths.backoff;
         while !self.told {
@@ -370,7 +374,7 @@ impl Supervisor<'_> {
         }
     }
 
-    /// Whether one came that tells to end.
+    /// Takes the pending signals. Returns whether one of them tells this process to end.
     fn take_signals(&mut self) -> bool {
         let mut told = false;
         while let Some(signal) = self.signal_fd.take() {

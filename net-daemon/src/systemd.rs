@@ -1,8 +1,8 @@
-//! systemd's descriptor store, where a supervisor leaves what it holds for the next start of the unit
-//! (`sd_notify(3)`, `FDSTORE=1`; `sd_listen_fds(3)`).
+//! systemd's descriptor store, where a supervisor keeps its state for the unit's next start (`sd_notify(3)`,
+//! `FDSTORE=1`; `sd_listen_fds(3)`).
 //!
-//! Each descriptor is stored under its name in the state. The state itself is in a memfd that is stored once
-//! and has two halves, written in turn, so that one of them is whole whenever this process dies.
+//! Each descriptor is stored under its name in the state. The state itself is in a memfd that is stored once.
+//! It has two halves, written in turn, so that one of them is complete whenever this process dies.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
@@ -30,18 +30,19 @@ use crate::state::DaemonState;
 
 /// Name of the memfd with the state.
 const STATE: &str = "volt-state";
-/// Bytes of one of its halves.
+/// Size of one of its halves.
 const HALF: u64 = 1 << 20;
-/// Where a byte says that a request was taken off its connection and is not in the state: behind both halves.
+/// Offset of a byte after both halves. It is 1 if a request was read from its connection, but is not in the
+/// state.
 const IN_REQUEST: u64 = 2 * HALF;
 /// Sequence number, length, checksum: 8 bytes each.
 const HEADER: usize = 24;
-/// How long systemd may take to read what it was sent.
+/// Longest time for systemd to read its messages.
 const BARRIER: Duration = Duration::from_secs(1);
 /// First descriptor that systemd passes (`SD_LISTEN_FDS_START`).
 const FIRST: i32 = 3;
 
-/// What is written into the memfd.
+/// The contents of one half of the memfd.
 #[derive(Debug, Serialize, Deserialize)]
 struct Stored {
     state: Box<RawValue>,
@@ -49,7 +50,7 @@ struct Stored {
     unsent: Vec<u8>,
 }
 
-/// The store of the unit that this process is.
+/// The descriptor store of this process's unit.
 #[derive(Debug)]
 pub(crate) struct Store {
     socket: UnixDatagram,
@@ -59,14 +60,14 @@ pub(crate) struct Store {
     /// The memfd is stored.
     holds_state: bool,
     ready: bool,
-    /// The last state could not be kept.
+    /// The last state could not be stored.
     unkept: bool,
-    /// It was too long in reading what it was sent, and is not waited for any more.
+    /// systemd did not read its messages in time: do not wait for it any more.
     silent: bool,
 }
 
 impl Store {
-    /// The store, where systemd started this process and says how to reach it.
+    /// Returns the store, if systemd started this process with access to one.
     pub(crate) fn from_environment() -> io::Result<Option<Store>> {
         let Some(path) = env::var_os("NOTIFY_SOCKET") else { return Ok(None) };
         let address = match path.as_bytes().strip_prefix(b"@") {
@@ -74,7 +75,7 @@ impl Store {
             None => SocketAddr::from_pathname(&path)?,
         };
         let socket = UnixDatagram::unbound()?;
-        // Nothing waits for a manager that does not read.
+        // A manager that does not read must not block this process for long.
         socket.set_write_timeout(Some(BARRIER))?;
         socket.connect_addr(&address)?;
         let memory = memfd_create(STATE, MemfdFlags::CLOEXEC)?;
@@ -91,9 +92,9 @@ impl Store {
         }))
     }
 
-    /// What the last run of the unit has left, if it is for this command line. Otherwise nothing of it is
-    /// kept. Front-ends are taken from `socket`, where the command line gives one: the unit's socket may have
-    /// been made anew since.
+    /// Takes the state of the unit's last run, if it fits this command line; otherwise clears the store. If
+    /// the command line has a `socket`, it replaces the stored listener: the unit's socket may have been
+    /// recreated since.
     pub(crate) fn take(&mut self, cli: &Cli, socket: &mut Option<OwnedFd>) -> Option<Inheritance> {
         let mut named = passed();
         if named.is_empty() {
@@ -101,7 +102,7 @@ impl Store {
         }
         let left = named.remove(STATE).and_then(|memory| Some((read(memory.as_fd())?, memory)));
         let Some(((sequence, Stored { state, unsent }, in_request), memory)) = left else {
-            warn!(event = "store_without_state"; "systemd kept descriptors, but no state: starting afresh");
+            warn!(event = "store_without_state"; "systemd stored descriptors, but no state: starting afresh");
             return self.forget(named.keys());
         };
         let listener = match DaemonState::parse(state.get()) {
@@ -111,7 +112,7 @@ impl Store {
                     let kept = kept.join(", ");
                     warn!(
                         event = "options_kept", options:% = kept;
-                        "{kept} stay as they were: systemctl stop and start takes new values"
+                        "{kept}: the old values stay in force; systemctl stop and start applies new ones"
                     );
                 }
                 parsed.endpoint.given_listener()
@@ -119,13 +120,13 @@ impl Store {
             Ok(_) => {
                 warn!(
                     event = "store_of_other_daemon";
-                    "what systemd kept is of a daemon with other options: starting afresh"
+                    "the state that systemd kept is of a daemon with other options: starting afresh"
                 );
                 return self.forget(named.keys());
             }
             Err(error) => {
                 let why = volt_virtio::error_chain(&error);
-                warn!(event = "store_unusable"; "what systemd kept cannot be used: {why}");
+                warn!(event = "store_unusable"; "the state that systemd kept cannot be used: {why}");
                 return self.forget(named.keys());
             }
         };
@@ -150,7 +151,7 @@ impl Store {
         Some(Inheritance { state, fds, unsent, read: Vec::new(), drop_connection: in_request, last: None })
     }
 
-    /// Forgets what the last run of the unit has left.
+    /// Removes everything that the unit's last run stored.
     pub(crate) fn forget_all(&mut self) {
         self.forget(passed().keys());
     }
@@ -161,7 +162,7 @@ impl Store {
         None
     }
 
-    /// Keeps what a supervisor holds. Where that does not work nothing is kept, and the log says so once.
+    /// Stores the supervisor's state. On a failure, the store keeps no state, and the log says so once.
     pub(crate) fn keep(&mut self, fds: &BTreeMap<FdId, OwnedFd>, state: Option<&RawValue>, unsent: &[u8]) {
         let Some(state) = state else { return };
         let kept = self.pass(fds).and_then(|()| self.write(state, unsent));
@@ -185,9 +186,9 @@ impl Store {
         }
     }
 
-    /// Passes those descriptors on that systemd has not got, the state's among them.
+    /// Sends systemd the descriptors that it does not have yet, including the memfd.
     fn pass(&mut self, fds: &BTreeMap<FdId, OwnedFd>) -> io::Result<()> {
-        // Without polling: a connection that has ended is for the next worker to see.
+        // FDPOLL=0: systemd must keep the socket of a connection that has ended for the next worker.
         let store = |name: &str| format!("FDSTORE=1\nFDPOLL=0\nFDNAME={name}");
         if !self.holds_state {
             self.notify(&store(STATE), Some(self.memory.as_fd()))?;
@@ -204,7 +205,7 @@ impl Store {
         Ok(())
     }
 
-    /// Leaves nothing for a next start.
+    /// Removes everything from the store.
     pub(crate) fn clear(&mut self) {
         self.erase();
         let stored = std::mem::take(&mut self.stored).into_iter().map(FdId::name);
@@ -213,8 +214,8 @@ impl Store {
         self.barrier();
     }
 
-    /// A request is taken off its connection, or answered, and nothing is stored of it: a next start cannot
-    /// go on with that connection, unless [`Store::keep`] comes before.
+    /// Records that a request was read or answered, and is not in the stored state. A next start cannot
+    /// continue the connection, unless [`Store::keep`] stores the state first.
     pub(crate) fn begin_request(&mut self) {
         if let Err(error) = write_at(&self.memory, &[1], IN_REQUEST) {
             self.give_up(&error);
@@ -224,7 +225,7 @@ impl Store {
     fn write(&mut self, state: &RawValue, unsent: &[u8]) -> io::Result<()> {
         let text = serde_json::to_vec(&Stored { state: state.to_owned(), unsent: unsent.to_owned() })?;
         if text.len() + HEADER > HALF as usize {
-            return Err(io::Error::other(format!("it has {} bytes, and {HALF} are too many", text.len())));
+            return Err(io::Error::other(format!("it has {} bytes, more than {HALF}", text.len())));
         }
         self.sequence += 1;
         let header = [self.sequence, text.len() as u64, checksum(&text)].map(u64::to_le_bytes).concat();
@@ -234,26 +235,26 @@ impl Store {
         write_at(&self.memory, &[0], IN_REQUEST)
     }
 
-    /// The state cannot be kept as it is now: none is, since a next start must not go on with an older one.
+    /// Erases the stored state after a failure: a next start must not continue from an outdated one.
     fn give_up(&mut self, why: &io::Error) {
         self.erase();
         if !std::mem::replace(&mut self.unkept, true) {
             warn!(
                 event = "store_failed";
-                "systemd does not keep the state, a restart of the unit would start afresh: {why}"
+                "systemd does not keep the state; a restart of the unit would start afresh: {why}"
             );
         }
     }
 
-    /// No state is stored any more, whatever systemd still has.
+    /// Erases the state in the memfd, whether or not systemd still holds the memfd.
     fn erase(&self) {
         for half in [0, HALF] {
-            // Takes no memory that has not been written before, and so does not fail.
+            // Needs no new memory once the half has been written, so this does not fail.
             let _ = write_at(&self.memory, &[0; HEADER], half);
         }
     }
 
-    /// One by one, and no more of them where systemd does not take it: each would be waited for.
+    /// Removes descriptors one by one. Stops at the first failure: each further one would have to time out.
     fn remove_all(&mut self, mut names: impl Iterator<Item = String>) {
         names.all(|name| self.remove(&name));
     }
@@ -262,7 +263,7 @@ impl Store {
         self.tell(&format!("FDSTOREREMOVE=1\nFDNAME={name}"))
     }
 
-    /// Says something on which no state depends. Whether it went.
+    /// Sends a notification on which no state depends. Returns whether it was sent.
     pub(crate) fn tell(&mut self, text: &str) -> bool {
         let sent = self.notify(text, None);
         sent.inspect_err(|error| self.complain(&error.to_string())).is_ok()
@@ -279,7 +280,7 @@ impl Store {
         Ok(())
     }
 
-    /// Waits until systemd has read everything: descriptors of a process that is dead by then are lost.
+    /// Waits until systemd has read all messages: it loses descriptors if their sender dies before.
     fn barrier(&mut self) {
         if self.silent {
             return;
@@ -289,13 +290,13 @@ impl Store {
         drop(write);
         let limit = Timespec::try_from(BARRIER).ok();
         if sent.is_err() || !matches!(poll(&mut [PollFd::new(&read, PollFlags::IN)], limit.as_ref()), Ok(1)) {
-            self.complain("it does not answer");
+            self.complain("systemd does not answer");
         }
     }
 
     fn complain(&mut self, why: &str) {
         if !std::mem::replace(&mut self.silent, true) {
-            warn!(event = "systemd_not_told"; "systemd may have missed what this unit says: {why}");
+            warn!(event = "systemd_not_told"; "systemd may have missed a notification of this unit: {why}");
         }
     }
 }
@@ -307,8 +308,8 @@ fn write_at(memory: &OwnedFd, bytes: &[u8], offset: u64) -> io::Result<()> {
     }
 }
 
-/// The descriptors that systemd passes from its store, by name. Those of a socket unit come before them, and
-/// are the command line's to name.
+/// Returns the descriptors from systemd's store, by name. Those of a socket unit come before them, and the
+/// command line names them.
 fn passed() -> BTreeMap<String, OwnedFd> {
     let number = |name| env::var(name).ok()?.parse::<i32>().ok();
     let is_own =
@@ -320,7 +321,8 @@ fn passed() -> BTreeMap<String, OwnedFd> {
     named.filter_map(|(name, number)| Some((name.to_owned(), fds::take(&[number]).ok()?.pop()?))).collect()
 }
 
-/// The newer half that is whole, with its number, and whether a request had begun after it.
+/// Reads the newer complete half. Returns its sequence number, its contents, and whether a request began
+/// after it was written.
 fn read(memory: BorrowedFd<'_>) -> Option<(u64, Stored, bool)> {
     let half = |offset: u64| {
         let mut header = [[0; 8]; 3];
@@ -338,7 +340,7 @@ fn read(memory: BorrowedFd<'_>) -> Option<(u64, Stored, bool)> {
     Some((sequence, stored, in_request))
 }
 
-/// FNV-1a, against a half that was being written.
+/// FNV-1a. Detects a half that was not written completely.
 fn checksum(bytes: &[u8]) -> u64 {
     bytes
         .iter()
@@ -383,7 +385,7 @@ mod tests {
         assert_eq!(read(store.memory.as_fd()).unwrap().0, 2);
     }
 
-    /// What cannot be kept leaves nothing older behind, and the next state that can be kept is.
+    /// A state that cannot be stored erases the older one. The next state is stored again.
     #[test]
     fn a_state_that_cannot_be_kept_leaves_none() {
         let (socket, theirs) = UnixDatagram::pair().unwrap();
@@ -402,13 +404,13 @@ mod tests {
         }
         store.keep(&fds, Some(&short), &[]);
         assert!(!store.unkept && kept(&store).is_some());
-        // Neither does a descriptor that systemd does not take.
+        // A descriptor that systemd does not accept erases the state, too.
         drop(theirs);
         let fd = memfd_create("test", MemfdFlags::CLOEXEC).unwrap();
         let fds = BTreeMap::from([(FdId::fresh(), fd)]);
         store.keep(&fds, Some(&short), &[]);
         assert_eq!((kept(&store), store.stored.len()), (None, 0));
-        // And what is cleared is cleared, though systemd does not hear of it.
+        // `clear` erases the state even if systemd does not receive the message.
         store.keep(&BTreeMap::new(), Some(&short), &[]);
         assert!(kept(&store).is_some());
         store.clear();

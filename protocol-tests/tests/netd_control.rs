@@ -161,7 +161,7 @@ fn a_tap_by_descriptor_has_its_name() {
         let from = daemon.log().len();
         let worker = protocol_tests::daemon::child(daemon.pid()).expect("a worker");
         rustix::process::kill_process(worker, rustix::process::Signal::KILL).expect("killed");
-        assert!(daemon.logged(from, &["another one goes on"], LIMIT).is_some(), "{}", daemon.log());
+        assert!(daemon.logged(from, &["a new worker continues"], LIMIT).is_some(), "{}", daemon.log());
     }
     assert_eq!(interface(&ctl(dir.path(), &["status", "--json"])), "tapd");
 }

@@ -205,7 +205,7 @@ fn a_second_violation_ends_the_supervisor() {
         return;
     };
     violate(confined.rig.worker());
-    confined.rig.logged(&["the worker ended with status 5", "another one goes on"]);
+    confined.rig.logged(&["the worker ended with status 5", "a new worker continues"]);
     confined.rig.both_ways(&mut confined.session, 3);
     violate(confined.rig.worker());
     let status = confined.rig.daemon.wait(LIMIT).expect("it ends");

@@ -88,12 +88,15 @@ fn workers_that_die_at_once_come_back_more_slowly() {
     std::thread::sleep(Duration::from_millis(250));
     rig.kill_worker();
     let log = rig.daemon.log();
-    assert!(log.lines().any(|line| line.ends_with("another one goes on with its state")), "at once: {log}");
+    assert!(
+        log.lines().any(|line| line.ends_with("a new worker continues with its state")),
+        "at once: {log}"
+    );
     // How slow the test is decides who has died at once; a worker that lived on is let off.
     let waited = (0..20).any(|_| {
         let from = rig.daemon.log().len();
         let took = rig.kill_worker();
-        let told = rig.daemon.log()[from..].contains("goes on with its state in 80 ms");
+        let told = rig.daemon.log()[from..].contains("continues with its state in 80 ms");
         assert!(!told || took >= Duration::from_millis(80), "{took:?}");
         told
     });
@@ -139,7 +142,7 @@ fn a_chain_that_kills_twice_is_returned_unserved() {
     let status = rig.status();
     assert_eq!(status["restarts"], 2, "{status:#}");
     assert_eq!(status["counters"][0]["deadly_chains"], 1, "{status:#}");
-    rig.logged(&["vring 1", "ended two workers"]);
+    rig.logged(&["vring 1", "killed two workers"]);
     session.frontend.sync().expect("the connection is served");
 }
 

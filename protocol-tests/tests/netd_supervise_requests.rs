@@ -149,7 +149,7 @@ fn killed_at_every_step_of_every_request() {
     // One that two workers in turn were killed over is given up, as it should be: nothing moves here, so all
     // look at the same.
     if session.rx(0).take_unserved().expect("no frames") > 0 {
-        rig.logged(&["it will be returned unserved"]);
+        rig.logged(&["it is returned unserved"]);
     }
     rig.both_ways(&mut session, 10);
     assert_eq!(session.rx(0).ring.outstanding(), 64, "no receive buffer is lost");

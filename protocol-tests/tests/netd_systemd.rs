@@ -193,7 +193,7 @@ fn a_unit_that_is_killed_or_restarted_goes_on() {
     let slower = [&arguments[..], &["--rx-rate", "1Mbit", "--busy-poll-us", "50"]].concat();
     rig.daemon = start(&rig.netns, &shared, &notify, &slower);
     wait_until_ready(&shared, &rig.daemon);
-    rig.logged(&["--rx-rate, --busy-poll-us stay as they were"]);
+    rig.logged(&["--rx-rate, --busy-poll-us: the old values stay in force"]);
     rig.both_ways(&mut session, 5);
     // With other options the state is none of this unit's.
     assert!(rig.daemon.stop(LIMIT).expect("it ends").success());
@@ -323,10 +323,15 @@ fn a_unit_without_a_control_socket_gets_one() {
         rig.daemon = start(&rig.netns, &shared, &notify, arguments);
         wait_until_ready(&shared, &rig.daemon);
         rig.both_ways(&mut session, 3);
-        rig.logged(&["went on with what systemd kept"]);
+        rig.logged(&["continued with the state that systemd kept"]);
         let mut ctl = Command::new(program("volt-netd"));
         let answer = ctl.args(["ctl", "status", "--control"]).arg(&control).output().expect("ctl");
         assert_eq!(answer.status.success(), has, "{answer:?}");
-        assert_eq!(rig.daemon.log().contains("--control stay as they were"), kept, "{}", rig.daemon.log());
+        assert_eq!(
+            rig.daemon.log().contains("--control: the old values stay in force"),
+            kept,
+            "{}",
+            rig.daemon.log()
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! What a supervisor learns from the deaths of its workers.
+//! The supervisor's record of its workers' deaths.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -6,43 +6,42 @@ use std::time::{Duration, Instant};
 use log::warn;
 use volt_net::crash_note::REQUESTS;
 
-/// A worker that lived at least so long, or has ended a request, has not died at once.
+/// A worker that lived this long, or has ended a request, has not died at once.
 const SETTLED: Duration = Duration::from_millis(200);
-/// A second violation of the sandbox within this time is the last one.
+/// After a second sandbox violation within this time, no new worker starts.
 const VIOLATIONS: Duration = Duration::from_secs(10);
 const SHORTEST: Duration = Duration::from_millis(10);
 const LONGEST: Duration = Duration::from_secs(1);
-/// A note of the same index counts as the same chain only for a worker that has served fewer than the largest
-/// ring holds.
+/// A note with the same index means the same chain only if the worker has served fewer chains than the
+/// largest ring holds.
 const SAME: u32 = 32768;
 
-/// What is known of deaths.
+/// The record of deaths.
 #[derive(Debug, Default)]
 pub(super) struct Deaths {
     pub(super) restarts: u64,
-    /// How long to wait before the next worker.
+    /// Time to wait before the next worker.
     pub(super) backoff: Duration,
-    /// Indexes that were being served when the last worker died, by vring.
+    /// Indexes of the chains that the last worker served when it died, by vring.
     suspects: BTreeMap<usize, u16>,
-    /// Indexes of chains that were being served when two workers died.
+    /// Indexes of the chains that two workers served when they died, by vring.
     pub(super) deadly: BTreeMap<usize, u16>,
-    /// Two workers died of the same request.
+    /// The same request has killed two workers.
     pub(super) bad_request: bool,
     /// The worker has ended a request.
     pub(super) worked: bool,
-    /// When a worker violated its sandbox last.
+    /// Time of the last sandbox violation.
     violated: Option<Instant>,
 }
 
 impl Deaths {
-    /// Adds one, of a worker that has left these notes (vring, index, chains served before) and lived so
-    /// long.
+    /// Adds the death of a worker with these notes (vring, index, chains served before) and this lifetime.
     pub(super) fn add(&mut self, notes: Vec<(usize, u16, u32)>, lived: Duration) {
         self.restarts += 1;
         for (vring, index, served) in &notes {
             let again = self.suspects.get(vring) == Some(index);
             if *vring == REQUESTS {
-                // The first one of a worker is the one that the last worker died of.
+                // A worker's first request is the one that killed the last worker.
                 self.bad_request = again && *served == 0;
             } else if again && *served < SAME {
                 self.deadly.insert(*vring, *index);
@@ -56,24 +55,24 @@ impl Deaths {
         };
     }
 
-    /// A worker has violated its sandbox. Whether one has shortly before: whoever does it on purpose would
-    /// try for ever.
+    /// Records a sandbox violation. Returns whether another one happened shortly before: an attacker would
+    /// otherwise retry for ever.
     pub(super) fn violates_again(&mut self) -> bool {
         self.violated.replace(Instant::now()).is_some_and(|last| last.elapsed() < VIOLATIONS)
     }
 
-    /// Tells the log what is done about them.
+    /// Logs how the next worker treats deadly chains and requests.
     pub(super) fn tell(&self) {
         for (vring, index) in &self.deadly {
             warn!(
                 event = "deadly_chain", vring, index;
-                "vring {vring}: the chain at index {index} ended two workers: it will be returned unserved"
+                "vring {vring}: the chain at index {index} killed two workers: it is returned unserved"
             );
         }
         if self.bad_request {
             warn!(
                 event = "deadly_request";
-                "a request of the front-end ended two workers: its connection is closed"
+                "a request of the front-end killed two workers: its connection is closed"
             );
         }
     }

@@ -1,4 +1,4 @@
-//! What a supervisor holds for the next worker: the state, and what was read of the connection since.
+//! The state that a supervisor holds for the next worker, and the messages read from the connection since.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -13,20 +13,20 @@ use crate::supervision::{Answer, Bytes, Commit, Order};
 use crate::supervisor::worker::Worker;
 use crate::systemd::Store;
 
-/// What the last worker has left.
+/// The last worker's state.
 #[derive(Debug, Default)]
 pub(super) struct Held {
     pub(super) state: Option<Box<RawValue>>,
     pub(super) fds: BTreeMap<FdId, OwnedFd>,
-    /// What the front-end has not taken of replies.
+    /// The bytes of replies that the front-end has not accepted.
     pub(super) unsent: Vec<u8>,
-    /// What was read of the connection since the state was given.
+    /// The bytes read from the connection since the last commit.
     pub(super) read: Vec<Piece>,
 }
 
 impl Supervisor<'_> {
-    /// Holds a state, and ends the request that has led to it. Returns the bytes that the front-end has not
-    /// taken.
+    /// Takes a commit, and sends the reply to its request. Returns the number of bytes that the front-end has
+    /// not accepted.
     pub(super) fn commit(&mut self, commit: Commit, fds: Vec<OwnedFd>) -> usize {
         let held = &mut self.held;
         held.fds.extend(commit.new.iter().copied().zip(fds));
@@ -34,7 +34,7 @@ impl Supervisor<'_> {
         held.read.clear();
         held.unsent = commit.unsent;
         held.state = Some(commit.state);
-        // Every worker commits when it starts: it knows what to leave out.
+        // Every worker commits when it starts, so this one has already got the deadly chains.
         self.deaths.deadly.clear();
         self.deaths.bad_request = false;
         self.last = None;
@@ -47,13 +47,13 @@ impl Supervisor<'_> {
         self.held.unsent.len()
     }
 
-    /// Reads the connection for the worker, and keeps what comes for the next one.
+    /// Reads from the connection for the worker, and keeps the bytes for the next worker.
     pub(super) fn read(&mut self, worker: &Worker, connection: FdId, begun: &[u8]) {
         let piece = match self.held.fds.get(&connection) {
             Some(socket) => channel::read_message(socket, begun),
             None => Err(io::Error::from_raw_os_error(libc::EBADF)),
         };
-        // A unit that is killed from here on has taken something that is in no state.
+        // If the unit is killed from now on, these bytes are in no stored state.
         if piece.as_ref().is_ok_and(|piece| piece.as_ref().is_some_and(|piece| !piece.bytes.is_empty())) {
             self.store.iter_mut().for_each(Store::begin_request);
         }
@@ -65,7 +65,7 @@ impl Supervisor<'_> {
         };
         let piece = piece.ok().flatten().unwrap_or_default();
         let fds: Vec<_> = piece.fds.iter().map(AsFd::as_fd).collect();
-        // A worker that is dead needs no answer.
+        // A dead worker needs no answer.
         let _ = transfer::send(&worker.line, &order, &fds);
         if !piece.bytes.is_empty() {
             self.held.read.push(piece);
@@ -77,17 +77,17 @@ impl Supervisor<'_> {
         if self.held.unsent.is_empty() {
             return;
         }
-        // What of it was sent, a next start could not know before that is stored.
+        // Until the state is stored again, a next start could not know how many bytes were sent.
         self.store.iter_mut().for_each(Store::begin_request);
         let Some(connection) = self.held.fds.get(&answer.connection) else { return };
         if channel::send_all(connection, &mut self.held.unsent).is_err() {
-            // The worker sees the end of the connection itself.
+            // The worker notices the end of the connection itself.
             self.held.unsent.clear();
         }
     }
 }
 
-/// The same bytes and descriptors again.
+/// Copies a piece, with duplicates of its descriptors.
 pub(super) fn copy(piece: &Piece) -> Option<Piece> {
     let fds = piece.fds.iter().map(OwnedFd::try_clone).collect::<io::Result<_>>().ok()?;
     Some(Piece { bytes: piece.bytes.clone(), fds, too_many: piece.too_many })

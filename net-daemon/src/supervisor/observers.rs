@@ -1,4 +1,4 @@
-//! Who is told how the worker stands: the thread that serves metrics, and systemd's watchdog.
+//! The users of the worker's status in the supervisor: the metrics server and systemd's watchdog.
 
 use std::env;
 use std::os::fd::OwnedFd;
@@ -17,33 +17,33 @@ use crate::launch::AnyError;
 use crate::metrics::{self, Source};
 use crate::supervision::Observed;
 
-/// Pings in the time after which systemd takes the unit for dead.
+/// Number of pings within systemd's watchdog timeout.
 const PINGS: u32 = 3;
 
-/// Those there are.
+/// The metrics server and the watchdog.
 #[derive(Debug, Default)]
 pub(super) struct Observers {
     source: Arc<Source>,
     server: Option<MetricsServer>,
-    /// Where the counters are that the source knows.
+    /// The memory of the counters that `source` reads.
     counters: Option<FdId>,
     pub(super) watchdog: Option<Watchdog>,
 }
 
-/// systemd's watchdog (`sd_watchdog_enabled(3)`), which is fed as long as the worker answers that all of its
-/// queue pairs make progress.
+/// systemd's watchdog (`sd_watchdog_enabled(3)`). The supervisor pings it as long as the worker reports
+/// progress of all queue pairs.
 #[derive(Debug)]
 pub(super) struct Watchdog {
     interval: Duration,
     next: Instant,
-    /// To the worker.
+    /// The line to the worker.
     pub(super) line: Option<Asker>,
 }
 
 impl Observers {
     pub(super) fn from_environment() -> Observers {
         let number = |name| env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-        // Unset, it is for whoever reads it.
+        // Without WATCHDOG_PID, the variables are for any process.
         let own = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
         let microseconds = number("WATCHDOG_USEC").filter(|_| own);
         let interval = microseconds.map(Duration::from_micros).filter(|interval| !interval.is_zero());
@@ -55,7 +55,7 @@ impl Observers {
         Observers { watchdog, ..Observers::default() }
     }
 
-    /// Lines to the next worker, with what that answers by.
+    /// Returns lines to the next worker, and the worker's ends.
     pub(super) fn lines(&self) -> Result<(Lines, Vec<Respondent>), AnyError> {
         let (for_metrics, respondent) = inquiry::line()?;
         let mut respondents = vec![respondent];
@@ -68,7 +68,7 @@ impl Observers {
         Ok((Lines { for_metrics, for_watchdog }, respondents))
     }
 
-    /// Asks the worker that has begun.
+    /// Directs queries to a worker that has started.
     pub(super) fn ask_by(&mut self, lines: Lines) {
         self.source.ask_by(lines.for_metrics);
         if let Some(watchdog) = &mut self.watchdog {
@@ -76,7 +76,7 @@ impl Observers {
         }
     }
 
-    /// The worker is dead, for the `restarts`th time.
+    /// Records the `restarts`th death of a worker.
     pub(super) fn worker_died(&mut self, restarts: u64) {
         self.source.restarted(restarts);
         if let Some(watchdog) = &mut self.watchdog {
@@ -85,19 +85,19 @@ impl Observers {
     }
 }
 
-/// The supervisor's ends.
+/// The supervisor's ends of the lines to a worker.
 pub(super) struct Lines {
     for_metrics: Asker,
     for_watchdog: Option<Asker>,
 }
 
 impl Watchdog {
-    /// How long until the worker is to be asked again.
+    /// Returns the time until the next query.
     pub(super) fn due(&self) -> Duration {
         self.next.saturating_duration_since(Instant::now())
     }
 
-    /// Asks the worker, if it is time. What it says comes by the line.
+    /// Queries the worker if it is time. The answer arrives on the line.
     pub(super) fn ask(&mut self) {
         if self.due().is_zero() {
             self.next = Instant::now() + self.interval;
@@ -109,7 +109,7 @@ impl Watchdog {
         }
     }
 
-    /// Takes the worker's answer: whether systemd is to be told that all is well.
+    /// Takes the worker's answer. Returns whether to ping systemd.
     pub(super) fn take_answer(&mut self) -> bool {
         match self.line.as_mut().map(Asker::take) {
             Some(Ok(Some(status))) => !status.vrings.iter().any(|vring| vring.no_progress),
@@ -123,7 +123,7 @@ impl Watchdog {
 }
 
 impl Supervisor<'_> {
-    /// Serves metrics where the worker has said, and knows where it counts.
+    /// Serves metrics on the worker's metrics socket, and maps the worker's counters.
     pub(super) fn observe(&mut self, observed: &Observed) {
         let copy = |id: FdId| self.held.fds.get(&id).and_then(|fd| fd.try_clone().ok());
         let observers = &mut self.observers;
@@ -135,7 +135,7 @@ impl Supervisor<'_> {
                 Ok((memory, _)) => observers.source.counts_in(memory, observed.pairs),
                 Err(error) => {
                     let why = error_chain(&error);
-                    warn!(event = "metrics_incomplete"; "metrics go without counters: {why}");
+                    warn!(event = "metrics_incomplete"; "the metrics lack the worker's counters: {why}");
                 }
             }
         }
@@ -146,7 +146,7 @@ impl Supervisor<'_> {
         }
     }
 
-    /// Feeds the watchdog, if the worker has answered that all is well.
+    /// Pings the watchdog if the worker reports progress.
     pub(super) fn feed_watchdog(&mut self) {
         let healthy = self.observers.watchdog.as_mut().is_some_and(Watchdog::take_answer);
         if healthy && let Some(store) = &mut self.store {

@@ -1,4 +1,4 @@
-//! What the end of a worker comes to.
+//! The consequence of a worker's end.
 
 use log::error;
 use rustix::process::WaitStatus;
@@ -6,29 +6,29 @@ use volt_program::signals::name;
 
 use super::{Supervisor, UNUSABLE};
 
-/// Status of a worker that did what is not in its list.
+/// Exit status of a worker that violated its sandbox.
 const VIOLATION: i32 = volt_sandbox::violation::STATUS;
 
-/// How a worker's time is over.
+/// The end of a worker.
 #[derive(Debug)]
 pub(super) enum Outcome {
-    /// It ended by itself, with this status.
+    /// The worker ended by itself, with this status.
     Ended(u8),
-    /// It could not go on with the state.
+    /// The worker could not use the state.
     Unusable,
-    /// It died.
+    /// The worker died. The text says how.
     Died(String),
-    /// Another daemon has everything now.
+    /// A successor has taken over.
     GivenAway,
 }
 
 impl Supervisor<'_> {
-    /// What a worker's end comes to.
+    /// Determines the outcome of a worker's exit status.
     pub(super) fn over(&mut self, status: Option<WaitStatus>) -> Outcome {
         let exited = status.and_then(|status| status.exit_status());
         let signalled = status.and_then(|status| status.terminating_signal());
         match (exited, signalled) {
-            // One that has never served would not do better the next time.
+            // Another worker could not use the state either.
             (Some(UNUSABLE), _) => Outcome::Unusable,
             (Some(status), _) if status == 0 || self.is_over() => {
                 Outcome::Ended(u8::try_from(status).unwrap_or(1))
@@ -37,11 +37,11 @@ impl Supervisor<'_> {
                 error!(event = "worker_ended"; "the worker was ended by {}", name(signal));
                 Outcome::Ended(1)
             }
-            // Without its line where the signal was blocked, as in the middle of making a thread.
+            // SIGSYS: the signal was blocked, as during the creation of a thread, so its handler did not run.
             (Some(VIOLATION), _) | (_, Some(libc::SIGSYS)) if self.deaths.violates_again() => {
                 error!(
                     event = "workers_given_up";
-                    "workers violate their sandbox again and again: no other one is started"
+                    "workers violate their sandbox again and again: no new worker is started"
                 );
                 Outcome::Ended(VIOLATION as u8)
             }
@@ -51,7 +51,7 @@ impl Supervisor<'_> {
         }
     }
 
-    /// Whether a worker that dies now is the last one.
+    /// Returns whether no new worker starts after this one.
     fn is_over(&self) -> bool {
         self.told || self.held.state.is_none() || self.predecessor.is_some()
     }

@@ -1,4 +1,4 @@
-//! A worker as its supervisor sees it: a process, and the line that its reports come on.
+//! The supervisor's handle of a worker: a process, and the line for its reports.
 
 use std::os::unix::net::UnixStream;
 use std::thread;
@@ -18,14 +18,14 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// Ends it as this process was told to end. Fails only for one that is dead.
+    /// Tells the worker to end in order. Fails only if the worker is dead.
     pub(super) fn tell_to_end(&self) {
         let _ = kill_process(self.pid, signals::END);
     }
 
-    /// Ends it for certain.
+    /// Waits a second for the worker to exit, then kills it.
     pub(super) fn reap(&self) -> Option<WaitStatus> {
-        // It may be about to exit by itself, with a status: a busy host has other things to do first.
+        // The worker may be about to exit by itself, which takes time on a busy host.
         for _ in 0..1000 {
             match waitpid(Some(self.pid), WaitOptions::NOHANG) {
                 Ok(None) => thread::sleep(Duration::from_millis(1)),
@@ -36,15 +36,15 @@ impl Worker {
         self.end()
     }
 
-    /// Ends it at once.
+    /// Kills the worker.
     pub(super) fn end(&self) -> Option<WaitStatus> {
         let _ = kill_process(self.pid, Signal::KILL);
         waitpid(Some(self.pid), WaitOptions::empty()).ok().flatten().map(|(_, status)| status)
     }
 }
 
-/// For a worker: one that outlives a supervisor with a store would serve beside the one that the store
-/// starts.
+/// Makes this worker die with its supervisor. Otherwise it would serve beside the worker of the restarted
+/// unit, which continues from systemd's store.
 pub(super) fn die_with_parent() {
     let parent = getppid();
     if set_parent_process_death_signal(Some(Signal::KILL)).is_err() || getppid() != parent {

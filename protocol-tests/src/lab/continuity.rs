@@ -53,7 +53,7 @@ impl Succession {
     fn kill_worker(&mut self) {
         let worker = poll_until(PATIENCE, || child(self.daemon.id())).expect("a worker");
         kill_process(worker, Signal::KILL).expect("the worker lives");
-        self.daemon.wait_for("another one goes on with its state", PATIENCE);
+        self.daemon.wait_for("a new worker continues with its state", PATIENCE);
         let next = poll_until(PATIENCE, || child(self.daemon.id()).filter(|pid| *pid != worker));
         assert!(next.is_some(), "no worker came: {}", self.daemon);
     }
