@@ -1,25 +1,25 @@
 //! Descriptor chains: the rules for following one (virtio 1.2, sections 2.7.5 and 2.7.5.3).
 //!
-//! [`Ring::walk`](crate::ring::Ring::walk) reads descriptors, [`Chains`] says where to go next. Pure
-//! arithmetic on copies, so nothing here depends on what the driver writes meanwhile.
+//! [`Ring::walk`](crate::ring::Ring::walk) reads descriptors, and [`Chains`] determines the next one. It
+//! works on copies only, so that concurrent writes of the driver have no effect.
 
 use thiserror::Error;
 
-/// Largest ring, and so largest table of descriptors (virtio 1.2, 2.7).
+/// Maximum size of a ring, and so of a table of descriptors (virtio 1.2, 2.7).
 pub const MAX_RING_SIZE: u16 = 32768;
 
 const F_NEXT: u16 = 1;
 const F_WRITE: u16 = 2;
 const F_INDIRECT: u16 = 4;
 
-/// Why a chain is not used. It goes back to the driver with length 0 and the ring goes on.
+/// The reason why a chain is not used. It returns to the driver with length 0, and the ring continues.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum ChainError {
-    /// The process that served it died, twice.
-    #[error("the process that served it died of it, twice")]
+    /// It killed the process that served it, twice.
+    #[error("it killed the process that served it, twice")]
     Deadly,
-    /// `next` is no descriptor of the table.
-    #[error("descriptor {number} names {next} as the next of {size}")]
+    /// `next` is not a descriptor of the table.
+    #[error("descriptor {number} has next descriptor {next} in a table of {size}")]
     Next {
         /// The descriptor.
         number: u16,
@@ -45,24 +45,24 @@ pub enum ChainError {
         /// Guest address.
         addr: u64,
     },
-    /// An indirect table of no whole number of entries, none, or more than the largest ring's.
+    /// The length of an indirect table is not a multiple of an entry's, is 0, or exceeds the largest ring.
     #[error("indirect table of {0} bytes")]
     TableLength(u32),
-    /// INDIRECT without the feature, in a table, or together with NEXT.
-    #[error("descriptor {number} is indirect where it must not be (flags {flags:#x})")]
+    /// INDIRECT without the feature, inside a table, or together with NEXT.
+    #[error("descriptor {number} is not allowed to be indirect (flags {flags:#x})")]
     Indirect {
         /// The descriptor.
         number: u16,
         /// Its flags.
         flags: u16,
     },
-    /// A device-readable buffer where only writable ones belong, or the reverse.
+    /// A device-readable buffer instead of a writable one, or the reverse.
     #[error("a buffer of the wrong direction")]
     Direction,
-    /// Too few bytes for what the queue carries.
+    /// Fewer bytes than the queue needs.
     #[error("chain of {0} bytes is too short")]
     Short(usize),
-    /// More bytes than the queue carries.
+    /// More bytes than the queue allows.
     #[error("chain of more than {0} bytes is too long")]
     Long(usize),
 }
@@ -79,15 +79,15 @@ pub struct Descriptor {
 }
 
 impl Descriptor {
-    /// Decodes the 16 little-endian bytes, given as two words as they stand in memory: two loads, where
-    /// single bytes would be sixteen.
+    /// Decodes the 16 little-endian bytes, passed as two words in memory order. This takes two loads instead
+    /// of sixteen.
     #[inline]
     pub fn from_words(words: [u64; 2]) -> Descriptor {
         let [addr, rest] = words.map(u64::from_le);
         Descriptor { addr, len: rest as u32, flags: (rest >> 32) as u16, next: (rest >> 48) as u16 }
     }
 
-    /// Whether it is a chain by itself: one buffer and nothing behind it.
+    /// Whether it is a chain by itself: one buffer without a next descriptor.
     #[inline]
     pub fn is_whole_chain(self) -> bool {
         self.flags & (F_NEXT | F_INDIRECT) == 0
@@ -99,34 +99,34 @@ impl Descriptor {
     }
 }
 
-/// Where the walk along one chain is.
+/// The position of a walk along one chain.
 #[derive(Debug)]
 pub struct Chains {
-    /// Entries of the table that is being followed.
+    /// Number of entries of the current table.
     size: u16,
-    /// Descriptors that may still come before it must be a loop.
+    /// Number of descriptors that may follow before the chain must be a loop.
     left: u16,
-    /// Whether a table may follow.
+    /// Whether an indirect table may follow.
     indirect: bool,
     number: u16,
     bytes: u64,
 }
 
-/// Most bytes in a chain (virtio 1.2, 2.7.5.2).
+/// Maximum number of bytes in a chain (virtio 1.2, 2.7.5.2).
 const MAX_CHAIN_LEN: u64 = 1 << 32;
 
 impl Chains {
-    /// A walk that begins in a ring's table of `size` entries.
+    /// Creates a walk that begins in a ring's table of `size` entries.
     #[inline]
     pub fn new(size: u16, indirect: bool) -> Chains {
         Chains { size, left: size, indirect, number: 0, bytes: 0 }
     }
 
-    /// Counts descriptor `number`. Returns it when it stands for a table, to be given to [`Chains::enter`].
+    /// Counts descriptor `number`. Returns it if it points to an indirect table, for [`Chains::enter`].
     ///
     /// # Errors
     ///
-    /// For a loop, for more bytes than a chain can have, and for an indirect descriptor that must not be one.
+    /// Fails for a loop, for more bytes than a chain can have, and for a forbidden indirect descriptor.
     #[inline]
     pub fn follow(&mut self, number: u16, descriptor: Descriptor) -> Result<Option<Descriptor>, ChainError> {
         self.left = self.left.checked_sub(1).ok_or(ChainError::Loop(self.size))?;
@@ -144,11 +144,11 @@ impl Chains {
         Err(ChainError::Indirect { number, flags: descriptor.flags })
     }
 
-    /// Goes on in the table that `descriptor` points to, in which no other may be named.
+    /// Continues in the table that `descriptor` points to. That table must not point to another.
     ///
     /// # Errors
     ///
-    /// When its length is no table's.
+    /// Fails if the table has an invalid length.
     pub fn enter(&mut self, descriptor: Descriptor) -> Result<(), ChainError> {
         let entries = u16::try_from(descriptor.len / 16).ok().filter(|n| (1..=MAX_RING_SIZE).contains(n));
         let entries = entries.filter(|_| descriptor.len.is_multiple_of(16));
@@ -158,11 +158,11 @@ impl Chains {
         Ok(())
     }
 
-    /// The number of the descriptor behind `descriptor`, or `None` at the chain's end.
+    /// Returns the number of the descriptor after `descriptor`, or `None` at the chain's end.
     ///
     /// # Errors
     ///
-    /// When it is outside the table.
+    /// Fails if it is outside the table.
     #[inline]
     pub fn next(&self, descriptor: Descriptor) -> Result<Option<u16>, ChainError> {
         if descriptor.flags & F_NEXT == 0 {

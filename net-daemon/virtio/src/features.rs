@@ -1,14 +1,14 @@
 //! Feature bits (virtio 1.2, section 2.2), and their names for logs and errors.
 //!
-//! Those that every device has are here, those of a device class in a file of its own, under the class's
-//! name: `VIRTIO_NET_F_MTU` is [`Features::NET_MTU`]. Numbers mean different things in different classes,
-//! which is why a set is shown as one of a class: [`Features::named`].
+//! This file has the bits of every device. Each device class has a file with its own bits, whose names begin
+//! with the class: `VIRTIO_NET_F_MTU` is [`Features::NET_MTU`]. The same number has different meanings in
+//! different classes. So [`Features::named`] needs the class.
 
 use std::fmt;
 
 use bitflags::bitflags;
 
-/// Declares the bits of a class, with a table of their names, from one list.
+/// Declares the bits of a class and a table of their names.
 macro_rules! class {
     ($($(#[$doc:meta])* $constant:ident $name:ident = $bit:literal;)*) => {
         impl $crate::features::Features {
@@ -77,13 +77,14 @@ impl Class {
 }
 
 impl Features {
-    /// The set as text: names joined by spaces, `bit N` for a bit without a name, `none` for the empty set.
+    /// Returns the set as text: names separated by spaces, `bit N` for a bit without a name, `none` for the
+    /// empty set.
     pub fn named(self, class: Class) -> Named {
         Named(self, class)
     }
 }
 
-/// What [`Features::named`] shows.
+/// The text form of a set, from [`Features::named`].
 #[derive(Clone, Copy, Debug)]
 pub struct Named(Features, Class);
 

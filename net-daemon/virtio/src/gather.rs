@@ -1,4 +1,4 @@
-//! The parts of chains that wait for a frame, kept beside their ring from one batch to the next.
+//! The parts of chains that wait for a frame, kept with their ring between batches.
 #![expect(unsafe_code, reason = "keeps parts for longer than a borrow can say")]
 
 use std::ops::RangeInclusive;
@@ -9,43 +9,43 @@ use crate::memory::GuestMemory;
 use crate::part::IoPart;
 use crate::ring::{Head, Ring};
 
-/// What of a chain was gathered.
+/// The result of gathering a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Chain {
-    /// Bytes of the parts that were gathered: all of the chain's, or at least as many as were asked for.
+    /// Bytes of the gathered parts: of the whole chain, or at least the requested number.
     pub len: usize,
-    /// There is a buffer that the device may only read.
+    /// Whether there is a buffer that the device may only read.
     pub readable: bool,
-    /// There is one that the device writes.
+    /// Whether there is a buffer that the device writes.
     pub writable: bool,
 }
 
-/// Parts of chains, in the order in which they were gathered. They are all of one guest memory, which this
-/// keeps mapped.
+/// Parts of chains, in the order of gathering. They all belong to one guest memory, which this value keeps
+/// mapped.
 #[derive(Debug)]
 pub struct Gathered {
-    /// Of `memory`, whatever their lifetime says; nobody sees them but for as long as this is borrowed.
+    /// Parts of `memory`, despite their lifetime. They are visible only while this value is borrowed.
     parts: Vec<IoPart<'static>>,
     memory: Arc<GuestMemory>,
 }
 
-// SAFETY: plain pointers and lengths into memory that goes with them. What they point to is shared with
-// another process anyway, and is only copied: by system calls, by volatile reads, and by writes.
+// SAFETY: plain pointers and lengths into memory that is kept with them. Another process shares that memory
+// anyway. It is only copied: by system calls, volatile reads, and writes.
 unsafe impl Send for Gathered {}
 
 impl Gathered {
-    /// None yet, with room for so many, of chains of `ring` and of other rings in the same memory.
+    /// Creates an empty collection with room for so many parts, for chains of `ring` and of other rings in
+    /// the same memory.
     pub fn new(ring: &Ring, parts: usize) -> Gathered {
         Gathered { parts: Vec::with_capacity(parts), memory: ring.memory().clone() }
     }
 
-    /// Appends the only buffer of chain `head`, if it is one without a look beyond its descriptor (see
-    /// [`Ring::single`]), of this direction, and of a length in `lens`. Returns its bytes; otherwise it takes
-    /// [`Gathered::chain`].
+    /// Appends the only buffer of chain `head` if it is a single descriptor (see [`Ring::single`]), has this
+    /// direction, and has a length in `lens`. Returns its length. Otherwise use [`Gathered::chain`].
     ///
     /// # Panics
     ///
-    /// For a ring in another memory.
+    /// Panics for a ring in another memory.
     #[inline(always)]
     pub fn single(
         &mut self,
@@ -57,7 +57,7 @@ impl Gathered {
         match ring.single(head) {
             Some((part, write)) if write == writable && lens.contains(&part.len()) => {
                 self.check(ring);
-                // SAFETY: of `memory` (checked), which is kept.
+                // SAFETY: part of `memory` (checked), which is kept.
                 self.parts.push(unsafe { part.unbound() });
                 Some(part.len())
             }
@@ -65,15 +65,15 @@ impl Gathered {
         }
     }
 
-    /// Appends the parts of chain `head`, joined where they adjoin, until they have `enough` bytes.
+    /// Appends the parts of chain `head` until they have `enough` bytes. Joins adjacent parts.
     ///
     /// # Errors
     ///
-    /// When the chain is malformed. Some parts may have been appended by then.
+    /// Fails if the chain is malformed. Some parts may be appended then.
     ///
     /// # Panics
     ///
-    /// For a ring in another memory.
+    /// Panics for a ring in another memory.
     pub fn chain(&mut self, ring: &Ring, head: Head, enough: usize) -> Result<Chain, ChainError> {
         self.check(ring);
         let start = self.parts.len();
@@ -87,7 +87,7 @@ impl Gathered {
             }
             // A chain has at most 4 GiB.
             chain.len += part.len();
-            // SAFETY: of `memory` (checked), which is kept.
+            // SAFETY: part of `memory` (checked), which is kept.
             let part = unsafe { part.unbound() };
             let joined = parts.len() > start && parts.last_mut().is_some_and(|last| last.extend(part));
             if !joined {
@@ -97,35 +97,36 @@ impl Gathered {
         Ok(chain)
     }
 
-    /// A few instructions a frame, so that safe code cannot gather parts of memory that nobody keeps.
+    /// Costs a few instructions for each frame. Prevents safe code from gathering parts of memory that
+    /// nothing keeps.
     #[inline(always)]
     fn check(&self, ring: &Ring) {
         assert!(Arc::ptr_eq(&self.memory, ring.memory()), "a ring in another memory");
     }
 
-    /// How many there are.
+    /// Returns the number of parts.
     #[inline(always)]
-    #[expect(clippy::len_without_is_empty, reason = "nobody asks")]
+    #[expect(clippy::len_without_is_empty, reason = "not needed")]
     pub fn len(&self) -> usize {
         self.parts.len()
     }
 
-    /// How many there is room for.
+    /// Returns the number of parts that there is room for.
     pub fn capacity(&self) -> usize {
         self.parts.capacity()
     }
 
-    /// The parts from number `first` on.
+    /// Returns the parts from number `first` on.
     ///
     /// # Panics
     ///
-    /// When there are fewer, as [`Gathered::with_tail`].
+    /// Panics if there are fewer, like [`Gathered::with_tail`].
     #[inline(always)]
     pub fn from(&self, first: usize) -> &[IoPart<'_>] {
         &self.parts[first..]
     }
 
-    /// Calls `each` with the parts from number `first` on and, behind them, one for `tail`.
+    /// Calls `each` with the parts from number `first` on, followed by one for `tail`.
     #[inline(always)]
     pub fn with_tail<T>(
         &mut self,
@@ -133,32 +134,32 @@ impl Gathered {
         tail: &mut [u8],
         each: impl FnOnce(&[IoPart<'_>]) -> T,
     ) -> T {
-        /// Takes the tail off also after a panic.
+        /// Removes the tail even after a panic.
         struct Whole<'a>(&'a mut Vec<IoPart<'static>>);
         impl Drop for Whole<'_> {
             fn drop(&mut self) {
                 self.0.pop();
             }
         }
-        // SAFETY: taken off again before the borrow of `tail` ends.
+        // SAFETY: removed before the borrow of `tail` ends.
         self.parts.push(unsafe { IoPart::from_slice(tail).unbound() });
         let whole = Whole(&mut self.parts);
         each(&whole.0[first..])
     }
 
-    /// Keeps the first `len` of them.
+    /// Keeps the first `len` parts.
     #[inline(always)]
     pub fn truncate(&mut self, len: usize) {
         self.parts.truncate(len);
     }
 
-    /// Keeps none.
+    /// Removes all parts.
     #[inline(always)]
     pub fn clear(&mut self) {
         self.parts.clear();
     }
 
-    /// Takes the first `count` off.
+    /// Removes the first `count` parts.
     pub fn remove_first(&mut self, count: usize) {
         self.parts.drain(..count);
     }

@@ -1,16 +1,16 @@
-//! `volt_virtio`: the device's side of virtio, for whoever serves a virtqueue of another process's guest.
+//! `volt_virtio`: the device's side of virtio, for programs that serve virtqueues of another process's guest.
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
-//! | [`features`] | feature bits, those that all devices have and those of each device class |
-//! | [`memory`] | guest memory: mappings, and the way from a guest address to a pointer |
+//! | [`features`] | feature bits, for all devices and for each device class |
+//! | [`memory`] | guest memory: mappings, and the translation of guest addresses to pointers |
 //! | [`part`] | pieces of guest memory for `readv` and `writev` |
 //! | [`chain`], [`ring`] | descriptor chains, split virtqueues |
 //! | [`gather`] | parts of chains that wait for a frame |
-//! | [`notify`], [`poller`] | kick, call and err; waiting for them |
+//! | [`notify`], [`poller`] | kick, call and err; epoll |
 //!
-//! It knows no device, no protocol and no program: no log, no serialization. All that is unsafe about a data
-//! path is here and, where a system call reads and writes guest memory, in the ports of `volt_net`.
+//! It is independent of devices, protocols and programs: no log, no serialization. All unsafe code of a data
+//! path is here, and in the ports of `volt_net` for system calls on guest memory.
 
 pub mod chain;
 pub mod features;
@@ -23,10 +23,10 @@ pub mod ring;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
-/// The crate whose memory mappings [`memory::Region::new`] takes, in the version that this one uses.
+/// The crate of the memory mappings for [`memory::Region::new`], in the matching version.
 pub use vm_memory;
 
-/// An error with everything that caused it, in one line.
+/// Returns an error with all its causes, in one line.
 pub fn error_chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")

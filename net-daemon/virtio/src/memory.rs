@@ -1,8 +1,8 @@
-//! Guest memory: mappings of a front-end's shared files, and the way from a guest address to a pointer.
+//! Guest memory: mappings of a front-end's shared files, and the translation of guest addresses to pointers.
 //!
-//! A [`GuestMemory`] is an immutable table behind an `Arc`. Whoever changes the table (SET_MEM_TABLE,
-//! ADD_MEM_REG, REM_MEM_REG) builds a new one that shares the mappings that stay; rings hold the `Arc` of
-//! the table they were started with, so a mapping lives as long as any pointer into it.
+//! A [`GuestMemory`] is an immutable table behind an `Arc`. A change of the table (SET_MEM_TABLE,
+//! ADD_MEM_REG, REM_MEM_REG) builds a new one that shares the remaining mappings. Rings hold the `Arc` of the
+//! table that they were started with, so that a mapping lives as long as any pointer into it.
 #![expect(unsafe_code, reason = "turns guest addresses into pointers to mapped memory")]
 
 use std::cell::Cell;
@@ -15,7 +15,7 @@ use vm_memory::MmapRegion;
 
 use crate::part::IoPart;
 
-/// Why a set of regions is no table.
+/// The reason why regions do not form a table.
 #[derive(Debug, Error)]
 pub enum MemoryError {
     /// Two regions share guest addresses.
@@ -29,23 +29,22 @@ pub struct Region {
     guest: u64,
     user: u64,
     size: u64,
-    /// Where the region begins inside the mapping: mappings begin at a page, regions anywhere.
+    /// Start of the region in the mapping. Mappings begin at a page boundary, regions anywhere.
     host: *mut u8,
     mapping: Arc<MmapRegion>,
 }
 
 // SAFETY: `host` points into `mapping`, which is shared and kept with it.
 unsafe impl Send for Region {}
-// SAFETY: as above; a region only computes pointers, and what they point to is changed by the guest at any
-// time.
+// SAFETY: as above. A region only computes pointers, and the guest can change their targets at any time.
 unsafe impl Sync for Region {}
 
 impl Region {
-    /// A region of `size` bytes at guest address `guest`, which begins `offset` bytes into `mapping`.
-    /// `user` is where the front-end has mapped it; ring addresses are given in that space.
+    /// Creates a region of `size` bytes at guest address `guest`, which begins `offset` bytes into `mapping`.
+    /// `user` is its address in the front-end's address space, which ring addresses refer to.
     ///
-    /// `None` when the region is empty, wraps in an address space, is not inside the mapping, or the mapping
-    /// cannot be read and written.
+    /// Returns `None` if the region is empty, wraps in an address space, is not inside the mapping, or if the
+    /// mapping cannot be read and written.
     pub fn new(mapping: Arc<MmapRegion>, offset: usize, guest: u64, user: u64, size: u64) -> Option<Region> {
         const USABLE: i32 = libc::PROT_READ | libc::PROT_WRITE;
         let inside = usize::try_from(size).ok()?.checked_add(offset)? <= mapping.size();
@@ -59,31 +58,31 @@ impl Region {
         Some(Region { guest, user, size, host, mapping })
     }
 
-    /// First guest address.
+    /// Returns the first guest address.
     pub fn guest(&self) -> u64 {
         self.guest
     }
 
-    /// First address in the front-end's address space.
+    /// Returns the first address in the front-end's address space.
     pub fn user(&self) -> u64 {
         self.user
     }
 
-    /// Length in bytes.
+    /// Returns the length in bytes.
     pub fn size(&self) -> u64 {
         self.size
     }
 
-    /// The file that is mapped.
+    /// Returns the mapped file.
     pub fn file(&self) -> Option<&File> {
         self.mapping.file_offset().map(|offset| offset.file())
     }
 
-    /// The pointer for `guest` and the bytes from there to the region's end.
+    /// Returns the pointer for `guest` and the number of bytes from there to the region's end.
     #[inline(always)]
     fn tail(&self, guest: u64) -> Option<(*mut u8, u64)> {
-        // One comparison for both ends: as guest + size does not wrap, the offset of an address below does,
-        // to beyond size.
+        // One comparison for both ends: guest + size does not wrap, so the offset of a lower address wraps
+        // beyond size.
         let offset = guest.wrapping_sub(self.guest);
         if offset >= self.size {
             return None;
@@ -105,8 +104,8 @@ impl GuestMemory {
     ///
     /// # Errors
     ///
-    /// When two regions overlap in guest addresses. In front-end addresses they may: a front-end can show one
-    /// piece of its memory at two places.
+    /// Fails if two regions overlap in guest addresses. They may overlap in front-end addresses: a front-end
+    /// can show one piece of its memory at two places.
     pub fn new(mut regions: Vec<Region>) -> Result<GuestMemory, MemoryError> {
         regions.sort_by_key(|region| region.guest);
         if let Some(pair) = regions.windows(2).find(|pair| pair[0].guest + pair[0].size > pair[1].guest) {
@@ -115,19 +114,20 @@ impl GuestMemory {
         Ok(GuestMemory { regions })
     }
 
-    /// The regions, by guest address.
+    /// Returns the regions, by guest address.
     pub fn regions(&self) -> &[Region] {
         &self.regions
     }
 
-    /// The guest address for an address of the front-end's address space.
+    /// Translates an address of the front-end's address space to a guest address.
     pub fn user_to_guest(&self, user: u64) -> Option<u64> {
         let region = self.regions.iter().find(|r| user.checked_sub(r.user).is_some_and(|o| o < r.size))?;
         Some(user - region.user + region.guest)
     }
 
-    /// The pointer for `guest` and the bytes that follow it in the same region. `hint` is the index of the
-    /// region that the last call found: a guest's buffers mostly come from one, so the search is rare.
+    /// Returns the pointer for `guest` and the number of bytes that follow it in the same region. `hint` is
+    /// the index of the last region that was found: most buffers of a guest are in one region, so that the
+    /// search is rare.
     fn tail(&self, guest: u64, hint: &Cell<usize>) -> Option<(*mut u8, u64)> {
         if let Some(found) = self.regions.get(hint.get()).and_then(|region| region.tail(guest)) {
             return Some(found);
@@ -137,7 +137,7 @@ impl GuestMemory {
         self.regions[found].tail(guest)
     }
 
-    /// The host memory behind `len` bytes at `guest`, if they are all in the region of number `hint`.
+    /// Returns the host memory of `len` bytes at `guest`, if they are all in the region with index `hint`.
     #[inline(always)]
     pub(crate) fn part(&self, guest: u64, len: u32, hint: usize) -> Option<IoPart<'_>> {
         let (base, room) = self.regions.get(hint)?.tail(guest)?;
@@ -146,9 +146,9 @@ impl GuestMemory {
         (u64::from(len) <= room).then(|| unsafe { IoPart::new(base, len as usize) })
     }
 
-    /// Calls `each` with the parts of host memory behind `len` bytes at `guest`: one, or more where the range
-    /// crosses into adjoining regions. `false` when part of the range is no guest memory; `each` may have
-    /// been called by then.
+    /// Calls `each` with the parts of host memory for `len` bytes at `guest`: one, or several if the range
+    /// crosses into adjacent regions. Returns `false` if a part of the range is not guest memory. `each` may
+    /// have been called before that.
     #[inline]
     pub fn parts<'m>(
         &'m self,
@@ -166,7 +166,7 @@ impl GuestMemory {
         self.search_parts(guest, len, hint, &mut each)
     }
 
-    /// The same for a range that is not all in the region of `hint`.
+    /// Like [`GuestMemory::parts`], for a range that is not all in the region of `hint`.
     #[inline(never)]
     fn search_parts<'m>(
         &'m self,
@@ -183,21 +183,21 @@ impl GuestMemory {
             // as `self`. now <= len: fits usize.
             each(unsafe { IoPart::new(base, now as usize) });
             left -= now;
-            // The region ends at guest + now at most, which Region::new checked to be no overflow.
+            // The region ends at guest + now at most, which `Region::new` checked not to overflow.
             guest += now;
         }
         true
     }
 
-    /// The pointer to `len` bytes at `guest` as pairs of words, when they lie in one region and are aligned
-    /// for that.
+    /// Returns the pointer to `len` bytes at `guest` as pairs of words, if they are aligned and in one
+    /// region.
     pub(crate) fn contiguous(&self, guest: u64, len: u32, hint: &Cell<usize>) -> Option<*const [u64; 2]> {
         let (base, room) = self.tail(guest, hint)?;
         let pairs = base.cast::<[u64; 2]>();
         (u64::from(len) <= room && pairs.is_aligned()).then_some(pairs.cast_const())
     }
 
-    /// The memory of `len` bytes at `guest` for a ring, whose fields have `align` bytes.
+    /// Returns the memory of `len` bytes at `guest` for a ring whose fields have `align` bytes.
     ///
     /// # Errors
     ///
@@ -225,10 +225,10 @@ impl GuestMemory {
     }
 }
 
-/// Why guest memory cannot hold a part of a ring.
+/// The reason why guest memory cannot contain a part of a ring.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum AreaError {
-    /// The address breaks the alignment that virtio 1.2, 2.7 asks for.
+    /// The address does not have the alignment that virtio 1.2, 2.7 requires.
     #[error("address {guest:#x} is not a multiple of {align}")]
     Alignment {
         /// Guest address.
@@ -236,7 +236,7 @@ pub enum AreaError {
         /// Bytes.
         align: usize,
     },
-    /// Some of it is outside the shared memory.
+    /// A part of it is outside the shared memory.
     #[error("{len} bytes at {guest:#x} are not all in the memory that the front-end shared")]
     Unmapped {
         /// Guest address.
@@ -245,7 +245,7 @@ pub enum AreaError {
         len: usize,
     },
     /// It crosses more than one region border.
-    #[error("{len} bytes at {guest:#x} are spread over {regions} memory regions: 2 are the limit")]
+    #[error("{len} bytes at {guest:#x} are in {regions} memory regions: the limit is 2")]
     Regions {
         /// Guest address.
         guest: u64,
@@ -254,7 +254,7 @@ pub enum AreaError {
         /// Regions touched.
         regions: usize,
     },
-    /// A region border, or its place in the file, cuts through a field.
+    /// The border of a region, or its place in the file, cuts through a field.
     #[error("a memory region's border cuts through a field of the ring at {guest:#x}")]
     Border {
         /// Guest address.
@@ -262,40 +262,40 @@ pub enum AreaError {
     },
 }
 
-/// The memory of one part of a ring (descriptor table, available ring, used ring): contiguous for the guest,
-/// in at most two pieces here, because a ring may cross from one region into the next.
+/// The memory of one part of a ring (descriptor table, available ring, used ring). It is contiguous for the
+/// guest, but consists of up to two pieces here, because a ring may cross from one region into the next.
 ///
-/// Holds pointers without owning: valid while the [`GuestMemory`] that made it lives.
+/// Contains pointers without ownership. It is valid while the [`GuestMemory`] that created it lives.
 #[derive(Debug)]
 pub(crate) struct Area {
-    /// Where offsets below `split` count from.
+    /// Origin of offsets below `split`.
     base: *mut u8,
     split: usize,
-    /// Where the others count from: `split` bytes before the second piece.
+    /// Origin of the other offsets: `split` bytes before the second piece.
     rest: *mut u8,
     len: usize,
 }
 
 impl Area {
-    /// Pointer to the `T` at byte `offset`.
+    /// Returns the pointer to the `T` at byte `offset`.
     #[inline(always)]
     pub(crate) fn at<T>(&self, offset: usize) -> *mut T {
         let end = offset + size_of::<T>();
         debug_assert!(end <= self.len && (offset >= self.split || end <= self.split), "{offset} of {self:?}");
-        // Callers stay inside `len` (the ring computes offsets from indices it has masked); each of the two
-        // pieces is inside one mapping, and `area` refused a border inside an aligned field.
+        // Callers stay within `len`: the ring computes offsets from masked indices. Each of the two pieces is
+        // inside one mapping, and `area` refused a border inside an aligned field.
         let origin = if offset < self.split { self.base } else { self.rest };
         origin.wrapping_add(offset).cast()
     }
 }
 
-/// Keeps `mapping` out of core dumps: it is the guest's memory, and can be as large as the guest's.
+/// Excludes `mapping` from core dumps: it contains guest memory, and can be as large as that.
 ///
 /// # Errors
 ///
-/// What `madvise` says.
+/// Returns the error of `madvise`.
 pub fn exclude_from_core_dump(mapping: &MmapRegion) -> io::Result<()> {
-    // SAFETY: the range is a live mapping of ours, and MADV_DONTDUMP does not change its contents.
+    // SAFETY: the range is a live mapping of this process, and MADV_DONTDUMP does not change its contents.
     let result = unsafe { libc::madvise(mapping.as_ptr().cast(), mapping.size(), libc::MADV_DONTDUMP) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

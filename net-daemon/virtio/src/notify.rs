@@ -1,8 +1,8 @@
-//! The descriptors by which driver and device notify each other: kick, call and err.
+//! The descriptors for notifications between driver and device: kick, call and err.
 //!
-//! They come from the front-end and may be anything. vhost-user says eventfd, UML sends one end of a socket
-//! pair, a hostile front-end a file, a blocking descriptor or one that is full. Neither direction may ever
-//! wait.
+//! They come from the front-end and may be anything. vhost-user prescribes an eventfd. UML sends one end of a
+//! socket pair. A hostile front-end may send a file, a blocking descriptor or a full one. Neither direction
+//! may ever block.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
@@ -14,16 +14,16 @@ use rustix::net::AddressFamily;
 use rustix::net::sockopt::socket_domain;
 use thiserror::Error;
 
-/// Most reads for one kick: more than a pipe of the usual size holds.
+/// Maximum number of reads for one kick: enough for more than a pipe of the default size holds.
 const MOST_READS: usize = 1024;
 
-/// Why a descriptor cannot carry notifications.
+/// The reason why a descriptor cannot carry notifications.
 #[derive(Debug, Error)]
 pub enum NotifyError {
-    /// Not one that can be waited for.
-    #[error("the descriptor is a {0}, where an eventfd belongs")]
+    /// A descriptor that does not support waiting.
+    #[error("the descriptor is a {0} instead of an eventfd")]
     Kind(&'static str),
-    /// The system refuses.
+    /// A system call failed.
     #[error("the descriptor cannot be made non-blocking")]
     System(#[from] io::Error),
 }
@@ -35,16 +35,16 @@ pub struct Notifier {
 }
 
 impl Notifier {
-    /// Takes a descriptor that a front-end sent.
+    /// Takes over a descriptor that a front-end sent.
     ///
     /// # Errors
     ///
-    /// When it is neither eventfd, nor pipe, nor local socket.
+    /// Fails if it is not an eventfd, a pipe, or a local socket.
     pub fn new(fd: OwnedFd) -> Result<Notifier, NotifyError> {
         let mode = fstat(&fd).map_err(io::Error::from)?.st_mode;
         let kind = match FileType::from_raw_mode(mode) {
             FileType::Fifo => None,
-            // Of others, closing can wait for their peers (SO_LINGER).
+            // Closing another kind of socket can wait for its peer (SO_LINGER).
             FileType::Socket if socket_domain(&fd).is_ok_and(|domain| domain == AddressFamily::UNIX) => None,
             FileType::Socket => Some("socket that is not local"),
             FileType::RegularFile => Some("regular file"),
@@ -59,37 +59,37 @@ impl Notifier {
         if let Some(kind) = kind {
             return Err(NotifyError::Kind(kind));
         }
-        // The flag belongs to the open file, which the front-end shares: it can take it back, and then block
-        // the worker, which is why stopping a worker does not rely on it.
+        // The front-end shares the open file and can clear this flag, and then block the worker. So stopping
+        // a worker does not rely on it.
         let flags = fcntl_getfl(&fd).map_err(io::Error::from)?;
         fcntl_setfl(&fd, flags | OFlags::NONBLOCK).map_err(io::Error::from)?;
         Ok(Notifier { file: fd.into() })
     }
 
-    /// An eventfd of this process's own.
+    /// Creates an eventfd for this process.
     ///
     /// # Errors
     ///
-    /// When the process may have no more descriptors.
+    /// Fails if the process has no descriptor left.
     pub fn eventfd() -> io::Result<Notifier> {
         let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         Ok(Notifier { file: fd.into() })
     }
 
-    /// Goes on with a descriptor that another process had from [`Notifier::new`]: what that has set goes with
-    /// the open file.
+    /// Takes over a descriptor that another process passed to [`Notifier::new`]. The open file has kept the
+    /// flags.
     pub fn again(fd: OwnedFd) -> Notifier {
         Notifier { file: fd.into() }
     }
 
-    /// Notifies the other side. One that does not read has a notification waiting already, and one that is
-    /// gone needs none.
+    /// Notifies the other side. Ignores errors: a side that does not read has a pending notification, and a
+    /// side that is gone needs none.
     #[inline]
     pub fn notify(&self) {
         let _ = (&self.file).write(&1u64.to_ne_bytes());
     }
 
-    /// Waits up to `limit` for a notification; whether there is one.
+    /// Waits up to `limit` for a notification. Returns whether there is one.
     #[cfg(any(test, feature = "testing"))]
     pub fn wait(&self, limit: std::time::Duration) -> bool {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -97,11 +97,12 @@ impl Notifier {
         matches!(poll(&mut [PollFd::new(&self.file, PollFlags::IN)], limit.as_ref()), Ok(1))
     }
 
-    /// Takes what was notified. `false` when the other side is gone, or the descriptor is of no use.
+    /// Takes the pending notifications. Returns `false` if the other side is gone, or the descriptor is
+    /// unusable.
     #[inline]
     pub fn clear(&self) -> bool {
-        // More than the 8 bytes of an eventfd: a socket or pipe is emptied in fewer calls. It is emptied, as
-        // what stays would fill it in the end, and who waits for room kicks no more.
+        // More than the 8 bytes of an eventfd, to empty a socket or pipe in fewer calls. It must be emptied:
+        // the rest would fill it in the end, and a sender that waits for room would not kick.
         let mut bytes = [0; 256];
         for _ in 0..MOST_READS {
             match (&self.file).read(&mut bytes) {
@@ -114,9 +115,9 @@ impl Notifier {
     }
 }
 
-/// Whether an anonymous inode is an eventfd, and not one that answers a read by something else: a signalfd by
-/// this process's signals. Of all of them an eventfd alone can be written to so, which adds nothing to it,
-/// and for which there is always room. Their names would tell as well, to a process that may look into /proc.
+/// Whether an anonymous inode is an eventfd, and not for example a signalfd, whose reads would take signals
+/// of this process. Only an eventfd can be written to like this. The write adds 0, for which there is always
+/// room. The name of the inode would tell as well, but only to a process that may read /proc.
 fn is_eventfd(fd: &OwnedFd) -> bool {
     rustix::io::write(fd, &0u64.to_ne_bytes()) == Ok(8)
 }
@@ -175,7 +176,7 @@ mod tests {
     #[expect(unsafe_code, reason = "signalfd exists in libc only")]
     fn signalfd() -> OwnedFd {
         use std::os::fd::FromRawFd;
-        // SAFETY: an empty set of signals, of all zero bytes; a descriptor that is nobody else's.
+        // SAFETY: an empty set of signals, all zero bytes; a new descriptor without another owner.
         unsafe {
             let none: libc::sigset_t = std::mem::zeroed();
             let fd = libc::signalfd(-1, &raw const none, libc::SFD_CLOEXEC);

@@ -1,14 +1,14 @@
-//! Pieces of host memory for `readv` and `writev`, bound to the memory that they are of.
+//! Pieces of host memory for `readv` and `writev`, bound to the lifetime of that memory.
 #![expect(unsafe_code, reason = "copies to and from memory shared with the guest")]
 
 use std::marker::PhantomData;
 
-/// A piece of host memory for `readv` and `writev`: part of a guest's buffer, or of a buffer of one's own.
+/// A piece of host memory for `readv` and `writev`: part of a guest's buffer or of a private buffer.
 ///
-/// Borrows that memory: there is none that outlives the ring, and by it the mapping, or the buffer that it is
-/// of. The bytes may change at any time, so they are only ever copied.
+/// It borrows that memory, so that it cannot outlive the buffer, or the ring that keeps the mapping. The
+/// bytes may change at any time, so they are only ever copied.
 ///
-/// So a port can use the parts of a call, and pass them on, but not keep them:
+/// A port can use the parts of a call, and pass them on. It cannot keep them:
 ///
 /// ```compile_fail,E0521
 /// use std::sync::Mutex;
@@ -24,13 +24,13 @@ use std::marker::PhantomData;
 /// }
 /// ```
 ///
-/// make one of memory that it does not borrow,
+/// It cannot create one for memory that it does not borrow:
 ///
 /// ```compile_fail,E0133
 /// volt_virtio::part::IoPart::new(std::ptr::dangling_mut(), 64);
 /// ```
 ///
-/// nor use them on another thread, where the borrow would not be known:
+/// It cannot use them on another thread, where the borrow would not be known:
 ///
 /// ```compile_fail,E0277
 /// fn elsewhere(parts: &[volt_virtio::part::IoPart<'_>]) {
@@ -44,7 +44,7 @@ use std::marker::PhantomData;
 pub struct IoPart<'m>(libc::iovec, PhantomData<&'m [u8]>);
 
 impl<'m> IoPart<'m> {
-    /// A part of other memory than a slice's.
+    /// Creates a part for memory that is not a slice.
     ///
     /// # Safety
     ///
@@ -54,16 +54,16 @@ impl<'m> IoPart<'m> {
         IoPart(libc::iovec { iov_base: base.cast(), iov_len: len }, PhantomData)
     }
 
-    /// A part for a buffer of one's own.
+    /// Creates a part for a private buffer.
     pub fn from_slice(buffer: &'m mut [u8]) -> IoPart<'m> {
         IoPart(libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() }, PhantomData)
     }
 
-    /// The same part for whoever keeps its memory by other means than a borrow.
+    /// Returns the same part, for a caller that keeps its memory by other means than a borrow.
     ///
     /// # Safety
     ///
-    /// As long as it is used, its memory must be as [`IoPart::new`] demands.
+    /// While it is used, its memory must fulfil the conditions of [`IoPart::new`].
     pub(crate) unsafe fn unbound(self) -> IoPart<'static> {
         IoPart(self.0, PhantomData)
     }
@@ -72,13 +72,13 @@ impl<'m> IoPart<'m> {
         self.0.iov_base.cast()
     }
 
-    /// Bytes.
-    #[expect(clippy::len_without_is_empty, reason = "parts are made with at least a byte")]
+    /// Returns the length in bytes.
+    #[expect(clippy::len_without_is_empty, reason = "parts have at least one byte")]
     pub fn len(self) -> usize {
         self.0.iov_len
     }
 
-    /// Whether `next` begins where this part ends; then one part can stand for both.
+    /// Extends this part by `next` if `next` begins at its end. Returns whether it did.
     #[inline]
     pub(crate) fn extend(&mut self, next: IoPart<'m>) -> bool {
         let adjoins = self.base().wrapping_add(self.len()) == next.base();
@@ -88,14 +88,14 @@ impl<'m> IoPart<'m> {
         adjoins
     }
 
-    /// The system's view of `parts`, for `readv` and `writev`. They are good for as long as `parts` is.
+    /// Returns `parts` in the form for `readv` and `writev`. They are valid as long as `parts` is.
     pub fn as_iovecs<'a>(parts: &'a [IoPart<'_>]) -> &'a [libc::iovec] {
         // SAFETY: repr(transparent).
         unsafe { std::slice::from_raw_parts(parts.as_ptr().cast(), parts.len()) }
     }
 }
 
-/// Copies `bytes` into `parts`, beginning `offset` bytes into them. Stops at the end of the shorter one.
+/// Copies `bytes` into `parts`, `offset` bytes from their start. Stops at the end of the shorter one.
 pub fn write_parts(parts: &[IoPart<'_>], mut offset: usize, mut bytes: &[u8]) {
     for part in parts {
         let Some(room) = part.len().checked_sub(offset).filter(|room| *room > 0) else {
@@ -104,7 +104,7 @@ pub fn write_parts(parts: &[IoPart<'_>], mut offset: usize, mut bytes: &[u8]) {
         };
         let now = room.min(bytes.len());
         // SAFETY: offset + now <= part.len(), and the part borrows its memory. Guest memory never overlaps
-        // `bytes`, which is ours.
+        // `bytes`, which is private.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), part.base().add(offset), now) };
         bytes = &bytes[now..];
         offset = 0;
@@ -114,8 +114,8 @@ pub fn write_parts(parts: &[IoPart<'_>], mut offset: usize, mut bytes: &[u8]) {
     }
 }
 
-/// Copies from the start of `parts` into `bytes`, each byte once, whatever the guest does to them meanwhile;
-/// returns how many bytes. Not for the common frame, which is never copied.
+/// Copies from the start of `parts` into `bytes`, and returns the number of bytes. Reads each byte once, even
+/// if the guest changes it meanwhile. Not for common frames, which are never copied.
 pub fn read_parts(parts: &[IoPart<'_>], bytes: &mut [u8]) -> usize {
     let mut done = 0;
     for part in parts {
@@ -129,9 +129,9 @@ pub fn read_parts(parts: &[IoPart<'_>], bytes: &mut [u8]) -> usize {
     done
 }
 
-/// Copies from `offset` bytes into `from` to the start of `to`, as far as both go. In large pieces, so that a
-/// guest that changes its bytes meanwhile can have any mixture of old and new copied: for who decides nothing
-/// on them.
+/// Copies from `offset` bytes into `from` to the start of `to`, up to the end of the shorter one. Copies
+/// large pieces, so that a guest that changes its bytes meanwhile gets any mixture of old and new copied. No
+/// decision may depend on the result.
 pub fn copy_parts(from: &[IoPart<'_>], mut offset: usize, to: IoPart<'_>) {
     let mut done = 0;
     for part in from {
@@ -141,7 +141,7 @@ pub fn copy_parts(from: &[IoPart<'_>], mut offset: usize, to: IoPart<'_>) {
         };
         let now = there.min(to.len() - done);
         // SAFETY: offset + now <= part.len() and done + now <= to.len(), and parts borrow their memory.
-        // `copy` takes memory that overlaps.
+        // `copy` accepts overlapping memory.
         unsafe { std::ptr::copy(part.base().add(offset), to.base().add(done), now) };
         done += now;
         offset = 0;
@@ -151,7 +151,7 @@ pub fn copy_parts(from: &[IoPart<'_>], mut offset: usize, to: IoPart<'_>) {
     }
 }
 
-/// The first two bytes of a buffer that has that many, which is at the start of each frame's header.
+/// Returns the first two bytes of a buffer with at least that many. Each frame's header begins with them.
 #[inline(always)]
 pub fn read_two(parts: &[IoPart<'_>]) -> [u8; 2] {
     match parts {
@@ -163,7 +163,7 @@ pub fn read_two(parts: &[IoPart<'_>]) -> [u8; 2] {
     }
 }
 
-/// [`write_parts`] of two bytes, which mostly go into the first part.
+/// Like [`write_parts`] with two bytes, optimized for the first part.
 #[inline(always)]
 pub fn write_two(parts: &[IoPart<'_>], offset: usize, bytes: [u8; 2]) {
     match parts {

@@ -1,4 +1,4 @@
-//! epoll with tokens that are an enum of the caller's.
+//! epoll with tokens of a caller's type.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -9,10 +9,10 @@ use rustix::event::Timespec;
 pub use rustix::event::epoll::EventFlags;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData};
 
-/// Most events taken in one call.
+/// Maximum number of events in one call.
 const EVENTS: usize = 16;
 
-/// An epoll instance whose descriptors are told apart by a `T`.
+/// An epoll instance that identifies descriptors by a `T`.
 #[derive(Debug)]
 pub struct Poller<T> {
     epoll: std::os::fd::OwnedFd,
@@ -20,11 +20,11 @@ pub struct Poller<T> {
 }
 
 impl<T: Copy + PartialEq> Poller<T> {
-    /// An empty one.
+    /// Creates an empty instance.
     ///
     /// # Errors
     ///
-    /// When the process has no descriptor left.
+    /// Fails if the process has no descriptor left.
     pub fn new() -> io::Result<Poller<T>> {
         Ok(Poller { epoll: epoll::create(CreateFlags::CLOEXEC)?, tokens: Vec::new() })
     }
@@ -33,7 +33,8 @@ impl<T: Copy + PartialEq> Poller<T> {
     ///
     /// # Errors
     ///
-    /// `PermissionDenied` for a descriptor that cannot be waited for, such as a regular file's.
+    /// Returns `PermissionDenied` for a descriptor that does not support waiting, such as that of a regular
+    /// file.
     pub fn add(&mut self, fd: impl AsFd, events: EventFlags, token: T) -> io::Result<()> {
         let index = self.tokens.iter().position(|known| *known == token).unwrap_or_else(|| {
             self.tokens.push(token);
@@ -46,24 +47,24 @@ impl<T: Copy + PartialEq> Poller<T> {
     ///
     /// # Errors
     ///
-    /// When it was not added.
+    /// Fails if it was not added.
     pub fn remove(&mut self, fd: impl AsFd) -> io::Result<()> {
         Ok(epoll::delete(&self.epoll, fd)?)
     }
 
-    /// Waits until something happens or `timeout` is over, for ever without one, and calls `each` with what
-    /// happened. A signal ends the wait with nothing.
+    /// Waits for events, for at most `timeout` (`None`: without limit), and calls `each` with each event. A
+    /// signal ends the wait without events.
     ///
     /// # Errors
     ///
-    /// Only for a broken epoll instance.
+    /// Fails only for a broken epoll instance.
     pub fn wait(&self, timeout: Option<Duration>, mut each: impl FnMut(T, EventFlags)) -> io::Result<()> {
         let timeout = timeout.and_then(|t| Timespec::try_from(t).ok());
         let mut events = [const { MaybeUninit::<Event>::uninit() }; EVENTS];
         match epoll::wait(&self.epoll, &mut events, timeout.as_ref()) {
             Ok((happened, _)) => {
                 for event in happened {
-                    // A packed field: copied out before it is used.
+                    // A packed field: copy it before use.
                     let (data, flags) = (event.data, event.flags);
                     if let Some(token) = self.tokens.get(data.u64() as usize) {
                         each(*token, flags);

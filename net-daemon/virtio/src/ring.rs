@@ -1,13 +1,13 @@
 //! The device's side of a split virtqueue (virtio 1.2, section 2.7) over cached pointers.
 //!
-//! Life cycle: [`Ring::start`] looks the three areas up once and continues at the used index;
-//! then, for each batch, [`Ring::pop`] and [`Ring::walk`] chains, [`Ring::push_used`] them in the order in
-//! which they were popped, and [`Ring::publish`] once. Nothing is kept that is not in guest memory: dropping
-//! a ring hands back every chain that was popped and not published, and a new `start` finds it again.
+//! Life cycle: [`Ring::start`] translates the addresses of the three areas once, and continues at the used
+//! index. For each batch, [`Ring::pop`] and [`Ring::walk`] chains, [`Ring::push_used`] them in the order of
+//! their popping, and [`Ring::publish`] once. All progress is in guest memory: dropping a ring returns every
+//! chain that was popped and not published, and a new `start` finds it again.
 //!
-//! The restart rule: `next_avail = next_used = used.idx`. As chains are completed strictly in order,
-//! `[used.idx, avail.idx)` is exactly what the driver still waits for, whoever served the ring before and
-//! however it ended; an index from a front-end could only be wrong.
+//! The restart rule: `next_avail = next_used = used.idx`. Chains complete strictly in order, so `[used.idx,
+//! avail.idx)` is exactly the range that the driver waits for, regardless of the previous server of the ring
+//! and of its end. An index from a front-end could only be wrong.
 #![expect(unsafe_code, reason = "the ring lies in memory shared with the guest")]
 
 use std::cell::Cell;
@@ -23,13 +23,13 @@ use crate::memory::{Area, AreaError, GuestMemory};
 
 const DESCRIPTOR: usize = 16;
 const USED_ELEMENT: usize = 8;
-/// Offset of `ring` in the available and in the used ring: behind `flags` and `idx`.
+/// Offset of `ring` in the available and in the used ring: after `flags` and `idx`.
 const HEADER: usize = 4;
 
 const AVAIL_F_NO_INTERRUPT: u16 = 1;
 const USED_F_NO_NOTIFY: u16 = 1;
 
-/// Where a ring is in guest memory.
+/// The place of a ring in guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RingLayout {
     /// Entries, a power of two, 1 to [`MAX_RING_SIZE`].
@@ -42,7 +42,7 @@ pub struct RingLayout {
     pub used: u64,
 }
 
-/// Why a ring cannot start.
+/// The reason why a ring cannot start.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum StartError {
     /// Not a power of two of 1 to [`MAX_RING_SIZE`].
@@ -51,27 +51,27 @@ pub enum StartError {
     /// One of the three areas is not in usable memory.
     #[error("{area} cannot be used")]
     Area {
-        /// Which one.
+        /// The area.
         area: &'static str,
-        /// Why.
+        /// The reason.
         source: AreaError,
     },
 }
 
-/// Why a ring cannot go on. The driver broke it, and only a new set-up by the driver mends it.
+/// The reason why a ring cannot continue. The driver broke it. Only a new set-up by the driver repairs it.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum RingError {
-    /// More available than the ring has entries.
+    /// The driver made more chains available than the ring has entries.
     #[error("available index went from {from} to {to}, more than the ring's {size} entries")]
     AvailIndex {
         /// The next index to pop.
         from: u16,
-        /// What the driver wrote.
+        /// The index that the driver wrote.
         to: u16,
         /// Entries.
         size: u16,
     },
-    /// A head that is no descriptor cannot be returned.
+    /// The head is not a descriptor, so the chain cannot be returned.
     #[error("available entry names descriptor {head} of {size}")]
     Head {
         /// Descriptor number.
@@ -81,10 +81,10 @@ pub enum RingError {
     },
 }
 
-/// The head of a chain that a ring's [`Ring::pop`] has found: a number below that ring's size.
+/// The head of a chain from [`Ring::pop`]: a number below that ring's size.
 ///
-/// Of another ring, or kept beyond [`Ring::push_used`], it leads to some descriptor of the ring that it is
-/// given to, and never out of it. None is made of a number:
+/// A head of another ring, or one kept beyond [`Ring::push_used`], leads to some descriptor of the ring that
+/// it is passed to, but never out of it. It cannot be created from a number:
 ///
 /// ```compile_fail,E0423
 /// volt_virtio::ring::Head(7);
@@ -93,7 +93,7 @@ pub enum RingError {
 pub struct Head(u16);
 
 impl Head {
-    /// The number of its descriptor.
+    /// Returns the number of its descriptor.
     pub fn number(self) -> u16 {
         self.0
     }
@@ -102,7 +102,7 @@ impl Head {
 /// The device's side of one split virtqueue.
 #[derive(Debug)]
 pub struct Ring {
-    /// Entries, less one: what is ANDed with it is an index into the ring.
+    /// Number of entries, less one. An index AND this mask is a position in the ring.
     mask: u16,
     event_idx: bool,
     indirect: bool,
@@ -112,21 +112,21 @@ pub struct Ring {
     memory: Arc<GuestMemory>,
     /// Region of the last buffer, for [`GuestMemory::parts`].
     hint: Cell<usize>,
-    /// Where it started.
+    /// The index at which it started.
     first: u16,
     /// The driver's index as last read.
     avail_idx: Wrapping<u16>,
     next_avail: Wrapping<u16>,
-    /// Where the next used element goes; ahead of `published` within a batch.
+    /// The index of the next used element. It is ahead of `published` within a batch.
     next_used: Wrapping<u16>,
     published: Wrapping<u16>,
 }
 
-// SAFETY: the areas' pointers go to mappings that `memory` keeps alive, on whichever thread.
+// SAFETY: the areas' pointers lead to mappings that `memory` keeps alive, on any thread.
 unsafe impl Send for Ring {}
 
 impl Ring {
-    /// Looks the ring up in `memory` and continues where the used index stands.
+    /// Translates the ring's addresses in `memory`, and continues at the used index.
     ///
     /// # Errors
     ///
@@ -170,18 +170,18 @@ impl Ring {
         Ok(ring)
     }
 
-    /// The guest memory that it lies in.
+    /// Returns the guest memory of the ring.
     #[inline(always)]
     pub(crate) fn memory(&self) -> &Arc<GuestMemory> {
         &self.memory
     }
 
-    /// Entries.
+    /// Returns the number of entries.
     pub fn size(&self) -> u16 {
         self.mask + 1
     }
 
-    /// The used index as the driver sees it, which is also what GET_VRING_BASE answers.
+    /// Returns the used index as the driver sees it. It is also the answer to GET_VRING_BASE.
     pub fn base(&self) -> u16 {
         self.published.0
     }
@@ -190,7 +190,7 @@ impl Ring {
     ///
     /// # Errors
     ///
-    /// When the driver broke the ring; the ring must not be touched any more.
+    /// Fails if the driver broke the ring. The ring must not be used any more.
     #[inline]
     pub fn pop(&mut self) -> Result<Option<Head>, RingError> {
         if self.next_avail == self.avail_idx && !self.refresh()? {
@@ -204,29 +204,29 @@ impl Ring {
         Ok(Some(Head(head)))
     }
 
-    /// Index in the available ring of the chain that [`Ring::pop`] takes next.
+    /// Returns the index in the available ring of the chain that [`Ring::pop`] takes next.
     #[inline]
     pub fn next_index(&self) -> u16 {
         self.next_avail.0
     }
 
-    /// Puts the chain popped last back.
+    /// Puts back the chain that was popped last.
     #[inline]
     pub fn unpop(&mut self) {
         self.next_avail -= 1;
     }
 
-    /// Chains that are popped and not yet pushed.
+    /// Returns the number of chains that are popped and not yet pushed.
     pub fn outstanding(&self) -> u16 {
         (self.next_avail - self.next_used).0
     }
 
-    /// Reads the driver's index; whether there is something to pop.
+    /// Reads the driver's index. Returns whether there is something to pop.
     fn refresh(&mut self) -> Result<bool, RingError> {
-        // Acquire: the ring entries and descriptors behind the index are read after it.
+        // Acquire: the ring entries and descriptors before the index are read after it.
         let now = Wrapping(self.index(&self.avail).load(Ordering::Acquire));
-        // The driver cannot have more than `size` chains outstanding, popped ones included, nor take one of
-        // those back.
+        // The driver cannot have more than `size` chains outstanding, including popped ones, and cannot take
+        // one of those back.
         if (now - self.next_avail).0 > self.size() - self.outstanding() {
             return Err(RingError::AvailIndex { from: self.next_avail.0, to: now.0, size: self.size() });
         }
@@ -234,8 +234,8 @@ impl Ring {
         Ok(now != self.next_avail)
     }
 
-    /// Writes the next used element: chain `head`, of which `written` bytes were written.
-    /// The driver sees it after the next [`Ring::publish`].
+    /// Writes the next used element: chain `head`, with `written` bytes written. The driver sees it after the
+    /// next [`Ring::publish`].
     #[inline]
     pub fn push_used(&mut self, head: Head, written: u32) {
         debug_assert_ne!(self.next_used, self.next_avail, "more pushed than popped");
@@ -243,15 +243,15 @@ impl Ring {
         let element = HEADER + slot * USED_ELEMENT;
         // One field at a time: the ring is aligned to 4, so a region's border may lie between the two.
         for (offset, field) in [(element, u32::from(head.0)), (element + 4, written)] {
-            // SAFETY: slot <= mask, so both fields are inside the used ring, which `area` checked whole, and
-            // which it refused where a border cuts through 4 bytes.
+            // SAFETY: slot <= mask, so both fields are inside the used ring. `area` checked all of it, and
+            // refused a border within 4 bytes.
             unsafe { self.used.at::<u32>(offset).write_volatile(field.to_le()) };
         }
         self.next_used += 1;
     }
 
-    /// Makes all pushed elements visible with one store of the index. Returns whether the driver wants to be
-    /// notified of them (virtio 1.2, 2.7.7.2).
+    /// Makes all pushed elements visible by one store of the index. Returns whether the driver wants a
+    /// notification (virtio 1.2, 2.7.7.2).
     #[inline]
     pub fn publish(&mut self) -> bool {
         let (old, new) = (self.published, self.next_used);
@@ -261,7 +261,7 @@ impl Ring {
         // Release: the elements are visible before the index.
         self.index(&self.used).store(new.0, Ordering::Release);
         self.published = new;
-        // The driver writes its wish and then reads the index; here the order is the other way round.
+        // The driver writes its wish and then reads the index. The order here is the reverse.
         fence(Ordering::SeqCst);
         if self.event_idx {
             needs_event(self.used_event(), new, old)
@@ -271,7 +271,7 @@ impl Ring {
     }
 
     /// Whether half the ring is pushed and not published: the driver can refill that half while the device
-    /// goes on with the other.
+    /// works on the other.
     #[inline]
     pub fn is_due(&self) -> bool {
         (self.next_used - self.published).0 > self.mask / 2
@@ -293,27 +293,27 @@ impl Ring {
         self.refresh()
     }
 
-    /// Whether the driver seems to have made a chain available; [`Ring::pop`] finds out.
+    /// Whether the driver seems to have made a chain available. [`Ring::pop`] verifies that.
     #[inline]
     pub fn has_available(&self) -> bool {
         self.index(&self.avail).load(Ordering::Relaxed) != self.next_avail.0
     }
 
-    /// Chains that the driver has made available and has not got back, popped ones included. What a driver
-    /// says that breaks its ring is cut off at the ring's size.
+    /// Returns the number of chains that the driver made available and that are not used yet, including
+    /// popped ones. At most the ring's size, even if the driver broke the ring.
     pub fn available(&self) -> u16 {
         let available = Wrapping(self.index(&self.avail).load(Ordering::Relaxed)) - self.published;
         available.0.min(self.size())
     }
 
-    /// Whether the driver's index is another than the one where the ring started.
+    /// Whether the driver's index has changed since the ring started.
     pub fn has_moved(&self) -> bool {
         self.index(&self.avail).load(Ordering::Relaxed) != self.first
     }
 
-    /// Tells the driver that kicks are of no use at the moment.
+    /// Tells the driver that kicks are not needed at the moment.
     pub fn disable_kicks(&mut self) {
-        // With EVENT_IDX the old avail_event is behind already, and says the same.
+        // With EVENT_IDX the old avail_event is behind the index already, which has the same effect.
         if !self.event_idx {
             self.field(&self.used, 0).store(USED_F_NO_NOTIFY, Ordering::Relaxed);
         }
@@ -340,8 +340,8 @@ impl Ring {
 
     #[inline(always)]
     fn field<'a>(&self, area: &'a Area, offset: usize) -> Le16<'a> {
-        // SAFETY: all callers' offsets are even and inside the area that `start` had checked whole, with the
-        // alignment of its fields; `memory` keeps it mapped. Everybody accesses it atomically.
+        // SAFETY: all callers' offsets are even and inside the area. `start` had it checked completely, with
+        // the alignment of its fields, and `memory` keeps it mapped. All accesses are atomic.
         Le16(unsafe { AtomicU16::from_ptr(area.at(offset)) })
     }
 }
@@ -361,7 +361,7 @@ impl Le16<'_> {
     }
 }
 
-/// Whether the index moved over `event` on its way from `old` to `new` (virtio 1.2, 2.7.7.1).
+/// Whether the index passed `event` on its way from `old` to `new` (virtio 1.2, 2.7.7.1).
 #[inline]
 fn needs_event(event: Wrapping<u16>, new: Wrapping<u16>, old: Wrapping<u16>) -> bool {
     new - event - Wrapping(1) < new - old

@@ -1,5 +1,4 @@
-//! For tests of devices: guest memory of one's own and the driver's side of a ring in it. What goes wrong is
-//! a panic.
+//! For tests of devices: private guest memory, and the driver's side of a ring in it. Errors are panics.
 #![expect(unsafe_code, reason = "plays the driver in raw memory")]
 
 use std::sync::Arc;
@@ -10,9 +9,9 @@ use crate::features::Features;
 use crate::memory::{GuestMemory, Region};
 use crate::ring::{Ring, RingLayout};
 
-/// Bytes of guest memory, from guest address 0.
+/// Size of guest memory in bytes, from guest address 0.
 pub const MEMORY: usize = 0x40_0000;
-/// Where buffers may go.
+/// Guest address for buffers.
 pub const BUFFERS: u64 = 0x10_0000;
 
 /// A part of a chain: guest address, length, device-writable.
@@ -20,12 +19,12 @@ pub type Buffer = (u64, u32, bool);
 
 /// The driver's side of one ring.
 pub struct Driver {
-    /// Its memory, of one region.
+    /// The guest memory, with one region.
     pub memory: Arc<GuestMemory>,
     mapping: Arc<MmapRegion>,
-    /// Where the ring is.
+    /// The addresses of the ring.
     pub layout: RingLayout,
-    /// Acknowledged.
+    /// The acknowledged features.
     pub features: Features,
     free: u16,
     avail: u16,
@@ -33,7 +32,7 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// A ring of `size` at the start of fresh memory.
+    /// Creates a ring of `size` at the start of new memory.
     pub fn new(size: u16, features: Features) -> Driver {
         let mapping = Arc::new(MmapRegion::new(MEMORY).unwrap());
         let region = Region::new(mapping.clone(), 0, 0, 0, MEMORY as u64).unwrap();
@@ -50,7 +49,7 @@ impl Driver {
         }
     }
 
-    /// The device's side.
+    /// Returns the device's side.
     pub fn ring(&self) -> Ring {
         Ring::start(self.memory.clone(), self.layout, self.features).unwrap()
     }
@@ -82,7 +81,7 @@ impl Driver {
         bytes
     }
 
-    /// The little-endian field at guest address `at`.
+    /// Reads the little-endian field at guest address `at`.
     pub fn u16(&self, at: u64) -> u16 {
         u16::from_le_bytes(self.read(at))
     }
@@ -100,7 +99,7 @@ impl Driver {
         self.write(at + 14, &next.to_le_bytes());
     }
 
-    /// Descriptors for `buffers` from number `first` of the table at `table` on.
+    /// Writes descriptors for `buffers`, from number `first` of the table at `table` on.
     pub fn table(&self, table: u64, first: u16, size: u16, buffers: &[Buffer]) {
         for (i, (addr, len, write)) in buffers.iter().enumerate() {
             let number = (first + i as u16) % size;
@@ -118,8 +117,8 @@ impl Driver {
         self.set_u16(self.layout.avail + 2, self.avail);
     }
 
-    /// Makes a chain of `buffers` available and returns its head. Descriptors are taken round and round:
-    /// tests do not have more outstanding than the ring holds.
+    /// Makes a chain of `buffers` available and returns its head. Reuses descriptors in a circle: tests must
+    /// not have more outstanding than the ring holds.
     pub fn add(&mut self, buffers: &[Buffer]) -> u16 {
         let (head, size) = (self.free, self.layout.size);
         self.table(self.layout.desc, head, size, buffers);
@@ -128,13 +127,13 @@ impl Driver {
         head
     }
 
-    /// The used index.
+    /// Returns the used index.
     pub fn used_idx(&self) -> u16 {
         self.u16(self.layout.used + 2)
     }
 
-    /// Whether the device wants a kick for the chain that is offered as number `number`, the first being 0:
-    /// the driver's side of virtio 1.2, section 2.7.10. Asked after it was offered, nothing is missed.
+    /// Whether the device wants a kick for the chain that is offered as number `number`, counted from 0: the
+    /// driver's side of virtio 1.2, section 2.7.10. A driver that asks after the offer misses nothing.
     pub fn wants_kick_for(&self, number: u16) -> bool {
         std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
         match self.features.contains(Features::EVENT_IDX) {
@@ -143,17 +142,17 @@ impl Driver {
         }
     }
 
-    /// Asks for a call when the used index goes beyond `event`.
+    /// Asks for a call when the used index passes `event`.
     pub fn set_used_event(&self, event: u16) {
         self.set_u16(self.layout.avail + 4 + u64::from(self.layout.size) * 2, event);
     }
 
-    /// Where the device wants a kick.
+    /// Returns the index for which the device wants a kick.
     pub fn avail_event(&self) -> u16 {
         self.u16(self.layout.used + 4 + u64::from(self.layout.size) * 8)
     }
 
-    /// Used elements since the last call: head and length.
+    /// Returns the used elements since the last call: head and length.
     pub fn take_used(&mut self) -> Vec<(u32, u32)> {
         let mut taken = Vec::new();
         while self.seen != self.used_idx() {

@@ -1,12 +1,12 @@
 //! The restart rule, for every interleaving: a device that dies after any of its stores leaves a ring in
-//! which the next one finds every chain that the driver still waits for, once.
+//! which the next device finds every chain that the driver waits for, once.
 
 use super::*;
 use crate::testing::{BUFFERS, Driver};
 
-/// Entries of the ring: small, so that wrap-around and a full ring are among the interleavings.
+/// Number of entries of the ring: small, so that the interleavings include wrap-around and a full ring.
 const SIZE: u16 = 2;
-/// Steps of each interleaving.
+/// Number of steps of each interleaving.
 const STEPS: u32 = 9;
 
 /// One step of the driver or of the device. Each step of the device is one store to the ring, or none.
@@ -24,7 +24,7 @@ enum Step {
 const ALL: [Step; 7] =
     [Step::Offer, Step::Reap, Step::Pop, Step::Push, Step::Publish, Step::EnableKicks, Step::Crash];
 
-/// Driver, device, and what must hold between them.
+/// Driver, device, and the invariants between them.
 struct Model {
     driver: Driver,
     ring: Ring,
@@ -45,7 +45,7 @@ impl Model {
     fn take(&mut self, step: Step) -> bool {
         match step {
             Step::Offer if self.outstanding.len() < usize::from(SIZE) => {
-                // Descriptors are reused only after they were returned, as a driver does it.
+                // Like a driver, reuse a descriptor only after its return.
                 let head = (0..SIZE).find(|head| !self.outstanding.contains(head)).expect("one is free");
                 self.driver.table(self.driver.layout.desc, head, SIZE, &[(BUFFERS, 1, false)]);
                 self.driver.offer(head);
@@ -87,7 +87,7 @@ impl Model {
         }
     }
 
-    /// A last restart after which everything is served: then nothing may be missing.
+    /// Restarts a last time and serves everything. Nothing may be missing then.
     fn finish(mut self, path: &[Step]) {
         self.take(Step::Crash);
         while self.take(Step::Pop) {
@@ -99,7 +99,7 @@ impl Model {
     }
 }
 
-/// Runs the steps that `number` stands for in base [`ALL`].
+/// Runs the steps that the digits of `number` in base [`ALL`] denote.
 fn run(number: u64, features: Features) {
     let mut rest = number;
     let mut model = Model::new(features);
@@ -114,8 +114,8 @@ fn run(number: u64, features: Features) {
     model.finish(&path);
 }
 
-/// All interleavings of a shorter length, and of the full length a spread of every 997th (a prime, so that
-/// every step is met at every place).
+/// All interleavings of a shorter length, and every 997th of the full length. 997 is a prime, so that every
+/// step occurs at every position.
 #[test]
 fn no_crash_loses_or_repeats_a_chain() {
     let all = (ALL.len() as u64).pow(STEPS);
@@ -127,7 +127,7 @@ fn no_crash_loses_or_repeats_a_chain() {
     }
 }
 
-/// The model would see a device that restarts from what it had popped instead.
+/// The model detects a device that restarts from the index that it had popped.
 #[test]
 #[should_panic(expected = "never came back")]
 fn a_wrong_base_is_seen() {

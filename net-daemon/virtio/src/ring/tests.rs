@@ -1,4 +1,4 @@
-//! The ring against a driver written out in the same memory.
+//! Tests of the ring with a driver in the same memory.
 
 use super::*;
 use crate::chain::ChainError;
@@ -20,7 +20,7 @@ fn drain(ring: &mut Ring) -> usize {
 
 #[test]
 fn needs_event_is_whether_the_index_passed_the_event() {
-    // For every old index and batch length the definition: event is one of old, old+1 .. new-1.
+    // The definition, for every old index and batch length: event is one of old, old+1 .. new-1.
     for old in [0u16, 1, 254, 0x7fff, 0xfffe, 0xffff] {
         for len in [1u16, 2, 7, 256, 32768] {
             let new = old.wrapping_add(len);
@@ -32,8 +32,8 @@ fn needs_event_is_whether_the_index_passed_the_event() {
     }
 }
 
-/// virtio 1.2, 2.7.7.2: the device is to notify when the index moved past the event. Only differences count,
-/// so all of u16 is covered by every batch length at every border of its window, moved to every place.
+/// virtio 1.2, 2.7.7.2: the device notifies when the index moves past the event. Only differences count. So
+/// the test covers all of u16 with every batch length at every border of its window, moved to every place.
 #[test]
 fn needs_event_depends_on_differences_alone_and_is_right_at_every_border() {
     for len in 1..=u16::MAX {
@@ -52,8 +52,8 @@ fn needs_event_depends_on_differences_alone_and_is_right_at_every_border() {
     }
 }
 
-/// virtio 1.2, 2.7.6 and 2.7.8: entry N of a ring is at N modulo its size, for every size and every index, as
-/// masking has it; which holds because sizes are powers of two and divide 65,536.
+/// virtio 1.2, 2.7.6 and 2.7.8: entry N of a ring is at N modulo its size, for every size and every index.
+/// Masking gives the same result, because sizes are powers of two and divide 65,536.
 #[test]
 fn every_index_has_its_slot_in_every_size() {
     for size in (0..16).map(|log| 1u16 << log) {
@@ -184,7 +184,7 @@ fn chains_of_every_shape() {
     let head = driver.add(&[(BUFFERS, 10, false), (BUFFERS + 64, 0, false), (BUFFERS + 128, 20, true)]);
     assert_eq!(lens(&ring, head), Ok(vec![10, 20]));
 
-    // A table longer than the ring, behind a direct descriptor.
+    // A table longer than the ring, after a direct descriptor.
     let buffers: Vec<_> = (0..2000).map(|i| (BUFFERS + i * 2, 1, false)).collect();
     driver.table(0x20_0000, 0, 2000, &buffers);
     driver.descriptor(0, BUFFERS, 7, F_NEXT, 1);
@@ -219,7 +219,7 @@ fn malformed_chains_are_named() {
     driver.descriptor(BUFFERS, BUFFERS, 1, F_NEXT, 1);
     assert_eq!(error(BUFFERS, 16, F_INDIRECT, 0), ChainError::Next { number: 0, next: 1, size: 1 });
 
-    // More bytes than any chain has, whether they are guest memory or not.
+    // More bytes than any chain has, in guest memory or not.
     driver.table(BUFFERS, 0, 2100, &[(0, 0x20_0000, false)].repeat(2100));
     assert_eq!(error(BUFFERS, 2100 * 16, F_INDIRECT, 0), ChainError::Long(1 << 32));
 
@@ -262,7 +262,7 @@ fn a_head_of_another_ring_leads_nowhere_else() {
     for len in 1..=8 {
         driver.add(&[(BUFFERS, len, true)]);
     }
-    // Outside of the small table are its available and used ring.
+    // The available and used ring are outside of the small table.
     assert_eq!(small.single(head).map(|(part, writable)| (part.len(), writable)), Some((8, true)));
     assert_eq!(lens(&small, head.number()), Ok(vec![8]));
     assert!(small.pop().is_ok());

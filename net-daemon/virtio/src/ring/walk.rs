@@ -1,4 +1,5 @@
-//! Along the descriptors of a chain: read here, judged by [`Chains`], their buffers turned into parts.
+//! The walk along a chain: reads its descriptors, lets [`Chains`] check them, and turns their buffers into
+//! parts.
 #![expect(unsafe_code, reason = "descriptors lie in memory shared with the guest")]
 
 use std::cell::Cell;
@@ -9,8 +10,8 @@ use crate::part::{IoPart, read_parts};
 use crate::ring::{DESCRIPTOR, Head, Ring};
 
 impl Ring {
-    /// The buffer of chain `head` and whether it is device-writable, in the common case: a single descriptor,
-    /// not empty, in the region where the last buffer was. Otherwise it takes a [`Ring::walk`].
+    /// Returns the buffer of chain `head`, and whether it is device-writable, in the common case: a single
+    /// descriptor, not empty, in the region of the last buffer. Otherwise use [`Ring::walk`].
     #[inline(always)]
     pub fn single(&self, head: Head) -> Option<(IoPart<'_>, bool)> {
         let descriptor = self.descriptor(head.0);
@@ -21,12 +22,12 @@ impl Ring {
         self.memory.part(addr, len, self.hint.get()).map(|part| (part, descriptor.is_writable()))
     }
 
-    /// Hands the parts of chain `head` to `take`, with whether they are device-writable, in the chain's
-    /// order.
+    /// Passes the parts of chain `head` to `take`, in the chain's order, with whether they are
+    /// device-writable.
     ///
     /// # Errors
     ///
-    /// When the chain is malformed. Some parts may have been taken by then; the head must still be pushed.
+    /// Fails if the chain is malformed. `take` may have got some parts then. The head must still be pushed.
     #[inline]
     pub fn walk<'r>(&'r self, head: Head, mut take: impl FnMut(IoPart<'r>, bool)) -> Result<(), ChainError> {
         let (mut number, mut descriptor) = (head.0, self.descriptor(head.0));
@@ -42,7 +43,7 @@ impl Ring {
         }
     }
 
-    /// The same for the table that an indirect descriptor points to.
+    /// Like [`Ring::walk`], for the table of an indirect descriptor.
     fn walk_table<'r>(
         &'r self,
         table: Descriptor,
@@ -50,15 +51,15 @@ impl Ring {
         mut take: impl FnMut(IoPart<'r>, bool),
     ) -> Result<(), ChainError> {
         chains.enter(table)?;
-        // At hand for each entry: whatever is written meanwhile, it cannot be these.
+        // Local copies: writes to guest memory cannot change them, so they need not be reloaded for each entry.
         let (memory, hint) = (&*self.memory, self.hint.clone());
-        // Looked up once; a table that crosses a border is looked up entry by entry.
+        // Translated once. In a table that crosses a border, each entry is translated.
         let whole = memory.contiguous(table.addr, table.len, &hint);
         let mut next = Some(0);
         while let Some(number) = next {
             let descriptor = match whole {
-                // SAFETY: number < the table's entries (checked by `Chains::next`), all of which are behind
-                // the pointer, which is aligned; `memory` keeps them mapped.
+                // SAFETY: number < the table's entries (checked by `Chains::next`). All of them follow the
+                // pointer, which is aligned. `memory` keeps them mapped.
                 Some(entries) => unsafe { read_descriptor(entries.add(usize::from(number))) },
                 None => self.table_entry(table.addr, number)?,
             };
@@ -70,8 +71,8 @@ impl Ring {
         Ok(())
     }
 
-    /// Copies entry `number` of the indirect table at guest address `table`, whose bytes may be anywhere:
-    /// once, as a whole.
+    /// Copies entry `number` of the indirect table at guest address `table` once, as a whole. Its bytes may
+    /// be in several regions.
     #[cold]
     fn table_entry(&self, table: u64, number: u16) -> Result<Descriptor, ChainError> {
         let offset = u64::from(number) * DESCRIPTOR as u64;
@@ -80,7 +81,7 @@ impl Ring {
         let mut parts = [None; DESCRIPTOR];
         let mut count = 0;
         let mapped = self.memory.parts(addr, DESCRIPTOR as u32, &self.hint, |part| {
-            // At least a byte each, so 16 bytes are at most 16 parts.
+            // Each has at least one byte, so 16 bytes are at most 16 parts.
             parts[count] = Some(part);
             count += 1;
         });
@@ -96,18 +97,18 @@ impl Ring {
         Ok(Descriptor::from_words([addr, rest].map(|word| word.try_into().map_or(0, u64::from_ne_bytes))))
     }
 
-    /// Descriptor `number`, which is below the ring's size if it comes from this ring. One that does not is
-    /// some other here.
+    /// Returns descriptor `number`. A number of this ring is below its size. Any other number gives some
+    /// other descriptor.
     #[inline]
     fn descriptor(&self, number: u16) -> Descriptor {
         let pointer = self.desc.at::<[u64; 2]>(usize::from(number & self.mask) * DESCRIPTOR);
-        // SAFETY: no number is above the mask here, so it is inside the table, which `area` checked whole and
-        // aligned.
+        // SAFETY: the number is masked, so it is inside the table. `area` checked all of the table and its
+        // alignment.
         unsafe { read_descriptor(pointer) }
     }
 }
 
-/// Hands the parts of a descriptor's buffer to `take`.
+/// Passes the parts of a descriptor's buffer to `take`.
 #[inline]
 fn buffer<'r>(
     memory: &'r GuestMemory,
@@ -121,13 +122,13 @@ fn buffer<'r>(
     if mapped { Ok(()) } else { Err(ChainError::Unmapped { addr, len }) }
 }
 
-/// Copies a descriptor once, as the driver may change it at any time.
+/// Copies a descriptor once: the driver may change it at any time.
 ///
 /// # Safety
 ///
-/// 16 bytes of mapped memory, aligned to 8.
+/// `pointer` must point to 16 bytes of mapped memory, aligned to 8.
 #[inline(always)]
 unsafe fn read_descriptor(pointer: *const [u64; 2]) -> Descriptor {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees it.
     Descriptor::from_words(unsafe { pointer.read_volatile() })
 }
