@@ -1,4 +1,4 @@
-//! A polling network card: memory of its own, a [`PollRing`] for each vring, set up with a back-end by the
+//! A polling network card: its own memory and a [`PollRing`] for each vring, connected to a back-end by the
 //! usual script.
 
 use std::path::Path;
@@ -14,11 +14,11 @@ use crate::ring::Layout;
 use crate::session::negotiate;
 use crate::wire::{feature, protocol, request};
 
-/// How long anything may take before it counts as stuck, on a machine that is busy.
+/// Time after which an operation counts as stuck, on a busy machine.
 pub const LIMIT: Duration = Duration::from_secs(60);
 const GUEST: u64 = 0x10_0000;
 
-/// A card that a back-end serves.
+/// A card served by a back-end.
 #[derive(Debug)]
 pub struct Card {
     /// The connection.
@@ -54,7 +54,7 @@ impl Card {
         Ok(card)
     }
 
-    /// Connects again after the back-end has gone, as a front-end does that continues at the used index.
+    /// Reconnects after the back-end has gone, like a front-end that continues at the used index.
     pub fn reconnect(&mut self, frontend: Frontend) -> Result<(), BenchError> {
         self.frontend = frontend;
         agree(&mut self.frontend, &self.case)?;
@@ -79,13 +79,13 @@ impl Card {
         Ok(frontend.sync()?)
     }
 
-    /// The rings of the case's direction, one for each pair.
+    /// Returns the rings of the case's direction, one for each pair.
     pub fn measured(&mut self) -> impl Iterator<Item = &mut PollRing> {
         let first = if self.case.direction == Direction::Rx { 0 } else { 1 };
         self.rings.iter_mut().skip(first).step_by(2)
     }
 
-    /// What the card's memory holds at `guest`.
+    /// Returns `len` bytes of the card's memory at `guest`.
     pub fn read(&self, guest: u64, len: usize) -> Vec<u8> {
         self.mem.read(guest, len)
     }
@@ -95,14 +95,14 @@ impl Card {
         self.mem.write(guest, bytes);
     }
 
-    /// Notifications to and from the driver so far: kicks, calls.
+    /// Returns the notifications so far: kicks, calls.
     pub fn notifications(&self) -> (u64, u64) {
         let kicks = self.rings.iter().map(|ring| ring.kicks).sum();
         (kicks, self.rings.iter().map(PollRing::take_calls).sum())
     }
 }
 
-/// Owner, features, protocol features. The back-end must have what the case is about.
+/// Negotiates owner, features and protocol features. The back-end must offer the features of the case.
 fn agree(frontend: &mut Frontend, case: &Case) -> Result<u64, BenchError> {
     let protocols = protocol::MQ | protocol::REPLY_ACK | protocol::CONFIG;
     let (features, _) = negotiate(frontend, case.features(), protocols)?;
@@ -113,7 +113,7 @@ fn agree(frontend: &mut Frontend, case: &Case) -> Result<u64, BenchError> {
     Ok(features)
 }
 
-/// Guest memory that is handed out from its start.
+/// Guest memory, allocated from its start.
 struct Space {
     mem: GuestMemory,
     next: u64,
@@ -121,7 +121,7 @@ struct Space {
 
 impl Space {
     fn new(case: &Case) -> Result<Space, BenchError> {
-        // Each buffer is followed by a gap, so that no two can be taken for one.
+        // A gap after each buffer separates it from the next.
         let room = |parts: &[usize]| parts.iter().map(|len| stride(*len) + 16).sum::<u64>();
         let shapes =
             [Direction::Rx, Direction::Tx].map(|direction| room(&Case { direction, ..*case }.parts()));
@@ -136,7 +136,7 @@ impl Space {
         at
     }
 
-    /// A ring with its chains; the addresses of their parts, chain after chain.
+    /// Returns a ring with its chains, and the addresses of their parts, chain after chain.
     fn ring(&mut self, case: &Case, features: u64) -> Result<(PollRing, Vec<u64>), BenchError> {
         let layout = Layout::at(self.take(0), case.ring);
         self.next = layout.end();
@@ -164,7 +164,7 @@ impl Space {
     }
 }
 
-/// What a buffer of `len` bytes takes of memory, gap included.
+/// Returns the memory for a buffer of `len` bytes, including its gap.
 fn stride(len: usize) -> u64 {
     (len as u64 + 64).next_multiple_of(64)
 }

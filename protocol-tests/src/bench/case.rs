@@ -1,9 +1,9 @@
-//! What one measurement sends: direction, size, and the shape of ring and chains.
+//! The case of a measurement: direction, size, and the shape of ring and chains.
 
 use crate::frame::{ETHERTYPE, NET_HEADER_LEN, NetHeader, checksum, gso};
 use crate::wire::feature;
 
-/// Which way frames go.
+/// The direction of frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// Guest to wire.
@@ -15,22 +15,22 @@ pub enum Direction {
 /// One point of the matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Case {
-    /// Which way.
+    /// The direction.
     pub direction: Direction,
-    /// Bytes of a frame without virtio-net header. Above [`MTU`] it is a TCP segment for the other side to
-    /// cut.
+    /// Bytes of a frame without its virtio-net header. A frame larger than [`MTU`] is a TCP segment that the
+    /// receiver must cut.
     pub size: usize,
     /// Queue pairs that carry frames.
     pub pairs: usize,
     /// Entries of each ring.
     pub ring: u16,
-    /// EVENT_IDX is negotiated.
+    /// Whether EVENT_IDX is negotiated.
     pub event_idx: bool,
-    /// MRG_RXBUF is negotiated.
+    /// Whether MRG_RXBUF is negotiated.
     pub mergeable: bool,
-    /// The driver asks to be notified of every batch.
+    /// Whether the driver asks for a notification of every batch.
     pub calls: bool,
-    /// Header and frame are in descriptors of their own (transmit), as from drivers without headroom.
+    /// Whether header and frame have separate descriptors (transmit), as from drivers without headroom.
     pub split: bool,
 }
 
@@ -40,7 +40,7 @@ pub const MTU: usize = 9014;
 pub const TSO: usize = 65_000;
 /// All sizes.
 pub const SIZES: [usize; 5] = [64, 256, 1500, 9000, TSO];
-/// Flows that frames are spread over, so that an interface with several queues uses them.
+/// Number of flows among the frames, so that an interface with several queues uses all of them.
 pub const FLOWS: usize = 64;
 
 const BASE: Case = Case {
@@ -54,7 +54,7 @@ const BASE: Case = Case {
     split: false,
 };
 
-/// Every size both ways, and every other choice by itself at 64 and 1500 bytes.
+/// Returns every size both ways, and every other choice by itself at 64 and 1500 bytes.
 pub fn plan() -> Vec<Case> {
     let mut cases = Vec::new();
     for direction in [Direction::Tx, Direction::Rx] {
@@ -75,7 +75,7 @@ pub fn plan() -> Vec<Case> {
 }
 
 impl Case {
-    /// Short name: direction, size, and what differs from the plain case.
+    /// Returns a short name: direction, size, and the differences from the plain case.
     pub fn name(&self) -> String {
         let mut name = match self.direction {
             Direction::Tx => format!("tx-{}", self.size),
@@ -94,7 +94,7 @@ impl Case {
         name
     }
 
-    /// Feature bits to acknowledge.
+    /// Returns the feature bits to acknowledge.
     pub fn features(&self) -> u64 {
         let mut features = feature::VERSION_1
             | feature::PROTOCOL_FEATURES
@@ -113,10 +113,10 @@ impl Case {
         features
     }
 
-    /// Lengths of a chain's buffers, header included. A transmit chain is laid out as Linux does it: what has
-    /// no page fragments is one buffer with headroom for the header, otherwise protocol headers and fragments
-    /// of 32 KiB at most. Receive buffers are those of Linux too: about the size of the frames, a page at
-    /// most; or a chain of pages.
+    /// Returns the lengths of a chain's buffers, including the header, as Linux lays them out. A transmit
+    /// frame without page fragments is one buffer with headroom for the header; others are protocol headers
+    /// and fragments of at most 32 KiB. Receive buffers are about as large as the frames, at most a page; or
+    /// they are a chain of pages.
     pub fn parts(&self) -> Vec<usize> {
         let whole = NET_HEADER_LEN + self.size;
         match self.direction {
@@ -134,7 +134,7 @@ impl Case {
         }
     }
 
-    /// Chains that one frame takes.
+    /// Returns the number of chains for one frame.
     pub fn chains_per_frame(&self) -> usize {
         match self.direction {
             Direction::Tx => 1,
@@ -142,7 +142,7 @@ impl Case {
         }
     }
 
-    /// The virtio-net header of its frames.
+    /// Returns the virtio-net header of the frames.
     pub fn header(&self) -> NetHeader {
         if self.size <= MTU {
             return NetHeader::default();
@@ -158,9 +158,8 @@ impl Case {
         }
     }
 
-    /// A frame of flow `flow`: TCP over IPv4 from one address that nobody has to another. From the guest it
-    /// has an Ethertype that nobody knows where it can, so that the kernel drops it at once and the floor is
-    /// low.
+    /// Returns a frame of flow `flow`: TCP over IPv4 between two unused addresses. Where possible, frames
+    /// from the guest have an unknown Ethertype: the kernel drops them at once, and the floor is low.
     pub fn frame(&self, flow: usize) -> Vec<u8> {
         let mut frame = self.tcp(flow);
         if self.direction == Direction::Tx && self.size <= MTU {

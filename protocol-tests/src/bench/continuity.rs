@@ -1,9 +1,9 @@
-//! The gap that replacing volt-netd leaves, as a polling front-end sees it.
+//! The interruption when volt-netd is replaced, as seen by a polling front-end.
 //!
-//! A card and the far end of its TAP send a numbered probe each way every 100 µs. A second thread replaces
-//! the daemon meanwhile: by a hand-over, by killing the worker below a supervisor, or by killing it and
-//! starting another one. The gap is the longest time between two probes that arrive; lost and repeated ones
-//! are counted by their numbers.
+//! A card and the far end of its TAP send a numbered probe each way every 100 µs. Meanwhile a second thread
+//! replaces the daemon: by a hand-over, by killing the worker of a supervisor, or by killing the daemon and
+//! starting another one. The gap is the longest time between two arrivals. The numbers show lost and repeated
+//! probes.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,17 +26,17 @@ use crate::frontend::Frontend;
 use crate::netns::Netns;
 use crate::wire::WireError;
 
-/// Between two probes.
+/// Time between two probes.
 const PERIOD: Duration = Duration::from_micros(100);
-/// How long probes run before and after an event.
+/// Duration of probes before and after an event.
 const MARGIN: Duration = Duration::from_millis(30);
-/// After this long a replacement counts as failed.
+/// Time after which a replacement has failed.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Where a probe has its number.
+/// Offset of the number in a probe.
 const NUMBER: usize = 14;
 const TAP: &str = "gap0";
 
-/// What to measure.
+/// Options of the measurement.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
     /// Replacements of each kind
@@ -45,7 +45,7 @@ pub struct Options {
     /// Only this kind; may be repeated
     #[arg(long, value_enum)]
     only: Vec<Kind>,
-    /// volt-netd to measure; otherwise the one beside this program
+    /// volt-netd to measure (default: the one beside this program)
     #[arg(long, value_name = "PATH")]
     program: Option<PathBuf>,
     /// Processor of front-end and wire
@@ -56,7 +56,7 @@ pub struct Options {
     back_cpu: usize,
 }
 
-/// Measures every kind and gives a table.
+/// Measures every kind and returns a table.
 pub fn run(options: &Options) -> Result<String, BenchError> {
     pin(options.front_cpu)?;
     let missing =
@@ -69,7 +69,7 @@ pub fn run(options: &Options) -> Result<String, BenchError> {
             let mut stage = Stage::new(kind, &program, options.back_cpu)?;
             let mut events = Vec::new();
             while events.len() < options.events {
-                // A supervisor waits longer from crash to crash; here each is the first.
+                // A supervisor waits longer after each crash; a new one makes each crash the first.
                 if kind == Kind::Crash && !events.is_empty() {
                     stage = Stage::new(kind, &program, options.back_cpu)?;
                 }
@@ -81,7 +81,7 @@ pub fn run(options: &Options) -> Result<String, BenchError> {
     Ok(table(&rows))
 }
 
-/// The daemon of the moment, and how its next one is started.
+/// The current daemon, and its kind of replacement.
 struct Served<'a> {
     process: Process,
     netns: &'a Netns,
@@ -102,8 +102,8 @@ impl Served<'_> {
         match self.kind {
             Kind::None => Ok(()),
             Kind::HandOver => {
-                // It opens nothing, so that it need not be in the namespace: the way there would cost the
-                // only processor.
+                // It opens nothing and need not be in the namespace: entering it would occupy the only
+                // processor.
                 let mut command = std::process::Command::new(&self.program);
                 command.arg("--take-over").arg(self.dir.join("control")).args(["--log-level", "warn"]);
                 let successor = Process::spawn(command, self.cpu)?;
@@ -116,14 +116,14 @@ impl Served<'_> {
             }
             Kind::Crash => {
                 let worker = |process: &Process| process.children().first().copied();
-                let old = worker(&self.process).ok_or_else(|| failed("there is no worker to kill"))?;
+                let old = worker(&self.process).ok_or_else(|| failed("no worker started"))?;
                 Process::of(old)?.signal(Signal::KILL)?;
                 let next = poll_until(PATIENCE, || worker(&self.process).filter(|next| *next != old));
-                next.map(drop).ok_or_else(|| failed("no other worker came"))
+                next.map(drop).ok_or_else(|| failed("no new worker started"))
             }
             Kind::Restart => {
                 self.process.signal(Signal::KILL)?;
-                self.process.wait(PATIENCE).ok_or_else(|| failed("it did not die"))?;
+                self.process.wait(PATIENCE).ok_or_else(|| failed("the daemon did not die"))?;
                 self.process = Process::spawn(self.command(), self.cpu)?;
                 Ok(())
             }
@@ -146,7 +146,7 @@ fn command(netns: &Netns, program: &Path, dir: &Path, kind: Kind) -> std::proces
 /// Probes of one direction.
 #[derive(Debug)]
 struct Way {
-    /// Times that each number arrived.
+    /// Number of arrivals of each probe.
     seen: Vec<u8>,
     last: Instant,
     gap: Duration,
@@ -157,7 +157,7 @@ impl Way {
         Way { seen: Vec::new(), last: Instant::now(), gap: Duration::ZERO }
     }
 
-    /// The next number to send.
+    /// Returns the next number to send.
     fn next(&mut self) -> u32 {
         self.seen.push(0);
         self.seen.len() as u32 - 1
@@ -182,14 +182,14 @@ impl Way {
     }
 }
 
-/// A daemon under probes.
+/// A daemon with its probes.
 struct Stage {
     card: Card,
     far: FarEnd,
     kind: Kind,
     cpu: usize,
     program: PathBuf,
-    // The daemon ends before what it uses; nobody but `event` takes it.
+    // The daemon ends before the things it uses; only `event` takes it.
     process: Option<Process>,
     netns: Netns,
     dir: tempfile::TempDir,
@@ -211,7 +211,7 @@ impl Stage {
         Ok(Stage { card, far, kind, cpu, program: program.to_owned(), process: Some(process), netns, dir })
     }
 
-    /// Probes, replaces the daemon meanwhile, and says what that cost.
+    /// Sends probes, replaces the daemon meanwhile, and returns the cost.
     fn event(&mut self) -> Result<Event, BenchError> {
         let process = self.process.take().ok_or_else(|| BenchError::Wrong("no daemon".to_owned()))?;
         let done = AtomicBool::new(false);
@@ -242,7 +242,7 @@ impl Stage {
     }
 }
 
-/// One event's probes.
+/// The probes of one event.
 struct Probes<'a> {
     card: &'a mut Card,
     far: &'a FarEnd,
@@ -255,8 +255,7 @@ impl<'a> Probes<'a> {
         Probes { card, far, tx: Way::new(), rx: Way::new() }
     }
 
-    /// Probes until the event is over and probes arrive again, then until all that were sent have had their
-    /// time.
+    /// Sends probes until the event is over and probes arrive again, then waits for the last ones.
     fn run(&mut self, done: &AtomicBool, socket: &Path) -> Result<Event, BenchError> {
         let (start, mut end, mut next) = (Instant::now(), None, Instant::now());
         let (mut stall, mut before) = (Duration::ZERO, Instant::now());
@@ -265,13 +264,13 @@ impl<'a> Probes<'a> {
             let now = Instant::now();
             (stall, before) = (stall.max(now - before), now);
             if now - start > PATIENCE + LIMIT {
-                return Err(BenchError::Wrong("probes do not arrive any more".to_owned()));
+                return Err(BenchError::Wrong("probes no longer arrive".to_owned()));
             }
             if end.is_none() && done.load(Ordering::Acquire) {
                 end = Some(now);
             }
             match end {
-                // Both ways have had the time to show that they work again.
+                // Both ways have had time to show that they work again.
                 Some(end) if now - end > MARGIN && self.tx.last > end && self.rx.last > end + MARGIN / 2 => {
                     break;
                 }
@@ -298,7 +297,7 @@ impl<'a> Probes<'a> {
     }
 
     fn send(&mut self) {
-        // A full ring is no loss: a guest waits then.
+        // A full ring is no loss: a guest waits in that case.
         if let Some(head) = self.card.rings[1].next_free() {
             let number = self.tx.next();
             let at = self.card.buffers[1][usize::from(head)] + (NET_HEADER_LEN + NUMBER) as u64;
@@ -307,7 +306,7 @@ impl<'a> Probes<'a> {
         }
         let mut frame = probe();
         frame[NUMBER..NUMBER + 4].copy_from_slice(&self.rx.next().to_be_bytes());
-        // An interface that nobody serves refuses it: that one is lost.
+        // An interface without a reader refuses the probe: that one is lost.
         let _ = self.far.send(&frame);
     }
 
@@ -327,7 +326,7 @@ impl<'a> Probes<'a> {
         Ok(())
     }
 
-    /// Connects again when the connection has ended, at most once in a millisecond.
+    /// Reconnects after the connection has ended, at most once in a millisecond.
     fn mend(&mut self, socket: &Path, tried: &mut Instant) -> Result<(), BenchError> {
         let connection = self.card.frontend.channel().socket();
         let mut byte = [0];
@@ -339,9 +338,8 @@ impl<'a> Probes<'a> {
             *tried = Instant::now();
             if let Ok(frontend) = Frontend::connect(socket, Duration::ZERO) {
                 match self.card.reconnect(frontend) {
-                    // A process that is killed may close its connection before the socket on which it
-                    // listens, so that whoever comes back at once waits in front of a door that is never
-                    // opened.
+                    // A killed process may close its connection before its listening socket: a client that
+                    // reconnects at once then waits on a socket that nobody accepts from.
                     Err(BenchError::Wire(WireError::Closed(_))) => {}
                     result => result?,
                 }

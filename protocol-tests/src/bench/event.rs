@@ -1,15 +1,15 @@
-//! The replacement of a daemon, and what it cost.
+//! The replacement of a daemon, and its cost.
 
 use std::time::Duration;
 
-/// How a daemon is replaced.
+/// A way to replace a daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Kind {
-    /// Not at all: what the bench itself takes for a gap
+    /// No replacement: the gap that the bench itself causes
     None,
     /// `volt-netd --take-over`
     HandOver,
-    /// kill -9 of the worker below `volt-netd --supervise`
+    /// kill -9 of the worker of `volt-netd --supervise`
     Crash,
     /// kill -9, then the same command again; the front-end reconnects
     Restart,
@@ -22,10 +22,10 @@ pub struct Event {
     pub gaps: [Duration; 2],
     /// Probes that never arrived.
     pub lost: [usize; 2],
-    /// Probes that arrived once too often.
+    /// Extra arrivals of probes.
     pub repeated: [usize; 2],
-    /// Probes in all.
+    /// All probes.
     pub sent: [usize; 2],
-    /// Longest time for which the bench itself did not run: no gap below it is known.
+    /// Longest time for which the bench itself did not run: it cannot see shorter gaps.
     pub stall: Duration,
 }

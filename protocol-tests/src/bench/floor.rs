@@ -1,8 +1,7 @@
-//! The floor: bare loops of the system calls that a frame cannot do without, on a TAP equal to the
-//! back-end's.
+//! The floor: bare loops of the system calls that a frame needs at least, on a TAP like the back-end's.
 //!
 //! Two shapes. *Same*: the iovecs that a daemon makes of the case's chains. *Best*: one contiguous buffer.
-//! Both go through as much memory as the case's ring has buffers.
+//! Both touch as much memory as the case's ring has buffers.
 #![expect(unsafe_code, reason = "readv and writev in loops with nothing around them")]
 
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -17,12 +16,12 @@ use crate::netns::Netns;
 /// Name of the floor's TAP.
 pub const TAP: &str = "floor0";
 
-/// Which calls.
+/// The shape of the calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
-    /// As a daemon that leaves the guest's buffers where they are.
+    /// Like a daemon that leaves the guest's buffers in place.
     Same,
-    /// One buffer, however long.
+    /// One buffer of any length.
     Best,
 }
 
@@ -37,7 +36,7 @@ pub struct Floor {
 }
 
 impl Floor {
-    /// A TAP in a namespace of its own; loops run on processor `cpu`.
+    /// Makes a TAP in a separate namespace; loops run on processor `cpu`.
     pub fn new(cpu: usize) -> Result<Floor, BenchError> {
         let netns = Netns::new()?;
         add_tap(&netns, TAP, false)?;
@@ -47,7 +46,7 @@ impl Floor {
         Ok(Floor { netns, far, _tap: tap, cpu })
     }
 
-    /// Another far end, which hears `ethertype`.
+    /// Returns another far end, which receives `ethertype`.
     pub fn far_end(&self, ethertype: u16) -> Result<FarEnd, BenchError> {
         FarEnd::open(&self.netns, TAP, ethertype)
     }
@@ -57,7 +56,7 @@ impl Floor {
         &self._tap
     }
 
-    /// Processor time per frame of `frames` frames of `case`.
+    /// Returns the CPU time per frame of `frames` frames of `case`.
     pub fn measure(&self, case: &Case, shape: Shape, frames: usize) -> Result<Duration, BenchError> {
         let parts = iovec_lens(case, shape);
         let mut buffers = Buffers::new(case, &parts)?;
@@ -101,8 +100,8 @@ impl Floor {
     }
 }
 
-/// Lengths of the iovecs for one frame. A receiver cannot know how long the next frame is, so behind the
-/// guest's buffers there is room for the rest of the longest one.
+/// Lengths of the iovecs for one frame. A receiver cannot know the length of the next frame, so room for the
+/// longest one follows the guest's buffers.
 fn iovec_lens(case: &Case, shape: Shape) -> Vec<usize> {
     let whole = crate::frame::NET_HEADER_LEN + case.size;
     match (shape, case.direction) {
@@ -117,9 +116,9 @@ fn iovec_lens(case: &Case, shape: Shape) -> Vec<usize> {
     }
 }
 
-/// As many sets of buffers as the ring has frames.
+/// One set of buffers for each frame of the ring.
 struct Buffers {
-    // Owns what the vectors point to.
+    // Owns the memory of the vectors.
     _bytes: GuestMemory,
     vectors: Vec<libc::iovec>,
     per_frame: usize,
@@ -134,8 +133,8 @@ impl Buffers {
         let spill = usize::from(parts.len() > 1 && case.direction == Direction::Rx);
         let (own, shared) = parts.split_at(parts.len() - spill);
         let stride: usize = own.iter().map(|len| (len + 64).next_multiple_of(64)).sum();
-        // The same kind of memory as a guest's: the kernel copies from a file's pages and from its own at
-        // other speeds.
+        // The same kind of memory as a guest's: the kernel copies a file's pages and its own at different
+        // speeds.
         let bytes = GuestMemory::flat(0, (stride * sets + 65_600) as u64)?;
         let place = |at: usize, len: usize| {
             let outside = || BenchError::Wrong("a buffer outside memory".to_owned());
@@ -154,7 +153,7 @@ impl Buffers {
                 vectors.push(place(at, *len)?);
                 (at, done) = (at + (len + 64).next_multiple_of(64), end);
             }
-            // All sets end with the one shared buffer.
+            // All sets end with one shared buffer.
             for len in shared {
                 vectors.push(place(stride * sets, *len)?);
             }

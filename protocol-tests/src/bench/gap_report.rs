@@ -1,11 +1,11 @@
-//! What replacements cost, as a table.
+//! The cost of replacements, as a table.
 
 use std::fmt::Write;
 
 use crate::bench::event::{Event, Kind};
 use crate::bench::report::Spread;
 
-/// Median and worst of each kind, in Markdown.
+/// Returns the median and worst of each kind, in Markdown.
 pub fn table(rows: &[(Kind, Vec<Event>)]) -> String {
     let mut out = String::from(
         "| replaced by | events | gap to wire, ms: median | worst | gap to guest, ms: median | worst | \

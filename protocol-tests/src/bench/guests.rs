@@ -1,9 +1,9 @@
-//! What a guest's programs see of its network: TCP each way, echo requests one after the other, and what a
-//! frame costs in exits of the guest. And what a VMM takes to get there: time and memory.
+//! Network performance in a real guest: TCP each way, sequential echo requests, and a frame's cost in exits.
+//! Also the start time and memory of a VMM.
 //!
-//! Every way to the wire gets a guest of its own in each round, on an equal TAP. QEMU guests are
-//! software-emulated where there is no KVM; volt-vmm's run in the lab then, which is itself emulated. So
-//! figures of one VMM compare with each other, and those of two do not.
+//! In each round every way to the wire gets a new guest on an equal TAP. Without KVM, QEMU emulates its
+//! guests in software, and volt-vmm's run in the lab, which is itself emulated. So compare figures within one
+//! VMM only.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -18,12 +18,12 @@ use crate::lab::process::Process;
 use crate::lab::traffic::{HOST, iperf3};
 use crate::lab::{inside_the_lab, isolated, kvm_is_usable, program, repository};
 
-/// How long a guest may take.
+/// Time limit for a guest.
 const LIMIT: Duration = Duration::from_secs(180);
-/// KVM's counts for all guests; the one under test is the only one.
+/// KVM's counters for all guests; the guest under test is the only one.
 const COUNTERS: &str = "/sys/kernel/debug/kvm";
 
-/// What to measure.
+/// Options of the measurement.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
     /// Guests of each kind
@@ -62,7 +62,7 @@ impl Kind {
         }
     }
 
-    /// Those of volt-vmm.
+    /// Returns the kinds that use volt-vmm.
     fn vmm() -> impl Iterator<Item = Kind> {
         [Self::VmmSocket, Self::VmmTap, Self::VmmVhostNet]
             .into_iter()
@@ -81,16 +81,16 @@ struct Figures {
     events_in: Option<Events>,
 }
 
-/// From the start of the VMM's process.
+/// Times from the start of the VMM's process.
 #[derive(Clone, Copy, Debug)]
 struct Start {
     first_line: Duration,
     init: Duration,
-    /// KiB that the process has resident beside its guest's memory, when init starts.
+    /// KiB that the process has resident besides its guest's memory, when init starts.
     own_memory: u64,
 }
 
-/// For each frame.
+/// Counts for each frame.
 #[derive(Clone, Copy, Debug)]
 struct Events {
     exits: f64,
@@ -100,10 +100,10 @@ struct Events {
 /// Measures and prints a table.
 ///
 /// # Errors
-/// When the lab cannot be started, or something is missing that the guests need.
+/// Returns an error if the lab cannot be started, or a file that guests need is missing.
 ///
 /// # Panics
-/// When a guest does not come up or does not reach the host.
+/// If a guest does not boot or does not reach the host.
 pub fn run(options: &Options) -> Result<(), BenchError> {
     if inside_the_lab() || kvm_is_usable() {
         let all: Vec<_> = [Kind::QemuTap, Kind::QemuSocket].into_iter().chain(Kind::vmm()).collect();
@@ -117,7 +117,7 @@ pub fn run(options: &Options) -> Result<(), BenchError> {
     lab.args(["--queues", &queues.to_string()]);
     match lab.status()?.success() {
         true => Ok(()),
-        false => Err(BenchError::Wrong("the lab ended without figures: see above".to_owned())),
+        false => Err(BenchError::Wrong("the lab printed no figures: see above".to_owned())),
     }
 }
 
@@ -136,7 +136,7 @@ fn measure(options: &Options, kinds: &[Kind], accel: Accel) -> Result<(), BenchE
     Ok(())
 }
 
-/// Boots a guest and takes its figures.
+/// Boots a guest and returns its figures.
 fn one(kind: Kind, options: &Options, accel: Accel) -> Figures {
     let Options { seconds, requests, queues, .. } = options;
     let directory = tempfile::tempdir().expect("a directory");
@@ -148,7 +148,7 @@ fn one(kind: Kind, options: &Options, accel: Accel) -> Figures {
         "speed out -P {queues} -c {HOST} -t {seconds}; speed in -P {queues} -R -c {HOST} -t {seconds}; \
          requests {HOST} {requests}"
     );
-    // Says its first line as early as it can.
+    // The guest prints its first line as early as it can.
     let kernel_options = "earlycon=uart8250,io,0x3f8";
     let spec = Spec { flavour: Flavour::Cloud, image: Image::Vmlinux, kernel_options, ..Spec::new(&run) };
     let (_netd, mut guest) = start(kind, &spec, directory.path(), accel, *queues);
@@ -179,8 +179,8 @@ fn start(kind: Kind, spec: &Spec, directory: &Path, accel: Accel, queues: u16) -
         netd.wait_for("listening on", LIMIT);
         netd
     });
-    // Emulated QEMU 7.2 does not survive MSI-X with vhost-user; its own device has no more, for a fair
-    // comparison.
+    // Emulated QEMU 7.2 crashes with MSI-X and vhost-user; for a fair comparison its own device has none
+    // either.
     let properties = if accel == Accel::Tcg { "vectors=0" } else { "vectors=3" }.to_owned();
     let mut command = match kind {
         Kind::QemuTap => spec.qemu(accel, &QemuNet::Tap { name: TAP.into(), properties }),
@@ -195,7 +195,7 @@ fn start(kind: Kind, spec: &Spec, directory: &Path, accel: Accel, queues: u16) -
     (netd, Process::start("the guest", &mut command))
 }
 
-/// Waits until the guest has its init.
+/// Waits until the guest's init runs.
 fn started(guest: &mut Process) -> Start {
     let begin = Instant::now();
     guest.wait_for("Linux version", LIMIT);
@@ -203,7 +203,7 @@ fn started(guest: &mut Process) -> Start {
     guest.wait_for("Run /init", LIMIT);
     let init = begin.elapsed();
     let status = std::fs::read_to_string(format!("/proc/{}/status", guest.id())).expect("a VMM that runs");
-    // The guest's memory is a memfd's, which the kernel counts apart.
+    // The guest's memory is a memfd, which the kernel counts separately.
     let own = ["RssAnon:", "RssFile:"].map(|name| {
         let kib = status.lines().find_map(|line| line.strip_prefix(name)?.trim().strip_suffix(" kB"));
         kib.and_then(|kib| kib.parse::<u64>().ok()).expect("resident memory")
@@ -211,7 +211,7 @@ fn started(guest: &mut Process) -> Start {
     Start { first_line, init, own_memory: own.iter().sum() }
 }
 
-/// One figure of the guest, and what KVM counted for each frame of the TAP meanwhile.
+/// Returns one figure of the guest, and KVM's counts for each frame of the TAP meanwhile.
 fn phase(guest: &mut Process, name: &str) -> (f64, Option<Events>) {
     guest.wait_for(&format!("VOLT {name} begin"), LIMIT);
     let before = (counters(), frames());
@@ -228,13 +228,13 @@ fn phase(guest: &mut Process, name: &str) -> (f64, Option<Events>) {
     (figure, events)
 }
 
-/// What KVM has counted so far, where it shows that.
+/// Returns KVM's counts so far, where available.
 fn counters() -> Option<Events> {
     let read = |name| std::fs::read_to_string(format!("{COUNTERS}/{name}")).ok()?.trim().parse().ok();
     Some(Events { exits: read("exits")?, interrupts: read("irq_injections")? })
 }
 
-/// Frames of the TAP, both ways.
+/// Returns the TAP's frames, both ways.
 fn frames() -> f64 {
     let output = Command::new("ip").args(["-s", "-j", "link", "show", "dev", TAP]).output().expect("ip");
     let links: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
@@ -242,7 +242,7 @@ fn frames() -> f64 {
     count("rx") + count("tx")
 }
 
-/// Median, least and most.
+/// Formats median, minimum and maximum.
 fn spread(values: impl Iterator<Item = f64>, digits: usize) -> String {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);

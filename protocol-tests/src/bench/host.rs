@@ -1,4 +1,4 @@
-//! The host's side: a namespace with the TAP behind the back-end, and the far end of it, which sends bursts.
+//! The host's side: a namespace with the TAP behind the back-end, and its far end, which sends bursts.
 #![expect(unsafe_code, reason = "sendmmsg, socket options and TAP ioctls")]
 
 use std::io;
@@ -13,20 +13,20 @@ use crate::bench::case::{Case, FLOWS};
 use crate::frame::NET_HEADER_LEN;
 use crate::netns::{MULTI_QUEUE, Netns, TAP_FLAGS, TapWire};
 
-/// Frames that wait in the interface while nobody reads them.
+/// Frames that the interface queues while nobody reads.
 pub const QUEUE_LEN: usize = 10_000;
 /// Bytes of the header that packet sockets use.
 pub const WIRE_HEADER: usize = 10;
-/// Frames given to the kernel in one call.
+/// Frames passed to the kernel in one call.
 const MESSAGES: usize = 64;
 
-/// Makes a TAP that a back-end or a floor loop can open, with a long queue.
+/// Makes a TAP with a long queue, for a back-end or a floor loop.
 pub fn add_tap(netns: &Netns, name: &str, multi_queue: bool) -> Result<(), BenchError> {
     netns.add_tap(name, multi_queue)?;
     Ok(netns.ip(&format!("link set dev {name} txqueuelen {QUEUE_LEN}"))?)
 }
 
-/// Opens a TAP's queue in the way that volt-netd does: 12 bytes of little-endian header, segments if `tso`.
+/// Opens a TAP queue like volt-netd: 12 bytes of little-endian header, segments if `tso`.
 pub fn open_tap(netns: &Netns, name: &str, multi_queue: bool, tso: bool) -> Result<OwnedFd, BenchError> {
     let fd = netns.open_tap(name, if multi_queue { TAP_FLAGS | MULTI_QUEUE } else { TAP_FLAGS })?;
     let (header, little) = (NET_HEADER_LEN as libc::c_int, 1 as libc::c_int);
@@ -46,7 +46,7 @@ pub fn open_tap(netns: &Netns, name: &str, multi_queue: bool, tso: bool) -> Resu
     Ok(fd)
 }
 
-/// Frames that the interface has taken from whoever has it open.
+/// Returns the number of frames that the interface has taken from its user.
 pub fn frames_taken(netns: &Netns, name: &str) -> Result<u64, BenchError> {
     let mut cat = netns.command("cat");
     let output = cat.arg("/proc/net/dev").stdout(Stdio::piped()).output()?;
@@ -64,7 +64,7 @@ pub struct FarEnd {
 }
 
 impl FarEnd {
-    /// A packet socket on interface `name` that hears frames of Ethertype `ethertype` only, none for 0.
+    /// Opens a packet socket on interface `name` that receives only Ethertype `ethertype`, or nothing for 0.
     pub fn open(netns: &Netns, name: &str, ethertype: u16) -> Result<FarEnd, BenchError> {
         let wire = netns.wire(name)?;
         let socket = wire.as_fd().as_raw_fd();
@@ -88,12 +88,12 @@ impl FarEnd {
             return Err(io::Error::last_os_error().into());
         }
         let far = FarEnd { wire };
-        // What came before it was bound to its Ethertype.
+        // Discards frames that arrived before the socket was bound to its Ethertype.
         while far.take(&mut [0; 64])?.is_some() {}
         Ok(far)
     }
 
-    /// Sends `count` frames of `case`, flow after flow, as fast as the kernel takes them.
+    /// Sends `count` frames of `case`, flow after flow, as fast as the kernel accepts them.
     pub fn burst(&self, case: &Case, count: usize) -> Result<(), BenchError> {
         let mut bytes: Vec<Vec<u8>> = (0..FLOWS)
             .map(|flow| [&case.header().encode()[..WIRE_HEADER], &case.frame(flow)].concat())
@@ -125,7 +125,7 @@ impl FarEnd {
         Ok(())
     }
 
-    /// Sends one frame, with a header for no offload.
+    /// Sends one frame, with a header without offloads.
     pub fn send(&self, frame: &[u8]) -> Result<(), BenchError> {
         let mut bytes = [0; 256];
         let len = WIRE_HEADER + frame.len();
@@ -134,7 +134,7 @@ impl FarEnd {
         Ok(())
     }
 
-    /// Takes a frame if one is there; its bytes behind the header of [`WIRE_HEADER`] bytes.
+    /// Takes a waiting frame, if any. Its bytes follow a header of [`WIRE_HEADER`] bytes.
     #[inline]
     pub fn take(&self, into: &mut [u8]) -> Result<Option<usize>, BenchError> {
         use rustix::io::Errno;
@@ -145,7 +145,7 @@ impl FarEnd {
         }
     }
 
-    /// Polls for a frame until `limit` has passed; when it came.
+    /// Polls for a frame until `limit` has passed; returns its time of arrival.
     pub fn poll(&self, into: &mut [u8], limit: Duration) -> Result<Option<Instant>, BenchError> {
         let deadline = Instant::now() + limit;
         loop {

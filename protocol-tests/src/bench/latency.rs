@@ -1,8 +1,8 @@
-//! One frame at a time: how long it takes through the back-end each way, at idle and behind a full ring.
+//! Latency: the time of single frames through the back-end each way, at idle and behind a full ring.
 //!
-//! One thread plays guest and wire, so that all times are of one clock: it puts a probe into the ring and
-//! polls the interface for it, or the reverse. The floor is a thread that waits for the TAP and an eventfd
-//! and does the bare calls.
+//! One thread plays guest and wire, so one clock gives all times: it puts a probe into the ring and polls the
+//! interface for it, or the reverse. The floor is a thread that waits for the TAP and an eventfd and makes
+//! the bare calls.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,7 +19,7 @@ use crate::nic::eventfd;
 
 /// Ethertype of probes (local experimental).
 pub const PROBE: u16 = 0x88b6;
-/// Between two probes: long enough for the other side to sleep.
+/// Time between two probes: long enough for the other side to sleep.
 const PAUSE: Duration = Duration::from_micros(100);
 const LEN: usize = 64;
 
@@ -33,13 +33,13 @@ pub struct Times {
 }
 
 impl Times {
-    /// There and back: the sum of the two ways, probe by probe.
+    /// Returns the round-trip times: the sum of the two ways, probe by probe.
     pub fn round_trip(&self) -> Vec<u64> {
         self.tx.iter().zip(&self.rx).map(|(tx, rx)| tx + rx).collect()
     }
 }
 
-/// The value below which `share` of the sorted times are.
+/// Returns the value below which a `share` of the sorted times lies.
 pub fn percentile(times: &[u64], share: f64) -> u64 {
     let mut sorted = times.to_vec();
     sorted.sort_unstable();
@@ -47,7 +47,7 @@ pub fn percentile(times: &[u64], share: f64) -> u64 {
     sorted.get(at.min(sorted.len().saturating_sub(1))).copied().unwrap_or(0)
 }
 
-/// A frame for the other end, of the probes' Ethertype.
+/// Returns a frame for the other end, with the probes' Ethertype.
 pub fn probe() -> [u8; LEN] {
     let mut frame = [0; LEN];
     frame[..12].copy_from_slice(&[0x02, 0, 0, 0, 0, 0x11, 0x02, 0, 0, 0, 0, 0x12]);
@@ -55,8 +55,8 @@ pub fn probe() -> [u8; LEN] {
     frame
 }
 
-/// Sends `count` probes each way through the back-end behind `card`, whose transmit ring is kept full of
-/// other frames if `load`.
+/// Sends `count` probes each way through the back-end of `card`. If `load`, other frames keep its transmit
+/// ring full.
 pub fn through(card: &mut Card, far: &FarEnd, count: usize, load: bool) -> Result<Times, BenchError> {
     let mut times = Times::default();
     let mut into = [0; 256];
@@ -106,7 +106,7 @@ fn transmit(card: &mut Card, far: &FarEnd, into: &mut [u8], load: bool) -> Resul
     let start = Instant::now();
     card.rings[1].offer(1);
     while far.take(into)?.is_none() {
-        // The probe's own chain may come back before it is seen; it is not offered again until then.
+        // The probe's chain may return before its frame is seen; it is not offered again until then.
         if load && card.rings[1].free() > 1 {
             let free = card.rings[1].free();
             card.rings[1].offer_but(head, free);
@@ -117,7 +117,7 @@ fn transmit(card: &mut Card, far: &FarEnd, into: &mut [u8], load: bool) -> Resul
         }
     }
     let time = start.elapsed();
-    // Its chain is back before its buffer is changed.
+    // The chain must return before its buffer may change.
     while !card.rings[1].is_free(head) {
         card.rings[1].reap();
     }
@@ -138,8 +138,8 @@ fn receive(card: &mut Card, far: &FarEnd, load: bool) -> Result<u64, BenchError>
     Ok(start.elapsed().as_nanos() as u64)
 }
 
-/// The same probes through a bare echo: a thread on processor `cpu` that waits in `poll`, and reads or writes
-/// one frame.
+/// Sends the probes through a bare echo: a thread on processor `cpu` that waits in `poll`, and reads or
+/// writes one frame.
 pub fn floor(floor: &Floor, cpu: usize, count: usize) -> Result<Times, BenchError> {
     let (kick, end, received) = (eventfd()?, AtomicBool::new(false), AtomicU64::new(0));
     let far = floor.far_end(PROBE)?;

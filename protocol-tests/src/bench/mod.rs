@@ -1,16 +1,16 @@
-//! What `volt-bench` measures: the cost of a frame in any vhost-user-net back-end, beside the floor of the
-//! same run.
+//! The measurements of `volt-bench`: the cost of a frame in any vhost-user-net back-end, beside the floor of
+//! the same run.
 //!
-//! A [`case::Case`] says what is sent. A [`host::FarEnd`] is that of the TAP behind the back-end, or of an
-//! equal one for the [`floor`], whose bare loops make the calls that the back-end makes and nothing else. A
-//! [`card::Card`] is a polling driver with memory of its own on [`ring::PollRing`]s, faster than any
-//! back-end; [`run`] drives both ways, [`latency`] sends one frame at a time, [`continuity`] replaces the
-//! back-end under it. [`suite`] repeats all of it in interleaved rounds, [`report`] and [`plot`] show medians
-//! and spread. [`guests`] boots real guests instead; [`scale`] runs many daemons at once.
+//! A [`case::Case`] describes the frames. A [`host::FarEnd`] belongs to the TAP behind the back-end, or to an
+//! equal one for the [`floor`], whose bare loops make only the back-end's system calls. A [`card::Card`] is a
+//! polling driver with its own memory on [`ring::PollRing`]s, faster than any back-end. [`run`] drives both
+//! ways, [`latency`] sends single frames, [`continuity`] replaces the back-end meanwhile. [`suite`] repeats
+//! the measurements in interleaved rounds; [`report`] and [`plot`] show medians and spread. [`guests`] boots
+//! real guests instead; [`scale`] runs many daemons at once.
 //!
-//! The processor time is that of the back-end's process, taken while it sleeps before and after a run, when
-//! the kernel's account of it is exact. So a round is right to the nanosecond where threads share cores and
-//! elapsed time means little.
+//! The CPU time is that of the back-end's process, read while it sleeps before and after a run, when the
+//! kernel's account is exact. A round is therefore right to the nanosecond, even where threads share cores
+//! and elapsed time means little.
 
 pub mod card;
 pub mod case;
@@ -33,16 +33,16 @@ use std::io;
 
 use crate::wire::WireError;
 
-/// Why a measurement has no result. A slow back-end is none of the reasons.
+/// The reason why a measurement has no result. A slow back-end is no reason.
 #[derive(Debug, thiserror::Error)]
 pub enum BenchError {
     /// The operating system refused.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// The back-end's side of the connection.
+    /// The back-end's end of the connection failed.
     #[error(transparent)]
     Wire(#[from] WireError),
-    /// Frames that did not come back, or anything else that makes figures meaningless.
+    /// Frames that did not return, or another event that makes figures meaningless.
     #[error("{0}")]
     Wrong(String),
 }

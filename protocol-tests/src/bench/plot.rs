@@ -1,5 +1,4 @@
-//! Results as a plot: for each case a bar of processor time per frame, floors beside the back-end, with its
-//! spread.
+//! Results as a plot: a bar of CPU time per frame for each case, floors beside the back-end, with its spread.
 
 use std::fmt::Write;
 
@@ -16,7 +15,7 @@ const TOP: f64 = 44.0;
 const BARS: [(&str, &str); 3] =
     [("#b8c4ce", "floor, one buffer"), ("#7d93a6", "floor, same iovecs"), ("#d9722e", "back-end")];
 
-/// The plot as an SVG document.
+/// Returns the plot as an SVG document.
 pub fn svg(results: &Results) -> String {
     let rows: Vec<(String, [Spread; 3])> = results
         .cases
@@ -25,7 +24,7 @@ pub fn svg(results: &Results) -> String {
         .map(|(name, f)| (name, [f.best, f.same, f.cpu]))
         .collect();
     let height = TOP + ROW * rows.len() as f64 + 10.0;
-    // Long frames cost many times what short ones do: a logarithmic axis from 100 ns on.
+    // Long frames cost many times as much as short ones: a logarithmic axis from 100 ns.
     let most = rows.iter().flat_map(|(_, spreads)| spreads).map(|s| s.max).fold(1000.0, f64::max);
     let x = |ns: f64| LEFT + ROOM * (ns.max(100.0) / 100.0).ln() / (most / 100.0).ln();
     let mut out = format!(

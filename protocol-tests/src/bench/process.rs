@@ -1,4 +1,4 @@
-//! The back-end as a process: started or found, pinned, its processor time, memory and system calls read.
+//! The back-end's process: starts or finds it, pins it, and reads its CPU time, memory and system calls.
 #![expect(unsafe_code, reason = "processor clock of another process")]
 
 use std::os::unix::process::CommandExt;
@@ -19,14 +19,14 @@ use crate::frontend::Frontend;
 pub struct Process {
     pid: u32,
     child: Option<Child>,
-    /// From the start of the command to its first answer, if it was started here.
+    /// Time from the start of the command to its first answer, if it was started here.
     pub startup: Option<Duration>,
     clock: libc::clockid_t,
     _runtime_directory: Option<TempDir>,
 }
 
 impl Process {
-    /// Starts `command`, binds it to processor `cpu`, and waits until it answers at `socket`.
+    /// Starts `command`, binds it to processor `cpu`, and waits for an answer at `socket`.
     pub fn start(command: Command, cpu: usize, socket: &Path) -> Result<Process, BenchError> {
         let start = Instant::now();
         let mut process = Process::spawn(command, cpu)?;
@@ -43,7 +43,7 @@ impl Process {
         Process::unbound(command)
     }
 
-    /// Starts `command` on whichever processor.
+    /// Starts `command` on any processor.
     pub fn unbound(mut command: Command) -> Result<Process, BenchError> {
         let runtime_directory = set_runtime_directory(&mut command)?;
         let child = command.spawn()?;
@@ -58,27 +58,27 @@ impl Process {
         Ok(process)
     }
 
-    /// A process that runs already.
+    /// Opens a running process.
     pub fn of(pid: u32) -> Result<Process, BenchError> {
         Ok(Process { pid, child: None, startup: None, clock: clock_of(pid)?, _runtime_directory: None })
     }
 
-    /// Its id.
+    /// Returns its process ID.
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
-    /// Processor time of all its threads: exact while they sleep, otherwise right to a tick of the kernel.
+    /// Returns the CPU time of all its threads: exact while they sleep, otherwise to a tick of the kernel.
     pub fn cpu_time(&self) -> Result<Duration, BenchError> {
         let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
         // SAFETY: writes one timespec.
         if unsafe { libc::clock_gettime(self.clock, &raw mut time) } != 0 {
-            return Err(BenchError::Wrong(format!("process {} has gone", self.pid)));
+            return Err(BenchError::Wrong(format!("process {} has ended", self.pid)));
         }
         Ok(Duration::new(time.tv_sec as u64, time.tv_nsec as u32))
     }
 
-    /// Waits until all its threads sleep, or for a tenth of a second: a back-end that polls never does.
+    /// Waits until all its threads sleep, at most a tenth of a second: a polling back-end never sleeps.
     pub fn settle(&self) {
         let asleep = |task: std::io::Result<std::fs::DirEntry>| {
             let stat = task.ok().and_then(|task| std::fs::read_to_string(task.path().join("stat")).ok());
@@ -96,7 +96,7 @@ impl Process {
         }
     }
 
-    /// Resident memory in KiB: all of it, and what is not shared with others.
+    /// Returns the resident memory in KiB: total, and not shared with other processes.
     pub fn resident(&self) -> Result<(u64, u64), BenchError> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid))?;
         let field = |name: &str| {
@@ -106,7 +106,7 @@ impl Process {
         Ok((field("VmRSS:"), field("RssAnon:")))
     }
 
-    /// Counts its system calls while `work` runs, by strace; `None` where there is no strace or it may not
+    /// Counts its system calls with strace while `work` runs. Returns `None` if strace is missing or may not
     /// trace.
     pub fn system_calls(
         &self,
@@ -144,13 +144,13 @@ impl Process {
         Ok(rustix::process::kill_process(pid, signal)?)
     }
 
-    /// Waits for the end of a process that was started here; its exit code, -1 for a signal.
+    /// Waits for the end of a process that was started here. Returns its exit code, or -1 for a signal.
     pub fn wait(&mut self, limit: Duration) -> Option<i32> {
         let status = poll_until(limit, || self.child.as_mut()?.try_wait().ok().flatten())?;
         Some(status.code().unwrap_or(-1))
     }
 
-    /// Its child processes.
+    /// Returns its child processes.
     pub fn children(&self) -> Vec<u32> {
         let path = format!("/proc/{0}/task/{0}/children", self.pid);
         let text = std::fs::read_to_string(path).unwrap_or_default();
@@ -161,7 +161,7 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         if let Some(child) = &mut self.child {
-            // Below a supervisor there is a worker, which would go on alone.
+            // The worker of a supervisor would continue alone.
             let worker = crate::daemon::child(self.pid);
             let _ = child.kill();
             let _ = worker.map(|worker| rustix::process::kill_process(worker, Signal::KILL));
@@ -185,13 +185,13 @@ fn clock_of(pid: u32) -> Result<libc::clockid_t, BenchError> {
     }
 }
 
-/// The shell command of a back-end: `{socket}`, `{tap}` and `{queues}` stand for what it gets.
+/// Returns the shell command of a back-end, with `{socket}`, `{tap}` and `{queues}` replaced.
 pub fn shell(text: &str, socket: &Path, tap: &str, queues: usize) -> String {
     let text = text.replace("{socket}", &socket.display().to_string());
     format!("exec {}", text.replace("{tap}", tap).replace("{queues}", &queues.to_string()))
 }
 
-/// The volt-netd beside this program.
+/// Returns the volt-netd beside this program.
 pub fn own_daemon() -> Option<PathBuf> {
     let here = std::env::current_exe().ok()?;
     here.ancestors().skip(1).take(3).map(|dir| dir.join("volt-netd")).find(|path| path.is_file())

@@ -1,4 +1,4 @@
-//! Results as a table and as JSON: medians, with the least and the most of all rounds.
+//! Results as a table and as JSON: medians, with minimum and maximum of all rounds.
 
 use std::fmt::Write;
 
@@ -7,19 +7,19 @@ use serde_json::{Value, json};
 use crate::bench::latency::{Times, percentile};
 use crate::bench::suite::{Results, Round};
 
-/// Median, least and most.
+/// Median, minimum and maximum.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Spread {
-    /// The middle one.
+    /// The median.
     pub median: f64,
-    /// The least.
+    /// The minimum.
     pub min: f64,
-    /// The most.
+    /// The maximum.
     pub max: f64,
 }
 
 impl Spread {
-    /// Of some values; all 0 of none.
+    /// Computes the spread of some values; all fields are 0 if there are none.
     pub fn of(values: impl IntoIterator<Item = f64>) -> Spread {
         let mut sorted: Vec<f64> = values.into_iter().collect();
         sorted.sort_by(f64::total_cmp);
@@ -34,14 +34,14 @@ impl Spread {
     }
 }
 
-/// The figures of a case that are shown, each over all rounds.
+/// The printed figures of a case, each over all rounds.
 #[derive(Clone, Copy, Debug)]
 pub struct Figures {
     /// Bare loop, the back-end's iovecs: ns per frame.
     pub same: Spread,
     /// Bare loop, one buffer: ns per frame.
     pub best: Spread,
-    /// The back-end: ns of processor time per frame.
+    /// The back-end: ns of CPU time per frame.
     pub cpu: Spread,
     /// `cpu` / `same` of the same round.
     pub ratio_same: Spread,
@@ -49,13 +49,13 @@ pub struct Figures {
     pub ratio_best: Spread,
     /// Frames per second.
     pub rate: Spread,
-    /// Notifications per frame: to the back-end, from it.
+    /// Notifications to the back-end per frame.
     pub kicks: Spread,
-    /// The other way.
+    /// Notifications from the back-end per frame.
     pub calls: Spread,
 }
 
-/// Sums rounds up.
+/// Summarizes rounds.
 pub fn figures(rounds: &[Round]) -> Figures {
     let spread = |value: fn(&Round) -> f64| Spread::of(rounds.iter().map(value));
     Figures {
@@ -79,14 +79,14 @@ const WAYS: [Way; 3] = [
 ];
 const SHARES: [f64; 3] = [0.5, 0.99, 0.999];
 
-/// p50, p99, p99.9 of one way in microseconds, each over all rounds.
+/// Returns p50, p99 and p99.9 of one way in microseconds, each over all rounds.
 fn latency(results: &Results, which: usize, way: &Way) -> [Spread; 3] {
     SHARES.map(|share| {
         Spread::of(results.latency.iter().map(|round| percentile(&way.1(&round[which]), share) as f64 / 1e3))
     })
 }
 
-/// Tables in Markdown.
+/// Returns tables in Markdown.
 pub fn table(results: &Results) -> String {
     let mut out = String::new();
     let heads = "| case | floor, same iovecs | floor, one buffer | back-end | to same | to best | \
@@ -115,9 +115,7 @@ pub fn table(results: &Results) -> String {
             system_calls.map_or("-".to_owned(), |calls| format!("{calls:.2}")),
         );
     }
-    out.push_str(
-        "\nns of processor time, notifications and system calls are per frame; medians (least-most).\n",
-    );
+    out.push_str("\nns of CPU time, notifications and system calls are per frame; medians (least-most).\n");
     if !results.latency.is_empty() {
         out.push_str("\n| latency, microseconds | way | p50 | p99 | p99.9 |\n|---|---|---:|---:|---:|\n");
         for (which, name) in LATENCIES.iter().enumerate() {
@@ -141,7 +139,7 @@ pub fn table(results: &Results) -> String {
     out
 }
 
-/// Everything, for programs.
+/// Returns all results as JSON.
 pub fn json(results: &Results) -> Value {
     let cases = results.cases.iter().map(|(case, rounds, system_calls)| {
         let f = figures(rounds);

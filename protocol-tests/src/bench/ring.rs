@@ -1,9 +1,8 @@
-//! The driver's side of a split ring for polling at full speed: plain pointers, nothing checked that a
-//! back-end that passes `volt-conform` does right.
+//! The driver's side of a split ring for polling at full speed. It uses plain pointers, and checks nothing
+//! that a back-end proves with `volt-conform`.
 //!
-//! All chains are laid out once; [`PollRing::offer`] writes the descriptor and the available entry of each
-//! anew, as a driver does, so that the device finds its cache lines in the state that a driver leaves them
-//! in.
+//! All chains are laid out once. [`PollRing::offer`] writes the descriptor and the available entry of each
+//! again, like a driver, so that the device finds its cache lines as a driver leaves them.
 #![expect(unsafe_code, reason = "ring fields in memory shared with the device")]
 
 use std::os::fd::OwnedFd;
@@ -18,13 +17,13 @@ use super::BenchError;
 /// One ring, its chains and its two descriptors.
 #[derive(Debug)]
 pub struct PollRing {
-    /// What the device is kicked with.
+    /// Kicks the device.
     pub kick: OwnedFd,
-    /// What it calls with.
+    /// Signalled by the device's calls.
     pub call: OwnedFd,
     /// Kicks sent.
     pub kicks: u64,
-    /// Chains that came back.
+    /// Chains returned.
     pub used: u64,
     /// Bytes that the device wrote into them.
     pub written: u64,
@@ -34,7 +33,7 @@ pub struct PollRing {
     desc: *mut [u8; 16],
     avail: *mut u16,
     used_ring: *mut u16,
-    /// Each head's descriptor, encoded.
+    /// Each head's encoded descriptor.
     chains: Vec<[u8; 16]>,
     free: Vec<u16>,
     next_avail: u16,
@@ -44,7 +43,7 @@ pub struct PollRing {
 }
 
 impl PollRing {
-    /// A ring at `layout` whose chain number n is descriptor n alone, over the `n`-th of `chains`.
+    /// Makes a ring at `layout` whose chain n is descriptor n alone, over the `n`-th of `chains`.
     pub fn new(
         mem: &GuestMemory,
         layout: Layout,
@@ -79,39 +78,39 @@ impl PollRing {
         Ok(ring)
     }
 
-    /// Where it is.
+    /// Returns its addresses.
     pub fn layout(&self) -> Layout {
         self.layout
     }
 
-    /// The memory it is in.
+    /// Returns its memory.
     pub fn memory(&self) -> &GuestMemory {
         &self.mem
     }
 
-    /// Chains that the device does not have.
+    /// Returns the number of chains that the device does not own.
     pub fn free(&self) -> usize {
         self.free.len()
     }
 
-    /// The chain that is offered next.
+    /// Returns the chain that is offered next.
     pub fn next_free(&self) -> Option<u16> {
         self.free.last().copied()
     }
 
-    /// Whether the device does not have chain `head`.
+    /// Returns whether the device does not own chain `head`.
     pub fn is_free(&self, head: u16) -> bool {
         self.free.contains(&head)
     }
 
-    /// [`PollRing::offer`], without chain `head`.
+    /// Like [`PollRing::offer`], without chain `head`.
     pub fn offer_but(&mut self, head: u16, count: usize) {
         let kept = self.free.iter().position(|free| *free == head).map(|at| self.free.remove(at));
         self.offer(count);
         self.free.extend(kept);
     }
 
-    /// The device's index, which is where a ring goes on after a reconnect.
+    /// Returns the device's used index, at which a ring continues after a reconnect.
     pub fn used_idx(&self) -> u16 {
         self.used_field(1).load(Ordering::Acquire)
     }
@@ -127,7 +126,7 @@ impl PollRing {
         unsafe { AtomicU16::from_ptr(self.used_ring.add(index)) }
     }
 
-    /// Makes up to `count` chains available and kicks if the device wants it; returns how many.
+    /// Makes up to `count` chains available and kicks if the device wants it; returns their number.
     #[inline]
     pub fn offer(&mut self, count: usize) -> usize {
         let count = count.min(self.free.len());
@@ -157,19 +156,19 @@ impl PollRing {
         count
     }
 
-    /// Kicks, wanted or not.
+    /// Kicks, even if the device does not want it.
     pub fn kick(&mut self) {
         self.kicks += 1;
         let _ = rustix::io::write(&self.kick, &1u64.to_ne_bytes());
     }
 
-    /// Takes back what the device has used; returns how many chains.
+    /// Takes back the used chains; returns their number.
     #[inline]
     pub fn reap(&mut self) -> usize {
         self.reap_each(|_, _| {})
     }
 
-    /// The same, and shows `each` the chain and the bytes written.
+    /// Like `reap`, but passes each chain and the bytes written to `each`.
     #[inline]
     pub fn reap_each(&mut self, mut each: impl FnMut(u16, u32)) -> usize {
         let idx = u16::from_le(self.used_field(1).load(Ordering::Acquire));
@@ -181,7 +180,7 @@ impl PollRing {
                 let element = self.used_ring.add(2 + 4 * slot).cast::<u32>();
                 (u32::from_le(element.read_volatile()), u32::from_le(element.add(1).read_volatile()))
             };
-            // A head that is none would be written through later.
+            // An invalid head would be written through later.
             let id = id as u16 % self.chains.len() as u16;
             each(id, len);
             self.free.push(id);
@@ -195,18 +194,18 @@ impl PollRing {
         usize::from(count)
     }
 
-    /// Says whether to be called for what comes next.
+    /// Tells the device whether to call for the next chains.
     fn arm(&mut self) {
         let event = self.avail_field(2 + usize::from(self.layout.size));
         match (self.event_idx, self.calls) {
             (true, true) => event.store(self.last_used.to_le(), Ordering::Relaxed),
-            // Just behind: the index comes by only after 65,535 more.
+            // An index just passed: the device reaches it only after 65,535 more.
             (true, false) => event.store(self.last_used.wrapping_sub(1).to_le(), Ordering::Relaxed),
             (false, calls) => self.avail_field(0).store(u16::from(!calls).to_le(), Ordering::Relaxed),
         }
     }
 
-    /// Calls that came since it was asked last.
+    /// Returns the calls since the last query.
     pub fn take_calls(&self) -> u64 {
         let mut count = [0; 8];
         match rustix::io::read(&self.call, &mut count) {
@@ -216,7 +215,8 @@ impl PollRing {
     }
 }
 
-/// A descriptor over one buffer, or over a table of `parts` (address, length) at guest address `table`.
+/// Returns a descriptor over one buffer, or over a table of `parts` (address, length) at guest address
+/// `table`.
 pub fn chain(mem: &GuestMemory, parts: &[(u64, usize)], table: u64, write: bool) -> Desc {
     let flags = if write { desc_flags::WRITE } else { 0 };
     let entry = |at: usize, next: u16| {

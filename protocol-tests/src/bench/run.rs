@@ -10,23 +10,23 @@ use crate::bench::process::Process;
 use crate::bench::ring::PollRing;
 use crate::frame::NET_HEADER_LEN;
 
-/// What a run cost.
+/// The cost of a run.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cost {
-    /// Frames that went through.
+    /// Frames that arrived.
     pub frames: usize,
-    /// From the first to the last.
+    /// Time from the first to the last frame.
     pub elapsed: Duration,
-    /// Processor time of the back-end.
+    /// CPU time of the back-end.
     pub cpu: Duration,
     /// Notifications to the back-end.
     pub kicks: u64,
-    /// Notifications from it.
+    /// Notifications from the back-end.
     pub calls: u64,
 }
 
-/// Sends `frames` frames each with the card full all the time, or lets the interface deliver them in bursts
-/// that wait in its queue before the card has buffers.
+/// Sends `frames` frames: transmit keeps the card full; receive delivers bursts that wait in the interface's
+/// queue until the card has buffers.
 pub fn run(
     case: &Case,
     card: &mut Card,
@@ -40,7 +40,7 @@ pub fn run(
     }
 }
 
-/// Runs `work` between two looks at the clocks, with the back-end asleep at both.
+/// Runs `work` and measures the clocks before and after it, while the back-end sleeps.
 fn measured(
     card: &mut Card,
     process: &Process,
@@ -82,7 +82,7 @@ fn rings_done(rings: &[(&mut PollRing, usize, usize)]) -> Vec<usize> {
     rings.iter().map(|(_, _, done)| *done).collect()
 }
 
-/// Tells a back-end that is slow from one that is stuck.
+/// Distinguishes a slow back-end from a stuck one.
 struct Idle {
     last: Instant,
     polls: u32,
@@ -99,7 +99,7 @@ impl Idle {
             self.polls = 0;
             return Ok(());
         }
-        // Not at every instant: the cache line of the index belongs to the device.
+        // Not all the time: the cache line of the index belongs to the device.
         for _ in 0..64 {
             std::hint::spin_loop();
         }
@@ -113,13 +113,13 @@ impl Idle {
     }
 }
 
-/// Bursts to the guest. Chains are made available for exactly the frames of a burst, after it waits in the
-/// interface; so the back-end sleeps at the start and at the end, and works at full speed between.
+/// Bursts to the guest. A burst first waits in the interface; then chains for exactly its frames are made
+/// available. So the back-end sleeps at the start and at the end, and works at full speed in between.
 struct Receive<'a> {
     case: &'a Case,
     card: &'a mut Card,
     far: &'a FarEnd,
-    /// How many of [`FLOWS`] frames, one of each flow, come to each pair.
+    /// Number of frames that each pair gets of [`FLOWS`] frames, one of each flow.
     share: Vec<usize>,
 }
 
@@ -149,7 +149,7 @@ impl<'a> Receive<'a> {
         Ok(receive)
     }
 
-    /// Uses up the chains that are still available, so that later bursts wait.
+    /// Uses up the available chains, so that later bursts wait.
     fn spend(&mut self, posted: &[usize]) -> Result<(), BenchError> {
         let per_frame = self.case.chains_per_frame();
         let enough = |(posted, share): (&usize, &usize)| match share {
@@ -198,7 +198,7 @@ impl<'a> Receive<'a> {
     }
 }
 
-/// Offers chains until `wanted` (of which `posted` are offered already) have come back, on each ring.
+/// Offers chains until `wanted` (of which `posted` are already offered) have returned, on each ring.
 fn offer_and_reap(card: &mut Card, posted: &[usize], wanted: &[usize]) -> Result<(), BenchError> {
     let mut left = Vec::from_iter(wanted.iter().zip(posted).map(|(wanted, posted)| wanted - posted));
     let mut due = wanted.to_vec();

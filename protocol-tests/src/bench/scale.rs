@@ -1,9 +1,9 @@
-//! Many daemons on one host: what each takes, with all that an operator switches on (supervisor, sandbox,
+//! Many daemons on one host: the cost of each with all that an operator enables (supervisor, sandbox,
 //! metrics, control socket).
 //!
-//! Each has a TAP of its own in one namespace. What is measured, in this order: how long all of them take to
-//! start, memory and descriptors before and in a session with a scripted front-end, how often they wake up
-//! while nothing happens, and the processor time of light traffic through all of them at once.
+//! Each daemon has a TAP in one shared namespace. The order of measurements: start time of all; memory and
+//! descriptors before and in a session with a scripted front-end; wake-ups at idle; CPU time of light traffic
+//! through all of them at once.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -22,25 +22,25 @@ use crate::session::{Session, Setup};
 
 /// Bytes of a frame.
 const FRAME: usize = 500;
-/// Time before anything is measured, for what the host itself has to say of its new interfaces.
+/// Time before the first measurement, for the host's own frames on its new interfaces.
 const SETTLE: Duration = Duration::from_secs(3);
 
-/// What to measure.
+/// Options of the measurement.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
-    /// Daemons
+    /// Number of daemons
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=500))]
     daemons: u16,
-    /// Seconds for which nothing happens, and for which there is traffic
+    /// Seconds at idle, and seconds with traffic
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=600))]
     seconds: u16,
     /// Frames a second each way for each daemon
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=1000))]
     frames: u16,
-    /// volt-netd to measure; otherwise the one beside this program
+    /// volt-netd to measure (default: the one beside this program)
     #[arg(long, value_name = "PATH")]
     program: Option<PathBuf>,
-    /// Arguments of each in place of '--supervise --metrics unix:...'
+    /// Arguments of each daemon, instead of '--supervise --metrics unix:...'
     #[arg(long, value_name = "ARGUMENTS", allow_hyphen_values = true)]
     arguments: Option<String>,
 }
@@ -52,7 +52,7 @@ struct Daemon {
     tap: String,
 }
 
-/// What processes have, in KiB and numbers.
+/// The resources of processes, in KiB and numbers.
 #[derive(Clone, Copy, Default)]
 struct Use {
     private: u64,
@@ -72,7 +72,7 @@ fn sum(daemons: &[Daemon], of: impl Fn(u32) -> Result<u64, BenchError>) -> Resul
     daemons.iter().flat_map(Daemon::pids).map(of).sum()
 }
 
-/// A sum of the numbers of `fields` in a file of /proc/PID.
+/// Sums the numbers of `fields` in a file of /proc/PID.
 fn fields(pid: u32, file: &str, fields: &[&str]) -> Result<u64, BenchError> {
     let text = fs::read_to_string(format!("/proc/{pid}/{file}"))?;
     let number = |line: &str| {
@@ -94,7 +94,7 @@ fn usage(daemons: &[Daemon]) -> Result<Use, BenchError> {
     })
 }
 
-/// A sum over all threads.
+/// Sums over all threads.
 fn of_threads(
     daemons: &[Daemon],
     of: impl Fn(u32, &str) -> Result<u64, BenchError>,
@@ -105,12 +105,12 @@ fn of_threads(
     })
 }
 
-/// How often threads have waited: each wake-up ends in another wait.
+/// Returns the number of waits of all threads: each wake-up ends in another wait.
 fn waits(daemons: &[Daemon]) -> Result<u64, BenchError> {
     of_threads(daemons, |pid, task| fields(pid, &format!("{task}/status"), &["voluntary_ctxt_switches"]))
 }
 
-/// Processor time in nanoseconds, as the scheduler counts it and not by the tick (`sched-stats.rst`).
+/// Returns CPU time in nanoseconds, from the scheduler and not by ticks (`sched-stats.rst`).
 fn busy(daemons: &[Daemon]) -> Result<u64, BenchError> {
     of_threads(daemons, |pid, task| {
         let text = fs::read_to_string(format!("/proc/{pid}/{task}/schedstat"))?;
@@ -119,14 +119,15 @@ fn busy(daemons: &[Daemon]) -> Result<u64, BenchError> {
     })
 }
 
-/// Measures, and gives a table.
+/// Measures and returns a table.
 ///
 /// # Errors
 ///
-/// When a daemon does not start or loses a frame.
+/// Returns an error if a daemon does not start or loses a frame.
 pub fn run(options: &Options) -> Result<String, BenchError> {
     let program = options.program.clone().or_else(own_daemon);
-    let program = program.ok_or_else(|| BenchError::Wrong("there is no volt-netd beside this".to_owned()))?;
+    let program =
+        program.ok_or_else(|| wrong("no volt-netd beside this program: build it, or use --program"))?;
     let netns = Netns::new()?;
     let dir = tempfile::tempdir()?;
     for number in 0..options.daemons {
@@ -194,14 +195,14 @@ pub fn run(options: &Options) -> Result<String, BenchError> {
     Ok(table)
 }
 
-/// Ends all of them in order.
+/// Ends all daemons in order.
 fn end(daemons: &mut [Daemon]) -> Result<(), BenchError> {
     daemons.iter().try_for_each(|daemon| daemon.process.signal(Signal::TERM))?;
     let ended = |daemon: &mut Daemon| daemon.process.wait(LIMIT) == Some(0);
-    if daemons.iter_mut().all(ended) { Ok(()) } else { Err(wrong("a daemon does not end in order")) }
+    if daemons.iter_mut().all(ended) { Ok(()) } else { Err(wrong("a daemon did not end in order")) }
 }
 
-/// A front-end for each, with the far end of its TAP.
+/// Connects a front-end to each daemon, and opens the far end of its TAP.
 fn connect(netns: &Netns, daemons: &[Daemon]) -> Result<Vec<(Session, TapWire)>, BenchError> {
     let guest = |daemon: &Daemon| {
         let failed = |error| BenchError::Wrong(format!("{}: {error}", daemon.tap));
@@ -215,7 +216,8 @@ fn connect(netns: &Netns, daemons: &[Daemon]) -> Result<Vec<(Session, TapWire)>,
     daemons.iter().map(guest).collect()
 }
 
-/// Sends frames each way on all of them, so many a second, and compares what comes. Returns how many.
+/// Sends `rate` frames a second each way on all daemons, and compares the arriving frames. Returns their
+/// number.
 fn exchange(guests: &mut [(Session, TapWire)], time: Duration, rate: u32) -> Result<u64, BenchError> {
     let (start, mut frames) = (Instant::now(), 0);
     for number in 0.. {
@@ -235,7 +237,7 @@ fn exchange(guests: &mut [(Session, TapWire)], time: Duration, rate: u32) -> Res
             let out = wire.recv(LIMIT)?.map(|(_, bytes)| bytes);
             let into = session.rx(0).recv(LIMIT).map_err(wrong)?.bytes;
             if out.as_ref() != Some(&frame) || into != frame {
-                return Err(BenchError::Wrong(format!("frame {number} did not come as it was")));
+                return Err(BenchError::Wrong(format!("frame {number} did not arrive unchanged")));
             }
             frames += 2;
         }

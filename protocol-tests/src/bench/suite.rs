@@ -1,4 +1,4 @@
-//! All cases, in interleaved rounds: in each round every case is measured once, right behind its own floor.
+//! All cases, in interleaved rounds: each round measures every case once, directly after its own floor.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,16 +13,16 @@ use crate::bench::run::{Cost, run};
 use crate::bench::{BenchError, pin};
 use crate::netns::Netns;
 
-/// What is measured.
+/// The measured back-end.
 #[derive(Clone, Debug)]
 pub enum Target {
-    /// volt-netd, as built beside this program.
+    /// volt-netd beside this program.
     Own,
     /// A shell command, see [`shell`].
     Command(String),
-    /// A back-end that listens at a socket, its process and its TAP in this network namespace.
+    /// A listening back-end, its process, and its TAP in this network namespace.
     Running {
-        /// Where it listens.
+        /// Its socket.
         socket: PathBuf,
         /// Its process.
         pid: u32,
@@ -31,12 +31,12 @@ pub enum Target {
     },
 }
 
-/// How it is measured.
+/// Options of the measurement.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The back-end.
     pub target: Target,
-    /// What is sent.
+    /// The cases to measure.
     pub cases: Vec<Case>,
     /// Repetitions of everything.
     pub rounds: usize,
@@ -48,7 +48,7 @@ pub struct Options {
     pub probes: usize,
 }
 
-/// One case in one round; times in nanoseconds of processor time per frame.
+/// One case in one round; times in nanoseconds of CPU time per frame.
 #[derive(Clone, Copy, Debug)]
 pub struct Round {
     /// The back-end.
@@ -60,22 +60,22 @@ pub struct Round {
 }
 
 impl Round {
-    /// Processor time of the back-end per frame, in nanoseconds.
+    /// Returns the CPU time of the back-end per frame, in nanoseconds.
     pub fn cpu(&self) -> f64 {
         self.cost.cpu.as_nanos() as f64 / self.cost.frames as f64
     }
 }
 
-/// All that was measured.
+/// All results.
 #[derive(Debug, Default)]
 pub struct Results {
     /// Case by case, round by round.
     pub cases: Vec<(Case, Vec<Round>, Option<f64>)>,
     /// Latencies, round by round: floor at idle, back-end at idle, back-end behind a full ring.
     pub latency: Vec<[Times; 3]>,
-    /// From the start of the back-end's command to its first answer, in milliseconds.
+    /// Milliseconds from the start of the back-end's command to its first answer.
     pub startup_ms: Vec<f64>,
-    /// Resident memory in KiB by pairs: in all and private, with a session.
+    /// Resident memory in KiB by number of pairs: total and private, in a session.
     pub resident: BTreeMap<usize, (u64, u64)>,
 }
 
@@ -114,7 +114,7 @@ impl Bed {
     }
 }
 
-/// Starts the back-end that `target` names, in `netns`.
+/// Starts the back-end of `target` in `netns`.
 pub fn start(
     netns: &Netns,
     target: &Target,
@@ -140,7 +140,7 @@ pub fn start(
     Process::start(command, cpu, socket)
 }
 
-/// Frames of one run: enough for the clocks, few enough for a round of a second or two.
+/// Returns the frames of one run: enough for the clocks, few enough for a round of a second or two.
 fn frames(case: &Case) -> usize {
     let few = match case.size {
         0..=1500 => 1,
@@ -153,7 +153,7 @@ fn frames(case: &Case) -> usize {
     }
 }
 
-/// Measures everything; `progress` hears what comes next.
+/// Measures all cases; calls `progress` with each next step.
 pub fn measure(options: &Options, mut progress: impl FnMut(&str)) -> Result<Results, BenchError> {
     pin(options.front_cpu)?;
     let floor = Floor::new(options.back_cpu)?;
@@ -195,7 +195,7 @@ pub fn measure(options: &Options, mut progress: impl FnMut(&str)) -> Result<Resu
     Ok(results)
 }
 
-/// A short run that checks that every frame gets through; then one under strace, for system calls per frame.
+/// Runs briefly to check that every frame arrives; then runs under strace to count system calls per frame.
 fn warm_up(case: &Case, bed: &Bed) -> Result<Option<f64>, BenchError> {
     let mut card = Card::connect(case, &bed.socket)?;
     let before = frames_taken(&bed.netns, &bed.tap)?;
@@ -220,7 +220,7 @@ fn one(case: &Case, floor: &Floor, bed: &Bed) -> Result<Round, BenchError> {
     let count = frames(case);
     let same = floor.measure(case, Shape::Same, count)?.as_nanos() as f64;
     let mut card = Card::connect(case, &bed.socket)?;
-    // The first frames after a start find cold caches and pages that were never touched.
+    // The first frames after a start find cold caches and untouched pages.
     run(case, &mut card, &bed.far, &bed.process, 2 * usize::from(case.ring))?;
     let cost = run(case, &mut card, &bed.far, &bed.process, count)?;
     drop(card);

@@ -1,9 +1,9 @@
-//! Back-ends and front-ends to calibrate `volt-conform` with; all echo frames, and serve until they are ended
-//! (but for the faults that end).
+//! Back-ends and front-ends to calibrate `volt-conform`. All echo frames, and serve until they are ended
+//! (except for faults that end them).
 //!
-//! `conform-peer SOCKET crate` is the one on vhost-user-backend, `conform-peer SOCKET scripted` the scripted
-//! one, `conform-peer SOCKET FAULT` the scripted one with one fault; `conform-peer --faults` lists those.
-//! With `frontend` in front of it all, the same for front-ends.
+//! `conform-peer SOCKET crate` is the back-end on vhost-user-backend, `conform-peer SOCKET scripted` the
+//! scripted one, and `conform-peer SOCKET FAULT` the scripted one with one fault. `conform-peer --faults`
+//! lists the faults. With `frontend` as first argument, each command does the same for front-ends.
 
 use std::path::Path;
 use std::process::ExitCode;

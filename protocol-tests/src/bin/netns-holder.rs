@@ -1,9 +1,9 @@
-//! A process that is a network namespace: makes it, keeps it, and opens things inside it for its parent.
+//! A process that makes and keeps a network namespace, and opens descriptors inside it for its parent.
 //!
-//! Started by `protocol_tests::netns` with a sequenced-packet socket as standard input. Each packet is one
-//! request, each answer `ok` or an error's text, with a descriptor where one was asked for. When the parent
-//! goes, however it goes, the socket ends and the namespace with it. Without root it makes a user namespace
-//! first, which only a process with one thread may: hence a program of its own.
+//! `protocol_tests::netns` starts it with a sequenced-packet socket as standard input. Each packet is one
+//! request; each answer is `ok` or an error's text, with a descriptor if the request asks for one. When the
+//! parent ends for any reason, the socket ends and the namespace with it. Without root, the program first
+//! makes a user namespace; only a process with one thread may do that, hence a separate program.
 #![expect(
     unsafe_code,
     reason = "namespaces, TAP and packet sockets are system calls with structures of their own"
@@ -18,7 +18,7 @@ use std::process::Command;
 use rustix::net::{AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketType};
 
 fn main() -> io::Result<()> {
-    // With `--here` it only opens things, in the namespace that it was started in.
+    // With `--here` it only opens descriptors, in the namespace in which it was started.
     if std::env::args().nth(1).as_deref() != Some("--here") {
         enter()?;
         ip(&["link", "set", "lo", "up"])?;
@@ -36,7 +36,7 @@ fn main() -> io::Result<()> {
     }
 }
 
-/// Leaves for new namespaces; an ordinary user becomes root of a user namespace on the way.
+/// Enters new namespaces; an ordinary user becomes root of a user namespace.
 fn enter() -> io::Result<()> {
     let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
     let user = if uid == 0 { 0 } else { libc::CLONE_NEWUSER };
@@ -47,7 +47,7 @@ fn enter() -> io::Result<()> {
         std::fs::write("/proc/self/uid_map", format!("0 {uid} 1"))?;
         std::fs::write("/proc/self/gid_map", format!("0 {gid} 1"))?;
     }
-    // No neighbour discovery among the frames of a test.
+    // Keeps neighbour discovery from a test's frames.
     for which in ["all", "default"] {
         let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{which}/disable_ipv6"), "1");
     }
@@ -88,7 +88,7 @@ fn ip(arguments: &[&str]) -> io::Result<()> {
     Err(io::Error::other(format!("ip {}: {why}", arguments.join(" "))))
 }
 
-/// Opens a queue of a TAP, made if it is not there.
+/// Opens a queue of a TAP; makes the TAP if it does not exist.
 fn tap(name: &str, flags: i16) -> io::Result<OwnedFd> {
     let file: File = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
     // SAFETY: all bytes zero is a valid `ifreq`.
@@ -102,7 +102,8 @@ fn tap(name: &str, flags: i16) -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// A packet socket on an interface, with the virtio-net header before each frame, deaf to what it sends.
+/// Opens a packet socket on an interface, with the virtio-net header before each frame. It does not receive
+/// the frames that it sends.
 fn packet(name: &str) -> io::Result<OwnedFd> {
     let all = (libc::ETH_P_ALL as u16).to_be();
     // SAFETY: no memory is involved; the descriptor is fresh and owned by nobody else.

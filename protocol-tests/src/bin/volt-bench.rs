@@ -1,4 +1,4 @@
-//! `volt-bench`: what a frame costs in a vhost-user-net back-end, beside the floor of the same run.
+//! `volt-bench`: the cost of a frame in a vhost-user-net back-end, beside the floor of the same run.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -9,10 +9,7 @@ use protocol_tests::bench::suite::{Options, Target, measure};
 use protocol_tests::bench::{BenchError, continuity, guests, plot, report, scale};
 
 #[derive(Parser)]
-#[command(
-    version,
-    about = "Measures a vhost-user-net back-end beside the bare system calls that it cannot avoid"
-)]
+#[command(version, about = "Measures a vhost-user-net back-end beside the bare system calls that it needs")]
 struct Cli {
     #[command(subcommand)]
     what: What,
@@ -20,41 +17,41 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum What {
-    /// Processor time per frame, rates, latency, memory
+    /// CPU time per frame, rates, latency, memory
     Frames(Frames),
-    /// The gap that replacing volt-netd leaves, as a polling front-end sees it
+    /// Interruption when volt-netd is replaced, as seen by a polling front-end
     Continuity(continuity::Options),
-    /// What each of many daemons takes: start, memory, wake-ups, processor time
+    /// Start time, memory, wake-ups and CPU time of many daemons
     Scale(scale::Options),
-    /// TCP, requests and exits of real guests, for each way to the wire
+    /// TCP throughput, requests and exits of real guests, for each way to the wire
     Guests(guests::Options),
 }
 
 #[derive(Args)]
 struct Frames {
-    /// Shell command of the back-end; {socket}, {tap} and {queues} are replaced. Default: the volt-netd
-    /// beside this program
+    /// Shell command of the back-end; {socket}, {tap} and {queues} are replaced (default: the volt-netd
+    /// beside this program)
     #[arg(long)]
     command: Option<String>,
-    /// A back-end that listens here, whose TAP is in this network namespace
+    /// Socket of a running back-end, whose TAP is in this network namespace
     #[arg(long, value_name = "PATH", conflicts_with = "command", requires = "pid", requires = "tap")]
     socket: Option<PathBuf>,
-    /// Its process
+    /// Process ID of the running back-end
     #[arg(long)]
     pid: Option<u32>,
-    /// Its TAP
+    /// TAP of the running back-end
     #[arg(long)]
     tap: Option<String>,
-    /// Repetitions of everything
+    /// Number of rounds
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
     rounds: u16,
-    /// Only this case, or those whose name contains this; may be repeated
+    /// Only the case of this name, or those whose name contains it; may be repeated
     #[arg(long, value_name = "PATTERN")]
     only: Vec<String>,
     /// List the cases
     #[arg(long)]
     list: bool,
-    /// Probes each way in a round, for latency; 0 leaves latency out
+    /// Latency probes each way in a round; 0 skips latency
     #[arg(long, default_value_t = 2000)]
     probes: usize,
     /// Processor of front-end and wire
@@ -88,7 +85,7 @@ fn main() -> ExitCode {
 }
 
 fn run(frames: &Frames) -> Result<(), BenchError> {
-    // A whole name means that case alone.
+    // A complete name selects that case alone.
     let named = |part: &String| plan().iter().any(|case| case.name() == *part);
     let means = |part: &String, case: &Case| match named(part) {
         true => case.name() == *part,

@@ -1,5 +1,5 @@
 //! `volt-conform`: plays a front-end against any vhost-user-net back-end, or a back-end against any
-//! front-end, and says what it keeps of the specifications.
+//! front-end, and checks it against the specifications.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -21,22 +21,22 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Role {
-    /// Play a front-end against a back-end. Exit status: 0 nothing failed, 1 something did, 2 wrong usage.
+    /// Play a front-end against a back-end. Exit status: 0 nothing failed, 1 something failed, 2 wrong usage
     Backend(Backend),
-    /// Play random sessions against a back-end: a seed tells what happens, and what must come of it. Exit
-    /// status as above
+    /// Play random sessions against a back-end; a seed determines the steps and their expected results. Exit
+    /// status as for 'backend'
     Random(Random),
-    /// Play back-ends against a front-end. Exit status as above.
+    /// Play back-ends against a front-end. Exit status as for 'backend'
     Frontend(Frontend),
 }
 
 #[derive(Args)]
 struct Frontend {
-    /// Shell command that starts the front-end in the foreground; {socket} is where it shall look for its
-    /// back-end, {guest} a kernel (vmlinux with PVH entry, for virtio-mmio) whose guest echoes frames
+    /// Shell command that starts the front-end in the foreground; {socket} is its back-end's socket, {guest}
+    /// a kernel (vmlinux with PVH entry, for virtio-mmio) whose guest echoes frames
     #[arg(long)]
     command: Option<String>,
-    /// Its guest, which the command chooses, echoes frames
+    /// The command's own guest echoes frames
     #[arg(long)]
     echo: bool,
     #[command(flatten)]
@@ -48,16 +48,16 @@ struct Common {
     /// Only checks whose name contains this; may be repeated
     #[arg(long, value_name = "PATTERN")]
     only: Vec<String>,
-    /// List the checks and what each needs
+    /// List the checks with level and needs
     #[arg(long)]
     list: bool,
-    /// Say what a check promises and where that is written
+    /// Print a check's promise, level and source
     #[arg(long, value_name = "NAME")]
     explain: Option<String>,
-    /// Print the results as JSON in place of the table
+    /// Print the results as JSON instead of the table
     #[arg(long)]
     json: bool,
-    /// Write the results to a JUnit file as well
+    /// Also write the results to a JUnit file
     #[arg(long, value_name = "FILE")]
     junit: Option<PathBuf>,
 }
@@ -66,10 +66,10 @@ struct Common {
 struct Random {
     #[command(flatten)]
     place: Place,
-    /// The first session's seed
+    /// Seed of the first session
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Sessions, each with the next seed
+    /// Number of sessions, each with the next seed
     #[arg(long, default_value_t = 100)]
     count: u64,
 }
@@ -82,26 +82,26 @@ struct Backend {
     common: Common,
 }
 
-/// Where the back-end and its far side are.
+/// The location of the back-end and its far side.
 #[derive(Args)]
 struct Place {
-    /// Where the back-end listens; one that serves one connection only cannot be tested so
+    /// Socket of a running back-end; it must serve more than one connection
     #[arg(long, value_name = "PATH", conflicts_with = "command")]
     socket: Option<PathBuf>,
-    /// Shell command that starts the back-end in the foreground, once for each check, and for each connection
-    /// where it serves one only; {socket} is where it shall listen
+    /// Shell command that starts the back-end in the foreground: once for each check, and for each connection
+    /// if it serves only one; {socket} is the socket to listen on
     #[arg(long)]
     command: Option<String>,
     /// The back-end returns each frame on the receive queue of its pair
     #[arg(long, conflicts_with_all = ["wire", "tap"])]
     echo: bool,
-    /// Interface of this network namespace that the back-end's frames come out of (needs root)
+    /// Interface of this network namespace where the back-end's frames leave (needs root)
     #[arg(long, value_name = "IFACE", conflicts_with = "tap")]
     wire: Option<String>,
-    /// Make a network namespace with a TAP of this name and run the command in it
+    /// Make a network namespace with a TAP of this name, and run the command in it
     #[arg(long, value_name = "NAME", requires = "command", conflicts_with = "socket")]
     tap: Option<String>,
-    /// That TAP has several queues
+    /// The TAP has several queues
     #[arg(long, requires = "tap")]
     multi_queue: bool,
 }
@@ -121,11 +121,11 @@ fn main() -> ExitCode {
     }
 }
 
-/// The checks that are asked for; none when they are only to be told about.
+/// Returns the selected checks, or `None` if the options only ask for information.
 fn chosen(catalogue: Vec<&'static Check>, common: &Common) -> Result<Option<Vec<&'static Check>>, String> {
     if let Some(name) = &common.explain {
         let found = catalogue.into_iter().find(|check| check.name == name);
-        explain(found.ok_or_else(|| format!("no check '{name}': --list shows all"))?);
+        explain(found.ok_or_else(|| format!("unknown check '{name}': --list shows all"))?);
         return Ok(None);
     }
     let fits = |check: &&Check| {
@@ -133,7 +133,7 @@ fn chosen(catalogue: Vec<&'static Check>, common: &Common) -> Result<Option<Vec<
     };
     let checks: Vec<_> = catalogue.into_iter().filter(fits).collect();
     if checks.is_empty() {
-        return Err("no check has such a name: --list shows all".to_owned());
+        return Err("no check matches --only: --list shows all".to_owned());
     }
     if common.list {
         for check in checks {
@@ -144,7 +144,7 @@ fn chosen(catalogue: Vec<&'static Check>, common: &Common) -> Result<Option<Vec<
     Ok(Some(checks))
 }
 
-/// The back-end and its far side.
+/// Returns the back-end and its far side.
 fn place(options: &Place) -> Result<Subject, String> {
     let target = match (&options.socket, &options.command) {
         (Some(path), _) => Target::Socket(path.clone()),
@@ -162,14 +162,14 @@ fn place(options: &Place) -> Result<Subject, String> {
     Ok(Subject::new(target, wire))
 }
 
-/// `Ok(true)` when nothing failed.
+/// Returns `Ok(true)` if nothing failed.
 fn backend(options: &Backend) -> Result<bool, String> {
     let Some(checks) = chosen(catalogue(), &options.common)? else { return Ok(true) };
     let subject = place(&options.place)?;
     finish(checks, &options.common, |check| subject.run(check))
 }
 
-/// Random sessions on one back-end, up to the first that goes wrong.
+/// Plays random sessions on one back-end, up to the first failure.
 fn random(options: &Random) -> Result<bool, String> {
     let subject = place(&options.place)?;
     let seeds = options.seed..options.seed.saturating_add(options.count);
@@ -181,7 +181,7 @@ fn random(options: &Random) -> Result<bool, String> {
     Ok(result.is_ok())
 }
 
-/// The same for a front-end.
+/// Runs the checks of a front-end.
 fn frontend(options: &Frontend) -> Result<bool, String> {
     let Some(checks) = chosen(front::catalogue(), &options.common)? else { return Ok(true) };
     let command = options.command.as_deref().ok_or("name the front-end by --command")?;
@@ -192,7 +192,7 @@ fn frontend(options: &Frontend) -> Result<bool, String> {
     finish(checks, &options.common, |check| front::run(check, &mut stage))
 }
 
-/// Runs the checks, shows each line at once, and sums up.
+/// Runs the checks, prints each result at once, and prints the summary.
 fn finish(
     checks: Vec<&'static Check>,
     common: &Common,
@@ -217,7 +217,7 @@ fn finish(
     Ok(!outcomes.iter().any(report::is_bad))
 }
 
-/// Prints a line. Whoever closed the pipe wants no more of it.
+/// Prints a line. Ignores a closed pipe.
 fn say(line: std::fmt::Arguments<'_>) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }

@@ -1,9 +1,9 @@
-//! `volt-flow SOCKET INTERFACE RATE`: a scripted front-end of the back-end at SOCKET, and numbered frames
-//! both ways between its guest's rings and the back-end's INTERFACE, RATE a second each, until standard input
+//! `volt-flow SOCKET INTERFACE RATE`: a scripted front-end of the back-end at SOCKET. It sends RATE numbered
+//! frames a second each way between its guest's rings and the back-end's INTERFACE, until standard input
 //! ends.
 //!
-//! Says `flowing` when it begins, and at the end what became of the frames, a line each way. Exits with 1
-//! when one was lost, repeated or reordered, or the back-end does not answer on its connection any more.
+//! Prints `flowing` at the start, and at the end a line for each way with the frames' results. Exits with 1
+//! if a frame was lost, repeated or reordered, or if the back-end no longer answers.
 #![forbid(unsafe_code)]
 
 use std::io::Read;
@@ -17,9 +17,9 @@ use protocol_tests::netns::Netns;
 use protocol_tests::session::{Session, Setup};
 use protocol_tests::succession::{Account, Flow};
 
-/// Descriptors of a ring: frames of the guest's that come in a second wait there.
+/// Descriptors of a ring: room for the guest's frames of a second.
 const RING: u16 = 2048;
-/// How long the back-end may take to answer.
+/// Time limit for the back-end's answers.
 const LIMIT: Duration = Duration::from_secs(60);
 
 static OVER: AtomicBool = AtomicBool::new(false);
