@@ -1,7 +1,7 @@
-//! The channel on which a back-end asks its front-end for something (`VHOST_USER_SET_BACKEND_REQ_FD`).
+//! The channel for requests of the back-end to its front-end (`VHOST_USER_SET_BACKEND_REQ_FD`).
 //!
-//! One thing is said here: that the configuration space is another. Nothing is read from the channel and
-//! nothing waited for: no answer is asked for, and what the front-end has no room for is left out.
+//! It carries one request: the configuration space has changed. It is never read, and sending never blocks.
+//! No reply is requested, and a request that does not fit is dropped.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -15,9 +15,9 @@ use crate::message::Header;
 /// `VHOST_USER_BACKEND_CONFIG_CHANGE_MSG`.
 const CONFIG_CHANGE: u32 = 2;
 
-/// The descriptor is of no use.
+/// The descriptor is unusable.
 #[derive(Debug, Error)]
-#[error("the descriptor is no Unix socket, which is what a back-end's requests go by")]
+#[error("the descriptor for requests of the back-end is not a Unix socket")]
 pub struct NoSocket;
 
 /// The back-end's end of the channel.
@@ -25,11 +25,11 @@ pub struct NoSocket;
 pub struct BackendChannel(Numbered<OwnedFd>);
 
 impl BackendChannel {
-    /// Takes the descriptor that a front-end sent.
+    /// Takes over a descriptor that a front-end sent.
     ///
     /// # Errors
     ///
-    /// When it is something else: of a Unix socket it is known that sending never waits when told not to.
+    /// Fails if it is not a Unix socket: only with those it is certain that a non-blocking send never blocks.
     pub fn new(fd: OwnedFd) -> Result<BackendChannel, NoSocket> {
         match sockopt::socket_domain(&fd) {
             Ok(AddressFamily::UNIX) => Ok(BackendChannel(Numbered::fresh(fd))),
@@ -42,23 +42,23 @@ impl BackendChannel {
         self.0.export(out)
     }
 
-    /// Takes the descriptor of a state.
+    /// Imports the descriptor from a state.
     ///
     /// # Errors
     ///
-    /// When it did not come with the state.
+    /// Fails if it did not come with the state.
     pub fn import(id: FdId, from: &mut Importer) -> Result<BackendChannel, StateError> {
         Ok(BackendChannel(Numbered::known(id, from.take(id)?)))
     }
 
-    /// Says that the configuration space is another.
+    /// Tells the front-end that the configuration space has changed.
     ///
     /// # Errors
     ///
-    /// When the front-end does not read, or has closed its end.
+    /// Fails if the front-end does not read, or has closed its end.
     pub fn config_changed(&self) -> io::Result<()> {
         let message = Header::request(CONFIG_CHANGE);
-        // A Unix socket takes so short a message whole or not at all.
+        // A Unix socket accepts such a short message completely or not at all.
         send(&*self.0, &message, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?;
         Ok(())
     }

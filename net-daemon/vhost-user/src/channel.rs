@@ -1,10 +1,10 @@
-//! The connection's socket: bytes in pieces become messages with their descriptors, replies become bytes.
+//! The connection's socket: assembles bytes to messages with their descriptors, and sends replies.
 //!
-//! Never waits. A message may come in pieces of any size, and a front-end that sends half of one, or does not
-//! read its replies, holds up nobody but itself.
+//! Never blocks. A message may come in pieces of any size. A front-end that sends half a message, or does not
+//! read its replies, delays only itself.
 //!
-//! Somebody else may do the reading and sending ([`Channel::receive_with`], [`Channel::sent`]): a supervisor,
-//! which outlives this process and so can promise that no message is lost or answered twice.
+//! A supervisor can do the reading and sending ([`Channel::receive_with`], [`Channel::sent`]). It outlives
+//! this process, so that no message is lost or answered twice.
 
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -23,36 +23,36 @@ use volt_net::state::{Exporter, FdId, Importer, Numbered, StateError, hex};
 use crate::descriptors;
 use crate::message::{HEADER_LEN, Header, MAX_TABLE_REGIONS, Message, MessageError};
 
-/// Why a connection ends.
+/// The reason why a connection ends.
 #[derive(Debug, Error)]
 pub enum ChannelError {
     /// The front-end closed it.
     #[error("closed by the front-end")]
     Closed,
-    /// The front-end closed it inside a message.
+    /// The front-end closed it in the middle of a message.
     #[error("closed by the front-end in the middle of a message")]
     ClosedInside,
-    /// What came is no message.
+    /// The received bytes are not a valid message.
     #[error("request {request}")]
     Message {
-        /// Its code.
+        /// Its request code.
         request: u32,
-        /// What is wrong with it.
+        /// The fault.
         source: MessageError,
     },
-    /// More descriptors than any message has.
+    /// More descriptors than any message may have.
     #[error("more than {MAX_TABLE_REGIONS} file descriptors came with one message")]
     TooManyFds,
-    /// The system had no room for some.
+    /// The system could not deliver some descriptors.
     #[error(
-        "file descriptors that came with a message are lost: this process has as many open as it may, raise \
-         its limit (ulimit -n, LimitNOFILE= in a systemd unit)"
+        "file descriptors that came with a message are lost: this process has too many open files, raise its \
+         limit (ulimit -n, LimitNOFILE= in a systemd unit)"
     )]
     LostFds,
-    /// One that could hold this process; the log says why.
+    /// A descriptor that could block this process. The log has the reason.
     #[error("a file descriptor that came with a message is refused")]
     RefusedFd,
-    /// The socket.
+    /// The socket failed.
     #[error("socket error")]
     System(#[source] io::Error),
 }
@@ -70,11 +70,11 @@ impl From<io::Error> for ChannelError {
 #[derive(Debug)]
 pub struct Channel {
     socket: Numbered<UnixStream>,
-    /// What has come of the next message.
+    /// Received bytes of the next message.
     bytes: Vec<u8>,
     header: Option<Header>,
     fds: Vec<Numbered<OwnedFd>>,
-    /// What has not gone of the last replies.
+    /// Bytes of the last replies that are not sent yet.
     unsent: Vec<u8>,
 }
 
@@ -82,24 +82,24 @@ pub struct Channel {
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ChannelState {
     fd: FdId,
-    /// What has come of the next message.
+    /// Received bytes of the next message.
     #[serde(with = "hex")]
     bytes: Vec<u8>,
     fds: Vec<FdId>,
-    /// What has not gone of the last replies.
+    /// Bytes of the last replies that are not sent yet.
     #[serde(with = "hex")]
     pub unsent: Vec<u8>,
 }
 
-/// What has come of a message.
+/// A received piece of a message.
 #[derive(Debug, Default)]
 pub struct Piece {
-    /// Bytes.
+    /// Its bytes.
     pub bytes: Vec<u8>,
     /// Descriptors that came with them.
     pub fds: Vec<OwnedFd>,
-    /// Some descriptors did not come: there were more than any message has, or more than this process may
-    /// have.
+    /// Whether some descriptors are lost: there were more than any message may have, or more than this
+    /// process may open.
     pub too_many: bool,
 }
 
@@ -116,14 +116,14 @@ impl Channel {
     ///
     /// # Errors
     ///
-    /// When it cannot be made non-blocking.
+    /// Fails if it cannot be made non-blocking.
     pub fn new(socket: UnixStream) -> io::Result<Channel> {
         socket.set_nonblocking(true)?;
         let (bytes, fds, unsent) = (Vec::new(), Vec::new(), Vec::new());
         Ok(Channel { socket: Numbered::fresh(socket), bytes, header: None, fds, unsent })
     }
 
-    /// Writes the connection out.
+    /// Exports the connection.
     pub fn export<'a>(&'a self, out: &mut Exporter<'a>) -> ChannelState {
         ChannelState {
             fd: self.socket.export(out),
@@ -133,11 +133,11 @@ impl Channel {
         }
     }
 
-    /// Takes the connection of a state, and does nothing to it.
+    /// Imports a connection from a state, without any change to it.
     ///
     /// # Errors
     ///
-    /// When a descriptor did not come.
+    /// Fails if a descriptor did not come.
     pub fn import(state: ChannelState, from: &mut Importer) -> Result<Channel, StateError> {
         let fds = state.fds.iter().map(|id| Ok(Numbered::known(*id, from.take(*id)?)));
         let fds = fds.collect::<Result<_, StateError>>()?;
@@ -150,25 +150,26 @@ impl Channel {
         })
     }
 
-    /// Number of the socket in a state.
+    /// Returns the number of the socket in a state.
     pub fn id(&self) -> FdId {
         self.socket.id()
     }
 
-    /// The next message, if all of it has come.
+    /// Returns the next message if it has arrived completely.
     ///
     /// # Errors
     ///
-    /// When the connection has come to its end, in one way or another.
+    /// Fails if the connection has ended.
     pub fn receive(&mut self) -> Result<Option<Message>, ChannelError> {
         self.receive_with(|socket, begun| read_message(socket, begun))
     }
 
-    /// The same, by somebody else's [`read_message`], who is told what has come of the message already.
+    /// Like [`Channel::receive`], but `read` calls [`read_message`] in another process. `read` gets the bytes
+    /// of the message that have arrived already.
     ///
     /// # Errors
     ///
-    /// As [`Channel::receive`], and those of `read`.
+    /// Fails like [`Channel::receive`], and if `read` fails.
     pub fn receive_with(
         &mut self,
         mut read: impl FnMut(&UnixStream, &[u8]) -> io::Result<Option<Piece>>,
@@ -195,11 +196,11 @@ impl Channel {
         }
     }
 
-    /// Adds what has come, also for somebody else.
+    /// Adds a received piece, for any reader.
     ///
     /// # Errors
     ///
-    /// When that was the end, or descriptors were too many or lost.
+    /// Fails if the connection has ended, or if there were too many descriptors or some are lost.
     pub fn add(&mut self, piece: Piece) -> Result<(), ChannelError> {
         match piece {
             Piece { bytes, .. } if bytes.is_empty() && self.bytes.is_empty() => Err(ChannelError::Closed),
@@ -216,39 +217,39 @@ impl Channel {
         }
     }
 
-    /// Takes note that somebody else sends `reply`, and that `unsent` bytes of all replies have not gone.
+    /// Notes that another process sends `reply`, and that `unsent` bytes of all replies are not sent yet.
     pub fn sent(&mut self, reply: &[u8], unsent: usize) {
         self.unsent.extend_from_slice(reply);
         self.unsent.drain(..self.unsent.len().saturating_sub(unsent));
     }
 
-    /// What has not gone of the last replies.
+    /// Returns the bytes of the last replies that are not sent yet.
     pub fn unsent(&self) -> &[u8] {
         &self.unsent
     }
 
-    /// Sends a reply, or as much of it as fits; [`Channel::flush`] sends the rest.
+    /// Sends as much of a reply as fits. [`Channel::flush`] sends the rest.
     ///
     /// # Errors
     ///
-    /// When the connection has come to its end.
+    /// Fails if the connection has ended.
     pub fn send(&mut self, bytes: &[u8]) -> Result<(), ChannelError> {
         self.unsent.extend_from_slice(bytes);
         self.flush().map(|_| ())
     }
 
-    /// Sends what is left of replies; whether all has gone. No message should be taken before, so that what
-    /// is left stays bounded.
+    /// Sends the rest of the replies. Returns whether all is sent. Take no further message before that, so
+    /// that the rest stays bounded.
     ///
     /// # Errors
     ///
-    /// When the connection has come to its end.
+    /// Fails if the connection has ended.
     pub fn flush(&mut self) -> Result<bool, ChannelError> {
         send_all(&*self.socket, &mut self.unsent)?;
         Ok(self.unsent.is_empty())
     }
 
-    /// Whether the front-end has closed its end, even if what it sent before has not been read.
+    /// Whether the front-end has closed its end, even if there are unread bytes.
     pub fn is_hung_up(&self) -> bool {
         let mut fds = [PollFd::new(&*self.socket, PollFlags::RDHUP)];
         let now = Timespec::try_from(Duration::ZERO).ok();
@@ -257,15 +258,16 @@ impl Channel {
     }
 }
 
-/// Reads what has come of one message, of which `begun` was read before, and the descriptors that come with
-/// it. `None` when nothing has come; no bytes at the connection's end.
+/// Reads the available bytes of one message and the descriptors that come with them. `begun` are the bytes of
+/// the message that were read before. Returns `None` if there is nothing to read, and a piece without bytes
+/// at the connection's end.
 ///
-/// Never beyond this message: descriptors belong to the one whose first byte they come with. A header that is
-/// none is read, and nothing behind it.
+/// Never reads beyond this message: descriptors belong to the message whose first byte they come with. After
+/// an invalid header, it reads nothing.
 ///
 /// # Errors
 ///
-/// The socket's, and `EOPNOTSUPP` where a descriptor came that could hold who uses it.
+/// Returns the socket's errors, and `EOPNOTSUPP` for a descriptor that could block its user.
 pub fn read_message(socket: impl AsFd, begun: &[u8]) -> io::Result<Option<Piece>> {
     let mut message: Option<Piece> = None;
     loop {
@@ -273,7 +275,7 @@ pub fn read_message(socket: impl AsFd, begun: &[u8]) -> io::Result<Option<Piece>
         let Some(left) = bytes_left(begun, come).filter(|left| *left > 0) else { return Ok(message) };
         match (read(&socket, left)?, &mut message) {
             (None, _) => return Ok(message),
-            // The end comes again.
+            // The next read finds the end again.
             (Some(piece), Some(_)) if piece.bytes.is_empty() => return Ok(message),
             (Some(piece), Some(message)) => message.append(piece),
             (Some(piece), None) => {
@@ -287,7 +289,7 @@ pub fn read_message(socket: impl AsFd, begun: &[u8]) -> io::Result<Option<Piece>
     }
 }
 
-/// How many bytes are missing of the message that `begun` and `come` begin, or of its header.
+/// Returns how many bytes are missing to complete the message that `begun` and `come` begin, or its header.
 fn bytes_left(begun: &[u8], come: &[u8]) -> Option<usize> {
     let len = begun.len() + come.len();
     let mut header = [0; HEADER_LEN];
@@ -304,7 +306,7 @@ fn bytes_left(begun: &[u8], come: &[u8]) -> Option<usize> {
 
 /// Reads up to `count` bytes of a connection, and the descriptors that come with them.
 fn read(socket: impl AsFd, count: usize) -> io::Result<Option<Piece>> {
-    // Room for one more descriptor than allowed, so that a surplus is seen.
+    // Room for one descriptor more than allowed, to detect a surplus.
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_TABLE_REGIONS + 1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut piece = Piece { bytes: vec![0; count], ..Piece::default() };
@@ -332,11 +334,11 @@ fn read(socket: impl AsFd, count: usize) -> io::Result<Option<Piece>> {
     }
 }
 
-/// Sends what `socket` takes of `bytes`, and leaves the rest.
+/// Sends as many of `bytes` as `socket` accepts, and keeps the rest.
 ///
 /// # Errors
 ///
-/// The socket's, but for being full.
+/// Returns the socket's errors, except that it is full.
 pub fn send_all(socket: impl AsFd, bytes: &mut Vec<u8>) -> io::Result<()> {
     while !bytes.is_empty() {
         match send(&socket, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {

@@ -1,13 +1,12 @@
-//! A look at a front-end's descriptors before anybody uses them.
+//! Examination of a front-end's descriptors before their use.
 //!
-//! What is on a file system that the front-end serves itself (FUSE) can hold whoever touches it: in fstat()
-//! and fstatfs(), at each access to memory that is mapped from it, even in close(). So of a descriptor that
-//! could be such, a thread finds out that can be left behind, and closes it if it is one. Nothing is asked of
-//! a file system about all that front-ends send in general: eventfds, pipes and local sockets, memfds, files
-//! on tmpfs and hugetlbfs.
+//! A file on a file system that the front-end itself serves (FUSE) can block a process that touches it: in
+//! fstat() and fstatfs(), at each access to mapped memory, even in close(). So a disposable thread examines
+//! each descriptor that could be such a file, and closes it if so. Usual descriptors need no question to a
+//! file system: eventfds, pipes, local sockets, memfds, and files on tmpfs and hugetlbfs.
 //!
-//! A file on any other file system passes: QEMU's memory-backend-file may be one. The front-end is not who
-//! answers for it.
+//! A file on any other file system is accepted: QEMU's memory-backend-file may be one. The front-end does not
+//! serve that file system.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -23,20 +22,21 @@ use rustix::net::sockopt::socket_domain;
 use rustix::pipe::fcntl_getpipe_size;
 use volt_net::thread::{ThreadKind, started};
 
-/// How long a file system has for its answer.
+/// Time limit for an answer of a file system.
 const LIMIT: Duration = Duration::from_secs(2);
-/// Most threads that are left behind. Descriptors of more than these stay open, unseen.
+/// Maximum number of threads that do not end. Descriptors beyond these stay open, unexamined.
 const MOST_LEFT: usize = 16;
 const FUSE_MAGIC: i64 = 0x6573_5546;
 const OVERLAYFS_MAGIC: i64 = 0x794c_7630;
 
 static LEFT: AtomicUsize = AtomicUsize::new(0);
 
-/// Lets descriptors pass that cannot hold who uses them.
+/// Accepts descriptors that cannot block their user.
 ///
 /// # Errors
 ///
-/// `EOPNOTSUPP` when one can; it has been logged, and all of them are closed, sooner or later.
+/// Returns `EOPNOTSUPP` for a descriptor that can. It is logged, and all descriptors are closed sooner or
+/// later.
 pub(super) fn admit(fds: Vec<OwnedFd>) -> io::Result<Vec<OwnedFd>> {
     if fds.iter().all(is_harmless) {
         return Ok(fds);
@@ -44,15 +44,15 @@ pub(super) fn admit(fds: Vec<OwnedFd>) -> io::Result<Vec<OwnedFd>> {
     let refused = |why: &str| {
         warn!(
             event = "descriptor_refused";
-            "the front-end sent a descriptor that is refused, as it could hold this daemon: {why}"
+            "the front-end sent a descriptor that could block this daemon, and was refused: {why}"
         );
         Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
     };
     if LEFT.fetch_add(1, Ordering::Relaxed) >= MOST_LEFT {
         LEFT.fetch_sub(1, Ordering::Relaxed);
-        // To close them could wait.
+        // Closing them could block.
         std::mem::forget(fds);
-        return refused("too many before it are still waited for");
+        return refused("too many earlier ones are still being examined");
     }
     match examine(fds).recv_timeout(LIMIT) {
         Ok(Ok(fds)) => Ok(fds),
@@ -61,10 +61,10 @@ pub(super) fn admit(fds: Vec<OwnedFd>) -> io::Result<Vec<OwnedFd>> {
     }
 }
 
-/// Has a thread find out, which keeps what is refused and closes it.
+/// Starts a thread that examines descriptors. It keeps and closes refused ones.
 fn examine(fds: Vec<OwnedFd>) -> mpsc::Receiver<Result<Vec<OwnedFd>, &'static str>> {
     let (verdict, result) = sync_channel(1);
-    // By a channel, so that nothing is closed here when there is no thread.
+    // Passed through a channel, so that nothing is closed here if no thread starts.
     let (send, receive) = sync_channel::<Vec<OwnedFd>>(1);
     let spawned = thread::Builder::new().name("descriptors".to_owned()).spawn(move || {
         started(ThreadKind::Descriptors);
@@ -74,7 +74,7 @@ fn examine(fds: Vec<OwnedFd>) -> mpsc::Receiver<Result<Vec<OwnedFd>, &'static st
                 let _ = verdict.send(Err(why));
                 drop(fds);
             }
-            // Closed here when nobody waits any more.
+            // Closed here if nobody waits any more.
             None => drop(verdict.send(Ok(fds))),
         }
         LEFT.fetch_sub(1, Ordering::Relaxed);
@@ -89,22 +89,22 @@ fn examine(fds: Vec<OwnedFd>) -> mpsc::Receiver<Result<Vec<OwnedFd>, &'static st
     result
 }
 
-/// Whether a descriptor is of a kind that no file system is asked about.
+/// Whether a descriptor can be accepted without a question to a file system.
 fn is_harmless(fd: &OwnedFd) -> bool {
     let is_anonymous = || {
-        // Of what is known here, which FUSE answers by itself too: that it is a file or directory.
+        // Cached attributes: even FUSE answers without its server whether this is a file or a directory.
         let known = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
         let stat = statx(fd, c"", known, StatxFlags::TYPE);
         stat.is_ok_and(|stat| FileType::from_raw_mode(stat.stx_mode.into()) == FileType::Unknown)
     };
-    // Seals are known of tmpfs and hugetlbfs alone, which memfds are on.
+    // Only tmpfs and hugetlbfs support seals, and memfds are on these.
     fcntl_getpipe_size(fd).is_ok()
         || socket_domain(fd).is_ok_and(|domain| domain == AddressFamily::UNIX)
         || fcntl_get_seals(fd).is_ok()
         || is_anonymous()
 }
 
-/// Why a descriptor could hold who uses it. This can take for ever.
+/// Returns the reason why a descriptor could block its user. May never return.
 fn could_hold(fd: &OwnedFd) -> Option<&'static str> {
     if socket_domain(fd).is_ok_and(|domain| domain != AddressFamily::UNIX) {
         // SO_LINGER makes close() wait for the peer.
@@ -112,7 +112,8 @@ fn could_hold(fd: &OwnedFd) -> Option<&'static str> {
     }
     match fstatfs(fd).map(|fs| fs.f_type) {
         Ok(FUSE_MAGIC) => Some("it is on a FUSE file system"),
-        // Written to, a file is copied into the upper layer, which is never FUSE; before, it may be.
+        // A writable file is copied to the upper layer, which is never FUSE. An unwritten file may be on
+        // FUSE.
         Ok(OVERLAYFS_MAGIC) if !fcntl_getfl(fd).is_ok_and(|flags| flags.contains(OFlags::RDWR)) => {
             Some("it is on an overlay file system, and cannot be written")
         }

@@ -1,11 +1,11 @@
 //! `volt_vhost_user`: the vhost-user back-end of a network device. Bytes of a connection become calls of the
 //! device.
 //!
-//! A message goes [`channel`] → [`message`] → [`session`] → device, and its reply back by the channel. A
-//! session lives as long as its connection and begins with nothing; what stays from one to the next is the
-//! device's port.
+//! A message passes [`channel`] → [`message`] → [`session`] → device, and its reply returns through the
+//! channel. A session lives as long as its connection, and begins empty. Only the device with its port stays
+//! from one session to the next.
 //!
-//! The protocol is described in QEMU's `docs/interop/vhost-user.rst`; names are those used there.
+//! QEMU's `docs/interop/vhost-user.rst` describes the protocol. Names in this crate are those used there.
 //!
 //! # Serve vhost-user in your own program
 //!

@@ -1,4 +1,4 @@
-//! Memory regions of the front-end: checked, mapped, and made into a table.
+//! Memory regions of the front-end: checks, mappings, and the table.
 
 use std::fs::File;
 use std::io;
@@ -16,15 +16,15 @@ use volt_virtio::memory::{GuestMemory, MemoryError, Region, exclude_from_core_du
 
 use crate::message::MemoryRegion;
 
-/// Most regions at a time: the answer to GET_MAX_MEM_SLOTS.
+/// Maximum number of regions at a time, the answer to GET_MAX_MEM_SLOTS.
 pub const MAX_SLOTS: usize = 128;
 const PAGE: u64 = 4096;
 const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
 
-/// Why a region is not taken.
+/// The reason why a region is refused.
 #[derive(Debug, Error)]
 pub enum RegionError {
-    /// Ends beyond an address space.
+    /// It is empty, or ends beyond an address space.
     #[error(
         "memory region of {size:#x} bytes at guest address {guest:#x}, file offset {offset:#x}, is empty or \
          too large"
@@ -37,7 +37,7 @@ pub enum RegionError {
         /// Offset in its file.
         offset: u64,
     },
-    /// Its file ends before.
+    /// It ends beyond its file.
     #[error("memory region of {size:#x} bytes at offset {offset:#x} of a file that has only {file:#x}")]
     FileTooShort {
         /// Bytes.
@@ -47,24 +47,24 @@ pub enum RegionError {
         /// Bytes of the file.
         file: u64,
     },
-    /// The system does not map it.
+    /// The system cannot map it.
     #[error("memory region at guest address {guest:#x} cannot be mapped")]
     Map {
         /// Guest address.
         guest: u64,
-        /// Why.
+        /// The reason.
         source: MmapRegionError,
     },
-    /// Its descriptor cannot be asked.
+    /// Its descriptor cannot be examined.
     #[error("the memory region's file cannot be examined")]
     File(#[from] io::Error),
-    /// Does not go with the others.
+    /// It conflicts with the others.
     #[error("memory table refused")]
     Table(#[from] MemoryError),
-    /// There are too many.
+    /// There are too many regions.
     #[error("more than {MAX_SLOTS} memory regions")]
     Slots,
-    /// REM_MEM_REG of a region that was not added.
+    /// REM_MEM_REG of a region that does not exist.
     #[error("there is no memory region of {size:#x} bytes at guest address {guest:#x} to remove")]
     Unknown {
         /// Guest address.
@@ -78,7 +78,7 @@ fn map_file(region: MemoryRegion, file: File) -> Result<Region, RegionError> {
     let MemoryRegion { guest, size, user, offset } = region;
     let bad_size = RegionError::Size { guest, size, offset };
     let page = page_size(&file)?;
-    // A mapping begins and ends at a page of its file; the region may begin and end anywhere.
+    // A mapping begins and ends at a page of its file. The region may begin and end anywhere.
     let before = offset % page;
     let len = before.checked_add(size).and_then(|len| len.checked_next_multiple_of(page));
     let Some(len) = len.and_then(|len| usize::try_from(len).ok()).filter(|_| size > 0) else {
@@ -94,13 +94,13 @@ fn map_file(region: MemoryRegion, file: File) -> Result<Region, RegionError> {
     if let Err(error) = exclude_from_core_dump(&mapping) {
         warn!(
             event = "memory_in_core_dumps";
-            "guest memory at {guest:#x} cannot be kept out of core dumps: {error}"
+            "guest memory at {guest:#x} cannot be excluded from core dumps: {error}"
         );
     }
     Region::new(Arc::new(mapping), before as usize, guest, user, size).ok_or(bad_size)
 }
 
-/// Checks that the file has the region's bytes.
+/// Checks that the file contains the region.
 fn check_file(file: &File, size: u64, offset: u64) -> Result<(), RegionError> {
     let stat = fstat(file).map_err(io::Error::from)?;
     let end = offset.checked_add(size);
@@ -117,14 +117,14 @@ fn page_size(file: &File) -> Result<u64, RegionError> {
     Ok(if fs.f_type == HUGETLBFS_MAGIC { fs.f_bsize as u64 } else { PAGE })
 }
 
-/// A front-end's memory table: the regions as it described them, and the guest memory that they make.
+/// A front-end's memory table: the regions as it described them, and the guest memory that they form.
 #[derive(Clone, Debug, Default)]
 pub struct MemoryTable {
     slots: Vec<Slot>,
     guest: Arc<GuestMemory>,
 }
 
-/// A region, and the number of its file in a state.
+/// A region, with its mapping and the number of its file in a state.
 #[derive(Clone, Debug)]
 struct Slot {
     described: MemoryRegion,
@@ -138,7 +138,7 @@ impl MemoryTable {
         Ok(MemoryTable { slots, guest: Arc::new(guest) })
     }
 
-    /// The table of SET_MEM_TABLE, whose regions come with one descriptor each.
+    /// Creates the table of SET_MEM_TABLE, whose regions come with one descriptor each.
     ///
     /// # Errors
     ///
@@ -149,7 +149,7 @@ impl MemoryTable {
         Ok(MemoryTable::over(slots?)?)
     }
 
-    /// The table with one more region (ADD_MEM_REG).
+    /// Adds one region to the table (ADD_MEM_REG).
     ///
     /// # Errors
     ///
@@ -162,11 +162,11 @@ impl MemoryTable {
         Ok(MemoryTable::over(self.slots)?)
     }
 
-    /// The table without a region (REM_MEM_REG), which is found by its addresses and size.
+    /// Removes a region from the table (REM_MEM_REG), by its addresses and size.
     ///
     /// # Errors
     ///
-    /// When it is not there.
+    /// Fails if there is no such region.
     pub fn without(mut self, region: MemoryRegion) -> Result<MemoryTable, RegionError> {
         let before = self.slots.len();
         self.slots.retain(|slot| !slot.described.is_same(&region));
@@ -176,31 +176,31 @@ impl MemoryTable {
         Ok(MemoryTable::over(self.slots)?)
     }
 
-    /// Whether the table has this very region.
+    /// Whether the table has this region.
     pub fn contains(&self, region: MemoryRegion) -> bool {
         self.slots.iter().any(|slot| slot.described.is_same(&region))
     }
 
-    /// What rings lie in.
+    /// Returns the guest memory.
     pub fn guest(&self) -> &Arc<GuestMemory> {
         &self.guest
     }
 
-    /// Bytes and regions.
+    /// Returns the size in bytes, and the number of regions.
     pub fn size(&self) -> (u64, usize) {
         (self.slots.iter().map(|slot| slot.described.size).sum(), self.slots.len())
     }
 
-    /// Whether the front-end has given up its right to cut the memory's files off (`F_SEAL_SHRINK`).
+    /// Whether the front-end can no longer truncate the memory's files (`F_SEAL_SHRINK`).
     ///
-    /// Where it has not, it can cut them off under the mapping, and touching what is gone ends this process
-    /// with SIGBUS: its own guest's network, as a daemon serves one virtual machine.
+    /// Otherwise it can truncate them under the mapping. An access to the missing part then ends this process
+    /// with SIGBUS. That affects only its own guest's network, because a daemon serves one virtual machine.
     pub fn is_sealed(&self) -> bool {
         let sealed = |file: &File| fcntl_get_seals(file).is_ok_and(|seals| seals.contains(SealFlags::SHRINK));
         self.slots.iter().all(|slot| slot.region.file().is_some_and(sealed))
     }
 
-    /// Writes the table out.
+    /// Exports the table.
     pub fn export<'a>(&'a self, out: &mut Exporter<'a>) -> Vec<RegionState> {
         let with_files = self.slots.iter().filter_map(|slot| Some((slot, slot.region.file()?)));
         with_files
@@ -208,12 +208,12 @@ impl MemoryTable {
             .collect()
     }
 
-    /// Maps the table of a state again. A file that has been cut off since is mapped all the same: a guest
-    /// that does not touch what is gone is served on.
+    /// Maps the table of a state again. Accepts a file that was truncated meanwhile: a guest that does not
+    /// touch the missing part is still served.
     ///
     /// # Errors
     ///
-    /// When a region cannot be mapped, or its descriptor did not come.
+    /// Fails if a region cannot be mapped, or if its descriptor did not come.
     pub fn import(regions: &[RegionState], from: &mut Importer) -> Result<MemoryTable, StateError> {
         let memory = |error: RegionError| StateError::Memory(error.into());
         let map = |state: &RegionState| {
@@ -227,7 +227,7 @@ impl MemoryTable {
 }
 
 impl Slot {
-    /// Maps `described` of the file behind `fd`, after a look at the file.
+    /// Checks the file `fd`, and maps `described` of it.
     fn map(described: MemoryRegion, fd: OwnedFd) -> Result<Slot, RegionError> {
         let file = File::from(fd);
         check_file(&file, described.size, described.offset)?;

@@ -1,7 +1,7 @@
-//! Messages: header, policy for each request, and the bodies that this back-end reads and writes.
+//! Messages: header, rules for each request, and the bodies that this back-end reads and writes.
 //!
-//! The codes are the `vhost` crate's; its bodies are not used, because they are packed structures to be cast
-//! from bytes, and here every length comes from a peer that may be hostile.
+//! The request codes are those of the `vhost` crate. Its bodies are not used: they are packed structures for
+//! casts from bytes, and here every length comes from a peer that may be hostile.
 
 use std::ops::RangeInclusive;
 use std::os::fd::OwnedFd;
@@ -10,11 +10,11 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 pub use vhost::vhost_user::message::FrontendReq;
 
-/// Length of a message header: request, flags, size of the body; 32 bits each.
+/// Length of a message header: request, flags, size of the body, with 32 bits each.
 pub const HEADER_LEN: usize = 12;
-/// Longest body that is read. The longest that is served, a full memory table, has 264 bytes.
+/// Maximum length of a body. The longest body of a served request, a full memory table, has 264 bytes.
 pub const MAX_BODY_LEN: usize = 4096;
-/// Most regions in one SET_MEM_TABLE, and so most descriptors with one message.
+/// Maximum number of regions in one SET_MEM_TABLE, and so of descriptors with one message.
 pub const MAX_TABLE_REGIONS: usize = 8;
 
 const VERSION_MASK: u32 = 3;
@@ -22,57 +22,57 @@ const VERSION: u32 = 1;
 const REPLY: u32 = 4;
 const NEED_REPLY: u32 = 8;
 
-/// Bit in the body of SET_VRING_KICK, CALL and ERR: no descriptor comes with it.
+/// Bit in the body of SET_VRING_KICK, CALL and ERR: there is no descriptor.
 const NO_FD: u64 = 1 << 8;
 
-/// Why bytes are no message, or no message that can be served.
+/// The reason why bytes are not a valid message.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum MessageError {
     /// Only version 1 exists.
     #[error("header flags {0:#x} are of a protocol version other than 1")]
     Version(u32),
-    /// A body beyond all sense.
-    #[error("a body of {0} bytes is too long: {MAX_BODY_LEN} are the limit")]
+    /// A body that no request has.
+    #[error("a body of {0} bytes is too long: the limit is {MAX_BODY_LEN}")]
     TooLong(u32),
     /// The body's length does not fit the request.
-    #[error("a body of {len} bytes, where {min} to {max} belong")]
+    #[error("a body of {len} bytes instead of {min} to {max}")]
     Body {
-        /// Bytes that came.
+        /// Received length in bytes.
         len: usize,
-        /// Least.
+        /// Minimum.
         min: usize,
-        /// Most.
+        /// Maximum.
         max: usize,
     },
     /// The number of descriptors does not fit the request.
-    #[error("{got} file descriptors came with it, where {expected} belong")]
+    #[error("{got} file descriptors came with it instead of {expected}")]
     Fds {
-        /// Number that came.
+        /// Received number.
         got: usize,
-        /// Number for this request and body.
+        /// Correct number for this request and body.
         expected: usize,
     },
-    /// More regions than a message holds.
-    #[error("{0} memory regions: {MAX_TABLE_REGIONS} are the limit")]
+    /// More regions than a message can have.
+    #[error("{0} memory regions: the limit is {MAX_TABLE_REGIONS}")]
     Regions(u32),
 }
 
-/// The first 12 bytes.
+/// A message header, the first 12 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
     /// Request code.
     pub request: u32,
     flags: u32,
-    /// Bytes of the body.
+    /// Length of the body in bytes.
     pub size: u32,
 }
 
 impl Header {
-    /// Decodes and checks a header. (vhost-user is in the byte order of the machine.)
+    /// Decodes and checks a header. vhost-user uses the byte order of the machine.
     ///
     /// # Errors
     ///
-    /// For another version and for a body that is too long.
+    /// Fails for another version, and for a body that is too long.
     pub fn decode(bytes: [u8; HEADER_LEN]) -> Result<Header, MessageError> {
         let mut words = bytes.as_chunks().0.iter().copied().map(u32::from_ne_bytes);
         let mut word = || words.next().unwrap_or_default();
@@ -84,13 +84,13 @@ impl Header {
         }
     }
 
-    /// The bytes of a reply to `request` with `body`.
+    /// Encodes a reply to `request` with `body`.
     pub fn reply(request: u32, body: &[u8]) -> Vec<u8> {
         let words = [request, VERSION | REPLY, body.len() as u32];
         words.iter().flat_map(|word| word.to_ne_bytes()).chain(body.iter().copied()).collect()
     }
 
-    /// The bytes of a back-end's own request without a body, which wants no reply.
+    /// Encodes a request of the back-end without a body, which needs no reply.
     pub fn request(request: u32) -> [u8; HEADER_LEN] {
         let mut bytes = [0; HEADER_LEN];
         for (to, word) in bytes.as_chunks_mut().0.iter_mut().zip([request, VERSION, 0]) {
@@ -99,13 +99,13 @@ impl Header {
         bytes
     }
 
-    /// Whether the front-end wants to know how the request went.
+    /// Whether the front-end asks for an acknowledgement.
     pub fn needs_reply(self) -> bool {
         self.flags & NEED_REPLY != 0
     }
 }
 
-/// A whole message.
+/// A complete message.
 #[derive(Debug)]
 pub struct Message {
     /// Its header.
@@ -116,31 +116,31 @@ pub struct Message {
     pub fds: Vec<OwnedFd>,
 }
 
-/// What a request must look like, and whether it is answered by a payload of its own.
+/// The rules for a request: its form, and whether its answer is a payload.
 #[derive(Debug)]
 pub struct Policy {
-    /// Bytes of the body.
+    /// Length of the body in bytes.
     pub body: RangeInclusive<usize>,
-    /// Most descriptors; how many exactly can depend on the body.
+    /// Maximum number of descriptors. The exact number can depend on the body.
     pub fds: usize,
-    /// The front-end always waits for a reply.
+    /// Whether the front-end always waits for a reply.
     pub replies: bool,
 }
 
-/// The policy for `request`. `None` for requests that this back-end does not serve, as it does not offer what
-/// they belong to.
+/// Returns the rules for `request`. `None`: this back-end does not serve it, because it does not offer the
+/// feature of the request.
 pub fn policy(request: FrontendReq) -> Option<Policy> {
     use FrontendReq as R;
     let policy = |body, fds, replies| Some(Policy { body, fds, replies });
     match request {
-        // Some front-ends send a u64 with requests that have no body; nobody reads it.
+        // Some front-ends send a u64 with requests that have no body. It is ignored.
         R::GET_FEATURES | R::GET_PROTOCOL_FEATURES | R::GET_QUEUE_NUM | R::GET_MAX_MEM_SLOTS => {
             policy(0..=8, 0, true)
         }
         R::SET_OWNER | R::RESET_OWNER | R::RESET_DEVICE => policy(0..=8, 0, false),
         R::SET_BACKEND_REQ_FD => policy(0..=8, 1, false),
         R::SET_FEATURES | R::SET_PROTOCOL_FEATURES => policy(8..=8, 0, false),
-        // Old UML sends room for two regions with one in it.
+        // Old UML sends room for two regions that contains one.
         R::SET_MEM_TABLE => policy(8..=8 + MAX_TABLE_REGIONS * 32, MAX_TABLE_REGIONS, false),
         R::ADD_MEM_REG | R::REM_MEM_REG => policy(40..=40, 1, false),
         R::SET_VRING_NUM | R::SET_VRING_BASE | R::SET_VRING_ENABLE => policy(8..=8, 0, false),
@@ -153,8 +153,7 @@ pub fn policy(request: FrontendReq) -> Option<Policy> {
     }
 }
 
-/// Whether `request`, which is not served, would be answered by a payload if it were: then its front-end
-/// waits.
+/// Whether a front-end waits for a payload after `request`, which is not served.
 pub fn unserved_waits(request: FrontendReq) -> bool {
     use FrontendReq as R;
     matches!(
@@ -173,7 +172,7 @@ pub fn unserved_waits(request: FrontendReq) -> bool {
     )
 }
 
-/// Bodies are read from their start; what is longer has been let through by the policy on purpose.
+/// Reads words from the start of a body. The rules allow some longer bodies on purpose.
 fn words<const N: usize>(body: &[u8]) -> Result<[u64; N], MessageError> {
     let short = MessageError::Body { len: body.len(), min: N * 8, max: N * 8 };
     let words = body.as_chunks().0.get(..N).ok_or(short)?;
@@ -184,11 +183,11 @@ fn words<const N: usize>(body: &[u8]) -> Result<[u64; N], MessageError> {
     Ok(values)
 }
 
-/// A body that is one number.
+/// Decodes a body that is one number.
 ///
 /// # Errors
 ///
-/// When it is too short, as all functions here.
+/// Fails if the body is too short.
 pub fn decode_u64(body: &[u8]) -> Result<u64, MessageError> {
     words(body).map(|[value]| value)
 }
@@ -199,39 +198,39 @@ fn two_u32(word: u64) -> (u32, u32) {
     (u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h]))
 }
 
-/// Number of a vring, and a value for it.
+/// A vring number, with a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VringState {
-    /// Which vring.
+    /// The vring number.
     pub index: u32,
     /// Size, base, or whether it is enabled.
     pub num: u32,
 }
 
 impl VringState {
-    /// Decodes the body of SET_VRING_NUM and its like.
+    /// Decodes the body of SET_VRING_NUM and similar requests.
     ///
     /// # Errors
     ///
-    /// When it is too short.
+    /// Fails if the body is too short.
     pub fn decode(body: &[u8]) -> Result<VringState, MessageError> {
         let [word] = words(body)?;
         let (index, num) = two_u32(word);
         Ok(VringState { index, num })
     }
 
-    /// The body of the reply to GET_VRING_BASE.
+    /// Encodes the body of the reply to GET_VRING_BASE.
     pub fn encode(self) -> Vec<u8> {
         [self.index, self.num].iter().flat_map(|word| word.to_ne_bytes()).collect()
     }
 }
 
-/// Where a vring is, in the front-end's address space.
+/// The addresses of a vring, in the front-end's address space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VringAddr {
-    /// Which vring.
+    /// The vring number.
     pub index: u32,
-    /// Bit 0: writes to the used ring are to be logged.
+    /// Bit 0: log writes to the used ring.
     pub flags: u32,
     /// Descriptor table.
     pub desc: u64,
@@ -246,7 +245,7 @@ impl VringAddr {
     ///
     /// # Errors
     ///
-    /// When it is too short.
+    /// Fails if the body is too short.
     pub fn decode(body: &[u8]) -> Result<VringAddr, MessageError> {
         let [head, desc, used, avail, _log] = words(body)?;
         let (index, flags) = two_u32(head);
@@ -254,21 +253,21 @@ impl VringAddr {
     }
 }
 
-/// A vring's number with the descriptor to notify by, or with none.
+/// A vring number, with an optional descriptor for notifications.
 #[derive(Debug)]
 pub struct VringFd {
-    /// Which vring.
+    /// The vring number.
     pub index: u32,
     /// The descriptor.
     pub fd: Option<OwnedFd>,
 }
 
 impl VringFd {
-    /// Takes the body and the descriptor of SET_VRING_KICK and its like.
+    /// Decodes the body and the descriptor of SET_VRING_KICK and similar requests.
     ///
     /// # Errors
     ///
-    /// When the body says that there is a descriptor and none came, or the reverse.
+    /// Fails if the body and the message disagree on whether there is a descriptor.
     pub fn decode(message: Message) -> Result<VringFd, MessageError> {
         let value = decode_u64(&message.body)?;
         let expected = usize::from(value & NO_FD == 0);
@@ -284,7 +283,7 @@ impl VringFd {
 pub struct MemoryRegion {
     /// First guest address.
     pub guest: u64,
-    /// Bytes.
+    /// Length in bytes.
     pub size: u64,
     /// First address in the front-end's address space.
     pub user: u64,
@@ -298,8 +297,8 @@ impl MemoryRegion {
         Ok(MemoryRegion { guest, size, user, offset })
     }
 
-    /// Whether two messages mean the same region; the offset is not compared, as some front-ends leave it
-    /// out.
+    /// Whether two messages denote the same region. The offset is not compared, because some front-ends omit
+    /// it.
     pub fn is_same(&self, other: &MemoryRegion) -> bool {
         MemoryRegion { offset: 0, ..*self } == MemoryRegion { offset: 0, ..*other }
     }
@@ -308,7 +307,7 @@ impl MemoryRegion {
     ///
     /// # Errors
     ///
-    /// When it is too short.
+    /// Fails if the body is too short.
     pub fn decode_single(body: &[u8]) -> Result<MemoryRegion, MessageError> {
         MemoryRegion::decode(body.get(8..).unwrap_or_default())
     }
@@ -317,7 +316,7 @@ impl MemoryRegion {
     ///
     /// # Errors
     ///
-    /// When it is too short for the regions that it names, or names too many.
+    /// Fails if the body is too short for the number of its regions, or if there are too many.
     pub fn decode_table(body: &[u8]) -> Result<Vec<MemoryRegion>, MessageError> {
         let (count, _) = two_u32(decode_u64(body)?);
         if count as usize > MAX_TABLE_REGIONS {
@@ -334,17 +333,17 @@ impl MemoryRegion {
 pub struct ConfigRange {
     /// First byte.
     pub offset: u32,
-    /// Bytes.
+    /// Length in bytes.
     pub size: u32,
     flags: u32,
 }
 
 impl ConfigRange {
-    /// Decodes the head of GET_CONFIG's body; the room for the bytes behind it may be there or not.
+    /// Decodes the head of GET_CONFIG's body. The space for the bytes may follow or not.
     ///
     /// # Errors
     ///
-    /// When it is too short.
+    /// Fails if the body is too short.
     pub fn decode(body: &[u8]) -> Result<ConfigRange, MessageError> {
         let head: &[u8; 12] =
             body.first_chunk().ok_or(MessageError::Body { len: body.len(), min: 12, max: MAX_BODY_LEN })?;
@@ -353,7 +352,7 @@ impl ConfigRange {
         Ok(ConfigRange { offset: word(), size: word(), flags: word() })
     }
 
-    /// The body of the reply: this head, then `bytes`.
+    /// Encodes the body of the reply: this head, followed by `bytes`.
     pub fn encode(self, bytes: &[u8]) -> Vec<u8> {
         let head = [self.offset, self.size, self.flags];
         head.iter().flat_map(|word| word.to_ne_bytes()).chain(bytes.iter().copied()).collect()

@@ -1,8 +1,9 @@
-//! One front-end's session: what it has said so far, and what that means for the device.
+//! The session of one front-end: its settings so far, and their effect on the device.
 //!
-//! Life cycle: made empty when a front-end connects; [`Session::handle`] for each message, one function for
-//! each request; [`Session::close`] when the connection ends, for whatever reason. A request that changes
-//! something about a pair stops the pair, changes the set-up, and runs whatever of the pair can run then.
+//! Life cycle: a session is created empty when a front-end connects. [`Session::handle`] carries out each
+//! message, with one function for each request. [`Session::close`] ends the session with its connection. A
+//! request that changes a pair stops the pair, changes the set-up, and starts the parts of the pair that can
+//! run.
 
 use std::sync::Arc;
 
@@ -30,11 +31,11 @@ mod requests;
 mod running;
 pub mod state;
 
-/// Protocol features that are served.
+/// The offered protocol features.
 ///
-/// BACKEND_REQ carries one thing, that the link is down or up; and User-mode Linux 6.1 has no interrupt for a
-/// device without it. Not INFLIGHT_SHMFD: the used index says all that it could, and Cloud Hypervisor replays
-/// rings less well where it is offered.
+/// BACKEND_REQ carries only link state changes. User-mode Linux 6.1 has no interrupt for a device without it.
+/// INFLIGHT_SHMFD is not offered: the used index has all of its information, and Cloud Hypervisor replays
+/// rings less well with it.
 const PROTOCOL: Protocol = Protocol::MQ
     .union(Protocol::REPLY_ACK)
     .union(Protocol::CONFIG)
@@ -42,16 +43,16 @@ const PROTOCOL: Protocol = Protocol::MQ
     .union(Protocol::CONFIGURE_MEM_SLOTS)
     .union(Protocol::RESET_DEVICE);
 
-/// Bytes of configuration space that can be read; zeroes behind those that the device has.
+/// Bytes of configuration space that can be read. Bytes beyond the device's own are zero.
 const CONFIG_SPACE: usize = 256;
 
-/// Why a request is refused.
+/// The reason why a request is refused.
 #[derive(Debug, Error)]
 pub enum Fault {
-    /// Malformed.
+    /// The message is malformed.
     #[error(transparent)]
     Message(#[from] MessageError),
-    /// A memory region.
+    /// A memory region is refused.
     #[error(transparent)]
     Region(#[from] RegionError),
     /// Features that were not offered.
@@ -60,83 +61,82 @@ pub enum Fault {
     /// Protocol features that were not offered.
     #[error("acknowledges protocol features that were not offered: {0:#x}")]
     Protocol(u64),
-    /// A driver from before virtio 1.0.
+    /// The driver is older than virtio 1.0.
     #[error(
-        "the driver did not acknowledge VERSION_1: legacy drivers, with their shorter frame header, are not \
-         served"
+        "the driver did not acknowledge VERSION_1: legacy drivers (shorter frame header) are not supported"
     )]
     Legacy,
     /// A vring beyond those configured.
     #[error("there is no vring {index}: {pairs} queue pairs have vrings 0 to {}; see --queues", count - 1)]
     VringIndex {
-        /// What was asked for.
+        /// The requested vring.
         index: u32,
-        /// Vrings there are.
+        /// Number of vrings.
         count: usize,
-        /// Queue pairs there are.
+        /// Number of queue pairs.
         pairs: usize,
     },
-    /// A size that no ring can have here.
+    /// A size that a ring cannot have here.
     #[error("ring size {size} is not a power of two from 1 to {max}; see --queue-size")]
     RingSize {
-        /// What was asked for.
+        /// The requested size.
         size: u32,
-        /// The largest.
+        /// The maximum.
         max: u16,
     },
-    /// A base that no ring can have.
+    /// A base that a ring cannot have.
     #[error("ring base {0} is more than 65535")]
     Base(u32),
-    /// An enable that is neither.
+    /// A value that is neither 0 nor 1.
     #[error("a vring can be enabled by 1 or disabled by 0, not by {0}")]
     Enable(u32),
-    /// A ring without kick, which would have to be polled.
-    #[error("a vring without kick descriptor would have to be polled, which is not served")]
+    /// A ring without a kick descriptor, which would need polling.
+    #[error("a vring without kick descriptor would need polling, which is not supported")]
     Polling,
-    /// A kick, call or err descriptor.
+    /// A kick, call or err descriptor is unusable.
     #[error(transparent)]
     Notify(#[from] NotifyError),
-    /// A descriptor for the back-end's own requests.
+    /// A descriptor for requests of the back-end is unusable.
     #[error(transparent)]
     BackendChannel(#[from] NoSocket),
-    /// Writes to the configuration space.
+    /// A write to the configuration space.
     #[error("the configuration space cannot be written")]
     ReadOnlyConfig,
-    /// Dirty logging.
-    #[error("dirty logging, and so live migration, is not served")]
+    /// A request for dirty logging.
+    #[error("dirty logging, and so live migration, is not supported")]
     Logging,
-    /// Known, but not offered.
-    #[error("not served, and not offered")]
+    /// A known request that is not offered.
+    #[error("not supported, and not offered")]
     Unserved,
-    /// Not known.
+    /// An unknown request.
     #[error("unknown request")]
     Unknown,
-    /// The device.
+    /// The device failed.
     #[error(transparent)]
     Device(#[from] DeviceError),
 }
 
-/// Why a session ends by itself.
+/// The reason why a session ends by itself.
 #[derive(Debug, Error)]
 pub enum SessionError {
-    /// A refused request whose front-end could not be told otherwise.
+    /// A request was refused, and the front-end could not be told otherwise.
     #[error("{request}")]
     Refused {
         /// Name or code of the request.
         request: String,
-        /// Why.
+        /// The reason.
         source: Fault,
     },
-    /// The device cannot be trusted any more: the daemon has to end.
+    /// The device cannot be trusted any more: the daemon must end.
     #[error("the device failed")]
     Device(#[source] DeviceError),
 }
 
-/// What a request is answered with.
+/// The answer to a request.
 enum Answer {
-    /// Nothing, or a plain success for a front-end that wants to know.
+    /// Nothing, or a status of success if the front-end asks for it.
     Done,
-    /// Its payload.
+    /// A payload.
     Payload(Vec<u8>),
 }
 
@@ -148,27 +148,27 @@ pub struct Session {
     acked: Option<Features>,
     protocol: Protocol,
     memory: Option<MemoryTable>,
-    /// Regions that were added again as they are, and must be removed as often.
+    /// Regions that were added repeatedly, and must be removed as often.
     repeated: Vec<MemoryRegion>,
     vrings: Vec<VringSetup>,
     max_ring_size: u16,
     control: Option<ControlQueue>,
-    /// Pairs that the driver uses, where the control queue is served here.
+    /// Number of pairs that the driver uses, if the control queue is served here.
     control_pairs: u16,
-    /// For requests of the back-end.
+    /// The channel for requests of the back-end.
     backend: Option<BackendChannel>,
-    /// The front-end was told last that its link is down.
+    /// Whether the last link state sent to the front-end was "down".
     told_down: bool,
-    /// It has asked how many vrings there are, and has started none.
+    /// Whether the front-end asked for the number of vrings and has started none.
     at_queues: bool,
-    /// Whether the rings of its first pair fill.
+    /// Detects guest memory that is not shared, by the rings of the first pair.
     unshared: Arc<UnsharedCheck>,
-    /// Pairs that are served, as last logged.
+    /// The pairs that are served, as last logged.
     serving: Vec<bool>,
 }
 
 impl Session {
-    /// An empty session for `device`, whose vrings may have up to `max_ring_size` entries.
+    /// Creates an empty session for `device`, whose vrings may have up to `max_ring_size` entries.
     pub fn new(device: &NetDevice, max_ring_size: u16) -> Session {
         let count = device.pairs() * 2 + usize::from(device.offered().contains(Features::NET_CTRL_VQ));
         Session {
@@ -192,8 +192,7 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// When the connection must end: a request was refused, and its front-end has no other way to learn of
-    /// it.
+    /// Fails if the connection must end: a request was refused, and the front-end cannot be told otherwise.
     pub fn handle(
         &mut self,
         message: Message,
@@ -210,8 +209,8 @@ impl Session {
             Some(request) => self.dispatch(request, message, device),
             None => Err(Fault::Unknown),
         };
-        // UML asks for an answer to the very message that negotiates REPLY_ACK, and waits for it. Who drops
-        // it with a message that asks for an answer does as well.
+        // UML asks for an answer to the message that negotiates REPLY_ACK, and waits for it. The same holds
+        // for a message that turns REPLY_ACK off.
         let reply_ack = (before | self.protocol).contains(Protocol::REPLY_ACK);
         let acknowledges = header.needs_reply() && reply_ack;
         let code = |status: u64| Some(Header::reply(header.request, &status.to_ne_bytes()));
@@ -227,7 +226,7 @@ impl Session {
                 );
                 Ok(code(1))
             }
-            // Nothing depends on these: the front-end goes on without.
+            // The front-end can continue without these.
             Err(fault @ (Fault::Legacy | Fault::Unserved)) if !waits => {
                 warn!(event = "request_refused", request = name; "{name} refused: {fault}");
                 Ok(None)
@@ -236,7 +235,7 @@ impl Session {
         }
     }
 
-    /// Checks the message's shape and calls the request's function.
+    /// Checks the form of a message, and calls the request's function.
     fn dispatch(&mut self, request: FrontendReq, message: Message, device: &mut NetDevice) -> Answered {
         use FrontendReq as R;
         let policy = policy(request).ok_or(Fault::Unserved)?;
@@ -276,39 +275,39 @@ impl Session {
         }
     }
 
-    /// The vrings that their driver broke.
+    /// Returns the vrings that their driver broke.
     pub fn broken(&self) -> Vec<usize> {
         let vrings = self.vrings.iter().enumerate();
         vrings.filter(|(_, vring)| vring.broken).map(|(index, _)| index).collect()
     }
 
-    /// How each vring of the session stands, by its index.
+    /// Returns the state of each vring, by its index.
     pub fn vring_states(&self) -> impl Iterator<Item = VringStanding> {
         self.vrings.iter().map(|vring| vring.standing(self.acked))
     }
 
-    /// Whether the front-end has asked how many vrings there are, and has started none since.
+    /// Whether the front-end asked for the number of vrings and has started none since.
     pub fn left_at_queues(&self) -> bool {
         self.at_queues
     }
 
-    /// The features that the driver acknowledged.
+    /// Returns the features that the driver acknowledged.
     pub fn acked(&self) -> Option<Features> {
         self.acked
     }
 
-    /// The guest's memory, in bytes and regions.
+    /// Returns the size of the guest's memory in bytes, and its number of regions.
     pub fn memory_size(&self) -> (u64, usize) {
         self.memory.as_ref().map_or((0, 0), MemoryTable::size)
     }
 
-    /// Pairs that are served.
+    /// Returns the pairs that are served.
     pub fn serving(&self) -> Vec<usize> {
         self.serving.iter().enumerate().filter(|(_, on)| **on).map(|(pair, _)| pair).collect()
     }
 }
 
-/// A reply of one number.
+/// Returns a reply of one number.
 fn number(value: u64) -> Answer {
     Answer::Payload(value.to_ne_bytes().to_vec())
 }

@@ -1,4 +1,4 @@
-//! What a front-end has said of one vring, and when that is enough to run it.
+//! A front-end's set-up of one vring, and whether it is complete.
 
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ pub struct VringSetup {
     pub size: Option<u16>,
     /// SET_VRING_ADDR.
     pub addr: Option<VringAddr>,
-    /// SET_VRING_BASE: only ever given back to front-ends that ask before the ring has run.
+    /// SET_VRING_BASE. It is only returned to front-ends that ask for it before the ring has run.
     pub base: u16,
     /// SET_VRING_KICK.
     pub kick: Option<SharedNotifier>,
@@ -33,11 +33,11 @@ pub struct VringSetup {
     pub call: Option<SharedNotifier>,
     /// SET_VRING_ERR.
     pub err: Option<SharedNotifier>,
-    /// SET_VRING_ENABLE; front-ends send it before, within and after the rest of the set-up.
+    /// SET_VRING_ENABLE. Front-ends send it before, during and after the rest of the set-up.
     pub enabled: bool,
-    /// It has run enabled since it was started.
+    /// Whether it has run enabled since it was started.
     pub was_enabled: bool,
-    /// It cannot run as it is set up; said once.
+    /// Whether it cannot run with this set-up. Logged once.
     pub broken: bool,
 }
 
@@ -55,37 +55,37 @@ pub struct VringSetupState {
     broken: bool,
 }
 
-/// Whether and how a vring may be processed.
+/// Whether and how to process a vring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Processing {
-    /// Not at all.
+    /// Do not process it.
     None,
-    /// As it should be.
+    /// Process it normally.
     Normal,
-    /// A transmit ring that was disabled: what the driver kicks for is dropped.
+    /// A transmit ring that was disabled: drop the frames that the driver kicks for.
     Discard,
 }
 
-/// How a vring stands.
+/// The state of a vring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum VringStanding {
     /// It has no kick descriptor, and is not processed.
     Stopped,
-    /// It is started, and the front-end has not enabled it or has disabled it since.
+    /// It is started, but not enabled or disabled again.
     Disabled,
-    /// It is processed.
+    /// It is being processed.
     Running,
-    /// Its driver or its set-up broke it; it is not processed before it is set up again.
+    /// Its driver or its set-up broke it. It is not processed before a new set-up.
     Broken,
 }
 
 impl VringStanding {
-    /// All there are.
+    /// All states.
     pub const ALL: [VringStanding; 4] =
         [VringStanding::Stopped, VringStanding::Disabled, VringStanding::Running, VringStanding::Broken];
 
-    /// As it is in JSON.
+    /// Returns the name in JSON.
     pub fn name(self) -> &'static str {
         match self {
             VringStanding::Stopped => "stopped",
@@ -97,7 +97,7 @@ impl VringStanding {
 }
 
 impl VringSetup {
-    /// How it stands for a driver that has acknowledged these features, if it has.
+    /// Returns the state, for a driver that may have acknowledged features.
     pub fn standing(&self, acked: Option<Features>) -> VringStanding {
         match acked.map(|acked| self.processing(acked)) {
             _ if self.broken => VringStanding::Broken,
@@ -107,7 +107,7 @@ impl VringSetup {
         }
     }
 
-    /// Writes the set-up out.
+    /// Exports the set-up.
     pub fn export<'a>(&'a self, out: &mut Exporter<'a>) -> VringSetupState {
         let mut fd = |notifier: &'a Option<SharedNotifier>| notifier.as_ref().map(|n| n.export(out));
         VringSetupState {
@@ -123,11 +123,11 @@ impl VringSetup {
         }
     }
 
-    /// Reads a set-up back.
+    /// Imports a set-up.
     ///
     /// # Errors
     ///
-    /// When a descriptor did not come.
+    /// Fails if a descriptor did not come.
     pub fn import(state: &VringSetupState, from: &mut Importer) -> Result<VringSetup, StateError> {
         let mut fd = |id: Option<FdId>| {
             let mut again = |id| -> Result<_, StateError> {
@@ -148,23 +148,23 @@ impl VringSetup {
         })
     }
 
-    /// A change of the set-up is a new chance.
+    /// Allows another attempt after a change of the set-up.
     pub fn mend(&mut self) {
         self.broken = false;
     }
 
-    /// Stops the ring: it starts again with a new kick descriptor.
+    /// Stops the ring. It starts again with a new kick descriptor.
     pub fn stop(&mut self) {
         self.kick = None;
         self.was_enabled = false;
         self.mend();
     }
 
-    /// What SET_VRING_ENABLE allows. Without `VHOST_USER_F_PROTOCOL_FEATURES` there is no such request, and
-    /// started rings are enabled.
+    /// Returns the processing that SET_VRING_ENABLE allows. Without `VHOST_USER_F_PROTOCOL_FEATURES` there is
+    /// no such request, and started rings are enabled.
     ///
-    /// Nothing is touched before a ring's first enable: a reconnecting front-end sends its kick before it,
-    /// and what is drained then would be lost.
+    /// A ring is not touched before its first enable: a front-end that reconnects sends the kick first, and
+    /// frames drained then would be lost.
     pub fn processing(&self, acked: Features) -> Processing {
         match self {
             _ if self.enabled || !acked.contains(Features::PROTOCOL_FEATURES) => Processing::Normal,
@@ -173,7 +173,7 @@ impl VringSetup {
         }
     }
 
-    /// The ring as it lies in `memory`; `None` while something of the set-up is missing.
+    /// Returns the ring in `memory`; `None` if the set-up is incomplete.
     ///
     /// A set-up that can never run is logged, and not tried again before it changes.
     pub fn ring(&mut self, index: usize, memory: &Arc<GuestMemory>, acked: Features) -> Option<Ring> {
@@ -201,7 +201,7 @@ impl VringSetup {
         }
     }
 
-    /// The ring with its notifiers, if it is started.
+    /// Returns the ring with its notifiers, if it is started.
     pub fn vring(
         &mut self,
         index: usize,
@@ -218,7 +218,7 @@ impl VringSetup {
     }
 }
 
-/// Ring addresses are given in the front-end's address space.
+/// Translates ring addresses, which are in the front-end's address space.
 fn layout(size: u16, addr: VringAddr, memory: &GuestMemory) -> Option<RingLayout> {
     Some(RingLayout {
         size,

@@ -10,7 +10,7 @@ impl Session {
         Ok(number((device.offered() | Features::PROTOCOL_FEATURES).bits()))
     }
 
-    /// A second SET_FEATURES counts like the first: a driver was reloaded and wants other features.
+    /// A second SET_FEATURES has the same effect as the first: a reloaded driver may want other features.
     pub(super) fn set_features(&mut self, body: &[u8], device: &mut NetDevice) -> Answered {
         let asked = Features::from_bits_retain(decode_u64(body)?);
         if asked.contains(Features::VHOST_LOG_ALL) {
@@ -21,7 +21,7 @@ impl Session {
             return Err(Fault::Features(surplus));
         }
         self.stop_all(device)?;
-        // What was received for other features is not for these.
+        // Frames that were received for other features do not suit these.
         device.give_up_stashes();
         if !asked.contains(Features::VERSION_1) {
             self.acked = None;
@@ -56,8 +56,8 @@ impl Session {
         number(self.vrings.len() as u64)
     }
 
-    /// Obsolete, and by the specification the same as disabling all rings. QEMU sends it where RESET_DEVICE
-    /// was not negotiated.
+    /// Disables all rings, as the specification requires for this obsolete request. QEMU sends it if
+    /// RESET_DEVICE was not negotiated.
     pub(super) fn reset_owner(&mut self, device: &mut NetDevice) -> Answered {
         self.stop_all(device)?;
         for vring in &mut self.vrings {
@@ -68,7 +68,7 @@ impl Session {
         Ok(Answer::Done)
     }
 
-    /// Back to the state of a new connection; what was negotiated for the connection itself stays.
+    /// Returns to the state of a new connection. The settings of the connection itself stay.
     pub(super) fn reset_device(&mut self, device: &mut NetDevice) -> Answered {
         self.stop_all(device)?;
         device.give_up_stashes();
@@ -106,8 +106,9 @@ impl Session {
         let Some(fd) = message.fds.into_iter().next() else {
             return Err(MessageError::Fds { got: 0, expected: 1 }.into());
         };
-        // QEMU's multi-queue devices are one vhost device for each pair, and up to version 7.2 each of them
-        // adds, and later removes, every region on the one connection. A refusal ends the guest's network.
+        // QEMU's multi-queue devices are one vhost device for each pair. Up to version 7.2, each of them
+        // adds, and later removes, every region on the same connection. A refusal would end the guest's
+        // network.
         if self.memory.as_ref().is_some_and(|memory| memory.contains(region)) {
             if self.repeated.len() >= MAX_SLOTS {
                 return Err(RegionError::Slots.into());
@@ -168,7 +169,7 @@ impl Session {
         })
     }
 
-    /// The base is kept only to be given back: where a ring continues is written in the guest's memory.
+    /// Stores the base only to return it: the ring's position is in guest memory.
     pub(super) fn set_vring_base(&mut self, body: &[u8], device: &NetDevice) -> Answered {
         let VringState { index, num } = VringState::decode(body)?;
         let index = self.index(index, device)?;
@@ -201,8 +202,8 @@ impl Session {
         if self.memory.as_ref().is_none_or(|memory| memory.size().1 == 0) {
             warn!(
                 event = "memory_not_shared", vring = index;
-                "vring {index} is started, but no memory has been shared: with QEMU, use a memory backend \
-                 with share=on"
+                "vring {index} is started, but the front-end shares no memory: with QEMU, use a memory \
+                 backend with share=on"
             );
         }
         self.change(index, device, |vring| {
@@ -216,7 +217,7 @@ impl Session {
         if !self.set_call(index, call.as_deref().cloned(), device)? {
             return self.change(index, device, |vring| vring.call = call);
         }
-        // A masked or moved interrupt of the guest: nothing stops for it.
+        // The guest masked or moved an interrupt: nothing stops for that.
         self.vrings[index].call = call;
         Ok(Answer::Done)
     }
@@ -236,7 +237,8 @@ impl Session {
         Ok((index, fd.map(Notifier::new).transpose()?.map(|notifier| Numbered::fresh(Arc::new(notifier)))))
     }
 
-    /// QEMU enables vring 0 before it has acknowledged anything, and waits for the answer: it is remembered.
+    /// QEMU enables vring 0 before it acknowledges features, and waits for the answer. So the value is
+    /// stored.
     pub(super) fn set_vring_enable(&mut self, body: &[u8], device: &mut NetDevice) -> Answered {
         let VringState { index, num } = VringState::decode(body)?;
         let index = self.index(index, device)?;
@@ -258,7 +260,7 @@ impl Session {
         Ok(Answer::Done)
     }
 
-    /// A range outside the configuration space is answered by an empty body, as the protocol has it.
+    /// Answers a range outside the configuration space with an empty body, as the protocol requires.
     pub(super) fn get_config(&mut self, body: &[u8], device: &NetDevice) -> Answered {
         let range = ConfigRange::decode(body)?;
         let mut space = [0; CONFIG_SPACE];

@@ -4,7 +4,7 @@ use volt_virtio::ring::RingError;
 
 use super::*;
 
-/// What a vring is to the device.
+/// The role of a vring in the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
     /// Receive or transmit queue of a pair.
@@ -13,8 +13,8 @@ enum Role {
 }
 
 impl Session {
-    /// With MQ the control queue comes behind all pairs of the device, without it behind the first
-    /// (virtio 1.2, 5.1.2). Front-ends that serve it themselves do not acknowledge it here.
+    /// Returns the index of the control queue. With MQ it follows all pairs of the device, without MQ the
+    /// first pair (virtio 1.2, 5.1.2). Front-ends that serve it themselves do not acknowledge it here.
     pub fn control_index(&self) -> Option<usize> {
         let acked = self.acked.filter(|acked| acked.contains(Features::NET_CTRL_VQ))?;
         Some(if acked.contains(Features::NET_MQ) { self.vrings.len() - 1 } else { 2 })
@@ -28,7 +28,8 @@ impl Session {
         }
     }
 
-    /// Changes the set-up of vring `index`; if it is or was started, while what it belongs to is stopped.
+    /// Changes the set-up of vring `index`. If it is or was started, stops its pair or control queue
+    /// meanwhile.
     pub(super) fn change(
         &mut self,
         index: usize,
@@ -51,7 +52,7 @@ impl Session {
         Ok(Answer::Done)
     }
 
-    /// Hands a call descriptor to the pair of vring `index`, if that runs. Whether it does.
+    /// Passes a call descriptor to the pair of vring `index`, if that runs. Returns whether it does.
     pub(super) fn set_call(
         &self,
         index: usize,
@@ -64,7 +65,7 @@ impl Session {
         }
     }
 
-    /// Stops what vring `index` belongs to.
+    /// Stops the pair or control queue of vring `index`.
     pub(super) fn stop_around(&mut self, index: usize, device: &mut NetDevice) -> Result<(), DeviceError> {
         match self.role(index, device) {
             Some(Role::Data(pair)) => self.stop_pair(pair, device),
@@ -76,7 +77,7 @@ impl Session {
         }
     }
 
-    /// Runs what can run of what vring `index` belongs to.
+    /// Starts the runnable parts of the pair or control queue of vring `index`.
     pub(super) fn run_around(&mut self, index: usize, device: &mut NetDevice) {
         match self.role(index, device) {
             Some(Role::Data(pair)) => self.run_pair(pair, device),
@@ -99,18 +100,18 @@ impl Session {
         self.attach(device);
     }
 
-    /// Stops all rings; everything popped is published. The session is as it was otherwise.
+    /// Stops all rings. All popped chains are published then. The session stays as it is otherwise.
     ///
     /// # Errors
     ///
-    /// When a worker does not stop.
+    /// Fails if a worker does not stop.
     pub fn pause(&mut self, device: &mut NetDevice) -> Result<(), DeviceError> {
         self.stop_all(device)
     }
 
-    /// Runs again what was running when the session was paused or exported.
+    /// Starts the rings that ran when the session was paused or exported.
     pub fn resume(&mut self, device: &mut NetDevice) {
-        // Whoever set them last may have died before that was recorded.
+        // An earlier process may have died after it set other offloads, and before that was recorded.
         if let Some(acked) = self.acked {
             device.set_offloads(acked);
         }
@@ -118,11 +119,11 @@ impl Session {
         self.tell_link(device);
     }
 
-    /// Ends the session: nothing of the guest's memory is touched afterwards.
+    /// Ends the session. Nothing touches guest memory afterwards.
     ///
     /// # Errors
     ///
-    /// When a worker does not stop.
+    /// Fails if a worker does not stop.
     pub fn close(mut self, device: &mut NetDevice) -> Result<(), DeviceError> {
         self.stop_all(device)?;
         device.give_up_stashes();
@@ -137,22 +138,22 @@ impl Session {
         Ok(())
     }
 
-    /// Takes over which vrings were broken.
+    /// Marks these vrings as broken, from an earlier process.
     pub fn set_broken(&mut self, broken: &[usize]) {
         for (index, vring) in self.vrings.iter_mut().enumerate() {
             vring.broken |= broken.contains(&index);
         }
     }
 
-    /// Marks the rings that workers found broken. Whether there are any.
+    /// Marks the rings that workers found broken. Returns whether there are any.
     fn note_broken(&mut self, device: &NetDevice) -> bool {
         let broken = device.take_broken();
         self.set_broken(&broken);
         !broken.is_empty()
     }
 
-    /// Lets no more frames come by pairs whose receive ring the driver broke, when the device has woken its
-    /// owner. Whether anything has changed.
+    /// Detaches pairs whose receive ring the driver broke. Call it when the device has woken its owner.
+    /// Returns whether anything changed.
     pub fn leave_out_broken(&mut self, device: &mut NetDevice) -> bool {
         let changed = self.note_broken(device);
         if changed {
@@ -171,7 +172,7 @@ impl Session {
             return;
         }
         let (rx, tx) = (pair * 2, pair * 2 + 1);
-        // The first pair is the one that every driver uses.
+        // Every driver uses the first pair.
         let unshared = (pair == 0).then(|| self.unshared.clone());
         let mut vrings = PairVrings { unshared, ..PairVrings::default() };
         if self.vrings[rx].processing(acked) == Processing::Normal {
@@ -197,7 +198,7 @@ impl Session {
         }
     }
 
-    /// Attaches the pairs that take frames to the port, and tells the log when these are others than before.
+    /// Attaches the pairs that accept frames to the port, and logs when these change.
     fn attach(&mut self, device: &mut NetDevice) {
         let served_here = self.control_index().is_some();
         let serving: Vec<bool> = (0..device.pairs())
@@ -242,20 +243,21 @@ impl Session {
         }
     }
 
-    /// What becomes readable by the control queue's kick, where it is served here: it is to be cleared, and
-    /// [`Session::control_kicked`] to be called.
+    /// Returns the notifier that becomes readable by the control queue's kick, if that queue is served here.
+    /// The caller must clear it, and call [`Session::control_kicked`].
     pub fn control_kick(&self) -> Option<&Arc<Notifier>> {
         self.control.as_ref().map(ControlQueue::kicked)
     }
 
-    /// Carries out what the control queue holds. Returns whether there may be more. The driver has no answer
-    /// before [`Session::answer_control`].
+    /// Carries out the commands in the control queue. Returns whether there may be more. The driver gets no
+    /// answer before [`Session::answer_control`].
     pub fn control_kicked(&mut self, device: &mut NetDevice) -> bool {
         let (Some(mut control), Some(acked)) = (self.control.take(), self.acked) else { return false };
         let limits = Limits { acked, max_pairs: device.config().max_pairs };
         let result = control.run(limits, |command| {
             if let Command::SetPairs(asked) = command {
-                // Before the answer: by then no frame may go to a pair beyond (virtio 1.2, 5.1.6.5.5).
+                // Before the answer: no frame may go to a pair beyond these afterwards (virtio 1.2,
+                // 5.1.6.5.5).
                 self.control_pairs = asked;
                 self.attach(device);
             }
@@ -263,7 +265,7 @@ impl Session {
         self.control_result(control, result)
     }
 
-    /// Answers the driver's commands. Returns whether more have come.
+    /// Answers the driver's commands. Returns whether more have arrived.
     pub fn answer_control(&mut self) -> bool {
         let Some(mut control) = self.control.take() else { return false };
         let result = control.answer();
@@ -289,13 +291,13 @@ impl Session {
         }
     }
 
-    /// Whether the front-end can be told that the link goes down and comes up. One that cannot sees it up all
-    /// the time: what it reads once would stay for ever.
+    /// Whether the front-end can be told that the link goes down and up. Others always see it up: they would
+    /// read the state only once.
     pub(super) fn tells_of_link(&self) -> bool {
         self.protocol.contains(Protocol::CONFIG) && self.backend.is_some()
     }
 
-    /// Tells the front-end of a link that is not as it was told last. Returns whether it has been told.
+    /// Tells the front-end of a changed link state. Returns whether it was told.
     pub fn tell_link(&mut self, device: &NetDevice) -> bool {
         let down = !device.link_is_up();
         let Some(backend) = self.backend.as_ref().filter(|_| self.tells_of_link()) else { return false };
@@ -303,7 +305,7 @@ impl Session {
             return false;
         }
         if let Err(error) = backend.config_changed() {
-            debug!("the front-end does not take news of its link: {error}");
+            debug!("the front-end cannot be told of its link state: {error}");
             return false;
         }
         self.told_down = down;
@@ -315,14 +317,14 @@ impl Session {
         true
     }
 
-    /// Moves all pairs to the port's new queues after it was opened again.
+    /// Moves all pairs to the new queues of a port that was reopened.
     ///
     /// # Errors
     ///
-    /// When a worker does not stop.
+    /// Fails if a worker does not stop.
     pub fn port_changed(&mut self, device: &mut NetDevice) -> Result<(), DeviceError> {
         self.stop_all(device)?;
-        // What workers said of the old queues is no news of the new ones.
+        // Reports on the old queues do not apply to the new ones.
         device.port_gone();
         if let Some(acked) = self.acked {
             device.set_offloads(acked);

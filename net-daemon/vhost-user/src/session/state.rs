@@ -7,7 +7,7 @@ use super::*;
 use crate::memory::RegionState;
 use crate::vring::VringSetupState;
 
-/// A session in a state. What lies in the guest's memory is not part of it.
+/// A session in a state. It does not contain guest memory.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct SessionState {
     /// Acknowledged features.
@@ -16,22 +16,22 @@ pub struct SessionState {
     protocol: u64,
     /// The memory table.
     memory: Option<Vec<RegionState>>,
-    /// Regions that were added again.
+    /// Regions that were added repeatedly.
     repeated: Vec<MemoryRegion>,
     /// The vrings, the control vring last.
     vrings: Vec<VringSetupState>,
-    /// Pairs that the driver uses, where the control queue is served here.
+    /// Number of pairs that the driver uses, if the control queue is served here.
     control_pairs: u16,
     /// The channel for requests of the back-end.
     #[serde(default)]
     backend: Option<FdId>,
-    /// The front-end was told last that its link is down.
+    /// Whether the last link state sent to the front-end was "down".
     #[serde(default)]
     told_down: bool,
 }
 
 impl Session {
-    /// Writes the session out. It may run.
+    /// Exports the session, which may run.
     pub fn export<'a>(&'a self, out: &mut Exporter<'a>) -> SessionState {
         SessionState {
             acked: self.acked.map(|acked| acked.bits()),
@@ -45,11 +45,11 @@ impl Session {
         }
     }
 
-    /// Reads a session back, stopped: nothing is touched before [`Session::resume`].
+    /// Imports a session, stopped: it touches nothing before [`Session::resume`].
     ///
     /// # Errors
     ///
-    /// When the state is not one for `device`, or not whole.
+    /// Fails if the state is not one for `device`, or is incomplete.
     pub fn import(
         state: &SessionState,
         from: &mut Importer,
@@ -58,10 +58,10 @@ impl Session {
     ) -> Result<Session, StateError> {
         let fresh = Session::new(device, max_ring_size);
         if state.vrings.len() != fresh.vrings.len() {
-            return Err(StateError::Contradiction("the number of vrings does not fit that of queue pairs"));
+            return Err(StateError::Contradiction("the numbers of vrings and queue pairs do not match"));
         }
         if state.control_pairs == 0 || usize::from(state.control_pairs) > device.pairs() {
-            return Err(StateError::Contradiction("the driver uses pairs that there are not"));
+            return Err(StateError::Contradiction("the driver uses pairs that do not exist"));
         }
         let acked = state.acked.map(Features::from_bits_retain);
         let offered = device.offered().union(Features::PROTOCOL_FEATURES);
@@ -70,13 +70,13 @@ impl Session {
             return Err(StateError::Features(surplus));
         }
         if state.protocol & !PROTOCOL.bits() != 0 {
-            return Err(StateError::Contradiction("protocol features that this program does not serve"));
+            return Err(StateError::Contradiction("protocol features that this program does not support"));
         }
         let memory = state.memory.as_ref().map(|regions| MemoryTable::import(regions, from)).transpose()?;
         let vrings = state.vrings.iter().map(|vring| VringSetup::import(vring, from));
         let vrings = vrings.collect::<Result<Vec<_>, StateError>>()?;
         if vrings.iter().filter_map(|vring| vring.size).any(|n| !n.is_power_of_two() || n > max_ring_size) {
-            return Err(StateError::Contradiction("a vring has a size that it cannot have"));
+            return Err(StateError::Contradiction("a vring has an invalid size"));
         }
         Ok(Session {
             acked,

@@ -1,5 +1,5 @@
-//! The session by its messages, without a socket. What needs rings that run is tested by the scripted
-//! front-end of `protocol-tests`.
+//! Tests of the session by its messages, without a socket. The scripted front-end of `protocol-tests` tests
+//! running rings.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
@@ -43,7 +43,7 @@ impl Peer {
         self.session.handle(Message { header, body: body.to_vec(), fds }, &mut self.device)
     }
 
-    /// The status that a request with NEED_REPLY is answered with.
+    /// Returns the status that answers a request with NEED_REPLY.
     fn status(&mut self, request: FrontendReq, body: &[u8], fds: Vec<OwnedFd>) -> u8 {
         let reply = self.send(request, NEED_REPLY, body, fds).unwrap().expect("an acknowledgement");
         reply[12]
@@ -80,11 +80,11 @@ fn a_region_that_was_added_twice_is_there_until_it_was_removed_twice() {
         assert_eq!(peer.status(FrontendReq::ADD_MEM_REG, &region(0, 0), again()), 0);
         assert_eq!(peer.regions(), 1);
     }
-    // Another one at the same place is no repetition.
+    // A different region at the same place is not a repetition.
     let other: Vec<u8> = [0, 0, 0x2000, 0x10_0000, 0u64].iter().flat_map(|w| w.to_ne_bytes()).collect();
     assert_eq!(peer.status(FrontendReq::ADD_MEM_REG, &other, again()), 1);
     for left in [1, 0] {
-        // The offset is left out by some front-ends.
+        // Some front-ends omit the offset.
         assert_eq!(peer.status(FrontendReq::REM_MEM_REG, &region(0, 0x1000), Vec::new()), 0);
         assert_eq!(peer.regions(), left);
     }
@@ -111,7 +111,7 @@ fn repetitions_are_bounded_and_forgotten_with_the_table() {
 fn what_cannot_be_answered_ends_the_connection_by_name() {
     let mut peer = Peer::new(1);
     let num: Vec<u8> = [0u32, 100].iter().flat_map(|word| word.to_ne_bytes()).collect();
-    // NEED_REPLY counts only once REPLY_ACK was negotiated.
+    // NEED_REPLY has an effect only after REPLY_ACK was negotiated.
     for flags in [0, NEED_REPLY] {
         let error = peer.send(FrontendReq::SET_VRING_NUM, flags, &num, Vec::new()).unwrap_err();
         let text = volt_virtio::error_chain(&error);
@@ -124,7 +124,7 @@ fn what_cannot_be_answered_ends_the_connection_by_name() {
     assert!(volt_virtio::error_chain(&error).contains("there is no vring 7"));
 }
 
-/// UML's SET_PROTOCOL_FEATURES asks for the answer that it negotiates itself, and waits for it.
+/// UML's SET_PROTOCOL_FEATURES asks for the answer that it negotiates, and waits for it.
 #[test]
 fn an_answer_is_due_by_what_was_or_is_negotiated() {
     let mut peer = Peer::new(1);
@@ -133,13 +133,13 @@ fn an_answer_is_due_by_what_was_or_is_negotiated() {
     assert_eq!(peer.status(request, &set(Protocol::REPLY_ACK | Protocol::MQ), Vec::new()), 0);
     assert_eq!(peer.status(request, &set(Protocol::MQ), Vec::new()), 0);
     assert!(peer.send(FrontendReq::SET_OWNER, NEED_REPLY, &[], Vec::new()).unwrap().is_none());
-    // One that is refused negotiates nothing, and its front-end must not wait for ever.
+    // A refused message negotiates nothing, and its front-end must not wait forever.
     let unoffered = set(Protocol::REPLY_ACK | Protocol::RARP);
     let error = peer.send(request, NEED_REPLY, &unoffered, Vec::new()).unwrap_err();
     assert!(volt_virtio::error_chain(&error).contains("not offered"), "{error:?}");
 }
 
-/// The descriptor for the back-end's requests is kept until another comes or BACKEND_REQ is given up.
+/// The descriptor for requests of the back-end is kept until another comes or BACKEND_REQ is turned off.
 #[test]
 fn the_back_ends_channel_is_taken_and_given_up() {
     let mut peer = Peer::new(1);
@@ -187,7 +187,7 @@ fn a_reset_keeps_what_was_negotiated_for_the_connection() {
     assert_eq!(peer.regions(), 1);
 }
 
-/// A state of a program that knew no channel for the back-end's requests is read as one without.
+/// A state of a program without a channel for requests of the back-end can be imported.
 #[test]
 fn states_from_before_the_back_ends_channel_are_read() {
     let mut peer = Peer::new(1);

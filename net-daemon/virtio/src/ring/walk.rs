@@ -51,7 +51,7 @@ impl Ring {
         mut take: impl FnMut(IoPart<'r>, bool),
     ) -> Result<(), ChainError> {
         chains.enter(table)?;
-        // Local copies: writes to guest memory cannot change them, so they need not be reloaded for each entry.
+        // Local copies: writes to guest memory cannot change them, so they need not be reloaded.
         let (memory, hint) = (&*self.memory, self.hint.clone());
         // Translated once. In a table that crosses a border, each entry is translated.
         let whole = memory.contiguous(table.addr, table.len, &hint);
