@@ -1,4 +1,4 @@
-//! A descriptor chain, taken off its ring once and checked whole (virtio 1.2, 2.7.5).
+//! A descriptor chain, read once from its ring and checked completely (virtio 1.2, 2.7.5).
 
 use std::ops::Deref;
 
@@ -6,39 +6,39 @@ use thiserror::Error;
 use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions, VolatileSlice};
 
-/// Why a chain is no request.
+/// Why a chain is not a request.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum ChainError {
     /// The chain is a loop, leaves its table, has a bad indirect table, or exceeds 4 GiB.
     #[error("descriptor chain without an end after {0} descriptors")]
     Endless(usize),
-    /// 2.7.4.2: what the device reads comes before what it writes.
-    #[error("device-readable descriptor behind a device-writable one")]
+    /// 2.7.4.2: device-readable descriptors come before device-writable ones.
+    #[error("device-readable descriptor after a device-writable one")]
     Order,
     /// A buffer is not in guest memory.
     #[error("buffer of {len} bytes at {address:#x} is outside of guest memory")]
     Outside {
         /// Guest physical address.
         address: u64,
-        /// Bytes.
+        /// Length in bytes.
         len: u32,
     },
 }
 
 /// The two halves of a request.
 pub struct Chain<'m> {
-    /// What the driver wrote for the device.
+    /// Data from the driver.
     pub readable: Buffers<'m>,
-    /// Where the device may write.
+    /// Buffers for the device's data.
     pub writable: Buffers<'m>,
 }
 
 impl<'m> Chain<'m> {
-    /// Reads each descriptor of `descriptors` once, and finds its buffer in `memory`.
+    /// Reads each descriptor of `descriptors` once, and looks up its buffer in `memory`.
     ///
     /// # Errors
     ///
-    /// Nothing of a chain with one bad descriptor is served.
+    /// Fails if one descriptor is bad. Nothing of such a chain is served.
     pub fn read<M>(
         descriptors: DescriptorChain<M>,
         memory: &'m GuestMemoryMmap,
@@ -48,8 +48,8 @@ impl<'m> Chain<'m> {
         M::Target: GuestMemory,
     {
         let mut chain = Chain { readable: Buffers::default(), writable: Buffers::default() };
-        // The iterator ends in the same way behind the last descriptor and at a bad one; only the former
-        // has no NEXT flag.
+        // The iterator ends in the same way after the last descriptor and at a bad one. Only the last one has
+        // no NEXT flag.
         let mut more = true;
         let mut count = 0;
         for descriptor in descriptors {
@@ -83,7 +83,7 @@ impl<'m> Buffers<'m> {
         len: u32,
     ) -> Result<(), ChainError> {
         let outside = || ChainError::Outside { address: address.0, len };
-        // More than one slice where the buffer crosses memory regions.
+        // A buffer that crosses memory regions has several slices.
         let slices =
             memory.get_slices(address, len as usize, Permissions::ReadWrite).map_err(|_| outside())?;
         for slice in slices {
@@ -94,22 +94,22 @@ impl<'m> Buffers<'m> {
         Ok(())
     }
 
-    /// Bytes in all pieces.
+    /// Returns the number of bytes in all pieces.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there is not a byte.
+    /// Returns whether there are no bytes.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// The pieces, none of them empty.
+    /// Returns the pieces. None of them is empty.
     pub fn slices(&self) -> &[VolatileSlice<'m>] {
         &self.slices
     }
 
-    /// The first `at` bytes and the rest; `None` when there are fewer.
+    /// Returns the first `at` bytes and the rest. Returns `None` if there are fewer.
     pub fn split_at(&self, at: usize) -> Option<(Buffers<'m>, Buffers<'m>)> {
         let mut halves = (Buffers::default(), Buffers::default());
         let mut wanted = at;
@@ -130,7 +130,7 @@ impl<'m> Buffers<'m> {
         }
     }
 
-    /// Copies bytes from the start into `bytes`, as many as both have; answers how many.
+    /// Copies bytes from the start into `bytes`, as many as both have. Returns their number.
     pub fn copy_to(&self, bytes: &mut [u8]) -> usize {
         let mut done = 0;
         for slice in &self.slices {
@@ -139,7 +139,7 @@ impl<'m> Buffers<'m> {
         done
     }
 
-    /// Copies `bytes` to the start, as many as fit; answers how many.
+    /// Copies `bytes` to the start, as many as fit. Returns their number.
     pub fn copy_from(&self, bytes: &[u8]) -> usize {
         let mut done = 0;
         for slice in &self.slices {

@@ -1,8 +1,9 @@
-//! A device for everybody but its transport: what the API shows and changes, and what a pause stops.
+//! The interface to a device beside its transport. The API shows and changes devices with it, and a pause
+//! stops them.
 //!
-//! [`VirtioDevice::handle`](crate::virtio::VirtioDevice::handle) gives a [`DeviceHandle`] out before a
-//! transport takes the device. It is called from any thread, at any time, and may outlive the device, of
-//! which it keeps nothing open.
+//! [`VirtioDevice::handle`](crate::virtio::VirtioDevice::handle) returns a [`DeviceHandle`] before a
+//! transport takes the device. It can be called from any thread, at any time. It may outlive the device, and
+//! keeps nothing of it open.
 
 use thiserror::Error;
 use volt_net::device::DeviceError;
@@ -10,19 +11,19 @@ use volt_net::limiter::{LimitsChange, RateLimits};
 
 use crate::virtio::status::DeviceStatus;
 
-/// What a device is for whoever names it.
+/// The kind of device, which a caller gives with the name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceKind {
-    /// Named by its interface or socket.
+    /// A network device, named by its interface or socket.
     Net,
-    /// Named by its image.
+    /// A disk, named by its image.
     Disk,
-    /// Not to be named.
+    /// A device that callers cannot name.
     Other,
 }
 
 impl DeviceKind {
-    /// In sentences.
+    /// Returns its name for sentences.
     pub fn name(self) -> &'static str {
         match self {
             DeviceKind::Net => "network device",
@@ -32,52 +33,50 @@ impl DeviceKind {
     }
 }
 
-/// Shows and changes a device beside its transport.
+/// Shows and changes a device.
 pub trait DeviceHandle: Send + Sync {
-    /// How the device is.
+    /// Returns the device's status.
     fn status(&self) -> DeviceStatus;
 
-    /// Changes the rate limits of a network device, at once, and answers all that are in force then.
+    /// Changes the rate limits of a network device at once. Returns all limits in force.
     ///
     /// # Errors
     ///
-    /// Where this process does not move its frames.
+    /// Fails if this process does not move the device's frames.
     fn change_limits(&self, _change: LimitsChange) -> Result<RateLimits, LimitsError> {
         Err(LimitsError::BackEnd)
     }
 
-    /// Touches nothing of the guest's until [`DeviceHandle::resume`], as far as this process moves frames.
-    /// What the kernel or a back-end moves goes on as far as the guest has left it buffers; threads that
-    /// serve other vrings wait at the [`PauseGate`](crate::board::pause_gate::PauseGate).
+    /// Pauses the frames that this process moves: guest memory is untouched until [`DeviceHandle::resume`].
+    /// Frames that the kernel or a back-end moves continue until the guest's buffers are used up. Threads
+    /// that serve other vrings wait at the [`PauseGate`](crate::board::pause_gate::PauseGate).
     ///
     /// # Errors
     ///
-    /// When a worker does not stop.
+    /// Fails if a worker does not stop.
     fn pause(&self) -> Result<(), DeviceError> {
         Ok(())
     }
 
-    /// Goes on after [`DeviceHandle::pause`]; otherwise it does nothing.
+    /// Continues after [`DeviceHandle::pause`]. Otherwise does nothing.
     fn resume(&self) {}
 }
 
-/// The rate of a device cannot be limited here.
+/// Why the rate of a device cannot be limited.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum LimitsError {
-    /// Its frames do not come by.
-    #[error("a vhost-user back-end moves this device's frames: ask that ('volt-netd ctl limits')")]
+    /// A back-end moves the frames.
+    #[error("a vhost-user back-end moves this device's frames: set its limits ('volt-netd ctl limits')")]
     BackEnd,
-    /// Nor do these.
-    #[error(
-        "the kernel's vhost-net moves this device's frames, past any limit here: use 'tc' on the interface"
-    )]
+    /// The kernel moves the frames.
+    #[error("the kernel's vhost-net moves this device's frames without limits: use 'tc' on the interface")]
     Kernel,
-    /// The guest has given it back.
+    /// The guest has released the device.
     #[error("the device has just been removed")]
     Gone,
 }
 
-/// The handle of a device that has nothing to tell but its label.
+/// The handle of a device that has only a label.
 pub struct Labelled(pub String);
 
 impl DeviceHandle for Labelled {

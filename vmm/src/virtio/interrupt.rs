@@ -1,35 +1,35 @@
-//! How a virtio device interrupts its driver.
+//! Interrupts from a virtio device to its driver.
 //!
-//! A device knows only [`Interrupt`]; what stands behind it is the transport's affair. With virtio-mmio that
-//! is one irqfd for each device and a status register
-//! ([`MmioInterrupt`](crate::virtio::mmio::interrupt::MmioInterrupt)), with virtio-pci an eventfd for each
-//! vring and one for the configuration ([`PciInterrupt`](crate::virtio::pci::PciInterrupt)).
+//! A device knows only [`Interrupt`]. The transport decides what is behind it. With virtio-mmio, that is one
+//! irqfd for each device and a status register
+//! ([`MmioInterrupt`](crate::virtio::mmio::interrupt::MmioInterrupt)). With virtio-pci, it is an eventfd for
+//! each vring and one for the configuration ([`PciInterrupt`](crate::virtio::pci::PciInterrupt)).
 
 use vmm_sys_util::eventfd::EventFd;
 
 /// The notifications that a device sends to its driver (virtio 1.2, 2.3).
 pub trait Interrupt: Send + Sync {
-    /// Says that buffers of vring `index` were used.
+    /// Reports used buffers in vring `index`.
     fn used(&self, index: u16);
 
-    /// Says that the configuration space changed.
+    /// Reports a change of the configuration space.
     fn config_changed(&self);
 
-    /// Says that the device is lost until the driver resets it (`DEVICE_NEEDS_RESET`, 2.1.2).
+    /// Reports that the device is lost until the driver resets it (`DEVICE_NEEDS_RESET`, 2.1.2).
     fn needs_reset(&self);
 
-    /// The eventfd that an external back-end writes to in place of [`Interrupt::used`].
+    /// Returns the eventfd that an external back-end writes instead of calling [`Interrupt::used`].
     fn call(&self, index: u16) -> &EventFd;
 }
 
-/// What a transport's registers need of an interrupt.
+/// The methods of an interrupt for a transport's registers.
 pub trait TransportInterrupt: Interrupt {
-    /// Whether the device asked to be reset.
+    /// Returns whether the device requested a reset.
     fn is_lost(&self) -> bool;
 
-    /// `ConfigGeneration`: differs after each change of the configuration space.
+    /// Returns `ConfigGeneration`, which differs after each change of the configuration space.
     fn generation(&self) -> u32;
 
-    /// Forgets everything pending; the device no longer uses it.
+    /// Clears all pending interrupts. The device no longer uses it.
     fn reset(&self);
 }

@@ -1,9 +1,8 @@
-//! What a device does when its driver starts or resets it is done beside the vCPU that the driver's write has
-//! come by, which waits for it: threads, eventfds and epoll instances are made, used and given up by threads
-//! of this process's main one.
+//! Starting and resetting devices on threads of their own. The vCPU whose driver requested it waits. Threads,
+//! eventfds and epoll instances are created, used and given up by threads with the rights of the main thread.
 //!
-//! So a vCPU's thread, which a guest gets at first, needs next to no system calls, and no thread inherits its
-//! list. The builder starts one [`Maker`], and wraps each device into a [`Made`].
+//! So a vCPU's thread, which a hostile guest would take over first, needs almost no system calls, and no
+//! thread inherits its list. The builder starts one [`Maker`], and wraps each device in a [`Made`].
 
 use std::io;
 use std::sync::mpsc::{Sender, channel, sync_channel};
@@ -18,17 +17,17 @@ use crate::virtio::{ActivateError, Activation, VirtioDevice};
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// The thread that has jobs done. It ends when this is dropped.
+/// The thread that runs jobs. It ends when this is dropped.
 pub struct Maker {
     jobs: Mutex<Sender<Job>>,
 }
 
 impl Maker {
-    /// Starts it. Called by the main thread, whose rights the jobs have.
+    /// Starts the thread. Called by the main thread, whose rights the jobs have.
     ///
     /// # Errors
     ///
-    /// When the process may have no more threads.
+    /// Fails if the process may have no more threads.
     pub fn start() -> io::Result<Arc<Maker>> {
         let (jobs, received) = channel::<Job>();
         sandbox::spawn(&MAIN, "maker", move || {
@@ -39,7 +38,7 @@ impl Maker {
         Ok(Arc::new(Maker { jobs: Mutex::new(jobs) }))
     }
 
-    /// Has `job` done, and waits for what it answers.
+    /// Runs `job` on another thread, and returns its result.
     fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
         let (done, answer) = sync_channel(1);
         let job = Box::new(move || {
@@ -51,8 +50,8 @@ impl Maker {
     }
 }
 
-/// Each on a thread of its own, so that a device that is slow to stop holds up no other. Where there are no
-/// more threads, one after the other.
+/// Runs each job on a thread of its own, so that a device that stops slowly does not delay others. Without
+/// further threads, jobs run one after the other.
 fn begin(job: Job) {
     let job = Arc::new(Mutex::new(Some(job)));
     let its = job.clone();
@@ -69,10 +68,10 @@ fn begin(job: Job) {
     }
 }
 
-/// A device that is started, reset and dropped by way of a [`Maker`].
+/// A device that a [`Maker`] starts, resets and drops.
 pub struct Made {
     maker: Arc<Maker>,
-    /// Gone while the maker has it, which nobody sees, and at the end.
+    /// `None` during a call of the maker, which no other code sees, and at the end.
     device: Option<Box<dyn VirtioDevice>>,
 }
 
@@ -83,10 +82,10 @@ impl Made {
     }
 
     fn device(&self) -> &dyn VirtioDevice {
-        &**self.device.as_ref().expect("it is there but for a call of with()")
+        &**self.device.as_ref().expect("it is only absent in with()")
     }
 
-    /// Does something with the device, on another thread.
+    /// Calls `act` with the device on another thread.
     fn with<T: Send + 'static>(
         &mut self,
         act: impl FnOnce(&mut dyn VirtioDevice) -> T + Send + 'static,

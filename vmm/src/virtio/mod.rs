@@ -1,24 +1,24 @@
 //! The virtual machine's virtio devices.
 //!
-//! Life cycle: the builder makes a device (`Block::open`, `Rng::new`, `net::open`) and puts it behind a
+//! Life cycle: the builder creates a device (`Block::open`, `Rng::new`, `net::open`) and puts it behind a
 //! transport ([`mmio::MmioTransport`], [`pci::PciTransport`]) on the bus. The driver's register writes reach
-//! the transport on a vCPU's thread; at `DRIVER_OK` the transport calls [`VirtioDevice::activate`], from
-//! where the device serves its vrings on a thread of its own, and at a reset [`VirtioDevice::reset`], after
-//! which it touches neither vrings nor memory. Both may come any number of times, in turn. Dropping a device
-//! stops its thread.
+//! the transport on a vCPU's thread. At `DRIVER_OK` the transport calls [`VirtioDevice::activate`], and the
+//! device serves its vrings on its own thread. At a reset the transport calls [`VirtioDevice::reset`], after
+//! which the device touches neither vrings nor memory. Both may repeat any number of times, in turn. Dropping
+//! a device stops its thread.
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`handle`] | a device for everybody but its transport: kind, status, limits, pause |
-//! | [`status`] | how a device is, as the API shows it |
-//! | [`interrupt`] | how a device interrupts its driver |
-//! | [`registers`] | what every transport has: device status, features and vrings |
+//! | [`handle`] | the interface to a device beside its transport: kind, status, limits, pause |
+//! | [`status`] | a device's status, as the API shows it |
+//! | [`interrupt`] | interrupts from a device to its driver |
+//! | [`registers`] | the common registers of all transports: device status, features and vrings |
 //! | [`mmio`] | the virtio-mmio transport: ioeventfd, one irqfd |
 //! | [`pci`] | the virtio-pci transport: capabilities, an ioeventfd and an irqfd for each vring |
-//! | [`ring`] | a vring that the VMM serves itself, one checked chain at a time |
+//! | [`ring`] | a vring served by the VMM itself, one checked chain at a time |
 //! | [`chain`] | a descriptor chain as two lists of buffers |
 //! | [`worker`] | the thread that serves one ring |
-//! | [`maker`] | devices are started and reset beside the vCPU that asks for it |
+//! | [`maker`] | starting and resetting devices on other threads than the vCPU's |
 //! | [`blk`], [`rng`], [`net`] | the devices |
 
 use std::io;
@@ -51,65 +51,66 @@ pub mod worker;
 #[cfg(test)]
 pub(crate) mod testing;
 
-/// What a transport needs from a device. All calls come from one vCPU's thread at a time.
+/// The interface of a device to its transport. All calls come from one vCPU's thread at a time.
 pub trait VirtioDevice: Send {
-    /// The device's number (virtio 1.2, section 5).
+    /// Returns the device's number (virtio 1.2, section 5).
     fn device_id(&self) -> u32;
 
-    /// What it is for whoever names it.
+    /// Returns the kind of device, which a caller gives with the name.
     fn kind(&self) -> DeviceKind {
         DeviceKind::Other
     }
 
-    /// Its name among the devices of its kind: interface, socket or image.
+    /// Returns its name among the devices of its kind: interface, socket or image.
     fn name(&self) -> &str {
         self.label()
     }
 
-    /// The device in logs: kind and name.
+    /// Returns its name in logs: kind and name.
     fn label(&self) -> &str;
 
-    /// What shows and changes it beside the transport.
+    /// Returns the interface beside the transport.
     fn handle(&self) -> Arc<dyn DeviceHandle> {
         Arc::new(Labelled(self.label().to_owned()))
     }
 
-    /// Feature bits on offer; they never change.
+    /// Returns the offered features. They never change.
     fn features(&self) -> Features;
 
-    /// The largest size of each vring, a power of two; the length is the number of vrings.
+    /// Returns the largest size of each vring, a power of two. The length is the number of vrings.
     fn vring_sizes(&self) -> &[u16];
 
-    /// Fills `data` from byte `offset` of the configuration space, with zeroes behind its end.
+    /// Fills `data` from byte `offset` of the configuration space, with zeroes after its end.
     fn read_config(&self, offset: u64, data: &mut [u8]);
 
     /// Takes over vrings and memory, at `DRIVER_OK`. Never waits for another process.
     ///
     /// # Errors
     ///
-    /// The device cannot run; the driver sees `DEVICE_NEEDS_RESET`.
+    /// Fails if the device cannot run. The driver sees `DEVICE_NEEDS_RESET`.
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
 
-    /// Gives up what [`VirtioDevice::activate`] took: after the return nothing of it is touched any more.
+    /// Gives up everything that [`VirtioDevice::activate`] took: after the return the device touches none of
+    /// it.
     ///
-    /// Waits for the request in hand, for a bounded time. Without an activation it does nothing.
+    /// Waits a bounded time for the request in progress. Does nothing without an activation.
     fn reset(&mut self);
 
-    /// The address that a network device has after a reset.
+    /// Returns the address that a network device has after a reset.
     fn mac(&self) -> Option<Mac> {
         None
     }
 }
 
-/// What a device gets at `DRIVER_OK`.
+/// The resources of a device from `DRIVER_OK` on.
 pub struct Activation {
     /// The guest's memory.
     pub memory: GuestMemoryMmap,
     /// Features that the driver acknowledged, a subset of the offer, with `VERSION_1`.
     pub features: Features,
-    /// The vrings that the driver made ready, by rising index; sizes and addresses are checked.
+    /// The vrings that the driver made ready, in order of their index. Sizes and addresses are checked.
     pub vrings: Vec<Vring>,
-    /// The way back to the driver.
+    /// Interrupts to the driver.
     pub interrupt: Arc<dyn Interrupt>,
 }
 
@@ -118,7 +119,7 @@ impl Activation {
     ///
     /// # Errors
     ///
-    /// When the driver did not make it ready.
+    /// Fails if the driver did not make the vring ready.
     pub fn take_vring(&mut self, index: u16) -> Result<Vring, ActivateError> {
         let position = self.vrings.iter().position(|vring| vring.index == index);
         position.map(|at| self.vrings.remove(at)).ok_or(ActivateError::NoVring(index))
@@ -131,19 +132,19 @@ pub struct Vring {
     pub index: u16,
     /// Size, addresses and positions.
     pub queue: Queue,
-    /// Written by the driver's `QueueNotify`, by way of KVM; non-blocking.
+    /// Written by the driver's `QueueNotify`, through KVM. Non-blocking.
     pub kick: Arc<EventFd>,
 }
 
 /// Why a device did not start.
 #[derive(Debug, Error)]
 pub enum ActivateError {
-    /// `QueueSize` cannot be.
-    #[error("vring {index}: size {size} is no power of two up to {max}")]
+    /// `QueueSize` is invalid.
+    #[error("vring {index}: size {size} is not a power of two up to {max}")]
     Size {
         /// The vring.
         index: u16,
-        /// What the driver wrote.
+        /// The size that the driver wrote.
         size: u32,
         /// The device's maximum.
         max: u16,
@@ -158,18 +159,18 @@ pub enum ActivateError {
         /// Guest physical address.
         address: u64,
     },
-    /// The device cannot do without this vring.
+    /// The device needs this vring.
     #[error("vring {0} was not made ready")]
     NoVring(u16),
-    /// No thread, no eventfd.
-    #[error("its thread does not start")]
+    /// There is no thread or eventfd.
+    #[error("its thread cannot start")]
     Thread(#[source] io::Error),
-    /// Whoever moves a network device's frames cannot.
-    #[error("its data path does not start")]
+    /// The data path of a network device cannot start.
+    #[error("its data path cannot start")]
     DataPath(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// Copies the part of `config` from `offset` on into `data`; what lies behind the end reads as zero.
+/// Copies `config` from `offset` on into `data`. Bytes after its end read as zero.
 fn copy_config(config: &[u8], offset: u64, data: &mut [u8]) {
     let rest = usize::try_from(offset).ok().and_then(|offset| config.get(offset..)).unwrap_or(&[]);
     let len = rest.len().min(data.len());

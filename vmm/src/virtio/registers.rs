@@ -1,8 +1,8 @@
-//! What the registers of every transport come down to: device status, features and vrings (virtio 1.2, 2.1,
-//! 2.2, 2.6 and 3.1).
+//! The common registers of all transports: device status, features and vrings (virtio 1.2, 2.1, 2.2, 2.6 and
+//! 3.1).
 //!
-//! A transport owns a [`Registers`] and turns the driver's reads and writes, wherever its specification puts
-//! them, into calls of these methods. They activate and reset the device.
+//! A transport owns a [`Registers`]. It turns the driver's reads and writes, at the addresses of its
+//! specification, into calls of these methods. They activate and reset the device.
 
 use std::io;
 use std::sync::Arc;
@@ -24,39 +24,39 @@ use crate::faults;
 use crate::virtio::interrupt::TransportInterrupt;
 use crate::virtio::{ActivateError, Activation, VirtioDevice, Vring};
 
-/// Why a device was not connected to the virtual machine.
+/// Why a device cannot be connected to the virtual machine.
 #[derive(Debug, Error)]
 pub enum TransportError {
-    /// No more files.
-    #[error("cannot make an eventfd")]
+    /// Too many open files.
+    #[error("cannot create an eventfd")]
     EventFd(#[source] io::Error),
-    /// KVM takes no ioeventfd.
+    /// KVM refuses an ioeventfd.
     #[error("KVM refuses the notification of vring {index} at {address:#x}")]
     IoEventFd {
         /// The vring.
         index: usize,
-        /// Where the driver notifies it.
+        /// Its notification address.
         address: u64,
-        /// From KVM.
+        /// The error of KVM.
         #[source]
         source: kvm_ioctls::Error,
     },
-    /// KVM takes no irqfd.
+    /// KVM refuses an irqfd.
     #[error("KVM refuses interrupt {gsi}")]
     IrqFd {
-        /// The slot's.
+        /// The interrupt of the slot.
         gsi: u32,
-        /// From KVM.
+        /// The error of KVM.
         #[source]
         source: kvm_ioctls::Error,
     },
-    /// KVM has as many interrupts as it has, each vring takes one, and PCI has vectors for
+    /// KVM has a limited number of interrupts, and each vring takes one. PCI has vectors for
     /// [`MAX_VRINGS`](super::pci::MAX_VRINGS).
     #[error("there are no interrupts left for a device of {0} vrings: use fewer queue pairs or devices")]
     Interrupts(usize),
 }
 
-/// Which address of a vring; the number is its place in [`VringRegisters`].
+/// An address of a vring. The number is its place in [`VringRegisters`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum VringPart {
     DescriptorTable,
@@ -64,7 +64,7 @@ pub(super) enum VringPart {
     UsedRing,
 }
 
-/// What the driver wrote to the registers of one vring; nothing in it is checked before `DRIVER_OK`.
+/// The driver's values in the registers of one vring. Nothing is checked before `DRIVER_OK`.
 #[derive(Clone, Copy)]
 pub(super) struct VringRegisters {
     pub(super) size: u32,
@@ -73,22 +73,22 @@ pub(super) struct VringRegisters {
 }
 
 impl VringRegisters {
-    /// As after a reset.
+    /// Returns the values after a reset.
     fn new(max: u16) -> VringRegisters {
         VringRegisters { size: max.into(), ready: false, addresses: [0; 3] }
     }
 
-    /// What the driver wrote as the address of `part`.
+    /// Returns the driver's address of `part`.
     pub(super) fn address(&self, part: VringPart) -> u64 {
         self.addresses[part as usize]
     }
 
-    /// The same, for a write.
+    /// Returns the address of `part` for a write.
     pub(super) fn address_mut(&mut self, part: VringPart) -> &mut u64 {
         &mut self.addresses[part as usize]
     }
 
-    /// A queue for these registers, when size, alignment (2.7) and place are as they must be.
+    /// Creates a queue for these registers, if size, alignment (2.7) and addresses are valid.
     fn check(&self, index: u16, max: u16, memory: &GuestMemoryMmap) -> Result<Queue, ActivateError> {
         let bad_size = || ActivateError::Size { index, size: self.size, max };
         let size = u16::try_from(self.size).ok().filter(|size| *size <= max).ok_or_else(bad_size)?;
@@ -107,7 +107,7 @@ impl VringRegisters {
         let [descriptor_table, available_ring, used_ring] = self.addresses;
         let aligned = queue.try_set_desc_table_address(GuestAddress(descriptor_table));
         part("descriptor table", descriptor_table, 16 * entries, aligned)?;
-        // Each ring ends with the other side's event index, which is there with or without EVENT_IDX.
+        // Each ring ends with the other side's event index, with or without EVENT_IDX.
         let aligned = queue.try_set_avail_ring_address(GuestAddress(available_ring));
         part("available ring", available_ring, 6 + 2 * entries, aligned)?;
         let aligned = queue.try_set_used_ring_address(GuestAddress(used_ring));
@@ -117,20 +117,20 @@ impl VringRegisters {
     }
 }
 
-/// A device and how far its driver has got with it.
+/// A device, and its driver's progress in starting it.
 pub(super) struct Registers<I> {
     pub(super) device: Box<dyn VirtioDevice>,
     memory: GuestMemoryMmap,
     pub(super) interrupt: Arc<I>,
-    /// One for each vring.
+    /// An eventfd for each vring.
     pub(super) kicks: Vec<Arc<EventFd>>,
     vrings: Vec<VringRegisters>,
-    /// The vring that the driver selected, which need not exist.
+    /// The vring that the driver selected. It may not exist.
     pub(super) vring_sel: u32,
-    /// The device status without `DEVICE_NEEDS_RESET`, which is the interrupt's.
+    /// The device status without `DEVICE_NEEDS_RESET`, which belongs to the interrupt.
     status: u32,
     driver_features: u64,
-    /// The device may touch the guest's memory, and does from `DRIVER_OK` on.
+    /// Whether the device may touch the guest's memory. It does so from `DRIVER_OK` on.
     dma: bool,
     started: bool,
     /// The halves of the feature words that the driver selected.
@@ -163,12 +163,12 @@ impl<I: TransportInterrupt + 'static> Registers<I> {
         })
     }
 
-    /// The half of the offer that the driver selected.
+    /// Returns the half of the offered features that the driver selected.
     pub(super) fn device_features(&self) -> u32 {
         half(self.device.features().bits(), self.device_features_sel)
     }
 
-    /// The half of the acknowledged features that the driver selected.
+    /// Returns the half of the acknowledged features that the driver selected.
     pub(super) fn driver_features(&self) -> u32 {
         half(self.driver_features, self.driver_features_sel)
     }
@@ -180,23 +180,23 @@ impl<I: TransportInterrupt + 'static> Registers<I> {
         match self.driver_features_sel {
             0 => set_low(&mut self.driver_features, value),
             1 => set_high(&mut self.driver_features, value),
-            // Features from 64 on: none is offered, so 0 is all that a driver may write.
+            // Features from 64 on. None is offered, so a driver may only write 0.
             _ => {}
         }
     }
 
-    /// The selected vring's largest size; 0 when there is no such vring.
+    /// Returns the selected vring's largest size, or 0 if there is no such vring.
     pub(super) fn vring_max(&self) -> u16 {
         self.device.vring_sizes().get(self.vring_sel as usize).copied().unwrap_or(0)
     }
 
-    /// The selected vring.
+    /// Returns the selected vring.
     pub(super) fn vring(&self) -> Option<&VringRegisters> {
         self.vrings.get(self.vring_sel as usize)
     }
 
-    /// The selected vring, for a write: open between `FEATURES_OK` and `DRIVER_OK`, so that nothing of it
-    /// changes while it is in use.
+    /// Returns the selected vring for a write. Only between `FEATURES_OK` and `DRIVER_OK`, so that nothing
+    /// changes while the vring is in use.
     fn open_vring(&mut self, value: u64) -> Option<&mut VringRegisters> {
         if self.status & (FEATURES_OK | DRIVER_OK) != FEATURES_OK {
             self.refuse("a vring register", value);
@@ -211,8 +211,8 @@ impl<I: TransportInterrupt + 'static> Registers<I> {
         }
     }
 
-    /// Changes the selected vring as `change` says, unless it is ready; `value` is what the driver wrote, for
-    /// the log.
+    /// Changes the selected vring with `change`, unless it is ready. `value` is the value that the driver
+    /// wrote, for the log.
     pub(super) fn change_vring(&mut self, value: u64, change: impl FnOnce(&mut VringRegisters)) {
         match self.open_vring(value) {
             Some(vring) if vring.ready => self.refuse("a register of a vring that is ready", value),
@@ -221,19 +221,19 @@ impl<I: TransportInterrupt + 'static> Registers<I> {
         }
     }
 
-    /// Does what the driver's notification of vring `index` does, for those that KVM does not take.
+    /// Notifies vring `index`, for notifications that KVM does not handle.
     pub(super) fn kick(&self, index: usize) {
         if let Some(kick) = self.kicks.get(index) {
             let _ = kick.write(1);
         }
     }
 
-    /// The device status field.
+    /// Returns the device status field.
     pub(super) fn status(&self) -> u32 {
         if self.interrupt.is_lost() { self.status | NEEDS_RESET } else { self.status }
     }
 
-    /// The device status field (2.1): bits are set one after the other, and taken back only by a reset.
+    /// Writes the device status field (2.1). Bits are set one after the other, and cleared only by a reset.
     pub(super) fn write_status(&mut self, value: u32) {
         if value == 0 {
             return self.reset();
@@ -244,7 +244,7 @@ impl<I: TransportInterrupt + 'static> Registers<I> {
         }
         let before = |needed: u32| self.status & needed == needed;
         match added {
-            // Also what a driver writes to no effect.
+            // This includes writes without an effect.
             0 | FAILED | ACKNOWLEDGE => {}
             DRIVER if before(ACKNOWLEDGE) => {}
             // Some drivers set the first two at once.
@@ -264,7 +264,7 @@ impl<I: TransportInterrupt + 'static> Registers<I> {
         if added == FAILED && faults::may_log() {
             warn!(
                 event = "driver_gave_up", device:% = self.device.label();
-                "{}: the guest's driver gave up on it", self.device.label()
+                "{}: the guest's driver gave up", self.device.label()
             );
         }
     }
@@ -278,20 +278,20 @@ impl<I: TransportInterrupt + 'static> Registers<I> {
             if modern {
                 warn!(
                     event = "features_not_offered", device:% = label;
-                    "{label}: the guest acknowledges features {:#x} that were not offered", surplus.bits()
+                    "{label}: the guest acknowledges features that were not offered: {:#x}", surplus.bits()
                 );
             } else {
                 warn!(
                     event = "legacy_driver", device:% = label;
-                    "{label}: the guest's driver is older than virtio 1.0, which is not served"
+                    "{label}: the guest's driver is older than virtio 1.0, which is not supported"
                 );
             }
         }
         known && modern
     }
 
-    /// Whether the device may touch the guest's memory. When it may not any more while it runs, it ends what
-    /// it does as at a reset, and asks for one: what it had of its rings is nobody's any more.
+    /// Sets whether the device may touch the guest's memory. A running device that loses this right stops as
+    /// at a reset, and requests a reset, because its state of the rings is lost.
     pub(super) fn set_dma(&mut self, allowed: bool) {
         self.dma = allowed;
         self.follow_dma();
@@ -305,7 +305,7 @@ impl<I: TransportInterrupt + 'static> Registers<I> {
             if faults::may_log() {
                 info!(
                     event = "bus_mastering_taken", device:% = self.device.label();
-                    "{}: stopped, as the guest takes bus mastering from it", self.device.label()
+                    "{}: stopped: the guest disabled its bus mastering", self.device.label()
                 );
             }
         } else if self.dma && !self.started && self.status & DRIVER_OK != 0 && !self.interrupt.is_lost() {
@@ -357,7 +357,7 @@ impl<I: TransportInterrupt + 'static> Registers<I> {
         self.interrupt.reset();
         self.vrings = self.device.vring_sizes().iter().copied().map(VringRegisters::new).collect();
         for kick in &self.kicks {
-            // What was notified before the reset concerns nobody after it.
+            // Notifications before the reset do not matter after it.
             let _ = kick.read();
         }
         self.status = 0;
@@ -371,7 +371,7 @@ impl<I: TransportInterrupt + 'static> Registers<I> {
     }
 }
 
-/// Half number `sel` of a 64-bit word of features; those from 64 on are zero.
+/// Returns half number `sel` of a 64-bit word of features. Features from 64 on are zero.
 fn half(word: u64, sel: u32) -> u32 {
     match sel {
         0 => word as u32,
@@ -380,12 +380,12 @@ fn half(word: u64, sel: u32) -> u32 {
     }
 }
 
-/// Puts `value` into the low half of `word`.
+/// Writes `value` to the low half of `word`.
 pub(super) fn set_low(word: &mut u64, value: u32) {
     *word = *word & !u64::from(u32::MAX) | u64::from(value);
 }
 
-/// Puts `value` into the high half of `word`.
+/// Writes `value` to the high half of `word`.
 pub(super) fn set_high(word: &mut u64, value: u32) {
     *word = *word & u64::from(u32::MAX) | u64::from(value) << 32;
 }

@@ -1,7 +1,7 @@
-//! A vring that the VMM serves itself: chains off the ring, used entries and interrupts back.
+//! A vring served by the VMM itself: takes chains off the ring, and returns used entries and interrupts.
 //!
-//! On `virtio-queue`, with what that leaves to its callers: a ring whose indices cannot be is an error
-//! here, and not an empty ring to be asked again for ever.
+//! Based on `virtio-queue`, with the checks that it leaves to its callers: a ring with impossible indices is
+//! an error here, not an empty ring that is polled forever.
 
 use std::sync::Arc;
 
@@ -14,15 +14,15 @@ use crate::virtio::chain::{Chain, ChainError};
 use crate::virtio::interrupt::Interrupt;
 use crate::virtio::{Activation, Vring};
 
-/// Why a ring can be served no more.
+/// Why a ring can no longer be served.
 #[derive(Debug, Error)]
 pub enum RingError {
-    /// Indices that no driver writes, or a ring out of reach.
+    /// Indices that no driver writes, or a ring outside of guest memory.
     #[error("vring {index} cannot be trusted")]
     Broken {
         /// The vring.
         index: u16,
-        /// What is wrong with it.
+        /// The error in the ring.
         #[source]
         source: virtio_queue::Error,
     },
@@ -31,14 +31,14 @@ pub enum RingError {
     Head {
         /// The vring.
         index: u16,
-        /// The number in the available ring.
+        /// The descriptor number in the available ring.
         head: u16,
-        /// Descriptors in the table.
+        /// Number of descriptors in the table.
         size: u16,
     },
 }
 
-/// One vring, the memory that it is in, and the interrupt behind it.
+/// One vring with its memory and its interrupt.
 pub struct Ring {
     vring: Vring,
     memory: GuestMemoryMmap,
@@ -46,12 +46,12 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// The ring of `vring`, from the same activation.
+    /// Creates the ring of `vring`, from the same activation.
     pub fn new(vring: Vring, activation: &Activation) -> Ring {
         Ring { vring, memory: activation.memory.clone(), interrupt: activation.interrupt.clone() }
     }
 
-    /// Readable when the driver made chains available.
+    /// Returns the eventfd that is readable when the driver made chains available.
     pub fn kick(&self) -> &Arc<EventFd> {
         &self.vring.kick
     }
@@ -61,13 +61,13 @@ impl Ring {
         self.interrupt.needs_reset();
     }
 
-    /// Serves one chain: `request` gets it, or what is wrong with it, and answers how many bytes it
-    /// wrote from the start of the writable half. `false` when there was none; then the driver kicks
-    /// for the next.
+    /// Serves one chain. `request` gets the chain or its error, and returns the number of bytes written from
+    /// the start of the writable half. Returns `false` if there is no chain; the driver then kicks for the
+    /// next one.
     ///
     /// # Errors
     ///
-    /// The ring cannot be served any more.
+    /// Fails if the ring can no longer be served.
     pub fn serve(
         &mut self,
         request: impl FnOnce(Result<&Chain<'_>, ChainError>) -> u32,
@@ -87,8 +87,8 @@ impl Ring {
             Err(error) => request(Err(error)),
         };
         queue.add_used(memory, head, used).map_err(broken)?;
-        // After each one, not after a batch: a request can take long, and the driver's event index keeps
-        // interrupts apart anyway.
+        // After each chain, not after a batch: a request can take long, and the driver's event index already
+        // limits the number of interrupts.
         if queue.needs_notification(memory).map_err(broken)? {
             self.interrupt.used(index);
         }

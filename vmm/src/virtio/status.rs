@@ -1,65 +1,65 @@
-//! How a device is, as the API shows it: the schema of `docs/reference/http-api.md`.
+//! A device's status, as the API shows it. `docs/reference/openapi.json` has its schema.
 //!
-//! A [`DeviceHandle`](crate::virtio::handle::DeviceHandle) fills a [`DeviceStatus`] whenever somebody asks.
+//! A [`DeviceHandle`](crate::virtio::handle::DeviceHandle) fills a [`DeviceStatus`] on each request.
 
 use serde::{Deserialize, Serialize};
 use volt_net::limiter::RateLimits;
 use volt_net::port::HEADER_LEN;
 
-/// A device.
+/// The status of a device.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DeviceStatus {
     /// Its label, as in the log.
     pub device: String,
-    /// What else there is to tell.
+    /// Further properties, if the device has some.
     #[serde(flatten)]
     pub details: Option<DeviceDetails>,
 }
 
-/// What there is to tell of a device, by its kind.
+/// Properties of a device, by its kind.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum DeviceDetails {
     /// A block device.
     Disk {
-        /// Its one vring.
+        /// Status of its only vring.
         vrings: [VringStatus; 1],
     },
-    /// A network device over an interface of the host.
+    /// A network device with an interface of the host.
     Net(NetStatus),
     /// A network device served by a vhost-user back-end.
     VhostUserNet(VhostUserNetStatus),
 }
 
-/// A network device over an interface of the host.
+/// Status of a network device with an interface of the host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetStatus {
-    /// As the guest sees it; its driver may have set another.
+    /// Address that the guest was given. Its driver may have set another one.
     pub guest_mac: String,
-    /// What the guest is told.
+    /// Whether the guest sees its link up.
     pub link_up: bool,
-    /// As the guest sees them.
+    /// Number of queue pairs that the guest sees.
     pub queue_pairs: u16,
-    /// `None` where this process does not move the frames.
+    /// `None` if this process does not move the frames.
     #[serde(flatten)]
     pub traffic: Option<TrafficStatus>,
 }
 
-/// What this process knows of the frames that it moves.
+/// Status of the frames that this process moves.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrafficStatus {
-    /// In force.
+    /// Limits in force.
     pub limits: LimitsStatus,
-    /// By their numbers.
+    /// Status of each vring, in order of their numbers.
     pub vrings: Vec<VringStatus>,
 }
 
-/// Rate limits, as `--net` has them.
+/// Rate limits, in the syntax of `--net`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LimitsStatus {
-    /// What the guest receives.
+    /// Limit of frames to the guest.
     pub rx_rate: String,
-    /// What it sends.
+    /// Limit of frames from the guest.
     pub tx_rate: String,
 }
 
@@ -69,76 +69,75 @@ impl From<RateLimits> for LimitsStatus {
     }
 }
 
-/// The counters of a vring, from the machine's start.
+/// The counters of a vring since the machine's start.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum VringStatus {
     /// Frames to the guest.
     Rx(FrameCounts),
-    /// Frames from it.
+    /// Frames from the guest.
     Tx(FrameCounts),
     /// Requests of a disk.
     Requests {
-        /// Its number.
+        /// Number of the vring.
         vring: usize,
-        /// Served.
+        /// Served requests.
         requests: u64,
-        /// Those among them that were answered with an error.
+        /// Served requests that failed.
         failed: u64,
     },
 }
 
-/// The frames of one vring.
+/// The frame counters of a vring.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FrameCounts {
-    /// Its number.
+    /// Number of the vring.
     pub vring: usize,
-    /// The queue pair's, from 0.
+    /// Number of the queue pair, from 0.
     pub pair: usize,
-    /// Moved.
+    /// Moved frames.
     pub frames: u64,
-    /// Of these, with their virtio-net headers.
+    /// Bytes of the moved frames, with their virtio-net headers.
     pub bytes: u64,
-    /// What did not come through.
+    /// Dropped frames and descriptor chains.
     pub drops: u64,
 }
 
 impl FrameCounts {
-    /// Bytes of the frames from their Ethernet header on: the virtio-net header is counted with each, and is
-    /// none of its own.
+    /// Returns the bytes of the frames from their Ethernet header on, without the virtio-net headers.
     pub fn frame_bytes(&self) -> u64 {
         self.bytes.wrapping_sub(self.frames.wrapping_mul(HEADER_LEN as u64))
     }
 }
 
-/// A network device served by a vhost-user back-end.
+/// Status of a network device served by a vhost-user back-end.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VhostUserNetStatus {
-    /// The back-end's.
+    /// Path of the back-end's socket.
     pub socket: String,
-    /// As the guest sees it; its driver may have set another.
+    /// Address that the guest was given. Its driver may have set another one.
     pub guest_mac: String,
-    /// As the guest sees them.
+    /// Number of queue pairs that the guest sees.
     pub queue_pairs: u16,
-    /// What the guest is told.
+    /// Whether the guest sees its link up.
     pub link_up: bool,
-    /// Whether it is there.
+    /// Whether the back-end is connected.
     pub back_end: BackEndStatus,
-    /// How often it has gone since the start.
+    /// How often the back-end disconnected since the start.
     pub losses: u64,
-    /// How long it was away, all absences together.
+    /// Total time without the back-end, in seconds.
     pub away_seconds: f64,
-    /// How long it has been away now.
+    /// Time since the back-end disconnected. `None` while it is connected.
     pub away_now_seconds: Option<f64>,
 }
 
-/// Whether a back-end is there.
+/// Whether a back-end is connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BackEndStatus {
-    /// After its handshake.
+    /// Connected, and its handshake is done.
     Connected,
-    /// Looked for.
+    /// Away. volt-vmm tries to reconnect.
     Away,
 }
 
@@ -152,7 +151,7 @@ mod tests {
         serde_json::to_value(DeviceStatus { device: "label".to_owned(), details }).unwrap()
     }
 
-    /// The schema that clients go by.
+    /// Clients depend on this schema.
     #[test]
     fn each_kind_is_shown_as_documented() {
         assert_eq!(shown(None), json!({ "device": "label" }));

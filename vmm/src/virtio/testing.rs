@@ -1,5 +1,5 @@
-//! A driver for the tests: it speaks to a device through the transport's registers and through rings that
-//! it writes by hand, as a guest does.
+//! A driver for the tests. It uses a device like a guest: with the transport's registers, and with rings that
+//! it writes itself.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -20,10 +20,10 @@ use crate::virtio::mmio::MmioTransport;
 pub(crate) const REGION: u64 = 8 << 20;
 /// Start of the second region, behind a hole.
 pub(crate) const HIGH: u64 = 2 * REGION;
-/// From here to the end of the first region no ring is.
+/// There are no rings from here to the end of the first region.
 pub(crate) const BUFFERS: u64 = 4 << 20;
 
-/// For what takes milliseconds on a quiet machine.
+/// Limit for operations that take milliseconds on a quiet machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Two regions of one shared memfd with a hole between them.
@@ -38,7 +38,7 @@ pub(crate) fn memory() -> GuestMemoryMmap {
     .unwrap()
 }
 
-/// Lets a processor as it is after a reset run `code`, in real mode with a code segment at 0.
+/// Makes a processor after its reset run `code`, in real mode with a code segment at 0.
 pub(crate) fn load_code(vcpu: &VcpuFd, memory: &GuestMemoryMmap, code: &[u8]) {
     const START: u64 = 0x1000;
     memory.write_slice(code, GuestAddress(START)).unwrap();
@@ -59,7 +59,7 @@ pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// One descriptor: address, length, and whether the device writes.
+/// A descriptor: address, length, and whether the device writes.
 pub(crate) type Part = (u64, u32, bool);
 
 pub(crate) struct Driver {
@@ -110,7 +110,7 @@ impl Driver {
         Features::from_bits_retain(u64::from(self.read(VIRTIO_MMIO_DEVICE_FEATURES)) << 32 | u64::from(low))
     }
 
-    /// From a reset to FEATURES_OK; answers the status that the device shows then.
+    /// Goes from a reset to FEATURES_OK. Returns the device status.
     pub(crate) fn negotiate(&mut self, features: Features) -> u32 {
         self.rings.clear();
         for status in [0, 1, 3] {
@@ -146,13 +146,13 @@ impl Driver {
         self.rings.insert(index, ring);
     }
 
-    /// DRIVER_OK; answers the status.
+    /// Sets DRIVER_OK. Returns the device status.
     pub(crate) fn start(&mut self) -> u32 {
         self.write(VIRTIO_MMIO_STATUS, 15);
         self.read(VIRTIO_MMIO_STATUS)
     }
 
-    /// All of it, with every vring of `rings` at size 16.
+    /// Does all steps, with every vring of `rings` at size 16.
     pub(crate) fn run(&mut self, features: Features, rings: &[u16]) {
         assert_eq!(self.negotiate(features), 11);
         for index in rings {
@@ -200,7 +200,7 @@ impl Driver {
         self.write(VIRTIO_MMIO_QUEUE_NOTIFY, index.into());
     }
 
-    /// The next used entry's length, when there is one.
+    /// Returns the length of the next used entry, if there is one.
     pub(crate) fn used(&mut self, index: u16) -> Option<u32> {
         let ring = self.rings.get_mut(&index).unwrap();
         let at = GuestAddress(ring.used + 2);
@@ -222,7 +222,7 @@ impl Driver {
         len.unwrap()
     }
 
-    /// One chain there and back.
+    /// Offers one chain, kicks, and waits for its used entry.
     pub(crate) fn request(&mut self, index: u16, parts: &[Part]) -> u32 {
         self.offer(index, parts);
         self.kick(index);

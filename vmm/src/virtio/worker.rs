@@ -1,8 +1,8 @@
-//! The thread that serves one ring: sleeps until a kick, serves chains until there are none. While the
-//! machine is paused it waits at the [`PauseGate`].
+//! The thread that serves one ring. It sleeps until a kick, then serves chains until there are none. While
+//! the machine is paused, it waits at the [`PauseGate`].
 //!
-//! It takes a thread and no file: a device's control vring has to be served when the process may open no more
-//! of them, too.
+//! It needs a thread but no further file, so that a device's control vring works even if the process may open
+//! no more files.
 #![expect(unsafe_code, reason = "EventFd gives its descriptor only as a number")]
 
 use std::io;
@@ -22,15 +22,15 @@ use crate::sandbox::{self, lists::WORKER};
 use crate::virtio::chain::{Chain, ChainError};
 use crate::virtio::ring::Ring;
 
-/// A running thread; dropping it ends the thread behind the request in hand, and waits for that.
+/// A running thread. Dropping it ends the thread after the request in progress, and waits for that.
 pub struct Worker {
     stop: Arc<Stop>,
     gate: Arc<PauseGate>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// How a worker is told to end, or to come to the gate: the flag is read between requests, and a kick ends
-/// its sleep.
+/// Tells a worker to end, or to come to the gate. The flag is read between requests. A kick ends the worker's
+/// sleep.
 struct Stop {
     asked: AtomicBool,
     kick: Arc<EventFd>,
@@ -38,18 +38,18 @@ struct Stop {
 
 impl Stop {
     fn wake(&self) {
-        // Fails only when the counter is full, and then it does not sleep.
+        // Fails only if the counter is full, and then the worker does not sleep.
         let _ = self.kick.write(1);
     }
 }
 
 impl Worker {
-    /// Starts a thread that serves `ring` by `request` (see [`Ring::serve`]) while `gate` is open. `label`
-    /// names the device in the log, `thread` the thread in process listings.
+    /// Starts a thread that serves `ring` with `request` (see [`Ring::serve`]) while `gate` is open. `label`
+    /// names the device in the log, `thread` names the thread in process listings.
     ///
     /// # Errors
     ///
-    /// When the process may have no more threads.
+    /// Fails if the process may have no more threads.
     pub fn spawn(
         label: &str,
         thread: &str,
@@ -73,7 +73,7 @@ impl Drop for Worker {
         self.stop.wake();
         self.gate.wake();
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
-            error!(event = "thread_panicked"; "a device's thread ended in a panic");
+            error!(event = "thread_panicked"; "a device's thread ended with a panic");
         }
     }
 }
@@ -90,12 +90,12 @@ fn run(
         if let Err(error) = wait_readable(ring.kick()) {
             return error!(
                 event = "device_wait_failed", device:% = label;
-                "{label}: stopped, as waiting for the guest failed: {error}"
+                "{label}: stopped: waiting for the guest failed: {error}"
             );
         }
         let _ = ring.kick().read();
         loop {
-            // Between two requests, as a guest could keep this loop busy for ever.
+            // Between two requests, because a guest could keep this loop busy forever.
             member.pass(asked);
             if asked() {
                 return;
@@ -117,9 +117,9 @@ fn run(
     }
 }
 
-/// Waits until something was written to `eventfd`, or for less.
+/// Waits until `eventfd` is written, or for less.
 fn wait_readable(eventfd: &EventFd) -> io::Result<()> {
-    // SAFETY: the eventfd is open as long as the reference, and so longer than this call.
+    // SAFETY: the eventfd is open as long as the reference, which outlives this call.
     let fd = unsafe { BorrowedFd::borrow_raw(eventfd.as_raw_fd()) };
     match poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], None) {
         Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
