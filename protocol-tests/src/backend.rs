@@ -1,8 +1,7 @@
-//! A scripted back-end: accepts front-ends one after another, records what they say, and serves frames in
-//! memory.
+//! A scripted back-end: accepts front-ends in turn, records their messages, and serves frames in memory.
 //!
-//! [`Backend::listen`] starts a thread that owns the connection and the rings; the test talks to it by
-//! [`Backend::sent`] (frames the guest sent), [`Backend::deliver`] (frames for the guest) and
+//! [`Backend::listen`] starts a thread that owns the connection and the rings. The test uses
+//! [`Backend::sent`] (frames that the guest sent), [`Backend::deliver`] (frames for the guest) and
 //! [`Backend::record`] (the messages). Dropping it ends the thread and removes the socket.
 
 use std::collections::VecDeque;
@@ -32,7 +31,7 @@ pub mod fault;
 pub mod tamper;
 mod vring;
 
-/// What the back-end says it is, and does.
+/// The properties and behaviour of the back-end.
 #[derive(Clone, Debug)]
 pub struct Script {
     /// Answer to GET_FEATURES.
@@ -43,16 +42,16 @@ pub struct Script {
     pub queue_num: u64,
     /// The configuration space.
     pub config: Vec<u8>,
-    /// Frames that the guest sends come back to it on the same pair.
+    /// Whether the guest's frames return to it on the same pair.
     pub echo: bool,
-    /// What it does wrong.
+    /// Its deliberate fault.
     pub fault: Option<Fault>,
-    /// What it does to its front-end, and on how many connections from the first on.
+    /// Its action against its front-end, and the number of connections with that action.
     pub tamper: Option<(Tamper, usize)>,
 }
 
 impl Default for Script {
-    /// One pair, modern, with a MAC and link up, no offloads.
+    /// Returns one pair, modern, with a MAC and link up, without offloads.
     fn default() -> Script {
         Script {
             features: feature::VERSION_1
@@ -79,12 +78,12 @@ impl Default for Script {
 }
 
 impl Script {
-    /// Pairs that the configuration space tells of.
+    /// Returns the number of pairs in the configuration space.
     fn pairs(&self) -> u16 {
         self.config.get(8..10).map_or(1, |bytes| u16::from_le_bytes([bytes[0], bytes[1]]))
     }
 
-    /// Two pairs, a control queue, and offloads of every kind.
+    /// Returns two pairs, a control queue, and offloads of every kind.
     pub fn full() -> Script {
         let one = Script::default();
         let offloads = feature::CSUM
@@ -104,10 +103,10 @@ impl Script {
     }
 }
 
-/// One message as the back-end saw it.
+/// A received message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recorded {
-    /// Which connection, counted from 0.
+    /// Number of the connection, from 0.
     pub connection: usize,
     /// Request number.
     pub request: u32,
@@ -115,9 +114,9 @@ pub struct Recorded {
     pub flags: u32,
     /// Body.
     pub body: Vec<u8>,
-    /// How many descriptors came with it.
+    /// Number of descriptors.
     pub fds: usize,
-    /// What they are, by name and by length of the file.
+    /// The kernel's name of each descriptor, and the length of its file.
     pub files: Vec<(String, u64)>,
 }
 
@@ -126,9 +125,9 @@ struct Shared {
     record: Mutex<Vec<Recorded>>,
     inbox: Mutex<VecDeque<(usize, NetHeader, Vec<u8>)>>,
     faults: Mutex<Vec<String>>,
-    /// A configuration space in place of the script's.
+    /// Replaces the script's configuration space.
     config: Mutex<Option<Vec<u8>>>,
-    /// Connections that have ended.
+    /// Number of ended connections.
     ended: AtomicUsize,
 }
 
@@ -139,7 +138,7 @@ fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 /// A frame the guest sent: queue pair, header, bytes.
 pub type Sent = (usize, NetHeader, Vec<u8>);
 
-/// The test's handle of a scripted back-end.
+/// A test's handle to a scripted back-end.
 #[derive(Debug)]
 pub struct Backend {
     shared: Arc<Shared>,
@@ -173,42 +172,41 @@ impl Backend {
         Ok(Backend { shared, sent, wake, stop, thread: Some(thread), path: path.to_owned() })
     }
 
-    /// Waits until it ends by itself, as only some faults make it do.
+    /// Waits for its own end, which only some faults cause.
     pub fn join(mut self) {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
     }
 
-    /// The next frame the guest sent.
+    /// Returns the next frame that the guest sent.
     pub fn sent(&self, limit: Duration) -> Option<Sent> {
         self.sent.recv_timeout(limit).ok()
     }
 
-    /// Gives the guest a frame on a pair, as soon as it has buffers.
+    /// Sends a frame to the guest on a pair, as soon as it has buffers.
     pub fn deliver(&self, pair: usize, header: NetHeader, frame: &[u8]) {
         locked(&self.shared.inbox).push_back((pair, header, frame.to_vec()));
         let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
     }
 
-    /// Puts another configuration space in place, and tells the front-end, if that has given a channel for
-    /// it.
+    /// Replaces the configuration space, and notifies the front-end if it has provided a channel.
     pub fn change_config(&self, config: Vec<u8>) {
         *locked(&self.shared.config) = Some(config);
         let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
     }
 
-    /// All messages so far.
+    /// Returns all messages so far.
     pub fn record(&self) -> Vec<Recorded> {
         locked(&self.shared.record).clone()
     }
 
-    /// Connections that have ended so far.
+    /// Returns the number of ended connections.
     pub fn ended(&self) -> usize {
         self.shared.ended.load(Ordering::Acquire)
     }
 
-    /// What front-ends and drivers did wrong so far.
+    /// Returns the errors of front-ends and drivers so far.
     pub fn faults(&self) -> Vec<String> {
         locked(&self.shared.faults).clone()
     }
@@ -224,7 +222,7 @@ impl Drop for Backend {
     }
 }
 
-/// What a descriptor is: the kernel's name for it, and the length of its file.
+/// Returns the kernel's name of a descriptor, and the length of its file.
 fn file(fd: &OwnedFd) -> (String, u64) {
     let name = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
     let len = rustix::fs::fstat(fd).map_or(0, |stat| stat.st_size as u64);
@@ -276,7 +274,7 @@ impl Server {
         }
     }
 
-    /// Serves one connection; `Ok` when the test is over.
+    /// Serves one connection; `Ok` if the test is over.
     fn serve(&self, connection: &mut Connection) -> Result<(), WireError> {
         loop {
             let ready = connection.poll(&self.wake, &self.stop)?;

@@ -1,6 +1,6 @@
-//! One connection of the scripted back-end: what the front-end has said of memory and vrings, and the frames
-//! that move by it. [`super::Backend`]'s thread owns it and calls [`Connection::handle`] for each message and
-//! [`Connection::work`] after each wake-up.
+//! A connection of the scripted back-end: its memory, its vrings and their frames. The thread of
+//! [`super::Backend`] owns it and calls [`Connection::handle`] for each message and [`Connection::work`]
+//! after each wake-up.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -22,10 +22,10 @@ use crate::wire::{Channel, Message, WireError, feature, flags, longs, protocol, 
 
 mod checks;
 
-/// A back-end's request: the configuration space is another.
+/// A back-end's request: the configuration space has changed.
 const CONFIG_CHANGE: u32 = 2;
 
-/// Which of the descriptors can be read.
+/// The readable descriptors.
 pub(super) struct Ready {
     pub(super) stop: bool,
     pub(super) message: bool,
@@ -33,11 +33,11 @@ pub(super) struct Ready {
 
 pub(super) struct Connection {
     pub(super) channel: Channel,
-    /// For requests of this back-end's own.
+    /// The channel for this back-end's own requests.
     requests: Option<Channel>,
     script: Script,
     acked: u64,
-    /// Protocol features that were acknowledged.
+    /// Acknowledged protocol features.
     protocol: u64,
     regions: Vec<(RegionSpec, OwnedFd)>,
     memory: Option<GuestMemory>,
@@ -101,7 +101,7 @@ impl Connection {
         self.script.fault == Some(fault)
     }
 
-    /// Acts on one message, with what the faults do around it; errors end the connection.
+    /// Acts on a message, including faults; errors end the connection.
     pub(super) fn answer(&mut self, message: Message) -> Result<(), WireError> {
         let (request, asked) = (message.request, message.flags & flags::NEED_REPLY != 0);
         if let Some((Tamper::HangUp(at), _)) = self.script.tamper
@@ -121,7 +121,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Acts on one message; errors end the connection.
+    /// Acts on a message; errors end the connection.
     fn handle(&mut self, mut message: Message) -> Result<(), WireError> {
         if let Err(wanted) = self.check(&message) {
             if message.flags & flags::NEED_REPLY != 0 {
@@ -285,7 +285,7 @@ impl Connection {
         self.remap()
     }
 
-    /// Maps all regions anew; running rings go on in the new mapping.
+    /// Maps all regions again; running rings continue in the new mapping.
     fn remap(&mut self) -> Result<(), WireError> {
         let again = |(spec, fd): &(RegionSpec, OwnedFd)| fd.try_clone().map(|fd| (*spec, fd));
         let memory = GuestMemory::map(self.regions.iter().map(again).collect::<io::Result<_>>()?)?;
@@ -298,8 +298,8 @@ impl Connection {
         Ok(())
     }
 
-    /// The header with which an echo goes back: what the driver left to the other side is left to the driver
-    /// again, if it has acknowledged that.
+    /// Returns the header of an echo: work that the driver left to the other side is left to the driver
+    /// again, if it has acknowledged the offload.
     fn handed_back(&self, header: &NetHeader) -> NetHeader {
         if self.acked & feature::GUEST_CSUM == 0 || self.acked & feature::CSUM == 0 {
             return NetHeader::default();
@@ -316,7 +316,7 @@ impl Connection {
         back
     }
 
-    /// Moves frames while there are some: guest to test, test to guest.
+    /// Moves frames while there are any: guest to test, test to guest.
     pub(super) fn work(&mut self, shared: &Shared, sender: &Sender<Sent>) -> Result<(), String> {
         let Some(memory) = self.memory.clone() else { return Ok(()) };
         let by_features = self.acked & feature::PROTOCOL_FEATURES == 0;
@@ -347,7 +347,7 @@ impl Connection {
             }
             for (header, bytes) in frames {
                 let pair = index as usize / 2;
-                // No guest has room for what is longer than any frame.
+                // No guest has room for an oversized frame.
                 if self.script.echo && bytes.len() <= 65_550 {
                     let back = self.handed_back(&header);
                     let to = if self.has(Fault::OnePair) { 0 } else { pair };
@@ -361,7 +361,7 @@ impl Connection {
         while let Some((pair, header, bytes)) = inbox.front() {
             let vring = self.vrings.entry(2 * *pair as u32).or_default();
             let fault = self.script.fault;
-            // What waited for a driver that could finish it is not for one that cannot.
+            // Frames that a driver was to complete are dropped for one that cannot.
             let stale = header.flags & gso::NEEDS_CSUM != 0 && self.acked & feature::GUEST_CSUM == 0;
             if stale && fault != Some(Fault::StaleOffloads) {
                 inbox.pop_front();
@@ -377,7 +377,7 @@ impl Connection {
 }
 
 impl Connection {
-    /// Serves the control queue, where one was negotiated.
+    /// Serves the control queue, if one was negotiated.
     fn command(&mut self, memory: &GuestMemory, by_features: bool) -> Result<(), String> {
         if self.acked & feature::CTRL_VQ == 0 {
             return Ok(());

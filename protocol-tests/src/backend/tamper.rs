@@ -1,14 +1,13 @@
-//! What the scripted back-end does to a front-end on purpose: the deeds of a back-end that dies, hangs or is
-//! wrong.
+//! Deliberate actions of the scripted back-end against a front-end: it dies, hangs or answers wrongly.
 
 use std::time::Duration;
 
 use crate::wire::{Channel, WireError, encode, flags};
 
-/// One deed. The number is the request at which it happens.
+/// An action. The number is the request at which it happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tamper {
-    /// Closes the connection in place of an answer.
+    /// Closes the connection instead of answering.
     HangUp(u32),
     /// Never answers.
     Silence(u32),
@@ -22,18 +21,18 @@ pub enum Tamper {
     Short(u32),
     /// Answers with a body of twice the length.
     Long(u32),
-    /// Names a body of 4 GiB, and sends none of it.
+    /// Announces a body of 4 GiB, and sends none of it.
     Huge(u32),
     /// Answers with status 1, or with a payload of ones.
     Refuse(u32),
-    /// Answers in pieces, cut in the header, behind it, and in the body, at all requests.
+    /// Answers all requests in pieces, cut in the header, after it, and in the body.
     Split,
-    /// Answers late, at all requests.
+    /// Answers all requests late.
     Late(Duration),
 }
 
 impl Tamper {
-    /// Whether it changes the answer to `request`.
+    /// Returns whether it changes the answer to `request`.
     pub fn concerns(self, request: u32) -> bool {
         match self {
             Tamper::HangUp(_) => false,
@@ -49,7 +48,7 @@ impl Tamper {
         }
     }
 
-    /// Sends the answer `body` to `request` in its own way.
+    /// Sends the changed answer `body` to `request`.
     pub(super) fn reply(self, channel: &Channel, request: u32, body: &[u8]) -> Result<(), WireError> {
         let reply = flags::REPLY;
         match self {

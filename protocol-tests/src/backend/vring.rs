@@ -1,5 +1,5 @@
-//! One vring of the scripted back-end: what the front-end said of it, and the frames that move by it, with
-//! the faults that concern them. [`super::connection::Connection`] owns it.
+//! A vring of the scripted back-end: its setup and its frames, with the related faults.
+//! [`super::connection::Connection`] owns it.
 
 use std::os::fd::OwnedFd;
 
@@ -11,28 +11,28 @@ use crate::memory::GuestMemory;
 use crate::ring::{Layout, need_event};
 use crate::wire::feature;
 
-/// How long a fault leaves a half-done thing visible: for a driver that looks at once, and gets the processor
-/// late.
+/// Time for which a fault leaves an intermediate state visible, for a driver that looks at once but gets the
+/// processor late.
 const PAUSE: std::time::Duration = std::time::Duration::from_millis(200);
 
-/// What the front-end said of one vring.
+/// The setup of a vring by the front-end.
 #[derive(Debug, Default)]
 pub(super) struct Vring {
     pub(super) size: u16,
-    /// Descriptor table, used ring, available ring, in the front-end's own addresses.
+    /// Descriptor table, used ring and available ring, in the front-end's addresses.
     pub(super) addrs: Option<[u64; 3]>,
     pub(super) kick: Option<OwnedFd>,
-    /// Whether its kick has been read since it was set; only a fault waits for that.
+    /// Whether its kick has been read since it was set; only a fault waits for it.
     pub(super) kicked: bool,
     pub(super) call: Option<OwnedFd>,
     pub(super) enabled: bool,
-    /// What SET_VRING_BASE said; only a fault believes it.
+    /// The index of SET_VRING_BASE; only a fault uses it.
     pub(super) base: u16,
     pub(super) ring: Option<DeviceRing>,
 }
 
 impl Vring {
-    /// Starts the ring once it has all it needs and is enabled.
+    /// Starts the ring when its setup is complete and it is enabled.
     pub(super) fn start(
         &mut self,
         memory: &GuestMemory,
@@ -71,7 +71,7 @@ impl Vring {
         }
     }
 
-    /// Whether the ring may be processed.
+    /// Returns whether the ring may be processed.
     pub(super) fn runs(&self, enabled_anyway: bool, fault: Option<Fault>) -> bool {
         let by_features = enabled_anyway && fault != Some(Fault::NeedsEnable);
         self.enabled || by_features || fault == Some(Fault::EnablesEarly)
@@ -188,7 +188,8 @@ impl Vring {
         Ok(())
     }
 
-    /// Delivers one frame, in several buffers if they may be merged. False: not enough buffers now.
+    /// Delivers one frame, in several buffers if merging is allowed. Returns false if there are not enough
+    /// buffers now.
     pub(super) fn receive(
         &mut self,
         memory: &GuestMemory,

@@ -1,4 +1,4 @@
-//! Calls made from inside a running thread.
+//! System calls made from inside a running thread.
 
 use std::io::ErrorKind;
 use std::process::Command;
@@ -11,11 +11,11 @@ use crate::daemon::poll_until;
 use crate::rig::LIMIT;
 use crate::trace::{Made, Traced};
 
-/// Has each call be made in `thread` that somebody would make who has taken it over, against `victim` where
-/// there is one.
+/// Makes each call that an attacker would make in a hijacked `thread`, against `victim` if there is one, and
+/// checks that it is denied.
 ///
 /// # Panics
-/// When one is not denied.
+/// If a call is not denied.
 #[track_caller]
 pub fn assert_denied(thread: &Thread, victim: u32) {
     for (what, number, arguments) in &attacks(victim) {
@@ -23,7 +23,7 @@ pub fn assert_denied(thread: &Thread, victim: u32) {
         let denied = [libc::EACCES, libc::ENOSYS].map(|error| Made::Returned(-i64::from(error)));
         assert!(made == Made::Trapped || denied.contains(&made), "{}: {what}: {made:?}", thread.name);
     }
-    // This tells a call that is denied from one that was never made.
+    // An allowed call shows that calls are really made.
     let allowed = from_inside(thread.id, libc::SYS_brk, [0; 6]);
     assert!(matches!(allowed, Made::Returned(end) if end > 0), "{}: brk: {allowed:?}", thread.name);
 }
@@ -78,10 +78,10 @@ fn from_inside(thread: Pid, number: i64, arguments: [u64; 6]) -> Made {
     made.expect("it waits in a call")
 }
 
-/// Has a thread make a call that is in no list, and lets the trap be.
+/// Makes a forbidden call in a thread, and ignores the trap.
 ///
 /// # Panics
-/// When it cannot be traced.
+/// If it cannot be traced.
 #[track_caller]
 pub fn violate(thread: Pid) {
     std::thread::sleep(Duration::from_millis(50));
@@ -90,10 +90,10 @@ pub fn violate(thread: Pid) {
     traced.detach().expect("it stood still");
 }
 
-/// Where a running process has the one function of its program whose name ends in `name`.
+/// Returns the address, in a running process, of its program's only function whose name ends in `name`.
 ///
 /// # Panics
-/// When there is no such function.
+/// If there is no such function.
 pub fn function(process: u32, name: &str) -> u64 {
     let path = format!("/proc/{process}/exe");
     let program = std::fs::read_link(&path).expect("its program");

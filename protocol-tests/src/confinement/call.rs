@@ -1,4 +1,4 @@
-//! System calls as filters see them, and what becomes of them.
+//! System calls as filters see them, and their fates.
 
 /// `AUDIT_ARCH_X86_64` of `linux/audit.h`.
 pub const X86_64: u32 = 0xc000_003e;
@@ -10,23 +10,23 @@ pub const X32: u32 = 0x4000_0000;
 /// A system call as a filter sees it (`struct seccomp_data`).
 #[derive(Clone, Copy, Debug)]
 pub struct Call {
-    /// Its number.
+    /// The number.
     pub number: u32,
     /// The ABI.
     pub arch: u32,
-    /// What it is called with.
+    /// The arguments.
     pub arguments: [u64; 6],
 }
 
-/// What becomes of a call.
+/// The fate of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fate {
-    /// It ends the process, as it is of another architecture.
+    /// The process is killed, because the call is of another architecture.
     Kills,
-    /// It is trapped.
+    /// The call is trapped.
     Trapped,
-    /// It fails with this error.
+    /// The call fails with this error.
     Fails(u32),
-    /// It is made.
+    /// The call is made.
     Made,
 }

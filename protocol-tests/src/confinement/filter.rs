@@ -1,4 +1,4 @@
-//! The filters in force, read back and compared with what is published.
+//! The filters in force, compared with the published table.
 
 use libc::sock_filter;
 use serde_json::Value;
@@ -8,10 +8,10 @@ use super::call::{Call, Fate, I386, X32, X86_64};
 use super::table::Table;
 use crate::trace::Traced;
 
-/// Beyond the last number that any kernel has.
+/// Beyond the last system call number of any kernel.
 const NUMBERS: u32 = 600;
 
-/// What filters that are in force together make of a call: the strictest of what each says.
+/// Returns the fate of a call under several filters: the strictest of their results.
 fn fate(filters: &[Vec<sock_filter>], call: &Call) -> Fate {
     filters.iter().map(|filter| said(run(filter, call))).min().unwrap_or(Fate::Made)
 }
@@ -26,7 +26,7 @@ fn said(action: u32) -> Fate {
     }
 }
 
-/// Runs a filter: as much of classic BPF as the filters use, and nothing else goes unnoticed.
+/// Runs a filter. Supports the instructions of classic BPF that the filters use, and panics at any other.
 fn run(filter: &[sock_filter], call: &Call) -> u32 {
     let mut data = Vec::new();
     data.extend(call.number.to_le_bytes());
@@ -58,11 +58,11 @@ fn run(filter: &[sock_filter], call: &Call) -> u32 {
     }
 }
 
-/// Compares the filters of a running thread with the strictest of what the table says for `roles`, each of
-/// which is that of a thread of the process that it is given with.
+/// Compares the filters of a running thread with the strictest table entry of `roles`. Each role comes with
+/// the process whose thread has it.
 ///
 /// # Panics
-/// When they differ, or the thread cannot be traced.
+/// If they differ, or the thread cannot be traced.
 #[track_caller]
 pub fn assert_as_published(table: &Table, thread: &Thread, roles: &[(&str, u32)]) {
     let traced = Traced::seize(thread.id).expect("it can be traced");
@@ -76,10 +76,10 @@ pub fn assert_as_published(table: &Table, thread: &Thread, roles: &[(&str, u32)]
         assert_eq!(fate(&filters, &call), published, "{roles:?}: {call:x?}");
         made += usize::from(published == Fate::Made);
     }
-    assert!(made > 20, "{roles:?}: hardly anything is allowed");
+    assert!(made > 20, "{roles:?}: too few calls are allowed");
 }
 
-/// Every number of every ABI, and each call of a table with arguments as some line wants them and otherwise.
+/// Returns every number of every ABI, and each call of a table with accepted arguments and with others.
 fn calls(table: &Table, process: u32) -> Vec<Call> {
     let mut calls = Vec::new();
     for number in 0..NUMBERS {

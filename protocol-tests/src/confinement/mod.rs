@@ -1,5 +1,5 @@
-//! What a program may do, as it publishes it (`--print-sandbox=json`) and as its threads' filters decide;
-//! and what somebody would try who has taken a thread over.
+//! The permissions of a program: as published (`--print-sandbox=json`), as enforced by its threads' filters,
+//! and as tried by an attacker inside a thread.
 
 pub mod attack;
 pub mod call;
@@ -8,10 +8,10 @@ pub mod table;
 
 use rustix::process::Pid;
 
-/// The role of a thread of `program` by the name that it has given itself; the main one has the program's.
+/// Returns the role of a thread of `program` by the thread's name; the main thread has the program's name.
 ///
 /// # Panics
-/// When no role is known for it.
+/// If no role is known for it.
 pub fn role(program: &str, thread: &str) -> &'static str {
     match thread {
         "log" => "log",
@@ -50,18 +50,18 @@ fn vmm_role(thread: &str) -> &'static str {
 /// A thread of a program under test.
 #[derive(Debug)]
 pub struct Thread {
-    /// Its number.
+    /// Thread ID.
     pub id: Pid,
-    /// Its process's.
+    /// Process ID.
     pub process: u32,
-    /// The name that it has given itself.
+    /// The thread's name.
     pub name: String,
-    /// Its own role, and those of its makers.
+    /// Its own role, and those of the threads that created it.
     pub roles: Vec<&'static str>,
 }
 
 impl Thread {
-    /// The threads of `process`, whose roles `roles` knows by their names.
+    /// Returns the threads of `process`; `roles` maps their names to roles.
     pub fn of(process: u32, roles: impl Fn(&str) -> Vec<&'static str>) -> Vec<Thread> {
         let entries = std::fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
         let thread = |id: &str| {
@@ -72,30 +72,30 @@ impl Thread {
         entries.filter_map(|entry| thread(entry.file_name().to_str()?)).collect()
     }
 
-    /// Its `status` of proc(5); empty when it has ended.
+    /// Returns its `status` of proc(5); empty if it has ended.
     pub fn status(&self) -> String {
         let path = format!("/proc/{}/task/{}/status", self.process, self.id.as_raw_nonzero());
         std::fs::read_to_string(path).unwrap_or_default()
     }
 
-    /// How many filters are in force.
+    /// Returns the number of filters in force.
     pub fn filters(&self) -> u32 {
         let status = self.status();
         let count = status.lines().find_map(|line| line.strip_prefix("Seccomp_filters:"));
         count.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
     }
 
-    /// Whether it can gain no privilege, is filtered, and has a capability only where its role keeps some.
+    /// Checks that it can gain no privilege, has a filter, and has a capability only if its role keeps some.
     ///
     /// # Panics
-    /// When not.
+    /// If one of these is false.
     #[track_caller]
     pub fn assert_without_privilege(&self) {
         let status = self.status();
         for wanted in
             ["NoNewPrivs:\t1", "Seccomp:\t2", "CapInh:\t0000000000000000", "CapAmb:\t0000000000000000"]
         {
-            assert!(status.contains(wanted), "{} is without {wanted}:\n{status}", self.name);
+            assert!(status.contains(wanted), "{} lacks {wanted}:\n{status}", self.name);
         }
         for set in ["CapPrm", "CapEff", "CapBnd"] {
             let none = status.contains(&format!("{set}:\t0000000000000000"));

@@ -1,4 +1,4 @@
-//! The table that a program publishes.
+//! The published table of a program.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -13,25 +13,25 @@ use super::call::{Call, Fate, X86_64};
 pub struct Table(Value);
 
 impl Table {
-    /// That of `program`.
+    /// Reads the table of `program`.
     ///
     /// # Panics
-    /// When it prints none.
+    /// If it prints none.
     pub fn of(program: &Path) -> Table {
         let output = Command::new(program).arg("--print-sandbox=json").output().expect("the program");
         assert!(output.status.success(), "{output:?}");
         Table(serde_json::from_slice(&output.stdout).expect("JSON"))
     }
 
-    /// Names of the roles.
+    /// Returns the names of the roles.
     pub fn roles(&self) -> Vec<&str> {
         self.0.as_array().into_iter().flatten().filter_map(|role| role["role"].as_str()).collect()
     }
 
-    /// The calls of a role.
+    /// Returns the calls of a role.
     ///
     /// # Panics
-    /// When there is no such role.
+    /// If there is no such role.
     pub fn calls(&self, role: &str) -> Vec<&Value> {
         self.calls_of_parts(role).into_iter().map(|(_, call)| call).collect()
     }
@@ -48,7 +48,7 @@ impl Table {
         calls
     }
 
-    /// The same with a line for each alternative of what is asked of a call's arguments.
+    /// Returns one line for each alternative of a call's argument conditions.
     pub fn lines(&self, role: &str) -> Vec<Line<'_>> {
         let mut lines = Vec::new();
         for (part, call) in self.calls_of_parts(role) {
@@ -63,10 +63,10 @@ impl Table {
         lines
     }
 
-    /// The list of a role, to look calls up in.
+    /// Returns the calls of a role by their numbers.
     ///
     /// # Panics
-    /// When there is no such role.
+    /// If there is no such role.
     pub fn list(&self, role: &str) -> List<'_> {
         let mut by_number = HashMap::<u32, Vec<Line>>::new();
         for line in self.lines(role) {
@@ -77,17 +77,17 @@ impl Table {
     }
 }
 
-/// What a role may do, by the numbers of calls.
+/// The allowed calls of a role, by their numbers.
 #[derive(Debug)]
 pub struct List<'t>(HashMap<u32, Vec<Line<'t>>>);
 
 impl<'t> List<'t> {
-    /// The lines of a call.
+    /// Returns the lines of a call.
     pub fn lines(&self, number: u32) -> &[Line<'t>] {
         self.0.get(&number).map_or(&[][..], Vec::as_slice)
     }
 
-    /// What is to become of a call of process `process`.
+    /// Returns the fate of a call in process `process`.
     pub fn fate(&self, call: &Call, process: u32) -> Fate {
         if call.arch != X86_64 {
             return Fate::Kills;
@@ -101,23 +101,23 @@ impl<'t> List<'t> {
     }
 }
 
-/// A line of a table: a call, with one of the alternatives of what is asked of its arguments.
+/// A line of a table: a call with one alternative of its argument conditions.
 #[derive(Clone, Copy, Debug)]
 pub struct Line<'t> {
     /// The part of the role.
     pub part: &'t str,
-    /// The call as it is published.
+    /// The published call.
     pub call: &'t Value,
     all: &'t [Value],
 }
 
 impl Line<'_> {
-    /// Whether it allows a call of process `process`, or has it fail.
+    /// Returns whether the line matches a call in process `process`, to allow it or to make it fail.
     pub fn allows(&self, call: &Call, process: u32) -> bool {
         self.call["number"] == call.number && self.all.iter().all(|one| holds(one, call, process))
     }
 
-    /// Part, call and arguments.
+    /// Returns part, call and arguments.
     pub fn name(&self) -> String {
         let argument = |one: &Value| {
             let mask = match one["mask"].as_u64() {

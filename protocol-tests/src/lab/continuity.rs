@@ -1,8 +1,8 @@
-//! One volt-netd after the other under a guest that moves TCP both ways and answers numbered echo requests
-//! all the time.
+//! Replacements of volt-netd under a guest that moves TCP both ways and answers numbered echo requests
+//! throughout.
 //!
-//! The same body for every VMM: [`run`] starts the daemon, lets the caller start the guest, and then replaces
-//! the daemon by hand-over and kills its worker, so many times each.
+//! The same body serves every VMM: [`run`] starts the daemon, lets the caller start the guest, and then
+//! replaces the daemon by hand-over and kills its worker, `rounds` times each.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -19,12 +19,12 @@ use super::traffic::{GUEST, HOST, Traffic, value};
 use super::{PATIENCE, program};
 use crate::daemon::{child, poll_until};
 
-/// An address that the far side gets when the guest has moved its data often enough.
+/// An address that the far side gets when the guest may stop moving data.
 const ENOUGH: &str = "10.77.0.9";
-/// The most that a crash may lose, or repeat, on each of the two queues that an echo goes through.
+/// Most frames that a crash may lose, or repeat, on each of the two queues of an echo.
 const BATCH: usize = 64;
 
-/// A daemon with a control socket, below a supervisor or not.
+/// A daemon with a control socket, with or without a supervisor.
 struct Succession {
     daemon: Process,
     socket: PathBuf,
@@ -47,7 +47,7 @@ impl Succession {
         let mut successor = Process::start("volt-netd", &mut command);
         successor.wait_for("took over from", PATIENCE);
         let mut old = std::mem::replace(&mut self.daemon, successor);
-        assert!(old.wait_exit(PATIENCE).success(), "the daemon before ends well: {old}");
+        assert!(old.wait_exit(PATIENCE).success(), "the previous daemon failed: {old}");
     }
 
     fn kill_worker(&mut self) {
@@ -55,7 +55,7 @@ impl Succession {
         kill_process(worker, Signal::KILL).expect("the worker lives");
         self.daemon.wait_for("a new worker continues with its state", PATIENCE);
         let next = poll_until(PATIENCE, || child(self.daemon.id()).filter(|pid| *pid != worker));
-        assert!(next.is_some(), "no worker came: {}", self.daemon);
+        assert!(next.is_some(), "no new worker started: {}", self.daemon);
     }
 
     fn status(&self) -> serde_json::Value {
@@ -65,7 +65,7 @@ impl Succession {
         serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
     }
 
-    /// Descriptors of supervisor and worker, and their memory in KiB.
+    /// Returns the descriptors of supervisor and worker, and their memory in KiB.
     fn usage(&self) -> (usize, u64) {
         let worker = child(self.daemon.id()).expect("a worker").as_raw_nonzero().get();
         let one = |pid: u32| {
@@ -79,7 +79,7 @@ impl Succession {
         (supervisor.0 + worker.0, supervisor.1 + worker.1)
     }
 
-    /// The same of a worker that has started: it answers, and has what it needs.
+    /// Returns the usage of a worker that has finished starting: it answers, and its usage is stable.
     fn steady_usage(&self) -> (usize, u64) {
         self.status();
         let mut last = [0; 3];
@@ -93,12 +93,12 @@ impl Succession {
     }
 }
 
-/// Frames that the interface could not keep for its reader.
+/// Returns the frames that the interface has dropped for lack of room.
 fn dropped() -> u64 {
     counter(TAP, "tx", "dropped")
 }
 
-/// A time that differs from round to round, from 40 to 400 ms.
+/// Returns a time that differs from round to round, from 40 to 400 ms.
 fn moment(round: usize) -> Duration {
     Duration::from_millis(40 + (round as u64 * 7919) % 360)
 }
@@ -106,7 +106,7 @@ fn moment(round: usize) -> Duration {
 /// Runs the body: `guest` starts a VMM on the daemon's socket.
 ///
 /// # Panics
-/// When something is lost, broken or said that should not be.
+/// If a frame or data is lost or wrong, or the guest reports an error.
 pub fn run(rounds: usize, guest: impl FnOnce(&Path, &Spec) -> Process) {
     let directory = tempfile::tempdir().expect("a directory");
     ip(&["tuntap", "add", TAP, "mode", "tap"]);
@@ -136,7 +136,7 @@ pub fn run(rounds: usize, guest: impl FnOnce(&Path, &Spec) -> Process) {
         start.elapsed().as_secs_f32()
     );
     let perfect = Account { sent: account.sent, lost: 0, repeated: 0 };
-    assert!(account == perfect && account.sent > 0 && gone == 0, "a hand-over loses and repeats nothing");
+    assert!(account == perfect && account.sent > 0 && gone == 0, "a hand-over lost or repeated frames");
     assert_eq!(succession.status()["take_overs"], rounds);
 
     succession.kill_worker();

@@ -1,5 +1,5 @@
-//! Numbered echo requests (ICMP, RFC 792) to the guest, each of which its kernel answers once: what does not
-//! come back was lost, what comes back again was repeated.
+//! Numbered echo requests (ICMP, RFC 792) to the guest, whose kernel answers each once. A missing answer was
+//! lost; a second one was repeated.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -16,35 +16,35 @@ use super::traffic::GUEST;
 const REQUEST: u8 = 8;
 /// Type, code, checksum, identifier, sequence number; then the number as 32 bits.
 const LEN: usize = 12;
-/// Length of an IPv4 header without options, which a raw socket gives too.
+/// Length of an IPv4 header without options, which a raw socket also returns.
 const IP: usize = 20;
-/// Between two requests.
+/// Time between two requests.
 pub const INTERVAL: Duration = Duration::from_millis(5);
-/// How long answers may take, where some are lost: the guest may be an emulated one on a busy machine.
+/// Time limit for the last answers, if some are lost: the guest may be emulated on a busy machine.
 const ANSWERS: Duration = Duration::from_secs(20);
 
-/// What became of the requests.
+/// The results of the requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Account {
     /// Requests.
     pub sent: usize,
-    /// Those without an answer.
+    /// Requests without an answer.
     pub lost: usize,
-    /// Answers that came once more than they should.
+    /// Extra answers.
     pub repeated: usize,
 }
 
-/// Requests until [`Echo::stop`].
+/// Sends requests until [`Echo::stop`].
 pub struct Echo {
     over: Arc<AtomicBool>,
     thread: JoinHandle<Account>,
 }
 
 impl Echo {
-    /// Starts in the network namespace of the thread that calls.
+    /// Starts in the network namespace of the calling thread.
     ///
     /// # Panics
-    /// Without the right to raw sockets.
+    /// Without permission for raw sockets.
     pub fn start() -> Echo {
         let socket = socket(AddressFamily::INET, SocketType::RAW, Some(ipproto::ICMP)).expect("a raw socket");
         let over = Arc::new(AtomicBool::new(false));
@@ -52,10 +52,10 @@ impl Echo {
         Echo { over, thread: std::thread::spawn(move || run(&socket, &flag)) }
     }
 
-    /// Stops, after the answers that are under way.
+    /// Stops after the pending answers have arrived.
     ///
     /// # Panics
-    /// When the socket failed.
+    /// If the socket failed.
     pub fn stop(self) -> Account {
         self.over.store(true, Relaxed);
         self.thread.join().expect("echo requests")
@@ -80,7 +80,7 @@ fn run(socket: &OwnedFd, over: &AtomicBool) -> Account {
         collect(socket, &mut answers);
         std::thread::sleep(Duration::from_millis(1));
     }
-    // A repetition would be right behind.
+    // A repetition would follow at once.
     std::thread::sleep(Duration::from_millis(100));
     collect(socket, &mut answers);
     let all: usize = answers.values().sum();
@@ -101,7 +101,7 @@ fn request(number: u32) -> [u8; LEN] {
 fn collect(socket: &OwnedFd, answers: &mut HashMap<u32, usize>) {
     let mut bytes = [0; 128];
     while let Ok((len, _)) = recv(socket, &mut bytes, RecvFlags::DONTWAIT) {
-        // An echo reply has type 0; others are not for this.
+        // An echo reply has type 0; other messages are not for this socket.
         if len == IP + LEN && bytes[IP] == 0 {
             let number = bytes[IP + 8..].first_chunk().map_or(0, |number| u32::from_be_bytes(*number));
             *answers.entry(number).or_default() += 1;

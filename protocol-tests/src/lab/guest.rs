@@ -1,4 +1,4 @@
-//! Guests: which kernel, how large, what it runs; and the command lines that boot it.
+//! Guests: kernel, size and program, and the command lines that boot them.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -24,16 +24,16 @@ pub enum Image {
     Vmlinux,
 }
 
-/// Who executes a QEMU guest's instructions.
+/// The executor of a QEMU guest's instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accel {
-    /// QEMU's own emulation.
+    /// QEMU's emulation.
     Tcg,
-    /// The kernel.
+    /// KVM.
     Kvm,
 }
 
-/// How a guest of volt-vmm reaches its virtio devices.
+/// The transport of a volt-vmm guest's virtio devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Transport {
     /// virtio-mmio.
@@ -43,7 +43,7 @@ pub enum Transport {
 }
 
 impl Transport {
-    /// As volt-vmm's `--transport` names it.
+    /// Returns the name for volt-vmm's `--transport`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Mmio => "mmio",
@@ -52,7 +52,7 @@ impl Transport {
     }
 }
 
-/// One guest.
+/// A guest.
 #[derive(Clone, Debug)]
 pub struct Spec {
     /// The kernel package.
@@ -63,16 +63,16 @@ pub struct Spec {
     pub cpus: u32,
     /// Memory in MiB.
     pub memory: u32,
-    /// Under volt-vmm.
+    /// Transport under volt-vmm.
     pub transport: Transport,
-    /// Options of the kernel beside those that every guest has: how much it says.
+    /// Kernel options besides those of every guest; they set how much the kernel prints.
     pub kernel_options: &'static str,
     /// Shell words for the guest's `volt.run` (`scripts/guest/init`); no double quotes.
     pub run: String,
 }
 
 impl Spec {
-    /// A generic kernel as packaged, two processors, 512 MiB, virtio-mmio.
+    /// Returns a guest with a generic kernel as packaged, two processors, 512 MiB and virtio-mmio.
     pub fn new(run: &str) -> Self {
         Self {
             flavour: Flavour::Generic,
@@ -110,7 +110,7 @@ impl Spec {
         format!("console=ttyS0 mitigations=off cryptomgr.notests {}", self.parameters().join(" "))
     }
 
-    /// Kernel parameters for every guest.
+    /// Returns the kernel parameters of every guest.
     fn parameters(&self) -> [String; 4] {
         let Self { run, kernel_options, .. } = self;
         [
@@ -121,8 +121,9 @@ impl Spec {
         ]
     }
 
-    /// User-mode Linux of one processor, its network device at a vhost-user socket. It is a process with
-    /// children that it traces: in a PID namespace of its own, so that they end with it however it ends.
+    /// Returns a command for User-mode Linux with one processor and a network device at a vhost-user socket.
+    /// It is a process that traces its children: it runs in a separate PID namespace, so that they end with
+    /// it in any case.
     pub fn uml(&self, socket: &Path) -> Command {
         let mut command = Command::new("unshare");
         command
@@ -136,7 +137,7 @@ impl Spec {
         command
     }
 
-    /// Under QEMU, with `network` for the two options of its network device.
+    /// Returns a command for QEMU, with `network` for the two options of its network device.
     pub fn qemu(&self, accel: Accel, network: &QemuNet) -> Command {
         let mut command = Command::new("qemu-system-x86_64");
         match accel {
@@ -146,7 +147,7 @@ impl Spec {
         let Self { cpus, memory, .. } = self;
         command
             .args(["-nodefaults", "-vga", "none", "-display", "none", "-serial", "stdio"])
-            // A panic must not hide in a second boot that goes well.
+            // A panic must not hide in a successful second boot.
             .arg("-no-reboot")
             .args(["-smp", &cpus.to_string(), "-m", &memory.to_string()])
             .arg("-object")
@@ -157,18 +158,17 @@ impl Spec {
             .arg(self.kernel())
             .arg("-initrd")
             .arg(self.initramfs())
-            // On a busy machine an emulated timer may be too late for the kernel's check at boot, which is a
-            // panic.
+            // On a busy machine an emulated timer can fail the kernel's check at boot, which then panics.
             .args(["-append", &format!("no_timer_check {}", self.command_line())]);
         command
     }
 
-    /// Under volt-vmm, with one network device of `pairs` queue pairs behind a socket.
+    /// Returns a command for volt-vmm, with one network device of `pairs` queue pairs behind a socket.
     pub fn vmm(&self, socket: &Path, pairs: u16) -> Command {
         self.vmm_net(&[&format!("socket={},queues={pairs}", socket.display())])
     }
 
-    /// Under volt-vmm, with a `--net` for each of `nets`.
+    /// Returns a command for volt-vmm, with a `--net` for each of `nets`.
     pub fn vmm_net(&self, nets: &[&str]) -> Command {
         let mut command = Command::new(program("volt-vmm"));
         command
@@ -193,14 +193,14 @@ pub enum QemuNet {
         socket: PathBuf,
         /// Queue pairs.
         pairs: u16,
-        /// Properties of the device, `name=value` with commas between.
+        /// Properties of the device, as `name=value` separated by commas.
         properties: String,
     },
-    /// QEMU's own TAP device: what shows that it is not the lab's fault.
+    /// QEMU's own TAP device, for comparison: it shows faults of the lab.
     Tap {
         /// The interface.
         name: String,
-        /// Properties of the device, `name=value` with commas between.
+        /// Properties of the device, as `name=value` separated by commas.
         properties: String,
     },
 }

@@ -1,4 +1,4 @@
-//! A guest under volt-vmm that is asked and changed while it runs.
+//! A guest under volt-vmm that is queried and changed while it runs.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,7 +9,7 @@ use super::guest::Spec;
 use super::process::Process;
 use super::program;
 
-/// A guest with an API socket. What it is asked by is `volt-vmm ctl`, as an operator would.
+/// A guest with an API socket. Requests go through `volt-vmm ctl`, like an operator's.
 pub struct Machine {
     /// The guest.
     pub guest: Process,
@@ -17,11 +17,11 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Starts it with its API socket in `directory`, in which it may open what is added, and a `--net` for
-    /// each of `nets`.
+    /// Starts it with its API socket in `directory`, where it may open added files, and a `--net` for each of
+    /// `nets`.
     ///
     /// # Panics
-    /// When it cannot be started.
+    /// If it cannot be started.
     #[track_caller]
     pub fn start(directory: &Path, spec: &Spec, nets: &[&str]) -> Self {
         let api = directory.join("api");
@@ -31,13 +31,13 @@ impl Machine {
         Self { guest, api }
     }
 
-    /// What `volt-vmm ctl` prints.
+    /// Returns the JSON that `volt-vmm ctl` prints.
     ///
     /// # Errors
-    /// What it says when it fails.
+    /// Returns the error output of `volt-vmm ctl`.
     ///
     /// # Panics
-    /// When it cannot be run, or prints no JSON.
+    /// If it cannot be run, or prints no JSON.
     pub fn ctl(&self, arguments: &[&str]) -> Result<Value, String> {
         let mut command = Command::new(program("volt-vmm"));
         let output = command.args(["ctl", "--api-socket"]).arg(&self.api).args(arguments).output();
@@ -48,28 +48,28 @@ impl Machine {
         }
     }
 
-    /// The same, where it may not fail.
+    /// Like `ctl`, for requests that must succeed.
     ///
     /// # Panics
-    /// When it does.
+    /// If the request fails.
     #[track_caller]
     pub fn done(&self, arguments: &[&str]) -> Value {
         self.ctl(arguments).unwrap_or_else(|why| panic!("{arguments:?}: {why}"))
     }
 
-    /// The devices with all their counters.
+    /// Returns the devices with all their counters.
     ///
     /// # Panics
-    /// When the machine does not answer.
+    /// If the machine does not answer.
     #[track_caller]
     pub fn devices(&self) -> Value {
         self.done(&["status", "--json"])["devices"].clone()
     }
 
-    /// How many files the process has open.
+    /// Returns the number of open files of the process.
     ///
     /// # Panics
-    /// When it has ended.
+    /// If it has ended.
     #[track_caller]
     pub fn files(&self) -> usize {
         let directory = format!("/proc/{}/fd", self.guest.id());

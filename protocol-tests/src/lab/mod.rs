@@ -1,12 +1,12 @@
 //! Real guests: a Debian kernel in QEMU or volt-vmm, its network served by volt-netd.
 //!
-//! A test hands its body to [`here`] (a QEMU guest under software emulation on this machine) or to [`in_lab`]
-//! (anything that needs a KVM able to run a stock kernel). Both check what the body needs, print `SKIP name:
-//! reason` when something is missing, and run the body in a network namespace of its own. The body starts a
-//! [`netd::Netd`], a [`traffic::Traffic`] for the far side, and a guest from a [`guest::Spec`]; all of them
-//! end what they started when they are dropped, a panic included.
+//! A test passes its body to [`here`] (a QEMU guest under software emulation on this machine) or to
+//! [`in_lab`] (anything that needs a KVM able to run a stock kernel). Both check the requirements of the
+//! body, print `SKIP name: reason` if one is missing, and run the body in a separate network namespace. The
+//! body starts a [`netd::Netd`], a [`traffic::Traffic`] for the far side, and a guest from a [`guest::Spec`].
+//! Each of them ends its processes when it is dropped, also by a panic.
 //!
-//! This is test support: what goes wrong is a panic that carries the last output of the process concerned.
+//! This is test support: an error is a panic with the last output of the process concerned.
 
 pub mod continuity;
 pub mod echo;
@@ -29,38 +29,36 @@ use std::time::Duration;
 pub use outer::in_lab;
 pub(crate) use outer::kvm_is_usable;
 
-/// How long anything may take that a guest or a program is waited for to do. Nothing takes a tenth of it on a
-/// quiet machine.
+/// Time limit for a guest or a program. On a quiet machine nothing takes a tenth of it.
 pub const PATIENCE: Duration = Duration::from_secs(600);
 
-/// How often something is done again and again: `VOLT_ROUNDS`, which `scripts/soak` sets, otherwise
-/// `default`.
+/// Returns the number of repetitions: `VOLT_ROUNDS`, which `scripts/soak` sets, or `default`.
 ///
 /// # Panics
-/// When the variable is no number.
+/// If the variable is no number.
 pub fn rounds(default: usize) -> usize {
     std::env::var("VOLT_ROUNDS").map_or(default, |text| text.parse().expect("VOLT_ROUNDS is a number"))
 }
 
-/// All of `variants` in `scripts/soak`, otherwise `one` of them.
+/// Returns all of `variants` in `scripts/soak`, otherwise `one` of them.
 pub fn variants<T: Copy>(variants: &[T], one: T) -> Vec<T> {
     if std::env::var_os("VOLT_ROUNDS").is_some() { variants.to_vec() } else { vec![one] }
 }
 
-/// The top of the repository.
+/// Returns the top of the repository.
 pub fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf).unwrap_or_default()
 }
 
-/// A file below `guest/`, where `scripts/setup` puts kernels and images.
+/// Returns a file in `guest/`, where `scripts/setup` puts kernels and images.
 pub fn guest_file(name: &str) -> PathBuf {
     repository().join("guest").join(name)
 }
 
-/// A program of the workspace: in the directory that `VOLT_PROGRAMS` names, otherwise built with this test.
+/// Returns a program of the workspace: from the directory `VOLT_PROGRAMS`, or from the build of this test.
 ///
 /// # Panics
-/// When the test's own path cannot be read.
+/// If the test's own path cannot be read.
 pub fn program(name: &str) -> PathBuf {
     if let Some(directory) = std::env::var_os("VOLT_PROGRAMS") {
         return Path::new(&directory).join(name);
@@ -69,18 +67,19 @@ pub fn program(name: &str) -> PathBuf {
     test.ancestors().nth(2).unwrap_or(Path::new("")).join(name)
 }
 
-/// Guests are slow and the machine is small: one body at a time, however many threads the test runner has.
+/// Guests are slow and the machine is small: only one body runs at a time, with any number of test threads.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-/// Runs `body` in a network namespace of its own, or prints `SKIP` when this machine lacks what guests need.
+/// Runs `body` in a separate network namespace, or prints `SKIP` if this machine lacks a requirement of
+/// guests.
 pub fn here(name: &str, body: impl FnOnce() + Send) {
-    // The lab runs the whole test program; what needs no lab has its result outside.
+    // The lab runs the whole test program; a body that needs no lab has its result outside.
     if !inside_the_lab() {
         isolated(name, body);
     }
 }
 
-/// Whether this is the machine that `scripts/lab` boots.
+/// Returns whether this is the machine that `scripts/lab` boots.
 pub(crate) fn inside_the_lab() -> bool {
     std::env::var_os("VOLT_LAB").is_some()
 }
@@ -96,7 +95,7 @@ pub(crate) fn isolated(name: &str, body: impl FnOnce() + Send) {
     }
 }
 
-/// What a body needs and this machine does not have.
+/// Returns a requirement of bodies that this machine lacks.
 fn missing() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("needs root for a network namespace and a TAP".into());
@@ -109,7 +108,7 @@ fn missing() -> Option<String> {
         guest_file("rootfs.img"),
     ];
     if let Some(file) = files.iter().find(|file| !file.exists()) {
-        return Some(format!("{} is not there: run scripts/setup and cargo build", file.display()));
+        return Some(format!("{} is missing: run scripts/setup and cargo build", file.display()));
     }
     let on_path = |program: &str| {
         let path = std::env::var_os("PATH").unwrap_or_default();

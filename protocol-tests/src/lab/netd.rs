@@ -9,7 +9,7 @@ use super::process::Process;
 use super::traffic::HOST;
 use super::{PATIENCE, program};
 
-/// The TAP that the daemon makes.
+/// The TAP of the daemon.
 pub const TAP: &str = "volt0";
 
 /// A running daemon whose TAP has the far side's address.
@@ -21,10 +21,10 @@ pub struct Netd {
 }
 
 impl Netd {
-    /// Starts the daemon with its socket in `directory` and `options` beside the TAP and the socket.
+    /// Starts the daemon with its socket in `directory` and `options` besides TAP and socket.
     ///
     /// # Panics
-    /// When it ends or makes no socket.
+    /// If it ends or creates no socket.
     #[track_caller]
     pub fn start(directory: &Path, options: &[&str]) -> Self {
         let socket = directory.join("net.sock");
@@ -35,7 +35,7 @@ impl Netd {
         while !socket.exists() {
             if Instant::now() > deadline {
                 process.output();
-                panic!("volt-netd made no socket: {process}");
+                panic!("volt-netd created no socket: {process}");
             }
             sleep(Duration::from_millis(50));
         }
@@ -47,7 +47,7 @@ impl Netd {
 /// Gives an interface the far side's address and brings it up.
 ///
 /// # Panics
-/// When `ip` fails.
+/// If `ip` fails.
 #[track_caller]
 pub fn address(interface: &str) {
     ip(&["addr", "add", &format!("{HOST}/24"), "dev", interface]);
@@ -57,18 +57,18 @@ pub fn address(interface: &str) {
 /// Runs `ip` in the test's namespace.
 ///
 /// # Panics
-/// When it fails.
+/// If it fails.
 #[track_caller]
 pub fn ip(arguments: &[&str]) {
     let output = Command::new("ip").args(arguments).output().expect("ip");
     assert!(output.status.success(), "ip {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// What an interface of the caller's namespace has counted: `rx` or `tx`, and `bytes`, `packets`, `dropped`.
-/// Read at once, without a program that takes its time.
+/// Returns a counter of an interface in the caller's namespace: `rx` or `tx`, and `bytes`, `packets`,
+/// `dropped`. Reads it directly, because a program would take longer.
 ///
 /// # Panics
-/// When there is no such interface or counter.
+/// If there is no such interface or counter.
 pub fn counter(interface: &str, direction: &str, what: &str) -> u64 {
     let table = std::fs::read_to_string("/proc/thread-self/net/dev").expect("the interfaces");
     let row = table.lines().find_map(|line| line.trim_start().strip_prefix(interface)?.strip_prefix(':'));
@@ -88,7 +88,7 @@ mod tests {
         let links: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
         for (direction, what) in [("rx", "bytes"), ("tx", "packets"), ("tx", "dropped")] {
             let shown = links[0]["stats64"][direction][what].as_u64().expect("a counter");
-            // Others may use the interface meanwhile.
+            // Other threads may use the interface meanwhile.
             assert!(
                 (shown..shown + (1 << 20)).contains(&counter("lo", direction, what)),
                 "{direction} {what}"

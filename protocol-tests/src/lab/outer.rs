@@ -1,9 +1,9 @@
 //! Bodies that need a KVM able to run a stock kernel.
 //!
-//! On a machine that has one, [`in_lab`] runs the body at once. On any other, the first call boots the lab
-//! (`scripts/lab`) and runs this very test program in it, with the same filters: there the bodies run one
-//! after the other and print a line each when they begin and end. Every call then takes its own result from
-//! that one run, because an outer boot costs more than most bodies do.
+//! On a machine that has one, [`in_lab`] runs the body directly. Elsewhere the first call boots the lab
+//! (`scripts/lab`) and runs this test program in it, with the same filters. The bodies run there in turn, and
+//! print a line at their begin and end. Every call then takes its own result from that one run, because a
+//! boot of the lab costs more than most bodies.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -16,27 +16,27 @@ use std::time::{Duration, Instant};
 use super::process::Process;
 use super::{guest_file, isolated, repository};
 
-/// How long one body may take in the lab: longer than its own time-outs together.
+/// Time limit for one body in the lab: longer than its own time-outs together.
 const BODY_LIMIT: Duration = Duration::from_secs(1800);
-/// How long a whole test program may take in the lab: one that is stopped then is a lab that hangs.
+/// Time limit for a whole test program in the lab: a lab that exceeds it hangs.
 const LIMIT: Duration = Duration::from_secs(3600);
-/// How often a body that the lab's emulation has ended gets another lab.
+/// Number of further labs for a body that the lab's emulation has ended.
 const MORE_LABS: usize = 5;
 const BEGIN: &str = "LAB begin ";
 const END: &str = "LAB ok ";
 
-/// What the lab said about one body.
+/// The lab's output about one body.
 struct Case {
-    /// Which of the bodies in this lab.
+    /// Position of the body in this lab.
     number: usize,
     passed: bool,
     output: Vec<String>,
 }
 
 impl Case {
-    /// Whether a guest was reset in the middle, without a word of its kernel but for the emulation's own
-    /// fault. Any other panic is the body's. A body that asks its host at that moment finds out otherwise, as
-    /// by the API's socket: its machine is found to have ended when the body is unwound.
+    /// Returns whether a guest was reset without any message of its kernel, except about the emulation's own
+    /// fault. Any other panic is the body's. A body that queries its host at that moment sees a different
+    /// error, for example at the API's socket: its machine has ended when the body unwinds.
     fn guest_was_reset(&self) -> bool {
         let says = |text: &str| self.output.iter().any(|line| line.contains(text));
         let qemu = says("qemu ended before it said '");
@@ -46,13 +46,13 @@ impl Case {
     }
 }
 
-/// Lines that are shown of a body that the lab ended.
+/// Lines to print of a body that the lab ended.
 const DEATH: usize = 30;
 
-/// Runs `body` where KVM works: here, or in the lab. `name` is the test function's.
+/// Runs `body` where KVM works: here, or in the lab. `name` is the name of the test function.
 ///
 /// # Panics
-/// When the body did, wherever it ran.
+/// If the body panicked, here or in the lab.
 pub fn in_lab(name: &str, body: impl FnOnce() + Send) {
     if super::inside_the_lab() {
         eprintln!("{BEGIN}{name}");
@@ -74,11 +74,11 @@ pub fn in_lab(name: &str, body: impl FnOnce() + Send) {
     let filters = || std::env::args().skip(1).filter(|word| !word.starts_with('-') || word == "--exact");
     let first = FIRST.get_or_init(|| run(filters()));
     let mut again = None;
-    // QEMU's emulation of SVM now and then interrupts a processor at the first instruction of its kernel's
-    // system call entry, where interrupts are masked and GS is still the program's: the lab's own kernel dies
-    // of that, or a guest's, with QEMU's own network device as with ours. That says nothing about the body,
-    // which gets another lab, alone; nor does what comes after it in that lab, whose kernel has been
-    // interrupted in the same way as the guest's.
+    // QEMU's emulation of SVM sometimes interrupts a processor at the first instruction of its kernel's
+    // system call entry, where interrupts are masked and GS is still the program's. This kills the lab's
+    // kernel or a guest's, also with QEMU's own network device. It says nothing about the body, which runs
+    // again in another lab, alone. Later bodies in the same lab say nothing either: its kernel has been
+    // interrupted like the guest's.
     for _ in 0..MORE_LABS {
         let last = again.as_ref().unwrap_or(first);
         let case = last.cases.get(name);
@@ -86,7 +86,7 @@ pub fn in_lab(name: &str, body: impl FnOnce() + Send) {
         if !ended_by_the_lab || case.is_some_and(|case| case.passed) {
             break;
         }
-        eprintln!("the lab's emulation ended {name}: once more, after");
+        eprintln!("the lab's emulation ended {name}; running it again. Its last output:");
         let output = case.map_or(&[][..], |case| &case.output);
         for line in &output[output.len().saturating_sub(DEATH)..] {
             eprintln!("    {line}");
@@ -94,31 +94,30 @@ pub fn in_lab(name: &str, body: impl FnOnce() + Send) {
         again = Some(run(["--exact".to_owned(), name.to_owned()].into_iter()));
     }
     let case = again.as_ref().unwrap_or(first).cases.get(name);
-    let case = case.unwrap_or_else(|| panic!("the lab did not come to {name}"));
-    // A skip inside is one outside. The prefix keeps the inner test runner's lines from looking like the
-    // outer's.
+    let case = case.unwrap_or_else(|| panic!("the lab did not run {name}"));
+    // A skip inside the lab is a skip outside. The prefix distinguishes the lines of the inner test runner
+    // from those of the outer one.
     for line in &case.output {
         eprintln!("lab: {line}");
     }
     assert!(case.passed, "{name} failed in the lab");
 }
 
-/// Ends the test program when the body `name` takes too long, unless what it returns is dropped before: the
-/// body hangs, and not the lab.
+/// Ends the test program if the body `name` exceeds its limit before the returned value is dropped: the body
+/// hangs, and not the lab.
 fn end_unless_done(name: &str) -> Sender<()> {
     let (over, done) = channel::<()>();
     let name = name.to_owned();
     std::thread::spawn(move || {
         if done.recv_timeout(BODY_LIMIT) == Err(RecvTimeoutError::Timeout) {
-            eprintln!("{name} did not come to its end within {BODY_LIMIT:?}");
+            eprintln!("{name} did not end within {BODY_LIMIT:?}");
             std::process::exit(1);
         }
     });
     over
 }
 
-/// As in `scripts/lib.sh`: a KVM without VMX or SVM below it emulates guest kernel mode and lacks
-/// instructions.
+/// Like `scripts/lib.sh`: KVM without VMX or SVM emulates guest kernel mode and lacks instructions.
 pub(crate) fn kvm_is_usable() -> bool {
     let processor = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     processor.split_whitespace().any(|word| word == "vmx" || word == "svm") && Path::new("/dev/kvm").exists()
@@ -127,18 +126,18 @@ pub(crate) fn kvm_is_usable() -> bool {
 /// One boot of the lab.
 struct Run {
     cases: HashMap<String, Case>,
-    /// It ended without the test program's exit status.
+    /// Whether it ended without the test program's exit status.
     died: bool,
 }
 
 impl Run {
-    /// Whether the emulation ended the guest of this body, or of one before it.
+    /// Returns whether the emulation ended the guest of this body or of an earlier one.
     fn was_reset_until(&self, case: &Case) -> bool {
         self.cases.values().any(|other| other.number <= case.number && other.guest_was_reset())
     }
 }
 
-/// Boots the lab with this test program in it; the outer runner's own options do not matter in there.
+/// Boots the lab with this test program in it. The outer runner's own options are not passed on.
 fn run(filters: impl Iterator<Item = String>) -> Run {
     let test = std::env::current_exe().expect("the test's own path");
     let mut command = Command::new(repository().join("scripts/lab"));
@@ -153,15 +152,15 @@ fn run(filters: impl Iterator<Item = String>) -> Run {
     Run { cases: sort(&console), died }
 }
 
-/// Tells of each body that has ended, past the test runner, which shows the output of a test at its end only:
-/// a lab's run takes minutes.
+/// Prints a line for each body that has ended, past the test runner, which shows the output of a test only at
+/// its end: a run in the lab takes minutes.
 fn progress(line: &str) {
     if let Some((_, body)) = line.split_once(END) {
         let _ = write!(std::io::stderr(), "\n    in the lab: {body} ");
     }
 }
 
-/// Takes the lab's console apart by the lines that bodies begin and end with.
+/// Splits the lab's console by the lines at which bodies begin and end.
 fn sort(console: &[String]) -> HashMap<String, Case> {
     let mut cases = HashMap::new();
     let mut current: Option<(String, Case)> = None;
@@ -182,7 +181,7 @@ fn sort(console: &[String]) -> HashMap<String, Case> {
 mod tests {
     use super::{Case, Run, sort};
 
-    /// Only a body that said so at its own end has passed; one that the lab died in has not.
+    /// Only a body that printed its own end line has passed, not one in which the lab died.
     #[test]
     fn a_body_passes_by_its_own_line_only() {
         let console = [
@@ -202,7 +201,7 @@ mod tests {
         assert_eq!(cases.len(), 3);
     }
 
-    /// A lab in which a guest was reset says nothing about what comes after.
+    /// After a reset of a guest, later bodies in the same lab have no valid result.
     #[test]
     fn a_reset_spoils_what_comes_after_it() {
         let console = [

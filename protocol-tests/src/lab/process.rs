@@ -1,4 +1,4 @@
-//! A child process whose output is read line by line, and which never outlives its owner.
+//! A child process whose output is read line by line, and which ends with its owner.
 
 use std::fs::read_link;
 use std::io::{BufRead, BufReader, Read};
@@ -13,28 +13,28 @@ use tempfile::TempDir;
 
 use crate::daemon::set_runtime_directory;
 
-/// A running program. Dropping it ends it, by force after three seconds, and waits for it.
+/// A running program. Dropping it ends it, by force after three seconds, and waits for its end.
 pub struct Process {
     name: String,
     child: Child,
-    /// Its standard output and error, as proc(5) names them.
+    /// Its standard output and error, as named in proc(5).
     pipes: Vec<PathBuf>,
     lines: Receiver<Line>,
     seen: Vec<Line>,
     _runtime_directory: TempDir,
 }
 
-/// What a process said, and when, in seconds after its start: most failures are about time.
+/// A line of output with its time in seconds after the start: most failures are about time.
 struct Line {
     at: f32,
     text: String,
 }
 
 impl Process {
-    /// Starts `command` with no input, standard output and error read together.
+    /// Starts `command` without input. Standard output and error are read together.
     ///
     /// # Panics
-    /// When the program cannot be started.
+    /// If the program cannot be started.
     #[track_caller]
     pub fn start(name: &str, command: &mut Command) -> Self {
         let runtime_directory = set_runtime_directory(command).expect("a directory");
@@ -59,10 +59,10 @@ impl Process {
         }
     }
 
-    /// Waits for a line that contains `text` and was not waited for before.
+    /// Waits for a line that contains `text` and that no earlier call returned.
     ///
     /// # Panics
-    /// When the time is up or the output ends first.
+    /// If the time is up or the output ends first.
     #[track_caller]
     pub fn wait_for(&mut self, text: &str, limit: Duration) -> String {
         let deadline = Instant::now() + limit;
@@ -76,7 +76,7 @@ impl Process {
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {
-                    panic!("{} said no '{text}' in {limit:?}: {self}{}", self.name, self.threads())
+                    panic!("{} did not print '{text}' within {limit:?}: {self}{}", self.name, self.threads())
                 }
                 Err(RecvTimeoutError::Disconnected) => {
                     panic!("{} ended before it said '{text}': {self}", self.name)
@@ -88,16 +88,16 @@ impl Process {
     /// Waits for the end of the program and of its output.
     ///
     /// # Panics
-    /// When the time is up.
+    /// If the time is up.
     #[track_caller]
     pub fn wait_exit(&mut self, limit: Duration) -> ExitStatus {
         self.wait_exit_and_tell(limit, |_| {})
     }
 
-    /// The same, with each line to `tell` as it comes.
+    /// Like `wait_exit`, but passes each line to `tell` as it arrives.
     ///
     /// # Panics
-    /// When the time is up.
+    /// If the time is up.
     #[track_caller]
     pub fn wait_exit_and_tell(&mut self, limit: Duration, tell: impl Fn(&str)) -> ExitStatus {
         let deadline = Instant::now() + limit;
@@ -108,9 +108,9 @@ impl Process {
                     self.seen.push(line);
                 }
                 Err(RecvTimeoutError::Timeout) => {
-                    panic!("{} did not end in {limit:?}: {self}{}", self.name, self.threads())
+                    panic!("{} did not end within {limit:?}: {self}{}", self.name, self.threads())
                 }
-                // Every writer has closed: the program has ended, or is about to.
+                // All writers have closed their ends: the program has ended, or is about to.
                 Err(RecvTimeoutError::Disconnected) => break,
             }
         }
@@ -123,8 +123,8 @@ impl Process {
         }
     }
 
-    /// State, system call and kernel stack of each of its threads, and of whatever else holds its output, for
-    /// a hang: see proc(5).
+    /// Describes a hang: state, system call and kernel stack of each of its threads, and of other processes
+    /// that hold its output; see proc(5).
     fn threads(&self) -> String {
         let files = |path: PathBuf| std::fs::read_dir(path).into_iter().flatten().flatten();
         let own = files(format!("/proc/{}/task", self.id()).into()).map(|entry| entry.path());
@@ -135,15 +135,15 @@ impl Process {
             let read = |name| std::fs::read_to_string(task.join(name)).unwrap_or_default();
             format!("{}system call {}{}\n", read("stat"), read("syscall"), read("stack"))
         });
-        format!("its threads, and who holds its output:\n{}", lines.collect::<String>())
+        format!("its threads, and other holders of its output:\n{}", lines.collect::<String>())
     }
 
-    /// Its process id.
+    /// Returns its process ID.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// Asks the process to end, as an operator would.
+    /// Asks the process to end, like an operator.
     pub fn terminate(&self) {
         let _ = rustix::process::kill_process(
             rustix::process::Pid::from_child(&self.child),
@@ -151,19 +151,19 @@ impl Process {
         );
     }
 
-    /// Ends the process as a crash would, and waits for it.
+    /// Kills the process and waits for its end.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
-    /// All lines up to now.
+    /// Returns all lines so far.
     pub fn output(&mut self) -> Vec<String> {
         self.seen.extend(self.lines.try_iter());
         self.seen.iter().map(|line| line.text.clone()).collect()
     }
 
-    /// What a guest reported: the text after `VOLT ` in each line that has it.
+    /// Returns the guest's reports: the text after `VOLT ` in each line that contains it.
     pub fn reports(&mut self) -> Vec<String> {
         self.output()
             .iter()
@@ -185,9 +185,9 @@ impl std::fmt::Display for Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Whoever asserted something about it meanwhile may not have noticed.
+        // Code that checked something else may not have noticed its end.
         let ended = self.child.try_wait().ok().flatten();
-        // A script among them has children of its own to end, so first the polite way.
+        // A script has children to end, so SIGTERM comes first.
         self.terminate();
         let deadline = Instant::now() + Duration::from_secs(3);
         while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
@@ -204,7 +204,7 @@ impl Drop for Process {
     }
 }
 
-/// Sends each line of `stream` on, without the carriage return of a console.
+/// Forwards each line of `stream`, without the carriage return of a console.
 fn forward(stream: Box<dyn Read + Send>, lines: Sender<Line>) {
     let start = Instant::now();
     thread::spawn(move || {

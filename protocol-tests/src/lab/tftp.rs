@@ -1,5 +1,5 @@
-//! A TFTP server (RFC 1350, with the block size of RFC 2348) that keeps one file in memory: what busybox has
-//! for UDP with a content that can be compared. A lost datagram is sent again by the client.
+//! A TFTP server (RFC 1350, with the block size of RFC 2348) that keeps one file in memory. busybox has a
+//! client, which gives UDP with a comparable content and sends lost datagrams again.
 
 use std::net::UdpSocket;
 use std::sync::Arc;
@@ -12,21 +12,21 @@ const DATA: u16 = 3;
 const ACK: u16 = 4;
 const OPTIONS: u16 = 6;
 
-/// Block size where the client asks for none.
+/// Block size if the client asks for none.
 const BLOCK: usize = 512;
 
-/// The file, and how the client wants it.
+/// The file, and the client's options.
 struct Server {
     file: Vec<u8>,
     block: usize,
-    /// Blocks written so far, while somebody writes.
+    /// Blocks written so far during an upload.
     written: u16,
 }
 
-/// Serves whoever comes to `port`, for as long as the answer exists.
+/// Serves clients at `port`, for as long as the returned value exists.
 ///
 /// # Panics
-/// When the port cannot be had.
+/// If the port is not available.
 #[track_caller]
 pub(super) fn serve(port: u16) -> Arc<()> {
     let socket =
@@ -41,7 +41,7 @@ pub(super) fn serve(port: u16) -> Arc<()> {
             if let Ok((len, from)) = socket.recv_from(&mut packet)
                 && let Some(answer) = server.answer(&packet[..len])
             {
-                // A client that has gone is not this one's concern.
+                // A client that has gone needs no answer.
                 let _ = socket.send_to(&answer, from);
             }
         }
@@ -82,7 +82,7 @@ impl Server {
         }
     }
 
-    /// Block `number`, from 1 on; `None` behind the last one, which is shorter than the others.
+    /// Returns block `number`, counted from 1; `None` after the last one, which is shorter than the others.
     fn data(&self, number: u16) -> Option<Vec<u8>> {
         let at = usize::from(number).checked_sub(1)? * self.block;
         let block = self.file.get(at..)?;

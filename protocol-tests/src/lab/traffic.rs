@@ -1,8 +1,7 @@
-//! The far side of a guest's network: TCP services on the TAP's address, and the judgement of what went over
-//! it.
+//! The far side of a guest's network: TCP services on the TAP's address, and checks of the transferred data.
 //!
-//! Digests are SHA-256, by the `sha256sum` program on this side and busybox's on the guest's: what is
-//! compared was computed by neither of the programs under test.
+//! Digests are SHA-256, by the `sha256sum` program on this side and by busybox's on the guest's: neither of
+//! the programs under test computes them.
 
 use std::io::{Read, Seek, Write};
 use std::net::{TcpListener, TcpStream};
@@ -19,9 +18,9 @@ use super::{PATIENCE, tftp};
 pub const HOST: &str = "10.77.0.1";
 /// The address of the guest's side.
 pub const GUEST: &str = "10.77.0.2";
-/// How much goes each way: in the largest frames that is as many as a ring has descriptors.
+/// MiB to transfer each way: in the largest frames that is as many frames as a ring has descriptors.
 const MIB: usize = 16;
-/// How long a connection may stand still: longer than the longest time for which a test takes the network
+/// Time that a connection may stand still: longer than the longest interruption of the network in a test.
 /// away.
 const STANDSTILL: Duration = Duration::from_secs(300);
 
@@ -30,7 +29,7 @@ const SOURCE: u16 = 7002;
 const GREETER: u16 = 7003;
 const FILES: u16 = 7004;
 
-/// The services, in the namespace of the thread that makes them, until dropped.
+/// The services, in the namespace of the thread that creates them, until dropped.
 pub struct Traffic {
     listeners: Vec<Arc<TcpListener>>,
     _files: Arc<()>,
@@ -43,15 +42,15 @@ impl Traffic {
     /// Listens on every address of the namespace.
     ///
     /// # Panics
-    /// When a port cannot be had.
+    /// If a port is not available.
     pub fn new() -> Self {
         Self::of(MIB)
     }
 
-    /// The same, with `mib` MiB each way.
+    /// Like `new`, with `mib` MiB each way.
     ///
     /// # Panics
-    /// When a port cannot be had.
+    /// If a port is not available.
     pub fn of(mib: usize) -> Self {
         let mut data = vec![0; mib << 20];
         let random = std::fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut data));
@@ -65,7 +64,7 @@ impl Traffic {
         Self { listeners, _files: tftp::serve(FILES), received: Mutex::new(received), sent, mib }
     }
 
-    /// For `volt.run`: ping, then checksummed TCP both ways.
+    /// Returns commands for `volt.run`: ping, then checksummed TCP both ways.
     pub fn both_ways(&self) -> String {
         format!(
             "step ping ping -c 3 -i 0.2 -W 2 {HOST}; tcp_out {HOST} {SINK} {}; tcp_in {HOST} {SOURCE}",
@@ -73,69 +72,69 @@ impl Traffic {
         )
     }
 
-    /// For `volt.run`: an address for `interface`, then ping and checksummed TCP and UDP with `subnet`'s
-    /// host; `name` is for [`Traffic::judge_network`].
+    /// Returns commands for `volt.run`: an address for `interface`, then ping and checksummed TCP and UDP
+    /// with the host in `subnet`; `name` is for [`Traffic::judge_network`].
     pub fn try_network(&self, name: &str, interface: &str, subnet: &str) -> String {
         format!("try_network {name} {interface} {subnet} {}", self.mib)
     }
 
-    /// Judges [`Traffic::try_network`]; to be called in the order of the networks.
+    /// Checks the reports of [`Traffic::try_network`]; call it in the order of the networks.
     ///
     /// # Panics
-    /// When something is missing or differs.
+    /// If a report is missing or wrong.
     #[track_caller]
     pub fn judge_network(&self, reports: &[String], name: &str) {
         let begin = format!("network {name}");
         let from = reports.iter().position(|line| *line == begin);
-        let from = from.unwrap_or_else(|| panic!("the guest did not come to network {name}: {reports:?}"));
+        let from = from.unwrap_or_else(|| panic!("the guest did not reach network {name}: {reports:?}"));
         let next = reports[from + 1..].iter().position(|line| line.starts_with("network "));
         let own = &reports[from..next.map_or(reports.len(), |next| from + 1 + next)];
         self.judge(own);
         assert_eq!(value(own, "udp"), "whole", "{own:?}");
     }
 
-    /// For `volt.run`: checksummed TCP both ways at once.
+    /// Returns commands for `volt.run`: checksummed TCP both ways at once.
     pub fn both_ways_at_once(&self) -> String {
         format!("tcp_out {HOST} {SINK} {} & out=$!; tcp_in {HOST} {SOURCE}; wait $out", self.mib)
     }
 
-    /// For `volt.run`: what the host sends, for as long as the guest lives.
+    /// Returns commands for `volt.run`: receives the host's data for as long as the guest lives.
     pub fn endless(&self) -> String {
         format!("step ping ping -c 3 -i 0.2 -W 2 {HOST}; while :; do tcp_in {HOST} {SOURCE}; done")
     }
 
-    /// For `volt.run`: `count` short connections, each a flow of its own.
+    /// Returns commands for `volt.run`: `count` short connections, each a separate flow.
     pub fn flows(&self, count: u32) -> String {
         format!("flows {HOST} {GREETER} {count}")
     }
 
-    /// Judges one run of [`Traffic::both_ways`] by what the guest reported.
+    /// Checks the guest's reports of one run of [`Traffic::both_ways`].
     ///
     /// # Panics
-    /// When something is missing or differs.
+    /// If a report is missing or wrong.
     #[track_caller]
     pub fn judge(&self, reports: &[String]) {
         assert!(reports.iter().any(|line| line == "ping ok"), "no answer to ping: {reports:?}");
         self.judge_tcp(reports);
     }
 
-    /// Judges one run of [`Traffic::both_ways_at_once`] by what the guest reported in it.
+    /// Checks the guest's reports of one run of [`Traffic::both_ways_at_once`].
     ///
     /// # Panics
-    /// When something is missing or differs.
+    /// If a report is missing or wrong.
     #[track_caller]
     pub fn judge_tcp(&self, reports: &[String]) {
         let out = value(reports, "tcp_out sha256");
         let received = self.received.lock().map(|digests| digests.recv_timeout(PATIENCE));
         let Some((length, received)) = received.ok().and_then(Result::ok) else {
-            panic!("the guest's connection to the host did not come to its end: {reports:?}");
+            panic!("the guest's connection to the host did not end: {reports:?}");
         };
-        assert_eq!(length, (self.mib << 20) as u64, "the guest sent another amount than it was told to");
-        assert_eq!(received, out, "what the guest sent is not what the host received");
+        assert_eq!(length, (self.mib << 20) as u64, "the guest sent the wrong amount of data");
+        assert_eq!(received, out, "the host received other data than the guest sent");
         assert_eq!(
             value(reports, "tcp_in sha256"),
             self.sent,
-            "what the guest received is not what the host sent"
+            "the guest received other data than the host sent"
         );
     }
 }
@@ -155,30 +154,29 @@ impl Drop for Traffic {
     }
 }
 
-/// The rest of the last report that starts with `name`.
+/// Returns the rest of the last report that starts with `name`.
 ///
 /// # Panics
-/// When there is none.
+/// If there is none.
 #[track_caller]
 pub fn value<'a>(reports: &'a [String], name: &str) -> &'a str {
     let found = reports.iter().rev().find_map(|line| line.strip_prefix(name));
     found.unwrap_or_else(|| panic!("the guest reported no '{name}': {reports:?}")).trim()
 }
 
-/// Whether the guest's network device and its driver agreed on feature `bit`, by the guest's `features`
-/// report.
+/// Returns whether the guest's `features` report contains feature `bit` as negotiated by driver and device.
 ///
 /// # Panics
-/// When the guest reported none.
+/// If the guest reported none.
 #[track_caller]
 pub fn has_feature(reports: &[String], bit: usize) -> bool {
     value(reports, "features").as_bytes().get(bit) == Some(&b'1')
 }
 
-/// An iperf3 server in the namespace of the thread that calls.
+/// Starts an iperf3 server in the namespace of the calling thread.
 ///
 /// # Panics
-/// When it does not come up.
+/// If it does not start.
 #[track_caller]
 pub fn iperf3() -> Process {
     let mut server = Process::start("iperf3", Command::new("iperf3").args(["-s", "--forceflush"]));
@@ -186,7 +184,7 @@ pub fn iperf3() -> Process {
     server
 }
 
-/// For `volt.run`: eight flows each way at once, then the counters of each queue.
+/// Returns commands for `volt.run`: eight flows each way at once, then the counters of each queue.
 pub fn many_flows() -> String {
     format!(
         "step out speed tcp_out -c {HOST} -P 8 -t 2; step in speed tcp_in -R -c {HOST} -P 8 -t 2; \
@@ -197,7 +195,7 @@ pub fn many_flows() -> String {
 /// Asserts that each of `pairs` queue pairs carried frames both ways, by the guest's `queue_counters`.
 ///
 /// # Panics
-/// When one did not.
+/// If one did not.
 #[track_caller]
 pub fn every_queue_carried(reports: &[String], pairs: u16) {
     for queue in 0..pairs {
@@ -218,7 +216,7 @@ fn serve(port: u16, service: impl Fn(TcpStream) + Send + Sync + 'static) -> Arc<
     let service = Arc::new(service);
     thread::spawn(move || {
         while let Ok((stream, _)) = accepting.accept() {
-            // A guest that died in the middle must not hold the service.
+            // A guest that died during a transfer must not block the service.
             let _ = stream.set_read_timeout(Some(STANDSTILL));
             let _ = stream.set_write_timeout(Some(STANDSTILL));
             let service = Arc::clone(&service);
@@ -228,7 +226,7 @@ fn serve(port: u16, service: impl Fn(TcpStream) + Send + Sync + 'static) -> Arc<
     listener
 }
 
-/// The length and the SHA-256, in hexadecimal, of whatever `input` gives until its end.
+/// Returns the length and the SHA-256, in hexadecimal, of all data from `input`.
 fn digest(input: &mut impl Read) -> (u64, String) {
     let mut file = tempfile::tempfile().expect("a temporary file");
     let length = std::io::copy(input, &mut file).unwrap_or(0);

@@ -1,17 +1,16 @@
-//! What the scripted back-end refuses, rightly or by a fault, and the answers that faults give in place of
-//! right ones.
+//! Refusals of the scripted back-end, justified or faulty, and the wrong answers of faults.
 
 use super::super::fault::Fault;
 use super::Connection;
 use crate::frontend::NO_FD;
 use crate::wire::{Message, WireError, longs, request, request_name};
 
-/// Regions, and sizes of them, that faults refuse to go beyond.
+/// Largest number and size of regions that faults accept.
 const FEW: usize = 8;
 const SMALL: u64 = 1 << 32;
 
 impl Connection {
-    /// Refuses vrings and sizes that cannot be.
+    /// Refuses invalid vrings and sizes.
     pub(super) fn check(&self, message: &Message) -> Result<(), &'static str> {
         self.check_fault(message)?;
         let first = message.body.first_chunk::<4>().map_or(0, |bytes| u32::from_le_bytes(*bytes));
@@ -28,7 +27,7 @@ impl Connection {
             std::process::abort();
         }
         if u64::from(index) >= self.script.queue_num && !self.has(Fault::AnyVring) {
-            return Err("a vring that is there");
+            return Err("an existing vring");
         }
         let size = message.words::<2>().map_or(0, |[_, size]| size);
         let valid = size.is_power_of_two() && size <= 32_768;
@@ -38,7 +37,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Refuses what a fault takes for wrong.
+    /// Refuses the requests that a fault refuses.
     fn check_fault(&self, message: &Message) -> Result<(), &'static str> {
         let Some(fault) = self.script.fault else { return Ok(()) };
         let long = |at: usize| {
@@ -64,10 +63,10 @@ impl Connection {
             }
             _ => false,
         };
-        if refused { Err("what this fault refuses") } else { Ok(()) }
+        if refused { Err("another request than this fault refuses") } else { Ok(()) }
     }
 
-    /// Answers as only a fault does. True: the message is done with.
+    /// Answers as only a fault does. Returns true if the message needs no other answer.
     pub(super) fn answers_wrongly(&self, message: &Message) -> Result<bool, WireError> {
         let Some(fault) = self.script.fault else { return Ok(false) };
         let answer = match (fault, message.request) {
@@ -92,7 +91,7 @@ impl Connection {
         Ok(true)
     }
 
-    /// The next message; noise too has an answer where a fault gives one.
+    /// Returns the next message. A fault may also answer noise.
     pub(in super::super) fn recv(&self) -> Result<Message, WireError> {
         let message = self.channel.recv();
         if let (Err(WireError::Unexpected(_)), true) = (&message, self.has(Fault::AnswersNoise)) {
