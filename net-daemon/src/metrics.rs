@@ -1,11 +1,10 @@
-//! Metrics, served over HTTP for Prometheus and whoever else reads its formats.
+//! Metrics over HTTP, for Prometheus and other readers of its formats.
 //!
-//! They are served by a thread of the process that lives longest: the supervisor where there is one, which
-//! outlives the processes that serve the guest. Counters are read where they are counted, in memory that
-//! outlives these too; what is so only at the moment is [asked for](crate::inquiry). With nobody to ask, the
-//! counters are still served.
+//! A thread of the longest-lived process serves them: of the supervisor, if there is one, which outlives its
+//! workers. It reads the counters in shared memory, which also outlives the workers, and
+//! [queries](crate::inquiry) the current status. If no worker answers, it still serves the counters.
 //!
-//! [`Source`] is told who serves the guest and where is counted; [`serve`] starts the thread.
+//! [`Source`] knows the serving process and the counters' memory; [`serve`] starts the thread.
 #![forbid(unsafe_code)]
 
 use std::io;
@@ -28,11 +27,11 @@ pub(crate) mod address;
 pub(crate) mod families;
 pub(crate) mod listener;
 
-/// How long the process that serves the guest may take to answer.
+/// Time for the process that serves the guest to answer.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Where they are.
+/// HTTP path of the metrics.
 const PATH: &str = "/metrics";
-/// One that asks once in a while, and a few others.
+/// For one regular client and a few others.
 const SETTINGS: Settings = Settings {
     name: "metrics",
     clients: 4,
@@ -46,38 +45,39 @@ const SETTINGS: Settings = Settings {
     work_at_once: 0,
 };
 
-/// Where metrics come from.
+/// The sources of the metrics.
 #[derive(Debug, Default)]
 pub(crate) struct Source {
-    /// To the process that serves the guest. Held while that is asked, and by nobody who serves it.
+    /// The line to the process that serves the guest. Locked during a query, and never by the thread that
+    /// answers it.
     line: Mutex<Option<Asker>>,
     known: Mutex<Known>,
 }
 
-/// What is known without asking. Held for moments.
+/// Facts that need no query. Locked for moments only.
 #[derive(Debug, Default)]
 struct Known {
-    /// To a process that has not been asked yet.
+    /// The line to a new process that has not been queried yet.
     next: Option<Asker>,
-    /// What was answered last, for names.
+    /// The last answer, for names.
     last: Option<Status>,
     counters: Option<(CounterMemory, usize)>,
-    /// How often a supervisor has started a worker again.
+    /// How often a supervisor has restarted the worker.
     restarts: Option<u64>,
 }
 
 impl Source {
-    /// Asks by `line` from now on.
+    /// Sends queries on `line` from now on.
     pub(crate) fn ask_by(&self, line: Asker) {
         self.known().next = Some(line);
     }
 
-    /// The counters of this many pairs are in `memory`.
+    /// Reads the counters of this number of pairs in `memory` from now on.
     pub(crate) fn counts_in(&self, memory: CounterMemory, pairs: usize) {
         self.known().counters = Some((memory, pairs));
     }
 
-    /// A supervisor has started a worker again so often.
+    /// Sets how often a supervisor has restarted the worker.
     pub(crate) fn restarted(&self, restarts: u64) {
         self.known().restarts = Some(restarts);
     }
@@ -86,7 +86,7 @@ impl Source {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is so at the moment, if that can be found out.
+    /// Queries the current status. Returns `None` without an answer.
     fn ask(&self) -> Option<Status> {
         let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(next) = self.known().next.take() {
@@ -96,7 +96,7 @@ impl Source {
             Ok(status) => Some(status),
             Err(error) if error.kind() == io::ErrorKind::TimedOut => None,
             Err(error) => {
-                debug!("nobody answers what metrics ask: {error}");
+                debug!("the metrics server's query failed: {error}");
                 *line = None;
                 None
             }
@@ -123,11 +123,11 @@ impl Source {
     }
 }
 
-/// Serves what `source` has at `socket`, until what is returned is dropped.
+/// Serves the metrics of `source` on `socket`, until the returned server is dropped.
 ///
 /// # Errors
 ///
-/// When the process has no descriptor or no thread left.
+/// The process cannot open a descriptor or create a thread.
 pub(crate) fn serve(socket: OwnedFd, source: Arc<Source>) -> io::Result<Server> {
     Server::start(socket, SETTINGS, Serving(source))
 }
@@ -147,7 +147,7 @@ impl Service for Serving {
                 Ok(Format::accepted(head.accepts()))
             }
             (PATH, _) => {
-                let text = "metrics are only read\n";
+                let text = "metrics are read-only\n";
                 let answer = Response::new(StatusCode::METHOD_NOT_ALLOWED, TEXT, text);
                 Err(answer.allow(&[Method::GET, Method::HEAD]))
             }
@@ -161,7 +161,7 @@ impl Service for Serving {
 
     fn report(&self, error: &ServeError) {
         match error {
-            // Anybody can bring these about.
+            // Any client can cause these.
             ServeError::Request(_) | ServeError::Answer(_) => debug!("metrics: {error}"),
             ServeError::Accept(_) | ServeError::Thread(_) => {
                 warn!(event = "metrics_failed"; "metrics: {}", volt_virtio::error_chain(error));

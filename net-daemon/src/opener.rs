@@ -1,9 +1,8 @@
-//! What the process beside the daemon does for it: an interface that was deleted is opened again, the socket
-//! of a front-end that listens is connected to, socket files are removed at the end, and a supervisor that
-//! does not answer is ended.
+//! The opener: a helper process that reopens a deleted interface, connects to a listening front-end, removes
+//! socket files at the end, and kills a supervisor that does not answer.
 //!
-//! It is told once what it is for, and then a request is only which of its duties is asked for: whoever has
-//! taken the daemon over cannot name a path or an interface.
+//! It receives its duties once. A later request only names one of them, so an attacker who has taken the
+//! daemon over cannot choose a path or an interface.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -18,23 +17,23 @@ use volt_virtio::error_chain;
 
 use crate::sandbox;
 
-/// What it is for.
+/// The opener's duties.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Duties {
-    /// The interface to open again.
+    /// The interface to reopen.
     pub(crate) port: Option<Reopening>,
-    /// Where a front-end listens.
+    /// The socket of a listening front-end.
     pub(crate) frontend: Option<WirePath>,
     /// Socket files to remove at the end, with device and number of the inode.
     pub(crate) files: Vec<(WirePath, (u64, u64))>,
-    /// Whether its parent is a supervisor.
+    /// Whether the opener's parent is a supervisor.
     pub(crate) supervised: bool,
 }
 
-/// What it is asked for.
+/// A request to the opener.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Request {
-    /// To be told what it is for. Only the first time counts: whoever comes later has no say.
+    /// Sets the duties. Only the first one counts.
     Entrust(Duties),
     OpenPort,
     Connect,
@@ -42,7 +41,7 @@ pub(crate) enum Request {
     EndSupervisor,
 }
 
-/// Forks it.
+/// Starts the opener.
 ///
 /// # Errors
 ///
@@ -63,7 +62,7 @@ pub(crate) fn start() -> io::Result<Opener> {
     })
 }
 
-/// Asks `opener`, and waits for the answer. For what is no error when it does not come to pass.
+/// Sends a request to `opener`, waits for the answer, and ignores an error.
 pub(crate) fn ask_and_wait(opener: &Opener, request: &Request) {
     let _ = opener.ask(request).and_then(|asked| asked.take());
 }
@@ -97,7 +96,7 @@ mod tests {
 
     use super::*;
 
-    /// Only what it was entrusted with at first can be asked for.
+    /// The opener accepts requests for its first duties only.
     #[test]
     fn it_does_what_it_was_first_entrusted_with() {
         let dir = tempfile::tempdir().unwrap();

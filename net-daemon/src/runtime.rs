@@ -1,7 +1,7 @@
-//! The control socket that a daemon has unless it is told otherwise: called by its interface, in a directory
-//! where `volt-netd ctl` finds it.
+//! The default path of a control socket: named after the interface, in a directory where `volt-netd ctl`
+//! finds it.
 //!
-//! [`launch`](crate::launch) makes it, [`ctl`](crate::ctl) looks in [`Runtime::places`].
+//! [`launch`](crate::launch) creates the socket, [`ctl`](crate::ctl) searches [`Runtime::places`].
 #![forbid(unsafe_code)]
 
 use std::ffi::{OsStr, OsString};
@@ -14,21 +14,21 @@ use rustix::process::geteuid;
 
 /// Directory of root's daemons (`hier(7)`).
 const OF_ROOT: &str = "/run/volt";
-/// What a control socket's name ends with.
+/// File name extension of a control socket.
 const ENDING: &str = "ctl";
 
-/// What this process's surroundings say of it.
+/// The parts of a process's environment that determine the directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Runtime {
     root: bool,
-    /// Given by the service manager: `RuntimeDirectory=` of `systemd.exec(5)`, directories between colons.
+    /// The service manager's directories, separated by colons: `RuntimeDirectory=` of `systemd.exec(5)`.
     service: Option<OsString>,
-    /// The user's own: `XDG_RUNTIME_DIR` of the XDG Base Directory Specification.
+    /// The user's directory: `XDG_RUNTIME_DIR` of the XDG Base Directory Specification.
     session: Option<OsString>,
 }
 
 impl Runtime {
-    /// Of this process.
+    /// Reads this process's environment.
     pub(crate) fn of_this_process() -> Runtime {
         let variable = |name| std::env::var_os(name);
         Runtime {
@@ -38,7 +38,8 @@ impl Runtime {
         }
     }
 
-    /// The directory of a daemon, and the permissions that it is made with where nobody else makes it.
+    /// Returns a daemon's directory, and the permissions to create it with; `None` if the service manager
+    /// creates it.
     fn directory(&self) -> Option<(PathBuf, Option<u32>)> {
         if let Some(given) = self.given().next() {
             Some((given, None))
@@ -49,26 +50,27 @@ impl Runtime {
         }
     }
 
-    /// Where the daemon of an interface has its control socket; nowhere, where no directory is this user's.
-    /// An interface's name has no slash (`dev_valid_name` of Linux), and one that has leads nowhere.
+    /// Returns the path of the control socket of an interface's daemon; `None` if the user has no directory.
+    /// An interface's name has no slash (`dev_valid_name` of Linux); for one with a slash, the result is
+    /// `None`.
     pub(crate) fn control(&self, interface: &str) -> Option<PathBuf> {
         let (directory, _) = self.directory()?;
         let name = format!("{interface}.{ENDING}");
         (Path::new(&name).file_name() == Some(OsStr::new(&name))).then(|| directory.join(name))
     }
 
-    /// Makes the directory, unless it is there.
+    /// Creates the directory, unless it exists.
     pub(crate) fn make_directory(&self) -> io::Result<()> {
         let Some((directory, Some(mode))) = self.directory() else { return Ok(()) };
         match DirBuilder::new().mode(mode).create(&directory) {
-            // Whatever the umask is.
+            // Regardless of the umask.
             Ok(()) => set_permissions(&directory, Permissions::from_mode(mode)),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             Err(error) => Err(error),
         }
     }
 
-    /// The directories where daemons have control sockets: units have theirs one below root's.
+    /// Returns the directories of control sockets. Units use a directory below root's.
     pub(crate) fn places(&self) -> Vec<PathBuf> {
         let of_root = PathBuf::from(OF_ROOT);
         let mut below: Vec<_> = entries(&of_root).filter(|path| path.is_dir()).collect();
@@ -79,7 +81,7 @@ impl Runtime {
         places
     }
 
-    /// What looks like a control socket there, in the order of the names.
+    /// Returns the paths in these directories that look like control sockets, sorted by name.
     pub(crate) fn sockets(&self) -> Vec<PathBuf> {
         let in_place = |place: &PathBuf| {
             let ending = |path: &PathBuf| path.extension() == Some(OsStr::new(ENDING));
@@ -137,7 +139,7 @@ mod tests {
         for odd in ["../tap0", "a/b", "/etc/passwd", "a/"] {
             assert_eq!(control(odd), None, "{odd}");
         }
-        // What the kernel allows is one name, whatever is in it.
+        // The kernel allows these names, which are single path components.
         for name in ["tap0", "...", "a b", "-x", "ä"] {
             let parent = control(name).and_then(|path| path.parent().map(Path::to_owned));
             assert_eq!(parent, Some("/run/volt".into()), "{name}");
@@ -153,7 +155,7 @@ mod tests {
         }
         let mode = dir.path().join("volt").metadata().unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o700);
-        // A service manager makes its own.
+        // A service manager creates its own directory.
         let missing = dir.path().join("missing");
         runtime(true, missing.to_str().unwrap(), "").make_directory().unwrap();
         assert!(!missing.exists());

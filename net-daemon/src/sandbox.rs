@@ -1,19 +1,20 @@
-//! What each thread of volt-netd may do.
+//! The sandbox of volt-netd's threads.
 //!
-//! The process is confined when it has opened everything and imported its state, right before it serves. The
-//! threads that it makes then enter their own list first; the log's, which is there already, is told to.
+//! The process is confined right before it serves, after it has opened everything and imported its state.
+//! Threads created later enter the list of their role first. The log thread already exists and is told to
+//! enter its list.
 //!
 //! | thread | role |
 //! |---|---|
-//! | the main one | [`MAIN`] |
-//! | of a queue pair, `pairN` | [`FRAMES`] |
-//! | of the control queue's descriptors, `vringN` | [`CONTROL`] |
-//! | that looks at a front-end's descriptors | [`DESCRIPTORS`] |
-//! | that serves metrics, here or in the supervisor, and its clients' | [`METRICS`] |
-//! | of the log | [`LOG`] |
+//! | main thread | [`MAIN`] |
+//! | `pairN`: a queue pair | [`FRAMES`] |
+//! | `vringN`: the control queue's descriptors | [`CONTROL`] |
+//! | inspection of a front-end's descriptors | [`DESCRIPTORS`] |
+//! | metrics server and its clients, here or in the supervisor | [`METRICS`] |
+//! | log | [`LOG`] |
 //!
-//! The supervisor, which maps nothing of a guest's, keeps what starting a worker takes; the opener what
-//! opening takes.
+//! The supervisor maps no guest memory, and keeps the calls to start a worker. The opener keeps the calls to
+//! open interfaces and sockets.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,26 +39,26 @@ use beside::{OPENER, SUPERVISOR};
 use lists::{CONTROL, DESCRIPTORS, FRAMES, LOG, MAIN, METRICS};
 pub(crate) use roles::TABLE;
 
-/// Filters of all roles. The build script has compiled them.
+/// Filters of all roles, compiled by the build script.
 static SANDBOX: Sandbox = include!(concat!(env!("OUT_DIR"), "/sandbox.rs"));
-/// Threads that begin in this process are confined.
+/// New threads of this process are confined.
 static CONFINED: AtomicBool = AtomicBool::new(false);
 /// Signals that have handlers.
 static TOLD_BY: OnceLock<SignalSet> = OnceLock::new();
 static LEFT_OFF: AtomicBool = AtomicBool::new(false);
-/// Who serves, if not the user who started it.
+/// The user of `--user`.
 static USER: OnceLock<User> = OnceLock::new();
 
-/// Why nobody else can serve.
+/// Why the daemon cannot serve as another user.
 #[derive(Debug, Error)]
 pub(crate) enum UserError {
-    #[error("there is no user '{0}': create one, as 'useradd --system --no-create-home {0}' does")]
+    #[error("there is no user '{0}': create one, for example with 'useradd --system --no-create-home {0}'")]
     Unknown(String),
-    #[error("--user {0} takes root: start volt-netd as root, or as {0} without --user")]
+    #[error("--user {0} requires root: start volt-netd as root, or as {0} without --user")]
     NotRoot(String),
 }
 
-/// Has processes that serve be `name`'s when they are confined.
+/// Makes serving processes switch to user `name` when they are confined.
 pub(crate) fn serve_as(name: &str) -> Result<(), UserError> {
     let user = accounts::user(name).ok_or_else(|| UserError::Unknown(name.to_owned()))?;
     if !rustix::process::geteuid().is_root() {
@@ -67,7 +68,7 @@ pub(crate) fn serve_as(name: &str) -> Result<(), UserError> {
     Ok(())
 }
 
-/// Who serves, if not the user who started it.
+/// Returns the user of `--user`.
 pub(crate) fn user() -> Option<u32> {
     USER.get().map(|user| user.user)
 }
@@ -76,22 +77,22 @@ fn keep(outside: bool) -> Keep {
     Keep { outside, user: USER.get().map(|user| (user.user, user.group)), ..Keep::NOTHING }
 }
 
-/// Whether processes are confined.
+/// Returns whether processes are confined.
 pub(crate) fn is_on() -> bool {
     !LEFT_OFF.load(Ordering::Relaxed)
 }
 
-/// Confines no process from here on.
+/// Turns the sandbox off for all processes from now on.
 pub(crate) fn leave_off() {
     LEFT_OFF.store(true, Ordering::Relaxed);
 }
 
-/// Confines this process, which serves a guest and is told to end by `signals`. Called by the main thread,
-/// which has made no other but the log's.
+/// Confines this process, which serves a guest and is told to end by `signals`. Called by the main thread
+/// when the log's is the only other thread.
 ///
 /// # Errors
 ///
-/// See [`SandboxError`]; it must not serve then.
+/// See [`SandboxError`]. The process must not serve after an error.
 pub(crate) fn confine(signals: &[libc::c_int]) -> Result<(), SandboxError> {
     let _ = TOLD_BY.set(SignalSet::of(signals));
     prepare_signal().map_err(|error| SandboxError::System("handling a signal", error))?;
@@ -105,17 +106,17 @@ pub(crate) fn confine(signals: &[libc::c_int]) -> Result<(), SandboxError> {
     process(&MAIN, false)
 }
 
-/// Confines the supervisor, whose workers inherit that.
+/// Confines the supervisor. Its workers inherit the sandbox.
 ///
 /// # Errors
 ///
 /// See [`SandboxError`].
 pub(crate) fn confine_supervisor() -> Result<(), SandboxError> {
-    // The next worker's and systemd's sockets are outside.
+    // The supervisor reaches sockets outside the sandbox: the next worker's and systemd's.
     process(&SUPERVISOR, true)
 }
 
-/// Confines the opener, which has no thread but this one.
+/// Confines the opener, which has a single thread.
 ///
 /// # Errors
 ///
@@ -130,7 +131,7 @@ pub(crate) fn confine_opener() -> Result<(), SandboxError> {
     Ok(())
 }
 
-/// Confines this process to what the main thread's `role` has, with or without what is `outside`.
+/// Confines this process to the main thread's `role`, with or without access to processes `outside`.
 fn process(role: &'static Role, outside: bool) -> Result<(), SandboxError> {
     if !is_on() {
         return Ok(());
@@ -145,22 +146,22 @@ fn process(role: &'static Role, outside: bool) -> Result<(), SandboxError> {
     Ok(())
 }
 
-/// Confines the thread that serves metrics, and with it those that it makes.
+/// Confines the metrics server's thread, and the threads that it creates.
 pub(crate) fn enter_metrics() {
     enter(&METRICS);
 }
 
-/// For a thread beside the main one, which alone takes the signals that tell this process something: what
-/// their handlers do is not in this one's list.
+/// Confines a thread other than the main one. Blocks the signals with handlers, which the main thread takes:
+/// this thread's list lacks the handlers' system calls.
 fn enter(role: &'static Role) {
-    // An error is no reason not to serve, as the kernel prefers the main thread anyhow.
+    // An error is ignored, as the kernel prefers the main thread anyway.
     let _ = TOLD_BY.get().map(SignalSet::block);
     if CONFINED.load(Ordering::Relaxed) {
         or_end(SANDBOX.enter(role));
     }
 }
 
-/// A thread that cannot be confined must not go on.
+/// Ends the process if a thread could not be confined.
 fn or_end(confined: Result<(), SandboxError>) {
     if let Err(error) = confined {
         let why = format_args!("volt-netd: a thread cannot be confined: {}", error_chain(&error));

@@ -273,17 +273,17 @@ fn addresses() {
     for (status, told, arguments) in [
         (
             1,
-            "metrics cannot be served at 127.0.0.1:9101: another program listens there",
+            "cannot serve metrics at 127.0.0.1:9101: another program listens there",
             &["tcp:127.0.0.1:9101"][..],
         ),
         (
             1,
-            "metrics cannot be served at 192.0.2.1:9101: is that an address of this host",
+            "cannot serve metrics at 192.0.2.1:9101: choose an address of this host",
             &["tcp:192.0.2.1:9101", "--metrics-public"],
         ),
-        (1, "metrics cannot be served: cannot listen on /nonexistent/m", &["unix:/nonexistent/m"]),
+        (1, "cannot serve metrics: cannot listen on /nonexistent/m", &["unix:/nonexistent/m"]),
         (2, "choose a loopback address, or add --metrics-public", &["tcp:0.0.0.0:9101"]),
-        (2, "'localhost:9101' is no address to serve metrics at: give unix:PATH", &["localhost:9101"]),
+        (2, "'localhost:9101' is not an address for metrics: give unix:PATH", &["localhost:9101"]),
     ] {
         let other = dir.path().join("other");
         let mut command = netns.command(program("volt-netd"));

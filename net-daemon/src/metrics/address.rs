@@ -1,4 +1,4 @@
-//! Where metrics are served: `unix:PATH` or `tcp:ADDRESS:PORT`.
+//! The address of the metrics server: `unix:PATH` or `tcp:ADDRESS:PORT`.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -7,23 +7,23 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
-/// Where to serve.
+/// An address of the metrics server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Address {
     Unix(PathBuf),
     Tcp(SocketAddr),
 }
 
-/// A text that names no address.
+/// A text that is not an address.
 #[derive(Debug, Error)]
 #[error(
-    "'{0}' is no address to serve metrics at: give unix:PATH, or tcp:ADDRESS:PORT with a numeric address, as \
-     in tcp:127.0.0.1:9101 or tcp:[::1]:9101"
+    "'{0}' is not an address for metrics: give unix:PATH, or tcp:ADDRESS:PORT with a numeric address, for \
+     example tcp:127.0.0.1:9101 or tcp:[::1]:9101"
 )]
 pub(crate) struct AddressError(String);
 
 impl Address {
-    /// Whether other hosts may be able to connect.
+    /// Returns whether other hosts may be able to connect.
     pub(crate) fn is_public(&self) -> bool {
         matches!(self, Address::Tcp(address) if !address.ip().is_loopback())
     }
@@ -70,7 +70,10 @@ mod tests {
             assert_eq!(parse(text).unwrap().is_public(), public, "{text}");
         }
         for wrong in ["", "unix:", "tcp:9101", "tcp:localhost:9101", "tcp:127.0.0.1", "udp:1", "/run/a"] {
-            assert!(parse(wrong).unwrap_err().starts_with(&format!("'{wrong}' is no address")), "{wrong}");
+            assert!(
+                parse(wrong).unwrap_err().starts_with(&format!("'{wrong}' is not an address")),
+                "{wrong}"
+            );
         }
     }
 }

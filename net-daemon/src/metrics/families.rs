@@ -1,24 +1,24 @@
-//! Which metrics there are. Names and labels stay as they are: dashboards and alerts are built on them. They
-//! are documented in docs/reference/metrics.md, with what to alert on.
+//! The metrics. Do not change names and labels: dashboards and alerts depend on them.
+//! docs/reference/metrics.md documents them.
 
 use volt_program::metrics::{Family, Metrics};
 use volt_vhost_user::vring::VringStanding;
 
 use crate::status::{PairCounters, Status, VERSION, VringKind, drop_reasons};
 
-/// What is known at one moment.
+/// The values of one moment.
 #[derive(Debug)]
 pub(crate) struct Observed<'a> {
-    /// What the process that serves the guest says, if it does.
+    /// The current status of the process that serves the guest, if it answers.
     pub(crate) status: Option<&'a Status>,
-    /// What it said last.
+    /// The last known status.
     pub(crate) last: Option<&'a Status>,
     pub(crate) counters: Vec<PairCounters>,
-    /// How often a supervisor has started a worker again, where there is one.
+    /// How often a supervisor has restarted the worker; `None` without a supervisor.
     pub(crate) restarts: Option<u64>,
 }
 
-/// All metrics of a daemon.
+/// Returns all metrics of a daemon.
 pub(crate) fn families(observed: &Observed<'_>) -> Metrics {
     let mut metrics = Metrics::default();
     let mut info = Family::gauge("volt_netd_build_info", "Version of the program that serves the metrics.");
@@ -26,12 +26,12 @@ pub(crate) fn families(observed: &Observed<'_>) -> Metrics {
     let up = Family::gauge("volt_netd_up", "Whether the process that serves the guest answers.");
     metrics.add([info, up.with(observed.status.is_some())]);
     if let Some(restarts) = observed.restarts {
-        let help = "Worker processes that died and were started again by the supervisor.";
+        let help = "Worker processes that died and were replaced by the supervisor.";
         metrics.add([Family::counter("volt_netd_worker_restarts", help).with(restarts)]);
     }
-    // Without an answer ever, there is no name to put on anything.
+    // Before the first answer, the interface's name is unknown.
     if let Some(last) = observed.last {
-        let help = "Times that another daemon took over, since the first one of this guest was started.";
+        let help = "Hand-overs since this guest's first daemon started.";
         metrics.add([Family::counter("volt_netd_take_overs", help).with(last.take_overs)]);
         add_counters(&mut metrics, &last.interface, &observed.counters);
     }
@@ -42,9 +42,9 @@ pub(crate) fn families(observed: &Observed<'_>) -> Metrics {
     metrics
 }
 
-/// What is so at the moment.
+/// Adds the current status.
 fn add_moment(metrics: &mut Metrics, status: &Status) {
-    let help = "Time since the process that serves the guest was started.";
+    let help = "Time since the process that serves the guest started.";
     let uptime = Family::gauge("volt_netd_uptime_seconds", help).with(status.uptime_seconds);
     let sandboxed = Family::gauge("volt_netd_sandboxed", "Whether each thread is confined.");
     let mut up = Family::gauge("volt_netd_interface_up", "Whether the interface is set up.");
@@ -54,13 +54,13 @@ fn add_moment(metrics: &mut Metrics, status: &Status) {
     metrics.add([uptime, sandboxed.with(status.sandbox), up, connected]);
     if let Some(front_end) = &status.front_end {
         let memory = Family::gauge("volt_netd_front_end_memory_bytes", "Memory that the front-end shares.");
-        let serving = Family::gauge("volt_netd_serving_queue_pairs", "Queue pairs that frames come by.");
+        let serving = Family::gauge("volt_netd_serving_queue_pairs", "Queue pairs that move frames.");
         let pairs = front_end.serving_pairs.len() as u64;
         metrics.add([memory.with(front_end.memory_bytes), serving.with(pairs)]);
     }
 }
 
-/// Frames and notifications.
+/// Adds the counters.
 fn add_counters(metrics: &mut Metrics, interface: &str, counters: &[PairCounters]) {
     let mut frames = Family::counter("volt_netd_frames", "Frames that were delivered; rx is to the guest.");
     let help = "Bytes of delivered frames, Ethernet header included.";
@@ -71,7 +71,7 @@ fn add_counters(metrics: &mut Metrics, interface: &str, counters: &[PairCounters
     let mut limiter_waits = Family::counter("volt_netd_limiter_waits", help);
     let mut calls = Family::counter("volt_netd_calls", "Notifications to the driver.");
     let mut kicks = Family::counter("volt_netd_kicks", "Notifications from the driver.");
-    let help = "Descriptor chains that were left out because they had ended workers.";
+    let help = "Descriptor chains that were returned unserved because they had killed workers.";
     let mut deadly = Family::counter("volt_netd_deadly_chains", help);
     for counters in counters {
         let pair = counters.pair.to_string();
@@ -93,17 +93,17 @@ fn add_counters(metrics: &mut Metrics, interface: &str, counters: &[PairCounters
     metrics.add([frames, bytes, dropped, limiter_waits, calls, kicks, deadly]);
 }
 
-/// The vrings of the front-end that is connected.
+/// Adds the vrings of the connected front-end.
 fn add_vrings(metrics: &mut Metrics, status: &Status) {
-    let mut state = Family::gauge("volt_netd_vring_state", "1 for the state that the vring is in.");
+    let mut state = Family::gauge("volt_netd_vring_state", "1 for the current state of the vring.");
     let mut size = Family::gauge("volt_netd_vring_size", "Entries of the vring.");
-    let help = "Chains that the driver has made available and has not got back.";
+    let help = "Chains that the driver has made available and that are not returned yet.";
     let mut available = Family::gauge("volt_netd_vring_available", help);
-    let help = "Time since the vring was last seen to make progress, to the time between two looks at it.";
+    let help = "Time since the vring was last seen to make progress, accurate to the interval of checks.";
     let mut idle = Family::gauge("volt_netd_vring_idle_seconds", help);
-    let help = "Whether the vring waits for its guest's buffers, for room in the interface, or for a limit.";
+    let help = "Whether the vring waits for the guest's buffers, for room in the interface, or for a limit.";
     let mut waiting = Family::gauge("volt_netd_vring_waiting", help);
-    let help = "Whether the vring has work, waits for nobody, and makes no progress: a fault of the daemon.";
+    let help = "Whether the vring has work, waits for nothing, and makes no progress: a bug of the daemon.";
     let mut no_progress = Family::gauge("volt_netd_vring_no_progress", help);
     for vring in &status.vrings {
         let number = vring.vring.to_string();
@@ -116,7 +116,7 @@ fn add_vrings(metrics: &mut Metrics, status: &Status) {
             waiting.sample(&labels, vring.waits);
             no_progress.sample(&labels, vring.no_progress);
         }
-        // Of one whose thread has reported.
+        // Known once the vring's thread has reported.
         if let (Some(entries), Some(chains)) = (vring.size, vring.available) {
             size.sample(&labels, u64::from(entries));
             available.sample(&labels, u64::from(chains));
@@ -128,7 +128,7 @@ fn add_vrings(metrics: &mut Metrics, status: &Status) {
     metrics.add([state, size, available, waiting, no_progress, idle]);
 }
 
-/// `labels`, and one more.
+/// Returns `labels` with one more.
 fn and<'l>(labels: &[(&'l str, &'l str)], name: &'l str, value: &'l str) -> Vec<(&'l str, &'l str)> {
     [labels, &[(name, value)]].concat()
 }

@@ -1,4 +1,4 @@
-//! The socket that metrics are served at.
+//! The socket of the metrics server.
 
 use std::fmt;
 use std::io;
@@ -14,21 +14,21 @@ use volt_program::unix::Access;
 use crate::endpoint::{EndpointError, Listener, ListenerState};
 use crate::metrics::address::Address;
 
-/// Metrics say nothing that only the daemon's user may know, but who may connect can also keep it busy.
+/// Permissions of a Unix socket. Metrics are not secret, but clients can keep the server busy.
 const MODE: u32 = 0o660;
 
-/// Why metrics cannot be served there.
+/// Why metrics cannot be served at an address.
 #[derive(Debug, Error)]
 pub(crate) enum ListenError {
-    #[error("metrics cannot be served")]
+    #[error("cannot serve metrics")]
     Unix(#[from] EndpointError),
-    #[error("metrics cannot be served at {0}: another program listens there, choose another port")]
+    #[error("cannot serve metrics at {0}: another program listens there, choose another port")]
     InUse(SocketAddr),
-    #[error("metrics cannot be served at {0}: is that an address of this host, and a port that it may use?")]
+    #[error("cannot serve metrics at {0}: choose an address of this host, and a port that this user may use")]
     Tcp(SocketAddr, #[source] io::Error),
 }
 
-/// A socket that metrics are served at.
+/// A listening socket of the metrics server.
 #[derive(Debug)]
 pub(crate) enum MetricsListener {
     Unix(Listener),
@@ -44,7 +44,7 @@ pub(crate) enum MetricsState {
 }
 
 impl MetricsListener {
-    /// Listens at `address`, where `user` serves, if not the one who started the daemon.
+    /// Listens at `address`. A socket file belongs to `user`, if given.
     pub(crate) fn open(address: &Address, user: Option<u32>) -> Result<MetricsListener, ListenError> {
         match address {
             Address::Unix(path) => {
@@ -56,14 +56,14 @@ impl MetricsListener {
                     io::ErrorKind::AddrInUse => ListenError::InUse(*address),
                     _ => ListenError::Tcp(*address, error),
                 })?;
-                // Port 0 is any.
+                // Port 0 is any free port.
                 let address = socket.local_addr().unwrap_or(*address);
                 Ok(MetricsListener::Tcp { socket: Numbered::fresh(socket), address })
             }
         }
     }
 
-    /// Writes it out. The file is its successor's to remove.
+    /// Exports the listener. Its successor removes the file.
     pub(crate) fn export<'a>(&'a self, out: &mut Exporter<'a>) -> MetricsState {
         match self {
             MetricsListener::Unix(listener) => MetricsState::Unix(listener.export(out)),
@@ -73,7 +73,7 @@ impl MetricsListener {
         }
     }
 
-    /// Takes over that of a state. It may still be another process's.
+    /// Imports the listener of a state. Another process may still own it.
     pub(crate) fn import(state: MetricsState, from: &mut Importer) -> Result<MetricsListener, StateError> {
         Ok(match state {
             MetricsState::Unix(state) => MetricsListener::Unix(Listener::import(state, from)?),
@@ -84,19 +84,19 @@ impl MetricsListener {
         })
     }
 
-    /// What was taken over from a state is this process's from here on.
+    /// Makes this process the owner of an imported listener.
     pub(crate) fn own(&mut self) {
         if let MetricsListener::Unix(listener) = self {
             listener.own();
         }
     }
 
-    /// The one that has a file.
+    /// Returns the listener, if it has a file.
     pub(crate) fn with_file(&mut self) -> Option<&mut Listener> {
         if let MetricsListener::Unix(listener) = self { Some(listener) } else { None }
     }
 
-    /// Its number in a state.
+    /// Returns its number in a state.
     pub(crate) fn id(&self) -> FdId {
         match self {
             MetricsListener::Unix(listener) => listener.id(),
@@ -104,7 +104,7 @@ impl MetricsListener {
         }
     }
 
-    /// The same socket, for the thread that serves.
+    /// Duplicates the socket, for the metrics server.
     pub(crate) fn socket(&self) -> io::Result<OwnedFd> {
         match self {
             MetricsListener::Unix(listener) => listener.as_fd().try_clone_to_owned(),
@@ -114,7 +114,7 @@ impl MetricsListener {
 }
 
 impl MetricsState {
-    /// Whether it is at `address`.
+    /// Returns whether the listener is at `address`.
     pub(crate) fn is_at(&self, address: &Address) -> bool {
         match (self, address) {
             (MetricsState::Unix(state), Address::Unix(path)) => state.is_at(path),

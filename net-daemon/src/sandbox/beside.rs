@@ -1,5 +1,4 @@
-//! The tables of the processes beside the one that serves a guest: supervisor and opener. Neither maps a
-//! guest's memory.
+//! The sandbox tables of supervisor and opener. Neither process maps guest memory.
 
 use volt_sandbox::allow::{Allow, equal};
 use volt_sandbox::parts::{
@@ -10,10 +9,10 @@ use volt_sandbox::role::{Part, Role};
 
 use super::lists::{DESCRIPTORS_OF_OWN, GUEST_MEMORY, INTERFACE, MESSAGES, QUESTIONS, SHARED_WORDS};
 
-/// The supervisor. Its workers inherit its list, so that it has theirs, and what they import a state by.
+/// The supervisor. Its workers inherit its list, so it includes theirs, and the calls to import a state.
 pub(crate) static SUPERVISOR: Role = Role {
     name: "supervisor",
-    what: "starts workers, holds their state, leaves it with systemd",
+    what: "starts workers, holds their state, stores it with systemd",
     parts: &[
         &volt_sandbox::parts::FRAMES,
         &FORK,
@@ -37,40 +36,45 @@ pub(crate) static SUPERVISOR: Role = Role {
 /// The opener.
 pub(crate) static OPENER: Role = Role {
     name: "opener",
-    what: "opens the interface again, connects to a front-end, removes socket files, ends the supervisor",
+    what: "reopens the interface, connects to a front-end, removes socket files, kills the supervisor",
     parts: &[&OPENER_REQUESTS, &OPENER_INTERFACES, &OPENING, &SUPERVISOR_END, &MEMORY, &ABORT],
 };
 
 static IMPORT: Part = Part {
     name: "the start of a worker",
     calls: &[
-        Allow::seen("socket", libc::SYS_socket, "netd_supervise", "news of links, questions about one")
-            .only(&[&[equal(0, libc::AF_NETLINK as u32)], UNIX_STREAM]),
-        Allow::seen("bind", libc::SYS_bind, "netd_supervise", "news of links"),
-        Allow::seen("socketpair", libc::SYS_socketpair, "netd_supervise", "what signals and supervisor use")
+        Allow::seen(
+            "socket",
+            libc::SYS_socket,
+            "netd_supervise",
+            "link state changes, queries of link state",
+        )
+        .only(&[&[equal(0, libc::AF_NETLINK as u32)], UNIX_STREAM]),
+        Allow::seen("bind", libc::SYS_bind, "netd_supervise", "link state changes"),
+        Allow::seen("socketpair", libc::SYS_socketpair, "netd_supervise", "lines for signals and supervisor")
             .only(&[UNIX_STREAM]),
-        Allow::seen("pread64", libc::SYS_pread64, "netd_supervise", "counters of the worker before"),
-        Allow::seen("fcntl", libc::SYS_fcntl, "netd_supervise", "a descriptor that is for no other program")
+        Allow::seen("pread64", libc::SYS_pread64, "netd_supervise", "the last worker's counters"),
+        Allow::seen("fcntl", libc::SYS_fcntl, "netd_supervise", "close-on-exec of a descriptor")
             .only(&[&[equal(1, libc::F_SETFD as u32)]]),
-        Allow::seen("rt_sigaction", libc::SYS_rt_sigaction, "netd_supervise", "signals that end it"),
-        Allow::seen("prctl", libc::SYS_prctl, "netd_supervise", "giving up more")
+        Allow::seen("rt_sigaction", libc::SYS_rt_sigaction, "netd_supervise", "termination signals"),
+        Allow::seen("prctl", libc::SYS_prctl, "netd_supervise", "the worker's own sandbox")
             .only(&[&[equal(0, libc::PR_CAPBSET_DROP as u32)], &[equal(0, libc::PR_CAP_AMBIENT as u32)]]),
-        Allow::seen("prctl", libc::SYS_prctl, "netd_watchdog", "ending with its supervisor, below systemd")
+        Allow::seen("prctl", libc::SYS_prctl, "netd_watchdog", "under systemd: die with the supervisor")
             .only(&[&[equal(0, libc::PR_SET_PDEATHSIG as u32)]]),
-        Allow::seen("getppid", libc::SYS_getppid, "netd_watchdog", "the same"),
-        Allow::seen("capget", libc::SYS_capget, "netd_supervise", "giving up more"),
-        Allow::seen("capset", libc::SYS_capset, "netd_supervise", "giving up more"),
+        Allow::seen("getppid", libc::SYS_getppid, "netd_watchdog", "under systemd: die with the supervisor"),
+        Allow::seen("capget", libc::SYS_capget, "netd_supervise", "the worker's own sandbox"),
+        Allow::seen("capset", libc::SYS_capset, "netd_supervise", "the worker's own sandbox"),
         Allow::seen(
             "landlock_create_ruleset",
             libc::SYS_landlock_create_ruleset,
             "netd_supervise",
-            "giving up more",
+            "the worker's own sandbox",
         ),
         Allow::seen(
             "landlock_restrict_self",
             libc::SYS_landlock_restrict_self,
             "netd_supervise",
-            "giving up more",
+            "the worker's own sandbox",
         ),
     ],
 };
@@ -78,21 +82,21 @@ static IMPORT: Part = Part {
 static SYSTEMD: Part = Part {
     name: "systemd and the end of a worker",
     calls: &[
-        Allow::seen("sendto", libc::SYS_sendto, "netd_systemd", "what systemd is to keep"),
-        Allow::seen("pipe2", libc::SYS_pipe2, "netd_systemd", "waiting until systemd has it"),
+        Allow::seen("sendto", libc::SYS_sendto, "netd_systemd", "messages to systemd"),
+        Allow::seen("pipe2", libc::SYS_pipe2, "netd_systemd", "wait until systemd has read them"),
         Allow::seen(
             "pwrite64",
             libc::SYS_pwrite64,
             "netd_systemd",
-            "the state, in memory that systemd keeps",
+            "write the state to the memfd that systemd keeps",
         ),
-        Allow::seen("wait4", libc::SYS_wait4, "netd_supervise", "how a worker ended"),
-        Allow::seen("kill", libc::SYS_kill, "netd_supervise", "telling a worker to end"),
+        Allow::seen("wait4", libc::SYS_wait4, "netd_supervise", "a worker's exit status"),
+        Allow::seen("kill", libc::SYS_kill, "netd_supervise", "tell a worker to end"),
         Allow::seen(
             "tgkill",
             libc::SYS_tgkill,
             "netd_signals",
-            "a worker's own thread that a descriptor holds",
+            "interrupt a worker's thread that a descriptor blocks",
         ),
     ],
 };
@@ -100,20 +104,25 @@ static SYSTEMD: Part = Part {
 static SUPERVISOR_END: Part = Part {
     name: "the supervisor",
     calls: &[
-        Allow::seen("getppid", libc::SYS_getppid, "netd_supervise", "who its parent is"),
-        Allow::seen("kill", libc::SYS_kill, "netd_supervise", "a supervisor that does not answer")
+        Allow::seen(
+            "getppid",
+            libc::SYS_getppid,
+            "netd_supervise",
+            "check that the parent is the supervisor",
+        ),
+        Allow::seen("kill", libc::SYS_kill, "netd_supervise", "kill a supervisor that does not answer")
             .only(&[&[equal(1, libc::SIGKILL as u32)]]),
     ],
 };
 
 static OPENING: Part = Part {
-    name: "what else it opens, and removes",
+    name: "sockets, and options of a recreated interface",
     calls: &[
-        Allow::seen("connect", libc::SYS_connect, "netd_process", "a front-end that listens"),
-        Allow::kept("ioctl", libc::SYS_ioctl, "an interface that is made again: --persist, --user")
+        Allow::seen("connect", libc::SYS_connect, "netd_process", "connect to a front-end"),
+        Allow::kept("ioctl", libc::SYS_ioctl, "a recreated interface: --persist, --user")
             .only(&[&[equal(1, libc::TUNSETPERSIST as u32)], &[equal(1, libc::TUNSETOWNER as u32)]]),
-        Allow::seen("statx", libc::SYS_statx, "netd_port", "whether a file is the one that was made"),
-        Allow::seen("unlink", libc::SYS_unlink, "netd_sockets", "a socket file"),
+        Allow::seen("statx", libc::SYS_statx, "netd_port", "whether a socket file is the daemon's own"),
+        Allow::seen("unlink", libc::SYS_unlink, "netd_sockets", "remove a socket file"),
     ],
 };
 
@@ -125,7 +134,7 @@ mod tests {
     use super::*;
     use crate::sandbox::lists::MAIN;
 
-    /// A worker has at most what its supervisor has.
+    /// Everything that a worker may do, its supervisor may do.
     #[test]
     fn a_supervisor_has_what_its_workers_have() {
         for allow in MAIN.calls() {
