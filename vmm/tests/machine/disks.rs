@@ -34,7 +34,7 @@ fn the_command_line_refuses_what_is_no_disk() {
         (&["--initramfs", &fifo], 1, "no regular file"),
         (&["--disk", &qcow2], 1, "qemu-img convert -O raw"),
         (&["--rootfs", &qcow2_ro], 1, "format=raw"),
-        (&["--disk", &other], 2, "disks here are raw"),
+        (&["--disk", &other], 2, "supports only raw disks"),
         (&["--rootfs", &raw, "--disk", &raw], 1, "which this machine has already"),
     ];
     let image = Code::new().power_off().bzimage();

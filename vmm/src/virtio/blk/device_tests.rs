@@ -13,14 +13,14 @@ use virtio_bindings::virtio_blk::*;
 use super::tests::{DATA, FLUSH, OK, config, image, range, reopen, request, start};
 use super::*;
 
-/// A block device over an image file, as long as it lives.
+/// A block device backed by an image file, for as long as it lives.
 struct Loop {
     path: PathBuf,
     _directory: TempDir,
     _turn: MutexGuard<'static, ()>,
 }
 
-/// A machine has few of them, and one that is free is free for all: one test at a time.
+/// A machine has few loop devices, and a free one is free for all: one test at a time.
 static TURN: Mutex<()> = Mutex::new(());
 
 fn run(program: &str, args: &[&str], path: &Path) -> Result<String, String> {
@@ -36,14 +36,14 @@ impl Loop {
     fn new(image: &Path) -> Result<Loop, String> {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let mut error = String::new();
-        // Somebody else may take it between the question and the answer.
+        // Another program may take it between the question and the answer.
         for _ in 0..20 {
             let directory = tempfile::tempdir().unwrap();
             let name = Command::new("losetup").arg("--find").output().map_err(|e| format!("losetup: {e}"))?;
             let name = String::from_utf8_lossy(&name.stdout).trim().to_owned();
             let number = name.strip_prefix("/dev/loop").and_then(|number| number.parse().ok());
             let number: u32 = number.ok_or_else(|| "no loop device is free".to_owned())?;
-            // A node of our own: a container has a fixed number of them.
+            // An own node, because a container has a fixed number of them.
             let path = directory.path().join(format!("loop{number}"));
             let mode = Mode::RUSR | Mode::WUSR;
             mknodat(CWD, &path, FileType::BlockDevice, mode, makedev(7, number))
@@ -76,8 +76,8 @@ impl Drop for Loop {
     }
 }
 
-/// A block device is an image too; and nothing that was acknowledged is left in the host's memory
-/// behind a flush, nor behind a write for a driver that knows no flush.
+/// A block device works as an image. After a flush, no acknowledged data is left in the host's memory. The
+/// same holds after a write for a driver that knows no flush.
 #[test]
 fn block_devices_and_flushes() {
     let (_dir, path) = image();
@@ -110,7 +110,7 @@ fn block_devices_and_flushes() {
     assert_eq!(fs::read(&path).unwrap()[8 * 512..16 * 512], [0; 4096]);
 }
 
-/// The kernel opens it for writing, and refuses each write: that is told before a guest meets it.
+/// The kernel opens it for writing, and refuses each write. volt-vmm reports that before a guest notices.
 #[test]
 fn a_read_only_block_device_is_refused_for_writing() {
     const NAME: &str = "a_read_only_block_device_is_refused_for_writing";

@@ -1,15 +1,15 @@
-//! Formats of disk images that are not raw, by their signatures.
+//! Recognizes disk images that are not raw, by their signatures.
 //!
-//! Given to a guest as they are, it would find no partitions, and destroy the image with its first writes.
-//! LUKS is not among them: a raw disk that the guest itself has encrypted begins like that too.
+//! A guest would find no partitions on such an image, and destroy it with its first writes. LUKS is not in
+//! the list: a raw disk that the guest itself has encrypted starts like that, too.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-/// A signature: at this offset, these bytes, and whose they are, as `qemu-img` names it where it has a name.
+/// A signature: offset, bytes, and the format's name, as in `qemu-img` if it has one.
 const HEADS: [(usize, &[u8], &str); 11] = [
-    // With its version: there are 1 (qcow), 2 and 3 (both qcow2).
+    // With the version, which is 1 for qcow, and 2 or 3 for qcow2.
     (0, b"QFI\xfb\0\0\0\x01", "qcow"),
     (0, b"QFI\xfb", "qcow2"),
     (0, b"QED\0", "qed"),
@@ -22,15 +22,15 @@ const HEADS: [(usize, &[u8], &str); 11] = [
     (0, b"WithouFreSpacExt", "parallels"),
     (0x40, b"\x7f\x10\xda\xbe", "vdi"),
 ];
-/// A VHD of a fixed size is raw, but for its last bytes.
+/// A VHD of a fixed size is raw except for its last bytes.
 const VHD_FOOTER: u64 = 512;
 const VHD: &[u8] = b"conectix";
 
-/// The format of `file`, of `len` bytes, when it is known and not raw.
+/// Returns the format of `file`, of `len` bytes, if it is known and not raw.
 ///
 /// # Errors
 ///
-/// When it cannot be read.
+/// Fails if the file cannot be read.
 pub fn of(file: &File, len: u64) -> io::Result<Option<&'static str>> {
     let mut head = [0; 0x60];
     let in_head = usize::try_from(len).map_or(head.len(), |len| len.min(head.len()));

@@ -1,4 +1,4 @@
-//! Images and what the host does to them.
+//! Images, and actions of the host on them.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -77,12 +77,12 @@ mod full {
 
     use super::*;
 
-    /// The guest sees that the host's file system is full, and goes on when there is room again.
+    /// The guest sees that the host's file system is full, and continues when there is space again.
     #[test]
     fn no_space_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().to_owned();
-        // The mount is the thread's own, and goes with it.
+        // The mount belongs to the thread, and disappears with it.
         thread::spawn(move || match mount_tmpfs(&path) {
             Ok(()) => fill(&path),
             Err(error) => eprintln!("SKIP no_space_is_an_error: a small tmpfs: {error}"),

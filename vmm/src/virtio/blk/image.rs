@@ -24,13 +24,13 @@ use crate::virtio::chain::Buffers;
 
 /// Length of a disk's identification (virtio 1.2, 5.2.6).
 pub const ID_LEN: usize = 20;
-/// Most pieces that the kernel takes in one call (`UIO_MAXIOV`).
+/// Most pieces that the kernel accepts in one call (`UIO_MAXIOV`).
 const IOV_MAX: usize = 1024;
 
-/// Why an image is not usable.
+/// Why an image cannot be used.
 #[derive(Debug, Error)]
 pub enum ImageError {
-    /// Missing, no permission, and the like.
+    /// The file is missing, there is no permission, or the like.
     #[error(
         "cannot open disk image {}{}",
         path.display(), if *read_only { "" } else { " for writing (append ',ro' for read-only)" }
@@ -38,52 +38,53 @@ pub enum ImageError {
     Open {
         /// The image.
         path: PathBuf,
-        /// Whether only reading was asked for.
+        /// Whether it was to be opened for reading only.
         read_only: bool,
-        /// The system's reason.
+        /// The error of the system.
         #[source]
         source: io::Error,
     },
-    /// A directory, a FIFO, a socket, a character device.
+    /// It is a directory, a FIFO, a socket or a character device.
     #[error("{} is neither a file nor a block device", .0.display())]
     Kind(PathBuf),
-    /// A block device that takes no writes, as `blockdev --setro` makes it.
+    /// It is a block device that refuses writes, as after `blockdev --setro`.
     #[error(
         "block device {} is read-only: append ',ro', or make it writable (blockdev --setrw)",
         .0.display()
     )]
     ReadOnlyDevice(PathBuf),
-    /// Locked by another process.
+    /// Another process has locked it.
     #[error(
-        "disk image {} is in use by another process; two may share it only when both open it read-only \
+        "disk image {} is in use by another process; two may share it only if both open it read-only \
          (',ro')",
         .0.display()
     )]
     InUse(PathBuf),
-    /// Given to this machine before.
+    /// This machine has it already.
     #[error(
-        "disk image {} is the same as {}, which this machine has already; it may have it twice only when \
+        "disk image {} is the same as {}, which this machine has already; it may have it twice only if \
          both are read-only (',ro')", path.display(), other.display()
     )]
     Twice {
         /// The image.
         path: PathBuf,
-        /// The path under which it is open.
+        /// The path of the open image.
         other: PathBuf,
     },
-    /// The guest would see the format's own data.
+    /// It is not raw: the guest would see the data of its format.
     #[error(
-        "disk image {} begins as one in the format {format}, and disks here are raw: append ',format=raw' if \
-         it has been a guest's raw disk before (the guest may have written that, so never convert it); \
-         convert it (qemu-img convert -O raw) only if you have made it in that format", path.display()
+        "disk image {} looks like the format {format}, and volt-vmm supports only raw disks: append \
+         ',format=raw' if it was a guest's raw disk before (the guest may have written that signature, so \
+         never convert it); convert it (qemu-img convert -O raw) only if you created it in that format",
+        path.display()
     )]
     Format {
         /// The image.
         path: PathBuf,
-        /// As `qemu-img` names it.
+        /// The name of the format in `qemu-img`.
         format: &'static str,
     },
-    /// Not a sector in it.
+    /// It is shorter than a sector.
     #[error("disk image {} has {len} bytes, less than a sector of 512", path.display())]
     Empty {
         /// The image.
@@ -93,14 +94,14 @@ pub enum ImageError {
     },
 }
 
-/// The images that this process has open: device and inode number, and the path under which they are.
+/// The images that this process has open: device and inode number, and path.
 static OPEN: Mutex<Vec<((u64, u64), PathBuf)>> = Mutex::new(Vec::new());
 
 fn open_images() -> MutexGuard<'static, Vec<((u64, u64), PathBuf)>> {
     OPEN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Opens an image's file, and does nothing else with it.
+/// Opens an image's file without further steps.
 ///
 /// # Errors
 ///
@@ -124,7 +125,7 @@ pub struct DiskImage {
 }
 
 impl DiskImage {
-    /// Opens the image and locks it against writers, and when it is writable against readers too.
+    /// Opens the image. Locks it against writers, and against readers, too, if it is writable.
     ///
     /// # Errors
     ///
@@ -133,7 +134,7 @@ impl DiskImage {
         DiskImage::over(open_file(config)?, config)
     }
 
-    /// The same for an open file, of which `config` says what it is called.
+    /// Like [`DiskImage::open`], but for an open file. `config` has its name.
     ///
     /// # Errors
     ///
@@ -156,7 +157,7 @@ impl DiskImage {
         match lock(&file, !read_only) {
             Ok(()) => {}
             Err(LockError::Taken) => return Err(taken(path, inode)),
-            // Some network file systems have no locks; that is no reason to refuse the image.
+            // Some network file systems have no locks. That is no reason to refuse the image.
             Err(LockError::Unsupported(error)) => {
                 warn!(
                     event = "disk_not_locked", path:% = path.display();
@@ -164,7 +165,7 @@ impl DiskImage {
                 );
             }
         }
-        // A block device's metadata has no length, its end has a position.
+        // The metadata of a block device has no length, but its end has a position.
         let len = file.seek(SeekFrom::End(0)).map_err(failed)?;
         if len < SECTOR_SIZE {
             return Err(ImageError::Empty { path, len });
@@ -172,7 +173,7 @@ impl DiskImage {
         if let Some(format) = format::of(&file, len).map_err(failed)?.filter(|_| !raw) {
             return Err(ImageError::Format { path, format });
         }
-        // Differs between images and stays with one: device and inode number, NUL-padded.
+        // Device and inode number, NUL-padded: different for each image, and constant for one.
         let text = format!("{:x}-{:x}", metadata.dev(), metadata.ino());
         let mut id = [0; ID_LEN];
         for (to, from) in id.iter_mut().zip(text.bytes()) {
@@ -182,22 +183,22 @@ impl DiskImage {
         Ok(DiskImage { file, inode, path, len, read_only, id })
     }
 
-    /// Whole sectors in the image.
+    /// Returns the number of whole sectors in the image.
     pub fn sectors(&self) -> u64 {
         self.len / SECTOR_SIZE
     }
 
-    /// Bytes behind the last whole sector.
+    /// Returns the number of bytes after the last whole sector.
     pub fn surplus(&self) -> u64 {
         self.len % SECTOR_SIZE
     }
 
-    /// Whether it was opened for reading only.
+    /// Returns whether the image was opened for reading only.
     pub fn is_read_only(&self) -> bool {
         self.read_only
     }
 
-    /// What the guest knows the disk by.
+    /// Returns the identification of the disk for the guest.
     pub fn id(&self) -> [u8; ID_LEN] {
         self.id
     }
@@ -206,21 +207,21 @@ impl DiskImage {
     ///
     /// # Errors
     ///
-    /// `UnexpectedEof` when the image has become shorter, or the system's error.
+    /// `UnexpectedEof` if the image was shortened, or the error of the system.
     pub fn read_at(&self, data: &Buffers<'_>, offset: u64) -> io::Result<()> {
         let fd = self.file.as_raw_fd();
         transfer(data.slices(), offset, io::ErrorKind::UnexpectedEof, |iovecs, offset| {
-            // SAFETY: each iovec is a piece of mapped guest memory (see `transfer`), to which the guest and
-            // so the kernel may write at any time; nobody holds a reference to it.
+            // SAFETY: each iovec is a piece of mapped guest memory (see `transfer`), to which the guest, and
+            // therefore the kernel, may write at any time. No reference to it exists.
             unsafe { libc::preadv(fd, iovecs.as_ptr(), iovecs.len() as libc::c_int, offset) }
         })
     }
 
-    /// Writes `data` at byte `offset` on.
+    /// Writes `data` from byte `offset` on.
     ///
     /// # Errors
     ///
-    /// The system's, such as ENOSPC; a part may be written.
+    /// An error of the system, such as ENOSPC. A part may be written.
     pub fn write_at(&self, data: &Buffers<'_>, offset: u64) -> io::Result<()> {
         let fd = self.file.as_raw_fd();
         transfer(data.slices(), offset, io::ErrorKind::WriteZero, |iovecs, offset| {
@@ -229,20 +230,20 @@ impl DiskImage {
         })
     }
 
-    /// Makes all that was written stable.
+    /// Makes all previous writes stable.
     ///
     /// # Errors
     ///
-    /// The system's; then something that was acknowledged may be lost.
+    /// An error of the system. Acknowledged writes may then be lost.
     pub fn sync(&self) -> io::Result<()> {
         self.file.sync_data()
     }
 
-    /// Frees a range, whose contents are undefined afterwards.
+    /// Frees a range. Its contents are undefined afterwards.
     ///
     /// # Errors
     ///
-    /// The system's. An image that cannot free anything is none: a discard is a hint.
+    /// An error of the system. An image that cannot free ranges causes no error, because a discard is a hint.
     pub fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
         self.deallocate(offset, len).or_else(|errno| match errno {
             Errno::OPNOTSUPP | Errno::INVAL => Ok(()),
@@ -250,11 +251,11 @@ impl DiskImage {
         })
     }
 
-    /// Makes a range read as zeroes, and frees it with `unmap` if possible.
+    /// Makes a range read as zeroes. With `unmap`, frees it if possible.
     ///
     /// # Errors
     ///
-    /// The system's; a part may be zeroes.
+    /// An error of the system. A part may be zeroes.
     pub fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
         let result = if unmap {
             self.deallocate(offset, len)
@@ -294,9 +295,9 @@ fn retry(call: impl Fn() -> Result<(), Errno>) -> Result<(), Errno> {
     }
 }
 
-/// Whether the kernel lets nobody write to a block device that it has opened for writing all the same.
+/// Returns whether the kernel refuses writes to a block device that it has opened for writing.
 fn refuses_writes(device: &File) -> bool {
-    // `BLKROGET`, with no size in its number.
+    // `BLKROGET`. Its number includes no size.
     type ReadOnly = Getter<{ opcode::none(0x12, 94) }, libc::c_int>;
     // SAFETY: it writes an int.
     unsafe { ioctl(device, ReadOnly::new()) }.is_ok_and(|read_only| read_only != 0)
@@ -311,7 +312,7 @@ impl Drop for DiskImage {
     }
 }
 
-/// Who has the image: this process, under another path or the same, or another one.
+/// Finds the user of the image: this process, under the same path or another one, or another process.
 fn taken(path: PathBuf, inode: (u64, u64)) -> ImageError {
     let open = open_images();
     match open.iter().find(|(of, _)| *of == inode) {
@@ -320,10 +321,10 @@ fn taken(path: PathBuf, inode: (u64, u64)) -> ImageError {
     }
 }
 
-/// Moves all of `slices` by vectored calls, however little each of them does. `ended` is the error for a
+/// Transfers all of `slices` by vectored calls, however little each call does. `ended` is the error for a
 /// call that does nothing.
 ///
-/// The iovecs given to `call` cover pieces of guest memory that is mapped as long as `slices` live.
+/// The iovecs for `call` cover pieces of guest memory that stays mapped as long as `slices` live.
 fn transfer(
     slices: &[VolatileSlice<'_>],
     mut offset: u64,

@@ -1,10 +1,11 @@
-//! Locks that keep two programs from using one image at a time, if one of them writes.
+//! Locks that prevent two programs from using one image at a time, if one of them writes.
 //!
-//! There are two kinds, which know nothing of each other. `flock` is what `systemd` and `udev` respect on
-//! block devices. QEMU has locks of open file descriptions on single bytes, whatever the image contains
-//! there: byte 100 + N is locked by who has permission N, byte 200 + N by who does not let others have it.
-//! All are read locks, so that they go together with each other; who has locked its own then looks at the
-//! others' bytes, and gives up when somebody does not share what it has, or has what it does not share.
+//! There are two kinds, which are independent. `systemd` and `udev` respect `flock` on block devices. QEMU
+//! locks single bytes by open file description, whatever the image contains there. A lock of byte 100 + N
+//! means that its owner has permission N. A lock of byte 200 + N means that its owner does not let others
+//! have it. All are read locks, so that they do not exclude each other. A program that has locked its own
+//! bytes then looks at the others' bytes. It gives up if another program refuses to share a permission that
+//! it has, or has one that it refuses to share.
 #![expect(unsafe_code, reason = "locks of open file descriptions exist in libc only")]
 
 use std::fs::File;
@@ -15,23 +16,23 @@ use libc::{c_int, c_short, off_t};
 use rustix::fs::{FlockOperation, flock, fstatfs};
 use rustix::io::Errno;
 
-/// QEMU's permissions, of those that it has.
+/// Those of QEMU's permissions that are used here.
 const CONSISTENT_READ: off_t = 0;
 const WRITE: off_t = 1;
 const RESIZE: off_t = 3;
-/// What others may not have, whether we write or not: the guest is told that nobody else writes, and the
-/// length once.
+/// Permissions that others may not have, even if this process only reads: the guest relies on the fact that
+/// nobody else writes, and reads the length once.
 const NOT_SHARED: [off_t; 2] = [WRITE, RESIZE];
-/// Where the bytes of permissions had and of those not shared begin.
+/// First bytes of the permissions in use, and of those not shared.
 const HAD: off_t = 100;
 const UNSHARED: off_t = 200;
 
 /// Why there is no lock.
 #[derive(Debug)]
 pub enum LockError {
-    /// Somebody else has the image.
+    /// Another program has locked the image.
     Taken,
-    /// This file system has no locks of one kind or the other.
+    /// This file system lacks one kind of locks.
     Unsupported(io::Error),
 }
 
@@ -59,11 +60,11 @@ pub fn lock(file: &File, write: bool) -> Result<(), LockError> {
     bytes
 }
 
-/// Locks and looks as QEMU does.
+/// Locks bytes and checks the others' bytes, like QEMU.
 fn lock_bytes(file: &File, write: bool) -> Result<(), LockError> {
     let had: &[off_t] = if write { &[CONSISTENT_READ, WRITE] } else { &[CONSISTENT_READ] };
     for byte in had.iter().map(|had| HAD + had).chain(NOT_SHARED.map(|not| UNSHARED + not)) {
-        // There are no write locks but somebody's who knows nothing of this.
+        // Write locks exist only from programs that do not follow this protocol.
         ofd(file, libc::F_OFD_SETLK, libc::F_RDLCK, byte)?;
     }
     for byte in had.iter().map(|had| UNSHARED + had).chain(NOT_SHARED.map(|not| HAD + not)) {
@@ -74,8 +75,8 @@ fn lock_bytes(file: &File, write: bool) -> Result<(), LockError> {
     Ok(())
 }
 
-/// Network file systems make a lock of all the file's bytes out of `flock`, QEMU's bytes too: readers would
-/// be in each other's way.
+/// Network file systems turn `flock` into a lock of all the file's bytes, QEMU's bytes included. Readers
+/// would exclude each other.
 fn has_one_kind_only(file: &File) -> bool {
     const NFS: u32 = 0x6969;
     const CIFS: u32 = 0xff53_4d42;
@@ -84,14 +85,14 @@ fn has_one_kind_only(file: &File) -> bool {
     fstatfs(file).is_ok_and(|system| [NFS, CIFS, SMB2, PLAN9].contains(&(system.f_type as u32)))
 }
 
-/// Sets or looks for a lock of one byte; answers with the kind of lock that is in the way.
+/// Sets or queries a lock of one byte. Returns the kind of the conflicting lock.
 fn ofd(file: &File, command: c_int, kind: c_int, byte: off_t) -> Result<c_int, LockError> {
     let mut lock = libc::flock {
         l_type: kind as c_short,
         l_whence: libc::SEEK_SET as c_short,
         l_start: byte,
         l_len: 1,
-        // It has to be 0: the lock is no process's.
+        // Must be 0: the lock belongs to no process.
         l_pid: 0,
     };
     // SAFETY: `lock` is a flock that lives until the call returns.

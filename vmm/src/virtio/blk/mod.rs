@@ -1,7 +1,7 @@
 //! The block device (virtio 1.2, section 5.2): one vring, one thread, one raw image.
 //!
-//! [`Block::open`] opens and locks the image, which stays so as long as the device lives. Each activation
-//! starts a thread that serves the vring by [`queue::RequestQueue`]; a reset ends it.
+//! [`Block::open`] opens and locks the image for the lifetime of the device. Each activation starts a thread
+//! that serves the vring with [`queue::RequestQueue`]. A reset ends it.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -30,26 +30,26 @@ pub mod queue;
 pub const SECTOR_SIZE: u64 = 512;
 
 const VRING_SIZE: u16 = 256;
-/// Bytes in one segment of a request, and segments in one request: together the most that a guest can
-/// make the host hold or wait for at once. A ring of 256 has room for 254 beside header and status.
+/// Bytes in one segment of a request, and segments in one request: together, the most that a guest can make
+/// the host hold or wait for at once. A ring of 256 has room for 254 segments beside header and status.
 const SIZE_MAX: u32 = 1 << 20;
 const SEG_MAX: u32 = VRING_SIZE as u32 - 2;
-/// Ranges in one discard or write-zeroes request, and sectors in each: at most 64 MiB of zeroes have to
-/// be written where the image's file system cannot make a hole.
+/// Ranges in one discard or write-zeroes request, and sectors in each. At most 64 MiB of zeroes have to be
+/// written if the image's file system cannot make a hole.
 const RANGES_MAX: u32 = 16;
 const RANGE_SECTORS_MAX: u32 = 1 << 17;
-/// 4 KiB in sectors: what file systems can free.
+/// 4 KiB in sectors: the unit that file systems can free.
 const DISCARD_ALIGNMENT: u32 = 8;
 
-/// Why there is no block device.
+/// Why a block device cannot be created.
 #[derive(Debug, Error)]
 pub enum BlockError {
-    /// The image is not usable.
+    /// The image cannot be used.
     #[error(transparent)]
     Image(#[from] ImageError),
 }
 
-/// A block device over an image.
+/// A block device with an image.
 pub struct Block {
     name: String,
     label: String,
@@ -71,7 +71,7 @@ impl Block {
         Ok(Block::of(DiskImage::open(config)?, config, gate))
     }
 
-    /// The same for an open file, of which `config` says what it is called.
+    /// Like [`Block::open`], but for an open file. `config` has its name.
     ///
     /// # Errors
     ///
@@ -86,7 +86,7 @@ impl Block {
         if image.surplus() != 0 {
             warn!(
                 event = "disk_cut_off", device:% = label;
-                "{label}: its last {} bytes are no whole sector of 512, and the guest does not see them",
+                "{label}: its last {} bytes are not a whole sector of 512; the guest does not see them",
                 image.surplus()
             );
         }
@@ -118,7 +118,7 @@ fn features(read_only: bool) -> Features {
     }
 }
 
-/// `struct virtio_blk_config` (5.2.4), with zeroes in the fields whose features are not offered.
+/// Returns `struct virtio_blk_config` (5.2.4). Fields whose features are not offered are zero.
 fn config_space(sectors: u64) -> Vec<u8> {
     let mut config = Vec::with_capacity(60);
     config.extend(sectors.to_le_bytes());
@@ -181,7 +181,7 @@ impl VirtioDevice for Block {
     }
 }
 
-/// The device beside its transport.
+/// The interface to the device beside its transport.
 struct Handle {
     label: String,
     counts: Arc<Counts>,

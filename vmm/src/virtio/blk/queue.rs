@@ -1,4 +1,4 @@
-//! RequestQueue of the block device (virtio 1.2, 5.2.6): header, data, status.
+//! The request queue of the block device (virtio 1.2, 5.2.6): header, data, status.
 
 use std::io;
 use std::sync::Arc;
@@ -20,14 +20,14 @@ const RANGE_LEN: usize = 16;
 /// Most data in one request, by the limits in the configuration space.
 const DATA_MAX: usize = SIZE_MAX as usize * SEG_MAX as usize;
 
-/// Why a request is answered with another status than OK.
+/// Why a request has another status than OK.
 #[derive(Debug, Error)]
 enum RequestError {
     #[error(transparent)]
     Chain(#[from] ChainError),
     #[error("malformed request: {0}")]
     Malformed(&'static str),
-    #[error("request of type {0} is not served")]
+    #[error("request type {0} is not supported")]
     Unsupported(u32),
     #[error("{sectors} sectors from {sector} on are outside of the disk")]
     OutOfRange { sector: u64, sectors: u64 },
@@ -46,7 +46,7 @@ impl RequestError {
     }
 }
 
-/// How many requests there were since the device was made.
+/// The number of requests since the device was created.
 #[derive(Default)]
 pub struct Counts {
     all: AtomicU64,
@@ -54,37 +54,37 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// All, and those among them that were answered with another status than OK.
+    /// Returns the number of all requests, and of those with another status than OK.
     pub fn get(&self) -> (u64, u64) {
         (self.all.load(Relaxed), self.failed.load(Relaxed))
     }
 }
 
-/// Serves requests on an image, for one activation.
+/// Serves requests on an image during one activation.
 pub struct RequestQueue {
     image: Arc<DiskImage>,
     counts: Arc<Counts>,
-    /// Without FLUSH the driver takes a completed write for a stable one (5.2.6.2).
+    /// Without FLUSH, the driver takes a completed write for a stable one (5.2.6.2).
     write_through: bool,
-    /// What the guest did wrong.
+    /// Faults of the guest.
     guest: Faults,
-    /// What the host could not do; apart, so that neither keeps back the other's line.
+    /// Faults of the host. Counted separately, so that neither kind suppresses the log lines of the other.
     host: Faults,
 }
 
 impl RequestQueue {
-    /// A server for a driver that acknowledged `features`; `label` begins its log lines.
+    /// Creates a server for a driver that acknowledged `features`. `label` starts its log lines.
     pub fn new(label: &str, image: Arc<DiskImage>, features: Features, counts: Arc<Counts>) -> RequestQueue {
         let write_through = !features.contains(Features::BLK_FLUSH);
         RequestQueue { image, counts, write_through, guest: Faults::new(label), host: Faults::new(label) }
     }
 
-    /// Serves one chain; answers the bytes written from the start of its writable half.
+    /// Serves one chain. Returns the number of bytes written from the start of its writable half.
     pub fn serve(&mut self, chain: Result<&Chain<'_>, ChainError>) -> u32 {
         self.counts.all.fetch_add(1, Relaxed);
         match chain.map_err(RequestError::from).and_then(Request::split) {
             Ok(request) => self.answer(&request),
-            // Nowhere to put a status.
+            // There is no room for a status.
             Err(error) => {
                 self.counts.failed.fetch_add(1, Relaxed);
                 self.guest.report(&error);
@@ -95,7 +95,7 @@ impl RequestQueue {
 
     fn answer(&mut self, request: &Request<'_>) -> u32 {
         let result = self.execute(request);
-        // The status comes last in the chain, so all before it was written or nothing counts.
+        // The status comes last in the chain: either all bytes before it were written, or none counts.
         let (status, used) = match &result {
             Ok(()) => (VIRTIO_BLK_S_OK as u8, request.data_in.len() + 1),
             Err(error) => (error.status(), if request.data_in.is_empty() { 1 } else { 0 }),
@@ -115,17 +115,17 @@ impl RequestQueue {
         let (data_in, data_out) = (&request.data_in, &request.data_out);
         match kind {
             VIRTIO_BLK_T_IN if !data_out.is_empty() => {
-                Err(RequestError::Malformed("a read with data to write"))
+                Err(RequestError::Malformed("a read request with data to write"))
             }
             VIRTIO_BLK_T_IN => {
                 let offset = self.offset(sector, data_in)?;
                 self.image.read_at(data_in, offset).map_err(|error| RequestError::Image("read", error))
             }
             VIRTIO_BLK_T_GET_ID => self.get_id(data_in),
-            // Nothing but the two above has data to give to the guest.
+            // Only the two request types above return data to the guest.
             _ if !data_in.is_empty() => Err(match kind {
                 VIRTIO_BLK_T_OUT | VIRTIO_BLK_T_FLUSH | VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES => {
-                    RequestError::Malformed("room for data in a request that reads none")
+                    RequestError::Malformed("room for data in a request that returns none")
                 }
                 _ => RequestError::Unsupported(kind),
             }),
@@ -157,7 +157,7 @@ impl RequestQueue {
                 data_in.copy_from(&id);
                 Ok(())
             }
-            _ => Err(RequestError::Malformed("get-id with room for other than 20 bytes")),
+            _ => Err(RequestError::Malformed("get-id without room for exactly 20 bytes")),
         }
     }
 
@@ -165,16 +165,16 @@ impl RequestQueue {
         self.image.sync().map_err(|error| RequestError::Image("flush", error))
     }
 
-    /// What follows a change before it is acknowledged.
+    /// Makes a change stable before it is acknowledged, if necessary.
     fn settle(&self) -> Result<(), RequestError> {
         if self.write_through { self.flush() } else { Ok(()) }
     }
 
-    /// The byte at which `data` for `sector` begins, when it is whole sectors within the disk.
+    /// Returns the byte offset of `sector`, if `data` is whole sectors within the disk.
     fn offset(&self, sector: u64, data: &Buffers<'_>) -> Result<u64, RequestError> {
         let len = data.len() as u64;
         if !len.is_multiple_of(SECTOR_SIZE) {
-            return Err(RequestError::Malformed("data of other than whole sectors"));
+            return Err(RequestError::Malformed("data that is not whole sectors"));
         }
         if data.len() > DATA_MAX {
             return Err(RequestError::Malformed("more data than size_max and seg_max allow"));
@@ -189,15 +189,15 @@ impl RequestQueue {
         }
     }
 
-    /// The ranges of a discard or write-zeroes request, each checked before the first is touched.
+    /// Returns the ranges of a discard or write-zeroes request. All are checked before the first is changed.
     fn ranges(&self, kind: u32, data: &Buffers<'_>) -> Result<Vec<Range>, RequestError> {
         if data.is_empty() || !data.len().is_multiple_of(RANGE_LEN) {
-            return Err(RequestError::Malformed("ranges of other than 16 bytes each"));
+            return Err(RequestError::Malformed("ranges that are not 16 bytes each"));
         }
         if data.len() / RANGE_LEN > RANGES_MAX as usize {
-            return Err(RequestError::Malformed("more ranges than max_discard_seg and the like allow"));
+            return Err(RequestError::Malformed("more ranges than max_discard_seg or max_write_zeroes_seg"));
         }
-        // One copy: the guest may change the original between the check and the use.
+        // Copied once, because the guest may change the original between the check and the use.
         let mut bytes = vec![0; data.len()];
         data.copy_to(&mut bytes);
         bytes.as_chunks().0.iter().map(|range| self.range(kind, range)).collect()
@@ -210,11 +210,11 @@ impl RequestQueue {
         let flags = u32::from_le_bytes([f0, f1, f2, f3]);
         let known = if kind == VIRTIO_BLK_T_DISCARD { 0 } else { VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP };
         if flags & !known != 0 {
-            // 5.2.6.2 asks for UNSUPP for unknown flags, and for unmap in a discard.
+            // 5.2.6.2 requires UNSUPP for unknown flags, and for unmap in a discard.
             return Err(RequestError::Unsupported(kind));
         }
         if sectors > RANGE_SECTORS_MAX {
-            return Err(RequestError::Malformed("a range longer than max_discard_sectors and the like"));
+            return Err(RequestError::Malformed("a range over max_discard_sectors or its like"));
         }
         let offset = self.check(sector, sectors.into())?;
         Ok(Range { offset, len: u64::from(sectors) * SECTOR_SIZE, unmap: flags != 0 })
@@ -240,7 +240,7 @@ struct Range {
     unmap: bool,
 }
 
-/// A chain cut into its parts. How the driver spread them over descriptors does not matter (2.7.4).
+/// A chain divided into its parts. The driver may spread them over descriptors in any way (2.7.4).
 struct Request<'m> {
     head: Option<Buffers<'m>>,
     data_out: Buffers<'m>,
@@ -262,7 +262,7 @@ impl<'m> Request<'m> {
         Ok(Request { head, data_out, data_in, status })
     }
 
-    /// `type` and `sector`.
+    /// Returns `type` and `sector`.
     fn header(&self) -> Result<(u32, u64), RequestError> {
         let head = self.head.as_ref().ok_or(RequestError::Malformed("a header of less than 16 bytes"))?;
         let mut bytes = [0; HEADER_LEN];

@@ -1,4 +1,4 @@
-//! Images that somebody else uses, or has made: other processes, QEMU, this machine itself.
+//! Images that other processes, QEMU or this machine itself use or have created.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -20,15 +20,16 @@ fn is_refused(path: &Path, read_only: bool, why: &str) {
     assert!(error.contains(why), "{error}");
 }
 
-/// Another program that has an image open; ended when dropped.
+/// Another program that has an image open. It ends when this is dropped.
 struct Holder(Child);
 
 impl Holder {
-    /// Runs `command` with `input` until it has printed that many lines, or ends: then what it said about it.
+    /// Runs `command` with `input` until it has printed that many lines. If it ends before, returns its error
+    /// text.
     fn start(command: &mut Command, input: &str, lines: usize) -> Result<Holder, String> {
         let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
         let mut holder = Holder(spawned.map_err(|error| error.to_string())?);
-        // One that is ending takes no more.
+        // A program that is ending reads nothing more.
         let _ = holder.0.stdin.as_mut().unwrap().write_all(input.as_bytes());
         let stdout = BufReader::new(holder.0.stdout.as_mut().unwrap());
         if stdout.lines().take(lines).count() == lines {
@@ -44,13 +45,13 @@ impl Holder {
         Holder::start(&mut command, "", 1).unwrap()
     }
 
-    /// A machine of QEMU's with a disk, which never runs.
+    /// A machine of QEMU with a disk. It never runs.
     fn qemu(path: &Path, read_only: bool) -> Result<Holder, String> {
         let read_only = if read_only { "on" } else { "off" };
         let disk = format!("file={},format=raw,if=virtio,readonly={read_only}", path.display());
         let mut command = Command::new("qemu-system-x86_64");
         command.args(["-S", "-nodefaults", "-display", "none", "-accel", "tcg", "-m", "32", "-qmp", "stdio"]);
-        // It greets before it has opened the disk, and answers afterwards.
+        // It prints a greeting before it has opened the disk, and an answer afterwards.
         Holder::start(command.args(["-drive", &disk]), "{\"execute\": \"qmp_capabilities\"}\n", 2)
     }
 }
@@ -88,7 +89,7 @@ fn one_machine_has_an_image_once() {
     reopen(&path, false);
 }
 
-/// `flock`, which is what `udev` and the like respect.
+/// `flock`, which `udev` and others respect.
 #[test]
 fn another_process_may_only_read_what_we_read() {
     let (_dir, path) = image();
@@ -104,7 +105,7 @@ fn another_process_may_only_read_what_we_read() {
     reopen(&path, false);
 }
 
-/// Whoever comes second is refused, unless both read.
+/// The second program is refused, unless both only read.
 #[test]
 fn qemu_and_we_do_not_write_to_one_image() {
     if !has("qemu-system-x86_64", "qemu_and_we_do_not_write_to_one_image") {
@@ -128,7 +129,7 @@ fn qemu_and_we_do_not_write_to_one_image() {
     }
 }
 
-/// What QEMU's tools do to an image meanwhile: they may look at it, and not change it.
+/// QEMU's tools may look at an image in use, and not change it.
 #[test]
 fn qemu_tools_do_not_change_an_image_in_use() {
     const NAME: &str = "qemu_tools_do_not_change_an_image_in_use";
@@ -153,7 +154,7 @@ fn qemu_tools_do_not_change_an_image_in_use() {
     eventually("the image is free", || run("qemu-io", &write).0);
 }
 
-/// Made by QEMU, in each format that it writes.
+/// Images created by QEMU, in each format that it can write.
 #[test]
 fn other_formats_are_refused_unless_the_user_says_raw() {
     const NAME: &str = "other_formats_are_refused_unless_the_user_says_raw";
@@ -193,7 +194,7 @@ fn other_formats_are_refused_unless_the_user_says_raw() {
             file.write_all(&[b'\n'; SECTOR_SIZE as usize]).unwrap();
         }
         for read_only in [false, true] {
-            let expected = format!("begins as one in the format {format}");
+            let expected = format!("looks like the format {format}");
             // A lock of the last one may be left for a moment: see `reopen`.
             eventually("it is refused by name", || {
                 let error = open(&path, read_only).err().expect("it is refused");

@@ -30,8 +30,8 @@ pub(super) fn image() -> (TempDir, PathBuf) {
     (dir, path)
 }
 
-/// Opens an image that was given back just now: a program that another test starts may have a copy of its
-/// descriptor, and so of its lock, for a moment.
+/// Opens an image that was closed just before. A program that another test starts may briefly have a copy of
+/// its descriptor, and so of its lock.
 pub(super) fn reopen(path: &Path, read_only: bool) -> Block {
     let mut disk = None;
     eventually("the image is free", || {
@@ -54,7 +54,7 @@ fn put_header(driver: &Driver, kind: u32, sector: u64) {
     driver.put(STATUS, &[0xee]);
 }
 
-/// One request with `data` between header and status; answers status and used length.
+/// Makes one request with `data` between header and status. Returns status and used length.
 pub(super) fn request(driver: &mut Driver, kind: u32, sector: u64, data: &[Part]) -> (u8, u32) {
     put_header(driver, kind, sector);
     let mut parts = vec![(HEADER, 16, false)];
@@ -106,7 +106,7 @@ fn reads_and_writes_go_through_scattered_buffers() {
     assert_eq!(bytes[62 * 512..63 * 512], [62; 512]);
 }
 
-/// The header across descriptors, and the status behind data in one descriptor: framing is the driver's.
+/// A header across descriptors, and a status behind data in one descriptor: the driver decides the framing.
 #[test]
 fn requests_may_be_cut_anywhere() {
     let (_dir, path) = image();
@@ -215,7 +215,7 @@ fn outside_of_the_disk_is_an_error() {
     assert_eq!(fs::metadata(&path).unwrap().len(), 64 * 512);
 }
 
-/// Each comes back to the guest, and the disk works afterwards.
+/// Each chain comes back to the guest, and the disk works afterwards.
 #[test]
 fn malformed_requests_do_not_end_the_worker() {
     let (_dir, path) = image();
@@ -239,7 +239,7 @@ fn malformed_requests_do_not_end_the_worker() {
         driver.kick(0);
         assert_eq!(driver.wait_used(0), 0, "{flags} {len} {next}");
     }
-    // A good request, but for a link behind its end: nothing of it is carried out.
+    // A valid request except for a link after its end: nothing of it is carried out.
     put_header(&driver, VIRTIO_BLK_T_FLUSH, 0);
     driver.descriptor(0, 3, (HEADER, 16, false), 1, 4);
     driver.descriptor(0, 4, (STATUS, 1, true), 1, 16);
@@ -252,7 +252,7 @@ fn malformed_requests_do_not_end_the_worker() {
     assert_eq!(driver.get(DATA, 512), [3; 512]);
 }
 
-/// A ring with impossible indices is given up, with NEEDS_RESET, and not read in circles; a reset heals it.
+/// A ring with impossible indices is given up with NEEDS_RESET, and not read in circles. A reset repairs it.
 #[test]
 fn an_impossible_ring_asks_for_a_reset() {
     let (_dir, path) = image();
@@ -271,7 +271,7 @@ fn an_impossible_ring_asks_for_a_reset() {
     }
 }
 
-/// Chains of random descriptors, which are mostly nonsense: each comes back, and the disk goes on.
+/// Chains of random descriptors, mostly nonsense: each comes back, and the disk continues.
 #[test]
 fn any_chain_is_survived() {
     let (_dir, path) = image();
@@ -291,7 +291,7 @@ fn any_chain_is_survived() {
         for slot in 0..8 {
             let address = places[random(places.len() as u64) as usize];
             let len = lengths[random(lengths.len() as u64) as usize];
-            // Any of NEXT, WRITE and INDIRECT; the ring itself is nothing to write to, or nothing follows.
+            // Any of NEXT, WRITE and INDIRECT. The device must not write to the ring itself.
             let write = random(2) == 1 && address > 0x10_0000;
             let flags = [0, 1, 1, 1, 4, 5, 8][random(7) as usize];
             driver.descriptor(0, slot, (address, len, write), flags, random(17) as u16);
@@ -305,7 +305,7 @@ fn any_chain_is_survived() {
     assert_eq!(request(&mut driver, VIRTIO_BLK_T_IN, 3, &[(DATA, 512, true)]), (OK, 513));
 }
 
-/// With both event-index settings: every request is completed and the driver told.
+/// Under both settings of the event index, every request is completed and the driver is notified.
 #[test]
 fn many_requests_with_and_without_event_index() {
     let (_dir, path) = image();

@@ -13,7 +13,7 @@ pub const INT_VRING: u32 = 1;
 /// Bit 1 of `InterruptStatus`: the configuration changed.
 pub const INT_CONFIG: u32 = 2;
 
-/// Interrupts of a virtio-mmio device: one irqfd, whose reason the driver finds in `InterruptStatus`.
+/// The interrupt of a virtio-mmio device: one irqfd. The driver finds the reason in `InterruptStatus`.
 ///
 /// The irqfd is edge-triggered: each write raises its GSI once.
 pub struct MmioInterrupt {
@@ -25,11 +25,11 @@ pub struct MmioInterrupt {
 }
 
 impl MmioInterrupt {
-    /// An interrupt with nothing pending. The caller connects [`MmioInterrupt::irqfd`] to a GSI.
+    /// Creates an interrupt with nothing pending. The caller connects [`MmioInterrupt::irqfd`] to a GSI.
     ///
     /// # Errors
     ///
-    /// When the process may open no more files.
+    /// Fails if the process may open no more files.
     pub fn new() -> io::Result<MmioInterrupt> {
         Ok(MmioInterrupt {
             irqfd: EventFd::new(EFD_NONBLOCK)?,
@@ -40,27 +40,27 @@ impl MmioInterrupt {
         })
     }
 
-    /// The eventfd behind the interrupt line.
+    /// Returns the eventfd behind the interrupt line.
     pub fn irqfd(&self) -> &EventFd {
         &self.irqfd
     }
 
-    /// `InterruptStatus` as the driver reads it.
+    /// Returns `InterruptStatus` for the driver.
     pub fn status(&self) -> u32 {
-        // An external back-end writes to the irqfd and cannot reach this register, so with one of those
-        // every interrupt may be about a vring.
+        // An external back-end writes to the irqfd and cannot reach this register. With one, every interrupt
+        // may be about a vring.
         let external = if self.external.load(Ordering::Acquire) { INT_VRING } else { 0 };
         self.status.load(Ordering::Acquire) | external
     }
 
-    /// Takes the driver's write to `InterruptACK`.
+    /// Handles the driver's write to `InterruptACK`.
     pub fn acknowledge(&self, bits: u32) {
         self.status.fetch_and(!bits, Ordering::AcqRel);
     }
 
     fn raise(&self, reason: u32) {
         self.status.fetch_or(reason, Ordering::AcqRel);
-        // Fails only when the counter is full, and then the line is raised already.
+        // Fails only if the counter is full, and then the line is raised already.
         let _ = self.irqfd.write(1);
     }
 }

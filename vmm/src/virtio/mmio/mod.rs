@@ -1,9 +1,9 @@
 //! virtio over memory-mapped I/O, version 2 (virtio 1.2, section 4.2).
 //!
-//! The builder makes one [`MmioTransport`] per device and puts it on the bus at its slot. `QueueNotify`
-//! and interrupts bypass it: KVM turns the driver's notification into an eventfd write (ioeventfd) and
-//! an eventfd write into an interrupt (irqfd). What is left are the registers, at start-up mostly, and
-//! `InterruptStatus` and `InterruptACK` at each interrupt.
+//! The builder creates one [`MmioTransport`] for each device and puts it on the bus at its slot.
+//! `QueueNotify` and interrupts bypass it: KVM turns the driver's notification into an eventfd write
+//! (ioeventfd), and an eventfd write into an interrupt (irqfd). The remaining accesses are to the registers,
+//! mostly during start-up, and to `InterruptStatus` and `InterruptACK` at each interrupt.
 
 use kvm_ioctls::{IoEventAddress, VmFd};
 use log::debug;
@@ -21,7 +21,7 @@ pub mod interrupt;
 
 /// "virt", little-endian.
 const MAGIC: u32 = 0x7472_6976;
-/// What stands in `Version` since virtio 1.0.
+/// The value of `Version` since virtio 1.0.
 const VERSION: u32 = 2;
 /// "volt", little-endian.
 const VENDOR: u32 = 0x746c_6f76;
@@ -32,12 +32,12 @@ pub struct MmioTransport {
 }
 
 impl MmioTransport {
-    /// Connects `device` to `vm` at `slot`: from here on its notifications and interrupts work. The
-    /// virtual machine has its interrupt controllers already.
+    /// Connects `device` to `vm` at `slot`. From here on its notifications and interrupts work. The virtual
+    /// machine must have its interrupt controllers already.
     ///
     /// # Errors
     ///
-    /// When KVM refuses an eventfd or the interrupt.
+    /// Fails if KVM refuses an eventfd or the interrupt.
     pub fn new(
         device: Box<dyn VirtioDevice>,
         memory: GuestMemoryMmap,
@@ -56,11 +56,11 @@ impl MmioTransport {
         Ok(transport)
     }
 
-    /// The registers alone; `QueueNotify` works by [`BusDevice::write`]. For tests.
+    /// Creates the registers alone, for tests. `QueueNotify` works through [`BusDevice::write`].
     ///
     /// # Errors
     ///
-    /// When the process may have no more files.
+    /// Fails if the process may open no more files.
     #[doc(hidden)]
     pub fn unconnected(
         device: Box<dyn VirtioDevice>,
@@ -83,7 +83,7 @@ impl MmioTransport {
             VIRTIO_MMIO_INTERRUPT_STATUS => registers.interrupt.status(),
             VIRTIO_MMIO_STATUS => registers.status(),
             VIRTIO_MMIO_CONFIG_GENERATION => registers.interrupt.generation(),
-            // No shared memory regions: length and base of each read as all ones (4.2.2).
+            // There are no shared memory regions: length and base of each read as all ones (4.2.2).
             VIRTIO_MMIO_SHM_LEN_LOW..=VIRTIO_MMIO_SHM_BASE_HIGH => u32::MAX,
             // Write-only registers, and those that do not exist.
             _ => 0,
@@ -97,7 +97,7 @@ impl MmioTransport {
             VIRTIO_MMIO_DRIVER_FEATURES_SEL => registers.driver_features_sel = value,
             VIRTIO_MMIO_DRIVER_FEATURES => registers.write_features(value),
             VIRTIO_MMIO_QUEUE_SEL => registers.vring_sel = value,
-            // By KVM's ioeventfd as a rule; here for writes that it does not take.
+            // Usually handled by KVM's ioeventfd. Here for writes that it does not handle.
             VIRTIO_MMIO_QUEUE_NOTIFY => registers.kick(value as usize),
             VIRTIO_MMIO_INTERRUPT_ACK => registers.interrupt.acknowledge(value),
             VIRTIO_MMIO_STATUS => registers.write_status(value),
@@ -126,7 +126,7 @@ impl BusDevice for MmioTransport {
         if let Some(offset) = offset.checked_sub(VIRTIO_MMIO_CONFIG.into()) {
             return self.registers.device.read_config(offset, data);
         }
-        // Registers are 32 bits wide and read whole (4.2.2.2).
+        // Registers are 32 bits wide and read as a whole (4.2.2.2).
         data.fill(0);
         if let (Ok(data), 0) = (<&mut [u8; 4]>::try_from(data), offset % 4) {
             *data = self.read_register(offset as u32).to_le_bytes();
@@ -134,7 +134,7 @@ impl BusDevice for MmioTransport {
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
-        // No device here has configuration that a driver may write.
+        // No device here has a configuration that a driver may write.
         if let (Ok(data), 0, true) =
             (<[u8; 4]>::try_from(data), offset % 4, offset < VIRTIO_MMIO_CONFIG.into())
         {

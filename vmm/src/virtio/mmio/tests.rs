@@ -12,7 +12,7 @@ use crate::virtio::{ActivateError, Activation, copy_config};
 
 const EXTRA: Features = Features::from_bits_retain(1 << 40 | 1);
 
-/// What a device was told.
+/// The calls that a device received.
 #[derive(Default)]
 struct Log {
     activations: Vec<(Features, Vec<(u16, u16)>)>,
@@ -20,7 +20,7 @@ struct Log {
     interrupt: Option<Arc<dyn Interrupt>>,
 }
 
-/// A device of two vrings that only takes notes.
+/// A device with two vrings that only records its calls.
 struct Recorder {
     log: Arc<Mutex<Log>>,
     fails: bool,
@@ -140,7 +140,7 @@ fn nothing_of_a_running_device_changes() {
     assert_eq!(log.lock().unwrap().activations, [(Features::VERSION_1, vec![(0, 16)])]);
 }
 
-/// Each of these would be a write outside of guest memory, or a division by zero, if it were believed.
+/// Each of these would be a write outside of guest memory, or a division by zero, if it were not checked.
 #[test]
 fn bad_vrings_are_found_at_driver_ok() {
     for (size, table, available, used) in [
@@ -195,7 +195,7 @@ fn config_generation_follows_changes() {
     assert_eq!(driver.read(VIRTIO_MMIO_INTERRUPT_STATUS), 0);
 }
 
-/// Whatever a guest writes, wherever and however wide, in whatever state: no panic.
+/// Any write of a guest, of any width and in any state, causes no panic.
 #[test]
 fn any_access_is_survived() {
     let (mut driver, _) = recorder(false);
@@ -269,7 +269,7 @@ mod kvm {
         let mut vcpu = vm.create_vcpu(0).unwrap();
         load_code(&vcpu, &memory, &code);
 
-        // The first write matches vring 1; no vring 7 exists, so that one comes out to the transport.
+        // The first write matches vring 1. There is no vring 7, so that write reaches the transport.
         match vcpu.run().unwrap() {
             VcpuExit::MmioWrite(address, data) => {
                 assert_eq!((address, data), (SLOT.base + 0x50, &[7, 0, 0, 0][..]));
@@ -281,7 +281,7 @@ mod kvm {
         assert!(transport.registers.kicks[0].read().is_err());
     }
 
-    /// What a device or a back-end writes to the call eventfd arrives at the interrupt controller.
+    /// A write of a device or a back-end to the call eventfd arrives at the interrupt controller.
     #[test]
     fn interrupt_by_irqfd() {
         let Some(kvm) = kvm("interrupt_by_irqfd") else { return };
@@ -292,7 +292,7 @@ mod kvm {
         let pending = || {
             let mut chip = kvm_irqchip { chip_id: KVM_IRQCHIP_PIC_MASTER, ..Default::default() };
             vm.get_irqchip(&mut chip).unwrap();
-            // SAFETY: the kernel fills in the member that belongs to the chip asked for.
+            // SAFETY: the kernel fills in the member of the requested chip.
             unsafe { chip.chip.pic }.irr & 1 << SLOT.gsi != 0
         };
         assert!(!pending());

@@ -1,4 +1,4 @@
-//! The entropy device (virtio 1.2, section 5.4): one vring, whose buffers are filled with random bytes.
+//! The entropy device (virtio 1.2, section 5.4): one vring, whose buffers it fills with random bytes.
 
 use std::sync::Arc;
 
@@ -15,14 +15,14 @@ mod queue;
 const LABEL: &str = "rng";
 const VRING_SIZE: u16 = 64;
 
-/// An entropy device on the host's random numbers.
+/// An entropy device with the host's random numbers.
 pub struct Rng {
     gate: Arc<PauseGate>,
     worker: Option<Worker>,
 }
 
 impl Rng {
-    /// A device that runs once it is activated.
+    /// Creates a device, which runs after its activation.
     pub fn new(gate: &Arc<PauseGate>) -> Rng {
         Rng { gate: gate.clone(), worker: None }
     }

@@ -1,4 +1,4 @@
-//! RequestQueue of the entropy device (virtio 1.2, 5.4.6): buffers to fill.
+//! The request queue of the entropy device (virtio 1.2, 5.4.6): buffers to fill.
 
 use crate::faults::Faults;
 use crate::virtio::chain::{Chain, ChainError};
@@ -17,7 +17,7 @@ impl RequestQueue {
         RequestQueue { faults: Faults::new(label), bytes: vec![0; FILL_MAX] }
     }
 
-    /// Fills a chain; answers how many bytes.
+    /// Fills a chain. Returns the number of bytes.
     pub(super) fn serve(&mut self, chain: Result<&Chain<'_>, ChainError>) -> u32 {
         let chain = match chain {
             Ok(chain) => chain,
