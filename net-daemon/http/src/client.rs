@@ -1,5 +1,5 @@
-//! The client: [`ask`] sends one request over a connection of the caller's and returns its answer, for
-//! command lines that ask a daemon.
+//! The client: [`ask`] sends one request over a connection of the caller, and returns the response. For
+//! command lines that control a daemon.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -13,69 +13,68 @@ use crate::request::{HEAD_MAX, HEADERS_MAX, values};
 use crate::socket::{Deadline, Received, Woken, receive, send_with, wait};
 use crate::{Method, StatusCode};
 
-/// Why there is no answer.
+/// The reason why there is no response.
 #[derive(Debug, Error)]
 pub enum AskError {
-    /// Not percent-encoded, without a slash at its beginning, or longer than any server takes.
-    #[error("'{0}' is no path that can be asked for")]
+    /// The path is not percent-encoded, does not begin with a slash, or is longer than any server accepts.
+    #[error("'{0}' is not a valid path for a request")]
     Path(String),
-    /// Not in time.
-    #[error("no answer within {} s", .0.as_secs_f32())]
+    /// The response did not arrive in time.
+    #[error("no response within {} s", .0.as_secs_f32())]
     Late(Duration),
-    /// Without a byte of an answer.
-    #[error("the connection is closed before an answer")]
+    /// The connection was closed before the first byte of a response.
+    #[error("the connection was closed without a response")]
     Closed,
-    /// The connection is.
-    #[error("the connection is closed in the middle of the answer")]
+    /// The connection was closed within the response.
+    #[error("the connection was closed in the middle of the response")]
     Cut,
-    /// What came is none.
-    #[error("this is no HTTP answer: {0}")]
+    /// The received bytes are not a valid response.
+    #[error("this is not an HTTP response: {0}")]
     Malformed(String),
-    /// Longer than the caller takes.
-    #[error("the answer has more than {limit} bytes")]
+    /// The response is longer than the caller accepts.
+    #[error("the response has more than {limit} bytes")]
     TooLong {
-        /// Bytes of a body.
+        /// Maximum length of a body in bytes.
         limit: usize,
     },
-    /// The socket.
+    /// The socket failed.
     #[error("the connection is broken")]
     Broken(#[from] io::Error),
 }
 
-/// An answer.
+/// A response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
-    /// What came of the request.
+    /// The status code.
     pub status: StatusCode,
     /// The body.
     pub body: Vec<u8>,
 }
 
-/// What is asked.
+/// A request.
 #[derive(Clone, Debug)]
 pub struct Request<'r> {
-    /// How.
+    /// The method.
     pub method: &'r Method,
-    /// What is asked for: with a slash at its beginning, percent-encoded where that is needed, perhaps with a
-    /// query.
+    /// The path: it begins with a slash, is percent-encoded where necessary, and may contain a query.
     pub path: &'r str,
-    /// What goes with it; empty for none.
+    /// The body; empty for none.
     pub body: &'r [u8],
-    /// Descriptors that go with its first byte.
+    /// Descriptors to send with the first byte.
     pub descriptors: &'r [BorrowedFd<'r>],
 }
 
-/// What an answer may take.
+/// Limits for a response.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// From the first byte of the request to the last one of the answer.
+    /// Time from the first byte of the request to the last one of the response.
     pub time: Duration,
-    /// Most bytes of its body.
+    /// Maximum length of the body in bytes.
     pub body: usize,
 }
 
-/// Sends a request over `socket`, a stream that carries no other, and returns the answer. One that comes
-/// before the request is sent counts: that is how a server refuses a body that is too long.
+/// Sends a request over `socket`, a stream that carries no other, and returns the response. Accepts a
+/// response that arrives before the request is sent: a server refuses a body that is too long in this way.
 ///
 /// # Errors
 ///
@@ -93,10 +92,10 @@ pub fn ask(socket: &impl AsFd, request: &Request<'_>, limits: &Limits) -> Result
     }
 }
 
-/// The bytes of a request; none when the path is none.
+/// Encodes a request. Returns `None` if the path is invalid.
 fn encode(request: &Request<'_>) -> Option<Vec<u8>> {
     let Request { method, path, body, .. } = request;
-    // Servers do not hear of a fragment.
+    // Fragments are not sent to servers.
     let printable = path.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#');
     let length = body.len();
     let head = format!(
@@ -106,7 +105,7 @@ fn encode(request: &Request<'_>) -> Option<Vec<u8>> {
     good.then(|| [head.as_bytes(), body].concat())
 }
 
-/// A request on its way, and an answer on its own.
+/// The progress of a request and its response.
 struct Exchange<'c> {
     socket: BorrowedFd<'c>,
     limits: &'c Limits,
@@ -116,23 +115,23 @@ struct Exchange<'c> {
 }
 
 impl Exchange<'_> {
-    /// Waits until there is something to do, does it, and returns the answer if that is all of it.
+    /// Waits until there is something to do, does it, and returns the response if it is complete.
     fn step(&mut self, deadline: Deadline) -> Result<Option<Answer>, AskError> {
         let sends = if self.unsent.is_empty() { PollFlags::empty() } else { PollFlags::OUT };
         if wait(self.socket, PollFlags::IN | sends, None, Some(deadline))? != Woken::Ready {
             return Err(AskError::Late(self.limits.time));
         }
         if !self.unsent.is_empty() {
-            // Whoever does not read any more may have answered.
+            // A server that does not read any more may have responded.
             let sent = send_with(self.socket, self.unsent, self.descriptors).unwrap_or(self.unsent.len());
             if sent > 0 {
                 self.descriptors = &[];
             }
             self.unsent = &self.unsent[sent..];
         }
-        // A longer answer is refused.
+        // A longer response is refused.
         let most = HEAD_MAX + self.limits.body + 1 - self.received.len();
-        // Nobody has asked for descriptors.
+        // Descriptors are not expected in a response.
         let mut unwanted = Vec::<OwnedFd>::new();
         match receive(self.socket, &mut self.received, most, &mut unwanted) {
             Ok(Received::Nothing) => Ok(None),
@@ -143,17 +142,18 @@ impl Exchange<'_> {
         }
     }
 
-    /// What it means that there is no more.
+    /// Returns the error for the end of the connection.
     fn end(&self) -> AskError {
         if self.received.is_empty() { AskError::Closed } else { AskError::Cut }
     }
 
-    /// The answer, if it is whole, which an answer without a length is at the connection's end.
+    /// Returns the response if it is complete. A response without a length is complete at the connection's
+    /// end.
     fn answer(&mut self, at_end: bool) -> Result<Option<Answer>, AskError> {
         loop {
             let Some(head) = AnswerHead::parse(&self.received)? else { return Ok(None) };
             if head.status < StatusCode::OK {
-                // The answer itself is still to come.
+                // The final response is still to come.
                 self.received.drain(..head.bytes);
                 continue;
             }
@@ -172,17 +172,17 @@ impl Exchange<'_> {
     }
 }
 
-/// What an answer says before its body.
+/// The head of a response.
 struct AnswerHead {
     status: StatusCode,
-    /// Of the body, if it is said.
+    /// Length of the body, if known.
     length: Option<u64>,
-    /// Its own length.
+    /// Length of the head.
     bytes: usize,
 }
 
 impl AnswerHead {
-    /// The head that `received` begins with; none when there is only a part of it yet.
+    /// Parses the head at the start of `received`. Returns `None` if it is incomplete.
     fn parse(received: &[u8]) -> Result<Option<AnswerHead>, AskError> {
         let malformed = |why: &str| AskError::Malformed(why.to_owned());
         let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
@@ -194,12 +194,12 @@ impl AnswerHead {
             Err(error) => return Err(AskError::Malformed(error.to_string())),
         };
         if values(response.headers, "transfer-encoding").next().is_some() {
-            return Err(malformed("it comes in chunks"));
+            return Err(malformed("its body is chunked"));
         }
         let status = StatusCode(response.code.unwrap_or_default());
         let length = match values(response.headers, "content-length").next() {
-            Some(length) => Some(length.parse().map_err(|_| malformed("its length is no number"))?),
-            // What has no body by definition (RFC 9112, section 6.3).
+            Some(length) => Some(length.parse().map_err(|_| malformed("its length is not a number"))?),
+            // Responses that have no body by definition (RFC 9112, section 6.3).
             None if matches!(status.0, 100..200 | 204 | 304) => Some(0),
             None => None,
         };

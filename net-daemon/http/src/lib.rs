@@ -1,18 +1,17 @@
-//! A small HTTP/1 server and client for Unix and TCP sockets: how volt-netd and volt-vmm are asked while they
-//! run.
+//! A small HTTP/1 server and client for Unix and TCP sockets, for the control of volt-netd and volt-vmm at
+//! run time.
 //!
-//! - [`server`]: a thread that accepts clients and a thread for each of them, no async runtime. Who serves
-//!   something implements [`Service`] and gives it to [`Server::start`]; dropping the [`Server`] is the end.
-//! - [`client`]: [`ask`](client::ask), one request over a connection.
+//! - [`server`]: a thread that accepts clients and a thread for each client, no async runtime. A program
+//!   implements [`Service`] and passes it to [`Server::start`]. Dropping the [`Server`] ends it.
+//! - [`client`]: [`ask`](client::ask) sends one request over a connection.
 //!
-//! A connection carries one request. Its body has a `content-length`, chunks are refused, and it may bring
-//! file descriptors (`SCM_RIGHTS`) in any of its messages. Everything is bounded: clients, a head's bytes and
-//! headers, a body's bytes, descriptors, and the time that each part of a request may take. Nothing but a
-//! poll waits, and the system calls of a connection are few: ppoll, accept4, recvmsg, sendto, shutdown,
-//! eventfd2, write, close, and what threads take.
+//! A connection carries one request. Its body has a `content-length`; chunked bodies are refused. It may
+//! bring file descriptors (`SCM_RIGHTS`) in any of its messages. Everything is bounded: clients, the size of
+//! a head, the number of its headers, the size of a body, descriptors, and the time for each part of a
+//! request. Only polls block, and a connection uses few system calls: ppoll, accept4, recvmsg, sendto,
+//! shutdown, eventfd2, write, close, and those of threads.
 //!
-//! What is served, who may ask and what is logged are the callers' affair: this crate knows no JSON and no
-//! log.
+//! Callers decide about routes, permissions and logs: this crate contains no JSON and no logging.
 
 #![forbid(unsafe_code)]
 

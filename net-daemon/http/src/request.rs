@@ -1,8 +1,8 @@
-//! A request: its head, its body, and how both are taken from a socket.
+//! A request: its head, its body, and reading both from a socket.
 //!
-//! [`Incoming`] belongs to one connection. Its [`head`](Incoming::head) comes first, then
-//! [`body`](Incoming::body) if the head is to anyone's liking; descriptors are collected all the while. Both
-//! take bytes in pieces of any size, and neither keeps more of them than its limit.
+//! [`Incoming`] belongs to one connection. First it reads the [`head`](Incoming::head), then, if the head is
+//! accepted, the [`body`](Incoming::body). It collects descriptors with both. It accepts bytes in pieces of
+//! any size, and never keeps more of them than a limit.
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -16,72 +16,72 @@ use thiserror::Error;
 use crate::socket::{Deadline, Received, Woken, receive, send_all, wait};
 use crate::{Method, StatusCode, Target};
 
-/// Most bytes of a head.
+/// Maximum length of a head in bytes.
 pub const HEAD_MAX: usize = 16 << 10;
-/// Most headers in a head.
+/// Maximum number of headers in a head.
 pub const HEADERS_MAX: usize = 64;
 
-/// Why a request is refused before anybody has a look at what it is about.
+/// The reason why a request is refused before the service gets it.
 #[derive(Debug, Error)]
 pub enum RequestError {
-    /// No request line, or no headers.
-    #[error("this is no HTTP request: {0}")]
+    /// There is no valid request line, or no valid headers.
+    #[error("this is not an HTTP request: {0}")]
     Malformed(String),
-    /// Too many bytes.
+    /// The head is too long.
     #[error("a request's head has at most {HEAD_MAX} bytes")]
     HeadTooLong,
-    /// Too many headers.
+    /// There are too many headers.
     #[error("a request has at most {HEADERS_MAX} headers")]
     TooManyHeaders,
-    /// A length that is none, or several that differ.
-    #[error("the request's content-length is no number of bytes")]
+    /// The length is invalid, or there are several different ones.
+    #[error("the request's content-length is not a number of bytes")]
     Length,
-    /// Chunks, whose length nobody knows before they have come.
-    #[error("a body that comes in chunks is not taken: give its content-length")]
+    /// The body is chunked, so that its length is unknown.
+    #[error("chunked bodies are not supported: give its content-length")]
     Chunked,
-    /// Compression, say.
-    #[error("a body is taken as it is, without transfer-encoding")]
+    /// The body has another encoding, such as compression.
+    #[error("a body must not have a transfer-encoding")]
     Encoded,
-    /// Longer than the service takes; what was announced counts.
+    /// The body is longer than the service accepts, by its announced length.
     #[error("a body has at most {limit} bytes")]
     BodyTooLong {
-        /// Bytes.
+        /// The limit in bytes.
         limit: usize,
     },
-    /// The other side sends no more of it.
+    /// The client ended it within the head.
     #[error("the request ends in the middle of its head")]
     HeadEnds,
-    /// The other side sends no more of it.
+    /// The client ended it within the body.
     #[error("the request ends in the middle of its body")]
     BodyEnds,
-    /// Not there in time.
+    /// The head did not arrive in time.
     #[error("the request's head does not come within {} s", .0.as_secs_f32())]
     HeadLate(Duration),
-    /// Not there in time.
+    /// The body did not arrive in time.
     #[error("the request's body does not come within {} s", .0.as_secs_f32())]
     BodyLate(Duration),
-    /// More descriptors than the service takes.
+    /// There are more descriptors than the service accepts.
     #[error("a request carries at most {limit} descriptors")]
     TooManyDescriptors {
-        /// How many may come.
+        /// The limit.
         limit: usize,
     },
-    /// More descriptors than may come at all, or than the process has room for.
+    /// There are more descriptors than one message can have, or than the process has room for.
     #[error("not all of the request's descriptors arrive")]
     DescriptorsLost,
-    /// Before it was there, the server ended.
+    /// The server ended before the request was complete.
     #[error("the server ends")]
     Ends,
-    /// Nobody is there any more.
+    /// The client has closed the connection.
     #[error("the connection is closed")]
     Closed,
-    /// The socket.
+    /// The socket failed.
     #[error("the connection is broken")]
     Broken(#[from] io::Error),
 }
 
 impl RequestError {
-    /// The status of an answer; `None` when there is nobody to be answered.
+    /// Returns the status of the response; `None` if there is no client to respond to.
     pub fn status(&self) -> Option<StatusCode> {
         Some(match self {
             RequestError::HeadTooLong | RequestError::TooManyHeaders => {
@@ -103,7 +103,7 @@ impl RequestError {
     }
 }
 
-/// What a request says before its body.
+/// The head of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Head {
     method: Method,
@@ -114,7 +114,7 @@ pub struct Head {
     accepts: String,
 }
 
-/// How long the body is going to be.
+/// The length of the body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Length {
     Bytes(u64),
@@ -123,28 +123,27 @@ enum Length {
 }
 
 impl Head {
-    /// How it is asked.
+    /// Returns the method.
     pub fn method(&self) -> &Method {
         &self.method
     }
 
-    /// What it is asked of.
+    /// Returns the target.
     pub fn target(&self) -> &Target {
         &self.target
     }
 
-    /// The media types that the client wants, as its `accept` headers list them, in lower case. Nothing where
-    /// it has none.
+    /// Returns the media types in the client's `accept` headers, in lower case. Empty without such headers.
     pub fn accepts(&self) -> &str {
         &self.accepts
     }
 
-    /// The minor version of HTTP/1: 0 or 1.
+    /// Returns the minor version of HTTP/1: 0 or 1.
     pub(crate) fn minor(&self) -> u8 {
         self.minor
     }
 
-    /// The head that `bytes` begin with and its length, or `None` when there is only a part of it yet.
+    /// Parses the head at the start of `bytes`. Returns it with its length, or `None` if it is incomplete.
     fn parse(bytes: &[u8]) -> Result<Option<(Head, usize)>, RequestError> {
         let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
         let mut request = httparse::Request::new(&mut headers);
@@ -164,7 +163,7 @@ impl Head {
             target,
             minor,
             length: body_length(request.headers)?,
-            // In HTTP/1.0 it means nothing (RFC 9110, section 10.1.1).
+            // HTTP/1.0 does not have `expect` (RFC 9110, section 10.1.1).
             accepts: values(request.headers, "accept").collect::<Vec<_>>().join(","),
             expects: minor > 0 && values(request.headers, "expect").any(|value| value == "100-continue"),
         };
@@ -172,8 +171,8 @@ impl Head {
     }
 }
 
-/// What the headers of this name say, in lower case. What is no text is none of the words that anybody looks
-/// for.
+/// Returns the values of the headers of this name, in lower case. A value that is not text becomes `?`, which
+/// matches nothing.
 pub(crate) fn values<'h>(
     headers: &'h [httparse::Header<'h>],
     name: &'h str,
@@ -182,14 +181,14 @@ pub(crate) fn values<'h>(
     named.map(|header| str::from_utf8(header.value).unwrap_or("?").trim().to_ascii_lowercase())
 }
 
-/// The length of a body by RFC 9112, section 6.3. A request that does not speak of it has none.
+/// Returns the length of a body by RFC 9112, section 6.3. Without a length there is no body.
 fn body_length(headers: &[httparse::Header<'_>]) -> Result<Length, RequestError> {
     if let Some(last) = values(headers, "transfer-encoding").last() {
         let chunked = last.rsplit(',').next().is_some_and(|coding| coding.trim() == "chunked");
         return Ok(if chunked { Length::Chunked } else { Length::Encoded });
     }
     let mut lengths = values(headers, "content-length").map(|value| {
-        // A sign would do for a number.
+        // `parse` would accept a sign.
         let digits = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit());
         digits.then(|| value.parse().ok()).flatten().ok_or(RequestError::Length)
     });
@@ -202,42 +201,41 @@ fn body_length(headers: &[httparse::Header<'_>]) -> Result<Length, RequestError>
     Ok(Length::Bytes(length))
 }
 
-/// What comes with a request besides its head.
+/// The parts of a request besides its head.
 #[derive(Debug, Default)]
 pub struct Body {
-    /// As many as were announced.
+    /// The bytes, as many as announced.
     pub bytes: Vec<u8>,
-    /// Those that came with the head or with the body, in their order. What is not taken out is closed.
+    /// The descriptors that came with head or body, in order. Those that are not taken out are closed.
     pub descriptors: Vec<OwnedFd>,
 }
 
-/// A request that is being read, one of a connection.
+/// The incoming request of a connection.
 #[derive(Debug)]
 pub(crate) struct Incoming<'c> {
     socket: BorrowedFd<'c>,
-    /// Can be read when nothing is to be waited for any more.
+    /// Becomes readable when the server ends.
     end: BorrowedFd<'c>,
-    /// Most descriptors.
+    /// Maximum number of descriptors.
     most: usize,
     bytes: Vec<u8>,
     descriptors: Vec<OwnedFd>,
-    /// Whether there is nothing more of it to wait for.
+    /// Whether no further bytes are expected.
     complete: bool,
 }
 
 impl<'c> Incoming<'c> {
-    /// From `socket`, with `most` descriptors at most, and until `end` can be read.
+    /// Creates it for `socket`, with up to `most` descriptors. It reads until `end` becomes readable.
     pub(crate) fn new(socket: BorrowedFd<'c>, end: BorrowedFd<'c>, most: usize) -> Incoming<'c> {
         Incoming { socket, end, most, bytes: Vec::new(), descriptors: Vec::new(), complete: false }
     }
 
-    /// Whether there is nothing more of it to wait for: it was read to its end, or has been waited for in
-    /// vain.
+    /// Whether no further bytes are expected: it was read to its end, or waiting for it failed.
     pub(crate) fn is_complete(&self) -> bool {
         self.complete
     }
 
-    /// The head, when it is there.
+    /// Reads the head.
     pub(crate) fn head(&mut self, limit: Duration) -> Result<Head, RequestError> {
         let deadline = Deadline::after(limit);
         loop {
@@ -256,7 +254,7 @@ impl<'c> Incoming<'c> {
         }
     }
 
-    /// The body, when it is there: of `most` bytes at most.
+    /// Reads the body, of up to `most` bytes.
     pub(crate) fn body(&mut self, head: &Head, most: usize, limit: Duration) -> Result<Body, RequestError> {
         let length = match head.length {
             Length::Bytes(length) => usize::try_from(length).ok().filter(|length| *length <= most),
@@ -277,12 +275,12 @@ impl<'c> Incoming<'c> {
             }
         }
         self.complete = true;
-        // What is behind it would be a request that this connection does not answer.
+        // Bytes after it would be a request that this connection does not serve.
         self.bytes.truncate(length);
         Ok(Body { bytes: self.bytes.split_off(0), descriptors: self.descriptors.split_off(0) })
     }
 
-    /// Waits for more bytes, at most `most`, and takes them. `None` when there are none to come.
+    /// Waits for more bytes and reads up to `most` of them. Returns `None` if there are no more.
     fn read(&mut self, most: usize, deadline: Deadline) -> Result<Option<Woken>, RequestError> {
         let woken = wait(self.socket, PollFlags::IN, Some(self.end), Some(deadline))?;
         if woken != Woken::Ready {

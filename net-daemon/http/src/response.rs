@@ -1,4 +1,4 @@
-//! An answer: what a service makes of a request, and its bytes.
+//! A response of a service, and its encoding.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -11,7 +11,7 @@ pub const JSON: &str = "application/json";
 /// The content type of plain text.
 pub const TEXT: &str = "text/plain; charset=utf-8";
 
-/// An answer.
+/// A response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Response {
     status: StatusCode,
@@ -21,12 +21,12 @@ pub struct Response {
 }
 
 impl Response {
-    /// One with a body of this content type, such as [`JSON`] or [`TEXT`].
+    /// Creates a response with a body of this content type, such as [`JSON`] or [`TEXT`].
     pub fn new(status: StatusCode, content_type: &'static str, body: impl Into<Vec<u8>>) -> Response {
         Response { status, content_type, allow: None, body: body.into() }
     }
 
-    /// The same, and says by which methods its path is asked (`Allow`, which goes with status 405).
+    /// Adds the methods that its path supports (`Allow`, for status 405).
     #[must_use]
     pub fn allow<'m>(mut self, methods: impl IntoIterator<Item = &'m Method>) -> Response {
         let names: Vec<_> = methods.into_iter().map(Method::as_str).collect();
@@ -34,17 +34,17 @@ impl Response {
         self
     }
 
-    /// What came of the request.
+    /// Returns the status.
     pub fn status(&self) -> StatusCode {
         self.status
     }
 
-    /// The body.
+    /// Returns the body.
     pub fn body(&self) -> &[u8] {
         &self.body
     }
 
-    /// Its bytes, for a request of this minor version of HTTP/1. The connection is closed behind it.
+    /// Encodes it for a request of this minor version of HTTP/1. The connection is closed after it.
     pub(crate) fn encode(&self, minor: u8, with_body: bool, now: SystemTime) -> Vec<u8> {
         let mut head = format!("HTTP/1.{minor} {} {}\r\n", self.status.as_u16(), self.status.reason());
         let mut header = |name, value: &str| {
@@ -55,11 +55,11 @@ impl Response {
             header("allow", methods);
         }
         if minor > 0 {
-            // What goes without saying in HTTP/1.0.
+            // The default in HTTP/1.0.
             header("connection", "close");
         }
         header("content-length", &self.body.len().to_string());
-        // HTTP dates begin in 1970, and a clock can be set to before that.
+        // HTTP dates begin in 1970. A clock may be set to an earlier date.
         header("date", &fmt_http_date(now.max(UNIX_EPOCH)));
         head.push_str("\r\n");
         let mut bytes = head.into_bytes();

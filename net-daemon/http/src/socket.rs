@@ -1,5 +1,5 @@
-//! Reading and writing a socket within bounded time. No call of this module waits but [`wait`], so it does
-//! not matter whether the socket itself is a blocking one.
+//! Reading and writing a socket within bounded time. Only [`wait`] blocks, even if the socket itself is
+//! blocking.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -13,12 +13,12 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
-/// Most descriptors that a request can carry.
+/// Maximum number of descriptors of a request.
 pub const DESCRIPTORS_MAX: usize = 16;
-/// Most bytes read at once.
+/// Maximum number of bytes to read at once.
 const PIECE: usize = 4096;
 
-/// A point in time by which something has happened, or is not waited for any more.
+/// A point in time at which a wait ends.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Deadline(Instant);
 
@@ -31,32 +31,33 @@ impl Deadline {
         Deadline(self.0.min(other.0))
     }
 
-    /// Rounded up to a millisecond, so that waiting for it does not end just before it.
+    /// Returns the remaining time, rounded up to a millisecond, so that a wait does not end just before the
+    /// deadline.
     pub(crate) fn left(self) -> Timespec {
         let left = self.0.saturating_duration_since(Instant::now());
         let left = left + Duration::from_millis(u64::from(!left.is_zero()));
-        // Only a time of centuries is none.
+        // Fails only for a time of centuries.
         Timespec::try_from(left).unwrap_or(Timespec { tv_sec: i64::from(i32::MAX), tv_nsec: 0 })
     }
 }
 
-/// Why a wait is over.
+/// The reason why a wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Woken {
-    /// One of the first descriptor's events. It counts before the other's.
+    /// One of the first descriptor's events occurred. This has precedence.
     Ready,
-    /// The second descriptor can be read: whoever waits is to end.
+    /// The second descriptor is readable: the caller must end.
     Ends,
     /// Time is up.
     Late,
 }
 
-/// Waits for `events` of `fd`, or until `end` can be read, or until `deadline`, if there are such. Hang-ups
-/// and errors of `fd` count as its events.
+/// Waits for `events` of `fd`, until `end` is readable, or until `deadline`, if these are given. Hang-ups and
+/// errors of `fd` count as its events.
 ///
 /// # Errors
 ///
-/// Only when the system is out of memory.
+/// Fails only if the system is out of memory.
 pub(crate) fn wait(
     fd: impl AsFd,
     events: PollFlags,
@@ -77,25 +78,25 @@ pub(crate) fn wait(
     }
 }
 
-/// What a look at a socket brings.
+/// The result of a read from a socket.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Received {
-    /// So many bytes, one at least.
+    /// At least one byte.
     Bytes(usize),
-    /// Nothing yet.
+    /// No bytes yet.
     Nothing,
     /// The other side sends no more.
     End,
-    /// Bytes with descriptors, of which the system had no room for some. It has closed those.
+    /// Bytes with descriptors, some of which the system had no room for and closed.
     Truncated,
 }
 
-/// Reads what is there behind `bytes`, at most `most` of it. Descriptors that come along are closed when
-/// another program is executed, and go behind `descriptors`: up to [`DESCRIPTORS_MAX`] in one message.
+/// Reads up to `most` available bytes and appends them to `bytes`. Appends received descriptors, up to
+/// [`DESCRIPTORS_MAX`] in one message, to `descriptors`. They are close-on-exec.
 ///
 /// # Errors
 ///
-/// The socket's.
+/// Returns the socket's errors.
 pub(crate) fn receive(
     socket: impl AsFd,
     bytes: &mut Vec<u8>,
@@ -127,20 +128,20 @@ pub(crate) fn receive(
     })
 }
 
-/// Sends as much of `bytes` as the socket takes, and says how much that is: 0 when it is full.
+/// Sends as much of `bytes` as the socket accepts, and returns how much. Returns 0 if it is full.
 ///
 /// # Errors
 ///
-/// The socket's; `BrokenPipe` when nobody reads any more.
+/// Returns the socket's errors; `BrokenPipe` if nobody reads any more.
 pub(crate) fn send_some(socket: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
     send_with(socket, bytes, &[])
 }
 
-/// The same with `descriptors`, at most [`DESCRIPTORS_MAX`], which go with the first byte.
+/// Like [`send_some`], with up to [`DESCRIPTORS_MAX`] `descriptors`, which go with the first byte.
 ///
 /// # Errors
 ///
-/// As above.
+/// As [`send_some`].
 pub(crate) fn send_with(
     socket: impl AsFd,
     bytes: &[u8],
@@ -149,7 +150,7 @@ pub(crate) fn send_with(
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
-        return Err(io::Error::other("more descriptors than a request carries"));
+        return Err(io::Error::other("more descriptors than a request can carry"));
     }
     loop {
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
@@ -161,11 +162,11 @@ pub(crate) fn send_with(
     }
 }
 
-/// Sends all of `bytes`, unless `end` can be read before.
+/// Sends all of `bytes`, unless `end` becomes readable before.
 ///
 /// # Errors
 ///
-/// As above; `TimedOut` when the other side does not read it by the deadline, `Interrupted` by the end.
+/// As [`send_some`]; `TimedOut` if the other side does not read it by the deadline, `Interrupted` by the end.
 pub(crate) fn send_all(
     socket: BorrowedFd<'_>,
     mut bytes: &[u8],

@@ -1,13 +1,13 @@
-//! What came of a request, as a number.
+//! Status codes.
 
 use std::fmt;
 
-/// An answer's status code (RFC 9110, section 15): three digits. It is printed with its reason, as in `404
+/// A response's status code (RFC 9110, section 15): three digits. It is printed with its reason, as in `404
 /// Not Found`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct StatusCode(pub(crate) u16);
 
-/// The constants, each with its number and the reason that goes with it on the wire.
+/// Declares the constants, each with its number and its reason on the wire.
 macro_rules! status_codes {
     ($($name:ident = $code:literal $reason:literal,)*) => {
         impl StatusCode {
@@ -16,7 +16,7 @@ macro_rules! status_codes {
                 pub const $name: StatusCode = StatusCode($code);
             )*
 
-            /// The reason that goes with it on the wire; empty for a code without a constant here.
+            /// Returns the reason on the wire; empty for a code without a constant here.
             pub fn reason(self) -> &'static str {
                 match self.0 {
                     $($code => $reason,)*
@@ -47,12 +47,12 @@ status_codes! {
 }
 
 impl StatusCode {
-    /// The number, from 100 to 999.
+    /// Returns the number, from 100 to 999.
     pub fn as_u16(self) -> u16 {
         self.0
     }
 
-    /// Whether it is one of the 2xx: what was asked for is done.
+    /// Whether it is a success, one of the 2xx.
     pub fn is_success(self) -> bool {
         (200..300).contains(&self.0)
     }

@@ -1,4 +1,4 @@
-//! What a request line asks for: a path, and perhaps a query.
+//! The target of a request: a path, and perhaps a query.
 
 /// A request's target (RFC 9112, section 3.2).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -8,9 +8,9 @@ pub struct Target {
 }
 
 impl Target {
-    /// Of the request line's second word. From an absolute URI it takes what is behind the authority; in a
-    /// form that only proxies are asked in, the path is empty. Clients do not send fragments: one that comes
-    /// is cut off. `None` for what no URI has, even if one is generous.
+    /// Parses the second word of a request line. Takes the part after the authority of an absolute URI. The
+    /// path is empty for forms that are for proxies only. Cuts off a fragment, which clients do not send.
+    /// Returns `None` for characters that no URI contains.
     pub(crate) fn parse(target: &str) -> Option<Target> {
         if target.contains(['<', '>', '`']) {
             return None;
@@ -29,13 +29,13 @@ impl Target {
         Some(Target { path: path.to_owned(), query })
     }
 
-    /// The path as it is on the wire, percent-encoded. It begins with a slash, or is `*`, or empty where a
-    /// proxy is asked.
+    /// Returns the path as it is on the wire, percent-encoded. It begins with a slash, is `*`, or is empty
+    /// for a form for proxies.
     pub fn path(&self) -> &str {
         &self.path
     }
 
-    /// What is behind the question mark, if there is one; as it is on the wire.
+    /// Returns the part after the question mark as it is on the wire, if there is one.
     pub fn query(&self) -> Option<&str> {
         self.query.as_deref()
     }

@@ -112,8 +112,7 @@ fn could_hold(fd: &OwnedFd) -> Option<&'static str> {
     }
     match fstatfs(fd).map(|fs| fs.f_type) {
         Ok(FUSE_MAGIC) => Some("it is on a FUSE file system"),
-        // A writable file is copied to the upper layer, which is never FUSE. An unwritten file may be on
-        // FUSE.
+        // A file opened for writing is in the upper layer, which is never FUSE. Others may be on FUSE.
         Ok(OVERLAYFS_MAGIC) if !fcntl_getfl(fd).is_ok_and(|flags| flags.contains(OFlags::RDWR)) => {
             Some("it is on an overlay file system, and cannot be written")
         }

@@ -1,4 +1,4 @@
-//! Requests to a server that does as it is told.
+//! Requests to a scripted server.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -12,7 +12,8 @@ fn request<'r>(path: &'r str, body: &'r [u8]) -> Request<'r> {
     Request { method: &Method::PUT, path, body, descriptors: &[] }
 }
 
-/// What becomes of a request whose server reads it to its end, sends `pieces`, and closes the connection.
+/// Returns the result of a request whose server reads it to its end, sends `pieces`, and closes the
+/// connection.
 fn answered(pieces: &[&[u8]]) -> Result<Answer, AskError> {
     let (ours, mut theirs) = UnixStream::pair().unwrap();
     thread::scope(|scope| {
@@ -78,7 +79,7 @@ fn what_is_no_answer() {
     assert!(matches!(why(&endless), AskError::Malformed(_)));
 }
 
-/// A server that does not want to have it all says so before, and then reads no more or is gone.
+/// A server can refuse a request before it has all of it, and then stop reading or close the connection.
 #[test]
 fn an_answer_may_come_before_the_request_is_sent() {
     let refusal = b"HTTP/1.1 413 Payload Too Large\r\ncontent-length: 4\r\n\r\nlong";

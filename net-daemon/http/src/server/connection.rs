@@ -1,4 +1,4 @@
-//! Clients: accepted one after the other, and each served by a thread.
+//! Clients: accepted one after the other, each served by a thread.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -17,14 +17,14 @@ use crate::request::{Head, Incoming, RequestError};
 use crate::response::Response;
 use crate::socket::{Deadline, Received, Woken, receive, send_all, wait};
 
-/// How long it is waited after a failure of the system that may pass.
+/// Delay after a temporary failure of the system.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Most bytes that are read and dropped behind the answer to a request that was not read to its end.
+/// Maximum number of bytes to read and drop after the response to a request that was not read completely.
 const REST_MAX: usize = 1 << 20;
-/// How long these may take to come.
+/// Time limit for reading these bytes.
 const REST_LIMIT: Duration = Duration::from_secs(5);
 
-/// What the threads of clients work with.
+/// The data that the threads of clients share.
 #[derive(Debug)]
 pub(super) struct Connections<S> {
     pub(super) shared: Arc<Shared>,
@@ -33,7 +33,7 @@ pub(super) struct Connections<S> {
 }
 
 impl<S: Service> Connections<S> {
-    /// Accepts clients until the end, as long as there is a place for one more.
+    /// Accepts clients until the server ends. Waits while all places are taken.
     pub(super) fn accept_all(self: Arc<Self>, listener: &OwnedFd) {
         while let Some(place) = self.shared.count(Count::Connections, self.settings.clients) {
             let begun = match self.accept(listener) {
@@ -48,7 +48,7 @@ impl<S: Service> Connections<S> {
         }
     }
 
-    /// The next client; none when the server ends, or when the client is gone again.
+    /// Accepts the next client. Returns `None` if the server ends, or if the client is gone again.
     fn accept(&self, listener: &OwnedFd) -> io::Result<Option<OwnedFd>> {
         if wait(listener, PollFlags::IN, Some(self.shared.end()), None)? != Woken::Ready || self.shared.ends()
         {
@@ -64,8 +64,8 @@ impl<S: Service> Connections<S> {
     fn begin(self: &Arc<Self>, client: OwnedFd, place: Counted) -> io::Result<()> {
         let connections = self.clone();
         let body = move || {
-            // Until the connection is closed and the service is not used any more: what is first is dropped
-            // last.
+            // Held until the connection is closed and the service is not used any more: locals are dropped in
+            // reverse order.
             let _place = place;
             let connections = connections;
             if let Err(error) = connections.converse(client.as_fd()) {
@@ -76,12 +76,12 @@ impl<S: Service> Connections<S> {
         thread::Builder::new().name(format!("{}-client", self.settings.name)).spawn(body).map(drop)
     }
 
-    /// A client's request and its answer.
+    /// Serves a client's request.
     fn converse(&self, client: BorrowedFd<'_>) -> Result<(), ServeError> {
         let deadline = Deadline::after(self.settings.connection);
         let mut incoming = Incoming::new(client, self.shared.end(), self.settings.descriptors);
         let head = incoming.head(self.settings.head);
-        // The end waits for it from here on.
+        // The server's end waits for it from here on.
         let asked = self.shared.try_count(Count::Requests, usize::MAX);
         let (minor, with_body) =
             head.as_ref().map_or((1, true), |head| (head.minor(), *head.method() != Method::HEAD));
@@ -97,7 +97,7 @@ impl<S: Service> Connections<S> {
                 None => return Err(error.into()),
             },
         };
-        // With the descriptors of a request that is refused.
+        // Closes the descriptors of a request that is refused.
         let complete = incoming.is_complete();
         drop(incoming);
         let bytes = response.encode(minor, with_body, SystemTime::now());
@@ -108,7 +108,7 @@ impl<S: Service> Connections<S> {
         Ok(())
     }
 
-    /// What the service answers to a request of this head, whose body comes if the service wants to have it.
+    /// Returns the service's response to a request with this head. Reads the body if the service accepts it.
     fn answer(
         &self,
         head: &Head,
@@ -125,9 +125,9 @@ impl<S: Service> Connections<S> {
         Ok(self.service.answer(task, body, &turn))
     }
 
-    /// Says that there is no more to come, and takes what the client has sent or, if its request was not
-    /// `complete`, still sends: closing the connection before would break it off for a client that sends
-    /// first and reads then.
+    /// Shuts down the sending side. Then reads the bytes that the client has sent or, if its request was not
+    /// `complete`, still sends. Otherwise the close would reset the connection for a client that sends
+    /// everything before it reads.
     fn close(&self, client: BorrowedFd<'_>, complete: bool, deadline: Deadline) {
         let _ = shutdown(client, Shutdown::Write);
         let deadline = Deadline::after(REST_LIMIT).or(deadline);

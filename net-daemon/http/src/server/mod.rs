@@ -1,15 +1,14 @@
-//! The server: a thread that accepts clients, and one for each of them, which reads its request, has the
-//! service answer it, and closes the connection.
+//! The server: a thread that accepts clients, and a thread for each client, which reads its request, calls
+//! the service, sends the response, and closes the connection.
 //!
-//! [`Server::start`] begins to serve and dropping the server ends it: then no client is accepted any more,
-//! requests that are still being read are refused, work that is waited for is not waited for any more
-//! ([`Outcome::Ends`]), and the answers to requests that have come are written, within [`Settings::end`]. For
-//! each request the server calls its [`Service`] in this order: [`accept`](Service::accept) with the head,
-//! [`answer`](Service::answer) with the body; or [`refuse`](Service::refuse) when there is none.
+//! [`Server::start`] starts to serve. Dropping the server ends it: it accepts no more clients, refuses
+//! requests that are still being read, stops waiting for work ([`Outcome::Ends`]), and writes the responses
+//! to complete requests, within [`Settings::end`]. For each request the server calls its [`Service`] in this
+//! order: [`accept`](Service::accept) with the head, [`answer`](Service::answer) with the body. Without a
+//! valid request, it calls [`refuse`](Service::refuse).
 //!
-//! Every wait is a poll(2) with a deadline, and nothing of a client's, be it half a head, half a body or an
-//! answer that it does not read, holds up more than its own connection. What may take its time the service
-//! gives to [`Turn::carry_out`].
+//! Every wait is a poll(2) with a deadline. A client that sends half a head or half a body, or does not read
+//! its response, delays only its own connection. A service passes slow work to [`Turn::carry_out`].
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -30,105 +29,105 @@ use connection::Connections;
 use shared::{Count, Shared};
 pub use work::{Ending, Late, Outcome, Turn, WorkError};
 
-/// How long the threads of clients may take to end, when nothing is waited for any more.
+/// Time limit for the threads of clients to end, after all waits have ended.
 const THREADS_END: Duration = Duration::from_secs(1);
 
-/// What a server is called, and how much and how long it puts up with.
+/// The name and the limits of a server.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Of its thread; others have `-client` and `-work` behind it. The system shows 15 bytes.
+    /// Name of its thread. Other threads append `-client` and `-work`. The system shows 15 bytes.
     pub name: &'static str,
-    /// Most clients at a time. Others wait, in the listener's backlog.
+    /// Maximum number of clients at a time. Others wait in the listener's backlog.
     pub clients: usize,
-    /// How long a head may take from the connection on.
+    /// Time limit for a head, from the connection on.
     pub head: Duration,
-    /// How long a body may take from its head on.
+    /// Time limit for a body, from its head on.
     pub body: Duration,
-    /// How long [`Turn::carry_out`] waits.
+    /// Time for which [`Turn::carry_out`] waits.
     pub work: Duration,
-    /// How long it all may take, which only a client that does not read its answer comes to.
+    /// Time limit for the whole connection. Only a client that does not read its response reaches it.
     pub connection: Duration,
-    /// How long the server's end waits for answers to be written.
+    /// Time for which the server's end waits for responses to be written.
     pub end: Duration,
-    /// Most bytes of a body.
+    /// Maximum length of a body in bytes.
     pub body_max: usize,
-    /// Most descriptors with a request, up to [`DESCRIPTORS_MAX`](crate::DESCRIPTORS_MAX).
+    /// Maximum number of descriptors with a request, up to [`DESCRIPTORS_MAX`](crate::DESCRIPTORS_MAX).
     pub descriptors: usize,
-    /// Most work at a time, with what is not waited for any more.
+    /// Maximum number of work closures at a time, including those that nobody waits for any more.
     pub work_at_once: usize,
 }
 
-/// What a server serves. Its methods are called by the clients' threads, several at a time, but
-/// [`Service::report`] by the accepting one too.
+/// The service of a server. The threads of clients call its methods concurrently. The accepting thread calls
+/// [`Service::report`], too.
 pub trait Service: Send + Sync + 'static {
-    /// What a head asks for.
+    /// The request of a head, as the service understands it.
     type Task;
 
-    /// Called once by the thread that accepts clients, before it does. Threads of clients are made by it, and
-    /// so inherit a sandbox that it enters here.
+    /// Called once by the accepting thread before it accepts clients. The threads of clients are its
+    /// children, and so inherit a sandbox that it enters here.
     fn begin(&self) {}
 
-    /// Looks at a head before its body is read, and perhaps at who sends it.
+    /// Checks a head before its body is read, and can check the client.
     ///
     /// # Errors
     ///
-    /// The answer, if the body makes no difference to it.
+    /// Returns the response, if the body does not matter for it.
     fn accept(&self, head: &Head, client: BorrowedFd<'_>) -> Result<Self::Task, Response>;
 
-    /// Answers a request. What may take its time goes through [`Turn::carry_out`]: this call itself is not
-    /// interrupted, and holds up the server's end.
+    /// Responds to a request. Slow work must go through [`Turn::carry_out`]: this call itself is not
+    /// interrupted, and delays the server's end.
     fn answer(&self, task: Self::Task, body: Body, turn: &Turn<'_>) -> Response;
 
-    /// The answer to a request that is none, or does not come. `status` is that of the error.
+    /// Returns the response to an invalid or incomplete request. `status` is that of the error.
     fn refuse(&self, status: crate::StatusCode, error: &RequestError) -> Response {
         Response::new(status, TEXT, format!("{error}\n"))
     }
 
-    /// Told of whatever goes wrong, for a log.
+    /// Receives all errors, for a log.
     fn report(&self, error: &ServeError) {
         let _ = error;
     }
 }
 
-/// What goes wrong while a server serves, which goes on all the same.
+/// An error while a server serves. The server continues.
 #[derive(Debug, Error)]
 pub enum ServeError {
-    /// No client can be accepted; it is tried again.
-    #[error("no client can be accepted")]
+    /// A client cannot be accepted. The server tries again.
+    #[error("cannot accept a client")]
     Accept(#[source] io::Error),
-    /// There is no thread for a client, whose connection is closed.
-    #[error("there is no thread for a client")]
+    /// No thread can be started for a client. Its connection is closed.
+    #[error("cannot start a thread for a client")]
     Thread(#[source] io::Error),
-    /// A request is refused, or does not come.
+    /// A request is refused, or did not arrive.
     #[error(transparent)]
     Request(#[from] RequestError),
-    /// A client does not read its answer, or is gone.
-    #[error("the answer cannot be sent")]
+    /// A client does not read its response, or is gone.
+    #[error("the response cannot be sent")]
     Answer(#[source] io::Error),
 }
 
-/// A server, until it is dropped.
+/// A running server. Dropping it ends it.
 #[derive(Debug)]
 pub struct Server {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
-    /// How long its end may take.
+    /// Time limit for its end.
     end: Duration,
 }
 
 impl Server {
-    /// Serves whoever connects to `listener`: a socket for streams, Unix or TCP, that listens.
+    /// Serves the clients of `listener`: a listening stream socket, Unix or TCP.
     ///
     /// # Errors
     ///
-    /// When the process has no descriptor or no thread left.
+    /// Fails if the process has no descriptor or no thread left.
     pub fn start(
         listener: impl Into<OwnedFd>,
         settings: Settings,
         service: impl Service,
     ) -> io::Result<Server> {
         let listener = listener.into();
-        // A client that is gone again is not waited for.
+        // So that accept does not wait for a client that is gone again.
         rustix::io::ioctl_fionbio(&listener, true)?;
         let shared = Arc::new(Shared::new()?);
         let (name, end) = (settings.name.to_owned(), settings.end);

@@ -1,4 +1,4 @@
-//! What the threads of a server have in common: how many there are, and that it ends.
+//! State that the threads of a server share: counts, and the server's end.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -7,33 +7,33 @@ use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 
-/// What is counted.
+/// The counted things.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Count {
-    /// Connections that are served.
+    /// Connections that are being served.
     Connections,
-    /// Requests whose head has come and whose answer is not written.
+    /// Requests whose head has arrived and whose response is not written yet.
     Requests,
-    /// Closures of [`Turn::carry_out`](super::Turn::carry_out) that run, also when nobody waits for them any
-    /// more.
+    /// Running closures of [`Turn::carry_out`](super::Turn::carry_out), including those that nobody waits for
+    /// any more.
     Work,
 }
 
-/// How many there are, by [`Count`].
+/// The counts, by [`Count`].
 #[derive(Debug, Default)]
 struct State {
     counts: [usize; 3],
     ends: bool,
 }
 
-/// Shared by the threads of a server, and outlives it in those that it does not wait for.
+/// Shared by the threads of a server. Threads that the server does not wait for keep it alive.
 #[derive(Debug)]
 pub(super) struct Shared {
     state: Mutex<State>,
     changed: Condvar,
-    /// Can be read from the end on, by everybody who polls.
+    /// Becomes readable for all pollers when the end begins.
     end: OwnedFd,
-    /// The same from when answers are not waited for any more.
+    /// Becomes readable when the server stops waiting for responses.
     over: OwnedFd,
 }
 
@@ -47,15 +47,15 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From now on nothing new is begun.
+    /// Begins the end: nothing new may start.
     pub(super) fn begin_end(&self) {
         self.state().ends = true;
         self.changed.notify_all();
-        // A first write to a counter does not fail.
+        // The first write to an eventfd cannot fail.
         let _ = rustix::io::write(&self.end, &1_u64.to_ne_bytes());
     }
 
-    /// From now on nobody waits for a client.
+    /// Finishes the end: nobody waits for clients any more.
     pub(super) fn finish_end(&self) {
         let _ = rustix::io::write(&self.over, &1_u64.to_ne_bytes());
     }
@@ -65,12 +65,12 @@ impl Shared {
         self.state().ends
     }
 
-    /// Can be read from the end on.
+    /// Becomes readable when the end begins.
     pub(super) fn end(&self) -> BorrowedFd<'_> {
         self.end.as_fd()
     }
 
-    /// Can be read when the end is over.
+    /// Becomes readable when the end is over.
     pub(super) fn over(&self) -> BorrowedFd<'_> {
         self.over.as_fd()
     }
@@ -85,7 +85,7 @@ impl Shared {
         })
     }
 
-    /// The same, and waits until there are fewer; `None` when the server ends.
+    /// Like [`Shared::try_count`], but waits until there are fewer. Returns `None` if the server ends.
     pub(super) fn count(self: &Arc<Self>, what: Count, most: usize) -> Option<Counted> {
         let full = |state: &mut State| state.counts[what as usize] >= most && !state.ends;
         let waited = self.changed.wait_while(self.state(), full);
@@ -97,14 +97,14 @@ impl Shared {
         Some(Counted { shared: self.clone(), what })
     }
 
-    /// Waits until there are none, for `limit` at most.
+    /// Waits until there are none, for up to `limit`.
     pub(super) fn wait_for_none(&self, what: Count, limit: Duration) {
         let some = |state: &mut State| state.counts[what as usize] > 0;
         let _ = self.changed.wait_timeout_while(self.state(), limit, some);
     }
 }
 
-/// One that counts until this is dropped.
+/// One item, counted until this value is dropped.
 #[derive(Debug)]
 pub(super) struct Counted {
     shared: Arc<Shared>,

@@ -1,4 +1,4 @@
-//! The server over a socket, with a service that does as its requests say.
+//! Tests of the server over a socket, with a service that does as its requests say.
 
 use std::io::{IoSlice, Read, Write};
 use std::mem::MaybeUninit;
@@ -22,11 +22,11 @@ mod ends;
 mod limits;
 mod requests;
 
-/// Longer than anything takes that is not waited for in vain.
+/// Longer than any successful wait.
 const LONG: Duration = Duration::from_secs(100);
-/// Of something that never comes.
+/// For waits that must time out.
 const SHORT: Duration = Duration::from_millis(50);
-/// More than a socket holds.
+/// More than a socket buffers.
 const BIG: usize = 8 << 20;
 
 const PATIENT: Settings = Settings {
@@ -42,14 +42,14 @@ const PATIENT: Settings = Settings {
     work_at_once: 4,
 };
 
-/// What a test and the service's work tell each other.
+/// Communication between a test and the work of the service.
 #[derive(Default)]
 struct Script {
-    /// Told by work that begins.
+    /// Work sends here when it begins.
     begun: Mutex<Option<Sender<()>>>,
-    /// Work ends when it has something from here, or the other side is gone.
+    /// Work ends when it receives something here, or when the other side is gone.
     go_on: Mutex<Option<Receiver<()>>>,
-    /// How many are being answered, and how many were at a time.
+    /// The current and the maximum number of concurrent requests.
     answering: AtomicUsize,
     most_answering: AtomicUsize,
     reports: Mutex<Vec<String>>,
@@ -123,7 +123,7 @@ impl Service for Scripted {
     }
 }
 
-/// Writes its number into each of them, and answers how many there are.
+/// Writes its number into each descriptor, and responds with their count.
 fn number(descriptors: Vec<OwnedFd>) -> Response {
     for (number, descriptor) in descriptors.iter().enumerate() {
         assert_eq!(rustix::io::fcntl_getfd(descriptor).unwrap(), FdFlags::CLOEXEC);
@@ -158,20 +158,21 @@ impl Rig {
         ask(&self.connect(), &request, &Limits { time: LONG, body: BIG })
     }
 
-    /// What is answered to these bytes, up to the connection's end.
+    /// Returns the response to these bytes, up to the connection's end.
     fn answer(&self, bytes: &[u8]) -> String {
         let mut client = self.connect();
         client.write_all(bytes).unwrap();
         rest(&mut client)
     }
 
-    /// The first line of it.
+    /// Returns the first line of the response.
     fn status(&self, bytes: &[u8]) -> String {
         let answer = self.answer(bytes);
         answer.lines().next().unwrap_or_default().to_owned()
     }
 
-    /// Has work wait from now on: it says when it begins, and goes on when it is told.
+    /// Makes work wait from now on. Work notifies the first channel when it begins, and continues on a
+    /// message of the second.
     fn hold_work(&self) -> (Receiver<()>, Sender<()>) {
         let ((begun, has_begun), (go_on, may_go_on)) = (channel(), channel());
         *self.script.begun.lock().unwrap() = Some(begun);
@@ -195,7 +196,7 @@ fn send_with(client: &UnixStream, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) 
     assert_eq!(sent, bytes.len());
 }
 
-/// As many pipes, their reading and their writing ends.
+/// Returns `count` pipes: their reading and their writing ends.
 fn pipes(count: usize) -> (Vec<OwnedFd>, Vec<OwnedFd>) {
     (0..count).map(|_| pipe_with(PipeFlags::CLOEXEC).unwrap()).unzip()
 }

@@ -1,8 +1,8 @@
-//! What may take its time: carried out on a thread of its own, and waited for with an eye on the clock, the
-//! client and the server's end.
+//! Slow work: it runs on a thread of its own. The server waits for it, and watches the time, the client, and
+//! the server's end meanwhile.
 //!
-//! The wait ends with whatever comes first; the work is never interrupted. Whoever gave it away and has to
-//! answer before it is done takes care that it is undone later, or told.
+//! The wait ends with the first of these events. The work is never interrupted. A service that must respond
+//! before its work is done has to undo the work later, or to report it.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -19,52 +19,52 @@ use super::Settings;
 use super::shared::{Count, Counted, Shared};
 use crate::socket::Deadline;
 
-/// What a service has for one request: time, until the client or the server ends.
+/// The context of one request: its time limits, the client and the server.
 #[derive(Debug)]
 pub struct Turn<'c> {
     pub(super) shared: &'c Arc<Shared>,
     pub(super) socket: BorrowedFd<'c>,
     pub(super) settings: &'c Settings,
-    /// Of the connection.
+    /// The deadline of the connection.
     pub(super) deadline: Deadline,
 }
 
-/// Whether a server ends, for work that goes on without it.
+/// Whether a server ends, for work that nobody waits for any more.
 #[derive(Clone, Debug)]
 pub struct Ending(Arc<Shared>);
 
 impl Ending {
-    /// True from the end on.
+    /// Whether the end has begun.
     pub fn has_begun(&self) -> bool {
         self.0.ends()
     }
 }
 
-/// What a wait for work came to.
+/// The result of a wait for work.
 #[derive(Debug)]
 pub enum Outcome<T> {
-    /// It is done.
+    /// The work is done.
     Done(T),
     /// It takes longer than [`Settings::work`].
     Late(Late<T>),
-    /// The server ends, and whatever is being done goes on. It was not begun if the server had ended before.
+    /// The server ends, and the work continues. It was not started if the server had ended before.
     Ends,
-    /// The client has closed its connection. What it asked for is done all the same.
+    /// The client has closed its connection. The work is completed nevertheless.
     Gone,
-    /// It was not begun, or it panicked.
+    /// The work was not started, or it panicked.
     Failed(WorkError),
 }
 
-/// Why work was not done.
+/// The reason why work was not done.
 #[derive(Debug, Error)]
 pub enum WorkError {
-    /// So much goes on already, by requests that were answered before it was done.
+    /// Too much work is running already, for requests that were answered before it was done.
     #[error("{0} requests are still being carried out")]
     TooMany(usize),
-    /// No thread, or nothing to wait for it by.
-    #[error("there is no thread for it")]
+    /// No thread or no eventfd can be created for it.
+    #[error("cannot start a thread for it")]
     Thread(#[from] io::Error),
-    /// A defect of the service.
+    /// The work panicked, which is a bug of the service.
     #[error("it panicked")]
     Panicked,
 }
@@ -77,7 +77,8 @@ pub struct Late<T> {
 }
 
 impl<T> Late<T> {
-    /// Waits for it once more, for `limit` at most; `None` when it is still not done, or the server ends.
+    /// Waits for the work once more, for up to `limit`. Returns `None` if it is still not done, or if the
+    /// server ends.
     pub fn wait(self, limit: Duration) -> Option<T> {
         match self.work.wait(&self.shared, None, Deadline::after(limit)) {
             Outcome::Done(done) => Some(done),
@@ -87,13 +88,13 @@ impl<T> Late<T> {
 }
 
 impl Turn<'_> {
-    /// Whether the server ends, for work to know it when this turn is over.
+    /// Returns a handle by which work can see that the server ends, even after this turn.
     pub fn ending(&self) -> Ending {
         Ending(self.shared.clone())
     }
 
-    /// Runs `work` on a thread of its own and waits for it: until it is done, [`Settings::work`] is over, the
-    /// client is gone, or the server ends.
+    /// Runs `work` on a thread of its own. Waits until it is done, [`Settings::work`] is over, the client is
+    /// gone, or the server ends.
     pub fn carry_out<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Outcome<T> {
         if self.shared.ends() {
             return Outcome::Ends;
@@ -110,15 +111,15 @@ impl Turn<'_> {
     }
 }
 
-/// Work on its thread.
+/// Work with its thread.
 #[derive(Debug)]
 struct Work<T> {
-    /// Can be read when the thread has nothing more to do.
+    /// Becomes readable when the thread has nothing more to do.
     over: Arc<OwnedFd>,
     result: Receiver<T>,
 }
 
-/// Says so when it is dropped, also by a panic.
+/// Notifies when it is dropped, even by a panic.
 struct SayOver(Arc<OwnedFd>);
 
 impl Drop for SayOver {
@@ -137,12 +138,12 @@ impl<T: Send + 'static> Work<T> {
         let (send, result) = sync_channel(1);
         let say = SayOver(over.clone());
         let body = move || {
-            // Dropped in the other order: when it is over, whoever waits finds a result or that there is
-            // none.
+            // Dropped in reverse order: at the notification, the result is available, or is known to be
+            // missing.
             let _say = say;
             let _counted = counted;
             let send = send;
-            // Perhaps nobody waits for it any more.
+            // Possibly nobody waits for it any more.
             let _ = send.send(work());
         };
         thread::Builder::new().name(name).spawn(body)?;
@@ -151,13 +152,13 @@ impl<T: Send + 'static> Work<T> {
 }
 
 impl<T> Work<T> {
-    /// Waits for it until `deadline`, and as long as `client` is there.
+    /// Waits for the work until `deadline`, and while `client` is connected.
     fn wait(self, shared: &Arc<Shared>, client: Option<BorrowedFd<'_>>, deadline: Deadline) -> Outcome<T> {
         let mut waited_for = vec![
             PollFd::from_borrowed_fd(self.over.as_fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(shared.end(), PollFlags::IN),
         ];
-        // Without any events it tells of the other side's end alone.
+        // Without events, a poll reports only the end of the other side.
         waited_for.extend(client.map(|client| PollFd::from_borrowed_fd(client, PollFlags::empty())));
         let woken = loop {
             match poll(&mut waited_for, Some(&deadline.left())) {

@@ -1,8 +1,8 @@
-//! The server's end, and whoever is in the middle of something then.
+//! The end of the server, with clients in any state.
 
 use super::*;
 
-/// Work that is waited for goes on, and its client is answered.
+/// Work continues after the end of the wait, and its client gets a response.
 #[test]
 fn the_end_waits_for_no_work() {
     let mut rig = rig(PATIENT);
@@ -13,7 +13,7 @@ fn the_end_waits_for_no_work() {
     drop(rig.server.take());
     let answer = rest(&mut client);
     assert!(answer.starts_with("HTTP/1.1 503 ") && answer.ends_with("\r\n\r\nends"), "{answer}");
-    // It is still there to hear it.
+    // The work is still running, and receives this.
     go_on.send(()).unwrap();
     assert!(UnixStream::connect(&rig.path).is_err());
 }
@@ -27,7 +27,7 @@ fn the_end_waits_for_no_request() {
         if half.starts_with("POST") {
             client.read_exact(&mut [0; 25]).unwrap();
         } else {
-            // Accepted before the next one is.
+            // This request is accepted before the next one.
             rig.ask("/echo", b"").unwrap();
         }
         drop(rig.server.take());
@@ -36,8 +36,7 @@ fn the_end_waits_for_no_request() {
     }
 }
 
-/// Whoever has asked is answered before the end is over: the answer is there, or on its way to someone who
-/// reads it.
+/// The end waits for the responses to complete requests, while clients read them.
 #[test]
 fn the_end_waits_for_answers() {
     let mut rig = rig(PATIENT);
@@ -49,7 +48,7 @@ fn the_end_waits_for_answers() {
     assert!(reader.join().unwrap() > BIG);
 }
 
-/// But not for ever.
+/// The wait for responses is limited.
 #[test]
 fn the_end_does_not_wait_for_a_client_that_does_not_read() {
     let mut rig = rig(Settings { end: SHORT, ..PATIENT });
@@ -57,7 +56,7 @@ fn the_end_does_not_wait_for_a_client_that_does_not_read() {
     client.write_all(b"GET /big HTTP/1.1\r\n\r\n").unwrap();
     client.read_exact(&mut [0; 12]).unwrap();
     drop(rig.server.take());
-    // Nobody uses the service any more, although the client is still there.
+    // Nothing uses the service any more, although the client is still connected.
     while Arc::strong_count(&rig.script) > 1 {
         thread::yield_now();
     }
@@ -66,7 +65,7 @@ fn the_end_does_not_wait_for_a_client_that_does_not_read() {
     assert!(answer.len() < BIG);
 }
 
-/// A server without clients, and one whose places are all taken, end at once.
+/// A server without clients ends at once. So does one whose places are all taken.
 #[test]
 fn the_end_is_heard_everywhere() {
     drop(rig(PATIENT));

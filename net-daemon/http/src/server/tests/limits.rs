@@ -18,7 +18,7 @@ fn half_a_request_is_not_waited_for() {
     }
 }
 
-/// Who has said all there is to say is answered, and whoever is gone is none of anyone's business.
+/// A client that has ended its request early gets a response. A client that is gone is ignored.
 #[test]
 fn requests_that_end_in_the_middle() {
     let rig = rig(PATIENT);
@@ -40,18 +40,18 @@ fn requests_that_end_in_the_middle() {
     assert_eq!(rig.ask("/echo", b"still").unwrap().body, b"still");
 }
 
-/// Others are served while its answer waits for it, and its place is free when its time is up.
+/// Others are served while a client does not read its response. Its place is free when its time is up.
 #[test]
 fn a_client_that_does_not_read() {
     let rig = rig(Settings { clients: 2, ..PATIENT });
     let mut deaf = rig.connect();
     deaf.write_all(b"GET /big HTTP/1.1\r\n\r\n").unwrap();
-    // Its answer is on the way.
+    // The response is being sent.
     deaf.read_exact(&mut [0; 12]).unwrap();
     for _ in 0..10 {
         assert_eq!(rig.ask("/echo", b"others").unwrap().body, b"others");
     }
-    // It was only slow.
+    // The client was only slow.
     assert!(rest(&mut deaf).len() > BIG);
 }
 
@@ -61,16 +61,16 @@ fn an_answer_that_nobody_reads_comes_to_an_end() {
     let mut deaf = rig.connect();
     deaf.write_all(b"GET /big HTTP/1.1\r\n\r\n").unwrap();
     deaf.read_exact(&mut [0; 12]).unwrap();
-    // On a machine so slow that this takes a second, too, it is asked again.
+    // On a slow machine, the probe itself may take a second: ask again.
     while rig.ask("/echo", b"").is_err() {}
     let mut answer = Vec::new();
     let _ = deaf.read_to_end(&mut answer);
     assert!(answer.len() < BIG);
     let reports = rig.script.reports.lock().unwrap();
-    assert!(reports.iter().any(|report| report.contains("the answer cannot be sent")), "{reports:?}");
+    assert!(reports.iter().any(|report| report.contains("the response cannot be sent")), "{reports:?}");
 }
 
-/// Those for whom there is no place wait for one.
+/// Clients without a place wait for one.
 #[test]
 fn places_are_left_and_taken() {
     let rig = rig(PATIENT);
@@ -80,7 +80,7 @@ fn places_are_left_and_taken() {
     }
     thread::scope(|scope| {
         let next = scope.spawn(|| rig.ask("/echo", b"next").unwrap());
-        // Whether it has asked by now or not.
+        // Enough time for the request to be sent, usually.
         thread::sleep(SHORT);
         assert!(!next.is_finished());
         waiting.pop();
@@ -113,7 +113,7 @@ fn many_clients() {
     assert!((1..=PATIENT.clients).contains(&most), "{most}");
 }
 
-/// The client is answered, and the work goes on: it takes a place among the work, but none among the clients.
+/// The client gets a response, and the work continues. It occupies a place for work, but none for clients.
 #[test]
 fn work_that_takes_too_long() {
     let rig = rig(Settings { clients: 1, work: SHORT, work_at_once: 2, ..PATIENT });
@@ -131,7 +131,7 @@ fn work_that_takes_too_long() {
     assert_eq!(refused, b"2 requests are still being carried out");
     assert_eq!(rig.ask("/echo", b"others").unwrap().body, b"others");
     drop(held);
-    // When those have seen it.
+    // After the work has noticed the end.
     while rig.ask("/late-work", b"").unwrap().status != StatusCode::OK {}
 }
 
@@ -155,7 +155,7 @@ fn work_that_panics_is_told() {
     assert_eq!(rig.ask("/work", b"").unwrap().body, b"worked");
 }
 
-/// Its place is free at once, whatever its work waits for.
+/// The place of a client that is gone is free at once, even if its work still waits.
 #[test]
 fn a_client_that_is_gone_is_not_answered() {
     let rig = rig(Settings { clients: 1, ..PATIENT });

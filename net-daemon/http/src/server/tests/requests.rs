@@ -1,4 +1,4 @@
-//! Requests and what is answered to them.
+//! Requests and their responses.
 
 use super::*;
 
@@ -20,7 +20,7 @@ fn requests_in_pieces_of_any_size() {
     }
 }
 
-/// Each is answered while the other is: the first one's work ends when the second one has its answer.
+/// Two requests at once: the first one's work ends when the second one has its response.
 #[test]
 fn two_requests_at_once() {
     let rig = rig(PATIENT);
@@ -34,7 +34,7 @@ fn two_requests_at_once() {
     });
 }
 
-/// A socket is a socket.
+/// TCP sockets work like Unix sockets.
 #[test]
 fn clients_of_tcp_are_served() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -46,7 +46,7 @@ fn clients_of_tcp_are_served() {
     assert_eq!(answer.body, b"hello");
 }
 
-/// One request a connection; what comes behind it is not looked at.
+/// One request for each connection. Bytes after it are ignored.
 #[test]
 fn the_connection_is_closed_behind_the_answer() {
     let rig = rig(PATIENT);
@@ -66,7 +66,7 @@ fn versions_and_methods() {
     assert!(old.starts_with("HTTP/1.0 200 OK\r\n") && old.ends_with("\r\n\r\nhi"), "{old}");
     let head = rig.answer(b"HEAD /echo HTTP/1.1\r\ncontent-length: 2\r\n\r\nhi");
     assert!(head.contains("\r\ncontent-length: 2\r\n") && head.ends_with("\r\n\r\n"), "{head}");
-    // Other methods, and a request without a length, are the service's affair.
+    // The service decides about other methods and requests without a length.
     assert_eq!(rig.status(b"FROB /echo HTTP/1.1\r\n\r\n"), "HTTP/1.1 200 OK");
 }
 
@@ -80,7 +80,7 @@ fn who_waits_to_send_a_body_is_told_to_go_on() {
     assert_eq!(&go_on, b"HTTP/1.1 100 Continue\r\n\r\n");
     client.write_all(b"hello").unwrap();
     assert!(rest(&mut client).ends_with("\r\n\r\nhello"));
-    // Not for a body that is not taken.
+    // Not for a body that is refused.
     for head in ["/forbidden HTTP/1.1\r\nContent-Length: 5", "/echo HTTP/1.1\r\nContent-Length: 5000"] {
         let answer = rig.answer(format!("POST {head}\r\nExpect: 100-continue\r\n\r\n").as_bytes());
         assert!(answer.starts_with("HTTP/1.1 4"), "{answer}");
@@ -95,7 +95,7 @@ fn what_is_no_request_is_told_why() {
     {
         let answer = rig.answer(format!("{line}\r\n\r\n").as_bytes());
         assert!(answer.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{line}: {answer}");
-        assert!(answer.contains("this is no HTTP request"), "{line}: {answer}");
+        assert!(answer.contains("this is not an HTTP request"), "{line}: {answer}");
     }
     let headers = |headers: &str| rig.status(format!("POST /echo HTTP/1.1\r\n{headers}\r\n\r\n").as_bytes());
     for wrong in ["a b: c", "a : b", ": a", "a: b\r\n c"] {
@@ -104,7 +104,7 @@ fn what_is_no_request_is_told_why() {
     for length in ["x", "", "-1", "+1", "0x1", "3, 3", "99999999999999999999", "3\r\nContent-Length: 4"] {
         assert_eq!(headers(&format!("Content-Length: {length}")), "HTTP/1.1 400 Bad Request", "{length}");
     }
-    // Known to be refused before anything of it comes.
+    // Refused before any of its bytes arrive.
     assert_eq!(headers("Content-Length: 4097"), "HTTP/1.1 413 Payload Too Large");
     assert_eq!(headers("Content-Length: 18446744073709551615"), "HTTP/1.1 413 Payload Too Large");
     for chunked in ["chunked", "gzip, Chunked", "chunked\r\nContent-Length: 0"] {
@@ -116,7 +116,7 @@ fn what_is_no_request_is_told_why() {
     assert_eq!(headers("Transfer-Encoding: gzip"), "HTTP/1.1 501 Not Implemented");
 }
 
-/// The answer comes to whoever sends it all before reading.
+/// A client that sends everything before it reads gets its response.
 #[test]
 fn what_is_too_long_is_refused_and_read() {
     let rig = rig(PATIENT);
@@ -131,7 +131,7 @@ fn what_is_too_long_is_refused_and_read() {
         [b"POST /forbidden HTTP/1.1\r\ncontent-length: 500000\r\n\r\n", &[0; 500_000][..]].concat();
     assert_eq!(rig.status(&forbidden), "HTTP/1.1 403 Forbidden");
 
-    // `GET /`, and ` HTTP/1.1` with two ends of lines.
+    // The rest of the line is `GET /`, and ` HTTP/1.1` with two line ends.
     let line = |length: usize| rig.status(format!("GET /{} HTTP/1.1\r\n\r\n", "a".repeat(length)).as_bytes());
     assert_eq!(line(HEAD_MAX - 5 - 13), "HTTP/1.1 200 OK");
     for length in [HEAD_MAX - 5 - 12, HEAD_MAX, 500_000] {
@@ -143,7 +143,7 @@ fn what_is_too_long_is_refused_and_read() {
     assert_eq!(headers(HEADERS_MAX + 1), "HTTP/1.1 431 Request Header Fields Too Large");
 }
 
-/// They come with the head or with the body, and keep their order.
+/// Descriptors come with the head or with the body, and keep their order.
 #[test]
 fn descriptors_come_along() {
     let rig = rig(PATIENT);
@@ -161,14 +161,14 @@ fn descriptors_come_along() {
         assert!(answer.ends_with(&format!("\r\n\r\n{}", with_head + with_body)), "{answer}");
         for (number, reader) in readers.into_iter().enumerate() {
             let mut written = Vec::new();
-            // To its end, as nobody has it open any more.
+            // The end of the file shows that nothing else has the descriptor open.
             std::fs::File::from(reader).read_to_end(&mut written).unwrap();
             assert_eq!(written, [number as u8]);
         }
     }
 }
 
-/// In one message or in several; all of them are closed.
+/// In one message or in several. All of them are closed.
 #[test]
 fn more_descriptors_than_allowed_are_refused() {
     for (allowed, messages) in
