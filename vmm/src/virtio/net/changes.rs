@@ -1,7 +1,7 @@
-//! What a command of the control vring changes about the data path is carried out by a thread of its own: the
-//! one that reads the commands, and so a guest's bytes, makes neither threads nor descriptors.
+//! Changes of the data path by commands of the control vring. A separate thread carries them out, so that the
+//! thread that reads the commands, and therefore a guest's bytes, creates neither threads nor descriptors.
 //!
-//! It is there as long as the control vring is served.
+//! The thread exists while the control vring is served.
 
 use std::io;
 use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
@@ -12,29 +12,29 @@ use volt_virtio::features::Features;
 use crate::sandbox;
 use crate::sandbox::lists::MAIN;
 
-/// What a command changes about the data path.
+/// A change of the data path by a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
     /// The driver uses the first N pairs from now on.
     Pairs(u16),
-    /// These receive offloads, of those that it acknowledged, are in force from now on.
+    /// These receive offloads are in force from now on, a subset of the acknowledged ones.
     Offloads(Features),
 }
 
 type Asked = (Change, SyncSender<()>);
 
-/// Has changes carried out, until it is dropped.
+/// Carries out changes until it is dropped.
 pub(super) struct Changes {
     asked: Option<Sender<Asked>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Changes {
-    /// Starts the thread that calls `apply`. Called by one that may make threads.
+    /// Starts the thread that calls `apply`. The caller must be allowed to create threads.
     ///
     /// # Errors
     ///
-    /// When there can be no thread.
+    /// Fails if no thread can be created.
     pub(super) fn new(mut apply: impl FnMut(Change) + Send + 'static) -> io::Result<Changes> {
         let (asked, received) = channel::<Asked>();
         let thread = sandbox::spawn(&MAIN, "net-change", move || {
@@ -46,7 +46,7 @@ impl Changes {
         Ok(Changes { asked: Some(asked), thread: Some(thread) })
     }
 
-    /// Has `change` carried out, and waits for that.
+    /// Carries out `change`, and waits for it.
     pub(super) fn carry_out(&self, change: Change) {
         let (done, answer) = sync_channel(1);
         let asked = self.asked.as_ref().expect("until it is dropped");

@@ -1,9 +1,8 @@
-//! The control vring (virtio 1.2, 5.1.6.5), as the VMM serves it for its network devices, whoever moves their
-//! frames.
+//! The control vring (virtio 1.2, 5.1.6.5) of all network devices, served by the VMM.
 //!
-//! It has a thread of its own, so that commands are answered whatever the data path does. Where there is no
-//! data path, as it did not start, each is refused: a driver that has sent one waits for the answer, Linux's
-//! in a loop that keeps its processor.
+//! It has its own thread, so that commands get answers whatever the data path does. If the data path did not
+//! start, each command is refused: a driver waits for the answer, and Linux waits in a loop that occupies its
+//! processor.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -20,9 +19,9 @@ use crate::virtio::ring::Ring;
 use crate::virtio::worker::Worker;
 use crate::virtio::{ActivateError, Activation};
 
-/// Features of the control vring and of the configuration space, which are the VMM's own. Receive modes and
-/// filters are best effort by specification (5.1.6.5.1), and nothing is filtered here: every frame passes,
-/// and the driver drops what it did not ask for.
+/// Features of the control vring and of the configuration space, which belong to the VMM. The specification
+/// makes receive modes and filters best effort (5.1.6.5.1). Nothing is filtered here: every frame passes, and
+/// the driver drops the frames that it did not ask for.
 pub const OWN: Features = Features::NET_MAC
     .union(Features::NET_STATUS)
     .union(Features::NET_CTRL_VQ)
@@ -35,43 +34,44 @@ const DATA_VRING_SIZE: u16 = 256;
 /// Entries of a control vring.
 const CONTROL_VRING_SIZE: u16 = 64;
 
-/// The largest sizes of the vrings of a device of `pairs` queue pairs; the control vring is the last.
+/// Returns the largest sizes of the vrings of a device with `pairs` queue pairs. The control vring is last.
 pub fn vring_sizes(pairs: u16) -> Vec<u16> {
     let mut sizes = vec![DATA_VRING_SIZE; 2 * usize::from(pairs)];
     sizes.push(CONTROL_VRING_SIZE);
     sizes
 }
 
-/// What a driver that acknowledged `acked` can use of `pairs` queue pairs.
+/// Returns how many of `pairs` queue pairs a driver can use that acknowledged `acked`.
 pub fn usable_pairs(acked: Features, pairs: u16) -> u16 {
     if acked.contains(Features::NET_MQ) { pairs } else { 1 }
 }
 
-/// The control vring's number: behind those of all pairs with MQ, behind the first pair without (5.1.2).
+/// Returns the control vring's number. With MQ it follows the vrings of all pairs, otherwise those of the
+/// first pair (5.1.2).
 pub fn control_index(acked: Features, pairs: u16) -> u16 {
     2 * usable_pairs(acked, pairs)
 }
 
-/// The device whose control vring is served.
+/// A device whose control vring is served.
 pub struct Served<'a> {
-    /// Begins its log lines.
+    /// Starts its log lines.
     pub label: &'a str,
-    /// Queue pairs.
+    /// Number of queue pairs.
     pub pairs: u16,
-    /// Its configuration, where the driver sets the MAC.
+    /// Its configuration. The driver can set the MAC address in it.
     pub config: &'a Arc<Mutex<NetConfig>>,
-    /// No command is served while this is closed.
+    /// No command is served while this gate is closed.
     pub gate: &'a Arc<PauseGate>,
 }
 
-/// Takes the control vring out of `activation` and serves it until the thread is dropped; `apply` is called
-/// on another thread, before the driver has its answer. The first command waits until `started` is set, and
-/// where that says that the data path did not start, every one is refused. `None` when the driver uses no
+/// Takes the control vring out of `activation` and serves it until the worker is dropped. `apply` is called
+/// on another thread, before the driver gets its answer. The first command waits until `started` is set. If
+/// it says that the data path did not start, every command is refused. Returns `None` if the driver uses no
 /// control vring.
 ///
 /// # Errors
 ///
-/// When there can be no thread.
+/// Fails if no thread can be created.
 pub fn serve(
     served: &Served<'_>,
     activation: &mut Activation,
@@ -98,11 +98,11 @@ pub fn serve(
 enum ControlError {
     #[error(transparent)]
     Chain(#[from] ChainError),
-    #[error("control command without room for its answer")]
+    #[error("control command without room for the answer")]
     NoAck,
     #[error("control command")]
     Command(#[from] CommandError),
-    #[error("control command of a device that did not start")]
+    #[error("control command for a device that did not start")]
     NoDataPath,
 }
 
@@ -115,7 +115,7 @@ struct ControlQueue {
 }
 
 impl ControlQueue {
-    /// Serves one command; answers the bytes written.
+    /// Serves one command. Returns the number of bytes written.
     fn serve(&mut self, chain: Result<&Chain<'_>, ChainError>, apply: impl Fn(Change)) -> u32 {
         let result = match chain {
             Ok(chain) if !chain.writable.is_empty() => {
@@ -145,7 +145,7 @@ impl ControlQueue {
             | Command::SetMacTable { .. }
             | Command::AddVlan(_)
             | Command::DeleteVlan(_) => {}
-            // Its feature is not offered, so the parser does not let it through.
+            // Its feature is not offered, so the parser refuses it.
             Command::AckAnnounce => {}
         };
         let read = |bytes: &mut [u8]| chain.readable.copy_to(bytes);

@@ -1,13 +1,13 @@
 //! The network devices (virtio 1.2, section 5.1).
 //!
-//! [`open`] makes one of any kind from its configuration. Whoever moves the frames, the VMM itself serves the
-//! control vring and the configuration space.
+//! [`open`] creates one of any kind from its configuration. The VMM itself serves the control vring and the
+//! configuration space of all kinds.
 //!
 //! | module | holds |
 //! |---|---|
 //! | [`control`] | the control vring of every network device |
-//! | [`port`] | the device over an interface of the host, whose frames this process or the kernel moves |
-//! | [`vhost_user`] | the device whose frames a vhost-user back-end moves |
+//! | [`port`] | the device with an interface of the host; this process or the kernel moves its frames |
+//! | [`vhost_user`] | the device with a vhost-user back-end, which moves its frames |
 
 use std::sync::Arc;
 
@@ -24,20 +24,20 @@ pub mod control;
 pub mod port;
 pub mod vhost_user;
 
-/// Why there is no network device.
+/// Why a network device cannot be created.
 #[derive(Debug, Error)]
 pub enum NetError {
-    /// The one behind a socket.
+    /// The device with a back-end.
     #[error(transparent)]
     Socket(#[from] VhostUserNetError),
-    /// The one over an interface.
+    /// The device with an interface.
     #[error(transparent)]
     Port(#[from] PortError),
 }
 
-/// Makes the network device that `config` describes, for a machine that is paused by `gate`.
+/// Creates the network device that `config` describes, for a machine that pauses at `gate`.
 ///
-/// Waits for the back-end behind a socket.
+/// Waits for a back-end.
 ///
 /// # Errors
 ///

@@ -1,7 +1,7 @@
-//! Whoever moves the frames of a network device over an interface: this process or the kernel.
+//! The data path of a network device with an interface: this process or the kernel moves the frames.
 //!
-//! [`Net`](super::Net) has one [`DataPath`] for as long as it lives. It starts that at each activation and
-//! stops it at each reset; the control vring's thread changes its pairs and offloads meanwhile, and any
+//! [`Net`](super::Net) has one [`DataPath`] during its lifetime. It starts the path at each activation and
+//! stops it at each reset. Meanwhile the control vring's thread changes its pairs and offloads, and any
 //! thread its limits.
 
 use std::io;
@@ -19,7 +19,7 @@ use crate::virtio::interrupt::Interrupt;
 use crate::virtio::net::port::error::VhostNetError;
 use crate::virtio::status::TrafficStatus;
 
-/// Why a data path did not start.
+/// Why a data path cannot start.
 #[derive(Debug, Error)]
 pub(super) enum StartError {
     #[error(transparent)]
@@ -30,40 +30,42 @@ pub(super) enum StartError {
     Host(#[from] io::Error),
 }
 
-/// What a data path gets at `DRIVER_OK`.
+/// The resources of a data path from `DRIVER_OK` on.
 pub(super) struct DataSetup<'a> {
     pub(super) memory: &'a GuestMemoryMmap,
-    /// What the driver acknowledged.
+    /// The features that the driver acknowledged.
     pub(super) acked: Features,
     /// The receive and transmit vrings that are ready.
     pub(super) vrings: &'a [Vring],
     pub(super) interrupt: &'a Arc<dyn Interrupt>,
 }
 
-/// Whoever moves the frames of a [`Net`](super::Net). Called by a vCPU's thread and by the control vring's.
+/// The data path of a [`Net`](super::Net). Called by a vCPU's thread and by the control vring's.
 pub(super) trait DataPath: Send + Sync {
-    /// Serves the vrings, the first pair's alone at first. [`DataPath::stop`] follows an error too.
+    /// Serves the vrings, at first those of the first pair only. [`DataPath::stop`] is called after an error,
+    /// too.
     fn start(&self, setup: DataSetup<'_>) -> Result<(), StartError>;
 
-    /// Stops, so that nothing of the guest's memory is touched after the return. Without a start it does
-    /// nothing.
+    /// Stops. The guest's memory is not touched after the return. Does nothing without a start.
     fn stop(&self);
 
-    /// Lets frames come by the first `pairs` pairs and no others.
+    /// Uses the first `pairs` pairs, and no others.
     fn set_active_pairs(&self, pairs: u16);
 
-    /// Puts these receive offloads in force.
+    /// Sets the receive offloads.
     fn set_offloads(&self, offloads: Features);
 
-    /// Changes the rate limits and answers all that are in force then; `None` where frames pass elsewhere.
+    /// Changes the rate limits. Returns all limits in force, or `None` if this process does not move the
+    /// frames.
     fn change_limits(&self, change: LimitsChange) -> Option<RateLimits>;
 
-    /// Touches nothing of the guest's until [`DataPath::resume`], as far as this process moves the frames.
+    /// Pauses the frames that this process moves. The guest's memory is untouched until [`DataPath::resume`].
     fn pause(&self) -> Result<(), DeviceError>;
 
-    /// Goes on after [`DataPath::pause`].
+    /// Continues after [`DataPath::pause`].
     fn resume(&self);
 
-    /// Limits and counters as the API shows them (`docs/reference/http-api.md`); `None` where frames pass elsewhere.
+    /// Returns limits and counters for the API (`docs/reference/http-api.md`), or `None` if this process does
+    /// not move the frames.
     fn traffic(&self) -> Option<TrafficStatus>;
 }

@@ -1,4 +1,4 @@
-//! Why there is no network device over an interface.
+//! Why a network device with an interface cannot be created.
 
 use std::io;
 
@@ -9,31 +9,31 @@ use volt_virtio::features::{Class, Features};
 
 use crate::opener::VHOST_NET;
 
-/// Why there is no network device.
+/// Why a network device cannot be created.
 #[derive(Debug, Error)]
 pub enum PortError {
     /// The interface cannot be used.
     #[error("network interface {name}")]
     Interface {
-        /// Of the interface.
+        /// Name of the interface.
         name: String,
-        /// What is wrong.
+        /// The error.
         #[source]
         source: BuildError,
     },
     /// The macvtap interface cannot be used.
     #[error(transparent)]
     Macvtap(#[from] MacvtapError),
-    /// The kernel cannot do what is required of it.
-    #[error("{label}: vhost-net is required")]
+    /// vhost-net is required, and cannot be used.
+    #[error("{label}: vhost-net=require, but vhost-net cannot be used")]
     VhostNet {
-        /// The device.
+        /// The label of the device.
         label: String,
-        /// Why not.
+        /// The error.
         #[source]
         source: VhostNetError,
     },
-    /// No thread, no eventfd.
+    /// There is no thread or eventfd.
     #[error("the host is out of resources for a network device")]
     Host(#[from] io::Error),
 }
@@ -41,25 +41,25 @@ pub enum PortError {
 /// Why the kernel's vhost-net cannot be used.
 #[derive(Debug, Error)]
 pub enum VhostNetError {
-    /// There is none, or not for us.
-    #[error("cannot open {VHOST_NET}: load the kernel module 'vhost_net', and check who may open the file")]
+    /// There is no vhost-net, or this user has no permission.
+    #[error("cannot open {VHOST_NET}: load the kernel module 'vhost_net', and check the file's permissions")]
     Open(#[source] io::Error),
-    /// It refuses something.
+    /// A request failed.
     #[error("vhost-net: {request} failed")]
     Request {
-        /// What was asked.
+        /// The name of the request.
         request: &'static str,
-        /// Its answer.
+        /// The error.
         #[source]
         source: vhost::Error,
     },
-    /// It does not take the interface's queue.
+    /// vhost-net refuses the interface's queue.
     #[error("vhost-net: SET_BACKEND failed")]
     Queue(#[source] io::Error),
-    /// An old kernel.
+    /// The kernel is too old.
     #[error("this kernel's vhost-net lacks {}", .0.named(Class::Net))]
     Features(Features),
-    /// Guest memory is not as vhost needs it.
-    #[error("guest memory cannot be shown to vhost-net")]
+    /// Guest memory has no form that vhost accepts.
+    #[error("guest memory cannot be shared with vhost-net")]
     Memory,
 }

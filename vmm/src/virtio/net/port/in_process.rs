@@ -1,8 +1,8 @@
-//! The data path in this process: `volt_net`'s device, its workers, and a thread that hears of their trouble.
+//! The data path in this process: `volt_net`'s device, its workers, and a thread that handles their errors.
 //!
-//! The thread sleeps until a worker finds its port gone or a ring broken. A port that is gone is opened
-//! again as soon as it can be, and until then the guest sees its link down; a broken ring makes the device
-//! ask for a reset.
+//! The thread sleeps until a worker finds that its port is gone or a ring is broken. It reopens a missing
+//! port as soon as possible. Until then the guest sees its link down. After a broken ring, the device
+//! requests a reset.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -30,7 +30,7 @@ use crate::virtio::net::port::data_path::{DataPath, DataSetup, StartError};
 use crate::virtio::status::{FrameCounts, TrafficStatus, VringStatus};
 use crate::{faults, opener, sandbox};
 
-/// Until a port that is gone is tried again.
+/// Interval of the attempts to reopen a port.
 const RETRY: Duration = Duration::from_millis(500);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,12 +40,12 @@ enum Token {
     Quit,
 }
 
-/// What the device and its thread share.
+/// State shared by the device and its thread.
 struct Shared {
     label: String,
     device: Mutex<VirtioNet>,
     config: Arc<Mutex<NetConfig>>,
-    /// The way to the driver, from activation to reset.
+    /// Interrupts to the driver, from activation to reset.
     interrupt: Mutex<Option<Arc<dyn Interrupt>>>,
     /// Written by workers that find the port gone or a ring broken.
     wake: Arc<Notifier>,
@@ -62,7 +62,7 @@ pub(super) struct InProcess {
 }
 
 impl InProcess {
-    /// Takes `device`, which notifies `wake`.
+    /// Creates the path of `device`, which notifies `wake`.
     pub(super) fn new(
         label: &str,
         device: VirtioNet,
@@ -122,7 +122,7 @@ impl DataPath for InProcess {
         }
         let mut interrupt = self.shared.interrupt();
         *interrupt = None;
-        // What was said of these rings is not about the next ones.
+        // Reports about these rings do not apply to the next ones.
         let _ = self.shared.broken.read();
     }
 
@@ -157,7 +157,7 @@ impl DataPath for InProcess {
     }
 }
 
-/// The counters of a pair's two vrings, as the API shows them.
+/// Returns the counters of a pair's two vrings for the API.
 fn vrings(pair: usize, counters: &Counters) -> [VringStatus; 2] {
     let rx_drops =
         [&counters.rx_bad_chain, &counters.rx_too_long, &counters.rx_not_offloaded, &counters.rx_failed];
@@ -179,7 +179,7 @@ impl Drop for InProcess {
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
             error!(
                 event = "thread_panicked", device:% = self.shared.label;
-                "{}: a thread ended in a panic", self.shared.label
+                "{}: a thread ended with a panic", self.shared.label
             );
         }
     }
@@ -198,7 +198,7 @@ impl Shared {
             if let Err(error) = waited {
                 return error!(
                     event = "port_unattended", device:% = self.label;
-                    "{}: nobody looks after its port: {error}", self.label
+                    "{}: its port will not be reopened: {error}", self.label
                 );
             }
             if quit {
@@ -218,14 +218,14 @@ impl Shared {
             if ring {
                 self.give_up_ring();
             }
-            // Not at once: what took the interface away may be about to bring it back.
+            // Not at once: the program that deleted the interface may be about to create it again.
             if gone && !woken {
                 gone = !self.reopen();
             }
         }
     }
 
-    /// Asks the driver for a reset, unless that has come already.
+    /// Requests a reset from the driver, unless there was one since.
     fn give_up_ring(&self) {
         let interrupt = self.interrupt();
         if self.broken.read().is_ok()
@@ -238,12 +238,12 @@ impl Shared {
     fn reopen(&self) -> bool {
         let what = self.device().device().reopening();
         let opened = match what {
-            // Without the device, which the driver may want meanwhile.
+            // Without the lock of the device, which the driver may need meanwhile.
             Some(what) => {
                 let queues = opener::open_interface(&what);
                 queues.and_then(|queues| self.device().adopt_port(queues))
             }
-            // A port that does so itself.
+            // A port that reopens itself.
             None => self.device().reopen_port(),
         };
         match opened {
@@ -252,13 +252,13 @@ impl Shared {
                 true
             }
             Err(error) => {
-                log::debug!("{}: not opened again yet: {error}", self.label);
+                log::debug!("{}: not reopened yet: {error}", self.label);
                 false
             }
         }
     }
 
-    /// Shows the guest its link up or down (virtio 1.2, 5.1.4).
+    /// Sets the guest's link up or down (virtio 1.2, 5.1.4).
     fn set_link(&self, up: bool) {
         {
             let mut config = self.config.lock().unwrap_or_else(PoisonError::into_inner);

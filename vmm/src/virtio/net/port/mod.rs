@@ -1,15 +1,15 @@
-//! The network device over an interface of the host: TAP or macvtap.
+//! The network device with an interface of the host: TAP or macvtap.
 //!
 //! A [`Net`] answers the driver, serves the control vring ([`control`]), and starts and stops a `DataPath`
-//! for the rest. Any thread of these may go while the guest's driver is there, none outlives the device.
+//! for the frames. Each of its threads may end while the guest's driver runs. None outlives the device.
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`error`] | why there is no such device |
-//! | `data_path` | what the device wants of whoever moves its frames |
+//! | [`error`] | why such a device cannot be created |
+//! | `data_path` | the interface of a data path |
 //! | `in_process` | frames moved by workers of this process, on `volt_net`'s device |
 //! | `vhost_net`, `vhost_file` | frames moved by the kernel's vhost-net; one of its files |
-//! | `convert` | between the types of the VMM's crates and those of `volt_net` |
+//! | `convert` | conversion between the types of the VMM's crates and of `volt_net` |
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
@@ -48,7 +48,8 @@ mod in_process;
 mod vhost_file;
 mod vhost_net;
 
-/// The device beside its transport. It does not keep the interface, which is closed with the device.
+/// The interface to the device beside its transport. It does not keep the host's interface, which is closed
+/// with the device.
 struct Handle {
     label: String,
     pairs: u16,
@@ -57,12 +58,12 @@ struct Handle {
 }
 
 impl Handle {
-    /// `None` when the device has gone.
+    /// Returns `None` if the device no longer exists.
     fn with<T>(&self, act: impl FnOnce(&dyn DataPath) -> T) -> Option<T> {
         self.path.read().unwrap_or_else(PoisonError::into_inner).as_deref().map(act)
     }
 
-    /// The device goes. Waits for a call in progress.
+    /// Releases the device. Waits for a call in progress.
     fn let_go(&self) {
         *self.path.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
@@ -94,21 +95,21 @@ impl DeviceHandle for Handle {
     }
 }
 
-/// A network device over an interface of the host.
+/// A network device with an interface of the host.
 pub struct Net {
     name: String,
     label: String,
     features: Features,
     pairs: u16,
     vring_sizes: Vec<u16>,
-    /// The address after a reset; the driver may set another by the control vring.
+    /// The address after a reset. The driver may set another one with the control vring.
     mac: Mac,
     config: Arc<Mutex<NetConfig>>,
     gate: Arc<PauseGate>,
     /// Serves the control vring, from activation to reset.
     control: Option<Worker>,
     path: Arc<dyn DataPath>,
-    /// Has the same path for others, who may outlive this device.
+    /// Has the same path for other threads, which may outlive this device.
     handle: Arc<Handle>,
 }
 
@@ -139,7 +140,7 @@ impl Net {
         }
     }
 
-    /// A device whose frames the kernel moves.
+    /// Creates a device whose frames the kernel moves.
     fn in_kernel(name: &str, device: NetDevice, kernel: Kernel, gate: &Arc<PauseGate>) -> Net {
         let (offered, net_config) = (kernel.offer(device.offered()), device.config());
         let config = Arc::new(Mutex::new(net_config));
@@ -147,7 +148,7 @@ impl Net {
         Net::new(name, offered, net_config, config, path, gate)
     }
 
-    /// A device whose frames this process moves; `device` notifies `wake`.
+    /// Creates a device whose frames this process moves. `device` notifies `wake`.
     fn in_process(
         name: &str,
         device: VirtioNet,
@@ -183,7 +184,7 @@ impl Net {
         Ok(started)
     }
 
-    /// A device that offers `offered` and what the control vring makes possible.
+    /// Creates a device that offers `offered` and the features of the control vring.
     fn new(
         name: &str,
         offered: Features,
@@ -211,7 +212,7 @@ impl Net {
 
 impl Drop for Net {
     fn drop(&mut self) {
-        // First: then the path, and with it the interface, is nobody else's.
+        // First, so that nothing else uses the path, and with it the interface.
         self.handle.let_go();
     }
 }
@@ -225,12 +226,12 @@ fn open_tap(config: &NetPortConfig) -> Result<Tap, PortError> {
     Tap::open_by(options, opener::open_interface).map_err(failed)
 }
 
-/// Begins the log lines of the device over interface `name`.
+/// Starts the log lines of the device with interface `name`.
 fn label(name: &str) -> String {
     format!("net {name}")
 }
 
-/// The kernel's vhost-net, when it is to move the frames and can.
+/// Opens the kernel's vhost-net, if it is to move the frames and can.
 fn kernel(label: &str, config: &NetPortConfig) -> Result<Option<Kernel>, PortError> {
     if config.vhost_net == VhostNet::Off {
         return Ok(None);
@@ -240,7 +241,7 @@ fn kernel(label: &str, config: &NetPortConfig) -> Result<Option<Kernel>, PortErr
         Err(error) if config.vhost_net == VhostNet::On => {
             warn!(
                 event = "vhost_net_not_used", device:% = label;
-                "{label}: frames are moved by this process, not by the kernel: {}", error_chain(&error)
+                "{label}: this process moves the frames, not the kernel: {}", error_chain(&error)
             );
             Ok(None)
         }
@@ -286,7 +287,7 @@ impl VirtioDevice for Net {
         copy_config(&config.to_bytes(), offset, data);
     }
 
-    /// The control vring first, so that it has its thread whatever becomes of the data path.
+    /// Starts the control vring first, so that it has its thread even if the data path fails.
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
         let started = self.serve_control(&mut activation)?;
         let result = self.start_data_path(&activation);

@@ -18,7 +18,7 @@ const RX: u64 = HIGH;
 const CONTROL: u64 = BUFFERS + 0x10_0000;
 const MAC: Mac = Mac([2, 0, 0, 0, 0, 7]);
 
-/// What a port was told.
+/// The calls that a port received.
 #[derive(Debug, Default)]
 struct Told {
     offloads: Vec<Features>,
@@ -26,7 +26,7 @@ struct Told {
     reopened: usize,
 }
 
-/// A socket port that remembers, and can be opened again once `next` is there.
+/// A socket port that records its calls, and can be reopened once `next` is set.
 #[derive(Debug)]
 struct TestPort {
     sockets: SocketPort,
@@ -69,7 +69,7 @@ impl Port for TestPort {
     }
 }
 
-/// A driver with its device, and what is on the other side of it.
+/// A driver with its device, and the device's other end.
 struct Rig {
     driver: Driver,
     wires: Vec<UnixDatagram>,
@@ -96,14 +96,14 @@ fn rig(pairs: u16) -> Rig {
     Rig { driver: Driver::new(net), wires, told, next }
 }
 
-/// A device called "test" in front of `port`.
+/// Creates a device called "test" with `port`.
 pub(super) fn net_over(port: impl Port + 'static) -> Net {
     let wake = wake();
     let builder = VirtioNetBuilder::over(port).mac(MAC).wake(wake.clone());
     Net::in_process("test", builder.build().unwrap(), wake, &Arc::default()).unwrap()
 }
 
-/// A device called "test" in front of a socket, and the other end of that.
+/// Creates a device called "test" with a socket, and returns the socket's other end.
 pub(crate) fn socket_net(gate: &Arc<PauseGate>) -> (Net, UnixDatagram) {
     let (sockets, mut wires) = wires(1);
     let wake = wake();
@@ -112,12 +112,12 @@ pub(crate) fn socket_net(gate: &Arc<PauseGate>) -> (Net, UnixDatagram) {
     (net, wires.remove(0))
 }
 
-/// A frame of `fill` each way on `pair`.
+/// Sends a frame of `fill` each way on `pair`.
 fn both_ways(rig: &mut Rig, pair: u16, fill: u8) {
     both_ways_on(&mut rig.driver, &rig.wires[usize::from(pair)], pair, fill);
 }
 
-/// The same on the first pair, which `wire` is the other end of.
+/// Sends a frame of `fill` each way on the first pair, whose other end is `wire`.
 pub(super) fn both_ways_over(driver: &mut Driver, wire: &UnixDatagram, fill: u8) {
     both_ways_on(driver, wire, 0, fill);
 }
@@ -161,7 +161,7 @@ fn frames_go_both_ways_after_any_number_of_resets() {
     }
 }
 
-/// A reset hands everything back: what the driver does with its memory afterwards is its own affair.
+/// A reset returns everything: afterwards the driver may use its memory for anything.
 #[test]
 fn after_a_reset_nothing_is_touched() {
     let mut rig = rig(1);
@@ -191,13 +191,12 @@ fn pairs_follow_the_driver() {
     assert_eq!(told.attached, [[true, false], [true, true], [true, false]]);
 }
 
-/// A pair whose vrings the driver has not made ready takes no part, whatever it says of it: its frames would
-/// be lost.
+/// A pair whose vrings are not ready is not attached, even if the driver wants it: its frames would be lost.
 #[test]
 fn pairs_that_do_not_run_take_no_part() {
     let mut rig = rig(3);
     let multi_queue = Features::VERSION_1.union(Features::NET_CTRL_VQ).union(Features::NET_MQ);
-    // Of the third pair it transmits only.
+    // The driver only transmits on the third pair.
     rig.driver.run(multi_queue, &[0, 1, 5, 6]);
     assert_eq!(control(&mut rig.driver, 6, &[4, 0, 3, 0]), 0);
     both_ways(&mut rig, 0, 1);
@@ -298,7 +297,7 @@ fn a_driver_without_data_vrings_is_told() {
     both_ways(&mut rig, 0, 3);
 }
 
-/// Limits change under a running guest, by whoever has the handle: no frame is lost, and they hold at once.
+/// Any thread with a handle changes limits while the guest runs. No frame is lost, and they apply at once.
 #[test]
 fn rate_limits_change_at_run_time() {
     let (net, wire) = socket_net(&Arc::default());
@@ -318,13 +317,13 @@ fn rate_limits_change_at_run_time() {
     let limited = seconds_for(&mut driver, 50);
     assert!(limited >= 0.48, "{limited} s for 50 frames at 100 a second");
     control.change_limits(LimitsChange { rx: None, tx: Some("none".parse().unwrap()) }).unwrap();
-    // With the limit as before it would be five seconds, however fast the machine.
+    // With the previous limit it would take five seconds, however fast the machine is.
     let free = seconds_for(&mut driver, 500);
     assert!(free < 4.9, "{free} s for 500 frames without limit");
 }
 
-/// A pause stops frames both ways where they are; nothing is lost of what was on the way, and it counts what
-/// passes. What changes meanwhile waits too.
+/// A pause stops frames in both directions. No frame on its way is lost, and all are counted afterwards.
+/// Changes during the pause wait, too.
 #[test]
 fn frames_wait_while_the_device_is_paused() {
     let (net, wire) = socket_net(&Arc::default());
@@ -357,8 +356,8 @@ fn frames_wait_while_the_device_is_paused() {
     }
 }
 
-/// The interface is closed with its device, whoever shows or controls that just then or still may: somebody
-/// else can have it at once.
+/// The interface is closed with its device, even if a thread still shows or controls the device. Another
+/// program can use it at once.
 #[test]
 fn who_shows_or_controls_a_device_does_not_keep_its_interface() {
     for _ in 0..100 {

@@ -1,5 +1,5 @@
-//! Hosts that make trouble: a worker that does not come back when it is stopped, as one whose system call is
-//! held up, and a process that may open no more files.
+//! Hosts in trouble: a worker that does not stop, because its system call takes long, and a process that may
+//! open no more files.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -18,12 +18,12 @@ use super::*;
 use crate::virtio::rng::Rng;
 use crate::virtio::testing::{BUFFERS, Driver, eventually};
 
-/// Holds whoever sends, while it is closed.
+/// Blocks senders while it is closed.
 #[derive(Debug, Default)]
 struct Lock {
     closed: Mutex<bool>,
     opened: Condvar,
-    /// How many are held.
+    /// Number of blocked senders.
     held: AtomicUsize,
 }
 
@@ -94,8 +94,8 @@ impl Port for SlowPort {
     }
 }
 
-/// A pause that fails goes on without a second worker on the rings of the one that is stuck: the driver is
-/// asked for a reset, which is none before that worker has come back.
+/// After a failed pause, no second worker serves the rings of the stuck one. The driver is asked for a reset,
+/// which takes effect only after that worker has come back.
 #[test]
 fn a_ring_never_has_two_workers() {
     let (ours, wire) = UnixDatagram::pair().unwrap();
@@ -118,7 +118,7 @@ fn a_ring_never_has_two_workers() {
     control.resume();
     eventually("NEEDS_RESET", || driver.read(VIRTIO_MMIO_STATUS) & 0x40 != 0);
     driver.reset();
-    // Another one does not start while this one may touch the rings.
+    // No other worker starts while this one may touch the rings.
     assert_eq!(driver.negotiate(Features::VERSION_1), 11);
     driver.add_ring(0, 16);
     driver.add_ring(1, 16);
@@ -138,12 +138,12 @@ fn a_ring_never_has_two_workers() {
     both_ways_over(&mut driver, &wire, 2);
 }
 
-/// Set in the process that runs the test by itself, as the limit is its process's.
+/// Set in the process that runs only this test, because the limit applies to the whole process.
 const ALONE: &str = "VOLT_TEST_ALONE";
 
-/// A driver that starts when no more files may be opened has its control vring served: each command is
-/// refused, where Linux would wait for an answer in a loop, for ever. A device that needs no data path
-/// starts, and a reset mends the other when there are files again.
+/// The control vring is served even if the driver starts while no more files may be opened. Each command is
+/// refused; Linux would otherwise wait for an answer in a loop, forever. A device that needs no data path
+/// starts. A reset repairs the other one when files are available again.
 #[test]
 fn commands_are_answered_when_there_are_no_files() {
     const NAME: &str = "virtio::net::port::trouble_tests::commands_are_answered_when_there_are_no_files";
@@ -161,7 +161,7 @@ fn commands_are_answered_when_there_are_no_files() {
     assert_eq!(driver.negotiate(acked), 11);
     [0, 1, 2].into_iter().for_each(|index| driver.add_ring(index, 16));
     let before = getrlimit(Resource::Nofile);
-    // All that may be open is.
+    // No more files can be opened.
     setrlimit(Resource::Nofile, Rlimit { current: Some(3), ..before }).unwrap();
     assert_eq!(driver.start(), 0x4f);
     for _ in 0..3 {
@@ -175,7 +175,7 @@ fn commands_are_answered_when_there_are_no_files() {
     both_ways_over(&mut driver, &wire, 3);
 }
 
-/// Nor does a driver that forgets its data vrings wait for ever.
+/// A driver that forgets its data vrings does not wait forever, either.
 #[test]
 fn commands_are_answered_without_data_vrings() {
     let (net, _wire) = socket_net(&Arc::default());

@@ -1,7 +1,7 @@
-//! One `/dev/vhost-net` file, which serves one queue pair, over and over.
+//! One `/dev/vhost-net` file. It serves one queue pair, again and again.
 //!
-//! It is opened with its device, since neither a vCPU nor what is confined may do so later, and by whoever
-//! may: see [`opener`]. The crate's own type opens its file by itself.
+//! It is opened with its device, because neither a vCPU nor a confined thread may open it later. [`opener`]
+//! opens it, so the crate's own type is not used, which opens its file itself.
 #![expect(unsafe_code, reason = "an ioctl that the crate has for its own file only")]
 
 use std::fs::File;
@@ -20,18 +20,18 @@ use crate::virtio::net::port::error::VhostNetError;
 
 /// `VHOST_NET_SET_BACKEND` of `linux/vhost.h`.
 const SET_BACKEND: rustix::ioctl::Opcode = opcode::write::<vhost_vring_file>(0xaf, 0x30);
-/// As a queue's descriptor: no queue.
+/// The descriptor that stands for no queue.
 const NONE: RawFd = -1;
 
-/// Names the request that a result belongs to.
+/// Adds the name of a request to its result.
 pub(super) fn named<T>(request: &'static str, result: vhost::Result<T>) -> Result<T, VhostNetError> {
     result.map_err(|source| VhostNetError::Request { request, source })
 }
 
-/// An open file, whose owner is this process.
+/// An open file. This process is its owner.
 pub(super) struct VhostFile {
     file: File,
-    /// The guest's, once it is known.
+    /// The guest's memory, once it is known.
     memory: GuestMemoryAtomic<GuestMemoryMmap>,
 }
 
@@ -43,22 +43,22 @@ impl VhostFile {
         Ok(opened)
     }
 
-    /// What the kernel's ring implementation can do.
+    /// Returns the features of the kernel's ring implementation.
     pub(super) fn ring_features(&self) -> Result<Features, VhostNetError> {
         named("GET_FEATURES", self.get_features()).map(Features::from_bits_retain)
     }
 
-    /// From here on rings are in `memory`.
+    /// Sets the memory of the rings.
     pub(super) fn set_memory(&self, memory: &GuestMemoryMmap) {
         let lock = self.memory.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         lock.replace(memory.clone());
     }
 
-    /// Has vring `at` (0 or 1) served with `queue` behind it, or not any more.
+    /// Starts serving vring `at` (0 or 1) with `queue`, or stops it without one.
     pub(super) fn set_queue(&self, at: u32, queue: Option<BorrowedFd<'_>>) -> io::Result<()> {
         let fd = queue.map_or(NONE, |queue| queue.as_raw_fd());
-        // SAFETY: the request reads a `vhost_vring_file` and keeps nothing of it; the kernel checks what the
-        // descriptor is, and holds it by a reference of its own.
+        // SAFETY: the request reads a `vhost_vring_file` and keeps nothing of it. The kernel checks the
+        // descriptor, and holds its own reference to it.
         let set = unsafe { Setter::<SET_BACKEND, _>::new(vhost_vring_file { index: at, fd }) };
         // SAFETY: as above.
         Ok(unsafe { ioctl(self.file.as_fd(), set) }?)

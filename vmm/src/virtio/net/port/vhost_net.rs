@@ -1,9 +1,10 @@
 //! The data path in the host's kernel: vhost-net moves frames between the vrings and the interface.
 //!
-//! Each queue pair is a `/dev/vhost-net` file of its own, open as long as the device, and with the
+//! Each queue pair has its own `/dev/vhost-net` file. The file is open as long as the device, and has the
 //! interface's queue as its back-end from activation to reset. Interrupts and notifications are eventfds that
-//! never come here. What remains to this process is the interface: offloads, and which queues take part. An
-//! interface that is deleted under the kernel is not used again when it is back: the kernel tells nobody.
+//! bypass this process. This process handles the interface: its offloads, and which queues are attached. An
+//! interface that is deleted while the kernel uses it is not used again when it is back, because the kernel
+//! notifies nobody.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -26,17 +27,17 @@ use crate::virtio::net::port::error::VhostNetError;
 use crate::virtio::net::port::vhost_file::{VhostFile, named};
 use crate::virtio::status::TrafficStatus;
 
-/// Most frames that are dropped: more than an interface's queue usually holds (`txqueuelen`). Without an end
-/// to it, frames that come as fast as they are taken out would keep the vCPU here.
+/// Most frames that are dropped: more than an interface's queue usually holds (`txqueuelen`). Without a
+/// limit, frames that arrive as fast as they are read would keep the vCPU here.
 const MOST_STALE: usize = 10_000;
 
-/// Features that are about rings, and so the kernel's; the others are the interface's.
+/// Features of the rings, which belong to the kernel. The others belong to the interface.
 const RING: Features = Features::VERSION_1
     .union(Features::NET_MRG_RXBUF)
     .union(Features::EVENT_IDX)
     .union(Features::INDIRECT_DESC)
     .union(Features::IN_ORDER);
-/// What this device cannot do without.
+/// Features that this device needs.
 const NEEDED: Features = Features::VERSION_1.union(Features::NET_MRG_RXBUF);
 
 /// A network interface served by the kernel.
@@ -48,27 +49,27 @@ pub(super) struct VhostNetPath {
 }
 
 struct State {
-    /// Holds the interface; its pairs never run here.
+    /// Holds the interface. Its pairs never run in this process.
     device: NetDevice,
-    /// What the driver acknowledged.
+    /// The features that the driver acknowledged.
     acked: Features,
     pairs: Vec<KernelPair>,
 }
 
 struct KernelPair {
     file: VhostFile,
-    /// From start to stop, if the driver uses it.
+    /// Whether the driver uses the pair, from start to stop.
     runs: bool,
 }
 
-/// The kernel's vhost-net, as many files as a device has pairs.
+/// The kernel's vhost-net: a file for each pair of a device.
 pub(super) struct Kernel {
     features: Features,
     files: Vec<VhostFile>,
 }
 
 impl Kernel {
-    /// Opens the files of so many `pairs`.
+    /// Opens the files of `pairs` pairs.
     pub(super) fn open(pairs: u16) -> Result<Kernel, VhostNetError> {
         let files = (0..pairs).map(|_| VhostFile::open()).collect::<Result<Vec<_>, _>>()?;
         let features = files.first().map_or(Ok(Features::empty()), VhostFile::ring_features)?;
@@ -79,14 +80,15 @@ impl Kernel {
         }
     }
 
-    /// What of `offered`, a device's in this process, this one can offer.
+    /// Returns the part of `offered`, the features of a device in this process, that the kernel can offer,
+    /// too.
     pub(super) fn offer(&self, offered: Features) -> Features {
         offered.difference(RING).union(offered.intersection(self.features))
     }
 }
 
 impl VhostNetPath {
-    /// Lets the kernel serve the interface of `device`.
+    /// Creates the path in which the kernel serves the interface of `device`.
     pub(super) fn new(label: &str, device: NetDevice, kernel: Kernel) -> VhostNetPath {
         let Kernel { features, files } = kernel;
         let pairs = files.into_iter().map(|file| KernelPair { file, runs: false }).collect();
@@ -137,7 +139,7 @@ impl DataPath for VhostNetPath {
                 if let Err(error) = pair.file.set_queue(vring, None) {
                     warn!(
                         event = "vhost_net_vring_kept", device:% = self.label, vring;
-                        "{}: vhost-net does not let go of vring {vring}: {error}", self.label
+                        "{}: vhost-net does not release vring {vring}: {error}", self.label
                     );
                 }
             }
@@ -160,8 +162,8 @@ impl DataPath for VhostNetPath {
         None
     }
 
-    /// The kernel goes on: it sends what the guest has left in its rings, and receives until the guest's
-    /// buffers are full.
+    /// The kernel continues. It sends the frames in the guest's rings, and receives until the guest's buffers
+    /// are full.
     fn pause(&self) -> Result<(), DeviceError> {
         Ok(())
     }
@@ -174,7 +176,7 @@ impl DataPath for VhostNetPath {
 }
 
 impl State {
-    /// Lets frames come by the first `pairs` pairs, as far as the kernel serves them.
+    /// Attaches the first `pairs` pairs, if the kernel serves them.
     fn attach(&mut self, pairs: u16) {
         let served = self.pairs.iter().enumerate();
         let active: Vec<_> = served.map(|(at, pair)| at < usize::from(pairs) && pair.runs).collect();
@@ -182,11 +184,12 @@ impl State {
     }
 }
 
-/// Takes out what waits in `queue`, and returns how many frames that were. They came with the offloads of an
-/// earlier driver, and the kernel would hand them over as they are, to one that may have acknowledged none.
+/// Drops the frames that wait in `queue`, and returns their number. They arrived under the offloads of an
+/// earlier driver. The kernel would pass them unchanged to the present one, which may have acknowledged no
+/// offloads.
 fn discard(queue: &impl AsFd) -> io::Result<usize> {
     let mut queue = File::from(queue.as_fd().try_clone_to_owned()?);
-    // What does not fit is dropped with the rest of its frame.
+    // The rest of a longer frame is dropped with it.
     let mut start = [0; 64];
     Ok((0..MOST_STALE).take_while(|_| queue.read(&mut start).is_ok()).count())
 }
@@ -200,7 +203,7 @@ fn set_up(
 ) -> Result<(), VhostNetError> {
     let memory = setup.memory;
     file.set_memory(memory);
-    // Without VHOST_NET_F_VIRTIO_NET_HDR: the frame header is the interface's, 12 bytes as in the ring.
+    // Without VHOST_NET_F_VIRTIO_NET_HDR: the frame header is the interface's, with 12 bytes as in the ring.
     named("SET_FEATURES", file.set_features(setup.acked.intersection(features).bits()))?;
     let regions: Result<Vec<_>, _> =
         memory.iter().map(VhostUserMemoryRegionInfo::from_guest_region).collect();
