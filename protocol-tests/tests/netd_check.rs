@@ -35,7 +35,7 @@ fn check_says_what_the_host_gives() {
     let (status, _, missing, ..) = check(&[], "tap2");
     assert!(status == Some(1) && missing[1].contains("ip tuntap add dev tap2"), "{missing:?}");
     let (status, _, other, ..) = check(&[], "lo");
-    assert!(status == Some(1) && other[1].contains("no TAP interface"), "{other:?}");
+    assert!(status == Some(1) && other[1].contains("not a TAP interface"), "{other:?}");
     let without = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"];
     let (status, admin, foreign, ..) = check(&without, "tap0");
     assert_eq!((status, admin[0].as_str()), (Some(1), "partly"));

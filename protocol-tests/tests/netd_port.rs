@@ -177,7 +177,7 @@ fn macvtap() {
     };
     let mut refused = start("near");
     assert_eq!(refused.wait(LIMIT).expect("it ends").code(), Some(1));
-    assert!(refused.logged(0, &["near", "no macvtap", "veth"], LIMIT).is_some(), "{}", refused.log());
+    assert!(refused.logged(0, &["near", "not a macvtap", "veth"], LIMIT).is_some(), "{}", refused.log());
 
     let mut daemon = start("mv0");
     if let Err(error) = daemon.wait_for_socket(&socket, LIMIT) {
