@@ -1,8 +1,8 @@
-//! Which lines of its published table a program uses, from traces of it (`scripts/soak --calls`).
+//! Finds the lines of a program's published table that it uses, from traces (`scripts/soak --calls`).
 //!
-//! A trace is a file `trace.NUMBER` for each thread as `strace -ff -e raw='!prctl,execve' -X raw` writes it:
-//! a line for each system call, in the thread's order, refused ones and those that end the process among
-//! them. A filter that asks a tracer would see neither, since what refuses goes before what asks.
+//! A trace is a file `trace.NUMBER` for each thread, written by `strace -ff -e raw='!prctl,execve' -X raw`: a
+//! line for each system call in the thread's order, including refused calls and those that end the process. A
+//! filter that asks a tracer would see neither, because refusal takes precedence.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
@@ -12,10 +12,10 @@ use crate::confinement;
 use crate::confinement::call::{Call, X86_64};
 use crate::confinement::table::{List, Table};
 
-/// A line of a table that was used: role, part, call with what is asked of its arguments.
+/// A used line of a table: role, part, and call with its argument conditions.
 pub type Used = BTreeSet<(String, String)>;
 
-/// What was found in traces.
+/// The findings in traces.
 #[derive(Debug, Default)]
 pub struct Found {
     /// Lines of the table: role, and the line as [`Line`](crate::confinement::table::Line) names it.
@@ -24,17 +24,17 @@ pub struct Found {
     pub beyond: Used,
 }
 
-/// A thread, as its trace has it.
+/// A thread and its trace.
 #[derive(Debug, Default)]
 struct Thread {
     calls: Vec<Traced>,
-    /// Who made it, and in which call.
+    /// The thread that created it, and the position of that call.
     maker: Option<(u32, usize)>,
-    /// The call that its last filter came by.
+    /// The position of the call that installed its last filter.
     confined: Option<usize>,
-    /// The last name that it has given itself.
+    /// The last name that it gave itself.
     name: Option<String>,
-    /// The program was told to supervise.
+    /// Whether the program has the option --supervise.
     supervises: bool,
 }
 
@@ -42,9 +42,9 @@ struct Thread {
 #[derive(Debug)]
 struct Traced {
     name: String,
-    /// Numbers, as far as they are.
+    /// The arguments that are numbers.
     arguments: [u64; 6],
-    /// The rest of the line as it stands.
+    /// The rest of the line.
     text: String,
     returned: Option<u64>,
 }
@@ -53,7 +53,7 @@ impl Traced {
     fn parse(line: &str) -> Option<Traced> {
         let (name, rest) = line.split_once('(')?;
         let (inside, returned) = rest.rsplit_once(" = ")?;
-        // What a thread was killed in has the registers of another thread.
+        // The call in which a thread was killed shows the registers of another thread.
         if returned == "?" && !name.starts_with("exit") {
             return None;
         }
@@ -78,12 +78,12 @@ impl Traced {
         self.name == "prctl" && self.arguments[0] == option as u64
     }
 
-    /// The name that the thread gives itself by it.
+    /// Returns the name that the call gives the thread.
     fn thread_name(&self) -> Option<&str> {
         self.is_prctl(libc::PR_SET_NAME).then(|| self.text.split('"').nth(1)).flatten()
     }
 
-    /// The thread or process that it makes.
+    /// Returns the thread or process that the call creates.
     fn made(&self) -> Option<u32> {
         let makes = matches!(self.name.as_str(), "clone" | "clone3" | "fork" | "vfork");
         makes.then_some(self.returned).flatten().and_then(|made| u32::try_from(made).ok())
@@ -97,7 +97,7 @@ fn number(text: &str) -> Option<u64> {
     }
 }
 
-/// The traces of one run of one program and of all that belongs to it.
+/// The traces of one run of a program, with all its processes.
 #[derive(Debug, Default)]
 struct Traces(BTreeMap<u32, Thread>);
 
@@ -110,7 +110,7 @@ impl Traces {
             let text = std::fs::read(&path)?;
             let text = String::from_utf8_lossy(&text);
             let calls: Vec<_> = text.lines().filter_map(Traced::parse).collect();
-            // Before each filter no_new_privs is set; one that is killed in between has not come to its own.
+            // Each filter follows no_new_privs; a thread killed in between has not installed its own.
             let confines = |call: &Traced| call.is_filter() || call.is_prctl(libc::PR_SET_NO_NEW_PRIVS);
             let confined = calls.iter().rposition(confines).filter(|at| calls[*at].is_filter());
             let name = calls.iter().rev().find_map(Traced::thread_name).map(str::to_owned);
@@ -128,8 +128,8 @@ impl Traces {
         Ok(Traces(threads))
     }
 
-    /// The role of thread `id` in its call number `at`: its own once it has all filters of its own, its
-    /// maker's before; none as long as nobody is confined.
+    /// Returns the role of thread `id` in its call number `at`: its own once all its filters are installed,
+    /// before that its creator's; `None` as long as no thread is confined.
     fn role(&self, program: &str, id: u32, at: usize) -> Option<&'static str> {
         let thread = self.0.get(&id)?;
         if thread.confined.is_some_and(|last| at > last) {
@@ -139,11 +139,11 @@ impl Traces {
         self.role(program, maker, at)
     }
 
-    /// The process of a thread.
+    /// Returns the process of a thread.
     fn process(&self, id: u32) -> u32 {
         let made = |(maker, at): (u32, usize)| {
             let call = &self.0.get(&maker)?.calls[at];
-            // The C library makes threads by clone3, whose flags no trace shows, and processes by clone.
+            // The C library creates threads by clone3, whose flags no trace shows, and processes by clone.
             let is_thread = call.name == "clone3" || call.arguments[0] & libc::CLONE_THREAD as u64 != 0;
             is_thread.then(|| self.process(maker))
         };
@@ -151,7 +151,7 @@ impl Traces {
     }
 }
 
-/// The role of a thread by its name.
+/// Returns the role of a thread by its name.
 fn role_of(program: &str, thread: &Thread) -> &'static str {
     match &thread.name {
         Some(name) => confinement::role(program, name),
@@ -160,7 +160,7 @@ fn role_of(program: &str, thread: &Thread) -> &'static str {
     }
 }
 
-/// A table, to look calls up in.
+/// A table, for looking up calls.
 #[derive(Debug)]
 pub struct Lists<'t> {
     program: &'t str,
@@ -169,7 +169,7 @@ pub struct Lists<'t> {
 }
 
 impl<'t> Lists<'t> {
-    /// Those of the table that `program` publishes.
+    /// Returns the lists of the table that `program` publishes.
     pub fn new(program: &'t str, table: &'t Table) -> Lists<'t> {
         let roles = table.roles();
         let numbers = roles.iter().flat_map(|role| table.calls(role));
@@ -179,15 +179,15 @@ impl<'t> Lists<'t> {
         Lists { program, numbers: numbers.collect(), of_roles: of_roles.collect() }
     }
 
-    /// Looks through the traces of one run of the program.
+    /// Searches the traces of one run of the program.
     ///
     /// # Errors
     ///
-    /// When they cannot be read.
+    /// Returns an error if they cannot be read.
     ///
     /// # Panics
     ///
-    /// When a thread has a name that belongs to no role.
+    /// If a thread's name belongs to no role.
     pub fn find(&self, directory: &Path, found: &mut Found) -> io::Result<()> {
         let traces = Traces::read(directory)?;
         for (id, thread) in &traces.0 {
@@ -195,7 +195,7 @@ impl<'t> Lists<'t> {
             let mut known = HashSet::new();
             for (at, call) in thread.calls.iter().enumerate() {
                 let Some(role) = traces.role(self.program, *id, at) else { continue };
-                // Threads make the same calls over and over.
+                // Threads repeat the same calls many times.
                 if known.insert((role, &call.name, call.arguments)) {
                     self.judge(role, call, process, found);
                 }
@@ -215,7 +215,7 @@ impl<'t> Lists<'t> {
         if allowing.is_empty() {
             found.beyond.insert((role.to_owned(), format!("{} {:x?}", call.name, call.arguments)));
         }
-        // What is kept for something else is not what it was used for.
+        // A line kept for another reason does not count if a line seen in tests also allows the call.
         let seen = allowing.iter().any(|line| !line.call["seen"].is_null());
         for line in allowing.iter().filter(|line| line.call["seen"].is_null() != seen) {
             found.used.insert((role.to_owned(), line.name()));

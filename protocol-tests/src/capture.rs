@@ -1,4 +1,4 @@
-//! `volt-netd ctl capture` as a process of the test's, and what it leaves.
+//! `volt-netd ctl capture` as a process of the test, and its output.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -11,31 +11,31 @@ use crate::frame::number_of;
 use crate::pcapng::Capture;
 use crate::rig::{LIMIT, Rig};
 
-/// `volt-netd ctl capture`, which captures when this is there.
+/// A running `volt-netd ctl capture`.
 #[derive(Debug)]
 pub struct Client {
     /// The process.
     pub child: Child,
-    /// What it says on standard error.
+    /// Its standard error.
     said: BufReader<ChildStderr>,
-    /// What it writes.
+    /// Its output file.
     pub file: PathBuf,
 }
 
 impl Client {
-    /// Writes a file.
+    /// Starts a capture to a file.
     ///
     /// # Panics
-    /// When it captures nothing.
+    /// If the capture does not start.
     pub fn start(rig: &Rig, arguments: &[&str]) -> Client {
         let file = rig.dir.path().join("frames.pcapng");
         Client::begun(command(rig, &file, arguments), file)
     }
 
-    /// One that is to begin.
+    /// Starts a capture with `command`, and waits for its beginning.
     ///
     /// # Panics
-    /// As above.
+    /// If the capture does not start.
     pub fn begun(mut command: Command, file: PathBuf) -> Client {
         let mut child = command.stderr(Stdio::piped()).spawn().expect("volt-netd ctl");
         let said = BufReader::new(child.stderr.take().expect("piped"));
@@ -44,10 +44,10 @@ impl Client {
         client
     }
 
-    /// Reads up to a line with this in it.
+    /// Reads up to a line that contains `words`.
     ///
     /// # Panics
-    /// When there is none.
+    /// If there is none.
     pub fn says(&mut self, words: &str) {
         let mut said = String::new();
         while !said.lines().last().is_some_and(|line| line.contains(words)) {
@@ -58,15 +58,15 @@ impl Client {
     /// Sends it a signal.
     ///
     /// # Panics
-    /// When it has ended.
+    /// If it has ended.
     pub fn kill(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).expect("it lives");
     }
 
-    /// Waits for its end; what it has said.
+    /// Waits for its end; returns its status and its output.
     ///
     /// # Panics
-    /// When it does not end.
+    /// If it does not end.
     pub fn end(&mut self) -> (ExitStatus, String) {
         let status = poll_until(LIMIT, || self.child.try_wait().expect("a child")).expect("it ends");
         let mut said = String::new();
@@ -74,10 +74,10 @@ impl Client {
         (status, said)
     }
 
-    /// What it has captured when it ends well.
+    /// Returns its capture after a successful end.
     ///
     /// # Panics
-    /// When it does not, or its file is not whole.
+    /// If it fails, or its file is incomplete.
     pub fn captured(&mut self) -> Capture {
         let (status, said) = self.end();
         assert!(status.success(), "{status}: {said}");
@@ -89,10 +89,10 @@ impl Client {
         capture
     }
 
-    /// The same when it is told to end.
+    /// Ends it and returns its capture.
     ///
     /// # Panics
-    /// As above.
+    /// If it fails, or its file is incomplete.
     pub fn stop(&mut self) -> Capture {
         self.kill(Signal::INT);
         self.captured()
@@ -106,7 +106,7 @@ impl Drop for Client {
     }
 }
 
-/// `volt-netd ctl capture` to `file`.
+/// Returns a command `volt-netd ctl capture` that writes to `file`.
 pub fn command(rig: &Rig, file: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(program("volt-netd"));
     command
@@ -119,28 +119,28 @@ pub fn command(rig: &Rig, file: &Path, arguments: &[&str]) -> Command {
     command
 }
 
-/// A file that is whole.
+/// Reads a complete file.
 ///
 /// # Panics
-/// When it is not.
+/// If it is incomplete.
 pub fn read(file: &Path) -> Capture {
     let bytes = std::fs::read(file).expect("a file");
     Capture::parse(&bytes).unwrap_or_else(|error| panic!("{error}, of {}", bytes.len()))
 }
 
-/// Numbers of the frames of one direction, each intact.
+/// Returns the numbers of the frames of one direction, all intact.
 ///
 /// # Panics
-/// When one is not.
+/// If one is damaged.
 pub fn numbers(capture: &Capture, inbound: bool) -> Vec<u32> {
     let frames = capture.frames.iter().filter(|frame| frame.inbound == inbound);
     frames.map(|frame| number_of(&frame.bytes).expect("an intact frame")).collect()
 }
 
-/// Waits until the daemon captures for nobody.
+/// Waits until the daemon no longer captures.
 ///
 /// # Panics
-/// When it goes on.
+/// If it continues to capture.
 pub fn is_off(rig: &Rig) {
     let off = poll_until(LIMIT, || rig.status()["capture"].is_null().then_some(()));
     assert!(off.is_some(), "{:#}", rig.status());

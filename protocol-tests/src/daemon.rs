@@ -1,7 +1,7 @@
-//! volt-netd as a process of the test's: started, watched, read from /proc, stopped by its id.
+//! volt-netd as a process of the test: started, observed, read from /proc, and stopped by its ID.
 //!
-//! [`Daemon::start`] takes a prepared command (in a namespace or not); its log is captured by a thread.
-//! Dropping the [`Daemon`] kills the process if it still runs, and a worker that was left by its supervisor.
+//! [`Daemon::start`] takes a prepared command, in a namespace or not; a thread captures its log. Dropping the
+//! [`Daemon`] kills the process if it still runs.
 
 use std::io::{self, BufRead, BufReader};
 use std::os::fd::OwnedFd;
@@ -14,11 +14,11 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tempfile::TempDir;
 
-/// Where a service manager tells a service its runtime directory (`systemd.exec(5)`).
+/// The variable in which a service manager passes the runtime directory (`systemd.exec(5)`).
 pub const RUNTIME_DIRECTORY: &str = "RUNTIME_DIRECTORY";
 
-/// The volt-netd for the next daemon of a row that take over from each other: by turns the one that
-/// `VOLT_NETD_BEFORE` names, if any, and this workspace's.
+/// Returns the volt-netd for the next daemon of a succession: in turn the program `VOLT_NETD_BEFORE`, if set,
+/// and this workspace's.
 ///
 /// # Panics
 /// As [`program`] does.
@@ -30,11 +30,11 @@ pub fn next_netd() -> PathBuf {
     }
 }
 
-/// A program of this workspace: what stands for it in the directory that `VOLT_TRACED` names, otherwise
-/// itself, beside the test that runs.
+/// Returns a program of this workspace: the one in the directory `VOLT_TRACED`, if set, otherwise the one
+/// beside the running test.
 ///
 /// # Panics
-/// When it has not been built; the message says how.
+/// If it has not been built; the message tells how to build it.
 pub fn program(name: &str) -> PathBuf {
     let traced = std::env::var_os("VOLT_TRACED").map(|directory| Path::new(&directory).join(name));
     if let Some(traced) = traced.filter(|path| path.is_file()) {
@@ -45,20 +45,20 @@ pub fn program(name: &str) -> PathBuf {
     found.unwrap_or_else(|| panic!("no {name} near {}: run `cargo build --workspace` first", test.display()))
 }
 
-/// A copy of a program at `path`, to be run.
+/// Makes a copy of a program at `path`, to be run.
 ///
-/// Made by another process: a fork of this one, of another test, would hold the copy open for writing until
-/// it runs its own program, and what is open for writing cannot be run (ETXTBSY).
+/// Another process makes the copy: a fork of this process, from another test, would hold the copy open for
+/// writing until its exec, and a file open for writing cannot be run (ETXTBSY).
 ///
 /// # Panics
-/// When it cannot be made.
+/// If it cannot be made.
 pub fn copy_of(name: &str, path: &Path) {
     let copied = Command::new("cp").arg(program(name)).arg(path).status().expect("cp");
     assert!(copied.success(), "no copy of {name} at {}", path.display());
 }
 
-/// Gives a command a runtime directory of its own, unless it has one: daemons whose interfaces have the same
-/// name run at the same time, and each has its control socket below.
+/// Gives a command a separate runtime directory, unless it has one: daemons whose interfaces have the same
+/// name run at the same time, and each has its control socket there.
 pub fn set_runtime_directory(command: &mut Command) -> io::Result<TempDir> {
     let directory = tempfile::tempdir()?;
     if command.get_envs().all(|(name, _)| name != RUNTIME_DIRECTORY) {
@@ -67,10 +67,10 @@ pub fn set_runtime_directory(command: &mut Command) -> io::Result<TempDir> {
     Ok(directory)
 }
 
-/// What a process uses, from /proc.
+/// The resources of a process, from /proc.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Usage {
-    /// Processor time in clock ticks (a hundredth of a second).
+    /// CPU time in clock ticks (a hundredth of a second).
     pub cpu_ticks: u64,
     /// Threads.
     pub threads: u64,
@@ -91,7 +91,7 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts a command and captures what it says on standard error.
+    /// Starts a command and captures its standard error.
     pub fn start(mut command: Command) -> io::Result<Daemon> {
         let runtime_directory = set_runtime_directory(&mut command)?;
         let mut child = command.stderr(Stdio::piped()).spawn()?;
@@ -110,24 +110,23 @@ impl Daemon {
         Ok(Daemon { child, orphan, log, _runtime_directory: runtime_directory })
     }
 
-    /// Its process id.
+    /// Returns its process ID.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// All it has said.
+    /// Returns its log so far.
     pub fn log(&self) -> String {
         self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Waits until the log, from byte `from` on, has every one of these words in one line, and gives the
-    /// line.
+    /// Waits until the log, from byte `from`, has a line with all of these words, and returns the line.
     pub fn logged(&self, from: usize, words: &[&str], limit: Duration) -> Option<String> {
         let fits = |line: &str| words.iter().all(|word| line.to_lowercase().contains(&word.to_lowercase()));
         poll_until(limit, || self.log().get(from..)?.lines().find(|line| fits(line)).map(str::to_owned))
     }
 
-    /// Waits until the process says that it listens at `path`, as far as it lives.
+    /// Waits until the process logs that it listens at `path`. Returns an error if it ends.
     pub fn wait_for_socket(&mut self, path: &Path, limit: Duration) -> io::Result<()> {
         let at = path.display().to_string();
         let listening = poll_until(limit, || {
@@ -137,10 +136,10 @@ impl Daemon {
         if listening.is_some() && !self.has_exited() {
             return Ok(());
         }
-        Err(io::Error::other(format!("no socket at {}; it said:\n{}", path.display(), self.log())))
+        Err(io::Error::other(format!("no socket at {}; its log:\n{}", path.display(), self.log())))
     }
 
-    /// Whether it has ended.
+    /// Returns whether it has ended.
     pub fn has_exited(&mut self) -> bool {
         !matches!(self.child.try_wait(), Ok(None))
     }
@@ -161,17 +160,17 @@ impl Daemon {
         poll_until(limit, || self.child.try_wait().ok().flatten())
     }
 
-    /// SIGTERM, and its exit status if it ended in time.
+    /// Sends SIGTERM; returns its exit status if it ended in time.
     pub fn stop(&mut self, limit: Duration) -> Option<ExitStatus> {
         self.signal(Signal::TERM).ok()?;
         self.wait(limit)
     }
 
-    /// What it uses now.
+    /// Returns its resources now.
     pub fn usage(&self) -> io::Result<Usage> {
         let proc = PathBuf::from(format!("/proc/{}", self.pid()));
         let stat = std::fs::read_to_string(proc.join("stat"))?;
-        // The name in parentheses may hold spaces; fields are counted behind it, the state being field 3.
+        // The name in parentheses may contain spaces; fields are counted after it. The state is field 3.
         let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
         let field =
             |number: usize| fields.get(number - 3).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
@@ -185,7 +184,7 @@ impl Daemon {
         })
     }
 
-    /// Processor time used while nothing happens for `time`, in clock ticks.
+    /// Returns the CPU time used during an idle `time`, in clock ticks.
     pub fn idle_ticks(&self, time: Duration) -> io::Result<u64> {
         let before = self.usage()?.cpu_ticks;
         std::thread::sleep(time);
@@ -196,7 +195,7 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         if !self.has_exited() {
-            // Below a supervisor there is a worker, which would go on alone.
+            // The worker of a supervisor would continue alone.
             let worker = child(self.pid());
             let _ = self.child.kill();
             let _ = worker.map(|worker| rustix::process::kill_process(worker, Signal::KILL));
@@ -209,7 +208,7 @@ impl Drop for Daemon {
     }
 }
 
-/// The child of a process that is no opener: the worker, if it is a supervisor.
+/// Returns the child of a process that is not its opener: the worker, if the process is a supervisor.
 pub fn child(pid: u32) -> Option<Pid> {
     let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
     let is_opener = |pid: &str| {
@@ -219,19 +218,18 @@ pub fn child(pid: u32) -> Option<Pid> {
     Pid::from_raw(others.next()?.parse().ok()?)
 }
 
-/// What a process does (`proc(5)`): `S` for waiting, `Z` for dead though its parent has not asked; `None`
-/// when it is gone.
+/// Returns the state of a process (`proc(5)`): `S` for sleeping, `Z` for a zombie; `None` if it is gone.
 fn state(pid: u32) -> Option<char> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit(')').next()?.trim_start().chars().next()
 }
 
-/// Waits until a process has nothing to do but wait itself, after it has answered for instance.
+/// Waits until a process sleeps, for example after it has answered.
 pub fn wait_until_asleep(pid: u32, limit: Duration) -> bool {
     poll_until(limit, || (state(pid) == Some('S')).then_some(())).is_some()
 }
 
-/// Waits until a process is dead with all its threads, whoever its parent is by now.
+/// Waits until a process is dead with all its threads, even if its parent has changed.
 pub fn wait_until_dead(pid: Pid, limit: Duration) -> bool {
     let pid = pid.as_raw_nonzero().get() as u32;
     let threads = || std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
@@ -239,7 +237,7 @@ pub fn wait_until_dead(pid: Pid, limit: Duration) -> bool {
     poll_until(limit, || dead().then_some(())).is_some()
 }
 
-/// Asks every few milliseconds until there is an answer, or `limit` has passed.
+/// Calls `ask` every few milliseconds until it returns a value, or `limit` has passed.
 pub fn poll_until<T>(limit: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
     let deadline = Instant::now() + limit;
     loop {

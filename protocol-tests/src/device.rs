@@ -1,31 +1,31 @@
 //! The device's side of a split ring (virtio 1.2, 2.7), for the scripted back-end.
 //!
-//! Straightforward rather than fast: each access goes by guest address through [`GuestMemory`].
-//! [`DeviceRing::pop`] takes chains, [`DeviceRing::push`] returns them, [`DeviceRing::publish`] shows the
-//! driver all that was pushed.
+//! Simple, not fast: each access uses a guest address through [`GuestMemory`]. [`DeviceRing::pop`] takes
+//! chains, [`DeviceRing::push`] returns them, [`DeviceRing::publish`] makes all pushed chains visible to the
+//! driver.
 
 use std::sync::atomic::{Ordering, fence};
 
 use crate::memory::GuestMemory;
 use crate::ring::{Desc, Layout, Part, desc_flags, need_event};
 
-/// A chain that the driver made available.
+/// An available chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chain {
-    /// Its head, to return it by.
+    /// Its head, for returning it.
     pub head: u16,
-    /// Its buffers, indirect ones in place.
+    /// Its buffers, with indirect tables expanded.
     pub parts: Vec<Part>,
 }
 
 impl Chain {
-    /// The bytes of the parts that the device reads.
+    /// Returns the bytes of the parts that the device reads.
     pub fn read(&self, mem: &GuestMemory) -> Vec<u8> {
         let out = self.parts.iter().filter(|part| !part.write);
         out.flat_map(|part| mem.read(part.addr, part.len as usize)).collect()
     }
 
-    /// Writes bytes over the parts that the device writes; gives how many fitted.
+    /// Writes bytes to the parts that the device writes; returns the number written.
     pub fn write(&self, mem: &GuestMemory, bytes: &[u8]) -> usize {
         let mut done = 0;
         for part in self.parts.iter().filter(|part| part.write) {
@@ -36,13 +36,13 @@ impl Chain {
         done
     }
 
-    /// Bytes that the device may write.
+    /// Returns the number of bytes that the device may write.
     pub fn room(&self) -> usize {
         self.parts.iter().filter(|part| part.write).map(|part| part.len as usize).sum()
     }
 }
 
-/// What a driver put into its ring that no driver may.
+/// A violation of the ring rules by the driver.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum DriverFault {
     /// More available entries than the ring has.
@@ -50,7 +50,7 @@ pub enum DriverFault {
     Jump {
         /// The driver's index.
         avail: u16,
-        /// The device's.
+        /// The device's index.
         next: u16,
         /// Their difference.
         ahead: u16,
@@ -58,10 +58,10 @@ pub enum DriverFault {
     /// A descriptor index beyond its table.
     #[error("descriptor {0} is beyond the table")]
     Index(u16),
-    /// A chain that is longer than the ring, as a loop is.
+    /// A chain longer than the ring, such as a loop.
     #[error("chain from head {0} is longer than the ring")]
     Loop(u16),
-    /// A buffer or table that is not guest memory, or has no valid length.
+    /// A buffer or table outside guest memory, or without a valid length.
     #[error("{0:#x}+{1:#x} is no guest memory")]
     Address(u64, u32),
 }
@@ -79,7 +79,7 @@ pub struct DeviceRing {
 }
 
 impl DeviceRing {
-    /// Begins where the used ring stands, whatever base a front-end named.
+    /// Starts at the used ring's index, whatever base a front-end sent.
     pub fn start(mem: GuestMemory, layout: Layout, event_idx: bool) -> DeviceRing {
         let used = mem.load(layout.used + 2);
         DeviceRing {
@@ -93,17 +93,17 @@ impl DeviceRing {
         }
     }
 
-    /// Begins at an index of the caller's, right or wrong.
+    /// Starts at the given index, valid or not.
     pub fn begin_at(&mut self, index: u16) {
         (self.next_avail, self.next_used, self.published) = (index, index, index);
     }
 
-    /// A deliberate fault: takes indirect tables for buffers.
+    /// A deliberate fault: uses indirect tables as buffers.
     pub fn ignore_indirect(&mut self) {
         self.indirect = false;
     }
 
-    /// A deliberate fault: shows `count` used entries that are not written yet.
+    /// A deliberate fault: publishes `count` used entries before they are written.
     pub fn show_early(&self, count: u16) {
         self.mem.store(self.layout.used + 2, self.next_used.wrapping_add(count));
     }
@@ -116,29 +116,29 @@ impl DeviceRing {
         }
     }
 
-    /// The driver's `used_event`, with EVENT_IDX.
+    /// Returns the driver's `used_event`, with EVENT_IDX.
     pub fn used_event(&self) -> Option<u16> {
         self.event_idx.then(|| self.mem.load(self.layout.avail + 4 + 2 * u64::from(self.layout.size)))
     }
 
-    /// The next available index to be taken.
+    /// Returns the next available index to take.
     pub fn next_avail(&self) -> u16 {
         self.next_avail
     }
 
-    /// The used index as published.
+    /// Returns the published used index.
     pub fn used_idx(&self) -> u16 {
         self.published
     }
 
-    /// Takes the next available chain. When there is none, asks to be kicked for the next.
+    /// Takes the next available chain. If there is none, asks for a kick at the next one.
     pub fn pop(&mut self) -> Result<Option<Chain>, DriverFault> {
         if self.available()? == 0 {
             if !self.event_idx {
                 return Ok(None);
             }
             self.mem.store(self.layout.used + 4 + 8 * u64::from(self.layout.size), self.next_avail);
-            // The wish must be visible before the index is read again, or both sides sleep.
+            // The request for a kick must be visible before the index is read again, or both sides sleep.
             fence(Ordering::SeqCst);
             if self.available()? == 0 {
                 return Ok(None);
@@ -195,7 +195,7 @@ impl DeviceRing {
         Err(DriverFault::Loop(head))
     }
 
-    /// Returns a chain, of which `len` bytes were written; not visible before [`DeviceRing::publish`].
+    /// Returns a chain with `len` written bytes; visible after [`DeviceRing::publish`].
     pub fn push(&mut self, head: u16, len: u32) {
         let slot = u64::from(self.next_used % self.layout.size);
         let entry = [u32::from(head).to_le_bytes(), len.to_le_bytes()].concat();
@@ -203,7 +203,7 @@ impl DeviceRing {
         self.next_used = self.next_used.wrapping_add(1);
     }
 
-    /// Shows the driver all that was pushed. True: it wants a call (2.7.7).
+    /// Makes all pushed chains visible to the driver. Returns true if the driver wants a call (2.7.7).
     pub fn publish(&mut self) -> bool {
         let old = std::mem::replace(&mut self.published, self.next_used);
         if old == self.next_used {

@@ -1,19 +1,19 @@
 //! A guest that echoes: a kernel of some hundred bytes with a driver for the first virtio-net device on
-//! virtio-mmio, which sends back each frame that it receives.
+//! virtio-mmio. It returns each frame that it receives.
 //!
-//! For front-ends that are virtual machine monitors: `volt-conform frontend` writes it to a file and has the
-//! monitor boot it. It polls its rings, as not every KVM that tests run on delivers interrupts to such a
-//! guest. PVH, 32-bit: memory is flat, and the devices are where volt-vmm has them, in slots of 4 KiB from
-//! 0xd0000000 on.
+//! For front-ends that are virtual machine monitors: `volt-conform frontend` writes it to a file and the
+//! monitor boots it. It polls its rings, because some KVMs of test machines deliver no interrupts to such a
+//! guest. PVH, 32-bit: memory is flat, and the devices are at volt-vmm's addresses, in slots of 4 KiB from
+//! 0xd0000000.
 #![expect(unsafe_code, reason = "the guest's code is assembled with this program and read as bytes")]
 
 use std::arch::global_asm;
 
-/// Where the code is loaded. Rings and buffers follow from 4 MiB on, so 8 MiB of memory are enough.
+/// Load address of the code. Rings and buffers follow from 4 MiB, so 8 MiB of memory are enough.
 const LOAD: u32 = 2 << 20;
 
 // Rings of 8 entries: receive at 0x400000 (descriptors), 0x401000 (available), 0x402000 (used), transmit
-// 0x4000 behind; buffer N is the 2 KiB at 0x410000 + N * 0x800. ESI: registers of the device, EBX: frames
+// 0x4000 higher. Buffer N is the 2 KiB at 0x410000 + N * 0x800. ESI: registers of the device, EBX: frames
 // echoed, ECX: the buffer.
 global_asm!(
     ".section .rodata",
@@ -66,7 +66,7 @@ global_asm!(
     "mov word ptr [0x401002], cx",
     "mov dword ptr [esi + 0x50], 0",
     "xor ebx, ebx",
-    // A frame has come: the same buffer becomes a transmit chain.
+    // A frame has arrived: its buffer becomes a transmit chain.
     "5: pause",
     "cmp bx, word ptr [0x402002]",
     "je 5b",
@@ -86,7 +86,7 @@ global_asm!(
     "inc ebx",
     "mov word ptr [0x405002], bx",
     "mov dword ptr [esi + 0x50], 1",
-    // When it has gone, the buffer is for receiving again.
+    // After the frame has left, the buffer is for receiving again.
     "6: pause",
     "cmp bx, word ptr [0x406002]",
     "jne 6b",
@@ -114,8 +114,8 @@ fn code() -> &'static [u8] {
     unsafe { std::slice::from_raw_parts(start, end.offset_from_unsigned(start)) }
 }
 
-/// The guest as a vmlinux with a PVH entry: an ELF file of one segment and the note that names its first
-/// instruction.
+/// Returns the guest as a vmlinux with a PVH entry: an ELF file of one segment, and the note with the address
+/// of its first instruction.
 pub fn vmlinux() -> Vec<u8> {
     const HEADERS: u32 = 64 + 2 * 56;
     let code = code();

@@ -1,7 +1,7 @@
-//! Frames that carry their own number and check, and the virtio-net header before them.
+//! Frames with a number and a check of their own, and the virtio-net header before them.
 //!
-//! Tests send [`numbered`] frames and ask [`number_of`] what arrived: a frame that was cut, mixed or
-//! repeated shows.
+//! Tests send [`numbered`] frames and read the number of arriving ones by [`number_of`]: a cut, mixed or
+//! repeated frame is noticed.
 
 /// Bytes of the header with `num_buffers` (virtio 1.2, 5.1.6).
 pub const NET_HEADER_LEN: usize = 12;
@@ -21,7 +21,7 @@ pub mod gso {
     pub const DATA_VALID: u8 = 2;
 }
 
-/// `struct virtio_net_hdr` as virtio 1.0 and later have it, always with `num_buffers`.
+/// `struct virtio_net_hdr` of virtio 1.0 and later, always with `num_buffers`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the fields are the specification's own (5.1.6)")]
 pub struct NetHeader {
@@ -35,7 +35,7 @@ pub struct NetHeader {
 }
 
 impl NetHeader {
-    /// The header's bytes, little-endian.
+    /// Returns the header's bytes, little-endian.
     pub fn encode(&self) -> [u8; NET_HEADER_LEN] {
         let mut bytes = [0; NET_HEADER_LEN];
         (bytes[0], bytes[1]) = (self.flags, self.gso_type);
@@ -46,7 +46,7 @@ impl NetHeader {
         bytes
     }
 
-    /// A header from its bytes.
+    /// Returns a header from its bytes.
     pub fn decode(bytes: &[u8; NET_HEADER_LEN]) -> NetHeader {
         let field = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
         NetHeader {
@@ -61,8 +61,8 @@ impl NetHeader {
     }
 }
 
-/// A frame of `len` bytes (22 or more) with number `number`: addresses, [`ETHERTYPE`], the number, and bytes
-/// that follow from the number and their place.
+/// Returns a frame of `len` bytes (22 or more) with number `number`: addresses, [`ETHERTYPE`], the number,
+/// and bytes that depend on the number and their position.
 pub fn numbered(number: u32, len: usize) -> Vec<u8> {
     let mut frame = vec![0x02, 0, 0, 0, 0, 1, 0x02, 0, 0, 0, 0, 2];
     frame.extend_from_slice(&ETHERTYPE.to_be_bytes());
@@ -78,13 +78,13 @@ fn pattern(number: u32, at: usize) -> u8 {
     (mixed >> 24) as u8
 }
 
-/// The number of a frame made by [`numbered`]; `None` if one byte of it is not as it was.
+/// Returns the number of a frame made by [`numbered`]; `None` if a byte of it has changed.
 pub fn number_of(frame: &[u8]) -> Option<u32> {
     let number = u32::from_be_bytes(frame.get(14..18)?.try_into().ok()?);
     (frame == numbered(number, frame.len())).then_some(number)
 }
 
-/// Internet checksum (RFC 1071) of bytes, begun with `sum`.
+/// Returns the Internet checksum (RFC 1071) of bytes, starting with `sum`.
 pub fn checksum(bytes: &[u8], mut sum: u32) -> u16 {
     for pair in bytes.chunks(2) {
         sum += u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0));
@@ -95,8 +95,8 @@ pub fn checksum(bytes: &[u8], mut sum: u32) -> u16 {
     !(sum as u16)
 }
 
-/// An IPv4 UDP datagram in a frame, `10.0.0.<from>` to `10.0.0.<to>`, its UDP checksum left for an offload:
-/// only the pseudo-header's sum is filled in, as NEEDS_CSUM wants it.
+/// Returns an IPv4 UDP datagram in a frame, `10.0.0.<from>` to `10.0.0.<to>`. Its UDP checksum is left to an
+/// offload: only the pseudo-header's sum is filled in, as NEEDS_CSUM requires.
 pub fn udp(from: (u8, u16), to: (u8, u16), payload: &[u8]) -> Vec<u8> {
     let udp_len = 8 + payload.len() as u16;
     let mut ip = vec![0x45, 0];
@@ -114,8 +114,8 @@ pub fn udp(from: (u8, u16), to: (u8, u16), payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// A TCP segment in a frame, over IPv4 or IPv6 and with the flag CWR or without, its TCP checksum left for an
-/// offload; and where its TCP header begins.
+/// Returns a TCP segment in a frame, over IPv4 or IPv6, with or without the flag CWR, and the offset of its
+/// TCP header. Its TCP checksum is left to an offload.
 pub fn tcp(v6: bool, cwr: bool, payload: &[u8]) -> (Vec<u8>, u16) {
     let len = 20 + payload.len() as u16;
     let mut frame = vec![0x02, 0, 0, 0, 0, 1, 0x02, 0, 0, 0, 0, 2];
@@ -150,7 +150,7 @@ pub fn tcp(v6: bool, cwr: bool, payload: &[u8]) -> (Vec<u8>, u16) {
     (frame, start)
 }
 
-/// The header of a [`udp`] frame whose payload shall be sent in segments of `size` bytes.
+/// Returns the header of a [`udp`] frame whose payload is to be sent in segments of `size` bytes.
 pub fn uso_header(size: u16) -> NetHeader {
     NetHeader {
         flags: gso::NEEDS_CSUM,

@@ -1,8 +1,7 @@
-//! Front-ends to calibrate `volt-conform frontend` with: each has a guest that echoes, and looks for its
-//! back-end for ever.
+//! Front-ends to calibrate `volt-conform frontend`: each has a guest that echoes, and reconnects for ever.
 //!
-//! [`scripted`] is the scripted front-end, right or with one [`FrontFault`]; [`by_crate`] has one on
-//! `vhost`'s `Frontend`, an independent reading of the protocol.
+//! [`scripted`] is the scripted front-end, correct or with one [`FrontFault`]; [`by_crate`] has one on
+//! `vhost`'s `Frontend`, an independent implementation of the protocol.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -19,33 +18,33 @@ use crate::wire::{HEADER_LEN, WireError, feature, flags, longs, protocol, reques
 
 pub mod by_crate;
 
-/// Between two tries to connect.
+/// Time between two attempts to connect.
 const RETRY: Duration = Duration::from_millis(20);
-/// How long an answer may take.
+/// Time limit for an answer.
 const ANSWER: Duration = Duration::from_secs(3);
 
-/// Declares the faults: variant, name, the checks that catch it, what is wrong.
+/// Declares the faults: variant, name, the checks that catch it, the fault in words.
 macro_rules! front_faults {
     ($($variant:ident, $name:literal, $check:literal, $what:literal;)*) => {
-        /// One thing that a front-end does wrong.
+        /// One fault of a front-end.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum FrontFault { $(#[doc = $what] $variant),* }
 
         impl FrontFault {
-            /// All of them.
+            /// All faults.
             pub const ALL: &[FrontFault] = &[$(FrontFault::$variant),*];
 
-            /// What it is selected by.
+            /// Returns the name that selects it.
             pub fn name(self) -> &'static str {
                 match self { $(FrontFault::$variant => $name),* }
             }
 
-            /// What is wrong.
+            /// Returns the fault in words.
             pub fn what(self) -> &'static str {
                 match self { $(FrontFault::$variant => $what),* }
             }
 
-            /// The checks that catch it, by commas.
+            /// Returns the checks that catch it, separated by commas.
             pub fn caught_by(self) -> &'static str {
                 match self { $(FrontFault::$variant => $check),* }
             }
@@ -68,21 +67,21 @@ front_faults! {
     KickBeforeBase, "kick-before-base", "conversation/vring-complete", "Starts a ring without a base.";
     SizeOdd, "size-odd", "conversation/vring-size", "Has a ring of 100 entries.";
     AddressFar, "address-far", "conversation/vring-addresses", "Has a used ring beyond its memory.";
-    VringFar, "vring-far", "conversation/vring-index", "Enables a vring that is not there.";
-    KickFile, "kick-file", "conversation/kick-descriptors", "Sends a file to be kicked by.";
+    VringFar, "vring-far", "conversation/vring-index", "Enables an unknown vring.";
+    KickFile, "kick-file", "conversation/kick-descriptors", "Sends a regular file as kick descriptor.";
     NoEnable, "no-enable", "conversation/enable", "Never enables its rings.";
-    Deaf, "deaf", "requests/config-change", "Does not listen to what its back-end asks for.";
+    Deaf, "deaf", "requests/config-change", "Ignores its back-end's requests.";
     Truncates, "truncates", "traffic/content", "The last byte of an echo is lost.";
     Repeats, "repeats", "traffic/content", "Frames are echoed twice.";
     Forgets, "forgets", "losses/left", "Does not share its memory again with the next back-end.";
-    BaseZero, "base-zero", "losses/base", "Tells base 0 for rings that have run.";
+    BaseZero, "base-zero", "losses/base", "Sends base 0 for used rings.";
     GivesUp, "gives-up", "losses/at-memory", "Ends when its back-end dies at the memory table.";
     WaitsForEver, "waits-for-ever", "losses/silence", "Waits for an answer without a limit.";
-    OneRead, "one-read", "replies/split, replies/version-2", "Takes what one read gives for an answer.";
+    OneRead, "one-read", "replies/split, replies/version-2", "Treats the bytes of one read as an answer.";
     AnyReply, "any-reply", "replies/other-request, replies/no-flag, replies/long, replies/short",
-        "Believes an answer to another request.";
-    AnyStatus, "any-status", "replies/refused", "Does not look at the status of a request.";
-    AnyLength, "any-length", "replies/huge", "Waits for as much as a header claims.";
+        "Accepts an answer to another request.";
+    AnyStatus, "any-status", "replies/refused", "Ignores the status of a request.";
+    AnyLength, "any-length", "replies/huge", "Waits for any length that a header claims.";
     NoDescriptor, "no-descriptor", "conversation/memory-descriptors", "Shares memory without its descriptor.";
     SlotsUnasked, "slots-unasked", "traffic/without-slots",
         "Shares memory by ADD_MEM_REG without CONFIGURE_MEM_SLOTS.";
@@ -94,14 +93,14 @@ front_faults! {
         "losses/at-get-features, losses/at-protocol-features, losses/at-set-features, losses/at-vring-num, \
          losses/at-kick, losses/at-enable", "Ends with its back-end.";
     Impatient, "impatient", "replies/late", "Waits 50 milliseconds for an answer.";
-    KeepsFeatures, "keeps-features", "features/fewer", "Acknowledges again what is not offered any more.";
+    KeepsFeatures, "keeps-features", "features/fewer", "Acknowledges features that are no longer offered.";
 }
 
-/// A scripted front-end at `path`, right or with one fault; returns only by a fault.
+/// Runs a scripted front-end at `path`, correct or with one fault; returns only because of a fault.
 ///
 /// # Errors
 ///
-/// When the system gives no memory or descriptor.
+/// Returns an error if the system provides no memory or descriptor.
 pub fn scripted(path: &Path, fault: Option<FrontFault>) -> Result<(), SessionError> {
     let mut peer: Option<Scripted> = None;
     loop {
@@ -122,7 +121,7 @@ pub fn scripted(path: &Path, fault: Option<FrontFault>) -> Result<(), SessionErr
         if gives_up || fault == Some(FrontFault::EndsToo) {
             return Ok(());
         }
-        // Back-ends that are refused are asked again in a while.
+        // Tries a back-end that refuses again later.
         std::thread::sleep(RETRY);
     }
 }
@@ -133,7 +132,7 @@ struct Scripted {
 }
 
 impl Scripted {
-    /// One connection, from its first message to its end.
+    /// Runs one connection, from its first message to its end.
     fn meet(
         peer: &mut Option<Scripted>,
         frontend: &mut Frontend,
@@ -175,7 +174,7 @@ impl Scripted {
         peer.echo(frontend, requests.as_ref(), fault)
     }
 
-    /// Echoes until the back-end goes, and reads the configuration whenever that asks for something.
+    /// Echoes until the back-end disconnects, and reads the configuration at each of its requests.
     fn echo(
         &mut self,
         frontend: &mut Frontend,
@@ -215,7 +214,7 @@ impl Scripted {
     }
 }
 
-/// SET_OWNER and GET_FEATURES.
+/// Sends SET_OWNER and GET_FEATURES.
 fn ask_features(frontend: &mut Frontend, fault: Option<FrontFault>) -> Result<u64, WireError> {
     let has = |wanted: FrontFault| fault == Some(wanted);
     if has(FrontFault::BodyLong) {
@@ -242,7 +241,7 @@ fn ask_features(frontend: &mut Frontend, fault: Option<FrontFault>) -> Result<u6
     Ok(offered)
 }
 
-/// The answer to GET_FEATURES as faults take it.
+/// Receives the answer to GET_FEATURES with a fault.
 fn careless_answer(frontend: &mut Frontend, fault: Option<FrontFault>) -> Result<u64, WireError> {
     let padded = |bytes: &[u8]| {
         u64::from_le_bytes(std::array::from_fn(|at| bytes.get(at).copied().unwrap_or_default()))
@@ -267,7 +266,7 @@ fn careless_answer(frontend: &mut Frontend, fault: Option<FrontFault>) -> Result
     }
 }
 
-/// Protocol features and features; whether requests are acknowledged.
+/// Negotiates protocol features and features; returns whether requests are acknowledged.
 fn negotiate(frontend: &mut Frontend, acked: u64, fault: Option<FrontFault>) -> Result<u64, WireError> {
     let mut both = 0;
     if acked & feature::PROTOCOL_FEATURES != 0 {
@@ -277,7 +276,7 @@ fn negotiate(frontend: &mut Frontend, acked: u64, fault: Option<FrontFault>) -> 
         }
         both = frontend.get_protocol_features()? & wanted;
         let surplus = if fault == Some(FrontFault::ProtocolUnoffered) { protocol::RARP } else { 0 };
-        // As User-mode Linux does, from the message on that negotiates it.
+        // Like User-mode Linux, from the message that negotiates it.
         frontend.want_replies(both & protocol::REPLY_ACK != 0);
         frontend.set_protocol_features(both | surplus)?;
     }
@@ -292,7 +291,7 @@ fn negotiate(frontend: &mut Frontend, acked: u64, fault: Option<FrontFault>) -> 
     Ok(both)
 }
 
-/// A channel for the back-end's own requests, where those were negotiated.
+/// Provides a channel for the back-end's own requests, if they were negotiated.
 fn give_channel(frontend: &Frontend, protocol: u64) -> Result<Option<UnixStream>, WireError> {
     if protocol & protocol::BACKEND_REQ == 0 {
         return Ok(None);
@@ -302,7 +301,7 @@ fn give_channel(frontend: &Frontend, protocol: u64) -> Result<Option<UnixStream>
     Ok(Some(mine))
 }
 
-/// Shares the guest's memory, region by region where the back-end can.
+/// Shares the guest's memory, region by region if the back-end can.
 fn share(
     frontend: &mut Frontend,
     nic: &Nic,
@@ -329,7 +328,7 @@ fn share(
     Ok(())
 }
 
-/// What belongs to one vring.
+/// Sends the messages of one vring.
 fn offer(
     frontend: &mut Frontend,
     nic: &Nic,

@@ -1,8 +1,8 @@
-//! A scripted front-end: each vhost-user request as a method, in any order, right or wrong.
+//! A scripted front-end: each vhost-user request as a method, in any order, valid or not.
 //!
-//! [`Frontend`] keeps no state of the protocol but one choice: whether requests carry NEED_REPLY
-//! ([`Frontend::want_replies`]). What is sent, and when, is the script's; [`crate::session`] has the
-//! usual script. Bodies are those of the specification's "Message types".
+//! [`Frontend`] keeps only one choice as state: whether requests carry NEED_REPLY
+//! ([`Frontend::want_replies`]). The script decides what to send, and when; [`crate::session`] has the usual
+//! script. Bodies are those of the specification's "Message types".
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -14,10 +14,10 @@ use crate::memory::{GuestMemory, RegionSpec};
 use crate::ring::Layout;
 use crate::wire::{Channel, Message, WireError, flags, longs, request, request_name, words};
 
-/// Bit 8 of the `u64` of SET_VRING_KICK, CALL and ERR: no descriptor comes with it.
+/// Bit 8 of the `u64` of SET_VRING_KICK, CALL and ERR: no descriptor follows.
 pub const NO_FD: u64 = 1 << 8;
 
-/// One connection to a back-end.
+/// A connection to a back-end.
 #[derive(Debug)]
 pub struct Frontend {
     channel: Channel,
@@ -30,7 +30,7 @@ impl Frontend {
         Frontend { channel: Channel::new(socket), need_reply: false }
     }
 
-    /// Connects to a back-end that listens, or will within `patience`.
+    /// Connects to a back-end that listens, or that will within `patience`.
     pub fn connect(path: &Path, patience: Duration) -> Result<Frontend, WireError> {
         let deadline = Instant::now() + patience;
         loop {
@@ -47,17 +47,17 @@ impl Frontend {
         }
     }
 
-    /// The wire below, for raw bytes and time-outs.
+    /// Returns the channel, for raw bytes and time-outs.
     pub fn channel(&mut self) -> &mut Channel {
         &mut self.channel
     }
 
-    /// From now on requests that have no reply of their own carry NEED_REPLY and wait for status 0.
+    /// Sets whether requests without a reply of their own carry NEED_REPLY and wait for status 0.
     pub fn want_replies(&mut self, want: bool) {
         self.need_reply = want;
     }
 
-    /// Sends a request that has no reply of its own; with NEED_REPLY when replies are wanted.
+    /// Sends a request without a reply of its own; with NEED_REPLY if replies are wanted.
     pub fn tell(&self, request: u32, body: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), WireError> {
         if !self.need_reply {
             return self.channel.send(request, 0, body, fds);
@@ -68,19 +68,19 @@ impl Frontend {
         }
     }
 
-    /// Sends a request with NEED_REPLY and gives the status that comes back.
+    /// Sends a request with NEED_REPLY and returns the status.
     pub fn tell_acked(&self, request: u32, body: &[u8], fds: &[BorrowedFd<'_>]) -> Result<u64, WireError> {
         self.channel.send(request, flags::NEED_REPLY, body, fds)?;
         self.channel.recv_reply(request)?.u64()
     }
 
-    /// Sends a request that has a reply of its own and gives it.
+    /// Sends a request with a reply of its own and returns the reply.
     pub fn ask(&self, request: u32, body: &[u8], fds: &[BorrowedFd<'_>]) -> Result<Message, WireError> {
         self.channel.send(request, 0, body, fds)?;
         self.channel.recv_reply(request)
     }
 
-    /// Asks something harmless, to learn that everything sent before was taken.
+    /// Sends a harmless request, to know that all previous messages were processed.
     pub fn sync(&self) -> Result<(), WireError> {
         self.get_features().map(drop)
     }
@@ -166,7 +166,7 @@ impl Frontend {
         Ok(base)
     }
 
-    /// SET_VRING_ADDR for a ring at `layout`, whose parts are named by the front-end's own addresses.
+    /// SET_VRING_ADDR for a ring at `layout`, with the front-end's own addresses.
     pub fn set_vring_addr(&self, vring: u32, mem: &GuestMemory, layout: &Layout) -> Result<(), WireError> {
         self.set_vring_addr_raw(
             vring,
@@ -177,7 +177,7 @@ impl Frontend {
         )
     }
 
-    /// SET_VRING_ADDR with the fields as they stand in the message.
+    /// SET_VRING_ADDR with the fields of the message unchanged.
     pub fn set_vring_addr_raw(
         &self,
         vring: u32,
@@ -214,7 +214,7 @@ impl Frontend {
         let reply = self.ask(request::GET_CONFIG, &body, &[])?;
         match reply.body.get(12..).filter(|bytes| bytes.len() == size as usize) {
             Some(bytes) => Ok(bytes.to_vec()),
-            None => Err(reply.unexpected("a configuration of the size that was asked for")),
+            None => Err(reply.unexpected("a configuration of the requested size")),
         }
     }
 }
@@ -226,7 +226,7 @@ pub fn mem_table(specs: &[RegionSpec]) -> Vec<u8> {
     body
 }
 
-/// The four fields of one region.
+/// Returns the four fields of one region.
 pub fn region(spec: &RegionSpec) -> Vec<u8> {
     longs(&[spec.guest, spec.size, spec.user, spec.offset])
 }

@@ -1,4 +1,4 @@
-//! A frame thread that a descriptor holds.
+//! A frame thread blocked by a descriptor.
 
 use std::os::fd::OwnedFd;
 
@@ -8,17 +8,17 @@ use crate::frame::numbered;
 use crate::session::Session;
 use crate::wire::request;
 
-/// A call descriptor that holds whoever notifies by it: a counter that is full, and made blocking again
-/// behind the daemon's back.
+/// A call descriptor that blocks a thread that signals it: a full counter, made blocking again without the
+/// daemon's knowledge.
 #[derive(Debug)]
 pub struct Held(OwnedFd);
 
 impl Held {
-    /// Holds the thread of the first pair, which notifies of the frame with this number. That frame has gone
-    /// out by then.
+    /// Blocks the thread of the first pair when it signals the frame with this number. The frame itself has
+    /// already left.
     ///
     /// # Panics
-    /// When the daemon does not take the descriptor.
+    /// If the daemon does not accept the descriptor.
     pub fn new(session: &mut Session, number: u32) -> Held {
         let full = eventfd(0, EventfdFlags::CLOEXEC).expect("an eventfd");
         rustix::io::write(&full, &(u64::MAX - 1).to_ne_bytes()).expect("full");
@@ -30,10 +30,10 @@ impl Held {
         Held(full)
     }
 
-    /// Lets the thread go.
+    /// Releases the thread.
     ///
     /// # Panics
-    /// When nothing holds it.
+    /// If no thread is blocked.
     pub fn release(self) {
         rustix::io::read(&self.0, &mut [0; 8]).expect("emptied");
     }

@@ -1,27 +1,27 @@
 //! Scripted vhost-user peers and the lab.
 //!
-//! | module | what it is |
+//! | module | content |
 //! |---|---|
-//! | [`wire`] | messages as bytes, a socket that can also send them wrongly |
+//! | [`wire`] | messages as bytes, a socket that can also send invalid ones |
 //! | [`memory`] | guest memory in regions of any shape |
 //! | [`ring`], [`nic`], [`frame`] | the driver's side: rings, queues with frames, frames that check themselves |
 //! | [`frontend`], [`session`] | a front-end: each request as a method, and the usual script |
-//! | [`backend`], [`device`] | a back-end that records what it is told, and the device's side of a ring |
+//! | [`backend`], [`device`] | a back-end that records its messages, and the device's side of a ring |
 //! | [`peer`] | a second back-end, on the `vhost-user-backend` crate, to calibrate the tests with |
-//! | [`front_peer`], [`echo_guest`] | front-ends to calibrate with, also broken ones; a guest that echoes frames |
-//! | [`succession`] | one volt-netd after the other under one front-end |
+//! | [`front_peer`], [`echo_guest`] | front-ends to calibrate with; a guest that echoes frames |
+//! | [`succession`] | replacements of volt-netd under one front-end |
 //! | [`netns`], [`daemon`], [`rig`] | a network namespace with a TAP; volt-netd as a process; both together |
-//! | [`scrape`] | metrics, as a scraper reads them |
-//! | [`silent_fs`], [`held`] | a file that holds whoever touches it; a frame thread that is held |
-//! | [`capture`], [`pcapng`] | `volt-netd ctl capture`, and what its file says |
-//! | [`trace`] | a process that is stopped at each system call |
-//! | [`confinement`], [`calls`] | what the threads of a program may call, and which of that they do |
-//! | [`systemd`] | a real systemd, as the first process of namespaces of its own |
+//! | [`scrape`] | a scraper's view of the metrics |
+//! | [`silent_fs`], [`held`] | a file that blocks its users; a blocked frame thread |
+//! | [`capture`], [`pcapng`] | `volt-netd ctl capture`, and a parser of its file |
+//! | [`trace`] | a process traced at each system call |
+//! | [`confinement`], [`calls`] | system calls that a program's threads may make, and those they do make |
+//! | [`systemd`] | a real systemd, as the first process of separate namespaces |
 //! | [`mod@bench`] | the measurements of the tool `volt-bench` |
 //! | [`conform`] | the checks of the tool `volt-conform`, for any back-end |
 //! | [`lab`] | real guests, here and in an emulated machine with KVM |
 //!
-//! The peers encode the wire themselves, by the specifications, and share no code with the programs they
+//! The peers encode the wire themselves, from the specifications, and share no code with the programs they
 //! test.
 
 pub mod backend;

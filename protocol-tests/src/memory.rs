@@ -1,8 +1,8 @@
 //! Guest memory of a scripted peer: memfd-backed regions at any guest address, file offset and length.
 //!
-//! The front-end makes it ([`GuestMemory::new`]) and names it to the back-end in SET_MEM_TABLE; the
-//! scripted back-end maps the same descriptors with [`GuestMemory::map`]. Both then read and write by guest
-//! address, across region borders where regions adjoin. The mapping ends with the last clone.
+//! The front-end makes it ([`GuestMemory::new`]) and passes it to the back-end in SET_MEM_TABLE. The scripted
+//! back-end maps the same descriptors with [`GuestMemory::map`]. Both read and write by guest address, also
+//! across the borders of adjacent regions. The mapping ends with the last clone.
 #![expect(unsafe_code, reason = "memory shared with another process is reached through a mapping")]
 
 use std::io;
@@ -21,20 +21,21 @@ pub struct RegionSpec {
     pub guest: u64,
     /// Length in bytes.
     pub size: u64,
-    /// The region's address in the front-end's own address space; need not be where anything is mapped.
+    /// The region's address in the front-end's address space; nothing needs to be mapped there.
     pub user: u64,
-    /// Where in the file the region begins.
+    /// Offset of the region in the file.
     pub offset: u64,
 }
 
 impl RegionSpec {
-    /// A region whose user addresses differ from its guest addresses by a constant, the same for all regions:
-    /// a range that crosses from one into the next is contiguous in both.
+    /// Returns a region whose user addresses differ from its guest addresses by a constant, the same for all
+    /// regions: a range across two regions is contiguous in both.
     pub fn linear(guest: u64, size: u64, offset: u64) -> RegionSpec {
         RegionSpec { guest, size, user: guest + 0x7e00_0000_0000, offset }
     }
 
-    /// Regions that adjoin in guest and user addresses from `guest` on, given by size and file offset.
+    /// Returns regions that are adjacent in guest and user addresses from `guest`, given by size and file
+    /// offset.
     pub fn adjoining(guest: u64, pieces: &[(u64, u64)]) -> Vec<RegionSpec> {
         let mut next = guest;
         let place = |&(size, offset): &(u64, u64)| {
@@ -66,13 +67,13 @@ unsafe impl Sync for Region {}
 
 impl Drop for Region {
     fn drop(&mut self) {
-        // SAFETY: made by `mmap` with this length in `Region::map`, and nobody else unmaps it.
+        // SAFETY: made by `mmap` with this length in `Region::map`, and nothing else unmaps it.
         let _ = unsafe { rustix::mm::munmap(self.mapping.as_ptr().cast(), self.mapped) };
     }
 }
 
 impl Region {
-    /// Maps the file from its first byte, so that the offset need not be aligned to a page.
+    /// Maps the file from its first byte, so that the offset need not be page-aligned.
     fn map(spec: RegionSpec, file: OwnedFd) -> io::Result<Region> {
         let len = spec.offset.checked_add(spec.size).and_then(|len| usize::try_from(len).ok());
         let mapped =
@@ -84,7 +85,7 @@ impl Region {
         Ok(Region { spec, file, mapping, mapped })
     }
 
-    /// Pointer to a guest address and how many bytes of the region follow it.
+    /// Returns the pointer to a guest address and the number of bytes of the region from there.
     fn at(&self, address: u64) -> (NonNull<u8>, usize) {
         let into = address - self.spec.guest;
         // SAFETY: `holds(address)` was checked by the caller, so the offset is inside the mapping.
@@ -93,7 +94,7 @@ impl Region {
     }
 }
 
-/// Guest memory: regions in the order in which they are sent.
+/// Guest memory: regions in the order of the message.
 #[derive(Clone, Debug)]
 pub struct GuestMemory {
     regions: Arc<Vec<Region>>,
@@ -110,34 +111,35 @@ impl GuestMemory {
         Ok(GuestMemory { regions: Arc::new(specs.iter().map(fresh).collect::<io::Result<_>>()?) })
     }
 
-    /// One region of `size` bytes from guest address `guest`.
+    /// Makes one region of `size` bytes from guest address `guest`.
     pub fn flat(guest: u64, size: u64) -> io::Result<GuestMemory> {
         GuestMemory::new(&[RegionSpec::linear(guest, size, 0)])
     }
 
-    /// Maps regions whose files came from somewhere else.
+    /// Maps regions with existing files.
     pub fn map(regions: Vec<(RegionSpec, OwnedFd)>) -> io::Result<GuestMemory> {
         let mapped =
             regions.into_iter().map(|(spec, file)| Region::map(spec, file)).collect::<io::Result<_>>();
         Ok(GuestMemory { regions: Arc::new(mapped?) })
     }
 
-    /// The regions, in order.
+    /// Returns the regions, in order.
     pub fn specs(&self) -> Vec<RegionSpec> {
         self.regions.iter().map(|region| region.spec).collect()
     }
 
-    /// The regions' descriptors, in order.
+    /// Returns the regions' descriptors, in order.
     pub fn fds(&self) -> Vec<BorrowedFd<'_>> {
         self.regions.iter().map(|region| region.file.as_fd()).collect()
     }
 
-    /// The front-end's own address of a guest address; an address outside is passed through, for faults.
+    /// Returns the front-end's address of a guest address; returns an address outside memory unchanged, for
+    /// faults.
     pub fn user(&self, guest: u64) -> u64 {
         self.find(guest).map_or(guest, |region| guest - region.spec.guest + region.spec.user)
     }
 
-    /// The guest address of an address of the front-end's own.
+    /// Returns the guest address of a front-end's address.
     pub fn guest(&self, user: u64) -> Option<u64> {
         let inside = |s: &RegionSpec| user.checked_sub(s.user).filter(|at| *at < s.size);
         self.regions.iter().find_map(|region| inside(&region.spec).map(|at| at + region.spec.guest))
@@ -147,19 +149,20 @@ impl GuestMemory {
         self.regions.iter().find(|region| region.spec.holds(guest))
     }
 
-    /// The pointer to `len` bytes at `guest` of one region, for loops that cannot afford a search. Valid
-    /// while this memory or a clone of it lives.
+    /// Returns the pointer to `len` bytes at `guest` in one region, for loops that cannot afford a search.
+    /// Valid while this memory or a clone of it lives.
     pub fn pointer(&self, guest: u64, len: usize) -> Option<NonNull<u8>> {
         let (pointer, room) = self.find(guest)?.at(guest);
         (len <= room).then_some(pointer)
     }
 
-    /// Bytes from `guest` to the end of its region; 0 outside memory.
+    /// Returns the bytes from `guest` to the end of its region; 0 outside memory.
     pub fn room(&self, guest: u64) -> usize {
         self.find(guest).map_or(0, |region| region.at(guest).1)
     }
 
-    /// Walks `len` bytes from `guest`, piece by piece where regions adjoin. False: part of it is not memory.
+    /// Walks `len` bytes from `guest`, piece by piece across adjacent regions. Returns false if part of it is
+    /// not memory.
     fn pieces(&self, guest: u64, len: usize, mut each: impl FnMut(NonNull<u8>, usize, usize)) -> bool {
         let mut done = 0;
         while done < len {
@@ -173,7 +176,7 @@ impl GuestMemory {
         true
     }
 
-    /// Copies out of guest memory. False: part of the range is not memory.
+    /// Copies out of guest memory. Returns false if part of the range is not memory.
     pub fn try_read(&self, guest: u64, into: &mut [u8]) -> bool {
         self.pieces(guest, into.len(), |pointer, at, count| {
             // SAFETY: `pieces` gives `count` mapped bytes at `pointer`; the slice has `count` bytes from
@@ -182,7 +185,7 @@ impl GuestMemory {
         })
     }
 
-    /// Copies into guest memory. False: part of the range is not memory.
+    /// Copies into guest memory. Returns false if part of the range is not memory.
     pub fn try_write(&self, guest: u64, from: &[u8]) -> bool {
         self.pieces(guest, from.len(), |pointer, at, count| {
             // SAFETY: `pieces` gives `count` mapped bytes at `pointer`; the slice has `count` bytes from
@@ -194,7 +197,7 @@ impl GuestMemory {
     /// Reads `len` bytes.
     ///
     /// # Panics
-    /// When the range is not memory: the test itself is wrong.
+    /// If the range is not memory: the test itself is wrong.
     pub fn read(&self, guest: u64, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
         assert!(self.try_read(guest, &mut bytes), "{guest:#x}+{len:#x} is no guest memory");
@@ -204,12 +207,12 @@ impl GuestMemory {
     /// Writes bytes.
     ///
     /// # Panics
-    /// When the range is not memory: the test itself is wrong.
+    /// If the range is not memory: the test itself is wrong.
     pub fn write(&self, guest: u64, bytes: &[u8]) {
         assert!(self.try_write(guest, bytes), "{guest:#x}+{:#x} is no guest memory", bytes.len());
     }
 
-    /// Reads a 16-bit field that the other side writes, with Acquire order. 0 outside memory.
+    /// Reads a 16-bit field that the other side writes, with Acquire order. Returns 0 outside memory.
     pub fn load(&self, guest: u64) -> u16 {
         self.atomic(guest).map_or(0, |field| u16::from_le(field.load(Ordering::Acquire)))
     }

@@ -1,7 +1,8 @@
-//! A network namespace of the test's own, with TAPs and sockets that send and receive raw frames in it.
+//! A separate network namespace for a test, with TAPs, and sockets for raw frames.
 //!
-//! [`Netns::new`] starts the program `netns-holder` of this package, which makes the namespace, with root or
-//! without, and opens descriptors inside it. Dropping the [`Netns`], or dying with it, ends the namespace.
+//! [`Netns::new`] starts the program `netns-holder` of this package, which makes the namespace, with or
+//! without root, and opens descriptors inside it. The namespace ends when the [`Netns`] is dropped or its
+//! process ends.
 
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -23,10 +24,10 @@ use crate::wire::readable;
 pub const TAP_FLAGS: i16 = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
 /// Added for a TAP with several queues.
 pub const MULTI_QUEUE: i16 = libc::IFF_MULTI_QUEUE as i16;
-/// Bytes of the header that packet sockets and fresh TAPs use, which has no `num_buffers`.
+/// Bytes of the header that packet sockets and new TAPs use, without `num_buffers`.
 const SHORT_HEADER: usize = 10;
 
-/// A network namespace that lives as long as this.
+/// A network namespace that lives as long as this value.
 #[derive(Debug)]
 pub struct Netns {
     holder: Child,
@@ -35,12 +36,12 @@ pub struct Netns {
 }
 
 impl Netns {
-    /// Makes one. An error says what the machine does not allow.
+    /// Makes one. The error tells what the machine does not allow.
     pub fn new() -> io::Result<Netns> {
         Netns::held(&[], !rustix::process::geteuid().is_root())
     }
 
-    /// The namespace that this process is in already, for packet sockets on its interfaces. Needs root.
+    /// Returns the namespace of this process, for packet sockets on its interfaces. Needs root.
     pub fn here() -> io::Result<Netns> {
         Netns::held(&["--here"], false)
     }
@@ -64,7 +65,7 @@ impl Netns {
     }
 
     fn answer(&self) -> io::Result<Option<OwnedFd>> {
-        let gone = || io::Error::other("the namespace's holder has gone; its message is on standard error");
+        let gone = || io::Error::other("the namespace's holder has ended; see its message on standard error");
         let socket = self.socket.as_ref().ok_or_else(gone)?;
         let mut text = [0; 4096];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -87,31 +88,31 @@ impl Netns {
         self.request(&format!("ip {arguments}")).map(drop)
     }
 
-    /// Makes a TAP that stays, sets it up, and closes it: for a daemon that opens it by name.
+    /// Makes a persistent TAP, sets it up, and closes it: for a daemon that opens it by name.
     pub fn add_tap(&self, name: &str, multi_queue: bool) -> io::Result<()> {
         let kind = if multi_queue { "multi_queue" } else { "" };
         self.ip(format!("tuntap add dev {name} mode tap vnet_hdr {kind}").trim_end())?;
         self.ip(&format!("link set dev {name} mtu 9000 up"))
     }
 
-    /// Opens a queue of a TAP by [`TAP_FLAGS`] and the like; without [`Netns::add_tap`] it is made, and goes
-    /// with the last descriptor.
+    /// Opens a queue of a TAP with flags like [`TAP_FLAGS`]. Without [`Netns::add_tap`] this creates the TAP,
+    /// which ends with its last descriptor.
     pub fn open_tap(&self, name: &str, flags: i16) -> io::Result<OwnedFd> {
         let fd = self.request(&format!("tap {name} {flags}"))?;
-        fd.ok_or_else(|| io::Error::other("no descriptor came"))
+        fd.ok_or_else(|| io::Error::other("no descriptor received"))
     }
 
-    /// A way to send and receive raw frames on an interface, as the host's network stack would.
+    /// Returns a socket that sends and receives raw frames on an interface, like the host's network stack.
     pub fn wire(&self, name: &str) -> io::Result<TapWire> {
         let fd = self.request(&format!("packet {name}"))?;
-        Ok(TapWire { socket: fd.ok_or_else(|| io::Error::other("no descriptor came"))? })
+        Ok(TapWire { socket: fd.ok_or_else(|| io::Error::other("no descriptor received"))? })
     }
 
-    /// Two ends of a TCP connection over the loopback interface.
+    /// Returns two ends of a TCP connection over the loopback interface.
     pub fn tcp_pair(&self) -> io::Result<(TcpStream, TcpStream)> {
         let socket = || {
             let fd = self.request("tcp")?;
-            fd.ok_or_else(|| io::Error::other("no descriptor came"))
+            fd.ok_or_else(|| io::Error::other("no descriptor received"))
         };
         let (listening, connecting) = (socket()?, socket()?);
         rustix::net::bind(&listening, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0))?;
@@ -120,8 +121,8 @@ impl Netns {
         Ok((connecting.into(), TcpListener::from(listening).accept()?.0))
     }
 
-    /// Waits until somebody serves an interface and it is fully up. Right after the carrier has come the
-    /// kernel still drops what is sent, silently.
+    /// Waits until an interface has a user and is completely up. Just after the carrier appears, the kernel
+    /// still silently drops frames.
     pub fn wait_until_up(&self, name: &str, limit: Duration) -> io::Result<()> {
         let is_up = || {
             let mut ip = self.command("ip");
@@ -131,8 +132,8 @@ impl Netns {
         poll_until(limit, is_up).ok_or_else(|| io::Error::other(format!("{name} does not come up")))
     }
 
-    /// A command that will run inside, with no signal ignored, whatever this process ignores; its process id
-    /// is the command's own.
+    /// Returns a command that will run inside, with no signal ignored even if this process ignores some. The
+    /// process ID is that of the command itself.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("nsenter");
         command.arg("--target").arg(self.holder.id().to_string()).arg("--net");
@@ -155,8 +156,8 @@ impl Drop for Netns {
     }
 }
 
-/// A packet socket on an interface: what it sends goes out by the TAP to whoever serves it, what the TAP's
-/// user writes comes in here.
+/// A packet socket on an interface: it sends frames by the TAP to its user, and receives the frames that the
+/// user writes.
 #[derive(Debug)]
 pub struct TapWire {
     socket: OwnedFd,
@@ -168,14 +169,14 @@ impl TapWire {
         self.send_with(&NetHeader::default(), frame)
     }
 
-    /// Sends a frame with offloads for the interface to do.
+    /// Sends a frame with offloads for the interface to complete.
     pub fn send_with(&self, header: &NetHeader, frame: &[u8]) -> io::Result<()> {
         let bytes = [&header.encode()[..SHORT_HEADER], frame].concat();
         rustix::net::send(&self.socket, &bytes, SendFlags::NOSIGNAL)?;
         Ok(())
     }
 
-    /// The next frame and its header (`num_buffers` is 0), or `None` after `limit`.
+    /// Returns the next frame and its header (`num_buffers` is 0), or `None` after `limit`.
     pub fn recv(&self, limit: Duration) -> io::Result<Option<(NetHeader, Vec<u8>)>> {
         let deadline = Instant::now() + limit;
         let mut bytes = vec![0; SHORT_HEADER + 65_600];
@@ -186,7 +187,7 @@ impl TapWire {
                     header[..SHORT_HEADER].copy_from_slice(&bytes[..SHORT_HEADER]);
                     return Ok(Some((NetHeader::decode(&header), bytes[SHORT_HEADER..len].to_vec())));
                 }
-                // The interface was set down: said once, then frames come again.
+                // The interface was set down: reported once, then frames arrive again.
                 Err(Errno::AGAIN | Errno::INTR | Errno::NETDOWN) => {}
                 Err(errno) => return Err(errno.into()),
             }

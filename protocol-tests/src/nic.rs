@@ -1,9 +1,9 @@
 //! The driver half of a scripted network card: queues with kick and call descriptors, and frames.
 //!
-//! A [`Nic`] knows no message: it lives in guest memory and outlasts connections, as a guest does. A
-//! front-end script names its queues to a back-end ([`crate::session`]); [`Queue::send`], [`Queue::post`]
-//! and [`Queue::recv`] then move frames. Waiting is by the call descriptor alone, so that a notification
-//! that was lost shows as a time-out.
+//! A [`Nic`] knows no messages: it lives in guest memory and outlasts connections, like a guest. A front-end
+//! script names its queues to a back-end ([`crate::session`]); [`Queue::send`], [`Queue::post`] and
+//! [`Queue::recv`] then move frames. Waiting uses the call descriptor only, so that a lost notification shows
+//! as a time-out.
 
 use std::collections::HashMap;
 use std::io;
@@ -17,7 +17,7 @@ use crate::memory::GuestMemory;
 use crate::ring::{DriverRing, Layout, Part, RingError, Used};
 use crate::wire::{feature, readable};
 
-/// Something that should have happened on a ring and did not.
+/// An event on a ring that should have happened and did not.
 #[derive(Debug, thiserror::Error)]
 pub enum NicError {
     /// The device broke the ring, or the script overfilled it.
@@ -25,7 +25,7 @@ pub enum NicError {
     Ring {
         /// Index of the vring.
         vring: u32,
-        /// What is wrong.
+        /// The error.
         error: RingError,
     },
     /// No used buffer, or no call for it, in time.
@@ -36,7 +36,7 @@ pub enum NicError {
     Timeout {
         /// Index of the vring.
         vring: u32,
-        /// How long was waited.
+        /// Time waited.
         limit: Duration,
         /// The ring's used index: if it differs from `taken`, only the call is missing.
         used: u16,
@@ -45,12 +45,12 @@ pub enum NicError {
         /// The available index.
         avail: u16,
     },
-    /// A frame that no device may deliver.
+    /// A frame that a device must not deliver.
     #[error("vring {vring}: {what}")]
     BadFrame {
         /// Index of the vring.
         vring: u32,
-        /// What is wrong with it.
+        /// The error.
         what: String,
     },
     /// The operating system refused.
@@ -69,7 +69,7 @@ pub struct Frame {
     pub chains: Vec<Used>,
 }
 
-/// A piece of guest memory that buffers are cut from.
+/// A range of guest memory for buffers.
 #[derive(Debug)]
 struct Arena {
     start: u64,
@@ -93,9 +93,9 @@ pub struct Queue {
     pub vring: u32,
     /// The ring itself, for scripts that need more than frames.
     pub ring: DriverRing,
-    /// What the device is kicked with: an eventfd, or what the script put here.
+    /// Kicks the device: an eventfd, or a descriptor that the script put here.
     pub kick: OwnedFd,
-    /// What the device calls with.
+    /// Signalled by the device's calls.
     pub call: OwnedFd,
     mem: GuestMemory,
     mergeable: bool,
@@ -103,13 +103,13 @@ pub struct Queue {
     arena: Arena,
 }
 
-/// A counter to signal with, non-blocking.
+/// Makes a non-blocking eventfd.
 pub fn eventfd() -> io::Result<OwnedFd> {
     Ok(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
 }
 
 impl Queue {
-    /// A queue whose ring is at `layout` and whose buffers are cut from `arena` (guest addresses).
+    /// Makes a queue whose ring is at `layout` and whose buffers come from `arena` (guest addresses).
     pub fn new(
         mem: &GuestMemory,
         vring: u32,
@@ -131,7 +131,7 @@ impl Queue {
         })
     }
 
-    /// Space for a buffer of the script's own.
+    /// Allocates a buffer for the script's own use.
     pub fn alloc(&mut self, len: usize) -> u64 {
         self.arena.alloc(len as u64)
     }
@@ -151,14 +151,14 @@ impl Queue {
         self.kick()
     }
 
-    /// Makes a chain of these parts available; the driver remembers them for [`Queue::recv`].
+    /// Makes a chain of these parts available, and remembers them for [`Queue::recv`].
     pub fn submit(&mut self, parts: &[Part]) -> Result<u16, NicError> {
         let head = self.ring.add(parts).map_err(|error| NicError::Ring { vring: self.vring, error })?;
         self.buffers.insert(head, parts.to_vec());
         Ok(head)
     }
 
-    /// The same in an indirect table.
+    /// Like `submit`, in an indirect table.
     pub fn submit_indirect(&mut self, parts: &[Part]) -> Result<u16, NicError> {
         let table = self.alloc(16 * parts.len());
         let added = self.ring.add_indirect(parts, table);
@@ -167,8 +167,8 @@ impl Queue {
         Ok(head)
     }
 
-    /// Writes header and frame to memory and gives them as parts of these lengths, the rest last. While
-    /// nothing is in flight, space is used from its beginning again.
+    /// Writes header and frame to memory and returns them as parts of these lengths, the rest last. With no
+    /// chain in flight, allocation starts again at the beginning.
     pub fn place(&mut self, header: &NetHeader, frame: &[u8], cuts: &[usize]) -> Vec<Part> {
         if self.ring.outstanding() == 0 {
             self.arena.next = self.arena.start;
@@ -188,7 +188,7 @@ impl Queue {
         parts
     }
 
-    /// Offers a frame in parts cut as given, without a kick.
+    /// Offers a frame in the given parts, without a kick.
     pub fn offer(&mut self, header: &NetHeader, frame: &[u8], cuts: &[usize]) -> Result<u16, NicError> {
         let parts = self.place(header, frame, cuts);
         self.submit(&parts)
@@ -199,7 +199,7 @@ impl Queue {
         self.send_cut(&NetHeader::default(), frame, &[], limit)
     }
 
-    /// Sends one frame in parts cut as given and waits until the device has used it.
+    /// Sends one frame in the given parts and waits until the device has used it.
     pub fn send_cut(
         &mut self,
         header: &NetHeader,
@@ -212,16 +212,16 @@ impl Queue {
         self.used(limit)
     }
 
-    /// Publishes what was offered and kicks if the device asked for it.
+    /// Publishes the offered chains and kicks if the device asked for it.
     pub fn kick(&mut self) -> Result<(), NicError> {
         if self.ring.publish() { self.kick_always() } else { Ok(()) }
     }
 
-    /// Publishes and kicks, wanted or not.
+    /// Publishes and kicks, even if the device does not want it.
     pub fn kick_always(&mut self) -> Result<(), NicError> {
         self.ring.publish();
         match rustix::io::write(&self.kick, &1u64.to_ne_bytes()) {
-            // A counter that is full, or a pipe that is, wakes its reader just as well.
+            // A full counter or pipe also wakes its reader.
             Ok(_) | Err(rustix::io::Errno::AGAIN) => Ok(()),
             Err(errno) => Err(NicError::Io(errno.into())),
         }
@@ -254,7 +254,7 @@ impl Queue {
         self.ring.pop_used().map_err(|error| NicError::Ring { vring: self.vring, error })
     }
 
-    /// How often the device called since the last time, 0 if not at all.
+    /// Returns the number of calls since the last query.
     pub fn drain_call(&mut self) -> u64 {
         let mut count = [0; 8];
         match rustix::io::read(&self.call, &mut count) {
@@ -263,13 +263,12 @@ impl Queue {
         }
     }
 
-    /// Takes the parts of a chain that was used.
+    /// Returns the parts of a used chain.
     pub fn parts(&mut self, used: Used) -> Vec<Part> {
         self.buffers.remove(&used.head).unwrap_or_default()
     }
 
-    /// Sends one command to the device behind a control queue and gives its answer, 0 for success
-    /// (virtio 1.2, 5.1.6.5).
+    /// Sends one command on a control queue and returns the answer, 0 for success (virtio 1.2, 5.1.6.5).
     pub fn command(&mut self, class: u8, command: u8, data: &[u8], limit: Duration) -> Result<u8, NicError> {
         let (out, ack) = (self.alloc(2 + data.len()), self.alloc(1));
         self.mem.write(out, &[&[class, command], data].concat());
@@ -291,7 +290,7 @@ impl Queue {
         Ok(frame)
     }
 
-    /// Waits for a frame; its buffers are available again only if `again`, and then without a kick.
+    /// Waits for a frame. Makes its buffers available again if `again` is set, but without a kick.
     pub fn recv_only(&mut self, limit: Duration, again: bool) -> Result<Frame, NicError> {
         let first = self.used(limit)?;
         let mut bytes = self.take(first, again)?;
@@ -306,24 +305,24 @@ impl Queue {
             return Err(bad(self.vring, format!("num_buffers is {}", header.num_buffers)));
         }
         for _ in 1..header.num_buffers {
-            // All buffers of one frame are published together (5.1.6.4): no waiting here.
+            // All buffers of a frame are published together (5.1.6.4): no waiting here.
             let next = self.try_used()?;
             let next =
-                next.ok_or_else(|| bad(self.vring, "frame's buffers not published together".into()))?;
+                next.ok_or_else(|| bad(self.vring, "a frame's buffers were not published together".into()))?;
             bytes.extend(self.take(next, again)?);
             chains.push(next);
         }
         Ok(Frame { header, bytes, chains })
     }
 
-    /// Takes chains that were returned unserved, with nothing written, and makes them available again: how
-    /// many.
+    /// Takes the chains that were returned unserved, with nothing written, and makes them available again.
+    /// Returns their number.
     pub fn take_unserved(&mut self) -> Result<usize, NicError> {
         let mut count = 0;
         while let Some(used) = self.try_used()? {
             let bytes = self.take(used, true)?;
             if !bytes.is_empty() {
-                let what = format!("{} bytes that nobody sent", bytes.len());
+                let what = format!("{} unexpected bytes", bytes.len());
                 return Err(NicError::BadFrame { vring: self.vring, what });
             }
             count += 1;
@@ -332,7 +331,7 @@ impl Queue {
         Ok(count)
     }
 
-    /// The bytes that the device wrote to a chain.
+    /// Returns the bytes that the device wrote to a chain.
     fn take(&mut self, used: Used, again: bool) -> Result<Vec<u8>, NicError> {
         let parts = self.parts(used);
         let room: u32 = parts.iter().map(|part| part.len).sum();
@@ -357,15 +356,15 @@ impl Queue {
 pub struct Nic {
     /// The guest's memory.
     pub mem: GuestMemory,
-    /// Features that the driver acts by (EVENT_IDX, MRG_RXBUF).
+    /// Features that the driver applies (EVENT_IDX, MRG_RXBUF).
     pub features: u64,
     /// The queues, by vring index.
     pub queues: Vec<Queue>,
 }
 
 impl Nic {
-    /// Queues of `size` with these vring indices, rings and buffers laid out over `range` (guest addresses),
-    /// all ring indices beginning at `start`.
+    /// Makes queues of `size` with these vring indices, with rings and buffers in `range` (guest addresses).
+    /// All ring indices begin at `start`.
     pub fn new(
         mem: GuestMemory,
         range: (u64, u64),
@@ -385,17 +384,17 @@ impl Nic {
         Ok(Nic { mem, features, queues })
     }
 
-    /// Pairs of the card.
+    /// Returns the number of pairs.
     pub fn pairs(&self) -> u32 {
         self.queues.len() as u32 / 2
     }
 
-    /// Receive queue of a pair.
+    /// Returns the receive queue of a pair.
     pub fn rx(&mut self, pair: usize) -> &mut Queue {
         &mut self.queues[2 * pair]
     }
 
-    /// Transmit queue of a pair.
+    /// Returns the transmit queue of a pair.
     pub fn tx(&mut self, pair: usize) -> &mut Queue {
         &mut self.queues[2 * pair + 1]
     }

@@ -1,4 +1,4 @@
-//! What a pcapng file says, read by the draft (draft-ietf-opsawg-pcapng): a second opinion on who writes one.
+//! A pcapng parser written from the draft (draft-ietf-opsawg-pcapng): a second opinion on the writer.
 
 use std::fmt;
 
@@ -20,9 +20,9 @@ pub struct Captured {
     pub interface: u32,
     /// Nanoseconds since 1970.
     pub time: u64,
-    /// Bytes of the whole frame.
+    /// Length of the whole frame.
     pub len: u32,
-    /// Those in the file.
+    /// The captured bytes.
     pub bytes: Vec<u8>,
     /// Its direction: inbound or outbound.
     pub inbound: bool,
@@ -32,12 +32,12 @@ pub struct Captured {
     pub comments: Vec<String>,
 }
 
-/// Where a file is not as the draft has it.
+/// A violation of the draft.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Malformed {
     /// Offset in the file.
     pub at: usize,
-    /// What is wrong.
+    /// The error.
     pub what: &'static str,
 }
 
@@ -62,7 +62,7 @@ fn time_at(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from(u32_at(bytes, at)?) << 32 | u64::from(u32_at(bytes, at + 4)?))
 }
 
-/// Codes and values up to the end of options, which must be there and nothing behind it.
+/// Returns codes and values up to the end of options, which must exist and come last.
 fn options(mut bytes: &[u8]) -> Option<Vec<(u16, &[u8])>> {
     let mut options = Vec::new();
     loop {
@@ -81,24 +81,24 @@ fn number(value: &[u8]) -> Option<u64> {
 }
 
 impl Capture {
-    /// Reads a file that is whole.
+    /// Reads a complete file.
     ///
     /// # Errors
-    /// Where it is not as the draft has it.
+    /// Returns the first violation of the draft.
     pub fn parse(file: &[u8]) -> Result<Capture, Malformed> {
         let (mut capture, mut at) = (Capture::default(), 0);
         while at < file.len() {
             let wrong = |what| Malformed { at, what };
-            let kind = u32_at(file, at).ok_or(wrong("half a block"))?;
-            let total = u32_at(file, at + 4).ok_or(wrong("half a block"))? as usize;
-            let block = file.get(at..at.saturating_add(total)).ok_or(wrong("half a block"))?;
+            let kind = u32_at(file, at).ok_or(wrong("incomplete block"))?;
+            let total = u32_at(file, at + 4).ok_or(wrong("incomplete block"))? as usize;
+            let block = file.get(at..at.saturating_add(total)).ok_or(wrong("incomplete block"))?;
             if total < 12 || !total.is_multiple_of(4) || u32_at(block, total - 4) != Some(total as u32) {
-                return Err(wrong("a block's length"));
+                return Err(wrong("wrong block length"));
             }
             if (kind == 0x0a0d_0d0a) != (at == 0) {
-                return Err(wrong("a section that begins elsewhere than at the start"));
+                return Err(wrong("a second section"));
             }
-            capture.block(kind, &block[8..total - 4]).ok_or(wrong("a block's body"))?;
+            capture.block(kind, &block[8..total - 4]).ok_or(wrong("wrong block body"))?;
             at += total;
         }
         Ok(capture)

@@ -1,8 +1,8 @@
-//! A second back-end, on the `vhost-user-backend` and `virtio-queue` crates: an independent reading of the
-//! specifications, to calibrate the scripted front-end with.
+//! A second back-end, on the `vhost-user-backend` and `virtio-queue` crates: an independent implementation of
+//! the specifications, to calibrate the scripted front-end.
 //!
-//! It echoes frames of one queue pair for one connection. [`CratePeer::listen`] starts it; dropping the
-//! [`CratePeer`] ends it, provided that the front-end has gone or goes.
+//! It echoes frames of one queue pair for one connection. [`CratePeer::listen`] starts it. Dropping the
+//! [`CratePeer`] ends it after the front-end has disconnected.
 
 use std::io;
 use std::path::Path;
@@ -21,14 +21,14 @@ use crate::wire::feature;
 
 type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
 
-/// The device: frames of vring 1 go back on vring 0.
+/// The device: frames of vring 1 return on vring 0.
 struct Echo {
     memory: Memory,
     waiting: Vec<Vec<u8>>,
     exit: (EventConsumer, EventNotifier),
 }
 
-/// Echoes; a frame that does not fit one receive chain is an error that ends the worker, which the test sees.
+/// Echoes frames. A frame larger than one receive chain is an error that ends the worker; the test notices.
 impl Echo {
     fn transmit(&mut self, vring: &VringMutex) -> io::Result<()> {
         let memory = self.memory.memory();
@@ -108,7 +108,7 @@ impl VhostUserBackendMut for Echo {
         _thread: usize,
     ) -> io::Result<()> {
         if let [rx, tx] = vrings {
-            // The kick of the receive ring says nothing of the other, which may be disabled.
+            // A kick of the receive ring says nothing about the transmit ring, which may be disabled.
             if event == 1 {
                 self.transmit(tx)?;
             }
@@ -128,18 +128,17 @@ fn daemon() -> io::Result<EchoDaemon> {
         .map_err(|error| io::Error::other(error.to_string()))
 }
 
-/// Listens at `path` and serves one connection after another, each with a daemon of its own, until the
-/// process ends.
+/// Listens at `path` and serves connections in turn, each with a new daemon, until the process ends.
 pub fn serve(path: &Path) -> io::Result<()> {
     let mut listener = Listener::new(path, true).map_err(io::Error::other)?;
     loop {
         let mut daemon = daemon()?;
-        // How a connection ended is its front-end's finding.
+        // A failed connection is its front-end's finding.
         let _ = daemon.start(&mut listener).and_then(|()| daemon.wait());
     }
 }
 
-/// The test's handle of the peer.
+/// A test's handle to the peer.
 #[derive(Debug)]
 pub struct CratePeer {
     thread: Option<JoinHandle<()>>,
@@ -161,7 +160,7 @@ impl CratePeer {
         Ok(CratePeer { thread: Some(thread), ended })
     }
 
-    /// How the connection ended, once it has.
+    /// Returns how the connection ended, if it has.
     pub fn ended(&self) -> Option<String> {
         self.ended.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -1,9 +1,9 @@
-//! The driver's side of a split ring (virtio 1.2, 2.7), with every shape a driver may use and some it may
-//! not.
+//! The driver's side of a split ring (virtio 1.2, 2.7), with every shape that a driver may use and some
+//! invalid ones.
 //!
 //! A [`DriverRing`] owns no memory: it lives at guest addresses of a [`GuestMemory`]. `add*` puts a chain in
-//! the available ring, [`DriverRing::publish`] shows all that was added, [`DriverRing::pop_used`] takes back
-//! what the device used. The raw setters at the end are for deliberate faults.
+//! the available ring, [`DriverRing::publish`] makes all added chains visible, and [`DriverRing::pop_used`]
+//! takes back used chains. The raw setters at the end are for deliberate faults.
 
 use std::collections::HashMap;
 use std::sync::atomic::{Ordering, fence};
@@ -34,7 +34,7 @@ pub struct Desc {
 }
 
 impl Desc {
-    /// The descriptor's bytes.
+    /// Returns the descriptor's bytes.
     pub fn encode(&self) -> [u8; 16] {
         let mut bytes = [0; 16];
         bytes[..8].copy_from_slice(&self.addr.to_le_bytes());
@@ -44,7 +44,7 @@ impl Desc {
         bytes
     }
 
-    /// A descriptor from its bytes.
+    /// Returns a descriptor from its bytes.
     pub fn decode(bytes: &[u8; 16]) -> Desc {
         let [a, b, c, d, e, f, g, h, l0, l1, l2, l3, f0, f1, n0, n1] = *bytes;
         Desc {
@@ -56,10 +56,10 @@ impl Desc {
     }
 }
 
-/// Where the three parts of a ring are, in guest addresses, and how many descriptors it has.
+/// The guest addresses of the three parts of a ring, and its number of descriptors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
-    /// Ring size, 1 to 32768 and a power of two if the device shall accept it.
+    /// Ring size: 1 to 32768 and a power of two, if the device is to accept it.
     pub size: u16,
     /// Descriptor table, 16-byte aligned.
     pub desc: u64,
@@ -70,7 +70,7 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// The three parts one after another from `base`, which is rounded up to 16.
+    /// Returns the three parts in sequence from `base`, which is rounded up to 16.
     pub fn at(base: u64, size: u16) -> Layout {
         let desc = base.next_multiple_of(16);
         let avail = desc + 16 * u64::from(size);
@@ -78,7 +78,7 @@ impl Layout {
         Layout { size, desc, avail, used }
     }
 
-    /// The first address behind the used ring.
+    /// Returns the first address after the used ring.
     pub fn end(&self) -> u64 {
         self.used + 6 + 8 * u64::from(self.size)
     }
@@ -91,17 +91,17 @@ pub struct Part {
     pub addr: u64,
     /// Bytes.
     pub len: u32,
-    /// The device may write it.
+    /// Whether the device may write it.
     pub write: bool,
 }
 
 impl Part {
-    /// A buffer that the device reads.
+    /// Returns a buffer that the device reads.
     pub fn out(addr: u64, len: u32) -> Part {
         Part { addr, len, write: false }
     }
 
-    /// A buffer that the device writes.
+    /// Returns a buffer that the device writes.
     pub fn into(addr: u64, len: u32) -> Part {
         Part { addr, len, write: true }
     }
@@ -116,13 +116,13 @@ impl Part {
 /// An entry of the used ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Used {
-    /// Head of the chain that was used.
+    /// Head of the used chain.
     pub head: u16,
     /// Bytes that the device wrote.
     pub len: u32,
 }
 
-/// What a ring's other side did wrong, or why a chain does not fit.
+/// An error of the ring's other side, or a chain that does not fit.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum RingError {
     /// Too few descriptors are free.
@@ -133,15 +133,15 @@ pub enum RingError {
         /// Descriptors not in flight.
         free: usize,
     },
-    /// A used entry names a chain that is not in flight: never given, or returned before.
+    /// A used entry names a chain that is not in flight: never offered, or already returned.
     #[error("used entry {index} returns head {id}, which is not in flight")]
     NotInFlight {
         /// Index of the entry, as counted by the ring.
         index: u16,
-        /// What the entry says.
+        /// The head in the entry.
         id: u32,
     },
-    /// The used index ran ahead of what was made available.
+    /// The used index ran ahead of the available index.
     #[error("used.idx {used} while only {avail} chains were made available (counted modulo 65536)")]
     UsedAhead {
         /// The device's index.
@@ -151,7 +151,7 @@ pub enum RingError {
     },
 }
 
-/// `vring_need_event` (virtio 1.2, 2.7.7.2): did the index pass `event` between `old` and `new`?
+/// `vring_need_event` (virtio 1.2, 2.7.7.2): whether the index passed `event` between `old` and `new`.
 pub fn need_event(event: u16, new: u16, old: u16) -> bool {
     new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
 }
@@ -170,7 +170,7 @@ pub struct DriverRing {
 }
 
 impl DriverRing {
-    /// An empty ring: clears its memory and begins all indices at `start`.
+    /// Makes an empty ring: clears its memory and starts all indices at `start`.
     pub fn new(mem: GuestMemory, layout: Layout, event_idx: bool, start: u16) -> DriverRing {
         mem.write(layout.desc, &vec![0; 16 * usize::from(layout.size)]);
         mem.write(layout.avail, &vec![0; 6 + 2 * usize::from(layout.size)]);
@@ -191,22 +191,22 @@ impl DriverRing {
         ring
     }
 
-    /// Where the ring is.
+    /// Returns the ring's addresses.
     pub fn layout(&self) -> Layout {
         self.layout
     }
 
-    /// Descriptors not in flight.
+    /// Returns the number of descriptors not in flight.
     pub fn free(&self) -> usize {
         self.free.len()
     }
 
-    /// Chains that the device has not returned.
+    /// Returns the number of chains that the device has not returned.
     pub fn outstanding(&self) -> usize {
         self.in_flight.len()
     }
 
-    /// Adds a chain of direct descriptors; the head is the answer.
+    /// Adds a chain of direct descriptors; returns its head.
     pub fn add(&mut self, parts: &[Part]) -> Result<u16, RingError> {
         self.add_mixed(parts, None)
     }
@@ -216,8 +216,8 @@ impl DriverRing {
         self.add_mixed(&[], Some((table, parts)))
     }
 
-    /// Adds direct descriptors followed by one that points to an indirect table (virtio 1.2, 2.7.5.3.2:
-    /// the device must take both).
+    /// Adds direct descriptors followed by one that points to an indirect table (virtio 1.2, 2.7.5.3.2: the
+    /// device must accept both).
     pub fn add_mixed(&mut self, direct: &[Part], table: Option<(u64, &[Part])>) -> Result<u16, RingError> {
         let needed = direct.len() + usize::from(table.is_some());
         if needed == 0 || needed > self.free.len() {
@@ -242,13 +242,14 @@ impl DriverRing {
         Ok(head)
     }
 
-    /// Puts a head into the next entry of the available ring, whatever it is; `publish` shows it.
+    /// Puts any head into the next entry of the available ring; `publish` makes it visible.
     pub fn offer(&mut self, head: u16) {
         self.set_avail_entry(self.next_avail, head);
         self.next_avail = self.next_avail.wrapping_add(1);
     }
 
-    /// Shows the device all that was added. True: the device wants a kick (2.7.7 and 2.7.10).
+    /// Makes all added chains visible to the device. Returns true if the device wants a kick (2.7.7 and
+    /// 2.7.10).
     pub fn publish(&mut self) -> bool {
         let old = std::mem::replace(&mut self.published, self.next_avail);
         self.mem.store(self.layout.avail + 2, self.next_avail);
@@ -283,29 +284,29 @@ impl DriverRing {
         Ok(Some(Used { head, len }))
     }
 
-    /// Entry `index` of the used ring, as it is.
+    /// Returns entry `index` of the used ring, unchecked.
     pub fn used_entry(&self, index: u16) -> (u32, u32) {
         let entry = self.mem.read(self.layout.used + 4 + 8 * u64::from(index % self.layout.size), 8);
         let word = |at: usize| u32::from_le_bytes([entry[at], entry[at + 1], entry[at + 2], entry[at + 3]]);
         (word(0), word(4))
     }
 
-    /// The device's index.
+    /// Returns the device's used index.
     pub fn used_idx(&self) -> u16 {
         self.mem.load(self.layout.used + 2)
     }
 
-    /// The driver's index as published.
+    /// Returns the driver's published index.
     pub fn avail_idx(&self) -> u16 {
         self.published
     }
 
-    /// The driver's own place in the used ring.
+    /// Returns the driver's own position in the used ring.
     pub fn last_used(&self) -> u16 {
         self.last_used
     }
 
-    /// With EVENT_IDX: the index whose passing the device wants to hear of.
+    /// With EVENT_IDX: returns the index after which the device wants a kick.
     pub fn avail_event(&self) -> u16 {
         self.mem.load(self.layout.used + 4 + 8 * u64::from(self.layout.size))
     }
@@ -329,17 +330,17 @@ impl DriverRing {
         fence(Ordering::SeqCst);
     }
 
-    /// Writes one descriptor of the table, right or wrong.
+    /// Writes one descriptor of the table, valid or not.
     pub fn set_desc(&self, index: u16, desc: Desc) {
         self.mem.write(self.layout.desc + 16 * u64::from(index), &desc.encode());
     }
 
-    /// Writes one entry of the available ring, right or wrong.
+    /// Writes one entry of the available ring, valid or not.
     pub fn set_avail_entry(&self, index: u16, head: u16) {
         self.mem.store(self.layout.avail + 4 + 2 * u64::from(index % self.layout.size), head);
     }
 
-    /// Writes the available index, right or wrong; the ring's own count stays as it was.
+    /// Writes the available index, valid or not; the ring's own count stays unchanged.
     pub fn set_avail_idx(&self, index: u16) {
         self.mem.store(self.layout.avail + 2, index);
         fence(Ordering::SeqCst);

@@ -1,4 +1,4 @@
-//! Metrics as a scraper gets them: asked for over HTTP, and read strictly.
+//! Metrics as a scraper reads them: over HTTP, and parsed strictly.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::netns::Netns;
 
-/// What a scraper sends that reads both formats.
+/// The `Accept` header of a scraper that reads both formats.
 pub const BOTH: &str =
     "application/openmetrics-text;version=1.0.0;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
 
@@ -18,14 +18,14 @@ pub const BOTH: &str =
 pub struct Answer {
     /// Status line and headers, in lower case.
     pub head: String,
-    /// What follows.
+    /// The body.
     pub body: String,
 }
 
-/// Asks by `request line` and `Accept` at a Unix socket.
+/// Sends a request line and an `Accept` header to a Unix socket.
 ///
 /// # Errors
-/// When nobody answers in time.
+/// Returns an error if no answer arrives in time.
 pub fn ask(socket: &Path, line: &str, accept: &str, limit: Duration) -> io::Result<Answer> {
     let mut client = UnixStream::connect(socket)?;
     client.set_read_timeout(Some(limit))?;
@@ -35,10 +35,10 @@ pub fn ask(socket: &Path, line: &str, accept: &str, limit: Duration) -> io::Resu
     answer(&text)
 }
 
-/// The same over TCP, from inside a namespace.
+/// Sends a request over TCP, from inside a namespace.
 ///
 /// # Errors
-/// When nobody answers.
+/// Returns an error if no answer arrives.
 pub fn ask_tcp(netns: &Netns, host: &str, port: u16, line: &str) -> io::Result<Answer> {
     let script = "exec 3<>/dev/tcp/$1/$2 && printf %s \"$3\" >&3 && cat <&3";
     let mut command = netns.command("bash");
@@ -55,15 +55,15 @@ fn answer(text: &str) -> io::Result<Answer> {
     Ok(Answer { head: head.to_lowercase(), body: body.to_owned() })
 }
 
-/// Values by name with labels, as they are written.
+/// Values by name with labels.
 #[derive(Clone, Debug, Default)]
 pub struct Scrape(BTreeMap<String, f64>);
 
 impl Scrape {
-    /// The metrics at a Unix socket, in the text format.
+    /// Reads the metrics at a Unix socket, in the text format.
     ///
     /// # Panics
-    /// When they do not come, or are not of that format.
+    /// If they do not arrive, or have another format.
     pub fn new(socket: &Path, limit: Duration) -> Scrape {
         let answer = ask(socket, "GET /metrics", "*/*", limit).expect("metrics");
         assert!(answer.head.starts_with("http/1.1 200 ok\r\n"), "{}", answer.head);
@@ -71,7 +71,7 @@ impl Scrape {
         read(&answer.body, "_total")
     }
 
-    /// The same in OpenMetrics.
+    /// Reads the metrics in OpenMetrics.
     ///
     /// # Panics
     /// As [`Scrape::new`].
@@ -83,36 +83,36 @@ impl Scrape {
         read(text, "")
     }
 
-    /// The value of this name with labels.
+    /// Returns the value of this name with labels.
     ///
     /// # Panics
-    /// When there is none.
+    /// If there is none.
     pub fn get(&self, name: &str) -> f64 {
         *self.0.get(name).unwrap_or_else(|| panic!("no {name} in {:#?}", self.0))
     }
 
-    /// Whether there is such a value.
+    /// Returns whether there is such a value.
     pub fn has(&self, name: &str) -> bool {
         self.0.contains_key(name)
     }
 
-    /// Those that only ever grow.
+    /// Returns the values that never decrease.
     pub fn counters(&self) -> impl Iterator<Item = (&str, f64)> {
         let all = self.0.iter().map(|(name, value)| (name.as_str(), *value));
         all.filter(|(name, _)| name.split('{').next().is_some_and(|name| name.ends_with("_total")))
     }
 
-    /// Names with labels.
+    /// Returns the names with labels.
     pub fn names(&self) -> BTreeSet<&str> {
         self.0.keys().map(String::as_str).collect()
     }
 }
 
-/// Reads families: each with its help, its type and then all of its samples, none twice. A counter's family
-/// ends in `of_counter`, its samples in `_total`.
+/// Reads families: each with its help, its type and then all of its samples, without duplicates. A counter's
+/// family ends in `of_counter`, its samples in `_total`.
 ///
 /// # Panics
-/// When it is otherwise.
+/// If the text has another form.
 pub fn read(text: &str, of_counter: &str) -> Scrape {
     assert!(text.ends_with('\n') && !text.contains("\n\n"), "lines: {text:?}");
     let (mut scrape, mut families) = (Scrape::default(), BTreeSet::new());

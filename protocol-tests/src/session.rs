@@ -1,7 +1,7 @@
-//! The usual script: connect, negotiate, set up every vring, enable, and later leave.
+//! The usual script: connect, negotiate, set up every vring, enable, and later disconnect.
 //!
-//! [`Session::start`] is what most tests begin with; tests of other orders call [`Frontend`]'s methods
-//! themselves and use [`offer_vring`] for a vring's own messages.
+//! Most tests begin with [`Session::start`]. Tests of other orders call [`Frontend`]'s methods directly and
+//! use [`offer_vring`] for a vring's messages.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::memory::{GuestMemory, RegionSpec};
 use crate::nic::{Nic, NicError, Queue};
 use crate::wire::{WireError, feature, protocol, request};
 
-/// What a session asks for; what the back-end does not offer is left out, silently for `features`.
+/// The wishes of a session. Features that the back-end does not offer are left out silently.
 #[derive(Clone, Debug)]
 pub struct Setup {
     /// Device features to acknowledge if offered.
@@ -25,15 +25,15 @@ pub struct Setup {
     pub size: u16,
     /// Memory, contiguous in guest addresses.
     pub regions: Vec<RegionSpec>,
-    /// Where ring indices begin.
+    /// Start value of the ring indices.
     pub start: u16,
-    /// Pairs that are enabled in the end.
+    /// Pairs to enable at the end.
     pub enabled: u32,
 }
 
 impl Default for Setup {
-    /// One pair of 256 descriptors in 64 MiB, with the features that every modern driver takes and no
-    /// segmentation offload, so that frames arrive as they were sent.
+    /// Returns one pair of 256 descriptors in 64 MiB, with the features that every modern driver acknowledges
+    /// and no segmentation offload, so that frames arrive unchanged.
     fn default() -> Setup {
         Setup {
             features: feature::VERSION_1
@@ -53,8 +53,8 @@ impl Default for Setup {
 }
 
 impl Setup {
-    /// The default with `pairs` pairs, all enabled, and MQ without a control queue: as from a front-end that
-    /// serves the control queue itself.
+    /// Returns the default with `pairs` pairs, all enabled, and MQ without a control queue: as from a
+    /// front-end that serves the control queue itself.
     pub fn pairs(pairs: u32) -> Setup {
         let base = Setup::default();
         Setup { pairs, enabled: pairs, features: base.features | feature::MQ, ..base }
@@ -70,7 +70,7 @@ impl Setup {
     }
 }
 
-/// A session that can fail on the wire or on a ring.
+/// An error on the wire or on a ring.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
     /// The connection.
@@ -81,19 +81,19 @@ pub enum SessionError {
     Nic(#[from] NicError),
 }
 
-/// A connection with a card on it.
+/// A connection with its card.
 #[derive(Debug)]
 pub struct Session {
     /// The connection.
     pub frontend: Frontend,
     /// The card.
     pub nic: Nic,
-    /// Protocol features that both sides have.
+    /// Protocol features of both sides.
     pub protocol: u64,
 }
 
 impl Session {
-    /// Runs the whole script on a fresh connection.
+    /// Runs the whole script on a new connection.
     pub fn start(mut frontend: Frontend, setup: &Setup) -> Result<Session, SessionError> {
         let (features, protocol) = negotiate(&mut frontend, setup.features, setup.protocol)?;
         let nic = setup.nic(features)?;
@@ -102,8 +102,8 @@ impl Session {
         Ok(session)
     }
 
-    /// Gives the card that outlived a connection to a new one, as a front-end that reconnects does. The
-    /// base is each ring's used index.
+    /// Passes the card of an ended connection to a new one, like a front-end that reconnects. The base is
+    /// each ring's used index.
     pub fn resume(mut frontend: Frontend, nic: Nic, setup: &Setup) -> Result<Session, SessionError> {
         let (_, protocol) = negotiate(&mut frontend, nic.features, setup.protocol)?;
         let session = Session { frontend, nic, protocol };
@@ -111,19 +111,19 @@ impl Session {
         Ok(session)
     }
 
-    /// Shares the memory and starts every ring again, on the connection that it has, each where it stands.
+    /// Shares the memory and starts every ring again, on the same connection, each at its current index.
     pub fn restart(&self) -> Result<(), WireError> {
         self.attach(self.nic.pairs())
     }
 
-    /// Memory table, vrings, and enables for the first `enabled` pairs.
+    /// Sends memory table, vrings, and enables for the first `enabled` pairs.
     fn attach(&self, enabled: u32) -> Result<(), WireError> {
         self.frontend.set_mem_table(&self.nic.mem)?;
         for queue in &self.nic.queues {
             offer_vring(&self.frontend, &self.nic.mem, queue, queue.ring.used_idx())?;
         }
         for queue in &self.nic.queues {
-            // The control queue comes behind all pairs, wherever the back-end has it.
+            // The control queue follows all pairs, at any index.
             if queue.vring < 2 * enabled || queue.vring >= 2 * self.nic.pairs() {
                 self.frontend.set_vring_enable(queue.vring, true)?;
             }
@@ -131,29 +131,29 @@ impl Session {
         self.frontend.sync()
     }
 
-    /// Stops every vring and gives the bases that the back-end answered, with the card.
+    /// Stops every vring and returns the back-end's bases, with the card.
     pub fn stop(self) -> Result<(Vec<u32>, Nic), WireError> {
         let bases = self.nic.queues.iter().map(|queue| self.frontend.get_vring_base(queue.vring));
         Ok((bases.collect::<Result<_, _>>()?, self.nic))
     }
 
-    /// Receive queue of a pair.
+    /// Returns the receive queue of a pair.
     pub fn rx(&mut self, pair: usize) -> &mut Queue {
         self.nic.rx(pair)
     }
 
-    /// Transmit queue of a pair.
+    /// Returns the transmit queue of a pair.
     pub fn tx(&mut self, pair: usize) -> &mut Queue {
         self.nic.tx(pair)
     }
 
-    /// Sets how long each message may take.
+    /// Sets the time limit of each message.
     pub fn set_patience(&mut self, patience: Duration) {
         self.frontend.channel().set_patience(patience);
     }
 }
 
-/// Owner, features and protocol features; answers what both sides have, of each.
+/// Sends owner, features and protocol features; returns those of both sides, of each kind.
 pub fn negotiate(frontend: &mut Frontend, features: u64, protocol: u64) -> Result<(u64, u64), WireError> {
     frontend.set_owner()?;
     let common = frontend.get_features()? & features;
@@ -167,7 +167,7 @@ pub fn negotiate(frontend: &mut Frontend, features: u64, protocol: u64) -> Resul
     Ok((common, both))
 }
 
-/// The messages that describe one vring, in the order that QEMU uses, without its enable.
+/// Sends the messages that describe one vring, in QEMU's order, without its enable.
 pub fn offer_vring(
     frontend: &Frontend,
     mem: &GuestMemory,

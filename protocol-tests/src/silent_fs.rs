@@ -1,5 +1,5 @@
-//! A file on a file system in user space (FUSE) that answers nothing any more once the file is open: whoever
-//! touches it waits. The protocol is that of the kernel's `linux/fuse.h`.
+//! A file on a file system in user space (FUSE) that stops answering once the file is open: every further
+//! access blocks. The protocol is that of the kernel's `linux/fuse.h`.
 #![expect(unsafe_code, reason = "a thread gets a mount namespace of its own")]
 
 use std::ffi::CString;
@@ -22,22 +22,22 @@ const HEADER: usize = 40;
 const SIZE: u64 = 64 << 20;
 const MODE: u32 = 0o100_666;
 
-/// The file. When this goes, so does its file system, and whoever waits gets an error.
+/// The file. Dropping it ends its file system, and blocked accesses fail.
 #[derive(Debug)]
 pub struct SilentFile {
-    /// Open for reading and writing. To close it waits as well, so this is never done before the file system
-    /// has gone.
+    /// Open for reading and writing. Closing it blocks too, so it is closed only after the file system has
+    /// gone.
     pub file: OwnedFd,
     server: Option<OwnedFd>,
 }
 
 impl SilentFile {
-    /// Mounts a file system of one file on a file in `dir`, where nobody else sees it, opens it and falls
-    /// silent.
+    /// Mounts a file system of one file on a file in `dir`, visible to no other process, opens the file and
+    /// stops answering.
     ///
     /// # Errors
     ///
-    /// Where this cannot be done: without root, or without FUSE.
+    /// Returns an error without root or without FUSE.
     pub fn new(dir: &Path) -> io::Result<SilentFile> {
         let path = dir.join("silent");
         File::create(&path)?;
@@ -46,7 +46,7 @@ impl SilentFile {
         let falls = silent.clone();
         thread::spawn(move || answer(&File::from(requests), &falls));
         let number = fuse.as_fd().as_raw_fd();
-        // The mount is the thread's own.
+        // The mount belongs to the thread.
         let file = thread::spawn(move || -> io::Result<OwnedFd> {
             // SAFETY: descriptors stay shared.
             unsafe { unshare_unsafe(UnshareFlags::NEWNS)? };
@@ -64,13 +64,12 @@ impl SilentFile {
 
 impl Drop for SilentFile {
     fn drop(&mut self) {
-        // With its last descriptor, which the answering thread does not have any more, the file system is
-        // gone.
+        // The file system ends with its last descriptor; the answering thread has dropped its own.
         self.server = None;
     }
 }
 
-/// Answers what mounting and opening need, until the file is open.
+/// Answers the requests of mounting and opening, until the file is open.
 fn answer(mut fuse: &File, silent: &AtomicBool) {
     let mut request = vec![0; 1 << 20];
     while !silent.load(Ordering::SeqCst) {
@@ -94,7 +93,7 @@ fn answer(mut fuse: &File, silent: &AtomicBool) {
         let error = if body.is_empty() { -libc::ENOSYS } else { 0 };
         let len = (16 + body.len()) as u32;
         let reply = [&len.to_ne_bytes()[..], &error.to_ne_bytes(), &request[8..16], &body].concat();
-        // What was interrupted is not waited for.
+        // Nothing waits for the answer to an interrupted request.
         let _ = fuse.write(&reply);
     }
 }
@@ -105,7 +104,7 @@ fn init() -> Vec<u8> {
     words.iter().flat_map(|word| word.to_ne_bytes()).collect()
 }
 
-/// `struct fuse_attr_out`, valid for no time.
+/// Returns `struct fuse_attr_out` with a validity of zero.
 fn attributes() -> Vec<u8> {
     let longs: [u64; 8] = [0, 0, 1, SIZE, SIZE / 512, 0, 0, 0];
     let words: [u32; 10] = [0, 0, 0, MODE, 1, 0, 0, 0, 4096, 0];

@@ -1,7 +1,7 @@
-//! One volt-netd after the other under one front-end: hand-over, and workers that die below their supervisor.
+//! Replacements of volt-netd under one front-end: hand-overs, and workers that die under their supervisor.
 //!
-//! [`Rig::take_over`], [`Rig::kill_worker`] change who serves; a [`Flow`] moves numbered frames both ways
-//! meanwhile and says what came, what did not, and what came twice.
+//! [`Rig::take_over`] and [`Rig::kill_worker`] change the serving process. Meanwhile a [`Flow`] moves
+//! numbered frames both ways and counts arrived, lost and repeated ones.
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -17,38 +17,38 @@ use crate::session::Session;
 /// Bytes of the frames of a [`Flow`].
 const LEN: usize = 200;
 
-/// Arguments of a [`Rig`] whose daemon is controlled, and started again when it dies.
+/// Arguments of a [`Rig`] whose daemon has a control socket and restarts after a crash.
 pub const SUPERVISED: [&str; 3] = ["--control", "{control}", "--supervise"];
 
 impl Rig {
     /// Starts a successor, which has not taken over yet when this returns.
     ///
     /// # Panics
-    /// When it does not start.
+    /// If it does not start.
     pub fn successor(&self, arguments: &[&str]) -> Daemon {
         let mut command = self.netns.command(next_netd());
         command.args(["--log-level", "debug", "--take-over"]).arg(self.control()).args(arguments);
         Daemon::start(command).expect("volt-netd")
     }
 
-    /// Lets a successor take over; the daemon before it has ended well when this returns.
+    /// Makes a successor take over; the previous daemon has ended successfully when this returns.
     ///
     /// # Panics
-    /// When one of it is not so.
+    /// If one of these fails.
     pub fn take_over(&mut self, arguments: &[&str]) {
         let successor = self.successor(arguments);
         self.succeed(successor);
     }
 
-    /// The same for a successor that was started.
+    /// Makes a started successor take over.
     ///
     /// # Panics
-    /// When it does not take over, or the daemon before it does not end well.
+    /// If it does not take over, or the previous daemon fails.
     pub fn succeed(&mut self, successor: Daemon) {
         let took = successor.logged(0, &["took over"], LIMIT);
         assert!(
             took.is_some(),
-            "the successor said:\n{}\nthe daemon:\n{}",
+            "log of the successor:\n{}\nof the daemon:\n{}",
             successor.log(),
             self.daemon.log()
         );
@@ -58,35 +58,34 @@ impl Rig {
         self.daemon = successor;
     }
 
-    /// The worker below the daemon, which is its supervisor.
+    /// Returns the worker of the daemon, which is its supervisor.
     ///
     /// # Panics
-    /// When there is none.
+    /// If there is none.
     pub fn worker(&self) -> Pid {
         poll_until(LIMIT, || child(self.daemon.pid())).expect("a worker")
     }
 
-    /// Kills the worker as a crash would, and waits for the next one to have taken its place. How long that
-    /// took.
+    /// Kills the worker, and waits until the next one has taken its place. Returns the time that took.
     ///
     /// # Panics
-    /// When none comes.
+    /// If no new worker starts.
     pub fn kill_worker(&self) -> Duration {
         let dead = self.worker();
         let from = self.daemon.log().len();
         let start = Instant::now();
         kill_process(dead, Signal::KILL).expect("the worker lives");
         let next = poll_until(LIMIT, || child(self.daemon.pid()).filter(|pid| *pid != dead));
-        assert!(next.is_some(), "no worker came:\n{}", self.daemon.log());
+        assert!(next.is_some(), "no new worker started:\n{}", self.daemon.log());
         let told = self.daemon.logged(from, &["worker was ended by"], LIMIT);
-        assert!(told.is_some(), "the log does not tell:\n{}", self.daemon.log());
+        assert!(told.is_some(), "the log does not report it:\n{}", self.daemon.log());
         start.elapsed()
     }
 
-    /// What `volt-netd ctl status` says.
+    /// Returns the output of `volt-netd ctl status`.
     ///
     /// # Panics
-    /// When it says no JSON.
+    /// If it prints no JSON.
     pub fn status(&self) -> serde_json::Value {
         let mut command = Command::new(program("volt-netd"));
         command.args(["ctl", "status", "--json", "--control"]).arg(self.control()).stderr(Stdio::inherit());
@@ -100,42 +99,42 @@ impl Rig {
 #[derive(Debug, Default)]
 pub struct Flow {
     first: u32,
-    /// Frames that the guest has made available, and those that it has back.
+    /// Frames that the guest has made available, and those returned to it.
     offered: u32,
     used: u32,
     /// Numbers seen on the wire, in order.
     out: Vec<u32>,
     /// Frames sent to the interface.
     sent: u32,
-    /// Numbers that the guest got, in order.
+    /// Numbers that the guest received, in order.
     got: Vec<u32>,
-    /// When a frame came last, and the longest time without one, each way.
+    /// Time of the last frame, and the longest time without one, each way.
     gaps: [(Option<Instant>, Duration); 2],
 }
 
-/// What became of a [`Flow`], each way.
+/// The results of a [`Flow`], one way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Account {
-    /// Frames that should have come.
+    /// Frames that should have arrived.
     pub frames: u32,
-    /// Of these, those that did not.
+    /// Frames that did not arrive.
     pub lost: u32,
-    /// Frames that came once more than they should.
+    /// Extra arrivals.
     pub repeated: u32,
-    /// Frames that came before an earlier one, repetitions left out.
+    /// Frames that arrived before an earlier one, without repetitions.
     pub reordered: u32,
 }
 
 impl Flow {
-    /// A flow whose numbers begin at `first`.
+    /// Makes a flow whose numbers begin at `first`.
     pub fn new(first: u32) -> Flow {
         Flow { first, ..Flow::default() }
     }
 
-    /// A few more frames each way, and whatever has come.
+    /// Sends a few more frames each way, and takes all arrived ones.
     ///
     /// # Panics
-    /// When a ring breaks, or a frame is not one of these.
+    /// If a ring breaks, or a frame does not belong to this flow.
     pub fn pump(&mut self, session: &mut Session, wire: &TapWire) {
         let tx = session.tx(0);
         for _ in 0..4 {
@@ -153,8 +152,8 @@ impl Flow {
         self.collect(session, wire);
     }
 
-    /// Moves `rate` frames a second each way, whether they come or not, until `over`. What does not fit the
-    /// guest's ring is made up for.
+    /// Sends `rate` frames a second each way, whether they arrive or not, until `over`. Frames that do not
+    /// fit the guest's ring are sent later.
     ///
     /// # Panics
     /// As [`Flow::pump`].
@@ -184,7 +183,7 @@ impl Flow {
         }
     }
 
-    /// The longest time without a frame from the guest, and without one to it.
+    /// Returns the longest time without a frame from the guest, and without one to it.
     pub fn gaps(&self) -> [Duration; 2] {
         self.gaps.map(|(_, longest)| longest)
     }
@@ -222,27 +221,27 @@ impl Flow {
         let end = Instant::now() + time;
         while Instant::now() < end {
             self.pump(session, wire);
-            // Paced, so that the interface's queue holds what comes while nobody serves it.
+            // Paced, so that the interface's queue holds the frames during an interruption.
             std::thread::sleep(Duration::from_micros(50));
         }
     }
 
-    /// Runs until so many frames have been sent each way.
+    /// Runs until the given numbers of frames have been sent each way.
     ///
     /// # Panics
-    /// As [`Flow::pump`], or when they do not move.
+    /// As [`Flow::pump`], or if they do not move.
     pub fn run_to(&mut self, session: &mut Session, wire: &TapWire, out: u32, into: u32) {
         let end = Instant::now() + LIMIT;
         while self.offered < out || self.sent < into {
-            assert!(Instant::now() < end, "{} frames out and {} in, and no more", self.offered, self.sent);
+            assert!(Instant::now() < end, "stuck after {} frames out and {} in", self.offered, self.sent);
             self.run(session, wire, Duration::from_millis(5));
         }
     }
 
-    /// Waits for what is under way, and tells what became of frames: from the guest, and to it.
+    /// Waits for frames in flight, and returns the results: from the guest, and to it.
     ///
     /// # Panics
-    /// When a chain of the guest is not given back, or one is given back that was not due.
+    /// If a chain of the guest is not returned, or an unexpected one is.
     pub fn settle(mut self, session: &mut Session, wire: &TapWire) -> (Account, Account) {
         let mut quiet = Instant::now() + QUIET;
         let end = Instant::now() + LIMIT;
@@ -255,23 +254,23 @@ impl Flow {
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-        assert_eq!(self.used, self.offered, "every chain comes back once");
-        assert_eq!(session.tx(0).ring.outstanding(), 0, "no transmit chain is left");
+        assert_eq!(self.used, self.offered, "every chain is returned once");
+        assert_eq!(session.tx(0).ring.outstanding(), 0, "a transmit chain is missing");
         (account(self.first, self.offered, &self.out), account(self.first, self.sent, &self.got))
     }
 }
 
-/// The number of a flow's frame; nothing for one of somebody else's, such as a bridge's.
+/// Returns the number of a flow's frame; `None` for another sender's, such as a bridge's.
 fn number(frame: &[u8]) -> Option<u32> {
     let ours = frame.get(12..14) == Some(&ETHERTYPE.to_be_bytes()[..]);
-    ours.then(|| number_of(frame).unwrap_or_else(|| panic!("an intact frame and not {frame:02x?}")))
+    ours.then(|| number_of(frame).unwrap_or_else(|| panic!("damaged frame {frame:02x?}")))
 }
 
 fn account(first: u32, frames: u32, seen: &[u32]) -> Account {
     let mut once = Vec::new();
     let mut known = std::collections::HashSet::new();
     for number in seen {
-        assert!((first..first + frames).contains(number), "frame {number} is none of this flow");
+        assert!((first..first + frames).contains(number), "frame {number} does not belong to this flow");
         if known.insert(*number) {
             once.push(*number);
         }
@@ -285,7 +284,7 @@ fn account(first: u32, frames: u32, seen: &[u32]) -> Account {
 }
 
 impl Account {
-    /// Nothing was lost, came twice, or out of order.
+    /// Returns whether no frame was lost, repeated or reordered.
     pub fn is_perfect(&self) -> bool {
         *self == Account { frames: self.frames, ..Account::default() } && self.frames > 0
     }

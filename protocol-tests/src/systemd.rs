@@ -1,9 +1,9 @@
-//! A real systemd, as the first process of namespaces of its own: for units, their sockets, directories and
+//! A real systemd, as the first process of separate namespaces: for units, their sockets, directories and
 //! descriptor stores.
 //!
-//! It knows the units that it is given and no others, has a `/run` and a control group of its own, and can
-//! change neither `/etc` nor the kernel's settings. volt-netd is [`NETD`] there, and there are the user and
-//! the group that its units name. It ends with the [`Systemd`], or with the test's thread.
+//! It has only the units that it is given, its own `/run` and its own control group. It cannot change `/etc`
+//! or the kernel's settings. volt-netd is [`NETD`] there, and the user and group of its units exist. It ends
+//! with the [`Systemd`], or with the test's thread.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,15 +14,15 @@ use crate::netns::Netns;
 use crate::rig::LIMIT;
 
 const PROGRAM: &str = "/lib/systemd/systemd";
-/// Where it has volt-netd: what its units can see, whatever else they hide.
+/// Path of volt-netd: visible to the units, whatever else they hide.
 pub const NETD: &str = "/run/volt-netd";
-/// The user `volt-netd` there.
+/// User ID of `volt-netd` there.
 pub const USER: u32 = 61_077;
-/// Into a control group of its own ($1, below the mount point $2), and new namespaces. Before that, one for
-/// the mount.
+/// Enters a separate control group ($1, below the mount point $2) and new namespaces. Before that, it enters
+/// a namespace for the mount.
 const ENTER: &str = "mount -t cgroup2 none $2 || exit 77; mkdir $2/$1 && echo $$ >$2/$1/cgroup.procs && exec \
     unshare --mount --pid --fork --kill-child --cgroup --ipc --uts sh -ec \"$3\" boot \"$4\" \"$5\" \"$6\"";
-/// In those namespaces, with the program $2, volt-netd $3, and in $1 the units and the accounts.
+/// Boots in those namespaces: the program $2, volt-netd $3, and units and accounts in $1.
 const BOOT: &str = "
     mount -t proc proc /proc
     for read_only in /proc/sys /etc; do
@@ -42,28 +42,28 @@ const BOOT: &str = "
         SYSTEMD_GENERATOR_PATH=/run/none \
         setpriv --bounding-set=-sys_time,-sys_module $2 --system --unit=volt-test.target \
         --log-target=console --show-status=0";
-/// Removes the control group $1 with all below it. Works when nobody is in it any more.
+/// Removes the control group $1 and all groups in it, when no process is in it any more.
 const CLEAN: &str =
     "mount -t cgroup2 none $2 && [ ! -e $2/$1 ] || find $2/$1 -depth -type d -exec rmdir {} +";
 
-/// One that runs.
+/// A running systemd.
 #[derive(Debug)]
 pub struct Systemd {
-    /// The process that ends it, with what it says.
+    /// The process that ends it, with its output.
     daemon: Daemon,
     pid: i32,
     group: String,
-    /// Its units, and what they say.
+    /// Its units and their output.
     dir: tempfile::TempDir,
 }
 
 impl Systemd {
-    /// Starts it in `netns` with these units (file name, text), which have no dependencies but their own, and
-    /// write into [`Systemd::log`]. `Unsupported` says what the machine does not allow.
+    /// Starts it in `netns` with these units (file name, text), which have only their own dependencies, and
+    /// write to [`Systemd::log`]. The error `Unsupported` names what the machine does not allow.
     pub fn start(netns: &Netns, units: &[(String, String)]) -> io::Result<Systemd> {
         let unsupported = |why: &str| io::Error::new(io::ErrorKind::Unsupported, why);
         if !rustix::process::geteuid().is_root() || !Path::new(PROGRAM).exists() {
-            return Err(unsupported("it takes root and the package systemd"));
+            return Err(unsupported("root and the package systemd are needed"));
         }
         let dir = tempfile::tempdir()?;
         let log = dir.path().join("log");
@@ -77,7 +77,7 @@ impl Systemd {
             std::fs::create_dir_all(&dir)?;
             std::fs::write(dir.join("test.conf"), text)
         };
-        // And may start as often as the test wants.
+        // Lets units start as often as the test wants.
         let independent = "[Unit]\nDefaultDependencies=no\nStartLimitIntervalSec=0\n";
         drop_in("socket.d", independent)?;
         drop_in("service.d", &format!("{independent}[Service]\nStandardError=append:{}\n", log.display()))?;
@@ -127,14 +127,14 @@ impl Systemd {
         if systemd.pid == 0 || systemd.daemon.has_exited() {
             let status = systemd.daemon.wait(LIMIT).and_then(|status| status.code());
             return Err(match status {
-                Some(77) => unsupported("control groups of the second version cannot be mounted"),
+                Some(77) => unsupported("control groups v2 cannot be mounted"),
                 _ => io::Error::other("systemd does not start"),
             });
         }
         Ok(systemd)
     }
 
-    /// A path of its file system, as this process sees it.
+    /// Returns a path of its file system, as seen by this process.
     pub fn path(&self, path: &str) -> PathBuf {
         format!("/proc/{}/root{path}", self.pid).into()
     }
@@ -155,7 +155,7 @@ impl Systemd {
         command.args(arguments).stdin(Stdio::null()).output()
     }
 
-    /// The main process of a unit, as this process sees it.
+    /// Returns the main process of a unit, as seen by this process.
     pub fn main_pid(&self, unit: &str) -> Option<i32> {
         let output = self.systemctl(&["show", "--value", "--property", "MainPID", unit]).ok()?;
         let inner =
@@ -167,13 +167,13 @@ impl Systemd {
         all.find(|pid| inner_pid(*pid) == Some(inner) && same_namespace(*pid, self.pid))
     }
 
-    /// What its units have said on standard error, and it itself.
+    /// Returns the standard error of its units and its own.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default() + &self.daemon.log()
     }
 }
 
-/// A process's number in its own PID namespace.
+/// Returns a process's ID in its own PID namespace.
 fn inner_pid(pid: i32) -> Option<i32> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     status.lines().find_map(|line| line.strip_prefix("NSpid:")?.split_whitespace().last()?.parse().ok())
@@ -195,10 +195,10 @@ impl Drop for Systemd {
             status.ok().filter(|status| status.success())
         };
         if poll_until(LIMIT, clean).is_none() {
-            eprintln!("the control group {} is left behind", self.group);
+            eprintln!("the control group {} could not be removed", self.group);
         }
         if std::thread::panicking() {
-            eprintln!("systemd and its units said:\n{}", self.log());
+            eprintln!("output of systemd and its units:\n{}", self.log());
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Another process, run from system call to system call (`ptrace(2)`).
+//! Another process, traced from system call to system call (`ptrace(2)`).
 #![expect(unsafe_code, reason = "ptrace exists in libc only")]
 
 use std::io;
@@ -6,25 +6,24 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, WaitOptions, WaitStatus, waitpid};
 
-/// How long a thread may take to its next stop.
+/// Time limit for a thread to reach its next stop.
 const LIMIT: Duration = Duration::from_secs(60);
-/// What a stop at the beginning or the end of a system call looks like (`PTRACE_O_TRACESYSGOOD`).
+/// The signal of a stop at the beginning or the end of a system call (`PTRACE_O_TRACESYSGOOD`).
 const CALL: libc::c_int = libc::SIGTRAP | 0x80;
 
-/// What a call that was interrupted returns to the kernel itself: ERESTARTSYS to ERESTART_RESTARTBLOCK.
+/// Results of an interrupted call inside the kernel: ERESTARTSYS to ERESTART_RESTARTBLOCK.
 const INTERRUPTED: std::ops::RangeInclusive<i64> = -516..=-512;
 
-/// A process that this thread traces. Whoever drops it without [`Traced::detach`] has ended the process
-/// before.
+/// A process that this thread traces. Drop it without [`Traced::detach`] only after the process has ended.
 #[derive(Debug)]
 pub struct Traced(Pid);
 
 impl Traced {
-    /// Stops `process` where it is.
+    /// Stops `process` at its current position.
     ///
     /// # Errors
     ///
-    /// Where it cannot be traced, or has ended, as all functions here.
+    /// If it cannot be traced or has ended. The other functions here fail likewise.
     pub fn seize(process: Pid) -> io::Result<Traced> {
         let traced = Traced(process);
         traced.ask(libc::PTRACE_SEIZE, libc::PTRACE_O_TRACESYSGOOD)?;
@@ -32,11 +31,11 @@ impl Traced {
         Ok(traced)
     }
 
-    /// Stops it, and waits until it is.
+    /// Stops it, and waits until it has stopped.
     ///
     /// # Errors
     ///
-    /// When it has ended.
+    /// If it has ended.
     pub fn stop(&self) -> io::Result<()> {
         self.ask(libc::PTRACE_INTERRUPT, 0)?;
         waitpid(Some(self.0), WaitOptions::empty())?;
@@ -47,25 +46,25 @@ impl Traced {
     ///
     /// # Errors
     ///
-    /// When it does not stand still.
+    /// If it has not stopped.
     pub fn go_on(&self) -> io::Result<()> {
         self.ask(libc::PTRACE_SYSCALL, 0)
     }
 
-    /// How it has stopped or ended; `None` while it runs.
+    /// Returns how it has stopped or ended; `None` while it runs.
     ///
     /// # Errors
     ///
-    /// When there is no such process.
+    /// If there is no such process.
     pub fn status(&self) -> io::Result<Option<WaitStatus>> {
         Ok(waitpid(Some(self.0), WaitOptions::NOHANG)?.map(|(_, status)| status))
     }
 
-    /// Lets it run by itself.
+    /// Lets it run without tracing.
     ///
     /// # Errors
     ///
-    /// When it does not stand still.
+    /// If it has not stopped.
     pub fn detach(self) -> io::Result<()> {
         self.ask(libc::PTRACE_DETACH, 0)
     }
@@ -79,26 +78,26 @@ impl Traced {
     }
 }
 
-/// What became of a system call that was made for another thread.
+/// The result of a system call made for another thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Made {
-    /// It returned this: an error where it is negative.
+    /// It returned this value; negative values are errors.
     Returned(i64),
-    /// It was trapped by a filter.
+    /// A filter trapped it.
     Trapped,
 }
 
 impl Traced {
-    /// The thread's filter number `index`, the newest being 0: code, jumps, constant of each instruction.
-    /// `None` where there is none.
+    /// Returns the thread's filter number `index`, the newest being 0: code, jumps and constant of each
+    /// instruction. `None` if there is none.
     ///
     /// # Errors
     ///
-    /// When this process may not see it.
+    /// If this process may not read it.
     pub fn filter(&self, index: u32) -> io::Result<Option<Vec<libc::sock_filter>>> {
         const PTRACE_SECCOMP_GET_FILTER: libc::c_uint = 0x420c;
         let ask = |to: *mut libc::sock_filter| {
-            // SAFETY: without room the number of instructions is answered; otherwise there is room for them.
+            // SAFETY: without a buffer it returns their number; else there is room for them.
             let count = unsafe { libc::ptrace(PTRACE_SECCOMP_GET_FILTER, self.0.as_raw_pid(), index, to) };
             if count < 0 { Err(io::Error::last_os_error()) } else { Ok(count as usize) }
         };
@@ -111,12 +110,12 @@ impl Traced {
         Ok(Some(program))
     }
 
-    /// Has the stopped thread make system call `number`, and puts it back where it was. It stands still, and
-    /// is to be detached.
+    /// Makes the stopped thread execute system call `number`, and restores its registers. The thread stays
+    /// stopped, to be detached.
     ///
     /// # Errors
     ///
-    /// When it is in no system call.
+    /// If it is in no system call.
     pub fn make(&self, number: i64, arguments: [u64; 6]) -> io::Result<Made> {
         let before = self.call(number, arguments)?;
         for _ in ["its beginning", "its end"] {
@@ -126,46 +125,48 @@ impl Traced {
         let returned = self.registers()?.rax as i64;
         let mut again = before;
         again.orig_rax = u64::MAX;
-        // What was interrupted begins again; what had ended must not.
+        // An interrupted call must restart; a finished one must not.
         if INTERRUPTED.contains(&(before.rax as i64)) {
             (again.rip, again.rax) = (before.rip - 2, before.orig_rax);
         }
         self.set_registers(&again)?;
-        // To the beginning of a call, or to a signal, which goes no further when it is let run.
+        // Runs to the beginning of a call, or to a signal, which is discarded when the thread continues.
         self.go_on()?;
         match self.next_stop()? {
             libc::SIGSYS => Ok(Made::Trapped),
             CALL => Ok(Made::Returned(returned)),
-            other => Err(io::Error::other(format!("it stopped by signal {other}"))),
+            other => Err(io::Error::other(format!("the thread stopped by signal {other}"))),
         }
     }
 
-    /// Waits until it stops; answers by what.
+    /// Waits until it stops; returns the signal.
     fn next_stop(&self) -> io::Result<libc::c_int> {
         let start = Instant::now();
         loop {
             match self.status()?.map(|status| (status.stopping_signal(), status)) {
                 Some((Some(signal), _)) => return Ok(signal),
-                Some((None, status)) => return Err(io::Error::other(format!("it ended: {status:?}"))),
+                Some((None, status)) => {
+                    return Err(io::Error::other(format!("the thread ended: {status:?}")));
+                }
                 None if start.elapsed() > LIMIT => return Err(io::ErrorKind::TimedOut.into()),
                 None => std::thread::sleep(Duration::from_micros(100)),
             }
         }
     }
 
-    /// Has the stopped thread make system call `number` as soon as it goes on, and leaves it to what comes of
-    /// that. Where it was before.
+    /// Makes the stopped thread execute system call `number` when it continues, without restoring its state.
+    /// Returns its previous registers.
     ///
     /// # Errors
     ///
-    /// When it is in no system call.
+    /// If it is in no system call.
     pub fn call(&self, number: i64, arguments: [u64; 6]) -> io::Result<libc::user_regs_struct> {
         let before = self.registers()?;
         if before.orig_rax as i64 == -1 {
-            return Err(io::Error::new(io::ErrorKind::NotFound, "it is in no system call"));
+            return Err(io::Error::new(io::ErrorKind::NotFound, "the thread is in no system call"));
         }
         let mut call = before;
-        // The instruction that it came by.
+        // Back to the instruction that made the call.
         (call.rip, call.rax, call.orig_rax) = (before.rip - 2, number as u64, u64::MAX);
         (call.rdi, call.rsi, call.rdx) = (arguments[0], arguments[1], arguments[2]);
         (call.r10, call.r8, call.r9) = (arguments[3], arguments[4], arguments[5]);
@@ -173,15 +174,16 @@ impl Traced {
         Ok(before)
     }
 
-    /// Has the stopped thread go on in a function of its program that takes nothing and does not return.
+    /// Makes the stopped thread continue in a function of its program that takes no arguments and does not
+    /// return.
     ///
     /// # Errors
     ///
-    /// When it does not stand still.
+    /// If it has not stopped.
     pub fn go_into(&self, function: u64) -> io::Result<()> {
         let mut registers = self.registers()?;
         (registers.rip, registers.orig_rax) = (function, u64::MAX);
-        // Below what it has there, and as a call leaves it, from nowhere.
+        // Below the current stack, aligned as after a call, with a null return address.
         registers.rsp = (registers.rsp - 4096) / 16 * 16 - 8;
         // SAFETY: no memory of this process is touched.
         match unsafe { libc::ptrace(libc::PTRACE_POKEDATA, self.0.as_raw_pid(), registers.rsp, 0) } {
@@ -191,7 +193,7 @@ impl Traced {
     }
 
     fn registers(&self) -> io::Result<libc::user_regs_struct> {
-        // SAFETY: all-zero bytes are registers; there is room for what is written.
+        // SAFETY: all-zero bytes are valid registers; the buffer has room for the result.
         unsafe {
             let mut registers: libc::user_regs_struct = std::mem::zeroed();
             match libc::ptrace(libc::PTRACE_GETREGS, self.0.as_raw_pid(), 0, &raw mut registers) {
@@ -202,7 +204,7 @@ impl Traced {
     }
 
     fn set_registers(&self, registers: &libc::user_regs_struct) -> io::Result<()> {
-        // SAFETY: registers are read.
+        // SAFETY: the registers are read only.
         match unsafe {
             libc::ptrace(libc::PTRACE_SETREGS, self.0.as_raw_pid(), 0, std::ptr::from_ref(registers))
         } {

@@ -1,11 +1,11 @@
-//! The vhost-user wire: messages as bytes, and a socket that can also send them wrongly.
+//! The vhost-user wire: messages as bytes, and a socket that can also send invalid ones.
 //!
-//! Written from the vhost-user specification alone, so that a mistake in the program under test cannot
-//! meet the same mistake here. [`crate::frontend`] and [`crate::backend`] stand on it; a test that wants
-//! raw bytes calls [`encode`] and [`Channel::send_bytes`] itself.
+//! Written from the vhost-user specification only, so that a mistake in the program under test does not
+//! repeat here. [`crate::frontend`] and [`crate::backend`] use it. A test that wants raw bytes calls
+//! [`encode`] and [`Channel::send_bytes`] directly.
 //!
-//! A [`Channel`] lives as long as its connection. Every wait has a limit: a peer that hangs is
-//! [`WireError::Timeout`], one that leaves is [`WireError::Closed`].
+//! A [`Channel`] lives as long as its connection. Every wait has a limit: a hanging peer is
+//! [`WireError::Timeout`], a disconnected one [`WireError::Closed`].
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -22,11 +22,11 @@ use rustix::net::{
 
 /// Bytes of a header: request, flags, size of the body.
 pub const HEADER_LEN: usize = 12;
-/// Longest body this side accepts; none in the specification comes near.
+/// Longest accepted body; every body of the specification is far shorter.
 const MAX_BODY: u32 = 64 * 1024;
-/// Most file descriptors taken with one message (the specification's eight, and room to see a surplus).
+/// Most file descriptors accepted with one message (the specification's eight, and room to see a surplus).
 const MAX_FDS: usize = 32;
-/// How long a message may take unless the caller says otherwise.
+/// Default time limit of a message.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Flags of the header ("Header", vhost-user specification).
@@ -45,7 +45,7 @@ macro_rules! requests {
         /// Request numbers of the front-end ("Front-end message types").
         #[expect(missing_docs, reason = "the names are the specification's own")]
         pub mod request { $(pub const $name: u32 = $number;)* }
-        /// The specification's name of a request, `?` for a number without one.
+        /// Returns the specification's name of a request, `?` for a number without one.
         pub fn request_name(request: u32) -> &'static str {
             match request { $($number => stringify!($name),)* _ => "?" }
         }
@@ -81,7 +81,7 @@ pub mod protocol {
     pub const STATUS: u64 = 1 << 16;
 }
 
-/// Device feature bits of virtio and virtio-net that the scripts name (virtio 1.2, 5.1.3 and 6).
+/// Device feature bits of virtio and virtio-net that the scripts use (virtio 1.2, 5.1.3 and 6).
 #[expect(missing_docs, reason = "the names are the specification's own")]
 pub mod feature {
     pub const CSUM: u64 = 1 << 0;
@@ -110,16 +110,16 @@ pub mod feature {
     pub const HOST_USO: u64 = 1 << 56;
 }
 
-/// What can go wrong between two peers; each is a finding about the other side, not of this library.
+/// An error between two peers; each is a finding about the other side, not about this library.
 #[derive(Debug, thiserror::Error)]
 pub enum WireError {
-    /// Nothing (more) came, or could be sent, in time.
+    /// No (further) bytes arrived, or could be sent, in time.
     #[error("peer silent for {0:?} {1}")]
     Timeout(Duration, &'static str),
     /// The peer closed the connection.
     #[error("peer closed the connection {0}")]
     Closed(&'static str),
-    /// A message that the specification does not allow here.
+    /// A message that the specification does not allow at this point.
     #[error("unexpected message: {0}")]
     Unexpected(String),
     /// The peer answered a request with a status other than 0.
@@ -127,7 +127,7 @@ pub enum WireError {
     Refused {
         /// The request's name.
         request: &'static str,
-        /// The `u64` it answered.
+        /// The `u64` of the answer.
         status: u64,
     },
     /// The operating system refused.
@@ -141,7 +141,7 @@ impl From<Errno> for WireError {
     }
 }
 
-/// One message as it came.
+/// A received message.
 #[derive(Debug)]
 pub struct Message {
     /// Request number, see [`request`].
@@ -150,18 +150,18 @@ pub struct Message {
     pub flags: u32,
     /// The body's bytes.
     pub body: Vec<u8>,
-    /// File descriptors that came with it.
+    /// File descriptors received with it.
     pub fds: Vec<OwnedFd>,
 }
 
 impl Message {
-    /// The body as one `u64`.
+    /// Returns the body as one `u64`.
     pub fn u64(&self) -> Result<u64, WireError> {
         let bytes: [u8; 8] = self.body.as_slice().try_into().map_err(|_| self.unexpected("a u64"))?;
         Ok(u64::from_le_bytes(bytes))
     }
 
-    /// The body as `N` words of 32 bits.
+    /// Returns the body as `N` words of 32 bits.
     pub fn words<const N: usize>(&self) -> Result<[u32; N], WireError> {
         if self.body.len() != 4 * N {
             return Err(self.unexpected("another length"));
@@ -169,7 +169,7 @@ impl Message {
         Ok(std::array::from_fn(|i| u32::from_le_bytes(std::array::from_fn(|b| self.body[4 * i + b]))))
     }
 
-    /// An error that shows this message and what was wanted of it.
+    /// Returns an error that shows this message and the expected one.
     pub fn unexpected(&self, wanted: &str) -> WireError {
         WireError::Unexpected(format!(
             "{} ({}) flags {:#x}, body {:02x?}, {} descriptors; expected {wanted}",
@@ -182,7 +182,7 @@ impl Message {
     }
 }
 
-/// Bytes of a header.
+/// Returns the bytes of a header.
 pub fn header(request: u32, flags: u32, size: u32) -> [u8; HEADER_LEN] {
     let mut bytes = [0; HEADER_LEN];
     bytes[..4].copy_from_slice(&request.to_le_bytes());
@@ -191,7 +191,7 @@ pub fn header(request: u32, flags: u32, size: u32) -> [u8; HEADER_LEN] {
     bytes
 }
 
-/// Bytes of a whole message; `flags` without the version, which is added.
+/// Returns the bytes of a whole message; the version is added to `flags`.
 pub fn encode(request: u32, flags: u32, body: &[u8]) -> Vec<u8> {
     let size = u32::try_from(body.len()).unwrap_or(u32::MAX);
     let mut bytes = header(request, flags | flags::VERSION, size).to_vec();
@@ -199,17 +199,17 @@ pub fn encode(request: u32, flags: u32, body: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Little-endian bytes of 32-bit words, for bodies.
+/// Returns the little-endian bytes of 32-bit words, for bodies.
 pub fn words(values: &[u32]) -> Vec<u8> {
     values.iter().flat_map(|v| v.to_le_bytes()).collect()
 }
 
-/// Little-endian bytes of 64-bit words, for bodies.
+/// Returns the little-endian bytes of 64-bit words, for bodies.
 pub fn longs(values: &[u64]) -> Vec<u8> {
     values.iter().flat_map(|v| v.to_le_bytes()).collect()
 }
 
-/// Waits until `fd` can be read (or its peer has gone). False when `limit` passed first.
+/// Waits until `fd` can be read (or its peer has gone). Returns false if `limit` passed first.
 pub fn readable(fd: impl AsFd, limit: Duration) -> io::Result<bool> {
     wait(fd, PollFlags::IN, limit)
 }
@@ -235,8 +235,8 @@ pub struct Channel {
 }
 
 impl Drop for Channel {
-    /// Ends the connection at once: a process that is just being started by another thread of the test may
-    /// hold a copy of the descriptor for a moment.
+    /// Ends the connection at once: a process that another thread is starting may hold a copy of the
+    /// descriptor for a moment.
     fn drop(&mut self) {
         let _ = self.socket.shutdown(std::net::Shutdown::Both);
     }
@@ -248,12 +248,12 @@ impl Channel {
         Channel { socket, patience: PATIENCE }
     }
 
-    /// Sets how long each later send or receive may take.
+    /// Sets the time limit of each later send and receive.
     pub fn set_patience(&mut self, patience: Duration) {
         self.patience = patience;
     }
 
-    /// The socket, for a poll of the caller's own.
+    /// Returns the socket, for a poll by the caller.
     pub fn socket(&self) -> &UnixStream {
         &self.socket
     }
@@ -269,24 +269,24 @@ impl Channel {
         self.send_bytes(&encode(request, flags, body), fds)
     }
 
-    /// Sends bytes as they are, the descriptors with the first of them.
+    /// Sends raw bytes, with the descriptors on the first of them.
     pub fn send_bytes(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), WireError> {
         let mut sent = 0;
         while sent < bytes.len() {
             if !wait(&self.socket, PollFlags::OUT, self.patience)? {
-                return Err(WireError::Timeout(self.patience, "while taking a message"));
+                return Err(WireError::Timeout(self.patience, "while receiving a message"));
             }
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
             let mut control = SendAncillaryBuffer::new(&mut space);
             if sent == 0 && !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
-                return Err(WireError::Io(io::Error::other("more descriptors than this side can send")));
+                return Err(WireError::Io(io::Error::other("too many descriptors to send")));
             }
             let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
             match rustix::net::sendmsg(&self.socket, &[IoSlice::new(&bytes[sent..])], &mut control, flags) {
                 Ok(count) => sent += count,
                 Err(Errno::AGAIN | Errno::INTR) => {}
                 Err(Errno::PIPE | Errno::CONNRESET) => {
-                    return Err(WireError::Closed("while taking a message"));
+                    return Err(WireError::Closed("while receiving a message"));
                 }
                 Err(errno) => return Err(errno.into()),
             }
@@ -294,8 +294,8 @@ impl Channel {
         Ok(())
     }
 
-    /// Sends a message in pieces of the given lengths (the rest last), with a pause after each so that
-    /// the peer reads every piece by itself.
+    /// Sends a message in pieces of the given lengths (the rest last). A pause after each makes the peer read
+    /// every piece separately.
     pub fn send_split(
         &self,
         bytes: &[u8],
@@ -317,7 +317,7 @@ impl Channel {
     pub fn recv(&self) -> Result<Message, WireError> {
         let mut head = [0; HEADER_LEN];
         let mut fds = Vec::new();
-        self.fill(&mut head, &mut fds, "where a header was due")?;
+        self.fill(&mut head, &mut fds, "before a header")?;
         let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
         let (request, flags, size) = (word(0), word(4), word(8));
         if size > MAX_BODY || flags & 3 != flags::VERSION {

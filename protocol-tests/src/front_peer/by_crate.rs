@@ -1,4 +1,4 @@
-//! A front-end on `vhost`'s `Frontend`, with the guest of the scripted one.
+//! A front-end on `vhost`'s `Frontend`, with the scripted front-end's guest.
 #![expect(unsafe_code, reason = "vhost takes eventfds in a type that is only made of raw descriptors")]
 
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
@@ -16,17 +16,17 @@ use crate::nic::{Nic, Queue};
 use crate::session::{SessionError, Setup};
 use crate::wire::{WireError, feature};
 
-/// Echoes, and looks for its back-end at `path` for ever.
+/// Echoes, and reconnects to its back-end at `path` for ever.
 ///
 /// # Errors
 ///
-/// When the system gives no memory or descriptor.
+/// Returns an error if the system provides no memory or descriptor.
 pub fn serve(path: &Path) -> Result<(), SessionError> {
     let mut nic: Option<(Nic, u64)> = None;
     loop {
         if let Ok(socket) = UnixStream::connect(path) {
             let end = socket.try_clone().map_err(WireError::from)?;
-            // The crate has no limits of its own.
+            // The crate sets no time limits.
             end.set_read_timeout(Some(ANSWER)).map_err(WireError::from)?;
             if let Err(error) = meet(&mut nic, socket, end) {
                 eprintln!("{error}");
@@ -73,11 +73,11 @@ fn meet(
     Ok(result?)
 }
 
-/// Tells `frontend` of a scripted card: its memory, and its rings from where they are.
+/// Describes a scripted card to `frontend`: its memory, and its rings from their current indices.
 ///
 /// # Errors
 ///
-/// When the back-end refuses one of it.
+/// Returns an error if the back-end refuses one of the messages.
 pub fn describe(frontend: &mut Frontend, nic: &Nic) -> Result<(), Box<dyn std::error::Error>> {
     let fds = nic.mem.fds();
     let regions: Vec<VhostUserMemoryRegionInfo> = nic
