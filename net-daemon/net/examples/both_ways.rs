@@ -85,7 +85,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// What a driver does: one descriptor, one entry in the available ring, the index.
+/// Offers a buffer, as a driver does: one descriptor, one entry in the available ring, the index.
 fn offer(memory: &MmapRegion, index: u16, address: u64, len: u32, flags: u16) -> Result<(), Box<dyn Error>> {
     let (ring, guest) = (layout(index), memory.as_volatile_slice());
     guest.write_obj(address.to_le(), ring.desc as usize)?;

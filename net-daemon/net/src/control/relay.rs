@@ -147,7 +147,7 @@ impl Running {
                 self.kicked.notify();
                 if !alive {
                     warn!(event = "kick_lost", vring = self.index; "vring {}: {}", self.index, NO_KICK);
-                    // It was added before.
+                    // Cannot fail: it was added.
                     let _ = self.poller.remove(&**kick);
                 }
             }
