@@ -1,4 +1,4 @@
-//! Compiles the tables of system calls to filters.
+//! Compiles the sandbox tables to filters.
 
 use std::error::Error;
 

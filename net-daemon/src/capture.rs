@@ -1,21 +1,20 @@
-//! `volt-netd ctl capture`: what a guest sends and gets, as a pcapng file.
+//! `volt-netd ctl capture`: writes a guest's frames to a pcapng file.
 //!
 //! ```text
 //! daemon                                       this client
-//! control socket  <------- capture ----------  asks, and keeps the connection
+//! control socket  <------- capture ----------  asks, and stays connected
 //!                 -------- memfd ----------->  maps it
-//! frame threads   ===> a ring for each pair    looks into them every few milliseconds
+//! frame threads   ===> a ring for each pair    reads them every few milliseconds
 //!                                              writes blocks to its file, or standard output
 //! ```
 //!
-//! The file is this client's alone. A daemon that wrote to a descriptor of somebody else's would have to wait
-//! for what is behind it: a disk that is slow or full, a pipe whose reader has stopped, a file system that
-//! hangs, none of which a poll tells. So it writes to memory only, which costs it no system call, and whoever
-//! is slow loses frames of the capture. It need not be asked to stop either: the end of the connection does
-//! that, whatever ended it.
+//! Only this client writes to the file. A daemon that wrote to a client's descriptor could be blocked by a
+//! slow or full disk, a pipe whose reader has stopped, or a hanging file system, and `poll` reports none of
+//! these. So the daemon writes to memory only, which needs no system call. A slow client loses captured
+//! frames. The end of the connection stops the capture, whatever its cause.
 //!
-//! When the daemon hands over, or its worker dies, the connection ends too. The next one is asked then, and
-//! the capture goes on in the same file.
+//! The connection also ends when the daemon hands over, or its worker dies. The client then asks the next
+//! process, and continues the capture in the same file.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -43,15 +42,15 @@ use output::{Output, OutputError, Written};
 use pcapng::{Flow, Packet, Statistics};
 use source::{Source, SourceError};
 
-/// How long a daemon may take to answer.
+/// Time for a daemon to answer.
 const ANSWER: Duration = Duration::from_secs(10);
-/// How long the next daemon is waited for.
+/// How long to wait for the next daemon.
 const SUCCESSOR: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_millis(20);
-/// Between two looks into rings: the shortest time after one that found something, the longest after many
-/// that did not.
+/// Time between two reads of the rings: the shortest after a read with frames, the longest after many
+/// without.
 const LOOKS: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(10)];
-/// Bytes that are gathered before they are written.
+/// Number of bytes gathered before a write.
 const GATHERED: usize = 256 << 10;
 
 /// Why a capture fails.
@@ -63,24 +62,20 @@ pub(crate) enum CaptureError {
     Output(#[from] OutputError),
     #[error(transparent)]
     Garbled(#[from] Garbled),
-    #[error(
-        "the daemon has ended, and none has come in its place: the capture ends with that, after {0} frames"
-    )]
+    #[error("the daemon has ended, and no other has replaced it: the capture ends after {0} frames")]
     Ended(u64),
-    #[error(
-        "another daemon has come in its place, of {0}: the capture ends with the first, after {1} frames"
-    )]
+    #[error("the daemon has ended, and one for {0} has replaced it: the capture ends after {1} frames")]
     Other(String, u64),
     #[error("waiting for frames failed")]
     System(#[from] io::Error),
 }
 
-/// How a capture goes on.
+/// The next step of a capture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Next {
-    /// Nothing has happened.
+    /// Continue.
     On,
-    /// Told to end, or the time is over.
+    /// End: a signal has arrived, or the time is over.
     End,
     /// The daemon has closed the connection.
     Closed,
@@ -93,13 +88,13 @@ pub(crate) fn run(control: &Path, options: &Options) -> Result<ExitCode, Capture
     let signals = Signals::watch(&ending())?;
     let target = output::target(options.out.as_deref())?;
     let source = Source::ask(control, options.request(), ANSWER)?;
-    // Not before: the file may be that of the capture for which this one is refused.
+    // Not before: if another capture runs, this one is refused, and the file may be the other's.
     let mut output = Output::open(target)?;
     let (interface, pairs) = (&source.what.interface, &source.what.pairs);
     pcapng::section(&mut output.blocks, concat!("volt-netd ", env!("CARGO_PKG_VERSION")));
     for pair in pairs {
         let (name, snap) = (format!("{interface} pair {pair}"), options.request().snap);
-        let description = "inbound: to the guest, outbound: from the guest";
+        let description = "inbound: to the guest; outbound: from the guest";
         pcapng::interface(&mut output.blocks, &name, description, snap);
     }
     tell(&format_args!("volt-netd: capturing {interface}, queue pairs {pairs:?}, to {}", output.name()));
@@ -112,7 +107,7 @@ pub(crate) fn run(control: &Path, options: &Options) -> Result<ExitCode, Capture
     Ok(ExitCode::SUCCESS)
 }
 
-/// A capture that runs.
+/// A running capture.
 struct Recording {
     control: PathBuf,
     options: Options,
@@ -125,15 +120,15 @@ struct Recording {
     /// Nanoseconds since 1970.
     began: u64,
     frames: u64,
-    /// What the next frame says of the time before it.
+    /// A comment for the next frame, about a gap before it.
     gap: Option<String>,
 }
 
-/// What became of a pair's frames.
+/// Frame counts of a pair.
 #[derive(Clone, Copy, Debug, Default)]
 struct Account {
     frames: u64,
-    /// By daemons before this one.
+    /// Frames that earlier daemons lost.
     lost: u64,
 }
 
@@ -141,7 +136,7 @@ impl Recording {
     fn run(mut self) -> Result<(), CaptureError> {
         let mut look = LOOKS[0];
         loop {
-            // So that a reader sees each frame as it comes, the file's head among them.
+            // Before the first frame, too, so that a reader sees the file's header and each frame at once.
             let written = self.output.flush(Some(self.signals.as_fd()))?;
             let found = written == Written::All && self.gather(None)?;
             look = if found { LOOKS[0] } else { (look * 2).min(LOOKS[1]) };
@@ -167,8 +162,8 @@ impl Recording {
         self.options.count.is_some_and(|count| self.frames >= count)
     }
 
-    /// Takes frames, as many as are written at once. With `until`, the last ones, up to that time. Whether
-    /// there were any.
+    /// Takes as many frames as are written at once; with `until`, the last ones, up to that time. Returns
+    /// whether there were any.
     fn gather(&mut self, until: Option<u64>) -> Result<bool, CaptureError> {
         let before = self.frames;
         while self.output.blocks.len() < GATHERED && !self.is_complete() {
@@ -208,7 +203,7 @@ impl Recording {
         let mut fds = [
             PollFd::new(&self.signals, PollFlags::IN),
             PollFd::new(&self.source.connection, PollFlags::RDHUP),
-            // An error is told without being asked for: a pipe without a reader.
+            // `poll` always reports an error, such as a pipe without a reader.
             PollFd::new(&self.output, PollFlags::empty()),
         ];
         match poll(&mut fds, Some(&limit)) {
@@ -224,7 +219,7 @@ impl Recording {
         })
     }
 
-    /// Writes what has come up to now.
+    /// Writes all frames captured up to now, and the statistics.
     fn finish(&mut self) -> Result<(), CaptureError> {
         self.write_rest()?;
         let (start, end) = (self.began, now());
@@ -245,7 +240,7 @@ impl Recording {
         Ok(())
     }
 
-    /// Ends with an error, and a file that is complete up to there.
+    /// Completes the file, and returns the error.
     fn fail(&mut self, error: CaptureError) -> Result<(), CaptureError> {
         self.finish()?;
         Err(error)
@@ -255,16 +250,16 @@ impl Recording {
         let lost: u64 = (0..).zip(&self.accounts).map(|(ring, own)| own.lost + self.source.lost(ring)).sum();
         let lost = match lost {
             0 => String::new(),
-            lost => format!("; {lost} more were lost, as they were not taken in time"),
+            lost => format!("; {lost} more were lost because they were not read in time"),
         };
         tell(&format_args!("volt-netd: {} frames to {}{lost}", self.frames, self.output.name()));
     }
 
-    /// Goes on with the daemon that comes in place of one that has closed the connection.
+    /// Continues with the daemon that replaces one that has closed the connection.
     fn follow(&mut self) -> Result<(), CaptureError> {
         let since = Instant::now();
         self.write_rest()?;
-        tell(&"volt-netd: the daemon has closed the connection: waiting for the next one");
+        tell(&"volt-netd: the daemon closed the connection; waiting for the next one");
         let next = loop {
             match Source::ask(&self.control, self.options.request(), SUCCESSOR) {
                 Ok(next) => break next,
@@ -286,8 +281,8 @@ impl Recording {
         }
         self.source = next;
         let missing = since.elapsed().as_secs_f64() * 1000.0;
-        self.gap = Some(format!("gap: another process of the daemon, {missing:.1} ms were not captured"));
-        tell(&"volt-netd: the capture goes on");
+        self.gap = Some(format!("gap: the daemon's process was replaced, {missing:.1} ms were not captured"));
+        tell(&"volt-netd: the capture continues");
         Ok(())
     }
 }

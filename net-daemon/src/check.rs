@@ -1,4 +1,4 @@
-//! `volt-netd check`: what this host gives.
+//! `volt-netd check`: checks this host.
 
 use std::process::ExitCode;
 
@@ -8,7 +8,7 @@ use volt_program::output;
 use crate::cli::TableForm;
 use crate::launch::AnyError;
 
-/// Looks, and prints what it found, about TAP interface `tap` too.
+/// Checks the host, and TAP interface `tap` if given, and prints the findings.
 pub(crate) fn run(tap: Option<&str>, form: TableForm) -> Result<ExitCode, AnyError> {
     let mut findings = Findings::default();
     findings.note_sandbox();

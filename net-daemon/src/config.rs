@@ -1,5 +1,5 @@
-//! The command line, and the file with further options that it may name (`--config`): what one unit has
-//! beside the options of all units.
+//! The command line, and the file with further options (`--config`), which holds the options of one unit
+//! beside those of all units.
 #![forbid(unsafe_code)]
 
 use std::ffi::OsString;
@@ -12,25 +12,25 @@ use thiserror::Error;
 
 use crate::cli::Cli;
 
-/// Why there are no options to start with.
+/// Why the options cannot be read.
 #[derive(Debug, Error)]
 pub(crate) enum ConfigError {
-    /// clap knows how to say it, and what to exit with.
+    /// clap prints its own message and sets the exit status.
     #[error(transparent)]
     CommandLine(#[from] clap::Error),
-    #[error("{} cannot be read: {error}", path.display())]
+    #[error("cannot read {}: {error}", path.display())]
     Unreadable { path: PathBuf, error: io::Error },
     #[error("{}, line {line}: {why}", path.display())]
     Line { path: PathBuf, line: usize, why: String },
-    #[error("the command line with what {} adds to it: {why}", path.display())]
+    #[error("the command line and {} do not fit together: {why}", path.display())]
     Together { path: PathBuf, why: String },
 }
 
-/// Reads the command line, whose first word is the program, and the file that it names.
+/// Reads the command line, whose first word is the program, and its `--config` file.
 ///
 /// # Errors
 ///
-/// A wrong option, with the file and the line that it stands in.
+/// A wrong option, with its file and line.
 pub(crate) fn read(mut args: Vec<OsString>) -> Result<Cli, ConfigError> {
     let cli = Cli::try_parse_from(&args)?;
     let Some(path) = cli.config.clone() else { return Ok(cli) };
@@ -42,7 +42,7 @@ pub(crate) fn read(mut args: Vec<OsString>) -> Result<Cli, ConfigError> {
     Cli::try_parse_from(&args).map_err(|error| ConfigError::Together { path, why: in_a_line(&error) })
 }
 
-/// The options of a file's text, each of which makes sense by itself.
+/// Reads the options in a file's text, and checks each of them.
 fn options(path: &Path, text: &str) -> Result<Vec<String>, ConfigError> {
     let mut options = Vec::new();
     for (line, text) in (1..).zip(text.lines().map(str::trim)) {
@@ -55,10 +55,10 @@ fn options(path: &Path, text: &str) -> Result<Vec<String>, ConfigError> {
         };
         let wrong = |why| Err(ConfigError::Line { path: path.to_owned(), line, why });
         match Cli::try_parse_from(["volt-netd", &option]) {
-            Ok(Cli { config: Some(_), .. }) => return wrong("a file cannot name another one".to_owned()),
+            Ok(Cli { config: Some(_), .. }) => return wrong("a file cannot include another".to_owned()),
             Ok(_) => options.push(option),
             Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
-                return wrong(format!("'{option}' is for the command line"));
+                return wrong(format!("'{option}' works on the command line only"));
             }
             Err(error) => return wrong(in_a_line(&error)),
         }
@@ -66,7 +66,7 @@ fn options(path: &Path, text: &str) -> Result<Vec<String>, ConfigError> {
     Ok(options)
 }
 
-/// What clap says, without the usage below it.
+/// Returns clap's message in one line, without the usage.
 fn in_a_line(error: &clap::Error) -> String {
     let text = error.render().to_string();
     let said = text.split("\n\nUsage:").next().and_then(|text| text.split("\n\nFor more").next());
@@ -96,16 +96,16 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said_with_file_and_line() {
+    fn an_error_names_file_and_line() {
         for (text, at, why) in [
             ("queues=2\nquues=4\n", ", line 2: ", "unexpected argument '--quues' found; tip: a similar"),
             ("queues=0", ", line 1: ", "0 is not in 1..=127"),
             ("queues", ", line 1: ", "a value is required for '--queues <N>'"),
             ("mtu=1500 queues=2", ", line 1: ", "invalid value '1500 queues=2' for '--mtu <BYTES>'"),
             ("--queues=2", ", line 1: ", "unexpected argument '----queues' found"),
-            ("\nhelp", ", line 2: ", "'--help' is for the command line"),
-            ("config=other", ", line 1: ", "a file cannot name another one"),
-            ("tap=tap1", " adds to it: ", "'--tap <NAME>' cannot be used multiple times"),
+            ("\nhelp", ", line 2: ", "'--help' works on the command line only"),
+            ("config=other", ", line 1: ", "a file cannot include another"),
+            ("tap=tap1", " do not fit together: ", "'--tap <NAME>' cannot be used multiple times"),
         ] {
             let said = with(text, &["--tap", "tap0"]).unwrap_err().to_string();
             assert!(said.contains(at) && said.contains(why) && !said.contains('\n'), "{text}: {said}");
@@ -113,7 +113,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().as_os_str().to_owned();
         let said = read(vec!["volt-netd".into(), "--config".into(), path]).unwrap_err().to_string();
-        assert!(said.ends_with("cannot be read: Is a directory (os error 21)"), "{said}");
+        let end = ": Is a directory (os error 21)";
+        assert!(said.starts_with("cannot read ") && said.ends_with(end), "{said}");
         assert!(matches!(with("", &["--nonsense"]), Err(ConfigError::CommandLine(_))));
     }
 }

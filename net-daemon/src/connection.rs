@@ -1,4 +1,4 @@
-//! A front-end that is connected.
+//! The connection to a front-end.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,13 +11,13 @@ use volt_virtio::notify::Notifier;
 
 use crate::state::ConnectionState;
 
-/// A front-end that is connected.
+/// The connection to a front-end.
 pub(crate) struct Connection {
     pub(crate) channel: Channel,
     pub(crate) session: Session,
-    /// The control queue's kick, as it is watched.
+    /// The control queue's kick descriptor that the main thread watches.
     pub(crate) control_kick: Option<Arc<Notifier>>,
-    /// When this process took it up.
+    /// When this process began to serve the connection.
     pub(crate) since: Instant,
 }
 
@@ -41,7 +41,7 @@ impl Connection {
     }
 }
 
-/// What ended a connection.
+/// The error that ended a connection.
 pub(crate) enum Ended {
     Channel(ChannelError),
     Session(SessionError),

@@ -1,8 +1,8 @@
-//! The control socket: what a daemon says of itself, and hands over when it is asked.
+//! The protocol of the control socket, with requests for status, metrics, limits, captures and hand-overs.
 //!
-//! Whoever may connect gets the guest's memory and the interface, so that only the daemon's own user and root
-//! may. One request a connection. The main thread answers at once; a client that stops in the middle of a
-//! request costs it [`PATIENCE`].
+//! Only the daemon's own user and root may connect, because a client can get the guest's memory and the
+//! interface. Each connection carries one request. The main thread answers at once; a client that stops in
+//! the middle of a request delays it by [`PATIENCE`].
 #![forbid(unsafe_code)]
 
 use std::io;
@@ -20,29 +20,29 @@ use volt_net::limiter::LimitsChange;
 use volt_net::state::{FdId, Format, transfer};
 use volt_program::unix::{ConnectError, connect_within};
 
-/// How long a client may take for its request, from its first byte on.
+/// Time for a client to send its request, from its first byte on.
 const PATIENCE: Duration = Duration::from_millis(100);
 /// How long `volt-netd ctl` waits for an answer.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// What a client asks.
+/// A request of a client.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Request {
     Status,
-    /// Text of the [metrics](crate::metrics).
+    /// Asks for the text of the [metrics](crate::metrics).
     Metrics,
-    /// Changes the rate limits, at once.
+    /// Changes the rate limits at once.
     Limits(LimitsChange),
-    /// Captures frames for as long as the client keeps its connection.
+    /// Captures frames as long as the client stays connected.
     Capture(CaptureOptions),
-    /// Gives everything to the client, which reads states of these formats.
+    /// Hands everything over to the client, which reads states in these formats.
     TakeOver {
         formats: Vec<Format>,
         program: String,
     },
 }
 
-/// What it is answered.
+/// A reply to a client.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Reply {
     /// A [`Status`](crate::status::Status), perhaps of another version.
@@ -52,47 +52,46 @@ pub(crate) enum Reply {
     Metrics(String),
     Refused(String),
     Offer(Offer),
-    /// The memory with the rings comes with it.
+    /// Comes with the descriptor of the rings' memory.
     Capture(Capturing),
 }
 
-/// A capture that has begun.
+/// A capture that has started.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Capturing {
     pub(crate) interface: String,
-    /// Queue pairs that are captured, in the order of their rings.
+    /// The captured queue pairs, in the order of their rings.
     pub(crate) pairs: Vec<usize>,
 }
 
-/// What the running daemon offers.
+/// The running daemon's offer to a successor.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Offer {
     pub(crate) pid: i32,
-    /// Its supervisor starts it again if it ends before 'go'.
+    /// Whether a supervisor restarts the daemon if it dies before 'go'.
     pub(crate) supervised: bool,
-    /// The descriptors that come with the offer, in this order.
+    /// The descriptors sent with the offer, in this order.
     pub(crate) fds: Vec<FdId>,
     pub(crate) state: Box<RawValue>,
 }
 
-/// Why a client has no answer.
+/// Why a client's request failed.
 #[derive(Debug, Error)]
 pub(crate) enum ControlError {
     #[error(
-        "no daemon answers at {}: is that the --control socket of one that runs, and of this user?",
-        .0.display()
+        "no daemon answers at {}: give the --control socket of a running daemon of this user", .0.display()
     )]
     Connect(PathBuf, #[source] ConnectError),
     #[error(
-        "who listens at {} closes the connection without an answer: is that the daemon's --socket, where \
-         front-ends connect, and not its --control?", .0.display()
+        "the program at {} closed the connection without an answer: give the daemon's --control socket, not \
+         its --socket for front-ends", .0.display()
     )]
     NoControl(PathBuf),
     #[error("the daemon at {} does not answer", .0.display())]
     Ask(PathBuf, #[source] io::Error),
     #[error("the daemon refuses: {0}")]
     Refused(String),
-    #[error("the daemon's answer makes no sense")]
+    #[error("the daemon sent an unexpected answer")]
     Answer,
 }
 
@@ -103,13 +102,13 @@ pub(crate) fn read(client: &UnixStream) -> io::Result<Request> {
     Ok(transfer::receive_within(client, PATIENCE)?.0)
 }
 
-/// Answers a client; one that does not read has no answer.
+/// Answers a client. Ignores an error: a client that does not read gets no answer.
 pub(crate) fn answer(client: &UnixStream, reply: &Reply) {
     let _ = transfer::send(client, reply, &[]);
 }
 
-/// Sends a request to the daemon that is controlled at `path`, which may take so long for each step, and
-/// takes its reply with the descriptors that come with it.
+/// Sends a request to the daemon with control socket `path`, and receives the reply and its descriptors.
+/// `limit` applies to each step.
 pub(crate) fn ask(
     path: &Path,
     request: &Request,
@@ -125,7 +124,7 @@ pub(crate) fn ask(
     };
     daemon.set_read_timeout(Some(limit)).map_err(failed)?;
     let sent = transfer::send(&daemon, request, &[]);
-    // A daemon that refuses whoever asks does not read what it is asked, but it says so.
+    // A daemon that refuses the user answers without reading the request, so sending may fail.
     let (reply, fds) = match (transfer::receive(&daemon), sent) {
         (Err(_), Err(unsent)) => Err(unsent),
         (reply, _) => reply,
@@ -134,7 +133,7 @@ pub(crate) fn ask(
     Ok((daemon, reply, fds))
 }
 
-/// `volt-netd ctl`: what the daemon that is controlled at `path` answers.
+/// Sends a request of `volt-netd ctl` to the daemon with control socket `path`, and returns the answer.
 pub(crate) fn ctl(path: &Path, request: &Request) -> Result<Value, ControlError> {
     match ask(path, request, LIMIT)?.1 {
         Reply::Status(answer) | Reply::Limits(answer) => Ok(answer),

@@ -1,4 +1,4 @@
-//! `volt-netd ctl`: finds a daemon, asks it, and prints what it answers.
+//! `volt-netd ctl`: finds a daemon, sends it a request, and prints the answer.
 #![forbid(unsafe_code)]
 
 use std::io;
@@ -21,10 +21,10 @@ use crate::status::Status;
 mod find;
 mod table;
 
-/// How long a daemon that is watched may be away: longer than a restart of its unit takes.
+/// How long `--watch` waits for a daemon that does not answer: longer than a restart of its unit takes.
 const AWAY: Duration = Duration::from_secs(5);
 
-/// Asks the daemon that is meant.
+/// Sends a request to the chosen daemon, and prints the answer.
 pub(crate) fn run(which: &Which, request: &Ctl) -> Result<ExitCode, AnyError> {
     let path = match &which.control {
         Some(path) => path.clone(),
@@ -55,7 +55,7 @@ fn status(path: &Path, options: StatusOptions) -> Result<(), AnyError> {
     Ok(())
 }
 
-/// Prints an answer: text as it is, anything else as JSON.
+/// Prints an answer: a string as it is, anything else as JSON.
 fn print(answer: &Value) -> io::Result<()> {
     match answer {
         Value::String(text) => output::print(&text.trim_end()),
@@ -63,7 +63,7 @@ fn print(answer: &Value) -> io::Result<()> {
     }
 }
 
-/// What the daemon that is controlled at `path` says of itself.
+/// Returns the status of the daemon with control socket `path`.
 fn ask(path: &Path) -> Result<Status, ControlError> {
     let answer = control::ctl(path, &Request::Status)?;
     serde_json::from_value(answer).map_err(|_| ControlError::Answer)

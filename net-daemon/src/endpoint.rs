@@ -1,4 +1,4 @@
-//! Where front-ends come from: a socket to listen on, one to connect to, or an open descriptor.
+//! The source of front-ends: a socket to listen on, one to connect to, or an open descriptor.
 #![forbid(unsafe_code)]
 
 use std::io;
@@ -16,7 +16,7 @@ use volt_program::unix::{Access, BindError, PathTooLong, SocketFile, bind, check
 
 use crate::opener::{self, Request};
 
-/// Why there is no endpoint.
+/// Why an endpoint cannot be opened.
 #[derive(Debug, Error)]
 pub(crate) enum EndpointError {
     #[error(transparent)]
@@ -32,11 +32,11 @@ pub(crate) enum EndpointError {
 /// A source of front-ends.
 #[derive(Debug)]
 pub(crate) enum Endpoint {
-    /// Each connection is a front-end.
+    /// The daemon listens, and each connection is a front-end.
     Listen(Listener),
-    /// The front-end listens.
+    /// The front-end listens, and the daemon connects.
     Client(PathBuf),
-    /// One connection and no other.
+    /// A single open connection.
     Connected(Option<UnixStream>),
 }
 
@@ -49,14 +49,14 @@ pub(crate) enum EndpointState {
     Connected,
 }
 
-/// A socket that listens. Its file goes with it.
+/// A listening socket. Dropping it removes its file.
 #[derive(Debug)]
 pub(crate) struct Listener {
     socket: Numbered<UnixListener>,
     file: Option<SocketFile>,
-    /// Whether the file is this process's to remove.
+    /// Whether this process removes the file.
     owned: bool,
-    /// Who removes it for this process.
+    /// The opener, if it removes the file for this process.
     opener: Option<Arc<Opener>>,
 }
 
@@ -87,43 +87,47 @@ impl Listener {
         Ok(Listener { socket: Numbered::fresh(socket), file, owned: true, opener: None })
     }
 
-    /// The next connection; `WouldBlock` where there is none.
+    /// Accepts the next connection.
+    ///
+    /// # Errors
+    ///
+    /// `WouldBlock`: there is none.
     pub(crate) fn accept(&self) -> io::Result<UnixStream> {
         Ok(self.socket.accept()?.0)
     }
 
-    /// Its number in a state.
+    /// Returns the socket's number in a state.
     pub(crate) fn id(&self) -> FdId {
         self.socket.id()
     }
 
-    /// Where it is in the file system, if it was made by a daemon.
+    /// Returns the socket's path, if a daemon created it.
     pub(crate) fn path(&self) -> Option<&Path> {
         self.file.as_ref().map(SocketFile::path)
     }
 
-    /// Writes it out. The file is its successor's to remove.
+    /// Exports the listener. Its successor removes the file.
     pub(crate) fn export<'a>(&'a self, out: &mut Exporter<'a>) -> ListenerState {
         let file = |file: &SocketFile| FileState { path: file.path().to_owned(), inode: file.inode() };
         ListenerState { fd: self.socket.export(out), file: self.file.as_ref().map(file) }
     }
 
-    /// Has `opener` remove the file, which is told where it is.
+    /// Makes `opener` remove the file, and returns the file for the opener's duties.
     pub(crate) fn removed_by(&mut self, opener: &Arc<Opener>) -> Option<(WirePath, (u64, u64))> {
         let file = self.file.as_ref()?;
         self.opener = Some(opener.clone());
         Some((WirePath(file.path().to_owned()), file.inode()))
     }
 
-    /// The file of an imported listener is this process's to remove from here on.
+    /// Makes this process the owner of an imported listener's file.
     pub(crate) fn own(&mut self) {
         self.owned = true;
     }
 
-    /// Takes over the listener of a state. It may still be another process's.
+    /// Imports the listener of a state. Another process may still own it.
     pub(crate) fn import(state: ListenerState, from: &mut Importer) -> Result<Listener, StateError> {
         let socket = UnixListener::from(from.take(state.fd)?);
-        // Those that systemd has passed again block again.
+        // A socket from systemd's store is in blocking mode again.
         let failed = |error| StateError::System("a listening socket cannot be made non-blocking", error);
         socket.set_nonblocking(true).map_err(failed)?;
         let file = state.file.map(|file| SocketFile::again(file.path, file.inode));
@@ -138,7 +142,7 @@ impl AsFd for Listener {
 }
 
 impl ListenerState {
-    /// Whether its file is at `path`.
+    /// Returns whether its file is at `path`.
     pub(crate) fn is_at(&self, path: &Path) -> bool {
         let file = self.file.as_ref().map(|file| file.path.as_path());
         file.is_some() && absolute(path).ok().as_deref() == file
@@ -146,7 +150,7 @@ impl ListenerState {
 }
 
 impl EndpointState {
-    /// The socket to listen on, if it came open from whoever started the daemon.
+    /// Returns the listening socket, if the program that started the daemon passed it.
     pub(crate) fn given_listener(&self) -> Option<FdId> {
         match self {
             EndpointState::Listen(ListenerState { fd, file: None }) => Some(*fd),
@@ -154,7 +158,7 @@ impl EndpointState {
         }
     }
 
-    /// Whether front-ends would be those of a daemon with this path or open socket.
+    /// Returns whether a daemon with this path or open socket would serve the same front-ends.
     pub(crate) fn is_at(&self, path: Option<&Path>, socket: Option<&OwnedFd>) -> bool {
         let is = |own: &Path| path.and_then(|path| absolute(path).ok()).is_some_and(|path| path == own);
         match self {
@@ -169,7 +173,7 @@ impl EndpointState {
 }
 
 impl Endpoint {
-    /// Writes the endpoint out.
+    /// Exports the endpoint.
     pub(crate) fn export<'a>(&'a self, out: &mut Exporter<'a>) -> EndpointState {
         match self {
             Endpoint::Listen(listener) => EndpointState::Listen(listener.export(out)),
@@ -178,7 +182,7 @@ impl Endpoint {
         }
     }
 
-    /// Takes over the endpoint of a state.
+    /// Imports the endpoint of a state.
     pub(crate) fn import(state: EndpointState, from: &mut Importer) -> Result<Endpoint, StateError> {
         Ok(match state {
             EndpointState::Listen(state) => Endpoint::Listen(Listener::import(state, from)?),
@@ -187,24 +191,24 @@ impl Endpoint {
         })
     }
 
-    /// What was taken over from a state is this process's from here on.
+    /// Makes this process the owner of an imported endpoint.
     pub(crate) fn own(&mut self) {
         if let Endpoint::Listen(listener) = self {
             listener.own();
         }
     }
 
-    /// The socket that it listens on.
+    /// Returns the listening socket.
     pub(crate) fn listener(&mut self) -> Option<&mut Listener> {
         if let Endpoint::Listen(listener) = self { Some(listener) } else { None }
     }
 
-    /// Where the front-end listens.
+    /// Returns the path of a front-end that listens.
     pub(crate) fn frontend(&self) -> Option<&Path> {
         if let Endpoint::Client(path) = self { Some(path) } else { None }
     }
 
-    /// What to call it.
+    /// Describes the endpoint for logs and status.
     pub(crate) fn describe(&self) -> String {
         match self {
             Endpoint::Listen(listener) => match listener.path() {
@@ -216,15 +220,15 @@ impl Endpoint {
         }
     }
 
-    /// Will connect to `path`.
+    /// Creates an endpoint that connects to `path`.
     pub(crate) fn client(path: &Path) -> Result<Endpoint, EndpointError> {
-        // Also from the directory of a process that takes over.
+        // A successor may have another working directory.
         let path = absolute(path)?;
         check_path(&path)?;
         Ok(Endpoint::Client(path))
     }
 
-    /// Takes an open socket.
+    /// Creates an endpoint from an open socket.
     pub(crate) fn from_fd(fd: OwnedFd) -> Result<Endpoint, EndpointError> {
         match listens(&fd) {
             Some(true) => Ok(Endpoint::Listen(Listener::over(fd.into(), None)?)),
@@ -234,7 +238,8 @@ impl Endpoint {
     }
 }
 
-/// Whether a Unix stream socket listens, or is connected; `None` for anything else.
+/// Returns `true` for a listening Unix stream socket, `false` for a connected one, and `None` for anything
+/// else.
 fn listens(socket: &OwnedFd) -> Option<bool> {
     let unix = matches!(sockopt::socket_domain(socket), Ok(AddressFamily::UNIX));
     let stream = matches!(sockopt::socket_type(socket), Ok(SocketType::STREAM));

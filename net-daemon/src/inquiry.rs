@@ -1,8 +1,8 @@
-//! How the process that serves a guest is asked for its [`Status`] by who serves its metrics or feeds
-//! systemd's watchdog: its supervisor, or a thread of its own.
+//! Status queries of the metrics server or systemd's watchdog to the process that serves a guest. They come
+//! from its supervisor, or from one of its own threads.
 //!
-//! Each asker has a line of its own. It waits for an answer only so long: the next one that comes is then not
-//! the one to its next question, which is why both have numbers.
+//! Each [`Asker`] has its own line. It waits for an answer for a limited time. A late answer could be
+//! mistaken for that to the next question, so both have numbers.
 #![forbid(unsafe_code)]
 
 use std::io;
@@ -16,7 +16,7 @@ use volt_net::state::transfer;
 
 use crate::status::Status;
 
-/// How long either side may take in the middle of a message.
+/// Longest pause of either side within a message.
 const LIMIT: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -28,18 +28,18 @@ struct Answer {
     status: Box<Status>,
 }
 
-/// Who asks.
+/// The end of a line that asks.
 #[derive(Debug)]
 pub(crate) struct Asker {
     socket: UnixStream,
     asked: u64,
 }
 
-/// Who is asked, which is readable when there is a question.
+/// The end of a line that answers. It is readable when a question has arrived.
 #[derive(Debug)]
 pub(crate) struct Respondent(UnixStream);
 
-/// A line.
+/// Creates a line.
 pub(crate) fn line() -> io::Result<(Asker, Respondent)> {
     let (asker, respondent) = UnixStream::pair()?;
     for end in [&asker, &respondent] {
@@ -50,11 +50,11 @@ pub(crate) fn line() -> io::Result<(Asker, Respondent)> {
 }
 
 impl Asker {
-    /// Asks, and waits for the answer for `limit` at most.
+    /// Asks, and waits at most `limit` for the answer.
     ///
     /// # Errors
     ///
-    /// `TimedOut`, after which it can be asked again; otherwise nobody answers any more.
+    /// `TimedOut`: the line stays usable. Other errors: the other end is gone.
     pub(crate) fn ask(&mut self, limit: Duration) -> io::Result<Status> {
         self.begin()?;
         let deadline = Instant::now() + limit;
@@ -70,21 +70,21 @@ impl Asker {
         }
     }
 
-    /// Asks. When this is readable, [`Asker::take`] has the answer.
+    /// Asks without waiting. When the line is readable, [`Asker::take`] returns the answer.
     ///
     /// # Errors
     ///
-    /// When nobody answers any more.
+    /// The other end is gone.
     pub(crate) fn begin(&mut self) -> io::Result<()> {
         self.asked += 1;
         transfer::send(&self.socket, &Question(self.asked), &[])
     }
 
-    /// Takes an answer that has come; `None` for one that was not waited for long enough.
+    /// Takes an answer that has arrived; `None` for a late answer to an earlier question.
     ///
     /// # Errors
     ///
-    /// When nobody answers any more.
+    /// The other end is gone.
     pub(crate) fn take(&mut self) -> io::Result<Option<Status>> {
         let (Answer { question, status }, _) = transfer::receive(&self.socket)?;
         Ok((question == self.asked).then_some(*status))
@@ -92,11 +92,11 @@ impl Asker {
 }
 
 impl Respondent {
-    /// Takes a question and answers it with what `status` says.
+    /// Takes a question and answers it with the result of `status`.
     ///
     /// # Errors
     ///
-    /// When nobody asks any more.
+    /// The other end is gone.
     pub(crate) fn answer(&self, status: impl FnOnce() -> Status) -> io::Result<()> {
         let (Question(question), _) = transfer::receive(&self.0)?;
         transfer::send(&self.0, &Answer { question, status: Box::new(status()) }, &[])

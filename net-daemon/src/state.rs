@@ -1,4 +1,4 @@
-//! The whole daemon as data: what one process writes and the next one reads.
+//! The state of a daemon, which one process writes and the next one reads.
 #![forbid(unsafe_code)]
 
 use std::os::fd::OwnedFd;
@@ -18,37 +18,37 @@ use crate::metrics::listener::MetricsState;
 use crate::runtime::Runtime;
 use crate::status::VERSION;
 
-/// A daemon. Every change of this structure, or of one inside it, that an older program would misread needs a
-/// new [`Format`].
+/// The state of a daemon. A change of this structure, or of a nested one, needs a new [`Format`] if an older
+/// program would misread it.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct DaemonState {
     pub(crate) format: Format,
-    /// The program that wrote it, for logs.
+    /// Name and version of the program that wrote the state, for logs.
     pub(crate) program: String,
-    /// How often a daemon was replaced by `--take-over` since the first one was started.
+    /// Number of hand-overs since the first daemon started.
     pub(crate) take_overs: u64,
     pub(crate) device: DeviceState,
     pub(crate) port: PortState,
     pub(crate) max_ring_size: u16,
     pub(crate) endpoint: EndpointState,
     pub(crate) control: Option<ListenerState>,
-    /// Where metrics are served.
+    /// The socket of the metrics server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) metrics: Option<MetricsState>,
     pub(crate) connection: Option<ConnectionState>,
-    /// Frames that wait, and in format 1 counters, as they were; a hand-over brings later ones.
+    /// Waiting frames, and in format 1 the counters. A hand-over sends newer values.
     #[serde(rename = "leftover")]
     pub(crate) run_state: RunState,
 }
 
-/// A front-end that is connected.
+/// A connection to a front-end.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct ConnectionState {
     pub(crate) channel: ChannelState,
     pub(crate) session: SessionState,
 }
 
-/// What comes last in a hand-over, when nothing runs any more.
+/// The last message of a hand-over, sent when nothing runs any more.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct FinalState {
     #[serde(rename = "leftover")]
@@ -58,8 +58,8 @@ pub(crate) struct FinalState {
 }
 
 impl DaemonState {
-    /// Whether a daemon with this command line, and the socket that it names, would serve the same interface
-    /// to the same front-ends.
+    /// Returns whether a daemon with this command line and socket would serve the same interface to the same
+    /// front-ends.
     pub(crate) fn is_for(&self, cli: &Cli, socket: Option<&OwnedFd>) -> bool {
         let is = |wanted: &Option<String>| {
             wanted.as_ref().is_none_or(|wanted| Some(wanted.as_str()) == self.port.interface())
@@ -73,7 +73,7 @@ impl DaemonState {
         interface && pairs && self.endpoint.is_at(cli.socket.as_deref(), socket)
     }
 
-    /// Options whose values on this command line are not those that the daemon goes on with.
+    /// Returns the options whose values on this command line differ from those in the state.
     pub(crate) fn kept_options(&self, cli: &Cli) -> Vec<&'static str> {
         fn other<T: PartialEq>(given: Option<T>, kept: T) -> bool {
             given.is_some_and(|given| given != kept)
@@ -97,8 +97,8 @@ impl DaemonState {
         options.into_iter().filter(|(_, other)| *other).map(|(name, _)| name).collect()
     }
 
-    /// Whether the control socket is another one than this command line asks for. The usual one is made where
-    /// there is none.
+    /// Returns whether the state's control socket differs from this command line's. A daemon without one
+    /// opens the default one.
     fn keeps_control(&self, cli: &Cli) -> bool {
         let usual = || Runtime::of_this_process().control(self.port.interface()?);
         let wanted = cli.control.clone().or_else(usual).filter(|path| path != Path::new(NO_CONTROL));
@@ -108,7 +108,7 @@ impl DaemonState {
         }
     }
 
-    /// Reads a state, if it is of a format that this program knows.
+    /// Reads a state in a format that this program knows.
     pub(crate) fn parse(text: &str) -> Result<DaemonState, StateError> {
         #[derive(Deserialize)]
         struct Version {
@@ -122,7 +122,7 @@ impl DaemonState {
     }
 }
 
-/// This program and its version.
+/// Returns this program's name and version.
 pub(crate) fn program() -> String {
     format!("volt-netd {VERSION}")
 }
@@ -133,10 +133,10 @@ mod tests {
 
     use super::*;
 
-    /// As the first programs that had these formats wrote them.
+    /// States as the first programs with these formats wrote them.
     const FIRST: [&str; 2] = [include_str!("state/format-1.json"), include_str!("state/format-2.json")];
 
-    /// Whether all that `old` has is in `new`, with the same values.
+    /// Asserts that `new` contains everything in `old`, with the same values.
     fn assert_within(old: &Value, new: &Value, at: &str) {
         match (old, new) {
             (Value::Object(old), Value::Object(new)) => {

@@ -1,7 +1,7 @@
-//! What a daemon says of itself: for `volt-netd ctl status`, and where its metrics come from.
+//! A daemon's status, for `volt-netd ctl status` and for metrics.
 //!
-//! [`Server::status`](crate::server::Server) makes one. As JSON it is documented for programs: what is added
-//! is optional to whoever reads it.
+//! [`Server::status`](crate::server::Server) creates it. Its JSON form is documented for programs: they must
+//! accept a status without fields that were added later.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -11,77 +11,77 @@ use volt_net::counters::Counters;
 use volt_net::port::HEADER_LEN;
 use volt_vhost_user::vring::VringStanding;
 
-/// Of this program.
+/// The program's version.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// A daemon, as it is right now.
+/// The current status of a daemon.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Status {
     /// Name and version.
     pub(crate) program: String,
-    /// Of the process that serves.
+    /// Process ID of the serving process.
     pub(crate) pid: i32,
-    /// Since that process began.
+    /// Age of that process.
     pub(crate) uptime_seconds: u64,
     pub(crate) supervised: bool,
-    /// How often the supervisor has started a worker again.
+    /// How often the supervisor has restarted the worker.
     pub(crate) restarts: u64,
-    /// How often a daemon was replaced by `--take-over` since the first one was started.
+    /// Number of hand-overs since the first daemon started.
     pub(crate) take_overs: u64,
     /// Whether each thread is confined.
     #[serde(default)]
     pub(crate) sandbox: bool,
     pub(crate) interface: String,
-    /// Whether it is set up.
+    /// Whether the interface is set up.
     #[serde(default)]
     pub(crate) interface_up: bool,
-    /// Where front-ends come from, in words.
+    /// The source of front-ends, as text.
     pub(crate) endpoint: String,
     pub(crate) offered_mac: String,
     pub(crate) queue_pairs: usize,
     pub(crate) limits: Limits,
     pub(crate) busy_poll_us: u16,
-    /// While somebody captures frames.
+    /// The running capture.
     #[serde(default)]
     pub(crate) capture: Option<Capture>,
-    /// The one that is connected.
+    /// The connected front-end.
     pub(crate) front_end: Option<FrontEnd>,
-    /// Those of the front-end that is connected.
+    /// The connected front-end's vrings.
     #[serde(default)]
     pub(crate) vrings: Vec<Vring>,
     pub(crate) counters: Vec<PairCounters>,
 }
 
-/// Rate limits in force, as the command line takes them.
+/// The rate limits in force, in the command line's syntax.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Limits {
     pub(crate) rx_rate: String,
     pub(crate) tx_rate: String,
 }
 
-/// A capture that goes on.
+/// A running capture.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Capture {
-    /// The queue pair, if it is one alone.
+    /// The captured queue pair, if only one.
     pub(crate) pair: Option<usize>,
     pub(crate) frames: u64,
-    /// Those for which its reader was too slow.
+    /// Number of frames lost because the reader was too slow.
     pub(crate) lost: u64,
 }
 
-/// A front-end that is connected.
+/// A connected front-end.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct FrontEnd {
-    /// Names of those that the driver acknowledged, once it has.
+    /// Names of the features that the driver has acknowledged; `None` before that.
     pub(crate) features: Option<String>,
     pub(crate) memory_bytes: u64,
     pub(crate) memory_regions: usize,
-    /// Queue pairs that frames come by.
+    /// Queue pairs that move frames.
     pub(crate) serving_pairs: Vec<usize>,
     pub(crate) broken_vrings: Vec<usize>,
 }
 
-/// What a vring is to the device.
+/// The role of a vring in the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum VringKind {
@@ -91,7 +91,7 @@ pub(crate) enum VringKind {
 }
 
 impl VringKind {
-    /// As it is in a status.
+    /// Returns the name in a status.
     pub(crate) fn name(self) -> &'static str {
         match self {
             VringKind::Rx => "rx",
@@ -108,30 +108,29 @@ pub(crate) struct Vring {
     pub(crate) vring: usize,
     pub(crate) kind: VringKind,
     pub(crate) state: VringStanding,
-    /// Entries, while it runs.
+    /// Number of entries, while it runs.
     pub(crate) size: Option<u16>,
-    /// Chains that the driver has made available and has not got back, while it runs.
+    /// Number of chains that the driver has made available and that are not returned yet, while it runs.
     pub(crate) available: Option<u16>,
-    /// It waits for the other side: for buffers of the guest, for room in the interface, for a rate limit.
+    /// It waits for buffers of the guest, for room in the interface, or for a rate limit.
     pub(crate) waits: bool,
-    /// Since a look that saw it move, to the length of time between two looks; `None` for one that nobody has
-    /// looked at before.
+    /// Time since a check saw progress, accurate to the interval of checks; `None` before the first check.
     pub(crate) idle_seconds: Option<u64>,
-    /// It has work, waits for nobody, and does not move: a fault of the daemon.
+    /// It has work, waits for nothing, and makes no progress: a bug of the daemon.
     pub(crate) no_progress: bool,
 }
 
-/// What one queue pair has counted since its first daemon was started.
+/// Counters of a queue pair since its first daemon started.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct PairCounters {
     pub(crate) pair: usize,
-    /// By the names of [`volt_net::counters::Counters`].
+    /// Values by the names in [`volt_net::counters::Counters`].
     #[serde(flatten)]
     pub(crate) counts: BTreeMap<String, u64>,
 }
 
-/// Why frames were dropped on their way, `rx` (to the guest) or `tx`: what the names of their counters end
-/// with.
+/// Returns the reasons for drops in one direction, `rx` (to the guest) or `tx`. They are the suffixes of the
+/// counters' names.
 pub(crate) fn drop_reasons(way: &str) -> &'static [&'static str] {
     match way {
         "rx" => &["bad_chain", "too_long", "not_offloaded", "failed"],
@@ -140,20 +139,20 @@ pub(crate) fn drop_reasons(way: &str) -> &'static [&'static str] {
 }
 
 impl PairCounters {
-    /// Those of `pair`, as they stand.
+    /// Reads the counters of `pair`.
     pub(crate) fn new(pair: usize, counters: &Counters) -> PairCounters {
         let counts = counters.fields().map(|(name, count)| (name.to_owned(), count));
         PairCounters { pair, counts: counts.collect() }
     }
 
-    /// Bytes of the delivered frames of one direction, `rx` or `tx`, from their Ethernet header on: the
-    /// virtio-net header is counted with each, and is none of its own.
+    /// Returns the bytes of the delivered frames in one direction, `rx` or `tx`, from the Ethernet header on.
+    /// The byte counters include the virtio-net header of each frame, which is subtracted here.
     pub(crate) fn frame_bytes(&self, direction: &str) -> u64 {
         let headers = self.get(&format!("{direction}_frames")).wrapping_mul(HEADER_LEN as u64);
         self.get(&format!("{direction}_bytes")).wrapping_sub(headers)
     }
 
-    /// The one of this name.
+    /// Returns the counter with this name, or 0.
     pub(crate) fn get(&self, name: &str) -> u64 {
         self.counts.get(name).copied().unwrap_or(0)
     }

@@ -116,7 +116,7 @@ fn a_client_whose_reader_has_stopped_ends_when_it_is_told() {
     client.kill(Signal::TERM);
     let (status, said) = client.end();
     assert_eq!(status.code(), Some(1), "{said}");
-    assert!(said.contains("who reads standard output has stopped"), "{said}");
+    assert!(said.contains("the reader of standard output has stopped"), "{said}");
     is_off(&rig);
     rig.guest_to_wire(&mut session, &numbered(21, 100));
 }
@@ -210,7 +210,7 @@ fn the_capture_goes_on_with_the_next_process() {
             None => drop(rig.kill_worker()),
             Some(arguments) => rig.take_over(arguments),
         }
-        client.says("the capture goes on");
+        client.says("the capture continues");
         gaps += 1;
     }
     flow.run(&mut session, &rig.wire, Duration::from_millis(30));
@@ -222,7 +222,8 @@ fn the_capture_goes_on_with_the_next_process() {
         assert!(numbers.len() > 100, "{} of {out:?}, {into:?}", numbers.len());
     }
     let told = capture.frames.iter().flat_map(|frame| &frame.comments);
-    let told: Vec<_> = told.filter(|comment| comment.starts_with("gap: another process")).collect();
+    let told: Vec<_> =
+        told.filter(|comment| comment.starts_with("gap: the daemon's process was replaced")).collect();
     assert_eq!(told.len(), gaps, "{told:?}");
     assert_eq!(capture.statistics.len(), 1);
     is_off(&rig);

@@ -55,8 +55,7 @@ fn the_daemon_that_is_meant_is_found() {
     // Whoever listened there is dead.
     drop(std::os::unix::net::UnixListener::bind(dir.join("stale.ctl")).expect("a socket"));
     let none = refusal(&ctl(dir, &["status"]));
-    for words in
-        ["no daemon of this user is found", "/run/volt", dir.to_str().expect("text"), "--control PATH"]
+    for words in ["found no daemon of this user", "/run/volt", dir.to_str().expect("text"), "--control PATH"]
     {
         assert!(none.contains(words), "{none}");
     }

@@ -195,9 +195,9 @@ fn paths_that_cannot_work_say_why() {
         (&["--tap", "t", "--socket", "a", "--control", "file"], 1, "is no socket"),
         (&["ctl", "--control", "file", "status"], 1, "it is no socket"),
         (&["ctl", "--control", "datagrams", "status"], 1, "datagrams or packets"),
-        (&["ctl", "--control", "absent", "status"], 1, "is that the --control socket"),
-        (&["ctl", "--control", "s", "status"], 1, "is that the daemon's --socket"),
-        (&["--take-over", "s"], 1, "is that the daemon's --socket"),
+        (&["ctl", "--control", "absent", "status"], 1, "give the --control socket"),
+        (&["ctl", "--control", "s", "status"], 1, "give the daemon's --control socket"),
+        (&["--take-over", "s"], 1, "give the daemon's --control socket"),
     ] {
         let (status, said) = run(&rig.netns, dir, &arguments(words));
         assert_eq!(status, Some(code), "{words:?}: {said}");

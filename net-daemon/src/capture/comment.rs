@@ -1,8 +1,8 @@
-//! What a frame's comments say: its offloads, and why it was dropped.
+//! A frame's comments: its offloads, and why it was dropped.
 
 use volt_net::capture::ring::Fate;
 
-/// Of `struct virtio_net_hdr`: flags, and kinds of segments (virtio 1.2, 5.1.6).
+/// Flags and segment types of `struct virtio_net_hdr` (virtio 1.2, 5.1.6).
 const NEEDS_CSUM: u8 = 1;
 const DATA_VALID: u8 = 2;
 const TCPV4: u8 = 1;
@@ -11,16 +11,16 @@ const TCPV6: u8 = 4;
 const UDP_L4: u8 = 5;
 const ECN: u8 = 0x80;
 
-/// Why a frame went nowhere, if it did.
+/// Returns why a frame was dropped, if it was.
 pub(super) fn fate(fate: Fate) -> Option<String> {
     match fate {
         Fate::Passed => None,
         Fate::Dropped(reason) => Some(format!("dropped: {}", reason.key())),
-        Fate::DroppedSomehow => Some("dropped: for a reason that this program does not know".to_owned()),
+        Fate::DroppedSomehow => Some("dropped: unknown reason".to_owned()),
     }
 }
 
-/// What a frame's header says, if it says something.
+/// Describes the offloads in a frame's header, if any.
 pub(super) fn offloads(header: &[u8]) -> Option<String> {
     let ([flags, kind, rest @ ..], _) = header.split_first_chunk::<10>()?;
     let [hdr_len, size, start, offset] = [0, 2, 4, 6].map(|at| u16::from_le_bytes([rest[at], rest[at + 1]]));
@@ -30,7 +30,7 @@ pub(super) fn offloads(header: &[u8]) -> Option<String> {
         said.push(format!("checksum from byte {start} on to be written at byte {at}"));
     }
     if flags & DATA_VALID != 0 {
-        said.push("checksum known to be right".to_owned());
+        said.push("checksum verified".to_owned());
     }
     let others = flags & !(NEEDS_CSUM | DATA_VALID);
     if others != 0 {
@@ -42,10 +42,10 @@ pub(super) fn offloads(header: &[u8]) -> Option<String> {
         TCPV6 => Some("TCP/IPv6 segments".to_owned()),
         UDP => Some("fragments of a UDP datagram".to_owned()),
         UDP_L4 => Some("UDP datagrams".to_owned()),
-        other => Some(format!("pieces of kind {other}")),
+        other => Some(format!("segments of type {other}")),
     };
     if let Some(name) = name {
-        said.push(format!("to be cut into {name} of {size} bytes, each behind {hdr_len} bytes of headers"));
+        said.push(format!("to be split into {name} of {size} bytes, each after {hdr_len} bytes of headers"));
     }
     if kind & ECN != 0 {
         said.push("ECN".to_owned());
@@ -65,35 +65,39 @@ mod tests {
     }
 
     #[test]
-    fn a_header_is_told_in_words() {
+    fn a_header_is_described() {
         assert_eq!(said(0, 0, [0; 4]), None);
-        // Without a flag or a kind, the other fields say nothing.
+        // Without a flag or a type, the other fields mean nothing.
         assert_eq!(said(0, 0, [9; 4]), None);
         for (flags, kind, expected) in [
             (1, 0, "offload: checksum from byte 34 on to be written at byte 50"),
-            (2, 0, "offload: checksum known to be right"),
+            (2, 0, "offload: checksum verified"),
             (4, 0, "offload: flags 0x4"),
             (
                 1,
                 0x81,
-                "offload: checksum from byte 34 on to be written at byte 50, to be cut into TCP/IPv4 \
-                 segments of 1448 bytes, each behind 66 bytes of headers, ECN",
+                "offload: checksum from byte 34 on to be written at byte 50, to be split into TCP/IPv4 \
+                 segments of 1448 bytes, each after 66 bytes of headers, ECN",
             ),
             (
                 0,
                 4,
-                "offload: to be cut into TCP/IPv6 segments of 1448 bytes, each behind 66 bytes of headers",
+                "offload: to be split into TCP/IPv6 segments of 1448 bytes, each after 66 bytes of headers",
             ),
-            (0, 5, "offload: to be cut into UDP datagrams of 1448 bytes, each behind 66 bytes of headers"),
-            (0, 9, "offload: to be cut into pieces of kind 9 of 1448 bytes, each behind 66 bytes of headers"),
+            (0, 5, "offload: to be split into UDP datagrams of 1448 bytes, each after 66 bytes of headers"),
+            (
+                0,
+                9,
+                "offload: to be split into segments of type 9 of 1448 bytes, each after 66 bytes of headers",
+            ),
         ] {
             assert_eq!(said(flags, kind, [66, 1448, 34, 16]).as_deref(), Some(expected));
         }
-        assert_eq!(offloads(&[1; 9]), None, "half a header says nothing");
+        assert_eq!(offloads(&[1; 9]), None, "half a header has no description");
     }
 
     #[test]
-    fn a_drop_is_told_by_its_counter() {
+    fn a_drop_is_named_like_its_counter() {
         assert_eq!(fate(Fate::Passed), None);
         let refused = Fate::Dropped(DropReason::TxRefused);
         assert_eq!(fate(refused).as_deref(), Some("dropped: tx_refused"));

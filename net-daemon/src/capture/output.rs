@@ -1,7 +1,7 @@
-//! Where a capture is written: a file, or a pipe whose reader may be slow, stop, or go.
+//! The output of a capture: a file, or a pipe whose reader may be slow, stop or exit.
 //!
-//! Nobody but this client waits for it, and not so that it could not be told to end: a pipe is written to
-//! when it has room, as much as it then surely takes.
+//! Only this client waits for the output, and it can always be told to end: it writes to a pipe only when
+//! that has room, and only as many bytes as that surely accepts.
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
@@ -15,54 +15,54 @@ use thiserror::Error;
 
 use super::pcapng::whole;
 
-/// What a pipe with any room takes at once (`PIPE_BUF`).
+/// Number of bytes that a writable pipe accepts without blocking (`PIPE_BUF`).
 const AT_ONCE: usize = 4096;
-/// How long a reader may take for its next bytes when this client has been told to end.
+/// Time for a reader to take its next bytes after this client was told to end.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Why nothing more can be written.
+/// Why a capture cannot be written.
 #[derive(Debug, Error)]
 pub(crate) enum OutputError {
     #[error(
-        "a capture is no text for a terminal: write it to a file by --out FILE, or pipe it to a reader, as \
-         'volt-netd ctl capture | tcpdump -r -' does"
+        "a capture cannot be written to a terminal: use --out FILE, or pipe it to a reader, as in \
+         'volt-netd ctl capture | tcpdump -r -'"
     )]
     Terminal,
-    #[error("cannot write {0}: does its directory exist, and may this user write there?")]
+    #[error("cannot write {0}: its directory must exist, and this user needs write permission")]
     Open(String, #[source] io::Error),
-    #[error("writing {name} failed after {frames} frames, which are whole; the daemon goes on")]
+    #[error("writing {name} failed after {frames} complete frames; the daemon continues")]
     Write { name: String, frames: u64, source: io::Error },
-    #[error("who reads standard output has stopped, and what it has not taken is lost")]
+    #[error("the reader of standard output has stopped reading; the rest of the capture is lost")]
     Stuck,
 }
 
-/// How far writing came.
+/// The result of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Written {
     All,
-    /// Told to end before.
+    /// The client was told to end first.
     Interrupted,
-    /// The reader has gone.
+    /// The reader is gone.
     Closed,
 }
 
-/// A file or a pipe, with blocks that are to be written to it.
+/// A file or a pipe, with pending blocks.
 #[derive(Debug)]
 pub(super) struct Output {
     file: File,
     /// `None` for standard output.
     path: Option<PathBuf>,
     regular: bool,
-    /// Blocks, as from the last whole one.
+    /// Pending blocks.
     pub(super) blocks: Vec<u8>,
-    /// Of these, bytes that are written.
+    /// Number of bytes of `blocks` that are written.
     done: usize,
-    /// Bytes, and frames, of all blocks before.
+    /// Numbers of bytes and frames in all earlier blocks.
     bytes: u64,
     frames: u64,
 }
 
-/// A file that can be opened later, or standard output. Nothing is touched yet.
+/// Checks the output: a file to be opened later, or standard output (`None`). Opens nothing yet.
 pub(super) fn target(out: Option<&Path>) -> Result<Option<PathBuf>, OutputError> {
     match out.filter(|path| *path != Path::new("-")) {
         None if io::stdout().is_terminal() => Err(OutputError::Terminal),
@@ -71,11 +71,11 @@ pub(super) fn target(out: Option<&Path>) -> Result<Option<PathBuf>, OutputError>
 }
 
 impl Output {
-    /// Opens what [`target`] found.
+    /// Opens the result of [`target`].
     pub(super) fn open(path: Option<PathBuf>) -> Result<Output, OutputError> {
         let name = name(path.as_deref());
         let file = match &path {
-            // What the guest sends and gets is for nobody else.
+            // Other users must not read the guest's frames.
             Some(path) => File::options().write(true).create(true).truncate(true).mode(0o600).open(path),
             None => io::stdout().as_fd().try_clone_to_owned().map(File::from),
         };
@@ -88,8 +88,8 @@ impl Output {
         name(self.path.as_deref())
     }
 
-    /// Writes the blocks. With `end`, not beyond that becoming readable; without, no longer than the reader
-    /// reads.
+    /// Writes the blocks. With `end`, stops when that becomes readable; without, fails if the reader stops
+    /// reading.
     pub(super) fn flush(&mut self, end: Option<BorrowedFd<'_>>) -> Result<Written, OutputError> {
         while self.done < self.blocks.len() {
             let written = if self.regular { self.write(usize::MAX) } else { self.write_with_room(end) };
@@ -113,7 +113,7 @@ impl Output {
         self.file.write(&rest[..rest.len().min(most)]).map(Some)
     }
 
-    /// `None` where there is no room and none is waited for any more.
+    /// Writes some bytes when there is room. Returns `None` if there is none and waiting has ended.
     fn write_with_room(&mut self, end: Option<BorrowedFd<'_>>) -> io::Result<Option<usize>> {
         let limit = Timespec::try_from(PATIENCE).ok().filter(|_| end.is_none());
         let mut fds = vec![PollFd::new(&self.file, PollFlags::OUT)];
@@ -125,14 +125,14 @@ impl Output {
         self.write(AT_ONCE)
     }
 
-    /// Counts what is whole of the first `len` bytes.
+    /// Counts the complete blocks in the first `len` bytes.
     fn settle(&mut self, len: usize) {
         let (bytes, frames) = whole(&self.blocks, len);
         self.bytes += bytes as u64;
         self.frames += frames;
     }
 
-    /// Leaves whole blocks only.
+    /// Truncates the file after its last complete block.
     fn failed(&mut self, source: io::Error) -> OutputError {
         self.settle(self.done);
         if self.regular && self.path.is_some() {

@@ -1,7 +1,7 @@
-//! The blocks of a pcapng file, in the byte order of x86 (draft-ietf-opsawg-pcapng).
+//! The blocks of a pcapng file, in little-endian byte order (draft-ietf-opsawg-pcapng).
 //!
-//! Written here because the one package that does, pcap-file, brings a syn 1 and a thiserror 1 beside those
-//! that volt has.
+//! volt has its own code because the package pcap-file needs syn 1 and thiserror 1 in addition to volt's
+//! versions.
 
 /// Section Header Block, Interface Description Block, Interface Statistics Block, Enhanced Packet Block.
 const SHB: u32 = 0x0a0d_0d0a;
@@ -12,7 +12,7 @@ const MAGIC: u32 = 0x1a2b_3c4d;
 const ETHERNET: u16 = 1;
 const COMMENT: u16 = 1;
 
-/// Where a frame came from, in the two lowest bits of `epb_flags`.
+/// The direction of a frame, in the two lowest bits of `epb_flags`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Flow {
     Inbound = 1,
@@ -27,7 +27,7 @@ pub(super) struct Packet<'a> {
     /// Nanoseconds since 1970.
     pub(super) time: u64,
     pub(super) bytes: &'a [u8],
-    /// Bytes of the whole frame.
+    /// Length of the whole frame in bytes.
     pub(super) len: u32,
     pub(super) flow: Flow,
     /// Frames of the interface lost before this one.
@@ -35,23 +35,23 @@ pub(super) struct Packet<'a> {
     pub(super) comments: Vec<String>,
 }
 
-/// What an Interface Statistics Block says.
+/// The contents of an Interface Statistics Block.
 #[derive(Debug)]
 pub(super) struct Statistics {
     pub(super) interface: u32,
     /// Nanoseconds since 1970.
     pub(super) start: u64,
     pub(super) end: u64,
-    /// Frames, lost ones among them.
+    /// Number of frames, including lost ones.
     pub(super) received: u64,
     pub(super) lost: u64,
 }
 
-/// Begins a file.
+/// Writes the Section Header Block.
 pub(super) fn section(out: &mut Vec<u8>, application: &str) {
     block(out, SHB, |out| {
         out.extend(MAGIC.to_le_bytes());
-        // Version 1.0, and a section of a length that nobody knows yet.
+        // Version 1.0, and a section of unknown length.
         out.extend([1, 0, 0, 0]);
         out.extend((-1i64).to_le_bytes());
         option(out, 4, application.as_bytes());
@@ -59,7 +59,7 @@ pub(super) fn section(out: &mut Vec<u8>, application: &str) {
     });
 }
 
-/// Describes the next interface.
+/// Writes an Interface Description Block for the next interface.
 pub(super) fn interface(out: &mut Vec<u8>, name: &str, description: &str, snap: u32) {
     block(out, IDB, |out| {
         out.extend(u32::from(ETHERNET).to_le_bytes());
@@ -72,7 +72,7 @@ pub(super) fn interface(out: &mut Vec<u8>, name: &str, description: &str, snap: 
     });
 }
 
-/// Adds a frame.
+/// Writes an Enhanced Packet Block.
 pub(super) fn packet(out: &mut Vec<u8>, packet: &Packet<'_>) {
     block(out, EPB, |out| {
         out.extend(packet.interface.to_le_bytes());
@@ -92,7 +92,7 @@ pub(super) fn packet(out: &mut Vec<u8>, packet: &Packet<'_>) {
     });
 }
 
-/// Says how it went.
+/// Writes an Interface Statistics Block.
 pub(super) fn statistics(out: &mut Vec<u8>, statistics: &Statistics) {
     block(out, ISB, |out| {
         out.extend(statistics.interface.to_le_bytes());
@@ -105,8 +105,8 @@ pub(super) fn statistics(out: &mut Vec<u8>, statistics: &Statistics) {
     });
 }
 
-/// Of bytes that begin with a block: how many of the first `len` are whole blocks, and how many frames these
-/// are.
+/// Returns how many of the first `len` bytes are complete blocks, and the number of frames in these. `bytes`
+/// begins with a block.
 pub(super) fn whole(bytes: &[u8], len: usize) -> (usize, u64) {
     let (mut at, mut frames) = (0, 0);
     while let Some([kind, total]) = bytes.get(at..).and_then(first_words) {
@@ -134,7 +134,7 @@ fn block(out: &mut Vec<u8>, kind: u32, body: impl FnOnce(&mut Vec<u8>)) {
     out.extend(total);
 }
 
-/// A value of at most 65,535 bytes.
+/// Writes an option with at most 65,535 bytes of `value`.
 fn option(out: &mut Vec<u8>, code: u16, value: &[u8]) {
     let len = value.len().min(u16::MAX.into());
     out.extend(code.to_le_bytes());
@@ -147,12 +147,12 @@ fn end_of_options(out: &mut Vec<u8>) {
     option(out, 0, &[]);
 }
 
-/// All that has a length of its own ends at a word; blocks begin at one.
+/// Pads to a multiple of four bytes, as values of variable length and blocks need.
 fn pad(out: &mut Vec<u8>) {
     out.resize(out.len().next_multiple_of(4), 0);
 }
 
-/// The upper half comes first.
+/// Encodes a time. The upper half comes first.
 fn time(nanoseconds: u64) -> [u8; 8] {
     nanoseconds.rotate_left(32).to_le_bytes()
 }

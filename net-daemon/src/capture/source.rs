@@ -11,27 +11,27 @@ use volt_net::shared_words::WordsError;
 
 use crate::control::{Capturing, ControlError, Reply, Request, ask};
 
-/// Why there are no frames.
+/// Why a daemon does not capture.
 #[derive(Debug, Error)]
 pub(crate) enum SourceError {
     #[error(transparent)]
     Control(#[from] ControlError),
-    #[error("the daemon's memory of captured frames cannot be used")]
+    #[error("cannot use the daemon's memory of captured frames")]
     Memory(#[from] WordsError),
 }
 
-/// A capture that runs as long as this.
+/// A daemon's capture, which ends when this is dropped.
 #[derive(Debug)]
 pub(super) struct Source {
-    /// Ends with the daemon.
+    /// Closed when the daemon ends.
     pub(super) connection: UnixStream,
     pub(super) what: Capturing,
-    /// One for each pair.
+    /// One ring for each pair.
     rings: Vec<RingReader>,
 }
 
 impl Source {
-    /// Asks the daemon that is controlled at `path`.
+    /// Starts a capture of the daemon with control socket `path`.
     pub(super) fn ask(path: &Path, options: CaptureOptions, limit: Duration) -> Result<Source, SourceError> {
         match ask(path, &Request::Capture(options), limit)? {
             (connection, Reply::Capture(what), mut fds) if !what.pairs.is_empty() => {
@@ -44,19 +44,19 @@ impl Source {
         }
     }
 
-    /// The earliest frame of all rings, and the number of its ring. Where it is the `last` time that somebody
-    /// asks, with those that the daemon still holds.
+    /// Returns the ring and the time of the earliest frame of all rings. With `last`, includes the frames
+    /// that the daemon still holds.
     pub(super) fn next(&mut self, last: bool) -> Option<(usize, u64)> {
         let times = self.rings.iter_mut().enumerate();
         times.filter_map(|(ring, reader)| Some((ring, reader.next_time(last)?))).min_by_key(|(_, time)| *time)
     }
 
-    /// Takes that frame.
+    /// Takes the next frame of a ring.
     pub(super) fn take(&mut self, ring: usize) -> Result<Captured, Garbled> {
         self.rings[ring].take()
     }
 
-    /// Frames of ring `ring` that were lost.
+    /// Returns the number of frames that the ring has lost.
     pub(super) fn lost(&self, ring: usize) -> u64 {
         self.rings[ring].lost()
     }

@@ -1,4 +1,4 @@
-//! Finds the daemon that is meant where nobody says by its socket.
+//! Finds a daemon without the path of its control socket.
 
 use std::fmt;
 use std::io;
@@ -11,23 +11,23 @@ use volt_program::unix::{ConnectError, connect_within};
 use crate::control::{Reply, Request, ask};
 use crate::runtime::Runtime;
 
-/// How long a daemon may take to say what it serves, before its socket's name is believed.
+/// Time for a daemon to name its interface. After that, the name of its socket counts.
 const LIMIT: Duration = Duration::from_secs(1);
 
-/// Why it is not found.
+/// Why no daemon is found.
 #[derive(Debug, Error)]
 pub(crate) enum FindError {
     #[error(
-        "no daemon of this user is found: there is no *.ctl that answers in {}{others}. A daemon has one \
-         there, as in 'volt-netd --tap tap0 --socket /run/volt/net0.sock'; give --control PATH for one that \
-         is elsewhere", Listed(.places)
+        "found no daemon of this user: no *.ctl answers in {}{others}. Start one, as in \
+         'volt-netd --tap tap0 --socket /run/volt/net0.sock', or give --control PATH for one elsewhere",
+        Listed(.places)
     )]
     None { places: Vec<PathBuf>, others: Forbidden },
-    #[error("no daemon of this user serves '{interface}'; there is\n{found}")]
+    #[error("no daemon of this user serves '{interface}'; running daemons:\n{found}")]
     NotThat { interface: String, found: Found },
-    #[error("there are several daemons: say which by --interface NAME or --control PATH\n{0}")]
+    #[error("several daemons run: choose one with --interface NAME or --control PATH\n{0}")]
     Several(Found),
-    #[error("several daemons serve an interface of that name: say which by --control PATH\n{0}")]
+    #[error("several daemons serve an interface of that name: choose one with --control PATH\n{0}")]
     SameName(Found),
 }
 
@@ -35,7 +35,7 @@ pub(crate) enum FindError {
 #[derive(Debug)]
 pub(crate) struct Forbidden(Vec<PathBuf>);
 
-/// Daemons that run: interface and control socket.
+/// Running daemons: interface and control socket.
 #[derive(Debug)]
 pub(crate) struct Found(Vec<(String, PathBuf)>);
 
@@ -65,7 +65,7 @@ impl fmt::Display for Found {
     }
 }
 
-/// The socket of the only daemon of this user, or of the only one with this `interface`.
+/// Returns the socket of this user's only daemon, or of the only one with this `interface`.
 pub(crate) fn socket(runtime: &Runtime, interface: Option<&str>) -> Result<PathBuf, FindError> {
     let mut forbidden = Vec::new();
     let mut live = Vec::new();
@@ -96,7 +96,7 @@ fn choose(found: Vec<(String, PathBuf)>, interface: Option<&str>) -> Result<Path
     }
 }
 
-/// The interface of the daemon that is controlled at `path`: as it says, or as its socket is called.
+/// Returns the interface of the daemon with control socket `path`, from its status or the socket's name.
 fn served(path: &Path) -> String {
     let said = match ask(path, &Request::Status, LIMIT) {
         Ok((_, Reply::Status(status), _)) => status["interface"].as_str().map(str::to_owned),
@@ -120,16 +120,16 @@ mod tests {
         let text = |names: &[&str], interface| choose(daemons(names), interface).unwrap_err().to_string();
         assert_eq!(
             text(&three, None),
-            "there are several daemons: say which by --interface NAME or --control PATH\n\
+            "several daemons run: choose one with --interface NAME or --control PATH\n\
              \x20 tap0         /run/0.ctl\n  tap1         /run/1.ctl\n  longer-name  /run/2.ctl"
         );
         assert_eq!(
             text(&["tap0"], Some("tap9")),
-            "no daemon of this user serves 'tap9'; there is\n  tap0  /run/0.ctl"
+            "no daemon of this user serves 'tap9'; running daemons:\n  tap0  /run/0.ctl"
         );
         assert_eq!(
             text(&["tap0", "tap0", "tap1"], Some("tap0")),
-            "several daemons serve an interface of that name: say which by --control PATH\n\
+            "several daemons serve an interface of that name: choose one with --control PATH\n\
              \x20 tap0  /run/0.ctl\n  tap0  /run/1.ctl"
         );
     }

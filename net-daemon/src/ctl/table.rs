@@ -1,4 +1,4 @@
-//! A daemon's status for people: all of it, and what moves from one look to the next.
+//! A daemon's status as text: the whole status, or the changing values for `--watch`.
 
 use std::time::Duration;
 
@@ -10,10 +10,10 @@ use volt_vhost_user::vring::VringStanding;
 
 use crate::status::{PairCounters, Status, Vring, drop_reasons};
 
-/// The two ways of a frame, as the names of its counters begin.
+/// The two directions of a frame, which prefix the names of its counters.
 const WAYS: [&str; 2] = ["rx", "tx"];
 
-/// All of it.
+/// Formats the whole status.
 pub(super) fn whole(status: &Status) -> String {
     let Status { program, pid, uptime_seconds, .. } = status;
     let tables = [traffic(status), notifications(status), vrings(status)];
@@ -22,7 +22,7 @@ pub(super) fn whole(status: &Status) -> String {
     format!("{program}, process {pid}, up {}\n{}{tables}", time(*uptime_seconds), facts(status))
 }
 
-/// What moves, with rates where there is a status from `before`, and what is wrong.
+/// Formats the changing values, with rates if there is a status from `before`, and faults.
 pub(super) fn moving(status: &Status, before: Option<&Before<Status>>) -> String {
     let front_end = if status.front_end.is_some() { "front-end connected" } else { "no front-end" };
     let mut history = format!("process {}", status.pid);
@@ -37,7 +37,7 @@ pub(super) fn moving(status: &Status, before: Option<&Before<Status>>) -> String
     format!("{}, {front_end}, {history}\n{}{wrong}", interface(status), rates(status, before))
 }
 
-/// What does not change by the second.
+/// Formats the values that rarely change.
 fn facts(status: &Status) -> Table {
     let mut facts = Table::new([left(""), left("")]);
     let mut fact = |name: &str, text: String| facts.row([name.to_owned(), text]);
@@ -78,7 +78,7 @@ fn interface(status: &Status) -> String {
     format!("{} {}", status.interface, if status.interface_up { "up" } else { "down" })
 }
 
-/// Frames of each queue pair, with why some were dropped.
+/// Formats the frames of each queue pair, with reasons for drops.
 fn traffic(status: &Status) -> Table {
     let mut table = Table::new([
         right("pair"),
@@ -182,7 +182,7 @@ fn rates(status: &Status, before: Option<&Before<Status>>) -> Table {
     table
 }
 
-/// Each queue pair, both ways.
+/// Returns each queue pair with both directions.
 fn ways(status: &Status) -> impl Iterator<Item = (&PairCounters, &'static str)> {
     status.counters.iter().flat_map(|counters| WAYS.map(|way| (counters, way)))
 }
