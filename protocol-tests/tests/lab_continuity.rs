@@ -1,6 +1,6 @@
-//! volt-netd under a running volt-vmm guest: replaced and its worker killed, which the guest does not see;
-//! killed and started again, when TCP both ways goes on, its data checks, and the guest's kernel has nothing
-//! to say about it. The TAP exists before the daemon and stays when that is killed.
+//! volt-netd under a running volt-vmm guest. Replacing it or killing its worker is invisible to the guest.
+//! After a kill and restart, TCP continues both ways with correct data, and the guest's kernel reports
+//! nothing. The TAP exists before the daemon and survives it.
 
 use std::fs::File;
 use std::io::Read;
@@ -16,7 +16,7 @@ use protocol_tests::lab::process::Process;
 use protocol_tests::lab::traffic::{HOST, Traffic, value};
 use protocol_tests::lab::{PATIENCE, in_lab, program, rounds};
 
-/// An address that the far side gets when the guest has moved its data often enough.
+/// An address that the far side gets when the guest may stop moving data.
 const ENOUGH: &str = "10.77.0.9";
 
 fn netd(socket: &Path, options: &[&str]) -> Process {
@@ -24,14 +24,14 @@ fn netd(socket: &Path, options: &[&str]) -> Process {
     Process::start("volt-netd", command.args(["--tap", TAP, "--socket"]).arg(socket).args(options))
 }
 
-/// How long the daemon is away for once: `VOLT_AWAY` seconds, otherwise a few.
+/// Time without a daemon, once in the test: `VOLT_AWAY` seconds, by default a few.
 fn away() -> Duration {
     Duration::from_secs(
         std::env::var("VOLT_AWAY").map_or(4, |text| text.parse().expect("VOLT_AWAY is a number")),
     )
 }
 
-/// A random time.
+/// Returns a random time in milliseconds between `shortest` and `longest`.
 fn between(shortest: u64, longest: u64) -> Duration {
     let mut bytes = [0; 4];
     File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes)).expect("random bytes");
@@ -54,7 +54,7 @@ fn netd_killed_again_and_again_under_traffic() {
         ip(&["tuntap", "add", TAP, "mode", "tap"]);
         address(TAP);
         let traffic = Traffic::new();
-        // Not by the shell's function of that name: the signal is for the program.
+        // By its path, not by the shell's function of that name: the signal is for the program.
         let run = format!(
             "tcp_limit={}; dmesg -c >/dev/null; /usr/bin/ping -U -q -i 0.2 {HOST} >/tmp/ping & ping=$!; \
              until ping -q -c 1 -w 1 {ENOUGH} >/dev/null; do report round; {}; done; \
@@ -75,15 +75,15 @@ fn netd_killed_again_and_again_under_traffic() {
             daemon = netd(&socket, &[]);
             guest.wait_for("the back-end is back after", PATIENCE);
         }
-        // Away for long, and replaced by one with other options. Not while a connection is being made: a host
-        // that does not hear the end of that gives it up within this time.
+        // A long absence, then a daemon with other options. Not during a handshake: a host that never sees
+        // its end gives up within this time.
         guest.wait_for("VOLT tcp_out sha256", PATIENCE);
         sleep(Duration::from_millis(400));
         daemon.kill();
         sleep(away());
         daemon = netd(&socket, &["--queue-size", "512", "--mac", "52:54:00:00:00:99", "--mtu", "1400"]);
         guest.wait_for("the back-end is back after", PATIENCE);
-        // Stopped for a time that it may not notice.
+        // Stopped for a time that volt-vmm may not notice.
         sleep(Duration::from_millis(300));
         let pid = rustix::process::Pid::from_raw(daemon.id() as i32).expect("a process id");
         rustix::process::kill_process(pid, rustix::process::Signal::STOP).expect("stopped");
@@ -95,8 +95,8 @@ fn netd_killed_again_and_again_under_traffic() {
         assert_eq!(guest.wait_exit(PATIENCE).code(), Some(0));
 
         let output = guest.output();
-        let losses = output.iter().filter(|line| line.contains("the back-end has gone (")).count();
-        // The stop may be a loss or not.
+        let losses = output.iter().filter(|line| line.contains("the back-end disconnected (")).count();
+        // The stop may count as a loss.
         assert!((kills + 1..=kills + 2).contains(&losses), "one line for each of {kills} and one: {losses}");
         let reports = guest.reports();
         let rounds: Vec<_> = reports.split(|report| report == "round").skip(1).collect();
@@ -107,10 +107,10 @@ fn netd_killed_again_and_again_under_traffic() {
         assert_eq!(value(&reports, "complaints"), "0", "{reports:?}");
         let pings: Vec<usize> =
             value(&reports, "pings").split(' ').map(|n| n.parse().expect("a number")).collect();
-        // Requests wait in the vring; what a kill takes is what is between there and the far side at that
-        // moment. The answers are another matter: for up to a second after the TAP's carrier is back, the
-        // host drops what it sends there, which at five a second is five of them. The ring, which TCP shares,
-        // and ping's socket hold what is sent in twenty seconds; the rest is never sent.
+        // Requests wait in the vring; a kill loses those between the vring and the far side. Answers are lost
+        // for longer: for up to a second after the TAP's carrier is back, the host drops its frames, which is
+        // five answers at five a second. The ring, which TCP shares, and ping's socket hold the requests of
+        // twenty seconds; the rest is never sent.
         let unsent = 5 * away().as_secs().saturating_sub(20) as usize;
         let most = (5 + 2) * (kills + 2) + unsent;
         assert!(pings[1] > 0 && pings[0] - pings[1] <= most, "{pings:?} sent and answered");

@@ -1,7 +1,7 @@
-//! What the back-end asks for by itself, on the channel that it was given by SET_BACKEND_REQ_FD. Of its
-//! requests one is understood: that its configuration space is another.
+//! The back-end's own requests, on the channel of SET_BACKEND_REQ_FD. One of them is supported: its
+//! configuration space has changed.
 //!
-//! The crate's handler waits for the rest of a message that has begun; here nothing is waited for.
+//! The crate's handler waits for the rest of a message that has begun. This code waits for nothing.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -17,36 +17,36 @@ const REPLY: u32 = 4;
 const NEED_REPLY: u32 = 8;
 
 const HEADER: usize = 12;
-/// Longest body of any request of a back-end, with room.
+/// Longest body of any request of a back-end, with some room.
 const LONGEST: u32 = 4096;
-/// Most bytes taken before the thread looks at something else.
+/// Most bytes taken before the thread does something else.
 const AT_ONCE: usize = 4096;
 
 /// The front-end's end of the channel.
 pub(super) struct BackendChannel {
     socket: UnixStream,
-    /// What has come of the next messages.
+    /// The received part of the next messages.
     bytes: Vec<u8>,
 }
 
 impl BackendChannel {
-    /// A new channel, with the end that is the back-end's.
+    /// Creates a channel, and returns it with the back-end's end.
     ///
     /// # Errors
     ///
-    /// When the process may open no more files.
+    /// Fails if the process may open no more files.
     pub(super) fn new() -> io::Result<(BackendChannel, UnixStream)> {
         let (socket, theirs) = UnixStream::pair()?;
         socket.set_nonblocking(true)?;
         Ok((BackendChannel { socket, bytes: Vec::new() }, theirs))
     }
 
-    /// Takes what has come, and answers what wants an answer. Whether the configuration space is said to be
-    /// another.
+    /// Takes the received requests, and answers those that need an answer. Returns whether the configuration
+    /// space has changed.
     ///
     /// # Errors
     ///
-    /// When the channel has ended, carries no messages, or its other end does not read.
+    /// Fails if the channel has ended, carries no valid messages, or its other end does not read.
     pub(super) fn take(&mut self) -> io::Result<bool> {
         let mut piece = [0; AT_ONCE];
         match self.socket.read(&mut piece) {
@@ -59,7 +59,7 @@ impl BackendChannel {
         while let Some((request, flags)) = self.next()? {
             changed |= request == CONFIG_CHANGE;
             if request != CONFIG_CHANGE {
-                debug!("the back-end's own request {request} is not understood");
+                debug!("the back-end's own request {request} is not supported");
             }
             if flags & NEED_REPLY != 0 {
                 self.answer(request, u64::from(request != CONFIG_CHANGE))?;
@@ -68,7 +68,7 @@ impl BackendChannel {
         Ok(changed)
     }
 
-    /// Number and flags of the next message that has come whole.
+    /// Returns number and flags of the next complete message.
     fn next(&mut self) -> io::Result<Option<(u32, u32)>> {
         let Some(header) = self.bytes.first_chunk::<HEADER>() else { return Ok(None) };
         let mut words = header.as_chunks().0.iter().copied().map(u32::from_ne_bytes);
@@ -86,7 +86,7 @@ impl BackendChannel {
 
     fn answer(&mut self, request: u32, status: u64) -> io::Result<()> {
         let header = [request, VERSION | REPLY, 8].map(u32::to_ne_bytes);
-        // Whole or not at all, as the socket does not wait.
+        // Written completely or not at all, because the socket is non-blocking.
         self.socket.write_all(&[header.as_flattened(), &status.to_ne_bytes()].concat())
     }
 }
@@ -144,7 +144,7 @@ mod tests {
         assert_eq!(ours.take().unwrap_err().kind(), ErrorKind::UnexpectedEof);
     }
 
-    /// A back-end that asks and never reads the answers is not listened to any more.
+    /// A back-end that sends requests and never reads the answers is no longer served.
     #[test]
     fn answers_that_nobody_reads_end_the_channel() {
         let (mut ours, mut theirs) = BackendChannel::new().unwrap();

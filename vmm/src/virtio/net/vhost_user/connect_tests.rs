@@ -1,4 +1,4 @@
-//! Finding a back-end, and the handshake with it: what is waited for, and what is refused by name.
+//! Connecting to a back-end, and the handshake: waits and refusals.
 
 use std::fs;
 use std::os::unix::net::UnixListener;
@@ -35,7 +35,7 @@ fn an_absent_back_end_is_waited_for_as_long_as_allowed() {
     let error = VhostUserNet::connect(&short, &Arc::default()).err().unwrap().to_string();
     assert!(started.elapsed() >= Duration::from_millis(300));
     assert!(error.contains(path.to_str().unwrap()) && error.contains("volt-netd"), "{error}");
-    // A socket that a dead daemon left behind is as none.
+    // A socket that a dead daemon left behind counts as absent.
     drop(UnixListener::bind(&path).unwrap());
     assert!(matches!(
         VhostUserNet::connect(&short, &Arc::default()),
@@ -49,7 +49,7 @@ fn a_path_where_no_back_end_can_be_is_not_waited_for() {
     let datagrams = dir.path().join("datagrams");
     let _other = std::os::unix::net::UnixDatagram::bind(&datagrams).unwrap();
     fs::write(&path, "precious").unwrap();
-    // The system itself takes this one, and no back-end can listen there.
+    // The system accepts this path for a file, but no back-end can listen there.
     let long = dir.path().join("x".repeat(107 - dir.path().as_os_str().len()));
     for (path, why) in [(path, "no socket"), (datagrams, "datagrams"), (long, "108 bytes")] {
         let error = VhostUserNet::connect(&config(&path, 1), &Arc::default()).err().unwrap();

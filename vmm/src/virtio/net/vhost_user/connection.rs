@@ -1,5 +1,5 @@
-//! Finding the back-end's socket, and an end to whatever blocks on it: by a limit in time, or by another
-//! thread.
+//! Connecting to the back-end, and interrupting calls that block on its socket: after a time limit, or by
+//! another thread.
 
 use std::io;
 use std::net::Shutdown;
@@ -18,13 +18,13 @@ use volt_program::unix;
 use crate::opener;
 use crate::sandbox::{self, lists::BACK_END};
 
-/// Between two attempts to connect.
+/// Interval of the attempts to connect.
 const RETRY: Duration = Duration::from_millis(100);
 
 /// Why no back-end was found.
 #[derive(Debug, Error)]
 pub enum ConnectError {
-    /// Nobody listened for as long as was allowed.
+    /// Nothing listened within the limit.
     #[error(
         "no network back-end at {} after {} s: start one, like 'volt-netd --tap tap0 --socket {}', or allow \
          more time with --net-timeout",
@@ -36,18 +36,18 @@ pub enum ConnectError {
         /// The limit that passed.
         waited: Duration,
     },
-    /// Waiting would not help: no permission, a path that is too long, a file that is no socket.
+    /// Waiting would not help: no permission, a path that is too long, or a file that is not a socket.
     #[error("cannot connect to the network back-end at {}", socket.display())]
     Refused {
         /// Path of the socket.
         socket: PathBuf,
-        /// The reason.
+        /// The error.
         #[source]
         source: unix::ConnectError,
     },
 }
 
-/// Connects to the socket at `path`, as soon as somebody listens there; `limit` bounds the wait.
+/// Connects to the socket at `path`, as soon as a back-end listens there. `limit` bounds the wait.
 ///
 /// # Errors
 ///
@@ -75,7 +75,7 @@ pub fn connect(path: &Path, limit: Option<Duration>) -> Result<UnixStream, Conne
     }
 }
 
-/// Whether that is how [`try_connect`] fails while no back-end is there: no socket yet, or a stale one, or
+/// Returns whether [`try_connect`] fails like this while there is no back-end: no socket yet, a stale one, or
 /// a listener too busy to accept.
 pub(super) fn is_absent(error: &unix::ConnectError) -> bool {
     use io::ErrorKind::{ConnectionRefused, Interrupted, NotFound, WouldBlock};
@@ -83,14 +83,14 @@ pub(super) fn is_absent(error: &unix::ConnectError) -> bool {
     matches!(error.kind(), NotFound | ConnectionRefused | WouldBlock | Interrupted)
 }
 
-/// Connects to the socket at `path` without waiting for anything.
+/// Connects to the socket at `path` without waiting.
 pub(super) fn try_connect(path: &Path) -> Result<UnixStream, unix::ConnectError> {
     let stream = opener::connect(path)?;
     stream.set_nonblocking(false)?;
     Ok(stream)
 }
 
-/// Lets one thread end what another waits for on a connection.
+/// Lets one thread interrupt the wait of another on a connection.
 #[derive(Default)]
 pub(super) struct Cancellation(Mutex<State>);
 
@@ -98,18 +98,18 @@ pub(super) struct Cancellation(Mutex<State>);
 struct State {
     /// The connection in use.
     stream: Option<UnixStream>,
-    /// This connection was shut down.
+    /// Whether this connection was shut down.
     cancelled: bool,
-    /// No connection is to be used.
+    /// Whether no connection may be used.
     forbidden: bool,
 }
 
 impl Cancellation {
-    /// Takes note of the connection that is used from here on; false when none is to be used now.
+    /// Registers the connection that is used from here on. Returns false if none may be used now.
     ///
     /// # Errors
     ///
-    /// When the process may open no more files.
+    /// Fails if the process may open no more files.
     pub(super) fn attach(&self, stream: &UnixStream) -> io::Result<bool> {
         let copy = stream.try_clone()?;
         let mut state = self.state();
@@ -120,12 +120,12 @@ impl Cancellation {
         Ok(true)
     }
 
-    /// Forgets the connection, which its user closes.
+    /// Removes the connection. Its user closes it.
     pub(super) fn detach(&self) {
         self.state().stream = None;
     }
 
-    /// Shuts the connection down, and keeps another from being used until [`Cancellation::allow`].
+    /// Shuts the connection down, and forbids further ones until [`Cancellation::allow`].
     pub(super) fn cancel(&self) {
         let mut state = self.state();
         state.forbidden = true;
@@ -141,7 +141,7 @@ impl Cancellation {
         self.state().forbidden = false;
     }
 
-    /// Whether it was [`Cancellation::cancel`] that ended the connection.
+    /// Returns whether [`Cancellation::cancel`] ended the connection.
     pub(super) fn has_cancelled(&self) -> bool {
         self.state().cancelled
     }
@@ -151,14 +151,14 @@ impl Cancellation {
     }
 }
 
-/// Runs `work`, which blocks on `stream`, and shuts the stream down after `limit`, so that `work` comes to
-/// an end. The flag says whether that was necessary.
+/// Runs `work`, which blocks on `stream`. Shuts the stream down after `limit`, so that `work` ends. The flag
+/// tells whether that was necessary.
 ///
-/// A time-out of the socket itself would not do: the vhost crate repeats a call that ends with EAGAIN.
+/// A time-out of the socket would not work: the vhost crate repeats a call that ends with EAGAIN.
 ///
 /// # Errors
 ///
-/// When there can be no thread to keep the time; then `work` has not run.
+/// Fails if no thread for the timer can be created. Then `work` has not run.
 pub fn within<T>(limit: Duration, stream: &UnixStream, work: impl FnOnce() -> T) -> io::Result<(T, bool)> {
     let (done, wait) = mpsc::channel::<()>();
     let late = AtomicBool::new(false);

@@ -1,4 +1,4 @@
-//! The front-end with the session and the data path of volt-netd, over sockets in place of a TAP.
+//! The front-end with the session and the data path of volt-netd, over sockets instead of a TAP.
 
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,19 +25,19 @@ const CONTROL: u64 = BUFFERS + 0x10_0000;
 /// A daemon's main loop without the daemon, for any number of connections.
 struct Daemon {
     stop: Arc<AtomicBool>,
-    /// Ends the connection of the moment.
+    /// Ends the present connection.
     hang_up: Arc<AtomicBool>,
     /// Whether the port's interface is up.
     up: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
-    /// The far end of each pair.
+    /// The other end of each pair.
     wires: Vec<UnixDatagram>,
     dir: TempDir,
 }
 
 impl Daemon {
     fn start(pairs: u16, mac: Mac) -> Daemon {
-        // Without it the signal that gets a slow worker out of a call would end the tests.
+        // Without it, the signal that interrupts a slow worker's call would end the tests.
         let dir = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(dir.path().join("net.sock")).unwrap();
         let (wires, ports): (Vec<_>, Vec<_>) = (0..pairs).map(|_| UnixDatagram::pair().unwrap()).unzip();
@@ -80,7 +80,7 @@ impl Drop for Daemon {
     }
 }
 
-/// Sockets that can be set down, as an interface can.
+/// Sockets that can be set down, like an interface.
 #[derive(Debug)]
 struct Switched {
     port: SocketPort,
@@ -158,7 +158,7 @@ fn serve(mut channel: Channel, device: &mut NetDevice, is_over: impl Fn() -> boo
     session.close(device).unwrap();
 }
 
-/// A frame each way over `pair`.
+/// Exchanges a frame each way over `pair`.
 fn exchange(driver: &mut Driver, daemon: &Daemon, pair: u16, fill: u8) {
     let wire = &daemon.wires[usize::from(pair)];
     let frame = [[0; 12].as_slice(), &[fill; 100]].concat();
@@ -189,7 +189,7 @@ fn configuration_and_features_are_volt_netds() {
     assert!(device.features().contains(offload.union(Features::NET_MTU).union(Features::IN_ORDER)));
 }
 
-/// Frames and resets, one connection after the other on one daemon.
+/// Frames and resets, with one connection after the other to one daemon.
 #[test]
 fn frames_through_volt_netds_data_path() {
     let daemon = Daemon::start(1, Mac([2, 0, 0, 0, 0, 1]));
@@ -238,7 +238,7 @@ fn more_pairs_than_volt_netd_has_are_refused() {
     }
 }
 
-/// The driver's side of a ring of single buffers: which the device has, and what it gives back.
+/// The driver's side of a ring of single buffers: which buffers the device has, and which ones it returns.
 struct Account {
     index: u16,
     at_device: [bool; 16],
@@ -262,7 +262,7 @@ impl Account {
         driver.kick(self.index);
     }
 
-    /// Takes back what the device used; each must have been at the device.
+    /// Takes back the used buffers. The device must have had each of them.
     fn take(&mut self, driver: &Driver) -> usize {
         let ring = driver.rings[&self.index].used;
         let word = |at, len: usize| {
@@ -281,8 +281,7 @@ impl Account {
     }
 }
 
-/// Twenty connections that end under traffic both ways: each descriptor is returned once, and none is
-/// lost.
+/// Twenty connections end under traffic both ways. Each descriptor is returned once, and none is lost.
 #[test]
 fn every_descriptor_comes_back_once_over_twenty_losses() {
     let daemon = Daemon::start(1, Mac([2, 0, 0, 0, 0, 1]));
@@ -324,7 +323,7 @@ fn every_descriptor_comes_back_once_over_twenty_losses() {
         last = traffic(&mut driver, &|_| is_back() || is_late());
         assert!(is_back(), "back after loss {losses}");
     }
-    // All that was offered comes back now, when there is a frame for each buffer.
+    // All offered buffers come back now, when there is a frame for each.
     eventually("every TX descriptor", || {
         let mut seen = [0; 256];
         while wire.recv(&mut seen).is_ok() {}
@@ -338,8 +337,8 @@ fn every_descriptor_comes_back_once_over_twenty_losses() {
     });
 }
 
-/// The interface behind the daemon goes down and comes up: the guest sees it by its configuration and an
-/// interrupt, and that of the next connection as it is by then.
+/// The interface behind the daemon goes down and up. The guest sees it in its configuration, with an
+/// interrupt. After a reconnection it sees the present state.
 #[test]
 fn the_guest_sees_the_daemons_link() {
     const CONFIG: u32 = 2;
@@ -356,7 +355,7 @@ fn the_guest_sees_the_daemons_link() {
         driver.write(VIRTIO_MMIO_INTERRUPT_ACK, CONFIG);
         exchange(&mut driver, &daemon, 0, 1);
     }
-    // The next one has it up by the time it is there.
+    // The next connection starts with the link up.
     daemon.up.store(true, Ordering::Release);
     daemon.hang_up.store(true, Ordering::Release);
     eventually("the next connection", || monitor.state().losses == 1 && monitor.state().is_connected());

@@ -1,4 +1,4 @@
-//! What goes wrong in the conversation with a back-end, by the name of the message.
+//! Errors of the protocol with a back-end, with the name of the message.
 
 use std::io;
 use std::time::Duration;
@@ -9,19 +9,19 @@ use vhost::vhost_user::Error as Socket;
 use vm_memory::GuestMemoryError;
 use volt_virtio::features::{Class, Features};
 
-/// Time for a back-end to answer a group of requests. Long, as a loaded host is no reason to give it up.
+/// Time for a back-end to answer a group of requests. Long, because a loaded host is no reason to disconnect.
 pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
-/// Why a back-end cannot be used, or can no more.
+/// Why a back-end cannot be used, or no longer.
 #[derive(Debug, Error)]
 pub enum SessionError {
-    /// Virtio 0.9.
+    /// The back-end knows only virtio 0.9.
     #[error("it offers no VERSION_1: it is too old for this device")]
     NoVersion1,
-    /// No vring of it could be enabled and disabled.
-    #[error("it offers no PROTOCOL_FEATURES: it is no vhost-user back-end that can be used here")]
+    /// Its vrings cannot be enabled and disabled.
+    #[error("it offers no PROTOCOL_FEATURES: volt-vmm cannot use it")]
     NoProtocolFeatures,
-    /// Too few vrings.
+    /// It has too few vrings.
     #[error(
         "it serves {offered} queue pairs and {asked} are asked for: give it more (volt-netd --queues \
          {asked}) or lower queues="
@@ -32,57 +32,57 @@ pub enum SessionError {
         /// Pairs of the back-end.
         offered: u64,
     },
-    /// The guest uses what this back-end does not have.
+    /// It lacks features that the guest uses.
     #[error("it lacks features that the guest uses: {}", .0.named(Class::Net))]
     Features(Features),
-    /// The guest may use what this back-end does not have.
+    /// It lacks features that the guest may use.
     #[error("it lacks features that the guest was offered: {}", .0.named(Class::Net))]
     Offered(Features),
-    /// Nothing came back.
+    /// It did not answer.
     #[error("it gave no answer to {request} within {} s", ANSWER_LIMIT.as_secs())]
     Late {
         /// The message.
         request: &'static str,
     },
-    /// The connection ended.
+    /// It closed the connection.
     #[error("it closed the connection at {request}; its own log should say why")]
     Closed {
         /// The message.
         request: &'static str,
     },
-    /// The answer was an error.
+    /// It answered with an error.
     #[error("it refused {request}; its own log should say why")]
     Refused {
         /// The message.
         request: &'static str,
     },
-    /// A message went wrong in another way.
+    /// A message failed in another way.
     #[error("{request} failed")]
     Request {
         /// The message.
         request: &'static str,
-        /// How.
+        /// The error.
         #[source]
         source: vhost::Error,
     },
-    /// A vring's address has no place in this process.
+    /// A vring's address does not exist in this process.
     #[error("vring {index} is not in guest memory")]
     Vring {
         /// The vring.
         index: u16,
-        /// Which address.
+        /// The error of the address.
         #[source]
         source: GuestMemoryError,
     },
     /// Guest memory cannot be shared.
     #[error("guest memory is not backed by a file that the back-end could map")]
     NotShared,
-    /// No more threads or files.
+    /// There are no more threads or files.
     #[error("the host is out of resources")]
     Host(#[source] io::Error),
 }
 
-/// Names the message that a result belongs to.
+/// Adds the name of a message to its result.
 pub(super) fn named<T>(request: &'static str, result: vhost::Result<T>) -> Result<T, SessionError> {
     match &result {
         Ok(_) => debug!("vhost-user: {request}"),

@@ -1,8 +1,8 @@
-//! The device's end of the thread that looks after the back-end.
+//! The device's interface to the thread of its back-end.
 //!
-//! [`Link::spawn`] gives the thread ([`BackendThread`]) the first session. [`Link::start`] hands it an
-//! activation and returns at once; [`Link::stop`] takes it back and waits, for [`STOP_LIMIT`] at most: then
-//! the connection is shut down, which ends whatever the thread waits for.
+//! [`Link::spawn`] gives the thread ([`BackendThread`]) the first session. [`Link::start`] passes an
+//! activation to it and returns at once. [`Link::stop`] takes the activation back and waits [`STOP_LIMIT`] at
+//! most. Then it shuts the connection down, which ends any wait of the thread.
 
 use std::io;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
@@ -22,7 +22,7 @@ use crate::virtio::net::vhost_user::setup::Setup;
 use crate::virtio::net::vhost_user::shared::{Command, Requirements, STOP_LIMIT, Shared};
 use crate::virtio::net::vhost_user::thread::BackendThread;
 
-/// The device's end of the thread; dropping it ends the thread and closes the connection.
+/// The device's interface to the thread. Dropping it ends the thread and closes the connection.
 pub struct Link {
     commands: Sender<Command>,
     shared: Arc<Shared>,
@@ -30,34 +30,34 @@ pub struct Link {
     started: bool,
 }
 
-/// Makes the thread look at its activation again.
+/// Makes the thread check its activation again.
 #[derive(Clone)]
 pub struct Waker(Arc<Shared>);
 
 impl Waker {
-    /// Says that the number of active pairs is another.
+    /// Reports a change of the active pairs or offloads.
     pub fn wake(&self) {
         self.0.wake.notify();
     }
 }
 
-/// Shows how the link is, from any thread and for as long as one likes.
+/// Shows the state of the link, from any thread and at any time.
 #[derive(Clone)]
 pub struct Monitor(Arc<Shared>);
 
 impl Monitor {
-    /// How the link is and was.
+    /// Returns the state of the link.
     pub fn state(&self) -> LinkState {
         *self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Link {
-    /// Starts the thread on a session after its handshake; `label` begins its log lines.
+    /// Starts the thread with a session after its handshake. `label` starts its log lines.
     ///
     /// # Errors
     ///
-    /// When the process may have no more threads or files.
+    /// Fails if the process may have no more threads or files.
     pub fn spawn(
         label: String,
         session: Session,
@@ -76,35 +76,36 @@ impl Link {
         Ok(Link { commands, shared, thread: Some(thread), started: false })
     }
 
-    /// For who wants to know how the link is and was.
+    /// Returns a view of the link's state.
     pub fn monitor(&self) -> Monitor {
         Monitor(self.shared.clone())
     }
 
-    /// For who changes what the thread has.
+    /// Returns a handle that wakes the thread after a change.
     pub fn waker(&self) -> Waker {
         Waker(self.shared.clone())
     }
 
-    /// Gives the thread an activation; the back-end is set up from it later, and at each return.
+    /// Passes an activation to the thread. The thread sets up the back-end with it, now and after each
+    /// reconnection.
     pub fn start(&mut self, setup: Setup) {
         self.started = true;
         self.send(Command::Start(Box::new(setup)));
     }
 
-    /// Takes the activation away, and waits until neither thread nor back-end use it. A back-end that
-    /// does not give it back in time loses its connection.
+    /// Takes the activation back, and waits until neither thread nor back-end use it. A back-end that does
+    /// not stop in time loses its connection.
     pub fn stop(&mut self) {
         if !std::mem::take(&mut self.started) {
             return;
         }
         let (done, wait) = mpsc::channel();
-        // Whoever is still shaking hands has no vrings, so nothing has to be waited for.
+        // During a handshake the back-end has no vrings, so there is no need to wait.
         let grace = if self.monitor().state().is_connected() { STOP_LIMIT } else { Duration::ZERO };
         self.send(Command::Stop { done });
         if wait.recv_timeout(grace) == Err(RecvTimeoutError::Timeout) {
             self.shared.cancellation.cancel();
-            // Soon now. An error is the end of the thread.
+            // This is soon. An error is the end of the thread.
             let _ = wait.recv();
             self.shared.cancellation.allow();
         }
@@ -122,7 +123,7 @@ impl Drop for Link {
         self.send(Command::Quit);
         self.shared.cancellation.cancel();
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
-            error!(event = "thread_panicked"; "a network device's thread ended in a panic");
+            error!(event = "thread_panicked"; "a network device's thread ended with a panic");
         }
     }
 }

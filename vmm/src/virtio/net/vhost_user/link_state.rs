@@ -1,31 +1,31 @@
-//! How often and how long the back-end was away, and when it is tried again.
+//! Counters of the back-end's absences, and the delays between attempts to reconnect.
 
 use std::time::{Duration, Instant};
 
-/// What an operator wants to know about the link to a back-end.
+/// The state of the link to a back-end, for an operator.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LinkState {
-    /// Since when the back-end is away; `None` while it is there.
+    /// Start of the present absence. `None` while the back-end is connected.
     pub away_since: Option<Instant>,
-    /// How often it has gone since the device was made.
+    /// How often the back-end disconnected since the device was created.
     pub losses: u64,
-    /// How long it was away, all absences together but for one that lasts.
+    /// Total time of all absences, without the present one.
     pub away_total: Duration,
 }
 
 impl LinkState {
-    /// Whether a back-end is there, after its handshake.
+    /// Returns whether a back-end is connected, and its handshake is done.
     pub fn is_connected(&self) -> bool {
         self.away_since.is_none()
     }
 
-    /// The back-end has gone at `now`.
+    /// Records that the back-end disconnected at `now`.
     pub(super) fn lost(&mut self, now: Instant) {
         self.away_since = Some(now);
         self.losses += 1;
     }
 
-    /// The back-end is back at `now`; answers how long it was away.
+    /// Records that the back-end is back at `now`. Returns the length of the absence.
     pub(super) fn found(&mut self, now: Instant) -> Duration {
         let away = self.away_since.take().map_or(Duration::ZERO, |since| now.duration_since(since));
         self.away_total += away;
@@ -33,7 +33,7 @@ impl LinkState {
     }
 }
 
-/// The time between two attempts: none before the first, then longer each time.
+/// The delay between two attempts: none before the first, then longer each time.
 #[derive(Default)]
 pub(super) struct Backoff {
     last: Option<Duration>,
@@ -43,7 +43,7 @@ impl Backoff {
     const SHORTEST: Duration = Duration::from_millis(10);
     const LONGEST: Duration = Duration::from_secs(1);
 
-    /// How long to wait before the next attempt.
+    /// Returns the delay before the next attempt.
     pub(super) fn delay(&mut self) -> Duration {
         let delay = match self.last {
             None => Duration::ZERO,
@@ -53,7 +53,7 @@ impl Backoff {
         delay
     }
 
-    /// The next attempt is a first one again.
+    /// Makes the next attempt count as a first one.
     pub(super) fn reset(&mut self) {
         self.last = None;
     }

@@ -1,51 +1,50 @@
-//! The network device whose data path is another process: a vhost-user-net front-end.
+//! A network device whose data path is another process: a vhost-user-net front-end.
 //!
-//! [`VhostUserNet::connect`] waits for the back-end, agrees with it on features and reads its configuration,
-//! once. A thread ([`thread`]) then owns the connection: it sets the back-end up at each activation, stops it
-//! at each reset, and looks after it. The control vring is served here, as for every network device
-//! ([`control`]). No vCPU waits for the back-end but at a reset, which has to know that the vrings are no
-//! longer written to, and that for a bounded time.
+//! [`VhostUserNet::connect`] waits for the back-end, negotiates features and reads its configuration, once.
+//! Then a thread ([`thread`]) owns the connection: it sets the back-end up at each activation, stops it at
+//! each reset, and watches it. The control vring is served here, as for every network device ([`control`]). A
+//! vCPU waits for the back-end only at a reset, which must know that the vrings are no longer written, and
+//! only for a bounded time.
 //!
-//! # When the back-end goes
+//! # When the back-end disconnects
 //!
-//! It may end, break off, refuse or hang at any moment, in the middle of a request too; the guest runs on. A
-//! hung one is found by the limit on each group of requests ([`ANSWER_LIMIT`](error::ANSWER_LIMIT)), of which
-//! one that changes nothing is sent every two seconds. The socket is then tried at once, and after 10 ms, 20
-//! ms and so on up to every second, for ever.
+//! The back-end may end, disconnect, refuse or hang at any moment, also in the middle of a request. The guest
+//! keeps running. The limit on each group of requests ([`ANSWER_LIMIT`](error::ANSWER_LIMIT)) finds a hung
+//! back-end; a request that changes nothing is sent every two seconds. Then volt-vmm tries to reconnect at
+//! once, after 10 ms, 20 ms and so on, up to every second, forever.
 //!
-//! - **What comes back is set up whole**: features, memory table, each vring with its used index from
+//! - **A new connection gets the whole set-up**: features, memory table, each vring with its used index from
 //!   guest memory as base, kick and call, and the active pairs enabled. A back-end that completes its
-//!   vrings in order finds there exactly what nobody has done, so that every descriptor is returned once.
-//!   Then each vring is kicked and its interrupt raised, as the one before may have taken a kick or left
-//!   an interrupt out.
-//! - **It has to be what the guest knows**: the features that the guest acknowledged (or was offered, as
-//!   long as it has not acknowledged any) and as many pairs. Otherwise one line names what is missing,
-//!   and it is tried again. MAC and MTU stay those of the first connection.
-//! - **Its link is the guest's**, for a back-end that can say when it goes down or comes up (BACKEND_REQ and
-//!   CONFIG, as volt-netd has them): by `status` and a configuration interrupt.
-//! - **The guest sees nothing of it**, unless `link-down-after=SECONDS` makes its link go down, by a
+//!   vrings in order finds there exactly the unfinished work, so that every descriptor is returned once.
+//!   Then each vring is kicked and its interrupt raised, because the previous back-end may have consumed a
+//!   kick or left out an interrupt.
+//! - **The new back-end must match what the guest knows**: it needs the features that the guest acknowledged
+//!   (or was offered, as long as it has not acknowledged any) and as many pairs. Otherwise one log line
+//!   names the missing feature, and volt-vmm retries. MAC and MTU stay those of the first connection.
+//! - **The guest's link follows the back-end's**, if the back-end can report changes (BACKEND_REQ and CONFIG,
+//!   like volt-netd): by `status` and a configuration interrupt.
+//! - **The guest does not notice the absence**, unless `link-down-after=SECONDS` sets its link down, with a
 //!   configuration interrupt, when the back-end stays away that long.
-//! - **A back-end that hangs is not dead**: it loses its connection, yet what it does to guest memory
-//!   before it reads of that, nobody can prevent from here. Who starts another one in its place ends the
-//!   first before.
+//! - **A back-end that hangs is not dead**: it loses its connection, but until it notices, this process
+//!   cannot stop its accesses to guest memory. End it before you start another one in its place.
 //!
 //! # While the machine is paused
 //!
-//! The back-end's rings run on: it sends what the guest has left in them, and receives until the guest's
-//! buffers are full, where it stops by itself. Stopping them would take a conversation with a process that
-//! may be away or hang, once at the pause and once at its end.
+//! The back-end's rings continue. It sends the frames in them, and receives until the guest's buffers are
+//! full. Stopping them would need requests to a process that may be away or hang, once at the pause and once
+//! at its end.
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`connection`] | finding the back-end's socket; an end to what blocks on it |
-//! | [`error`] | what goes wrong in the conversation |
-//! | [`session`] | the vhost-user conversation: handshake, set-up, stop |
-//! | `backend_channel` | what the back-end asks for by itself: that its configuration is read anew |
-//! | [`setup`] | what the back-end is told, and what the driver changes of it |
-//! | [`link_state`] | how often and how long it was away, when it is tried again |
-//! | [`shared`] | what the device and the thread share |
-//! | `thread` | the thread: activation, reset, the back-end's coming and going |
-//! | [`link`] | the device's end of the thread |
+//! | [`connection`] | connecting to the back-end; interrupting calls that block on its socket |
+//! | [`error`] | errors of the protocol |
+//! | [`session`] | the vhost-user protocol: handshake, set-up, stop |
+//! | `backend_channel` | the back-end's own requests: its configuration has changed |
+//! | [`setup`] | the back-end's settings, and the driver's changes of them |
+//! | [`link_state`] | counters of absences, delays between attempts |
+//! | [`shared`] | state shared by the device and the thread |
+//! | `thread` | the thread: activation, reset, reconnection |
+//! | [`link`] | the device's interface to the thread |
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -81,35 +80,35 @@ pub mod setup;
 pub mod shared;
 mod thread;
 
-// A PCI function has vectors for two vrings of each pair, and for the control vring; vhost-user's 8 bits name
-// a few more.
+// A PCI function has vectors for two vrings of each pair and for the control vring. The 8 bits of vhost-user
+// allow a few more.
 const _: () = assert!(2 * MAX_QUEUE_PAIRS as usize + 1 == MAX_VRINGS);
 
-/// Why there is no network device.
+/// Why a network device cannot be created.
 #[derive(Debug, Error)]
 pub enum VhostUserNetError {
-    /// Nobody answers at the socket.
+    /// Nothing listens at the socket.
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    /// The back-end does not do what is needed.
+    /// The back-end lacks something, or its connection broke.
     #[error("network back-end at {socket}")]
     Session {
         /// Path of the socket.
         socket: String,
-        /// What is missing, or what broke.
+        /// The error.
         #[source]
         source: SessionError,
     },
-    /// More queue pairs than a device has, or none.
-    #[error("{0} queue pairs asked for: 1 to {MAX_QUEUE_PAIRS} are possible")]
+    /// The number of queue pairs is not possible.
+    #[error("{0} queue pairs are not possible: choose 1 to {MAX_QUEUE_PAIRS}")]
     Pairs(u16),
     /// An MTU that virtio does not allow.
-    #[error("an MTU of {0} bytes is less than the smallest, {MIN_MTU}")]
+    #[error("an MTU of {0} bytes is too small: the smallest is {MIN_MTU}")]
     Mtu(u16),
-    /// No random bytes for an address.
+    /// There are no random bytes for an address.
     #[error("no random MAC address: give one with mac=")]
     Random(#[source] getrandom::Error),
-    /// No thread, no eventfd.
+    /// There is no thread or eventfd.
     #[error("cannot start a thread for the network device")]
     Thread(#[source] std::io::Error),
 }
@@ -121,7 +120,7 @@ pub struct VhostUserNet {
     features: Features,
     pairs: u16,
     vring_sizes: Vec<u16>,
-    /// The address after a reset; the driver may set another by the control vring.
+    /// The address after a reset. The driver may set another one with the control vring.
     mac: Mac,
     config: Arc<Mutex<NetConfig>>,
     gate: Arc<PauseGate>,
@@ -131,13 +130,13 @@ pub struct VhostUserNet {
 }
 
 impl VhostUserNet {
-    /// Waits for the back-end as long as `config` says, and agrees with it on what the guest is offered.
+    /// Waits for the back-end as long as `config` allows, and negotiates the guest's features with it.
     ///
-    /// Blocks; interrupting the process is the way to give up early.
+    /// Blocks. Interrupt the process to give up early.
     ///
     /// # Errors
     ///
-    /// No back-end in time, or one that lacks what is needed. See [`VhostUserNetError`].
+    /// Fails if no back-end appears in time, or if it lacks something. See [`VhostUserNetError`].
     pub fn connect(
         config: &NetSocketConfig,
         gate: &Arc<PauseGate>,
@@ -185,13 +184,13 @@ impl VhostUserNet {
         })
     }
 
-    /// Shows whether the back-end is there, how often it has gone and how long it was away.
+    /// Returns a view of the connection: whether it exists, how often it was lost, and for how long.
     pub fn monitor(&self) -> Monitor {
         self.link.monitor()
     }
 }
 
-/// Features and configuration for the guest, from command line and back-end.
+/// Returns features and configuration for the guest, from command line and back-end.
 fn offer(config: &NetSocketConfig, session: &Session) -> Result<(Features, NetConfig), VhostUserNetError> {
     let theirs = session.config();
     let valid = |feature| theirs.filter(|_| session.features().contains(feature));
@@ -199,7 +198,7 @@ fn offer(config: &NetSocketConfig, session: &Session) -> Result<(Features, NetCo
         Some(mac) => mac,
         None => Mac::random().map_err(VhostUserNetError::Random)?,
     };
-    // A back-end's bad MTU is as none; one on the command line deserves an answer.
+    // A back-end's bad MTU is ignored. A bad one on the command line is an error.
     if let Some(mtu) = config.mtu.filter(|mtu| *mtu < MIN_MTU) {
         return Err(VhostUserNetError::Mtu(mtu));
     }
@@ -213,7 +212,7 @@ fn offer(config: &NetSocketConfig, session: &Session) -> Result<(Features, NetCo
         features = features.union(Features::NET_MQ);
     }
     if features.contains(Features::NET_GUEST_CSUM) {
-        // By a new SET_FEATURES.
+        // With a new SET_FEATURES.
         features = features.union(Features::NET_CTRL_GUEST_OFFLOADS);
     }
     let net_config = NetConfig {
@@ -271,8 +270,8 @@ impl VirtioDevice for VhostUserNet {
         copy_config(&config.to_bytes(), offset, data);
     }
 
-    /// Answers at once; the back-end is set up on the link's thread. A back-end that fails then is one
-    /// that has gone: the guest keeps its device, and waits for traffic until there is one again.
+    /// Returns at once. The link's thread sets up the back-end. A failure then counts as a lost connection:
+    /// the guest keeps its device, and waits for traffic until there is a back-end again.
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
         let acked = activation.features;
         let settings = Arc::new(DriverSettings::new(acked));
@@ -303,7 +302,7 @@ impl VirtioDevice for VhostUserNet {
     }
 }
 
-/// The device beside its transport.
+/// The interface to the device beside its transport.
 struct Handle {
     label: String,
     socket: String,

@@ -1,4 +1,4 @@
-//! A back-end for the tests, on the vhost-user-backend crate: returns each frame on its own pair.
+//! A back-end for the tests, with the vhost-user-backend crate. It returns each frame on the same pair.
 
 use std::io;
 use std::path::Path;
@@ -19,7 +19,7 @@ use volt_virtio::features::Features;
 
 use crate::virtio::testing::Driver;
 
-/// What the back-end is like.
+/// Properties of the back-end.
 #[derive(Clone)]
 pub(super) struct Options {
     pub(super) features: Features,
@@ -40,7 +40,7 @@ impl Default for Options {
     }
 }
 
-/// A running back-end; dropping it ends it.
+/// A running back-end. It ends when it is dropped.
 pub(super) struct Peer {
     echo: Arc<Echo>,
     shutdown: mpsc::Receiver<ShutdownHandle>,
@@ -48,7 +48,7 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    /// Listens at `path` from the return on, and serves one connection.
+    /// Starts a back-end that listens at `path` from the return on, and serves one connection.
     pub(super) fn start(path: &Path, options: Options) -> Peer {
         let echo = Arc::new(Echo {
             options,
@@ -74,18 +74,18 @@ impl Peer {
         Peer { echo, shutdown, thread: Some(thread) }
     }
 
-    /// The features of the last SET_FEATURES.
+    /// Returns the features of the last SET_FEATURES.
     pub(super) fn acked(&self) -> Features {
         *self.echo.acked.lock().unwrap()
     }
 
-    /// Whether vring `index` was enabled last.
+    /// Returns whether vring `index` is enabled.
     pub(super) fn enabled(&self, index: usize) -> bool {
         let vrings = self.echo.vrings.lock().unwrap();
         vrings.get(index).is_some_and(|vring| vring.get_ref().is_enabled())
     }
 
-    /// How many events come within a moment in which the driver offers nothing new but kicks.
+    /// Returns the number of events within a moment in which the driver only kicks.
     pub(super) fn kicks_within(&self, driver: &mut Driver) -> usize {
         let before = *self.echo.events.lock().unwrap();
         driver.kick(0);
@@ -94,19 +94,19 @@ impl Peer {
         *self.echo.events.lock().unwrap() - before
     }
 
-    /// Breaks the connection, as the death of the process would.
+    /// Breaks the connection, like the death of the process.
     pub(super) fn kill(mut self) {
         self.end();
     }
 
-    /// Keeps the back-end from processing messages and kicks until the guard is dropped.
+    /// Stops the processing of messages and kicks until the guard is dropped.
     pub(super) fn hang(&self) -> MutexGuard<'_, Features> {
         self.echo.acked.lock().unwrap()
     }
 
     fn end(&mut self) {
         let Some(thread) = self.thread.take() else { return };
-        // Without a connection the thread waits for one, and goes with the test process.
+        // Without a connection the thread waits for one, and ends with the test process.
         if let Ok(shutdown) = self.shutdown.try_recv() {
             shutdown.shutdown();
             thread.join().unwrap();
@@ -201,7 +201,7 @@ impl VhostUserBackend for Echo {
 }
 
 impl Echo {
-    /// Moves one frame, when there is one and a buffer for it.
+    /// Moves one frame, if there is one, and a buffer for it.
     fn echo(&self, rx: &VringMutex, tx: &VringMutex) -> bool {
         let memory = self.memory.memory();
         let mut rx_state = rx.get_mut();

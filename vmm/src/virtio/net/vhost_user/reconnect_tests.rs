@@ -1,4 +1,4 @@
-//! The back-end goes, at any moment and for any reason, and comes back; the guest has its device all along.
+//! The back-end disconnects, at any moment and for any reason, and comes back. The guest keeps its device.
 
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -17,7 +17,7 @@ use super::tests::{MQ, RX, TX, config, control, echo, socket};
 use super::*;
 use crate::virtio::testing::{Driver, PATIENCE, eventually};
 
-/// Keeps what every test logs; a line is found again by the socket's path in it.
+/// Keeps the log lines of all tests. The socket's path identifies the lines of a test.
 struct Lines(Mutex<Vec<String>>);
 
 static LINES: Lines = Lines(Mutex::new(Vec::new()));
@@ -34,7 +34,7 @@ impl Log for Lines {
     fn flush(&self) {}
 }
 
-/// From the first call on, how often a line about `path` with `text` was logged.
+/// Counts the lines about `path` with `text`, from the first call on.
 fn logged(path: &Path, text: &str) -> usize {
     static SET: OnceLock<()> = OnceLock::new();
     SET.get_or_init(|| {
@@ -62,8 +62,8 @@ fn interrupt_reasons(driver: &mut Driver) -> u32 {
     reasons
 }
 
-/// What the guest offered before and during the absence is served after it, without another kick; the
-/// operator has a line for the end and one for the return.
+/// Buffers that the guest offered before and during the absence are served afterwards, without another kick.
+/// The log has a line for the end and one for the return.
 #[test]
 fn killed_while_idle() {
     let (_dir, path) = socket();
@@ -76,7 +76,7 @@ fn killed_while_idle() {
     driver.run(Features::VERSION_1, &[0, 1]);
     echo(&mut driver, 0, 1);
     assert_eq!((&status()["back_end"], &status()["losses"]), (&"connected".into(), &0.into()));
-    // A buffer that the first back-end has and leaves unused.
+    // A buffer that the first back-end has and does not use.
     driver.put(RX, &[0; 256]);
     driver.offer(0, &[(RX, 256, true)]);
     driver.kick(0);
@@ -95,7 +95,7 @@ fn killed_while_idle() {
     assert_eq!(driver.wait_used(1), 0);
     assert_eq!(driver.get(RX, 112), [7; 112]);
     echo(&mut driver, 0, 2);
-    assert_eq!((logged(&path, "has gone ("), logged(&path, "is back after")), (1, 1));
+    assert_eq!((logged(&path, "disconnected ("), logged(&path, "is back after")), (1, 1));
     let away = monitor.state().away_total;
     assert!((Duration::from_millis(300)..PATIENCE).contains(&away), "{away:?}");
     let status = status();
@@ -103,7 +103,7 @@ fn killed_while_idle() {
     assert_eq!(status["away_seconds"], away.as_secs_f64());
 }
 
-/// Some seconds away, with resets and control commands in them; no line for each attempt.
+/// An absence of some seconds, with resets and control commands. Attempts are not logged.
 #[test]
 fn away_for_seconds() {
     let (_dir, path) = socket();
@@ -116,7 +116,7 @@ fn away_for_seconds() {
     driver.run(Features::VERSION_1.union(MQ), &[0, 1, 2, 3, 4]);
     peer.kill();
     wait_away(&monitor);
-    eventually("a line", || logged(&path, "has gone (") == 1);
+    eventually("a line", || logged(&path, "disconnected (") == 1);
     let before = logged(&path, "back-end");
     let started = Instant::now();
     for _ in 0..20 {
@@ -128,12 +128,12 @@ fn away_for_seconds() {
     thread::sleep(Duration::from_secs(3));
     assert_eq!(logged(&path, "back-end"), before, "no line for an attempt");
 
-    // The pairs that the driver chose while nobody was there.
+    // The pairs that the driver chose during the absence.
     let peer = Peer::start(&path, two());
     wait_back(&monitor, 1);
     echo(&mut driver, 1, 1);
     assert!(peer.enabled(3));
-    // And again, chosen before.
+    // Again, with pairs chosen before.
     peer.kill();
     let peer = Peer::start(&path, two());
     wait_back(&monitor, 2);
@@ -142,8 +142,8 @@ fn away_for_seconds() {
     assert!(peer.enabled(3));
 }
 
-/// A back-end that dies at one message of the handshake or the set-up after the other; the one that stays
-/// hears all of it, with the used indices of that moment.
+/// Back-ends that die at one message after the other of the handshake and the set-up. The last one gets all
+/// messages, with the used indices of that moment.
 #[test]
 fn killed_in_the_middle_of_set_up() {
     let (_dir, path) = socket();
@@ -184,8 +184,8 @@ fn killed_in_the_middle_of_set_up() {
     assert_eq!(words(&told, SET_VRING_ENABLE)[..4], [1, 1, 1, 1]);
 }
 
-/// Fewer features than the guest uses, than it was offered, or fewer pairs: named once, and refused until
-/// one comes that has them.
+/// A back-end with fewer features than the guest uses or was offered, or with fewer pairs, is logged once,
+/// and refused until a suitable one comes.
 #[test]
 fn a_back_end_with_less_is_refused_by_name() {
     let (_dir, path) = socket();
@@ -219,7 +219,7 @@ fn a_back_end_with_less_is_refused_by_name() {
     wait_back(&monitor, 2);
     echo(&mut driver, 0, 2);
 
-    // What the guest does not use it does not miss, until it starts anew.
+    // The guest does not need features that it does not use, until it starts again.
     driver.reset();
     driver.run(Features::VERSION_1.union(MQ), &[0, 1, 2, 3, 4]);
     peer.kill();
@@ -228,7 +228,7 @@ fn a_back_end_with_less_is_refused_by_name() {
     echo(&mut driver, 0, 3);
 }
 
-/// Another address and MTU change nothing for the guest; the MTU is named.
+/// Another address and MTU change nothing for the guest. The MTU is logged.
 #[test]
 fn configuration_is_that_of_the_first_connection() {
     let (_dir, path) = socket();
@@ -249,7 +249,7 @@ fn configuration_is_that_of_the_first_connection() {
     eventually("a line", || logged(&path, "its MTU is 9000 and was 1400") == 1);
 }
 
-/// One that stays silent is found by the request that shows whether it answers, and given up.
+/// A silent back-end is found by the request that checks whether it answers, and disconnected.
 #[test]
 fn a_hang_is_noticed_and_ended() {
     let (_dir, path) = socket();
@@ -263,13 +263,13 @@ fn a_hang_is_noticed_and_ended() {
     let device = VhostUserNet::connect(&config(&path, 1), &Arc::default()).unwrap();
     let monitor = device.monitor();
     wait_back(&monitor, 1);
-    assert_eq!(logged(&path, "has gone (it gave no answer to GET_FEATURES within 5 s)"), 1);
+    assert_eq!(logged(&path, "disconnected (it gave no answer to GET_FEATURES within 5 s)"), 1);
     drop(device);
     assert_eq!(peer.join().unwrap().len(), 5, "one request went unanswered");
 }
 
-/// A back-end that is there and silent, in the handshake of its return: resets, starts and control
-/// commands are as prompt as with one that is away.
+/// A back-end hangs in the handshake of a reconnection. Resets, starts and control commands are as fast as
+/// without a back-end.
 #[test]
 fn a_hang_in_the_handshake_holds_nobody_up() {
     let (_dir, path) = socket();
@@ -290,9 +290,9 @@ fn a_hang_in_the_handshake_holds_nobody_up() {
         driver.run(features, &[0, 1, 2]);
         started.elapsed()
     });
-    // Nobody waits; one of them may be kept from the processor.
+    // Nothing waits. One of them may be kept from the processor.
     assert!(times.iter().filter(|time| **time < STOP_LIMIT).count() > 2, "{times:?}");
-    // Dropping the device is prompt too, while the handshake hangs.
+    // Dropping the device is fast, too, while the handshake hangs.
     thread::sleep(Duration::from_millis(1500));
     let started = Instant::now();
     drop(driver);
@@ -300,7 +300,8 @@ fn a_hang_in_the_handshake_holds_nobody_up() {
     drop(silent);
 }
 
-/// Only when asked for, and only after that time; each change comes with a configuration interrupt.
+/// The link goes down only with the option, and only after that time. Each change comes with a configuration
+/// interrupt.
 #[test]
 fn link_down_after() {
     const CONFIG: u32 = 2;

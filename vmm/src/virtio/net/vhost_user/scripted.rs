@@ -1,5 +1,5 @@
-//! A back-end for the tests that knows only the wire: it writes down what it is told, answers each message
-//! in the plainest way, and leaves off where it is told to.
+//! A back-end for the tests that knows only the wire protocol. It records the messages, answers each one in
+//! the simplest way, and stops where the test wants it.
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -17,21 +17,21 @@ pub(super) const GET_PROTOCOL_FEATURES: u32 = 15;
 pub(super) const GET_QUEUE_NUM: u32 = 17;
 pub(super) const SET_VRING_ENABLE: u32 = 18;
 
-/// What a back-end was told: the message's number, and the second word of its body, or 0.
+/// The messages that a back-end received: number, and the second word of the body or 0.
 pub(crate) type Told = Vec<(u32, u32)>;
 
 /// How a connection ends.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum End {
-    /// When the front-end closes it.
+    /// The front-end closes it.
     Theirs,
-    /// By the back-end, after so many answered messages.
+    /// The back-end closes it, after this number of answered messages.
     Close(usize),
-    /// When the front-end closes it; after so many messages none is answered.
+    /// The front-end closes it. After this number of messages the back-end does not answer.
     Hang(usize),
 }
 
-/// Serves one connection at `path`, and says `queue_num` to GET_QUEUE_NUM.
+/// Serves one connection at `path`, and answers GET_QUEUE_NUM with `queue_num`.
 pub(super) fn scripted(path: &Path, queue_num: u64) -> thread::JoinHandle<Told> {
     let listener = UnixListener::bind(path).unwrap();
     thread::spawn(move || serve(&listener, queue_num, End::Theirs))
@@ -68,7 +68,7 @@ pub(crate) fn serve(listener: &UnixListener, queue_num: u64, end: End) -> Told {
     }
 }
 
-/// Number, flags and body of the next message.
+/// Receives number, flags and body of the next message.
 fn receive(stream: &mut UnixStream) -> Option<(u32, u32, Vec<u8>)> {
     let mut header = [0; 12];
     stream.read_exact(&mut header).ok()?;

@@ -1,7 +1,8 @@
-//! The vhost-user conversation, on the `vhost` crate's front-end.
+//! The vhost-user protocol, with the `vhost` crate's front-end.
 //!
-//! In order: [`Session::open`] once; then [`Session::start`] and [`Session::stop`] in turn. All that the
-//! back-end has to know is in a [`Setup`], and `start` says all of it, so that it serves a first
+//! In order: [`Session::open`] once, then [`Session::start`] and [`Session::stop`] in turn. A [`Setup`] has
+//! everything that the back-end must know, and `start` sends all of it. So `start` serves a first activation,
+//! a later one, and one on a new connection alike.
 //! activation, a later one, and one on a new connection alike.
 
 use std::os::fd::{AsFd, BorrowedFd};
@@ -23,30 +24,30 @@ use crate::virtio::net::vhost_user::connection::within;
 use crate::virtio::net::vhost_user::error::{ANSWER_LIMIT, SessionError, named};
 use crate::virtio::net::vhost_user::setup::{PASSED, Setup};
 
-/// Length of the configuration space up to `mtu`: what every back-end with a configuration has.
+/// Length of the configuration space up to `mtu`, which every back-end with a configuration has.
 const CONFIG_TO_MTU: usize = 12;
 
 /// A connection to a back-end, after the handshake.
 pub struct Session {
     frontend: Frontend,
-    /// The same socket, to shut it down while `frontend` blocks on it.
+    /// The same socket, used to shut it down while `frontend` blocks on it.
     stream: UnixStream,
     features: Features,
     config: Option<NetConfig>,
     channel: Option<BackendChannel>,
     answers: bool,
-    /// Pairs that are enabled.
+    /// Number of enabled pairs.
     enabled: u16,
     /// Features of the last SET_FEATURES.
     acked: Features,
 }
 
 impl Session {
-    /// The handshake, for `pairs` queue pairs.
+    /// Opens a session: does the handshake for `pairs` queue pairs.
     ///
     /// # Errors
     ///
-    /// The back-end lacks something, breaks off, or does not answer in time.
+    /// Fails if the back-end lacks something, disconnects, or does not answer in time.
     pub fn open(stream: UnixStream, pairs: u16) -> Result<Session, SessionError> {
         let copy = stream.try_clone().map_err(SessionError::Host)?;
         let frontend = Frontend::from_stream(stream, 2 * u64::from(pairs));
@@ -65,38 +66,40 @@ impl Session {
         Ok(session)
     }
 
-    /// What the back-end offers.
+    /// Returns the features that the back-end offers.
     pub fn features(&self) -> Features {
         self.features
     }
 
-    /// The back-end's configuration space, when it has one.
+    /// Returns the back-end's configuration space, if it has one.
     pub fn config(&self) -> Option<NetConfig> {
         self.config
     }
 
-    /// The largest payload that the back-end names; one that virtio does not allow is as none.
+    /// Returns the largest payload according to the back-end. One that virtio does not allow is ignored.
     pub fn mtu(&self) -> Option<u16> {
         let config = self.config.filter(|_| self.features.contains(Features::NET_MTU))?;
         Some(config.mtu).filter(|mtu| *mtu >= MIN_MTU)
     }
 
-    /// Whether the back-end's link is up. One that cannot say when that changes is taken to be.
+    /// Returns whether the back-end's link is up. The link of a back-end that cannot report changes counts as
+    /// up.
     pub(super) fn link_up(&self) -> bool {
         let says = self.channel.is_some() && self.features.contains(Features::NET_STATUS);
         !says || self.config.is_none_or(|config| config.status & STATUS_LINK_UP != 0)
     }
 
-    /// The channel for the back-end's own requests, where it has one.
+    /// Returns the channel for the back-end's own requests, if it has one.
     pub(super) fn channel(&self) -> Option<&BackendChannel> {
         self.channel.as_ref()
     }
 
-    /// Takes the back-end's own requests, and reads its configuration anew where one says that it is another.
+    /// Handles the back-end's own requests. Reads its configuration again if one reports a change.
     ///
     /// # Errors
     ///
-    /// The back-end does not give its configuration, or not in time. A channel that has ended is no error.
+    /// Fails if the back-end does not send its configuration, or not in time. The end of the channel is no
+    /// error.
     pub(super) fn take_requests(&mut self) -> Result<(), SessionError> {
         let Some(channel) = &mut self.channel else { return Ok(()) };
         match channel.take() {
@@ -107,15 +110,15 @@ impl Session {
                 Ok(())
             }),
             Err(error) => {
-                debug!("the channel for the back-end's own requests has ended: {error}");
-                // Closed, it is out of every poll set.
+                debug!("the channel for the back-end's own requests ended: {error}");
+                // Closing it removes it from every poll set.
                 self.channel = None;
                 Ok(())
             }
         }
     }
 
-    /// The connection.
+    /// Returns the connection.
     pub(super) fn stream(&self) -> &UnixStream {
         &self.stream
     }
@@ -147,14 +150,14 @@ impl Session {
             | VhostUserProtocolFeatures::CONFIG;
         let mut protocol = named("GET_PROTOCOL_FEATURES", self.frontend.get_protocol_features())? & wanted;
         if !protocol.contains(VhostUserProtocolFeatures::CONFIG) {
-            // There is nothing that it could ask for.
+            // The back-end has no requests to send.
             protocol.remove(VhostUserProtocolFeatures::BACKEND_REQ);
         }
         named("SET_PROTOCOL_FEATURES", self.frontend.set_protocol_features(protocol))?;
         self.answers = protocol.contains(VhostUserProtocolFeatures::REPLY_ACK);
 
         if protocol.contains(VhostUserProtocolFeatures::BACKEND_REQ) {
-            // Before the configuration is read, so that no change falls between.
+            // Before the configuration is read, so that no change is missed.
             let (channel, theirs) = BackendChannel::new().map_err(SessionError::Host)?;
             named("SET_BACKEND_REQ_FD", self.frontend.set_backend_request_fd(&theirs))?;
             self.channel = Some(channel);
@@ -163,15 +166,15 @@ impl Session {
             self.config = self.read_config()?;
         }
         if pairs == 1 {
-            // What GET_QUEUE_NUM says to this differs most between back-ends, and matters least.
+            // The answers of back-ends to GET_QUEUE_NUM differ most in this case, and matter least.
             return Ok(());
         }
         let offered = self.offered_pairs(protocol, pairs)?;
         if offered < u64::from(pairs) { Err(SessionError::Pairs { asked: pairs, offered }) } else { Ok(()) }
     }
 
-    /// How many pairs the back-end serves. GET_QUEUE_NUM counts vrings with some and pairs with others, so
-    /// the configuration space is asked first.
+    /// Returns the number of pairs that the back-end serves. GET_QUEUE_NUM counts vrings with some back-ends
+    /// and pairs with others, so the configuration space comes first.
     fn offered_pairs(&self, protocol: VhostUserProtocolFeatures, asked: u16) -> Result<u64, SessionError> {
         if !protocol.contains(VhostUserProtocolFeatures::MQ) {
             return Ok(1);
@@ -180,14 +183,14 @@ impl Session {
         let multi_queue = self.features.contains(Features::NET_MQ);
         Ok(match self.config {
             Some(config) if multi_queue => config.max_pairs.into(),
-            // Those that count pairs do so for QEMU, which wants MQ to be offered too.
+            // Back-ends that count pairs do so for QEMU, which needs MQ to be offered, too.
             _ if multi_queue && number < 2 * u64::from(asked) => number,
             _ => number / 2,
         })
     }
 
-    /// GET_QUEUE_NUM, on a front-end object of its own: from its answer on, the crate's object refuses
-    /// vrings of that number and above by itself, which is wrong where pairs are counted.
+    /// Sends GET_QUEUE_NUM on a separate front-end object. After its answer, the crate's object refuses
+    /// vrings of that number and above, which is wrong if pairs are counted.
     fn queue_num(&self, protocol: VhostUserProtocolFeatures) -> Result<u64, SessionError> {
         let stream = self.stream.try_clone().map_err(SessionError::Host)?;
         let mut asking = Frontend::from_stream(stream, 0);
@@ -211,11 +214,12 @@ impl Session {
         Ok(Some(NetConfig::from_bytes(&bytes)))
     }
 
-    /// Tells the back-end everything in `setup`, and sets it going.
+    /// Sends everything in `setup` to the back-end, and starts it.
     ///
     /// # Errors
     ///
-    /// The back-end breaks off, refuses, does not answer in time, or lacks a feature that the guest uses.
+    /// Fails if the back-end disconnects, refuses, does not answer in time, or lacks a feature that the guest
+    /// uses.
     pub fn start(&mut self, setup: &Setup) -> Result<(), SessionError> {
         let missing = setup.acked.intersection(PASSED).difference(self.features);
         if !missing.is_empty() {
@@ -223,7 +227,7 @@ impl Session {
         }
         self.limited(|session| session.set_up(setup))?;
         for vring in &setup.vrings {
-            // An earlier connection may have taken a kick and answered nothing, or answered and not called.
+            // The previous connection may have consumed a kick without an answer, or answered without a call.
             let _ = vring.kick.write(1);
             setup.interrupt.used(vring.index);
         }
@@ -233,7 +237,7 @@ impl Session {
     fn set_up(&mut self, setup: &Setup) -> Result<(), SessionError> {
         self.ask_for_answers(true);
         self.set_features(setup)?;
-        // In order of address, as back-ends on vhost-user-backend need them; vm-memory keeps them so.
+        // In order of address, which back-ends with vhost-user-backend need. vm-memory keeps this order.
         let regions: Result<Vec<_>, _> =
             setup.memory.iter().map(VhostUserMemoryRegionInfo::from_guest_region).collect();
         let regions = regions.map_err(|_| SessionError::NotShared)?;
@@ -247,7 +251,7 @@ impl Session {
     fn set_up_vring(&mut self, setup: &Setup, vring: &Vring) -> Result<(), SessionError> {
         let Vring { index, queue, kick } = vring;
         let bad = |source| SessionError::Vring { index: *index, source };
-        // vhost-user gives a vring's place in this process's memory, with the memory table as the key.
+        // vhost-user gives a vring's address in this process's memory. The memory table translates it.
         let place = |address| match setup.memory.get_host_address(GuestAddress(address)) {
             Ok(pointer) => Ok(pointer as u64),
             Err(error) => Err(bad(error)),
@@ -261,8 +265,8 @@ impl Session {
             avail_ring_addr: place(queue.avail_ring())?,
             log_addr: None,
         };
-        // Where the vring stands is in guest memory and nowhere else: a back-end that completes in order
-        // has everything from the used index on still to do.
+        // The state of the vring is in guest memory and nowhere else. A back-end that completes in order has
+        // everything from the used index on still to do.
         let base = match queue.used_idx(&setup.memory, Ordering::Acquire) {
             Ok(index) => index.0,
             Err(_) => {
@@ -277,11 +281,12 @@ impl Session {
         named("SET_VRING_KICK", self.frontend.set_vring_kick(at, kick))
     }
 
-    /// Stops the vrings of `setup`: after the return the back-end does not touch them.
+    /// Stops the vrings of `setup`. After the return the back-end does not touch them.
     ///
     /// # Errors
     ///
-    /// The back-end breaks off or does not answer in time; what it does to the vrings is then unknown.
+    /// Fails if the back-end disconnects or does not answer in time. Its accesses to the vrings are then
+    /// unknown.
     pub fn stop(&mut self, setup: &Setup) -> Result<(), SessionError> {
         self.limited(|session| {
             session.ask_for_answers(true);
@@ -295,13 +300,13 @@ impl Session {
         })
     }
 
-    /// Tells the back-end what the driver has changed by control commands, when it knows it otherwise.
+    /// Sends the driver's changes by control commands to the back-end, if there are any.
     ///
-    /// Waits for no answer, because nothing follows from it.
+    /// Waits for no answer, because nothing depends on it.
     ///
     /// # Errors
     ///
-    /// The connection is broken.
+    /// Fails if the connection is broken.
     pub fn follow(&mut self, setup: &Setup) -> Result<(), SessionError> {
         let features = self.acked != setup.features_for(self.features);
         let pairs = self.enabled != setup.settings.pairs();
@@ -331,11 +336,11 @@ impl Session {
         Ok(())
     }
 
-    /// Sees whether the back-end answers, by a request that changes nothing.
+    /// Checks that the back-end answers, with a request that changes nothing.
     ///
     /// # Errors
     ///
-    /// It does not, or not in time.
+    /// Fails if it does not answer in time.
     pub fn probe(&mut self) -> Result<(), SessionError> {
         self.limited(|session| {
             session.ask_for_answers(false);

@@ -1,4 +1,4 @@
-//! What a back-end is told from activation to reset, and what the driver's commands change of it meanwhile.
+//! The settings of a back-end from activation to reset, and the changes by the driver's commands.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
@@ -10,9 +10,9 @@ use volt_virtio::features::Features;
 use crate::virtio::Vring;
 use crate::virtio::interrupt::Interrupt;
 
-/// Features that are between the guest and the back-end alone: offered as the back-end offers them,
-/// acknowledged as the guest does. A feature that needs the VMM's help is not among them, nor is one that
-/// nobody here has heard of.
+/// Features between the guest and the back-end alone. They are offered if the back-end offers them, and
+/// acknowledged if the guest does. Features that need the VMM's help, or that are unknown here, are not
+/// included.
 pub const PASSED: Features = Features::NET_CSUM
     .union(Features::NET_GUEST_CSUM)
     .union(Features::NET_GUEST_TSO4)
@@ -33,33 +33,33 @@ pub const PASSED: Features = Features::NET_CSUM
     .union(Features::NET_HOST_USO)
     .union(Features::NET_GUEST_HDRLEN);
 
-/// The VMM's own features of which a back-end is told when it knows them: MQ moves its control vring.
+/// The VMM's own features that are also sent to a back-end that offers them. MQ moves its control vring.
 const TOLD: Features = Features::NET_MTU.union(Features::NET_MQ);
 
-/// What a back-end is told from activation to reset.
+/// The settings of a back-end from activation to reset.
 pub struct Setup {
     /// The guest's memory.
     pub memory: GuestMemoryMmap,
-    /// What the guest acknowledged.
+    /// The features that the guest acknowledged.
     pub acked: Features,
     /// The data vrings that the driver made ready.
     pub vrings: Vec<Vring>,
-    /// Has the eventfds that the back-end calls.
+    /// Has the eventfds for the back-end's calls.
     pub interrupt: Arc<dyn Interrupt>,
-    /// What the driver's control commands change.
+    /// The driver's changes by control commands.
     pub settings: Arc<DriverSettings>,
 }
 
 impl Setup {
-    /// What the back-end is told of the acknowledged features, for one that offers `offered`: with the
-    /// receive offloads that are in force.
+    /// Returns the features for SET_FEATURES to a back-end that offers `offered`, with the receive offloads
+    /// in force.
     pub(super) fn features_for(&self, offered: Features) -> Features {
         let in_force = self.acked.difference(GUEST_OFFLOADS).union(self.settings.offloads());
         in_force.intersection(PASSED.union(TOLD)).intersection(offered).union(Features::PROTOCOL_FEATURES)
     }
 }
 
-/// What the driver wants at the moment; written by the control vring's thread, read by the link's.
+/// The driver's present wishes. Written by the control vring's thread, read by the link's.
 #[derive(Debug)]
 pub struct DriverSettings {
     pairs: AtomicU16,
@@ -67,7 +67,8 @@ pub struct DriverSettings {
 }
 
 impl DriverSettings {
-    /// Those of a driver that has sent no command: one pair, and all receive offloads that it acknowledged.
+    /// Returns the settings of a driver that has sent no command: one pair, and all receive offloads that it
+    /// acknowledged.
     pub fn new(acked: Features) -> DriverSettings {
         DriverSettings {
             pairs: AtomicU16::new(1),
@@ -75,12 +76,12 @@ impl DriverSettings {
         }
     }
 
-    /// Pairs in use, from the first on.
+    /// Returns the number of pairs in use, from the first on.
     pub fn pairs(&self) -> u16 {
         self.pairs.load(Ordering::Acquire)
     }
 
-    /// See [`DriverSettings::pairs`].
+    /// Sets the number of pairs in use.
     pub fn set_pairs(&self, pairs: u16) {
         self.pairs.store(pairs, Ordering::Release);
     }
@@ -89,7 +90,7 @@ impl DriverSettings {
         Features::from_bits_retain(self.offloads.load(Ordering::Acquire))
     }
 
-    /// The receive offloads in force.
+    /// Sets the receive offloads in force.
     pub fn set_offloads(&self, offloads: Features) {
         self.offloads.store(offloads.bits(), Ordering::Release);
     }

@@ -1,6 +1,7 @@
-//! What the device and its back-end's thread share: commands one way, the state of the link the other.
+//! State shared by the device and its back-end's thread: commands one way, the state of the link the other
+//! way.
 //!
-//! The device has it by its [`Link`](super::link::Link), the thread is a
+//! The device uses it through its [`Link`](super::link::Link). The thread is a
 //! [`BackendThread`](super::thread::BackendThread).
 
 use std::path::PathBuf;
@@ -16,26 +17,26 @@ use crate::virtio::net::vhost_user::connection::Cancellation;
 use crate::virtio::net::vhost_user::link_state::LinkState;
 use crate::virtio::net::vhost_user::setup::Setup;
 
-/// Time for a back-end to give the vrings back at a reset, in which a vCPU waits.
+/// Time for a back-end to stop its vrings at a reset, while a vCPU waits.
 pub const STOP_LIMIT: Duration = Duration::from_secs(1);
 
-/// What a back-end that comes back has to be, because the guest knows it so.
+/// Properties that a new back-end must have, because the guest relies on them.
 pub struct Requirements {
-    /// Where it listens.
+    /// Path of its socket.
     pub socket: PathBuf,
     /// Queue pairs of the device.
     pub pairs: u16,
-    /// What the guest was offered of the back-end's features.
+    /// The back-end features that the guest was offered.
     pub offered: Features,
-    /// The back-end's MTU at first.
+    /// MTU of the first back-end.
     pub mtu: Option<u16>,
-    /// The guest sees its link down when the back-end is away that long.
+    /// The guest's link goes down after the back-end has been away for that long.
     pub link_down_after: Option<Duration>,
 }
 
-/// What both ends of the thread hold.
+/// State shared by both ends of the thread.
 pub(super) struct Shared {
-    /// The configuration space; the thread owns the link's bit in `status`.
+    /// The configuration space. The thread owns the link's bit in `status`.
     pub(super) config: Arc<Mutex<NetConfig>>,
     pub(super) state: Mutex<LinkState>,
     pub(super) cancellation: Cancellation,

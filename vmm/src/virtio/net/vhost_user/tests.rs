@@ -38,7 +38,7 @@ fn connect(options: Options, queues: u16) -> (TempDir, Peer, VhostUserNet) {
     (dir, peer, device)
 }
 
-/// The whole chain of an error, for a back-end with these options.
+/// Returns the whole chain of an error, for a back-end with these options.
 fn refusal(options: Options, queues: u16) -> String {
     let (_dir, path) = socket();
     let _peer = Peer::start(&path, options);
@@ -70,7 +70,7 @@ pub(super) fn control(driver: &mut Driver, index: u16, command: &[u8]) -> u8 {
     driver.get(CONTROL + 0x1000, 1)[0]
 }
 
-/// A driver that makes not all data vrings ready is told, and its commands are answered all the same.
+/// A driver that does not make all data vrings ready gets an error, and its commands still get answers.
 #[test]
 fn commands_are_answered_without_data_vrings() {
     let (_dir, _peer, device) = connect(Options::default(), 1);
@@ -139,7 +139,7 @@ fn frames_go_both_ways_again_after_each_reset() {
         assert_eq!(peer.acked(), told);
         driver.reset();
         assert_eq!(driver.read(VIRTIO_MMIO_INTERRUPT_STATUS), 0);
-        // The rings are the guest's again: what it offers now stays where it is.
+        // The rings belong to the guest again: new buffers stay untouched.
         assert_eq!(peer.kicks_within(&mut driver), 0);
     }
 }
@@ -164,7 +164,7 @@ fn the_driver_chooses_the_pairs_by_the_control_vring() {
     }
 }
 
-/// The back-end is told of receive offloads by a new SET_FEATURES, while it goes on with its vrings.
+/// The back-end gets the receive offloads in a new SET_FEATURES, and continues with its vrings meanwhile.
 #[test]
 fn the_driver_changes_its_receive_offloads_by_the_control_vring() {
     let offloads = Features::NET_GUEST_CSUM.union(Features::NET_GUEST_TSO4);
@@ -234,7 +234,7 @@ fn back_ends_that_lack_something_are_refused_by_name() {
     assert!(text.contains("VERSION_1"), "{text}");
     let text = refusal(Options { pairs: 2, ..Options::default() }, 8);
     assert!(text.contains("2 queue pairs and 8 are asked for"), "{text}");
-    // Where the configuration space says it, it is not taken for a number of pairs that would do.
+    // The number of pairs in the configuration space counts, even if GET_QUEUE_NUM could be read as enough.
     let config = NetConfig { max_pairs: 2, ..NetConfig::from_bytes(&[0; 17]) };
     let features = Options::default().features.union(Features::NET_MQ);
     let text = refusal(Options { pairs: 2, features, config: Some(config), ..Options::default() }, 4);
@@ -243,8 +243,8 @@ fn back_ends_that_lack_something_are_refused_by_name() {
     assert!(text.contains("1 queue pairs and 2 are asked for"), "{text}");
 }
 
-/// A number of queues that is right when it counts pairs serves as well as one that counts vrings; and
-/// whatever it counts, all of the set-up comes at each activation, all of the stopping at each reset.
+/// A number of queues may count pairs or vrings. In both cases each activation does the whole set-up, and
+/// each reset stops everything.
 #[test]
 fn queue_numbers_may_count_pairs_or_vrings() {
     for queue_num in [2, 3, 4, 100] {
@@ -262,7 +262,7 @@ fn queue_numbers_may_count_pairs_or_vrings() {
         assert_eq!(count(SET_MEM_TABLE), 2);
         assert_eq!(count(SET_VRING_BASE), 8);
         assert_eq!(count(SET_VRING_KICK), 8);
-        // At start and at the end, and for the command, unless the reset comes before it is passed on.
+        // At the start and at the end, and for the command, unless the reset comes before it is passed on.
         let enables = count(SET_VRING_ENABLE);
         assert!((2 * 2 * 4..=2 * 3 * 4).contains(&enables), "{enables}");
         assert_eq!(count(GET_VRING_BASE), 8);
@@ -275,7 +275,7 @@ fn queue_numbers_may_count_pairs_or_vrings() {
     peer.join().unwrap();
 }
 
-/// A back-end is told to go on where the used ring in guest memory stands.
+/// A back-end continues at the used index in guest memory.
 #[test]
 fn vrings_start_at_their_used_index() {
     let (_dir, path) = socket();
@@ -295,7 +295,7 @@ fn vrings_start_at_their_used_index() {
     assert_eq!(bases.collect::<Vec<_>>(), [7, 8]);
 }
 
-/// CPU time so far of each link's thread in this process, in ticks of 10 ms, by thread number.
+/// Returns the CPU time of each link's thread in this process, in ticks of 10 ms, by thread number.
 fn link_threads() -> BTreeMap<String, u64> {
     let mut threads = BTreeMap::new();
     for task in fs::read_dir("/proc/self/task").unwrap() {
@@ -310,7 +310,7 @@ fn link_threads() -> BTreeMap<String, u64> {
     threads
 }
 
-/// The driver's control commands, resets and new starts work as before; no thread spins.
+/// The driver's control commands, resets and new starts work as before. No thread spins.
 #[test]
 fn a_back_end_that_dies_leaves_the_guest_alone() {
     let (_dir, peer, device) = connect(Options { pairs: 2, ..Options::default() }, 2);
@@ -336,7 +336,7 @@ fn a_back_end_that_dies_leaves_the_guest_alone() {
     drop(driver);
 }
 
-/// A back-end that is stopped costs a reset some time, and nothing else any.
+/// A stopped back-end delays a reset, and nothing else.
 #[test]
 fn a_hung_back_end_delays_a_reset_only() {
     let (_dir, path) = socket();

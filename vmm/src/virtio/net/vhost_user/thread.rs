@@ -1,9 +1,10 @@
 //! The thread between a network device and its back-end.
 //!
-//! It holds the session and the activation. The back-end is set up at each activation, told which pairs
-//! are active, stopped at each reset, and watched: when it closes the connection, fails in a request, or
-//! does not answer the one that is sent every [`PROBE_EVERY`], it has gone. Then it is tried again for
-//! ever, and one that comes back is set up as the guest has its device at that moment.
+//! It holds the session and the activation. It sets up the back-end at each activation, tells it which pairs
+//! are active, stops it at each reset, and watches it. The back-end counts as lost if it closes the
+//! connection, fails in a request, or does not answer the one that is sent every [`PROBE_EVERY`]. Then the
+//! thread tries to reconnect, forever, and sets up the new connection with the present state of the guest's
+//! device.
 
 use std::io;
 use std::sync::mpsc::{Receiver, TryRecvError};
@@ -24,13 +25,13 @@ use crate::virtio::net::vhost_user::session::Session;
 use crate::virtio::net::vhost_user::setup::Setup;
 use crate::virtio::net::vhost_user::shared::{Command, Requirements, STOP_LIMIT, Shared};
 
-/// Between two requests that only show whether the back-end still answers.
+/// Interval of the requests that only check that the back-end answers.
 const PROBE_EVERY: Duration = Duration::from_secs(2);
 
-/// A back-end that goes again before this is one that cannot hold out, and is not tried at once.
+/// A connection that is lost before this is unstable. The next attempt is delayed.
 const STEADY: Duration = Duration::from_millis(100);
 
-/// Why an attempt to have the back-end back came to nothing.
+/// Why an attempt to reconnect failed.
 #[derive(Debug, Error)]
 enum RetryError {
     #[error("cannot connect")]
@@ -44,7 +45,7 @@ enum RetryError {
 }
 
 impl RetryError {
-    /// Whether this is what an absent or dying back-end looks like, and so nothing to tell anybody.
+    /// Whether this error is typical of an absent or dying back-end, and therefore not logged.
     fn is_absence(&self) -> bool {
         match self {
             RetryError::Connect(error) => connection::is_absent(error),
@@ -77,7 +78,7 @@ enum Token {
     Request,
 }
 
-/// The thread's own.
+/// The state of the thread.
 pub(super) struct BackendThread {
     label: String,
     required: Requirements,
@@ -120,7 +121,7 @@ impl BackendThread {
         loop {
             let (mut ended, mut asked) = (false, false);
             let waited = self.poller.wait(Some(self.timeout()), |token, _| match token {
-                // Looked for at each turn.
+                // Commands are checked in each round.
                 Token::Command => {}
                 Token::Peer => ended = true,
                 Token::Request => asked = true,
@@ -128,10 +129,10 @@ impl BackendThread {
             if let Err(error) = waited {
                 return error!(
                     event = "device_wait_failed", device:% = self.label;
-                    "{}: stopped, as waiting failed: {error}", self.label
+                    "{}: stopped: waiting failed: {error}", self.label
                 );
             }
-            // Before the end of a connection, which at the end of the device is our doing.
+            // Before the end of a connection, which this process itself causes at the end of the device.
             if self.take_commands() {
                 return;
             }
@@ -145,7 +146,7 @@ impl BackendThread {
         }
     }
 
-    /// Time until something is due.
+    /// Returns the time until something is due.
     fn timeout(&self) -> Duration {
         let due = match &self.back_end {
             BackEnd::Connected { probe_at, .. } => *probe_at,
@@ -156,7 +157,7 @@ impl BackendThread {
         due.saturating_duration_since(Instant::now())
     }
 
-    /// Carries out what the device asked for; true at the end.
+    /// Carries out the device's commands. Returns true at the end.
     fn take_commands(&mut self) -> bool {
         self.shared.wake.clear();
         loop {
@@ -197,7 +198,7 @@ impl BackendThread {
         }
     }
 
-    /// Takes what the back-end asks for by itself, and shows the guest what has come of it.
+    /// Handles the back-end's own requests, and updates the guest's link.
     fn take_requests(&mut self) {
         let BackEnd::Connected { session, .. } = &mut self.back_end else { return };
         match session.take_requests() {
@@ -209,7 +210,7 @@ impl BackendThread {
         }
     }
 
-    /// Tells the back-end what the driver has changed since.
+    /// Tells the back-end the driver's changes.
     fn follow(&mut self) {
         if let (BackEnd::Connected { session, .. }, Some(setup)) = (&mut self.back_end, &self.active)
             && let Err(error) = session.follow(setup)
@@ -218,7 +219,7 @@ impl BackendThread {
         }
     }
 
-    /// Does what is due.
+    /// Does everything that is due.
     fn keep_time(&mut self) {
         let now = Instant::now();
         match &mut self.back_end {
@@ -245,32 +246,32 @@ impl BackendThread {
         self.lose(&error_chain(error));
     }
 
-    /// The back-end is no more. The guest is not told: its device stays, and frames wait in its vrings.
+    /// Handles a lost back-end. The guest is not notified: its device stays, and frames wait in its vrings.
     fn lose(&mut self, why: &str) {
         let BackEnd::Connected { session, since: found, .. } = &self.back_end else { return };
         if let Err(error) = self.poller.remove(session) {
-            debug!("{}: {error} when a descriptor is taken out of the poll set", self.label);
+            debug!("{}: a descriptor cannot be removed from the poll set: {error}", self.label);
         }
         self.shared.cancellation.detach();
         if found.elapsed() >= STEADY {
             self.backoff.reset();
         }
         let since = Instant::now();
-        // Closes the connection, so that a back-end that lives on lets go of the guest's memory.
+        // Closes the connection, so that a back-end that still runs releases the guest's memory.
         self.back_end =
             BackEnd::Away { since, retry_at: since + self.backoff.delay(), logged: String::new() };
         self.state().lost(since);
         if self.budget.take() {
             warn!(
                 event = "back_end_gone", device:% = self.label;
-                "{}: the back-end has gone ({why}): the guest runs on without this network, and a back-end \
-                 is looked for until there is one",
+                "{}: the back-end disconnected ({why}): the guest runs without this network until volt-vmm \
+                 can reconnect",
                 self.label
             );
         }
     }
 
-    /// One attempt, as far as a back-end that serves the guest.
+    /// Makes one attempt to connect to a back-end that can serve the guest.
     fn attempt(&mut self) -> Result<Session, RetryError> {
         let stream = connection::try_connect(&self.required.socket).map_err(RetryError::Connect)?;
         if !self.shared.cancellation.attach(&stream)? {
@@ -300,7 +301,7 @@ impl BackendThread {
         if !error.is_absence() && *logged != text && self.budget.take() {
             warn!(
                 event = "back_end_not_taken", device:% = self.label;
-                "{}: a back-end is there but not taken, and tried again: {text}", self.label
+                "{}: a new back-end cannot be used, retrying: {text}", self.label
             );
             *logged = text;
         }
@@ -319,20 +320,20 @@ impl BackendThread {
             let seconds = away.as_secs_f32();
             info!(
                 event = "back_end_back", device:% = self.label, seconds, losses;
-                "{}: the back-end is back after {seconds:.3} s; it has gone {losses} times", self.label
+                "{}: the back-end is back after {seconds:.3} s; disconnections so far: {losses}", self.label
             );
             if theirs != before {
                 let text = |mtu: Option<u16>| mtu.map_or("none".to_owned(), |mtu| mtu.to_string());
                 let (theirs, before) = (text(theirs), text(before));
                 warn!(
                     event = "back_end_mtu_changed", device:% = self.label;
-                    "{}: its MTU is {theirs} and was {before}, which the guest goes by", self.label
+                    "{}: its MTU is {theirs} and was {before}; the guest keeps the old one", self.label
                 );
             }
         }
     }
 
-    /// When the guest is to see its link down, unless it does.
+    /// Returns when to set the guest's link down, unless it is down.
     fn link_down_at(&self) -> Option<Instant> {
         match self.back_end {
             BackEnd::Away { since, .. } if self.config().status & STATUS_LINK_UP != 0 => {
@@ -342,7 +343,7 @@ impl BackendThread {
         }
     }
 
-    /// Shows the guest its link up or down (virtio 1.2, 5.1.4), and says so when that is new.
+    /// Sets the guest's link up or down (virtio 1.2, 5.1.4), and logs a change.
     fn set_link(&self, up: bool) {
         let mut config = self.config();
         let status = if up { config.status | STATUS_LINK_UP } else { config.status & !STATUS_LINK_UP };
@@ -370,8 +371,8 @@ impl BackendThread {
     }
 }
 
-/// The connection only for its end: a back-end that says something unasked has a channel for that, or is not
-/// listened to.
+/// Watches the connection only for its end: a back-end has a channel for its own requests. Without one, they
+/// are ignored.
 fn watch(poller: &mut Poller<Token>, session: &Session) -> io::Result<()> {
     if let Some(channel) = session.channel() {
         poller.add(channel, EventFlags::IN, Token::Request)?;
