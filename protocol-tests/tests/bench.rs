@@ -1,4 +1,4 @@
-//! volt-bench measures something: not how fast anything is, which no test can hold.
+//! volt-bench produces figures. Their values are not tested.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -6,11 +6,11 @@ use std::process::{Command, Output};
 use protocol_tests::daemon::program;
 use protocol_tests::rig::namespace;
 
-/// Runs volt-bench, or says why `test` is skipped.
+/// Runs volt-bench, or prints why `test` is skipped.
 fn bench(test: &str, arguments: &[&str]) -> Option<Output> {
     namespace(test)?;
     if std::thread::available_parallelism().map_or(1, usize::from) < 2 {
-        eprintln!("SKIP {test}: it takes two processors");
+        eprintln!("SKIP {test}: needs two processors");
         return None;
     }
     let output = Command::new(program("volt-bench")).args(arguments).output().expect("volt-bench starts");

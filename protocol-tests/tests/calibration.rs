@@ -1,4 +1,4 @@
-//! The scripted peers against each other: what they promise of themselves before they judge a program.
+//! Tests of the scripted peers against each other, before they judge a program.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use protocol_tests::ring::{DriverRing, Layout, Part, RingError, need_event};
 use protocol_tests::session::{Session, Setup};
 use protocol_tests::wire::{encode, feature, longs, request, words};
 
-/// A back-end in a directory of its own, and a front-end connected to it.
+/// Returns a back-end in a separate directory, and a front-end connected to it.
 fn pair(script: Script) -> (tempfile::TempDir, Backend, Frontend) {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("s");
@@ -20,7 +20,7 @@ fn pair(script: Script) -> (tempfile::TempDir, Backend, Frontend) {
     (dir, backend, frontend)
 }
 
-/// Frames go both ways unchanged, in every notification and buffer mode that the peers speak.
+/// Frames pass both ways unchanged, in every notification and buffer mode of the peers.
 #[test]
 fn frames_both_ways_in_every_mode() {
     for without in [0, feature::EVENT_IDX, feature::MRG_RXBUF, feature::EVENT_IDX | feature::INDIRECT_DESC] {
@@ -63,7 +63,7 @@ fn indices_wrap() {
     }
 }
 
-/// Rings and buffers may cross from one region to the next, which is another file at an odd offset.
+/// Rings and buffers may cross from one region into the next, which is another file at an odd offset.
 #[test]
 fn memory_crosses_regions() {
     let (_dir, backend, frontend) = pair(Script { echo: true, ..Script::default() });
@@ -89,7 +89,7 @@ fn memory_crosses_regions() {
     assert!(backend.faults().is_empty(), "{:?}", backend.faults());
 }
 
-/// A message may come in single bytes, and two in one.
+/// A message may arrive in single bytes, and two messages at once.
 #[test]
 fn split_and_coalesced_messages() {
     let (_dir, backend, mut frontend) = pair(Script::default());
@@ -106,7 +106,7 @@ fn split_and_coalesced_messages() {
     assert_eq!(requests, [(request::GET_FEATURES, vec![]), num, (request::GET_FEATURES, vec![])]);
 }
 
-/// The configuration is given piece by piece; what lies beyond its end is refused with an empty body.
+/// The configuration can be read piece by piece; reading beyond its end is refused with an empty body.
 #[test]
 fn configuration_by_bytes() {
     let (_dir, _backend, frontend) = pair(Script::default());
@@ -115,7 +115,7 @@ fn configuration_by_bytes() {
     assert!(frontend.get_config(12, 1).is_err());
 }
 
-/// A card that outlives its connection goes on where its used ring stands.
+/// After a reconnect a card continues at its used index.
 #[test]
 fn session_resumes() {
     let (dir, backend, frontend) = pair(Script::default());
@@ -132,7 +132,7 @@ fn session_resumes() {
     assert!(backend.record().iter().any(|seen| seen.connection == 1));
 }
 
-/// A silent peer is a time-out, a peer that does not know a request closes: never a hang.
+/// A silent peer is a time-out; a peer that does not know a request disconnects: neither hangs.
 #[test]
 fn silence_and_refusal_are_results() {
     let (_dir, backend, mut frontend) = pair(Script::default());
@@ -145,7 +145,7 @@ fn silence_and_refusal_are_results() {
     assert_eq!(backend.record().len(), 1);
 }
 
-/// The scripted driver tells a device that returns a chain twice, or one it never had, or too many.
+/// The scripted driver detects a device that returns a chain twice, an unknown chain, or too many.
 #[test]
 fn driver_notices_a_broken_device() {
     let mem = protocol_tests::memory::GuestMemory::flat(0x1000, 0x10000).expect("memory");
@@ -159,10 +159,10 @@ fn driver_notices_a_broken_device() {
     mem.write(layout.used + 4, &words(&[u32::from(head) + 1, 0]));
     assert_eq!(ring.pop_used(), Err(RingError::NotInFlight { index: 0, id: u32::from(head) + 1 }));
     mem.write(layout.used + 4, &words(&[u32::from(head), 0]));
-    assert_eq!(ring.pop_used().expect("as it should be").map(|used| used.head), Some(head));
+    assert_eq!(ring.pop_used().expect("an intact ring").map(|used| used.head), Some(head));
 }
 
-/// `vring_need_event` against its definition by counting (virtio 1.2, 2.7.7.2), across the wrap too.
+/// Compares `vring_need_event` with its definition by counting (virtio 1.2, 2.7.7.2), also across the wrap.
 #[test]
 fn need_event_by_counting() {
     for old in [0u16, 1, 100, 65_530, 65_535] {

@@ -1,6 +1,6 @@
-//! Each line of the tables that the programs publish is used by the test that it names, or kept for what no
-//! test brings about: compared with what `scripts/soak --calls` saw the test programs use, which is kept in
-//! `protocol-tests/calls`.
+//! Each line of the published tables is used by the test that it names, or is kept for cases that no test
+//! covers. The test compares the tables with `protocol-tests/calls`, where `scripts/soak --calls` records the
+//! lines that the test programs use.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ fn record_of(program: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("calls").join(program).with_extension("tsv")
 }
 
-/// A line for each line of the table: role, line and tests, with tabs between them.
+/// Formats one line for each line of the table: role, line and tests, separated by tabs.
 fn text(record: &Record) -> String {
     let mut text = String::new();
     for (role, lines) in record {
@@ -40,7 +40,7 @@ fn parse(text: &str) -> Record {
     record
 }
 
-/// What traces below `directory` say: `PROGRAM/TEST/RUN/trace.NUMBER`.
+/// Reads the traces in `directory`: `PROGRAM/TEST/RUN/trace.NUMBER`.
 fn made_of(program: &str, table: &Table, directory: &Path) -> Record {
     let entries = |path: &Path| {
         let entries = std::fs::read_dir(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
@@ -64,7 +64,7 @@ fn made_of(program: &str, table: &Table, directory: &Path) -> Record {
     record
 }
 
-/// What is wrong with the classes of a table's lines, some of which are other programs' as well.
+/// Returns the wrong classes of a table's lines; some lines belong to other programs too.
 fn wrong(table: &Table, own: &Record, all: &[Record]) -> Vec<String> {
     let users = |line: &str| -> BTreeSet<&str> {
         let records = all.iter().flat_map(BTreeMap::values);
@@ -81,7 +81,7 @@ fn wrong(table: &Table, own: &Record, all: &[Record]) -> Vec<String> {
                     wrong.insert(format!("{name}: {test} does not use it; used by: {}", also()));
                 }
                 None if !users.is_empty() => {
-                    wrong.insert(format!("{name}: is kept, and used by {}", also()));
+                    wrong.insert(format!("{name}: is marked as kept, but used by {}", also()));
                 }
                 _ => {}
             }
@@ -91,7 +91,7 @@ fn wrong(table: &Table, own: &Record, all: &[Record]) -> Vec<String> {
     for (role, of_role) in own {
         for line in of_role.keys().filter(|line| !lines.contains(&(role.clone(), (*line).clone()))) {
             wrong
-                .insert(format!("{role}: {line} was used and is not in the table: run scripts/soak --calls"));
+                .insert(format!("{role}: {line} was used but is not in the table: run scripts/soak --calls"));
         }
     }
     wrong.into_iter().collect()
@@ -106,7 +106,7 @@ fn every_line_is_used_or_kept() {
         .map(|(program, table)| {
             let path = record_of(program);
             let traces = std::env::var_os("VOLT_TRACES").map(|traces| Path::new(&traces).join(program));
-            // Only one of them may have been traced again.
+            // Possibly only one of them was traced again.
             if let Some(traces) = traces.filter(|traces| traces.exists()) {
                 let record = made_of(program, table, &traces);
                 std::fs::write(&path, text(&record)).expect("the record");

@@ -1,5 +1,5 @@
-//! The checks of volt-conform judge as they should: volt-netd fails none, and each broken back-end is caught
-//! by the check that names its fault, which its unbroken parent passes.
+//! Calibration of volt-conform: volt-netd fails no check, and each broken back-end is caught by the check
+//! that names its fault, which the unbroken back-end passes.
 
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,7 +15,7 @@ use protocol_tests::daemon::program;
 use protocol_tests::front_peer::FrontFault;
 use protocol_tests::rig::namespace;
 
-/// Its tables are compared with what comes of a run.
+/// Its tables are compared with the results of a run.
 const BENCHMARKS: &str = include_str!("../../docs/benchmarks.md");
 
 fn check(name: &str) -> &'static Check {
@@ -29,17 +29,17 @@ fn peer(kind: &str) -> Subject {
     Subject::new(Target::Command(command), Wire::Echo)
 }
 
-/// Most of the time of a fault passes in waiting for what it keeps back.
+/// Number of faulty peers at a time: most of a fault's time is waiting.
 const WAITING: usize = 16;
-/// Daemons and guests that work.
+/// Number of working daemons and guests at a time.
 const WORKING: usize = 4;
 
-/// Does `what` with each of `items`, so many at a time.
+/// Calls `what` with each of `items`, at most `at_a_time` at once.
 fn with_each<T: Sync>(at_a_time: usize, items: &[T], what: impl Fn(&T) + Sync) {
     with_each_on(at_a_time, items, || (), |(), item| what(item));
 }
 
-/// The same on places that are made once for each worker.
+/// Like `with_each`, with a resource made once for each worker.
 fn with_each_on<T: Sync, P>(
     at_a_time: usize,
     items: &[T],
@@ -59,7 +59,7 @@ fn with_each_on<T: Sync, P>(
     });
 }
 
-/// What came of all checks of a back-end, in their order.
+/// Returns the results of all checks of a back-end, in their order.
 fn outcomes(subject: &Subject, checks: &[&'static Check]) -> Vec<Outcome> {
     let outcomes = Mutex::new(Vec::new());
     with_each(WORKING, checks, |check| {
@@ -97,8 +97,8 @@ fn front_stage(kind: &str) -> Stage {
     Stage::new(&command, true).expect("a directory")
 }
 
-/// Every fault of a front-end is caught by its checks; the front-end without it passes all checks; each check
-/// fails on some front-end that is known.
+/// Every fault of a front-end is caught by its checks; the front-end without fault passes all checks; each
+/// check fails on a known front-end.
 #[test]
 fn every_fault_of_a_front_end_is_caught() {
     with_each(WAITING, &frontend::catalogue(), |check| {
@@ -117,10 +117,10 @@ fn every_fault_of_a_front_end_is_caught() {
     let known = |name: &str| checks.iter().any(|(_, check)| check.name == name);
     let never: Vec<_> =
         frontend::catalogue().into_iter().map(|check| check.name).filter(|name| !known(name)).collect();
-    assert!(never.is_empty(), "no front-end that fails these is known: {never:?}");
+    assert!(never.is_empty(), "no known front-end fails these checks: {never:?}");
 }
 
-/// volt-vmm with a guest that echoes fails no check. It needs protocol features, and says so.
+/// volt-vmm with an echoing guest fails no check. It reports that it needs protocol features.
 #[test]
 fn volt_vmm_passes() {
     if let Err(error) = std::fs::File::options().read(true).write(true).open("/dev/kvm") {
@@ -133,7 +133,7 @@ fn volt_vmm_passes() {
         vmm.display()
     );
     let outcomes = Mutex::new(Vec::new());
-    // Those in which the front-end waits are the last ones and the longest.
+    // The checks in which the front-end waits come last and take longest.
     let checks: Vec<_> = frontend::catalogue().into_iter().rev().collect();
     let stage = || Stage::new(&command, false).expect("a directory");
     with_each_on(WORKING, &checks, stage, |stage, check| {
@@ -151,8 +151,8 @@ fn volt_vmm_passes() {
     assert!(bad.is_empty(), "{}", bad.join("\n"));
 }
 
-/// volt-netd fails no check and leaves none out for want of an offer: with one pair all but those of several
-/// pairs, and with two those.
+/// volt-netd passes every check, and offers all tested features: with one pair all checks but those of
+/// several pairs, and with two pairs those.
 #[test]
 fn volt_netd_passes() {
     if namespace("volt_netd_passes").is_none() {
@@ -169,7 +169,7 @@ fn volt_netd_passes() {
     assert!(bad.is_empty(), "{}", bad.join("\n"));
 }
 
-/// The calibration table of docs/benchmarks.md says what the two echoing back-ends pass, group by group.
+/// The calibration table of docs/benchmarks.md has the results of the two echoing back-ends, group by group.
 #[test]
 fn benchmarks_have_the_calibration() {
     let checks = catalogue();
@@ -199,18 +199,17 @@ fn benchmarks_have_the_calibration() {
     assert!(lacking.is_empty(), "should be:\n{}\n{}", lacking.join("\n"), bad.collect::<Vec<_>>().join("\n"));
 }
 
-/// Every check of back-ends fails on some back-end: a broken one of its own, or one of the two that are to be
-/// right.
+/// Every check of back-ends fails on some back-end: on a broken one, or on one of the two correct ones.
 #[test]
 fn every_check_can_fail() {
     let known: Vec<_> = Fault::ALL.iter().flat_map(|fault| fault.caught_by().split(", ")).collect();
     let failed = [complaints(of_crate()), complaints(scripted())].concat();
     let never: Vec<_> = catalogue().into_iter().map(|check| check.name).collect();
     let never: Vec<_> = never.iter().filter(|name| !known.contains(name) && !failed.contains(name)).collect();
-    assert!(never.is_empty(), "no back-end that fails these is known: {never:?}");
+    assert!(never.is_empty(), "no known back-end fails these checks: {never:?}");
 }
 
-/// A hundred random sessions go as their model says; the model is no rubber stamp.
+/// A hundred random sessions follow their model; the model rejects faulty back-ends.
 #[test]
 fn random_sessions() {
     let play = |subject: &Subject| subject.with(|bench| (1..=100).try_for_each(|seed| session(bench, seed)));
@@ -226,7 +225,7 @@ fn random_sessions() {
     }
 }
 
-/// A back-end that says nothing, and one that does not start, are results and not errors of the tool.
+/// A silent back-end and one that does not start are results, not errors of the tool.
 #[test]
 fn a_dead_back_end_is_a_result() {
     let version_1 = |target| {
@@ -244,25 +243,25 @@ fn a_dead_back_end_is_a_result() {
     drop(silent);
 }
 
-/// What came of all checks of the back-end on `vhost-user-backend`.
+/// Returns the results of all checks of the back-end on `vhost-user-backend`.
 fn of_crate() -> &'static [Outcome] {
     static ALL: OnceLock<Vec<Outcome>> = OnceLock::new();
     ALL.get_or_init(|| outcomes(&peer("crate"), &catalogue()))
 }
 
-/// The same of the scripted one.
+/// Returns the results of all checks of the scripted back-end.
 fn scripted() -> &'static [Outcome] {
     static ALL: OnceLock<Vec<Outcome>> = OnceLock::new();
     ALL.get_or_init(|| outcomes(&peer("scripted"), &catalogue()))
 }
 
-/// The complaints about a back-end, without their times.
+/// Returns the failures of a back-end, without their times.
 fn complaints(outcomes: &[Outcome]) -> Vec<&'static str> {
     outcomes.iter().filter(|outcome| report::is_bad(outcome)).map(|outcome| outcome.check.name).collect()
 }
 
-/// That a back-end serves one connection and ends is one complaint: of all others it has those of the same
-/// back-end that goes on. The same for one that stays and does not take a second connection.
+/// A back-end that ends after one connection fails one more check than the same back-end that continues. So
+/// does one that stays and accepts no second connection.
 #[test]
 fn one_connection_is_one_complaint() {
     const ITS_OWN: &str = "messages/second-connection";
@@ -279,9 +278,9 @@ fn one_connection_is_one_complaint() {
     assert_eq!(complaints(&deaf), [ITS_OWN]);
 }
 
-/// What the specifications permit, or only advise against, fails no must: two connections' features that
-/// differ, a base that is believed, calls that nobody asked for, frames out of order, disabled rings that are
-/// emptied, rings that wait for a kick.
+/// Behaviour that the specifications permit, or only advise against, fails no must: features that differ
+/// between two connections, an accepted base, unrequested calls, reordered frames, emptied disabled rings,
+/// rings that wait for a kick.
 #[test]
 fn what_is_permitted_fails_no_must() {
     let permitted =
@@ -296,8 +295,8 @@ fn what_is_permitted_fails_no_must() {
     });
 }
 
-/// Checks that start one ring of a pair have twins that start both, which a back-end that starts with the
-/// pair passes.
+/// Checks that start one ring of a pair have twins that start both; a back-end that starts with the pair
+/// passes the twins.
 #[test]
 fn twins_start_the_pair() {
     let subject = peer("pair-only");
@@ -315,7 +314,7 @@ fn twins_start_the_pair() {
     }
 }
 
-/// Where a back-end listens already, it cannot be started anew: what then cannot be tested is no complaint.
+/// A back-end that already listens cannot be restarted: checks that need a restart do not fail.
 #[test]
 fn one_connection_of_a_socket_is_one_complaint() {
     let dir = tempfile::tempdir().expect("a directory");
@@ -328,7 +327,7 @@ fn one_connection_of_a_socket_is_one_complaint() {
     drop(backend);
 }
 
-/// A TAP is made for a command, which runs where it is; a back-end elsewhere would never serve it.
+/// --tap creates the TAP for a command in its namespace; a back-end elsewhere would never serve it.
 #[test]
 fn a_tap_is_for_a_command() {
     let mut conform = Command::new(program("volt-conform"));
@@ -338,7 +337,7 @@ fn a_tap_is_for_a_command() {
     assert!(said.contains("'--socket <PATH>' cannot be used with") && said.contains("--tap"), "{said}");
 }
 
-/// A back-end that dies says by which signal or with which status, in every form of the results.
+/// The death of a back-end is reported with its signal or status, in every form of the results.
 #[test]
 fn a_back_end_that_dies_says_how() {
     let deaths = [

@@ -6,8 +6,7 @@ use protocol_tests::conform::run::Outcome;
 use protocol_tests::conform::sections::titles;
 use protocol_tests::conform::{Finding, Level, catalogue, frontend, report};
 
-/// Each check names where its promise is made: a section that exists, or, where no specification says it, who
-/// depends on it.
+/// Each check names its source: an existing section, or software that depends on the behaviour.
 #[test]
 fn each_check_names_its_section() {
     for check in catalogue().into_iter().chain(frontend::catalogue()) {
@@ -22,8 +21,8 @@ fn each_check_names_its_section() {
     }
 }
 
-/// Names are unique and have a group; each promise names its source; JUnit text is well-formed where reasons
-/// hold bytes and quotes.
+/// Names are unique and have a group; each promise names its source; JUnit text is well-formed even if
+/// reasons contain bytes and quotes.
 #[test]
 fn catalogue_and_reports() {
     let mut names: Vec<_> =

@@ -1,5 +1,5 @@
-//! The fuzz targets without a fuzzer: every file of the corpus, which once reached new code or found
-//! something, and a bounded round of changed and random ones, the same in each run. `scripts/fuzz` runs long.
+//! The fuzz targets without a fuzzer: every file of the corpus (which once reached new code or found a
+//! fault), and a bounded round of changed and random inputs, the same in each run. `scripts/fuzz` runs long.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 #[path = "../fuzz/src/lib.rs"]
 mod fuzz;
 
-/// Time and number of random inputs for a target; whichever ends first.
+/// Limits of a target's random round: time and number of inputs; the first one reached ends it.
 const ROUND: (Duration, usize) = (Duration::from_secs(4), 2000);
 
-/// One at a time: a target counts the descriptors of the process.
+/// Targets run one at a time, because a target counts the descriptors of the process.
 static ONE: Mutex<()> = Mutex::new(());
 
 /// xorshift64*: the same inputs in each run.
@@ -31,7 +31,7 @@ impl Random {
         (self.next() % end.max(1) as u64) as usize
     }
 
-    /// A file of the corpus with some bytes changed, or new bytes.
+    /// Returns a corpus file with some changed bytes, or random bytes.
     fn input(&mut self, corpus: &[(PathBuf, Vec<u8>)]) -> Vec<u8> {
         let mut bytes = match self.below(4) {
             0 => (0..self.below(1000)).map(|_| self.next() as u8).collect(),
@@ -58,7 +58,7 @@ fn corpus(name: &str) -> Vec<(PathBuf, Vec<u8>)> {
     paths.into_iter().map(|path| (path.clone(), fs::read(path).unwrap())).collect()
 }
 
-/// Runs `bytes` and says which they were when they find something.
+/// Runs `bytes`, and prints them if they cause a panic.
 fn run(name: &str, what: &str, bytes: &[u8]) {
     struct Culprit<'a>(&'a str, &'a [u8]);
     impl Drop for Culprit<'_> {

@@ -1,6 +1,5 @@
-//! A stock Debian guest under volt-vmm is controlled while it runs: paused and resumed under traffic, limited
-//! otherwise than it was started, asked by the power button. What does it is `volt-vmm ctl`, as an operator
-//! would.
+//! A stock Debian guest under volt-vmm is controlled while it runs, by `volt-vmm ctl` like an operator's:
+//! paused and resumed under traffic, given other limits, and sent the power button.
 
 use std::path::Path;
 use std::thread::sleep;
@@ -13,9 +12,9 @@ use protocol_tests::lab::traffic::{HOST, Traffic, iperf3, value};
 use protocol_tests::lab::{PATIENCE, in_lab};
 
 const TAP: &str = "k0";
-/// An address that the far side gets when the guest has moved its data often enough.
+/// An address that the far side gets when the guest may stop moving data.
 const ENOUGH: &str = "10.77.0.9";
-/// How often a rate is measured until it is reached.
+/// Number of measurements of a rate before it counts as not reached.
 const WINDOWS: usize = 8;
 
 fn start(directory: &Path, run: &str, nets: &[&str]) -> Machine {
@@ -28,8 +27,8 @@ fn tap() {
     address(TAP);
 }
 
-/// Paused for longer than the guest's watchdogs bear, again and again, connections go on and every byte is
-/// right; nothing of the guest's moves meanwhile; and what is pressed or ended meanwhile is.
+/// After repeated pauses, each longer than the guest's watchdogs allow, connections continue with correct
+/// data. A paused guest moves nothing. The power button and an end take effect during a pause.
 #[test]
 fn paused_and_resumed_under_traffic() {
     in_lab("paused_and_resumed_under_traffic", || {
@@ -73,18 +72,18 @@ fn paused_and_resumed_under_traffic() {
             traffic.judge_tcp(round);
         }
         assert_eq!(value(&reports, "complaints"), "0", "{reports:?}");
-        // A key event after its time: EV_KEY, KEY_POWER, pressed.
+        // A key event after its time stamp: EV_KEY, KEY_POWER, pressed.
         let key: Vec<&str> = value(&reports, "key").split(' ').collect();
         assert_eq!(key.get(8..11), Some(&["1", "116", "1"][..]), "{reports:?}");
-        // Its interrupts by processor, behind its number.
+        // Its interrupts by processor, after its number.
         let events = value(&reports, "events").split_whitespace().skip(1);
         let events: u64 = events.map_while(|count| count.parse::<u64>().ok()).sum();
         assert_eq!(events, 1, "{reports:?}");
     });
 }
 
-/// A limit that is changed while the guest sends holds within five per cent, and is no limit any more when it
-/// is taken away; devices whose frames pass elsewhere have none.
+/// A limit changed under traffic holds within five per cent; a removed limit no longer applies. Devices whose
+/// frames pass outside volt-vmm have no limit.
 #[test]
 fn a_rate_limit_changes_under_traffic() {
     in_lab("a_rate_limit_changes_under_traffic", || {
@@ -101,12 +100,12 @@ fn a_rate_limit_changes_under_traffic() {
             assert_eq!(limits["rx_rate"], "none", "{limits}");
             // The new bucket is full.
             sleep(Duration::from_secs(1));
-            // A guest that gets too little of the processor sends less, but none may ever send more.
+            // A guest with too little CPU time sends less, but no guest may send more.
             let reached = (0..WINDOWS).any(|_| {
                 let (least, most) = measure(Duration::from_secs(3));
                 let (least, most) = (least / megabits, most / megabits);
                 eprintln!("a_rate_limit_changes_under_traffic: {rate}: {least:.3} to {most:.3} of the limit");
-                // A bucket that was full, for want of frames, is a twentieth of the window.
+                // A bucket filled by a pause is a twentieth of the window.
                 assert!(least < 1.1, "{rate}: {least}");
                 most > 0.95
             });
@@ -114,7 +113,7 @@ fn a_rate_limit_changes_under_traffic() {
         }
         machine.done(&["limits", "0", "--tx-rate", "none"]);
         sleep(Duration::from_secs(1));
-        // Twice what was the limit, and half of what is sent: on a starved machine a guest hardly does more.
+        // Twice the old limit and half of the offered rate: a guest on a starved machine hardly reaches more.
         let freed = (0..WINDOWS).any(|_| measure(Duration::from_secs(2)).1 > 3.0);
         assert!(freed, "not even 3 Mbit/s without a limit");
 
@@ -130,8 +129,8 @@ fn a_rate_limit_changes_under_traffic() {
     });
 }
 
-/// What the guest sends by the TAP, in Mbit/s of frames: at least and at most, as reading the counter takes
-/// its time.
+/// Returns the guest's rate through the TAP, in Mbit/s of frames: a minimum and a maximum, because reading
+/// the counter takes time.
 fn measure(time: Duration) -> (f64, f64) {
     let bytes = || {
         let from = Instant::now();

@@ -1,5 +1,5 @@
-//! Network devices and disks come and go on the PCI bus of a stock Debian guest while it runs, by
-//! `volt-vmm ctl` and the guest's own hot-plug driver.
+//! Network devices and disks are added to and removed from the PCI bus of a stock Debian guest while it runs,
+//! by `volt-vmm ctl` and the guest's own hot-plug driver.
 
 use std::fs::File;
 use std::io::Read;
@@ -17,12 +17,12 @@ use protocol_tests::lab::{PATIENCE, in_lab, rounds};
 
 const TAP: &str = "k0";
 
-/// For `volt.run`: waits until the file is there, or not there any more.
+/// Returns a command for `volt.run`: waits until the file exists, or until it is gone.
 fn until(there: bool, file: &str) -> String {
     format!("until [ {} -e {file} ]; do sleep 0.1; done", if there { "" } else { "!" })
 }
 
-/// The same for an interface.
+/// Like `until`, for an interface.
 fn interface(there: bool) -> String {
     until(there, "/sys/class/net/eth0")
 }
@@ -38,8 +38,7 @@ fn names(machine: &Machine) -> Vec<String> {
     devices.map(|device| device["device"].as_str().expect("a label").to_owned()).collect()
 }
 
-/// Asks for a device and waits until it is gone, also behind a guest that is too busy to give it back in
-/// time.
+/// Removes a device and waits until it is gone, even if the guest is too busy to release it in time.
 #[track_caller]
 fn remove(machine: &Machine, kind: &str, name: &str) {
     let before = names(machine).len();
@@ -47,13 +46,13 @@ fn remove(machine: &Machine, kind: &str, name: &str) {
         assert!(why.contains("within 8 s"), "{why}");
     }
     let gone = poll_until(PATIENCE, || (names(machine).len() < before).then_some(()));
-    assert!(gone.is_some(), "{name} is not given back: {:?}", names(machine));
+    assert!(gone.is_some(), "the guest did not release {name}: {:?}", names(machine));
 }
 
-/// What a guest does last: nothing, so that whoever asks the machine something meanwhile finds it there.
+/// The guest's last command: it waits, so that requests to the machine still succeed.
 const STAY: &str = "report over; sleep 1800";
 
-/// Ends a machine whose guest has done everything.
+/// Ends a machine whose guest has finished.
 #[track_caller]
 fn end(machine: &mut Machine) {
     machine.guest.wait_for("VOLT over", PATIENCE);
@@ -61,8 +60,8 @@ fn end(machine: &mut Machine) {
     assert_eq!(machine.guest.wait_exit(PATIENCE).code(), Some(0));
 }
 
-/// Judges the guest's `complaints`: a device that is found is no complaint. Linux shows the file of a disk
-/// before it can open it; whoever opens it in between makes it look for a driver, and say so.
+/// Checks the guest's `complaints`; messages about a new device are none. Linux shows the file of a disk
+/// before it can open it: opening it in between makes Linux look for a driver, and log it.
 #[track_caller]
 fn only_news(reports: &[String]) {
     const NEWS: [&str; 5] = [
@@ -72,16 +71,16 @@ fn only_news(reports: &[String]) {
         "virtio_blk virtio",
         "block device autoloading is deprecated",
     ];
-    // It came to look.
+    // The report must exist.
     value(reports, "complaints");
     let complaints = reports.iter().filter(|line| line.starts_with("complaint "));
     let complaints: Vec<_> = complaints.filter(|line| !NEWS.iter().any(|news| line.contains(news))).collect();
     assert!(complaints.is_empty(), "{complaints:?}");
 }
 
-/// Again and again a network device is added, carries checksummed traffic both ways and is removed: the guest
-/// has its interface as long as the device is there, and the process no file more at the end. One of them
-/// comes while the machine is paused, one is asked for meanwhile.
+/// Repeatedly adds a network device, moves checksummed traffic both ways, and removes it. The guest has the
+/// interface exactly as long as the device exists, and the process has no more open files at the end. One
+/// device is added, and one removal requested, while the machine is paused.
 #[test]
 fn a_network_device_comes_and_goes() {
     in_lab("a_network_device_comes_and_goes", || {
@@ -106,9 +105,9 @@ fn a_network_device_comes_and_goes() {
                 machine.done(&["pause"]);
             }
             let added = machine.done(&["add", "net", "tap=k0,mac=52:54:00:77:00:02"]);
-            assert_eq!(added["slot"], 2 + round, "each slot has its turn");
+            assert_eq!(added["slot"], 2 + round, "slots are used in turn");
             assert_eq!(names(&machine), ["rng", "net k0"]);
-            let taken = machine.ctl(&["add", "net", "tap=k0"]).expect_err("there is one already");
+            let taken = machine.ctl(&["add", "net", "tap=k0"]).expect_err("the device exists already");
             assert!(taken.contains("k0 exists already"), "{taken}");
             if paused {
                 machine.done(&["resume"]);
@@ -127,7 +126,7 @@ fn a_network_device_comes_and_goes() {
                 assert_eq!(names(&machine), ["rng"]);
             }
             machine.guest.wait_for(&format!("VOLT gone {round}"), PATIENCE);
-            // The guest lets its driver go, and ejects the device then.
+            // The guest unbinds its driver, then ejects the device.
             let gone = poll_until(PATIENCE, || (names(&machine) == ["rng"]).then_some(()));
             assert!(gone.is_some(), "{:?}", names(&machine));
         }
@@ -141,9 +140,8 @@ fn a_network_device_comes_and_goes() {
     });
 }
 
-/// Whatever kind a device is: a disk whose data is right and whose image is free afterwards, a back-end
-/// behind a socket, an interface that is taken away in the middle of traffic, and one that the guest ejects
-/// without being asked.
+/// Devices of every kind: a disk with correct data, whose image is free afterwards; a back-end behind a
+/// socket; an interface removed during traffic; and one that the guest ejects by itself.
 #[test]
 fn every_kind_comes_and_goes() {
     in_lab("every_kind_comes_and_goes", || {
@@ -168,7 +166,7 @@ fn every_kind_comes_and_goes() {
             interface(false),
             interface(true),
             traffic.try_network("again", "eth0", "10.77.0"),
-            // What the removal cuts off ends by itself.
+            // Transfers cut off by the removal end by themselves.
             format!(
                 "report network cut; tcp_limit=3; /usr/bin/ping -U -q -f -w 60 {HOST} >/dev/null 2>&1 & \
                  pinger=$!; report moving; \
@@ -199,7 +197,7 @@ fn every_kind_comes_and_goes() {
         let gone = poll_until(PATIENCE, || (names(&machine) == ["rng"]).then_some(()));
         assert!(gone.is_some(), "{:?}", names(&machine));
         assert_eq!(machine.files(), files);
-        // Its lock went with the device.
+        // Its lock ended with the device.
         let free = Command::new("flock").args(["--nonblock", image, "true"]).status().expect("flock");
         assert!(free.success());
         end(&mut machine);
@@ -212,8 +210,8 @@ fn every_kind_comes_and_goes() {
     });
 }
 
-/// What is added and asked back while the guest boots, with the interrupt masked, comes and goes when its
-/// drivers are there.
+/// Devices added, and removals requested, while the guest boots with the interrupt masked take effect when
+/// its drivers are loaded.
 #[test]
 fn devices_come_and_go_while_the_guest_boots() {
     in_lab("devices_come_and_go_while_the_guest_boots", || {
@@ -226,7 +224,7 @@ fn devices_come_and_go_while_the_guest_boots() {
         let mut machine = start(directory.path(), Flavour::Generic, Transport::Pci, &script.join("; "));
         machine.guest.wait_for("API at", PATIENCE);
         machine.done(&["add", "net", "tap=k0"]);
-        // This one is created, and the kernel moves its frames.
+        // volt-vmm creates this interface, and the kernel moves its frames.
         machine.done(&["add", "net", "tap=k1,mtu=1400,vhost-net=require"]);
         machine.done(&["add", "disk", image]);
         remove(&machine, "disk", image);
@@ -236,8 +234,8 @@ fn devices_come_and_go_while_the_guest_boots() {
     });
 }
 
-/// A machine that cannot take it says so and what would; an interface or image that is not there, or in use,
-/// leaves nothing.
+/// A machine that cannot add a device says so, and names the option that would allow it. A missing or busy
+/// interface or image leaves nothing behind.
 #[test]
 fn what_cannot_be_added_is_refused() {
     in_lab("what_cannot_be_added_is_refused", || {
@@ -271,7 +269,7 @@ fn what_cannot_be_added_is_refused() {
                     (["add", "disk", "/dev/null"], "neither a file nor a block device"),
                     (["remove", "disk", "0"], "no disk 0"),
                 ] {
-                    let why = machine.ctl(&arguments).expect_err("this is wrong");
+                    let why = machine.ctl(&arguments).expect_err("an invalid request");
                     assert!(why.contains(expected), "{arguments:?}: {why}");
                 }
                 assert_eq!(machine.files(), files);

@@ -1,6 +1,6 @@
 //! volt-vmm's network devices of every kind, with a stock Debian guest: TAP and macvtap in the process, the
-//! kernel's vhost-net on both, and volt-netd behind a socket. One guest has many interfaces, each with a
-//! network of its own, because a boot costs more than what is done over them.
+//! kernel's vhost-net on both, and volt-netd behind a socket. One guest has many interfaces, each in a
+//! separate network, because a boot costs more than their tests.
 
 use std::net::UdpSocket;
 use std::path::Path;
@@ -25,29 +25,30 @@ fn finish(mut guest: Process) -> Vec<String> {
     let status = guest.wait_exit(PATIENCE);
     assert_eq!(status.code(), Some(0), "a power-off ends volt-vmm with 0");
     let reports = guest.reports();
-    // For whoever finds that a report is not as it should be.
+    // Prints the output, in case an assertion about a report fails.
     eprintln!("{guest}");
     reports
 }
 
-/// As volt-vmm offers devices, both behind one lab's boot.
+/// The transports of volt-vmm; one boot of the lab covers both.
 const TRANSPORTS: [Transport; 2] = [Transport::Mmio, Transport::Pci];
 
 fn run(spec: &Spec, nets: &[&str]) -> Vec<String> {
     finish(Process::start("volt-vmm", &mut spec.vmm_net(nets)))
 }
 
-/// A persistent TAP that several queues may open, with `subnet`'s host address.
+/// Makes a persistent TAP that several queues may open, with the host address in `subnet`.
 fn tap(name: &str, subnet: &str) {
     ip(&["tuntap", "add", "dev", name, "mode", "tap", "multi_queue"]);
     up(name, subnet);
 }
 
-/// A macvtap interface on one end of a wire, whose other end has `subnet`'s host address. Answers its index.
+/// Makes a macvtap interface on a veth pair, whose other end has the host address in `subnet`. Returns its
+/// index.
 fn macvtap(name: &str, subnet: &str) -> u32 {
     static MADE: AtomicU32 = AtomicU32::new(0);
-    // No other namespace has this one: the files, /dev/tapN, are of all of them, and one that is being taken
-    // down, of the test before, may still have its own.
+    // An index unique in all namespaces: they share the files /dev/tapN, and the previous test's interface
+    // may still exist.
     let index = 64 * std::process::id() + MADE.fetch_add(1, Ordering::Relaxed);
     let (near, far) = (format!("{name}-a"), format!("{name}-b"));
     ip(&["link", "add", &near, "type", "veth", "peer", "name", &far]);
@@ -68,16 +69,16 @@ fn up(interface: &str, subnet: &str) {
     ip(&["link", "set", interface, "up"]);
 }
 
-/// Whether the kernel has vhost-net; the lab's has.
+/// Returns whether the kernel has vhost-net, like the lab's kernel.
 fn vhost_net(test: &str) -> bool {
     let there = Path::new("/dev/vhost-net").exists();
     if !there {
-        eprintln!("SKIP {test}: there is no /dev/vhost-net: modprobe vhost_net");
+        eprintln!("SKIP {test}: /dev/vhost-net is missing: modprobe vhost_net");
     }
     there
 }
 
-/// Ping, and checksummed TCP and UDP, both ways over each kind of device in one guest; in `scripts/soak` by
+/// Ping, and checksummed TCP and UDP, both ways over each kind of device in one guest; in `scripts/soak` with
 /// each transport.
 fn every_kind(name: &str, pairs: u16, transport: Transport) {
     in_lab(name, || {
@@ -106,7 +107,7 @@ fn every_kind(name: &str, pairs: u16, transport: Transport) {
             script
                 .push(format!("report pairs $(ethtool -l {interface} | grep -c 'Combined:[^0-9]*{pairs}$')"));
         }
-        // It sends until it has powered off, by all of them at once.
+        // The guest sends on all of them until it powers off.
         script.extend((0..kinds.len()).map(|n| format!("(ping -i 0.005 10.77.{n}.1 >/dev/null &)")));
         let nets: Vec<_> = kinds.iter().map(|(_, net)| format!("{net},queues={pairs}")).collect();
         let nets: Vec<_> = nets.iter().map(String::as_str).collect();
@@ -115,7 +116,7 @@ fn every_kind(name: &str, pairs: u16, transport: Transport) {
             for (kind, _) in kinds {
                 traffic.judge_network(&reports, kind);
             }
-            // As many as possible, and as many in use.
+            // The maximum number of pairs, and the number in use.
             let pairs_used: Vec<_> = reports.iter().filter_map(|line| line.strip_prefix("pairs ")).collect();
             assert_eq!(pairs_used, ["2"; 5], "{transport:?}: {reports:?}");
         }
@@ -132,12 +133,12 @@ fn every_kind_with_two_pairs() {
     every_kind("every_kind_with_two_pairs", 2, Transport::Pci);
 }
 
-/// How many frames wait in a TAP while a guest's driver is away: well above what else a TAP's host sends by
-/// itself.
+/// Frames waiting in a TAP while a guest's driver is unbound: well above the number that a TAP's host sends
+/// by itself.
 const STALE: u64 = 60;
 
-/// In a guest: takes the driver off `eth1` until the host answers at [`SENT`], and reports how many frames
-/// the next one got.
+/// Runs in a guest: unbinds the driver of `eth1` until the host answers at [`SENT`], and reports the number
+/// of frames that the next driver received.
 const LATE_DRIVER: &str = "device=$(basename $(readlink -f /sys/class/net/eth1/device)); \
     echo $device >/sys/bus/virtio/drivers/virtio_net/unbind; report unbound; tries=0; \
     until ping -c 1 -W 1 10.77.0.99 || [ $tries = 100 ]; do tries=$((tries + 1)); sleep 0.1; done; \
@@ -145,10 +146,10 @@ const LATE_DRIVER: &str = "device=$(basename $(readlink -f /sys/class/net/eth1/d
     ip link set eth1 up; ip addr add 10.77.1.2/24 dev eth1; step late ping -c 3 -i 0.2 10.77.1.1; \
     report received $(cat /sys/class/net/eth1/statistics/rx_packets)";
 
-/// The address by which the host says that it has sent.
+/// The address by which the host signals that it has sent the frames.
 const SENT: &str = "10.77.0.99/24";
 
-/// Sends [`STALE`] frames to `tap`, whose guest has no driver, and sees that they wait there.
+/// Sends [`STALE`] frames to `tap`, whose guest has no driver, and checks that they wait there.
 fn leave_frames(tap: &str, subnet: &str) {
     let dropped = counter(tap, "tx", "dropped");
     let socket = UdpSocket::bind(format!("{subnet}.1:0")).expect("a socket");
@@ -159,9 +160,9 @@ fn leave_frames(tap: &str, subnet: &str) {
     assert_eq!(counter(tap, "tx", "dropped"), dropped, "{tap} has not kept the frames");
 }
 
-/// The driver is taken off and given back again and again; every offload goes off and on; pairs change; the
-/// device works after each. What came for the kernel's vhost-net while there was no driver is not given to
-/// the next one, whose offloads may be others. In `scripts/soak` by each transport.
+/// The driver is repeatedly unbound and bound, every offload is switched off and on, and pairs change; the
+/// device works after each step. The kernel's vhost-net does not deliver frames that arrived without a driver
+/// to the next driver, which may have other offloads. In `scripts/soak` with each transport.
 #[test]
 fn the_driver_comes_and_goes_and_changes_its_mind() {
     let name = "the_driver_comes_and_goes_and_changes_its_mind";
@@ -210,8 +211,8 @@ fn the_driver_comes_and_goes_and_changes_its_mind() {
     });
 }
 
-/// Files have no network namespace, and indices do: the file of an interface of the same index and name, that
-/// was in the other namespace first, is not taken for this one's.
+/// Files belong to no network namespace, and indices repeat. The file of an interface with the same index and
+/// name in another namespace is refused.
 #[test]
 fn another_namespaces_macvtap_is_refused() {
     in_lab("another_namespaces_macvtap_is_refused", || {
@@ -275,10 +276,10 @@ fn large_frames_ipv6_and_a_vlan() {
     });
 }
 
-/// Limits of volt-vmm and of volt-netd hold, each direction its own: offered is twice the rate, by UDP, so
-/// that nothing but the limit decides. The rates are low, as a lab on a busy machine moves few frames a
-/// second. What passes is counted at the interface, as iperf3's own connection waits behind the limit too.
-/// The bursts, 0.8 s, are what a busy machine may oversleep.
+/// The limits of volt-vmm and volt-netd hold, separately for each direction. UDP traffic at twice the rate
+/// makes the limit decide alone. The rates are low, because a lab on a busy machine moves few frames a
+/// second. The interface's counters measure the rate, because iperf3's own connection waits behind the limit
+/// too. The bursts, 0.8 s, allow a busy machine to oversleep.
 #[test]
 fn rate_limits_hold() {
     in_lab("rate_limits_hold", || {
@@ -286,7 +287,7 @@ fn rate_limits_hold() {
         let netd = Netd::start(directory.path(), &["--tx-rate", "500kbit:50K", "--rx-rate", "1Mbit:100K"]);
         tap("k1", "10.77.1");
         for interface in ["volt0", "k1"] {
-            // What waits here delays iperf3's own connection.
+            // A long queue would delay iperf3's own connection.
             ip(&["link", "set", interface, "txqueuelen", "25"]);
         }
         let _server = iperf3();
@@ -318,9 +319,9 @@ fn rate_limits_hold() {
     });
 }
 
-/// Bits a second that pass `interface` in the 8 s after a burst of so many bytes has, and in the best 2 s of
-/// them: twice as much passes until then, as twice the rate is offered.
-fn rates_after_burst(interface: &str, direction: &str, burst: f64) -> (f64, f64) {
+/// Returns the bits a second that pass `interface` in the 8 s after the burst. Twice the burst passes before
+/// that, because twice the rate is offered.
+fn rate_after_burst(interface: &str, direction: &str, burst: f64) -> f64 {
     let bytes = || counter(interface, direction, "bytes") as f64;
     let (begin, deadline) = (bytes(), Instant::now() + PATIENCE / 5);
     while bytes() < begin + 2.2 * burst {
@@ -338,7 +339,7 @@ fn rates_after_burst(interface: &str, direction: &str, burst: f64) -> (f64, f64)
     (rate(whole), best)
 }
 
-/// Two machines on one bridge, one served in its process and one by volt-netd, talk to each other.
+/// Two machines on one bridge, one with a TAP in its process and one served by volt-netd, reach each other.
 #[test]
 fn two_guests_on_a_bridge() {
     in_lab("two_guests_on_a_bridge", || {
@@ -353,7 +354,7 @@ fn two_guests_on_a_bridge() {
         }
         ip(&["addr", "add", &format!("{HOST}/24"), "dev", "br0"]);
         ip(&["link", "set", "br0", "up"]);
-        // Ended below, however long the other one takes.
+        // It is ended below, whenever the other one finishes.
         let server = quick(
             "ip addr flush dev eth0; ip addr add 10.77.0.3/24 dev eth0; iperf3 -s -D; report serving; \
              sleep 1800",

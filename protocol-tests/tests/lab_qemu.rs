@@ -1,6 +1,6 @@
-//! volt-netd behind QEMU with KVM, where QEMU's device has MSI-X and each ring's call descriptor is an irqfd
-//! of its own. For vhost-user, QEMU keeps the call descriptor when a vector is masked or moved and takes it
-//! off KVM instead, so that signals gather in it meanwhile: none may be lost.
+//! volt-netd behind QEMU with KVM, where QEMU's device has MSI-X and each ring's call descriptor is a
+//! separate irqfd. With vhost-user, QEMU keeps the call descriptor when a vector is masked or moved, and only
+//! detaches it from KVM. Signals gather in it meanwhile, and none may be lost.
 
 use std::io::Read;
 use std::process::{Command, Stdio};
@@ -14,14 +14,14 @@ use protocol_tests::lab::traffic::{Traffic, every_queue_carried, iperf3, many_fl
 use protocol_tests::lab::{PATIENCE, guest_file, here, in_lab, repository, variants};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// For `volt.run`: masks and unmasks the device's interrupts, by moving them between processors, until
+/// Commands for `volt.run`: mask and unmask the device's interrupts, by moving them between processors, until
 /// killed.
 const MOVE_INTERRUPTS: &str = "moving() { while :; do for mask in 1 2; do for irq in \
                                $(sed -n 's/ *\\([0-9]*\\):.*virtio0-[io].*/\\1/p' /proc/interrupts); do \
                                echo $mask >/proc/irq/$irq/smp_affinity; done; usleep 50000; done; done; }; \
                                moving &";
 
-/// For `volt.run`: the processors that each ring's interrupts went to.
+/// Commands for `volt.run`: print each ring's interrupts by processor.
 const COUNT_MOVES: &str = "sed -n 's/ *[0-9]*: *\\([0-9]*\\) *\\([0-9]*\\) .*virtio0-\\([io].*\\)/\
                            VOLT interrupts \\3 \\1 \\2/p' /proc/interrupts";
 
@@ -43,7 +43,7 @@ fn guest(pairs: u16) {
     guest.wait_for("VOLT exit", PATIENCE);
     assert!(guest.wait_exit(PATIENCE).success());
     let reports = guest.reports();
-    // A vector for each ring: what this test is about is in use.
+    // One vector for each ring: MSI-X is in use.
     assert!(reports.contains(&format!("vectors {}", 2 * pairs)), "{reports:?}");
     traffic.judge(&reports);
     every_queue_carried(&reports, pairs);
@@ -54,9 +54,8 @@ fn msix_moved_under_traffic() {
     in_lab("msix_moved_under_traffic", || variants(&[1, 2], 2).into_iter().for_each(guest));
 }
 
-/// The ground that the other tests stand on: without either program under test, on QEMU's own TAP device,
-/// guests carry checksummed TCP both ways. When this fails, so does everything else, and it is not volt's
-/// fault.
+/// The basis of the other tests: on QEMU's own TAP device, without either program under test, guests carry
+/// checksummed TCP both ways. If this fails, all other tests fail too, and volt is not at fault.
 fn qemu_alone(accel: Accel, flavour: Flavour) {
     ip(&["tuntap", "add", "tap0", "mode", "tap"]);
     address("tap0");
@@ -79,7 +78,8 @@ fn the_lab_runs_a_debian_kernel_under_kvm() {
     in_lab("the_lab_runs_a_debian_kernel_under_kvm", || qemu_alone(Accel::Kvm, Flavour::Cloud));
 }
 
-/// Counts, says `last` and ends, and is read by somebody slow through a narrow pipe: nothing is missing.
+/// Runs a command that counts, prints `last` and ends, with a slow reader behind a narrow pipe: no line is
+/// lost.
 fn says_all(command: &mut Command, last: &str) {
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("a machine");
     let mut output = child.stdout.take().expect("its console");
@@ -91,7 +91,7 @@ fn says_all(command: &mut Command, last: &str) {
         text.extend_from_slice(&piece[..len]);
         sleep(Duration::from_millis(20));
     }
-    // It has ended, or hangs.
+    // It has ended or hangs.
     let _ = kill_process(Pid::from_child(&child), Signal::TERM);
     child.wait().expect("its end");
     let text = String::from_utf8_lossy(&text).replace('\r', "");
@@ -103,7 +103,7 @@ fn says_all(command: &mut Command, last: &str) {
 /// More lines than fit into the pipe and the machine's own buffer.
 const COUNT: u32 = 3_000;
 
-/// What tests judge by are often a machine's last words, and its end takes nothing of them.
+/// Tests often depend on a machine's last lines: its end must not lose them.
 #[test]
 fn last_words_reach_a_slow_reader() {
     let name = "last_words_reach_a_slow_reader";

@@ -1,6 +1,6 @@
-//! volt-vmm's threads may do what the published table says, and nothing else: the filters in force are read
-//! back while a stock Debian guest uses every kind of device, and calls that are in no table are made from
-//! inside running threads.
+//! volt-vmm's threads may make only the system calls of the published table. The filters in force are read
+//! back while a stock Debian guest uses every kind of device, and forbidden calls are made from inside
+//! running threads.
 
 use std::collections::BTreeSet;
 
@@ -16,16 +16,16 @@ use protocol_tests::lab::{PATIENCE, in_lab, program};
 use protocol_tests::rig::LIMIT;
 use protocol_tests::trace::Traced;
 
-/// Of the lab's kernel.
+/// Clock source of the lab's kernel.
 const CLOCK: &str = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
 
-/// The guest's script is done when it has these devices in use, and pings until somebody ends it.
+/// The guest uses all these devices, pings, and waits to be ended.
 const RUN: &str = "for n in 0 1 2; do ip link set eth$n up; ip addr add 10.77.$n.2/24 dev eth$n; \
     (ping -i 0.05 10.77.$n.1 >/dev/null &); done; (while true; do cat /dev/vda; done >/dev/null &); \
     (while true; do head -c 64 /dev/hwrng; done >/dev/null &); \
     until ping -c 1 -W 1 10.77.2.1; do true; done; report serving; sleep 1800";
 
-/// A machine with every kind of device in use, and the threads of it and of its opener.
+/// Returns the threads of volt-vmm and its opener, with every kind of device in use.
 fn serving(machine: &Machine) -> Vec<Thread> {
     let vmm = machine.guest.id();
     let children = std::fs::read_to_string(format!("/proc/{vmm}/task/{vmm}/children")).expect("its children");
@@ -40,9 +40,9 @@ fn spec(run: &str) -> Spec {
     Spec { flavour: Flavour::Cloud, image: Image::Vmlinux, transport: Transport::Pci, ..Spec::new(run) }
 }
 
-/// Each thread is without privilege, and its filters are those that the table says; each call of somebody who
-/// has taken it over is denied, and the guest goes on; one that is not denied by an error ends the process
-/// with status 5. All of it with a clock that is asked by system calls, as it has no vDSO.
+/// Each thread is without privilege, and its filters match the table. Each call of an attacker in a thread is
+/// denied, and the guest continues; a call not denied by an error ends the process with status 5. The clock
+/// source has no vDSO, so programs read it by system calls.
 #[test]
 fn threads_of_volt_vmm_are_confined() {
     in_lab("threads_of_volt_vmm_are_confined", || {
@@ -95,7 +95,7 @@ fn threads_of_volt_vmm_are_confined() {
     });
 }
 
-/// A panic in any thread is told, and ends the process as panics do.
+/// A panic in any thread is logged, and ends the process.
 #[test]
 fn a_panic_is_told_and_ends_volt_vmm() {
     in_lab("a_panic_is_told_and_ends_volt_vmm", || {
@@ -109,9 +109,9 @@ fn a_panic_is_told_and_ends_volt_vmm() {
             });
             let threads = threads.unwrap_or_else(|| panic!("no confined thread called {name}"));
             let thread = threads.iter().find(|thread| thread.name == name).expect(name);
-            let traced = Traced::seize(thread.id).expect("it can be traced");
-            traced.go_into(function(thread.process, "panic_cannot_unwind")).expect("it stands still");
-            traced.detach().expect("it stood still");
+            let traced = Traced::seize(thread.id).expect("a traced thread");
+            traced.go_into(function(thread.process, "panic_cannot_unwind")).expect("a stopped thread");
+            traced.detach().expect("a stopped thread");
             assert_eq!(machine.guest.wait_exit(PATIENCE).code(), Some(101), "{name}");
             let name = if name == "volt-vmm" { "main" } else { name };
             let told = format!("thread '{name}' panicked at");

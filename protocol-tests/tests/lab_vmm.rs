@@ -1,6 +1,6 @@
-//! volt-vmm with volt-netd: stock Debian kernels in every form they are loaded, sizes of guests, disks and
-//! queue pairs. What every guest must show: the processors and memory it was given, nothing in its log
-//! against the ACPI tables, and checksummed TCP both ways.
+//! volt-vmm with volt-netd: stock Debian kernels in every loadable form, sizes of guests, disks and queue
+//! pairs. Every guest must have its processors and memory, log no error about the ACPI tables, and pass
+//! checksummed TCP both ways.
 
 use std::fs::File;
 
@@ -10,12 +10,12 @@ use protocol_tests::lab::process::Process;
 use protocol_tests::lab::traffic::{Traffic, every_queue_carried, iperf3, many_flows, value};
 use protocol_tests::lab::{PATIENCE, in_lab, variants};
 
-/// The kernel that boots fastest, for tests that are about something else.
+/// Returns the kernel that boots fastest, for tests of other properties.
 fn quick(run: &str) -> Spec {
     Spec { flavour: Flavour::Cloud, image: Image::Vmlinux, ..Spec::new(run) }
 }
 
-/// Runs a guest until it powers off, and gives its reports.
+/// Runs a guest until it powers off, and returns its reports.
 fn run(spec: &Spec, netd: &Netd, pairs: u16, more: &[&str]) -> Vec<String> {
     let mut guest = Process::start("volt-vmm", spec.vmm(&netd.socket, pairs).args(more));
     guest.wait_for("VOLT exit", PATIENCE);
@@ -24,8 +24,8 @@ fn run(spec: &Spec, netd: &Netd, pairs: u16, more: &[&str]) -> Vec<String> {
     guest.reports()
 }
 
-/// Boots the guest, and asserts what every guest must show. `more` is for `volt.run`; what it reports is
-/// given back.
+/// Boots the guest, and checks the requirements of every guest. `more` is for `volt.run`. Returns the
+/// reports.
 fn stands(spec: &Spec, netd_pairs: u16, pairs: u16, more: &str) -> Vec<String> {
     let directory = tempfile::tempdir().expect("a directory");
     let netd = Netd::start(directory.path(), &["--queues", &netd_pairs.to_string()]);
@@ -46,8 +46,8 @@ fn stands(spec: &Spec, netd_pairs: u16, pairs: u16, more: &str) -> Vec<String> {
     reports
 }
 
-/// The kernel spreads flows over every attached TAP queue, of which there are four: only those that the guest
-/// serves, of one pair, may be attached.
+/// The kernel spreads flows over every attached TAP queue, of which there are four: only the queues of the
+/// guest's one pair may be attached.
 #[test]
 fn generic_bzimage_one_cpu_loses_no_flow_on_four_queues() {
     in_lab("generic_bzimage_one_cpu_loses_no_flow_on_four_queues", || {
@@ -74,7 +74,7 @@ fn cloud_vmlinux_four_cpus_two_queue_pairs() {
     });
 }
 
-/// Half a GiB of the guest's memory lies above 4 GiB, and Linux gives that out first.
+/// Half a GiB of the guest's memory lies above 4 GiB, and Linux allocates that first.
 #[test]
 fn cloud_bzimage_memory_across_the_hole() {
     in_lab("cloud_bzimage_memory_across_the_hole", || {
@@ -82,8 +82,8 @@ fn cloud_bzimage_memory_across_the_hole() {
     });
 }
 
-/// What a guest wrote to its disk is there after the machine was made anew, with Debian's user space from
-/// another disk instead of the initramfs.
+/// A disk keeps the guest's data when the machine is started again, with Debian's user space on another disk
+/// instead of the initramfs.
 #[test]
 fn a_disk_reads_back_after_a_reboot_with_a_disk_as_root() {
     in_lab("a_disk_reads_back_after_a_reboot_with_a_disk_as_root", || {
@@ -96,7 +96,7 @@ fn a_disk_reads_back_after_a_reboot_with_a_disk_as_root() {
         assert!(made.is_ok_and(|status| status.success()), "mke2fs");
         let disk = ["--disk", image.to_str().expect("a path")];
 
-        // A reboot ends volt-vmm with a status of its own; whoever started it starts it again.
+        // A reboot ends volt-vmm with a separate status; its supervisor starts it again.
         let spec = quick("step write disk_write /dev/vda && reboot -f");
         let mut guest = Process::start("volt-vmm", spec.vmm(&netd.socket, 1).args(disk));
         guest.wait_for("VOLT write ok", PATIENCE);
@@ -117,18 +117,17 @@ fn a_disk_reads_back_after_a_reboot_with_a_disk_as_root() {
 }
 
 /// In `scripts/soak` both flavours, otherwise the larger one, find every kind of device behind PCI: the root
-/// file system's disk, the network and the source of random numbers, each vring with a vector of its own, and
-/// nothing in the tables or about PCI to complain of.
+/// file system's disk, the network and the random number source. Each vring has a separate vector, and the
+/// kernel logs no error about the tables or PCI.
 #[test]
 fn every_device_by_pci_with_a_disk_as_root() {
-    /// What Linux says of every conventional PCI bus: that its functions have no more than 256 bytes of
-    /// configuration.
+    /// Linux logs this for every conventional PCI bus, whose functions have only 256 bytes of configuration.
     const NO_ECAM: &str = "MMCONFIG";
     in_lab("every_device_by_pci_with_a_disk_as_root", || {
         let directory = tempfile::tempdir().expect("a directory");
         let netd = Netd::start(directory.path(), &["--queues", "2"]);
         let traffic = Traffic::of(4);
-        // What is looked for is not to be found in the command line, which the kernel prints.
+        // The patterns must not match the command line, which the kernel prints.
         let words = format!(
             "report root $(sed -n 's/\\(.*\\) \\/ ext4 .*/\\1/p' /proc/mounts); acpi_complaints; \
              report pci_complaints $(dmesg | grep -v {NO_ECAM} | \
@@ -155,9 +154,9 @@ fn every_device_by_pci_with_a_disk_as_root() {
                 assert_eq!(value(&reports, nothing), "0", "{nothing}: {reports:?}");
             }
             assert_eq!(value(&reports, "functions"), "4", "the host bridge, and three devices");
-            // Configuration and one vring for each processor of the disk; configuration and four vrings of
-            // the network (the control queue is asked, not told); configuration and vring of the random
-            // numbers.
+            // The disk has a vector for its configuration and one for the vring of each processor; the
+            // network has one for its configuration and four for its vrings (the control queue is polled);
+            // the random number source has two.
             let vectors: usize = value(&reports, "msi").parse().expect("a number");
             assert!(vectors >= 8, "{reports:?}");
             assert!(value(&reports, "rng").starts_with("virtio_rng"), "{reports:?}");

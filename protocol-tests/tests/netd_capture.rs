@@ -1,4 +1,4 @@
-//! What `volt-netd ctl capture` captures: what a guest sends and gets, and what becomes of it.
+//! The output of `volt-netd ctl capture`: frames from and to a guest, and their fates.
 
 use std::path::Path;
 use std::process::Command;
@@ -12,19 +12,20 @@ use protocol_tests::wire::feature;
 
 const CONTROL: [&str; 2] = ["--control", "{control}"];
 
-/// What tcpdump prints of a file: a line for each frame. `None` with a line about it where there is none.
+/// Returns tcpdump's output for a file, a line for each frame. Returns `None`, and prints why, if tcpdump is
+/// missing.
 fn tcpdump(test: &str, file: &Path) -> Option<Vec<String>> {
     let output = Command::new("tcpdump").args(["-n", "-t", "-r"]).arg(file).output();
     let output =
         output.inspect_err(|error| eprintln!("SKIP {test}: scripts/setup installs tcpdump: {error}")).ok()?;
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && !said.contains("truncated"), "{said}");
-    // What it does not know it prints in hexadecimal, in lines of their own.
+    // tcpdump prints unknown frames in hexadecimal, in separate lines.
     let lines = String::from_utf8_lossy(&output.stdout);
     Some(lines.lines().filter(|line| !line.starts_with('\t')).map(str::to_owned).collect())
 }
 
-/// All of them, in order, byte by byte, and told apart; tcpdump reads the same.
+/// All frames, in order, byte by byte, with their directions; tcpdump reads the same.
 #[test]
 fn frames_of_both_directions_are_captured() {
     let test = "frames_of_both_directions_are_captured";
@@ -51,7 +52,7 @@ fn frames_of_both_directions_are_captured() {
     }
 }
 
-/// What a header leaves to others is told in words, both ways.
+/// Offloads in a header become a comment in words, both ways.
 #[test]
 fn offloads_are_told() {
     let Some(rig) = Rig::new("offloads_are_told", &CONTROL) else { return };
@@ -74,7 +75,7 @@ fn offloads_are_told() {
     assert!(comments[2].is_empty(), "a header that says nothing has no comment: {:?}", comments[2]);
 }
 
-/// Each of them once, with all its bytes.
+/// Each dropped frame appears once, with all its bytes.
 #[test]
 fn dropped_frames_have_a_reason() {
     let Some(rig) = Rig::new("dropped_frames_have_a_reason", &CONTROL) else { return };
@@ -135,7 +136,7 @@ fn only_what_is_asked_for_is_captured() {
         assert_eq!(frame.bytes, numbered(number, 200)[..60]);
     }
     is_off(&rig);
-    // The other pair's frames go by uncaptured.
+    // Frames of the other pair are not captured.
     let mut client = Client::start(&rig, &["--pair", "1", "--direction", "both", "--count", "1"]);
     rig.guest_to_wire(&mut session, &numbered(5, 100));
     session.tx(1).send(&numbered(6, 100), LIMIT).expect("used");
@@ -145,6 +146,6 @@ fn only_what_is_asked_for_is_captured() {
     assert_eq!(numbers(&capture, false), [6]);
     for _ in 0..2 {
         let capture = Client::start(&rig, &["--direction", "rx", "--for", "50ms"]).captured();
-        assert_eq!(capture.statistics, [(0, 0, 0), (1, 0, 0)], "nothing has come in that time");
+        assert_eq!(capture.statistics, [(0, 0, 0), (1, 0, 0)], "no frames arrived in that time");
     }
 }

@@ -1,5 +1,4 @@
-//! However a capture is written, read or ended: nobody can hold a frame of the guest's by it, nor end the
-//! daemon.
+//! No way of writing, reading or ending a capture holds a guest's frame or ends the daemon.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -17,7 +16,7 @@ use rustix::process::Signal;
 
 const CONTROL: [&str; 2] = ["--control", "{control}"];
 
-/// A reader at the other end of a pipe sees each frame as it comes, and the capture ends with the reader.
+/// A reader at the other end of a pipe sees each frame as it arrives, and the capture ends with the reader.
 #[test]
 fn a_pipes_reader_sees_frames_as_they_come() {
     let test = "a_pipes_reader_sees_frames_as_they_come";
@@ -27,7 +26,7 @@ fn a_pipes_reader_sees_frames_as_they_come() {
     capture.stdout(Stdio::piped());
     let mut client = Client::begun(capture, PathBuf::from("-"));
     let frames = client.child.stdout.take().expect("piped");
-    // As a temporary: a command keeps its descriptors, the pipe's end among them.
+    // As a temporary: a command keeps its descriptors, including the pipe's end.
     let tcpdump = Command::new("tcpdump")
         .args(["-n", "-t", "-l", "-r", "-"])
         .stdin(frames)
@@ -42,7 +41,7 @@ fn a_pipes_reader_sees_frames_as_they_come() {
     let mut lines = BufReader::new(tcpdump.stdout.take().expect("piped"));
     for number in 1..=3 {
         rig.guest_to_wire(&mut session, &udp((2, 1000 + number), (1, 53), b"frame"));
-        // It waits for this line before the next frame is sent.
+        // This line arrives before the next frame is sent.
         let mut line = String::new();
         lines.read_line(&mut line).expect("text");
         assert!(line.starts_with(&format!("IP 10.0.0.2.{} > 10.0.0.1.53", 1000 + number)), "{line}");
@@ -55,7 +54,7 @@ fn a_pipes_reader_sees_frames_as_they_come() {
     rig.guest_to_wire(&mut session, &numbered(4, 100));
 }
 
-/// Every frame of the guest's arrives while nobody reads the capture, which counts what it loses.
+/// Every frame of the guest arrives while the capture has no reader; the capture counts its losses.
 #[test]
 fn a_reader_that_stops_loses_frames_of_the_capture_only() {
     let Some(mut rig) = Rig::new("a_reader_that_stops_loses_frames_of_the_capture_only", &CONTROL) else {
@@ -67,14 +66,14 @@ fn a_reader_that_stops_loses_frames_of_the_capture_only() {
     capture.stdout(Stdio::piped());
     let mut client = Client::begun(capture, PathBuf::from("-"));
     let lost = |rig: &Rig| rig.status()["capture"]["lost"].as_u64().expect("a number");
-    // More than the ring, the client and the pipe hold.
+    // More frames than the ring, the client and the pipe hold.
     for number in 1..=1300 {
         rig.guest_to_wire(&mut session, &numbered(number, 9000));
     }
     rig.both_ways(&mut session, 10);
     let lost_at_first = lost(&rig);
     assert!(lost_at_first > 0, "{:#}", rig.status());
-    // A reader that goes on finds what was not lost, and where something is missing.
+    // A reader that resumes finds the remaining frames, and a comment at each gap.
     let mut pipe = client.child.stdout.take().expect("piped");
     let reader = std::thread::spawn(move || {
         let mut bytes = Vec::new();
@@ -94,14 +93,14 @@ fn a_reader_that_stops_loses_frames_of_the_capture_only() {
     );
     let capture = Capture::parse(&reader.join().expect("a thread").expect("a pipe")).expect("a whole file");
     let told: u64 = capture.frames.iter().map(|frame| frame.lost).sum();
-    assert_eq!(told, lost_at_first, "each gap is told with the frame behind it");
+    assert_eq!(told, lost_at_first, "each gap is reported with the frame after it");
     let (_, received, dropped) = capture.statistics[0];
     assert_eq!((received - capture.frames.len() as u64, dropped), (lost_at_first, lost_at_first));
     assert!(received > sent, "{received}");
     is_off(&rig);
 }
 
-/// Whoever waits for a reader that has stopped can be told to end.
+/// A client whose reader has stopped can be ended.
 #[test]
 fn a_client_whose_reader_has_stopped_ends_when_it_is_told() {
     let test = "a_client_whose_reader_has_stopped_ends_when_it_is_told";
@@ -121,7 +120,7 @@ fn a_client_whose_reader_has_stopped_ends_when_it_is_told() {
     rig.guest_to_wire(&mut session, &numbered(21, 100));
 }
 
-/// A clear line, a file that is whole as far as it goes, and a daemon that goes on.
+/// On a full disk the client prints a clear line and leaves a readable file; the daemon continues.
 #[test]
 fn a_full_disk_ends_the_client_only() {
     let Some(mut rig) = Rig::new("a_full_disk_ends_the_client_only", &CONTROL) else { return };
@@ -148,7 +147,7 @@ fn a_full_disk_ends_the_client_only() {
     rig.both_ways(&mut session, 5);
 }
 
-/// Whoever is refused reads why, and the capture that runs, its file among it, is left alone.
+/// A second client gets the reason of its refusal, and the running capture and its file are not changed.
 #[test]
 fn a_second_capture_is_refused() {
     let Some(mut rig) = Rig::new("a_second_capture_is_refused", &CONTROL) else { return };
@@ -173,7 +172,7 @@ fn a_second_capture_is_refused() {
     is_off(&rig);
 }
 
-/// The capture ends with its client, however that ends, and with a front-end's session it goes on.
+/// The capture ends with its client, for any reason. It continues when a front-end disconnects.
 #[test]
 fn a_client_that_dies_ends_the_capture() {
     let Some(mut rig) = Rig::new("a_client_that_dies_ends_the_capture", &CONTROL) else { return };
@@ -196,7 +195,8 @@ fn a_client_that_dies_ends_the_capture() {
     rig.settled(&before);
 }
 
-/// A worker that dies and a hand-over are a gap in the file, which says so, and frames of the guest go on.
+/// The death of a worker and a hand-over leave a gap in the file, with a comment. The guest's frames
+/// continue.
 #[test]
 fn the_capture_goes_on_with_the_next_process() {
     let Some(mut rig) = Rig::new("the_capture_goes_on_with_the_next_process", &SUPERVISED) else { return };
@@ -229,7 +229,7 @@ fn the_capture_goes_on_with_the_next_process() {
     is_off(&rig);
 }
 
-/// A daemon that ends for good ends the capture too, with a file that is whole.
+/// When the daemon ends for good, the capture ends too, with a complete file.
 #[test]
 fn a_daemon_that_ends_leaves_a_whole_file() {
     let Some(mut rig) = Rig::new("a_daemon_that_ends_leaves_a_whole_file", &CONTROL) else { return };

@@ -1,4 +1,4 @@
-//! `volt-netd check`: what a host gives, before anything is served.
+//! `volt-netd check` reports the abilities of a host, before anything is served.
 
 use std::process::Stdio;
 
@@ -6,7 +6,7 @@ use protocol_tests::daemon::program;
 use protocol_tests::rig::namespace;
 use serde_json::Value;
 
-/// `check` says of a host and an interface what can be served with them, and what is lost for who has less.
+/// `check` reports what can be served with a host and an interface, and what a missing ability costs.
 #[test]
 fn check_says_what_the_host_gives() {
     let Some(netns) = namespace("check_says_what_the_host_gives") else { return };
@@ -14,7 +14,7 @@ fn check_says_what_the_host_gives() {
     netns.add_tap("tap1", true).expect("a TAP");
     let netd = program("volt-netd");
     let check = |before: &[&str], tap: &str| {
-        // What is in /sys belongs to the network namespace of who mounted it.
+        // /sys shows the network namespace of the process that mounted it.
         let mut command = netns.command("unshare");
         command.args(["--mount", "sh", "-c", "mount -t sysfs none /sys && exec \"$@\"", "sh"]).args(before);
         command.arg(&netd).args(["check", "--format", "json", "--tap", tap]).stdout(Stdio::piped());

@@ -1,4 +1,4 @@
-//! The control socket that a daemon has without being told, and how `volt-netd ctl` finds it.
+//! The default control socket of a daemon, and how `volt-netd ctl` finds it.
 
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
@@ -10,10 +10,10 @@ use protocol_tests::netns::{Netns, TAP_FLAGS};
 use protocol_tests::rig::{LIMIT, namespace};
 use serde_json::Value;
 
-/// Has a command see a `/run` of its own, with nothing in it.
+/// Gives a command an empty `/run` of its own.
 const EMPTY_RUN: &str = "mount -t tmpfs none /run && exec \"$0\" \"$@\"";
 
-/// A daemon on this TAP, whose runtime directory is `dir`.
+/// Returns a daemon on this TAP, with the runtime directory `dir`.
 fn command(netns: &Netns, dir: &Path, tap: &str, arguments: &[&str]) -> Command {
     let mut command = netns.command(program("volt-netd"));
     command.args(["--tap", tap, "--socket"]).arg(dir.join(format!("{tap}.sock"))).args(arguments);
@@ -27,7 +27,7 @@ fn start(netns: &Netns, dir: &Path, tap: &str, arguments: &[&str]) -> Daemon {
     daemon
 }
 
-/// `volt-netd ctl` where nothing is in /run, with this runtime directory.
+/// Runs `volt-netd ctl` with an empty /run and this runtime directory.
 fn ctl(dir: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new("unshare");
     command.args(["-m", "--", "sh", "-c", EMPTY_RUN]).arg(program("volt-netd")).arg("ctl").args(arguments);
@@ -45,14 +45,14 @@ fn refusal(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// None, one and several; what else lies there is passed by.
+/// `ctl` finds no daemon, one and several; it ignores other files.
 #[test]
 fn the_daemon_that_is_meant_is_found() {
     let Some(netns) = namespace("the_daemon_that_is_meant_is_found") else { return };
     let dir = tempfile::tempdir().expect("a directory");
     let dir = dir.path();
     std::fs::write(dir.join("notes.ctl"), "no socket").expect("a file");
-    // Whoever listened there is dead.
+    // A socket whose listener is dead.
     drop(std::os::unix::net::UnixListener::bind(dir.join("stale.ctl")).expect("a socket"));
     let none = refusal(&ctl(dir, &["status"]));
     for words in ["found no daemon of this user", "/run/volt", dir.to_str().expect("text"), "--control PATH"]
@@ -84,11 +84,11 @@ fn the_daemon_that_is_meant_is_found() {
     );
 
     assert!(second.stop(LIMIT).expect("it ends").success());
-    assert!(!dir.join("tap1.ctl").exists(), "its file goes with it");
+    assert!(!dir.join("tap1.ctl").exists(), "its file is removed with it");
     assert_eq!(interface(&ctl(dir, &["status", "--json"])), "tap0");
 }
 
-/// The place may be taken, stale or out of reach: the guest is served all the same.
+/// The socket's path may be taken, stale or out of reach: the daemon serves the guest anyway.
 #[test]
 fn a_daemon_without_its_control_socket_serves() {
     let test = "a_daemon_without_its_control_socket_serves";
@@ -114,14 +114,14 @@ fn a_daemon_without_its_control_socket_serves() {
     let told = twin.logged(0, &["no control socket at", "is in use", "--control none"], LIMIT);
     assert!(told.is_some_and(|line| line.contains("WARN")), "{}", twin.log());
     assert!(twin.stop(LIMIT).expect("it ends").success());
-    assert!(control.exists(), "it is the other daemon's");
-    // Whoever asks for a certain one does not go on without.
+    assert!(control.exists(), "it belongs to the other daemon");
+    // A daemon with an explicit path does not start without it.
     let mut strict = command(&other, there.path(), "tap0", &["--control"]);
     strict.arg(&control);
     let mut strict = Daemon::start(strict).expect("volt-netd");
     assert_eq!(strict.wait(LIMIT).expect("it ends").code(), Some(1), "{}", strict.log());
 
-    // One that was killed leaves its file, which the next one replaces.
+    // A killed daemon leaves its file, which the next one replaces.
     first.signal(rustix::process::Signal::KILL).expect("killed");
     drop(first);
     assert!(control.exists());
@@ -130,7 +130,7 @@ fn a_daemon_without_its_control_socket_serves() {
     assert_eq!(interface(&ctl(dir.path(), &["status", "--json"])), "tap0");
     assert!(next.stop(LIMIT).expect("it ends").success());
 
-    // A directory that is not there is not made in the place of a service manager.
+    // A missing directory is not created: that is the service manager's task.
     let missing = dir.path().join("missing");
     let mut lost = command(&netns, dir.path(), "tap0", &[]);
     lost.env(RUNTIME_DIRECTORY, &missing);
@@ -144,7 +144,7 @@ fn a_daemon_without_its_control_socket_serves() {
     assert!(!control.exists() && !none.log().contains("control"), "{}", none.log());
 }
 
-/// A TAP by descriptor has its name, and a worker that dies leaves the socket to the next.
+/// The control socket of a TAP by descriptor has the TAP's name, and a dead worker leaves it to the next.
 #[test]
 fn a_tap_by_descriptor_has_its_name() {
     let Some(netns) = namespace("a_tap_by_descriptor_has_its_name") else { return };
@@ -165,7 +165,7 @@ fn a_tap_by_descriptor_has_its_name() {
     assert_eq!(interface(&ctl(dir.path(), &["status", "--json"])), "tapd");
 }
 
-/// Root's daemons are found in /run/volt, which the first one makes.
+/// Root's daemons have their sockets in /run/volt, which the first one creates.
 #[test]
 fn roots_daemons_are_in_one_place() {
     let Some(netns) = namespace("roots_daemons_are_in_one_place") else { return };
@@ -173,7 +173,7 @@ fn roots_daemons_are_in_one_place() {
     let dir = tempfile::tempdir().expect("a directory");
     let socket = dir.path().join("s");
     let mut command = netns.command("unshare");
-    // Whatever the umask is.
+    // With any umask.
     let script = format!("umask 077; {EMPTY_RUN}");
     command.args(["-m", "--", "sh", "-c", &script]).arg(program("volt-netd")).args(["--tap", "tap0"]);
     command.arg("--socket").arg(&socket).env_remove("XDG_RUNTIME_DIR").env(RUNTIME_DIRECTORY, "");
@@ -189,7 +189,7 @@ fn roots_daemons_are_in_one_place() {
     assert_eq!(interface(&ctl.output().expect("nsenter")), "tap0");
 }
 
-/// Any other user has no place without a session.
+/// Another user has no default path without a session.
 #[test]
 fn a_user_without_a_session_has_no_control_socket() {
     let Some(netns) = namespace("a_user_without_a_session_has_no_control_socket") else { return };
