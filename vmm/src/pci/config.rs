@@ -3,7 +3,7 @@
 
 use log::debug;
 
-/// Bytes of the space.
+/// Size of the space in bytes.
 pub const SIZE: usize = 256;
 
 const COMMAND: usize = 0x04;
@@ -19,21 +19,21 @@ const ENHANCED_ALLOCATION: u8 = 0x14;
 
 /// `Command`: the BAR answers.
 const MEMORY_SPACE: u16 = 1 << 1;
-/// `Command`: the function may write to memory, messages of interrupts among it, and read from it.
+/// `Command`: the function may access memory. Messages of interrupts are writes to memory.
 const BUS_MASTER: u16 = 1 << 2;
-/// `Command`: bits that a driver may change. The others only read back.
+/// `Command`: bits that a driver may change. The others are read-only.
 const COMMAND_WRITABLE: u16 = MEMORY_SPACE | BUS_MASTER | 1 << 6 | 1 << 8 | 1 << 10;
 /// `Status`: there are capabilities.
 const HAS_CAPABILITIES: u8 = 1 << 4;
 
-/// What a function is.
+/// The identity of a function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// Of the function.
+    /// Vendor of the function.
     pub vendor: u16,
-    /// Of the function.
+    /// Device number of the function.
     pub device: u16,
-    /// Of the function.
+    /// Revision of the function.
     pub revision: u8,
     /// Base class, sub-class and programming interface, 24 bits.
     pub class: u32,
@@ -41,20 +41,20 @@ pub struct Identity {
     pub subsystem: [u16; 2],
 }
 
-/// The registers, and which of their bits a driver may change.
+/// The registers, and the bits of them that a driver may change.
 #[derive(Debug)]
 pub struct ConfigSpace {
     bytes: [u8; SIZE],
     writable: [u8; SIZE],
-    /// BAR 0's address and mask, when there is one.
+    /// Address and mask of BAR 0, if there is one.
     bar: Option<(u32, u32)>,
-    /// Where the next capability goes, and the byte that will point to it.
+    /// Offset of the next capability, and of the byte that will point to it.
     next: usize,
     link: usize,
 }
 
 impl ConfigSpace {
-    /// A function without BAR, capabilities and interrupt pin.
+    /// Creates a function without BAR, capabilities and interrupt pin.
     pub fn new(identity: Identity) -> ConfigSpace {
         let mut space = ConfigSpace {
             bytes: [0; SIZE],
@@ -74,32 +74,33 @@ impl ConfigSpace {
         space
     }
 
-    /// Makes BAR 0 one of `size` bytes, a power of two from 16 on, of memory at `base`, a multiple of it.
+    /// Makes BAR 0 a memory BAR of `size` bytes, a power of two from 16 on, at `base`, a multiple of the
+    /// size.
     ///
-    /// It stays there: a driver may ask for its size as the specification says (6.2.5.1), but not move it.
+    /// A driver may query its size in the way of the specification (6.2.5.1), but cannot move it.
     pub fn set_bar(&mut self, base: u32, size: u32) {
         self.bar = Some((base, !(size - 1)));
         self.put(BAR_0, &base.to_le_bytes());
         self.writable[BAR_0..BAR_0 + 4].fill(0xff);
     }
 
-    /// Appends the capability that says that the BAR is where it is for good (Enhanced Allocation, PCI
-    /// Express 6.0, 7.8.5, which is for every function): without it, Linux finds a place of its own for the
-    /// BAR of a function that is plugged.
+    /// Appends the capability that fixes the place of the BAR (Enhanced Allocation, PCI Express 6.0, 7.8.5,
+    /// valid for every function). Without it, Linux chooses another place for the BAR of a function that is
+    /// added at run time.
     pub fn add_fixed_bar(&mut self) {
-        /// One entry, of two words behind the first: 32 bits each of base and length.
+        /// One entry, with two words after the first: base and length, 32 bits each.
         const ENTRIES: [u8; 2] = [1, 0];
         const WORDS: u32 = 2;
         /// BAR 0 (bits 4 to 7), memory without prefetching (bits 8 to 15), no second property, enabled.
         const PROPERTIES: u32 = 0xff << 16 | 1 << 31;
         let Some((base, mask)) = self.bar else { return };
-        // The lowest two bits count as set in the offset of the last byte.
+        // The lowest two bits of the last byte's offset count as set.
         let words = [WORDS | PROPERTIES, base, !mask & !3].map(u32::to_le_bytes);
         self.add_capability(ENHANCED_ALLOCATION, &[&ENTRIES[..], words.as_flattened()].concat(), &[]);
     }
 
-    /// Appends a capability: its number, what follows the pointer to the next, and which bits of that a
-    /// driver may change (none behind the end of `writable`). Returns where it starts.
+    /// Appends a capability: its number, the bytes after the pointer to the next one, and the bits of them
+    /// that a driver may change (none after the end of `writable`). Returns its offset.
     pub fn add_capability(&mut self, id: u8, body: &[u8], writable: &[u8]) -> u16 {
         let at = self.next;
         self.bytes[self.link] = at as u8;
@@ -112,14 +113,14 @@ impl ConfigSpace {
         at as u16
     }
 
-    /// Fills `data` from `offset` on, with zeroes behind the end.
+    /// Fills `data` from `offset` on, with zeroes after the end.
     pub fn read(&self, offset: u16, data: &mut [u8]) {
         for (at, byte) in (usize::from(offset)..).zip(data) {
             *byte = self.bytes.get(at).copied().unwrap_or(0);
         }
     }
 
-    /// Changes what a driver may change of the bytes from `offset` on.
+    /// Writes the bytes from `offset` on. Changes only the bits that a driver may change.
     pub fn write(&mut self, offset: u16, data: &[u8]) {
         for (at, value) in (usize::from(offset)..).zip(data) {
             if let (Some(byte), Some(mask)) = (self.bytes.get_mut(at), self.writable.get(at)) {
@@ -132,35 +133,35 @@ impl ConfigSpace {
         {
             let asked = self.u32(BAR_0 as u16);
             if asked & !0xf != base && asked != u32::MAX {
-                debug!("PCI: a guest would move the BAR at {base:#x} to {asked:#x}; it stays");
+                debug!("PCI: the guest wants to move the BAR at {base:#x} to {asked:#x}; it stays");
             }
             self.put(BAR_0, &if asked == u32::MAX { mask } else { base }.to_le_bytes());
         }
     }
 
-    /// Whether the BAR answers.
+    /// Returns whether the BAR answers.
     pub fn memory_enabled(&self) -> bool {
         self.u32(COMMAND as u16) as u16 & MEMORY_SPACE != 0
     }
 
-    /// Whether the function may write to memory and read from it.
+    /// Returns whether the function may write to memory and read from it.
     pub fn is_bus_master(&self) -> bool {
         self.u32(COMMAND as u16) as u16 & BUS_MASTER != 0
     }
 
-    /// The 32 bits at `offset`.
+    /// Returns the 32 bits at `offset`.
     pub fn u32(&self, offset: u16) -> u32 {
         let mut data = [0; 4];
         self.read(offset, &mut data);
         u32::from_le_bytes(data)
     }
 
-    /// Writes `bytes` at `at`, whether a driver may or not. Both are ours and inside.
+    /// Writes `bytes` at `at`, even if a driver may not. Callers guarantee that they are inside.
     fn put(&mut self, at: usize, bytes: &[u8]) {
         self.bytes[at..][..bytes.len()].copy_from_slice(bytes);
     }
 
-    /// Leaves `data`, which a device found out, in the register at `offset` of a capability.
+    /// Writes `data`, which a device has read, to the register at `offset` of a capability.
     pub fn set(&mut self, offset: u16, data: [u8; 4]) {
         self.put(offset.into(), &data);
     }

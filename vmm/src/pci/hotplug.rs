@@ -1,23 +1,25 @@
-//! Hot-plug of the bus's slots by ACPI: what tells the guest that a slot was filled or is wanted back, and
-//! where it says that it gives one back.
+//! Hot-plug of the bus's slots with ACPI: registers that tell the guest which slots were filled and which are
+//! to be emptied, and a register with which it ejects slots.
 //!
-//! The registers are this machine's own; the AML of [`boot::acpi`](crate::boot::acpi) is their only driver.
-//! Whoever fills a slot calls [`HotplugEvents::plugged`], whoever wants it back [`HotplugEvents::eject`];
-//! both raise the interrupt of the event device, whose method reads what happened and notifies the slots
-//! (ACPI 6.5, 5.6.6: device check, eject request). The guest takes its drivers off and evaluates the slot's
-//! `_EJ0` (6.3.3), which writes the register that ends in the function given to [`HotplugRegisters::new`].
+//! The registers are specific to this machine. Their only driver is the AML of
+//! [`boot::acpi`](crate::boot::acpi). [`HotplugEvents::plugged`] reports a filled slot.
+//! [`HotplugEvents::eject`] requests one back. Both raise the interrupt of the event device, whose method
+//! reads the events and notifies the slots (ACPI 6.5, 5.6.6: device check, eject request). The guest detaches
+//! its drivers and evaluates the slot's `_EJ0` (6.3.3). `_EJ0` writes the register that calls the function
+//! given to [`HotplugRegisters::new`].
 //!
 //! | offset | access | 32 bits, one for each slot |
 //! |---:|---|---|
 //! | 0 | read | slots filled since the last read |
-//! | 4 | read | slots wanted back since the last read |
-//! | 8 | write | slots that the guest gives back |
+//! | 4 | read | slots requested back since the last read |
+//! | 8 | write | slots that the guest ejects |
 //!
-//! The interrupt is a level: high as long as there is something to read.
+//! The interrupt is a level: high as long as an event is unread.
 //!
-//! A guest that has read an eject request has it in a queue of its own, from which nobody takes it back, and
-//! there it may lie when the slot is empty and filled again. So requests are counted, those read against
-//! those answered, and a slot with some left is filled last ([`HotplugEvents::is_settled`]).
+//! A guest keeps an eject request that it has read in its own queue. Nobody can take it back from there, and
+//! it may still be there when the slot is empty and filled again. So volt-vmm counts the requests that were
+//! read against those that were answered, and fills a slot with unanswered ones last
+//! ([`HotplugEvents::is_settled`]).
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -35,7 +37,7 @@ const EJECTED: u64 = 8;
 // A bit for each slot.
 const _: () = assert!(PCI_SLOTS == u32::BITS as usize);
 
-/// What the guest has not yet been told, or not yet answered.
+/// Events that the guest has not read or not answered.
 pub struct HotplugEvents {
     state: Mutex<State>,
     line: LevelLine,
@@ -46,27 +48,27 @@ struct State {
     /// A bit for each slot.
     plugged: u32,
     wanted: u32,
-    /// By slot, the eject requests that the guest has read, less those that it has answered.
+    /// For each slot, the eject requests that the guest has read, minus those that it has answered.
     unanswered: [u32; PCI_SLOTS],
 }
 
 impl HotplugEvents {
-    /// Nothing to tell; `line` is the interrupt of the event device.
+    /// Creates the state without events. `line` is the interrupt of the event device.
     pub fn new(line: LevelLine) -> HotplugEvents {
         HotplugEvents { state: Mutex::default(), line }
     }
 
-    /// Tells that `slot` was filled.
+    /// Reports that `slot` was filled.
     pub fn plugged(&self, slot: usize) {
         self.change(|state| state.plugged |= bit(slot));
     }
 
-    /// Asks for `slot`, once more if that was done before.
+    /// Requests `slot` back. Repeats an earlier request.
     pub fn eject(&self, slot: usize) {
         self.change(|state| state.wanted |= bit(slot));
     }
 
-    /// Forgets what was not yet told of `slot`: it is empty. To be called before anybody can fill it.
+    /// Removes unread events of `slot`, which is empty. Must be called before the slot can be filled.
     pub fn forget(&self, slot: usize) {
         self.change(|state| {
             state.plugged &= !bit(slot);
@@ -74,7 +76,7 @@ impl HotplugEvents {
         });
     }
 
-    /// Whether the guest has answered each eject request of `slot` that it has read.
+    /// Returns whether the guest has answered each eject request of `slot` that it has read.
     pub fn is_settled(&self, slot: usize) -> bool {
         self.state().unanswered[slot % PCI_SLOTS] == 0
     }
@@ -93,13 +95,13 @@ impl HotplugEvents {
         })
     }
 
-    /// The guest gives `slot` back. It does that for each request, also of a slot that is empty.
+    /// Records that the guest ejected `slot`. It does so for each request, even if the slot is empty.
     fn answered(&self, slot: usize) {
         let mut state = self.state();
         state.unanswered[slot] = state.unanswered[slot].saturating_sub(1);
     }
 
-    /// Changes what there is to tell, and the level with it.
+    /// Changes the events, and sets the level accordingly.
     fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         let mut state = self.state();
         let before = state.has_news();
@@ -126,7 +128,7 @@ fn bit(slot: usize) -> u32 {
     1 << (slot % PCI_SLOTS)
 }
 
-/// Empties a slot that the guest gives back, if there is something in it. Called on a vCPU's thread.
+/// Empties a slot that the guest ejects, if it has a device. Called on a vCPU's thread.
 pub type Eject = Box<dyn FnMut(usize) + Send>;
 
 /// The registers at [`HOTPLUG_PORTS`](crate::board::layout::HOTPLUG_PORTS).
@@ -136,7 +138,7 @@ pub struct HotplugRegisters {
 }
 
 impl HotplugRegisters {
-    /// Registers that tell `events`.
+    /// Creates registers for `events`.
     pub fn new(events: Arc<HotplugEvents>, eject: Eject) -> HotplugRegisters {
         HotplugRegisters { events, eject }
     }
@@ -145,7 +147,7 @@ impl HotplugRegisters {
 impl BusDevice for HotplugRegisters {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         data.fill(0);
-        // By its whole width only, so that no part of an event is lost.
+        // Only with the full width, so that no part of an event is lost.
         if let Ok(data) = <&mut [u8; 4]>::try_from(data) {
             *data = match offset {
                 PLUGGED => self.events.take_plugged(),
@@ -207,7 +209,7 @@ mod tests {
         }
     }
 
-    /// The pin is high as long as there is something to read, and not longer.
+    /// The pin is high exactly as long as an event is unread.
     #[test]
     fn each_event_interrupts_and_is_read_once() {
         let mut rig = Rig::new();
@@ -232,8 +234,8 @@ mod tests {
         assert_eq!((rig.read(0), rig.read(4)), (0, 0));
     }
 
-    /// What the guest has read it answers one by one, an empty slot's too; what it has not read it never
-    /// does.
+    /// The guest answers each request that it has read, even of an empty slot. It never answers one that it
+    /// has not read.
     #[test]
     fn a_slot_is_settled_when_all_requests_are_answered() {
         let mut rig = Rig::new();
@@ -255,8 +257,8 @@ mod tests {
         assert!(rig.events.is_settled(5) && rig.events.is_settled(31));
     }
 
-    /// Whatever a guest reads and writes, of whatever width: no panic, no event is lost in part, and only a
-    /// whole write to the one register ejects.
+    /// Any access of a guest, of any width, causes no panic. No event is lost in part. Only a full write to
+    /// the one register ejects.
     #[test]
     fn any_access_is_survived() {
         let mut rig = Rig::new();

@@ -1,18 +1,18 @@
-//! The machine's PCI bus: one bus, its host bridge, and functions that a driver finds by configuration
+//! The machine's PCI bus: one bus with its host bridge, and functions that a driver finds with configuration
 //! mechanism #1.
 //!
 //! The builder puts the [`ConfigPorts`] of a [`PciBus`] at
-//! [`CONFIG_PORTS`](crate::board::layout::CONFIG_PORTS), where vCPUs reach the functions' configuration
-//! spaces. Functions come and go by [`PciSlots`](crate::virtio::pci::slots::PciSlots), before the guest
-//! starts and while it runs. What lies in a function's memory (its BAR) is a range of its own on the bus for
-//! memory-mapped I/O, so that two devices never wait for each other.
+//! [`CONFIG_PORTS`](crate::board::layout::CONFIG_PORTS), where vCPUs access the functions' configuration
+//! spaces. [`PciSlots`](crate::virtio::pci::slots::PciSlots) adds and removes functions, before the guest
+//! starts and while it runs. A function's memory (its BAR) is a separate range on the bus for memory-mapped
+//! I/O, so that two devices never wait for each other.
 //!
 //! | module | holds |
 //! |---|---|
 //! | [`config`] | a function's configuration space: header, BAR, capabilities |
 //! | [`msix`] | the MSI-X capability's table and pending bits |
-//! | [`msi`] | eventfds that become messages to a local APIC, by KVM's routes |
-//! | [`hotplug`] | the registers by which the guest learns of slots that are filled, and empties them |
+//! | [`msi`] | eventfds that become messages to a local APIC, with KVM's routes |
+//! | [`hotplug`] | the registers for adding and removing devices |
 #![forbid(unsafe_code)]
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -26,19 +26,19 @@ pub mod hotplug;
 pub mod msi;
 pub mod msix;
 
-/// Part of `CONFIG_ADDRESS`: configuration accesses are on.
+/// Bit of `CONFIG_ADDRESS`: configuration accesses are enabled.
 const ENABLE: u32 = 1 << 31;
 
-/// The host bridge: any vendor's would do, nothing drives it; this is the one of generic virtual machines.
+/// The host bridge. Nothing drives it, so any vendor's would do. This is the one of generic virtual machines.
 const HOST_BRIDGE: Identity =
     Identity { vendor: 0x1b36, device: 0x0008, revision: 0, class: 0x06_0000, subsystem: [0x1af4, 0x1100] };
 
-/// A device's only function, by its configuration space. Any offset and length may come.
+/// A device's only function, seen through its configuration space. Any offset and length may occur.
 pub trait PciFunction: Send {
-    /// Fills `data` from `offset` on; what lies behind the end of the space reads as zero.
+    /// Fills `data` from `offset` on. Bytes after the end of the space read as zero.
     fn read_config(&mut self, offset: u16, data: &mut [u8]);
 
-    /// Takes what the guest writes at `offset`.
+    /// Handles the guest's write at `offset`.
     fn write_config(&mut self, offset: u16, data: &[u8]);
 }
 
@@ -52,7 +52,7 @@ impl PciFunction for ConfigSpace {
     }
 }
 
-/// A function that has gone is one that nobody finds.
+/// A function that was removed answers no access.
 impl<F: PciFunction> PciFunction for Option<F> {
     fn read_config(&mut self, offset: u16, data: &mut [u8]) {
         match self {
@@ -71,15 +71,15 @@ impl<F: PciFunction> PciFunction for Option<F> {
 /// Functions by device number.
 type Functions = [Option<Arc<Mutex<dyn PciFunction>>>; PCI_SLOTS];
 
-/// Bus 0. An access to a function holds that function alone, and not the bus: a write to the configuration
-/// space may reset a device, which takes as long as its request in hand, and whoever adds or removes another
-/// waits for none of that.
+/// Bus 0. An access to a function locks only that function, not the bus. A write to the configuration space
+/// may reset a device, which takes as long as its request in progress. Adding and removing other devices does
+/// not wait for that.
 pub struct PciBus {
     functions: Mutex<Functions>,
 }
 
 impl Default for PciBus {
-    /// A bus with its host bridge.
+    /// Creates a bus with its host bridge.
     fn default() -> PciBus {
         let bus = PciBus { functions: Mutex::new([const { None }; PCI_SLOTS]) };
         bus.insert(0, Arc::new(Mutex::new(ConfigSpace::new(HOST_BRIDGE))));
@@ -88,12 +88,12 @@ impl Default for PciBus {
 }
 
 impl PciBus {
-    /// Gives `function` the device number `slot`, below [`PCI_SLOTS`].
+    /// Puts `function` at device number `slot`, below [`PCI_SLOTS`].
     pub fn insert(&self, slot: usize, function: Arc<Mutex<dyn PciFunction>>) {
         self.functions()[slot] = Some(function);
     }
 
-    /// Empties a slot: from now on nobody answers there, but to an access in progress.
+    /// Empties a slot. Accesses from now on get no answer. An access in progress finishes.
     pub fn remove(&self, slot: usize) {
         if let Some(function) = self.functions().get_mut(slot) {
             *function = None;
@@ -109,21 +109,21 @@ impl PciBus {
     }
 }
 
-/// The two ports that lead to a bus (PCI 3.0, 3.2.2.3.2): `CONFIG_ADDRESS`, and `CONFIG_DATA` at offset 4.
+/// The two ports of a bus (PCI 3.0, 3.2.2.3.2): `CONFIG_ADDRESS`, and `CONFIG_DATA` at offset 4.
 ///
-/// Between them they have one address, so accesses come one after the other.
+/// Both share one address, so accesses come one after the other.
 pub struct ConfigPorts {
     bus: Arc<PciBus>,
     address: u32,
 }
 
 impl ConfigPorts {
-    /// Ports of `bus` that select nothing yet.
+    /// Creates ports of `bus` that select nothing.
     pub fn new(bus: Arc<PciBus>) -> ConfigPorts {
         ConfigPorts { bus, address: 0 }
     }
 
-    /// The function that `CONFIG_ADDRESS` selects, and the place in its configuration space.
+    /// Returns the function that `CONFIG_ADDRESS` selects, and the offset in its configuration space.
     fn selected(&self) -> Option<(Arc<Mutex<dyn PciFunction>>, u16)> {
         let [register, device_function, bus, _] = self.address.to_le_bytes();
         let (device, function) = (device_function >> 3, device_function & 7);
@@ -134,7 +134,7 @@ impl ConfigPorts {
     }
 }
 
-/// The byte of `CONFIG_DATA` that an access of `len` bytes at `offset` starts at, when it lies inside.
+/// Returns the byte of `CONFIG_DATA` at which an access of `len` bytes at `offset` starts, if it lies inside.
 fn data_byte(offset: u64, len: usize) -> Option<u16> {
     let byte = u16::try_from(offset.checked_sub(4)?).ok()?;
     matches!(len, 1 | 2 | 4).then_some(byte).filter(|byte| usize::from(*byte) + len <= 4)
@@ -142,7 +142,7 @@ fn data_byte(offset: u64, len: usize) -> Option<u16> {
 
 impl BusDevice for ConfigPorts {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
-        // What nobody answers reads as ones: so a driver sees that there is no device.
+        // Without an answer, all bits read as ones. That tells a driver that there is no device.
         data.fill(0xff);
         if let (0, Ok(data)) = (offset, <&mut [u8; 4]>::try_from(&mut *data)) {
             *data = self.address.to_le_bytes();

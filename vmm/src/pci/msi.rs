@@ -1,10 +1,10 @@
-//! Eventfds that become messages to a local APIC, by KVM's routes (Linux, virt/kvm/api.rst,
+//! Eventfds that become messages to a local APIC, with KVM's routes (Linux, virt/kvm/api.rst,
 //! `KVM_SET_GSI_ROUTING`).
 //!
-//! Each source of interrupts has a [`MsiLine`]: an eventfd, and a GSI of its own for as long as the line
-//! lives. To connect a line is to give its GSI the route to a message and its eventfd to KVM. While a line is
-//! not connected, which is what a masked vector comes to, its eventfd counts, and what it counted is sent
-//! when it is connected again: the pending bit of MSI-X, which so needs nobody to look at each interrupt.
+//! Each source of interrupts has a [`MsiLine`]: an eventfd, and a GSI that belongs to it for the lifetime of
+//! the line. Connecting a line gives its GSI the route to a message, and its eventfd to KVM. A masked vector
+//! disconnects its line. Then the eventfd counts, and a nonzero count is sent when the line is connected
+//! again. That is the pending bit of MSI-X, without a thread that handles each interrupt.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,11 +22,11 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::faults;
 use crate::pci::msix::Message;
 
-/// Pins of the IOAPIC, and so the first GSI that is free for messages.
+/// Pins of the IOAPIC, and therefore the first GSI that is free for messages.
 const IOAPIC_PINS: u32 = 24;
 /// Inputs of each of the two PICs.
 const PIC_PINS: u32 = 8;
-/// GSIs for messages: a route each, beside those of the pins.
+/// GSIs for messages: a route each, besides those of the pins.
 const LINES: u32 = KVM_MAX_IRQ_ROUTES as u32 - IOAPIC_PINS - 2 * PIC_PINS;
 
 /// The routes of a virtual machine: KVM's own for its interrupt controllers, and one for each message.
@@ -37,19 +37,19 @@ pub struct MsiRoutes {
 
 #[derive(Default)]
 struct State {
-    /// How many were ever needed at a time, and those among them that were given back.
+    /// The largest number of lines in use at a time, and the GSIs among them that were given back.
     lines: u32,
     free: Vec<u32>,
     messages: BTreeMap<u32, Message>,
 }
 
 impl MsiRoutes {
-    /// Routes of `vm`, which has its interrupt controllers, and nobody else who sets routes.
+    /// Creates the routes of `vm`. It must have its interrupt controllers, and nothing else may set routes.
     pub fn new(vm: Arc<VmFd>) -> MsiRoutes {
         MsiRoutes { vm, state: Mutex::default() }
     }
 
-    /// A GSI that nobody else has; `None` when there are no more.
+    /// Returns an unused GSI, or `None` if there are no more.
     fn take_gsi(&self) -> Option<u32> {
         let mut state = self.state();
         if let Some(gsi) = state.free.pop() {
@@ -60,8 +60,7 @@ impl MsiRoutes {
         Some(gsi)
     }
 
-    /// Takes a GSI back that nothing leads to any more. Its route stays with KVM, where it does nothing,
-    /// until the next change.
+    /// Takes back a GSI that is no longer used. Its route stays in KVM without effect until the next change.
     fn give_back(&self, gsi: u32) {
         let mut state = self.state();
         state.messages.remove(&gsi);
@@ -95,7 +94,7 @@ impl MsiRoutes {
     }
 }
 
-/// What KVM routes by itself until it is told otherwise: 16 GSIs to the PICs, 24 to the IOAPIC.
+/// Returns KVM's default routes: 16 GSIs to the PICs, 24 to the IOAPIC.
 fn pins() -> impl Iterator<Item = kvm_irq_routing_entry> {
     let pin = |gsi, irqchip, pin| kvm_irq_routing_entry {
         gsi,
@@ -123,30 +122,31 @@ fn msi(gsi: u32, message: Message) -> kvm_irq_routing_entry {
 /// One source of interrupts.
 pub struct MsiLine {
     eventfd: Arc<EventFd>,
-    /// Where it can be connected; none in tests of what does not need KVM.
+    /// The routes and the GSI. `None` in tests that do not need KVM.
     wire: Option<(Arc<MsiRoutes>, u32)>,
     message: Option<Message>,
 }
 
 impl MsiLine {
-    /// A line for what is written to `eventfd`, which is non-blocking and nobody else's; `None` when there
-    /// are no more.
+    /// Creates a line for writes to `eventfd`, which must be non-blocking and used by nothing else. Returns
+    /// `None` if there are no more lines.
     pub fn new(eventfd: Arc<EventFd>, routes: &Arc<MsiRoutes>) -> Option<MsiLine> {
         let gsi = routes.take_gsi()?;
         Some(MsiLine { eventfd, wire: Some((Arc::clone(routes), gsi)), message: None })
     }
 
-    /// A line that leads nowhere. For tests.
+    /// Creates a line that leads nowhere, for tests.
     pub fn unconnected(eventfd: Arc<EventFd>) -> MsiLine {
         MsiLine { eventfd, wire: None, message: None }
     }
 
-    /// What is sent now.
+    /// Returns the message that is sent now.
     pub fn message(&self) -> Option<Message> {
         self.message
     }
 
-    /// Sends `message` for every write from now on, and for those that were not sent; nothing with `None`.
+    /// Sends `message` for every write from now on, and for earlier ones that were not sent. With `None`,
+    /// sends nothing.
     pub fn connect(&mut self, message: Option<Message>) {
         if message == self.message {
             return;
@@ -164,7 +164,7 @@ impl MsiLine {
                 if faults::may_log() {
                     warn!(
                         event = "interrupt_not_changed";
-                        "KVM does not change an interrupt to {message:x?}: {error}"
+                        "KVM cannot change an interrupt to {message:x?}: {error}"
                     );
                 }
             }
@@ -173,7 +173,8 @@ impl MsiLine {
 
     /// Gives the eventfd to KVM.
     fn give(&self, routes: &MsiRoutes, gsi: u32) -> Result<(), errno::Error> {
-        // Taken out and put back, because what KVM finds in an eventfd it sends, but does not take out.
+        // Read and written again, because KVM sends for a count that it finds in an eventfd, but does not
+        // reset it.
         let pending = self.eventfd.read().is_ok();
         let result = routes.vm.register_irqfd(&self.eventfd, gsi);
         if pending {
@@ -182,12 +183,12 @@ impl MsiLine {
         result
     }
 
-    /// Whether something waits to be sent.
+    /// Returns whether an interrupt waits to be sent.
     pub fn is_pending(&self) -> bool {
         self.message.is_none() && self.take_pending() && self.eventfd.write(1).is_ok()
     }
 
-    /// Forgets what waits to be sent; answers whether there was something.
+    /// Drops an interrupt that waits to be sent. Returns whether there was one.
     pub fn take_pending(&self) -> bool {
         self.eventfd.read().is_ok()
     }

@@ -1,30 +1,30 @@
 //! The MSI-X capability of a function: its table of messages, masks and pending bits (PCI 3.0, 6.8.2).
 //!
-//! Here is only what the driver wrote; whoever owns a [`Msix`] asks for [`Msix::message`] after each change
-//! and connects its interrupts accordingly ([`crate::pci::msi`]).
+//! This module has only the state that the driver wrote. The owner of a [`Msix`] calls [`Msix::message`]
+//! after each change, and connects its interrupts accordingly ([`crate::pci::msi`]).
 
 /// The capability's number.
 pub const CAPABILITY: u8 = 0x11;
 /// Bytes of a table entry.
 pub const ENTRY_SIZE: usize = 16;
-/// The most entries that a table has.
+/// The largest number of entries of a table.
 pub const MAX_VECTORS: u16 = 2048;
 
-/// Message Control: the function interrupts by MSI-X.
+/// Message Control: MSI-X is enabled.
 const ENABLE: u16 = 1 << 15;
 /// Message Control: all vectors are masked.
 const FUNCTION_MASK: u16 = 1 << 14;
-/// Vector Control: this one is.
+/// Vector Control: this vector is masked.
 const MASK: u8 = 1;
-/// Where Vector Control stands in an entry.
+/// Offset of Vector Control in an entry.
 const VECTOR_CONTROL: usize = 12;
 
-/// A write to memory that is an interrupt.
+/// An interrupt as a write to memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Message {
-    /// Where: a local APIC.
+    /// The address, in a local APIC.
     pub address: u64,
-    /// What.
+    /// The value.
     pub data: u32,
 }
 
@@ -36,20 +36,20 @@ pub struct Msix {
 }
 
 impl Msix {
-    /// `vectors` of them, 1 to [`MAX_VECTORS`], all masked as after a reset.
+    /// Creates `vectors` vectors, 1 to [`MAX_VECTORS`], all masked as after a reset.
     pub fn new(vectors: u16) -> Msix {
         let mut entry = [0; ENTRY_SIZE];
         entry[VECTOR_CONTROL] = MASK;
         Msix { control: 0, table: entry.repeat(vectors.into()) }
     }
 
-    /// How many there are.
+    /// Returns the number of vectors.
     pub fn vectors(&self) -> u16 {
         (self.table.len() / ENTRY_SIZE) as u16
     }
 
-    /// The capability's body, with table and pending bits at these places of BAR 0 (multiples of 8), and its
-    /// writable bits.
+    /// Returns the capability's body, with table and pending bits at these offsets of BAR 0 (multiples of 8),
+    /// and its writable bits.
     pub fn capability(&self, table: u32, pending: u32) -> ([u8; 10], [u8; 2]) {
         let mut body = [0; 10];
         body[..2].copy_from_slice(&(self.vectors() - 1).to_le_bytes());
@@ -58,17 +58,17 @@ impl Msix {
         (body, (ENABLE | FUNCTION_MASK).to_le_bytes())
     }
 
-    /// Takes Message Control as the driver wrote it.
+    /// Sets Message Control to the driver's value.
     pub fn set_control(&mut self, control: u16) {
         self.control = control;
     }
 
-    /// Whether the function interrupts by MSI-X.
+    /// Returns whether MSI-X is enabled.
     pub fn is_enabled(&self) -> bool {
         self.control & ENABLE != 0
     }
 
-    /// What to send for `vector` now: nothing when it is masked, or does not exist.
+    /// Returns the message to send for `vector` now: none if it is masked or does not exist.
     pub fn message(&self, vector: u16) -> Option<Message> {
         if self.control & (ENABLE | FUNCTION_MASK) != ENABLE {
             return None;
@@ -83,7 +83,7 @@ impl Msix {
         })
     }
 
-    /// Fills `data` from byte `offset` of the table, with zeroes behind its end.
+    /// Fills `data` from byte `offset` of the table, with zeroes after its end.
     pub fn read_table(&self, offset: usize, data: &mut [u8]) {
         let rest = self.table.get(offset..).unwrap_or(&[]);
         for (at, byte) in data.iter_mut().enumerate() {
@@ -91,7 +91,7 @@ impl Msix {
         }
     }
 
-    /// Takes a write to byte `offset` of the table.
+    /// Handles a write to byte `offset` of the table.
     pub fn write_table(&mut self, offset: usize, data: &[u8]) {
         for (at, value) in (offset..).zip(data) {
             if let Some(byte) = self.table.get_mut(at) {
@@ -105,7 +105,7 @@ impl Msix {
         }
     }
 
-    /// Fills `data` from byte `offset` of the pending bits; `is_pending` knows each vector's.
+    /// Fills `data` from byte `offset` of the pending bits. `is_pending` returns each vector's.
     pub fn read_pending(&self, offset: usize, data: &mut [u8], is_pending: impl Fn(u16) -> bool) {
         for (at, byte) in (offset..).zip(data) {
             let vectors = at.saturating_mul(8)..at.saturating_add(1).saturating_mul(8);

@@ -12,7 +12,7 @@ fn ports() -> ConfigPorts {
     ConfigPorts::new(Arc::new(bus))
 }
 
-/// What stands at `address`, as a driver reads it.
+/// Returns the register at `address`, like a driver.
 fn config(ports: &mut ConfigPorts, address: u32) -> u32 {
     let mut data = [0; 4];
     ports.write(0, &(ENABLE | address).to_le_bytes());
@@ -35,7 +35,7 @@ fn functions_are_found_by_their_number_and_all_others_read_as_ones() {
     assert_eq!(data, [0xff; 4], "not enabled");
 }
 
-/// Functions come and go in any order; the host bridge stays.
+/// Functions are added and removed in any order. The host bridge stays.
 #[test]
 fn slots_are_filled_and_emptied() {
     let mut ports = ports();
@@ -56,7 +56,8 @@ fn slots_are_filled_and_emptied() {
     assert_eq!(config(&mut ports, 0), 0x0008_1b36);
 }
 
-/// A kernel looks for mechanism #1 so: a byte at the last port changes nothing, and the address reads back.
+/// A kernel detects mechanism #1 like this: a byte at the last port changes nothing, and the address reads
+/// back.
 #[test]
 fn the_address_reads_back_and_narrow_writes_do_not_reach_it() {
     let mut ports = ports();
@@ -79,8 +80,8 @@ fn parts_of_a_register_are_read_alone() {
     assert_eq!(data, [0x1a]);
 }
 
-/// Whatever a guest writes and reads at the ports, of whatever width: no panic, and nothing outside of the
-/// ports' range.
+/// Any access of a guest to the ports, of any width, causes no panic, and no access outside of the ports'
+/// range.
 #[test]
 fn any_access_is_survived() {
     let mut ports = ports();
@@ -97,7 +98,7 @@ fn any_access_is_survived() {
     assert_eq!(config(&mut ports, 1 << 11), 0x1041_1af4);
 }
 
-/// A function whose driver has just taken bus mastering from it: it takes its time for the reset.
+/// A function whose driver has just disabled bus mastering. Its reset takes long.
 struct Slow {
     in_reset: Arc<AtomicBool>,
     hold: Arc<Mutex<()>>,
@@ -114,8 +115,7 @@ impl PciFunction for Slow {
     }
 }
 
-/// An access that takes its time holds up neither who adds another function nor who takes one away, be it the
-/// slow one.
+/// A slow access does not delay adding another function, or removing one, even the slow one.
 #[test]
 fn a_slow_function_does_not_hold_the_bus() {
     let mut ports = ports();

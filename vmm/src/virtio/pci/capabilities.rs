@@ -1,14 +1,14 @@
-//! What a virtio function's configuration space tells its driver: which device it is (virtio 1.2, 4.1.2), and
-//! where in the BAR each structure lies (4.1.4).
+//! The configuration space of a virtio function: the identity of the device (virtio 1.2, 4.1.2), and the
+//! places of the structures in the BAR (4.1.4).
 
 use crate::board::layout::PCI_BAR_SIZE;
 use crate::pci::config::{ConfigSpace, Identity};
 use crate::pci::msix::{self, Msix};
 
-/// Vrings of a device at most: each has a vector, and the configuration one more.
+/// Most vrings of a device. Each has a vector, and the configuration has one more.
 pub const MAX_VRINGS: usize = 255;
 
-/// The structures in the BAR, each on a page of its own.
+/// The structures in the BAR, each on its own page.
 pub(super) const COMMON: u32 = 0x0000;
 pub(super) const ISR: u32 = 0x1000;
 pub(super) const DEVICE: u32 = 0x2000;
@@ -20,7 +20,7 @@ pub(super) const PENDING: u32 = 0x5000;
 pub(super) const NOTIFY_MULTIPLIER: u32 = 4;
 /// Bytes of the common configuration structure.
 pub(super) const COMMON_SIZE: u32 = 0x40;
-/// Bytes of the device's configuration space at most.
+/// Most bytes of the device's configuration space.
 const DEVICE_SIZE: u32 = 0x1000;
 
 const VENDOR: u16 = 0x1af4;
@@ -28,7 +28,7 @@ const VENDOR: u16 = 0x1af4;
 const FIRST_DEVICE: u16 = 0x1040;
 const REVISION: u8 = 1;
 
-/// The capability that virtio's structures are told by: vendor-specific.
+/// The capability that announces virtio's structures: vendor-specific.
 const VENDOR_CAPABILITY: u8 = 9;
 const COMMON_CFG: u8 = 1;
 const NOTIFY_CFG: u8 = 2;
@@ -36,11 +36,11 @@ const ISR_CFG: u8 = 3;
 const DEVICE_CFG: u8 = 4;
 const PCI_CFG: u8 = 5;
 
-/// Where `pci_cfg_data` stands in its capability, behind `bar`, `offset` and `length`.
+/// Offset of `pci_cfg_data` in its capability, after `bar`, `offset` and `length`.
 const PCI_CFG_DATA: u16 = 16;
 
-/// The function of virtio device number `device_id`; its class is what firmware and drivers that know no
-/// virtio go by.
+/// Returns the identity of virtio device number `device_id`. Firmware, and drivers that do not know virtio,
+/// use its class.
 pub(super) fn identity(device_id: u32) -> Identity {
     let class = match device_id {
         1 => 0x02_0000, // Ethernet
@@ -52,24 +52,24 @@ pub(super) fn identity(device_id: u32) -> Identity {
     Identity { vendor: VENDOR, device, revision: REVISION, class, subsystem: [VENDOR, device] }
 }
 
-/// Where the capabilities are that a driver writes to.
+/// Offsets of the capabilities that a driver writes.
 pub(super) struct Capabilities {
     pci_cfg: u16,
     msix: u16,
 }
 
-/// An access to the BAR by way of the configuration space (4.1.4.9).
+/// An access to the BAR through the configuration space (4.1.4.9).
 pub(super) struct Window {
-    /// In the BAR; a multiple of `len`, inside.
+    /// Offset in the BAR. A multiple of `len`, inside.
     pub(super) offset: u32,
     /// 1, 2 or 4.
     pub(super) len: usize,
-    /// `pci_cfg_data`.
+    /// Offset of `pci_cfg_data`.
     pub(super) register: u16,
 }
 
 impl Capabilities {
-    /// Adds all of them, for a device of `vrings` vrings.
+    /// Adds all capabilities, for a device with `vrings` vrings.
     pub(super) fn add(config: &mut ConfigSpace, msix: &Msix, vrings: u32) -> Capabilities {
         let mut structure = |kind, offset, len, more: &[u8], writable: &[u8]| {
             config.add_capability(
@@ -83,7 +83,7 @@ impl Capabilities {
         structure(DEVICE_CFG, DEVICE, DEVICE_SIZE, &[], &[]);
         let multiplier = NOTIFY_MULTIPLIER.to_le_bytes();
         structure(NOTIFY_CFG, NOTIFY, NOTIFY_MULTIPLIER * vrings, &multiplier, &[]);
-        // Behind the capability's length and kind: bar, padding, offset, length and data are the driver's.
+        // After the capability's length and kind, the driver writes bar, padding, offset, length and data.
         let mut writable = [0xff; 18];
         writable[..2].fill(0);
         let pci_cfg = structure(PCI_CFG, 0, 0, &[0; 4], &writable);
@@ -93,13 +93,13 @@ impl Capabilities {
         Capabilities { pci_cfg, msix }
     }
 
-    /// What MSI-X's Message Control is.
+    /// Returns MSI-X's Message Control.
     pub(super) fn msix_control(&self, config: &ConfigSpace) -> u16 {
         (config.u32(self.msix) >> 16) as u16
     }
 
-    /// The access to the BAR that one of `len` bytes to the configuration space at `offset` is, when it is
-    /// one.
+    /// Returns the access to the BAR that belongs to an access of `len` bytes to the configuration space at
+    /// `offset`, if there is one.
     pub(super) fn window(&self, config: &ConfigSpace, offset: u16, len: usize) -> Option<Window> {
         let register = self.pci_cfg + PCI_CFG_DATA;
         let (at, first) = (usize::from(offset), usize::from(register));
@@ -118,7 +118,7 @@ impl Capabilities {
     }
 }
 
-/// `struct virtio_pci_cap` behind its pointer to the next, up to what `more` follows.
+/// Returns `struct virtio_pci_cap` after its pointer to the next capability. `more` follows it.
 fn body(kind: u8, offset: u32, len: u32, more: &[u8]) -> [u8; 14] {
     const BAR: u8 = 0;
     let mut body = [0; 14];

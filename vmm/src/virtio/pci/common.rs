@@ -1,5 +1,5 @@
-//! The common configuration structure (virtio 1.2, 4.1.4.3): the device's registers as PCI has them. Each
-//! field is accessed by its own width, those of 64 bits by halves (4.1.3.1); everything else reads as zero
+//! The common configuration structure (virtio 1.2, 4.1.4.3): the device's registers in PCI's layout. Each
+//! field is accessed with its own width, fields of 64 bits in halves (4.1.3.1). Everything else reads as zero
 //! and changes nothing.
 
 use super::{NO_VECTOR, PciTransport};
@@ -56,7 +56,7 @@ impl PciTransport {
             CONFIG_MSIX_VECTOR => self.vector_of(self.config_source()),
             NUM_QUEUES => self.registers.kicks.len() as u16,
             QUEUE_SELECT => self.registers.vring_sel as u16,
-            // Written by 16 bits, and at first the largest.
+            // Written with 16 bits. At first it is the largest size.
             QUEUE_SIZE => vring.map_or(0, |vring| vring.size as u16),
             QUEUE_MSIX_VECTOR => self.selected_source().map_or(NO_VECTOR, |source| self.vector_of(source)),
             QUEUE_ENABLE => vring.is_some_and(|vring| vring.ready).into(),
@@ -91,7 +91,7 @@ impl PciTransport {
                     self.set_vector(source, value);
                 }
             }
-            // A driver cannot take it back but by a reset.
+            // Only a reset clears it.
             QUEUE_ENABLE if value == 1 => self.registers.set_vring_ready(true),
             _ => self.registers.refuse("a field of 16 bits", value.into()),
         }
@@ -123,12 +123,12 @@ impl PciTransport {
         self.registers.change_vring(value.into(), change);
     }
 
-    /// The place of the configuration's interrupt among the sources.
+    /// Returns the index of the configuration's interrupt among the sources.
     fn config_source(&self) -> usize {
         self.registers.kicks.len()
     }
 
-    /// That of the selected vring, when it exists: its own number.
+    /// Returns the index of the selected vring, its own number, if it exists.
     fn selected_source(&self) -> Option<usize> {
         let index = self.registers.vring_sel as usize;
         (index < self.registers.kicks.len()).then_some(index)
@@ -139,7 +139,7 @@ impl PciTransport {
     }
 }
 
-/// Which address of a vring stands at `offset`, and whether its high half.
+/// Returns the address of a vring at `offset`, and whether it is the high half.
 fn address(offset: u32) -> Option<(VringPart, bool)> {
     if !(QUEUE_DESC..QUEUE_DEVICE_END).contains(&offset) || !offset.is_multiple_of(4) {
         return None;

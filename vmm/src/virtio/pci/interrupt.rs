@@ -1,5 +1,5 @@
-//! The interrupts of a virtio-pci device on the device's side: an eventfd for each vring and one for the
-//! configuration. To which vector each leads, and whether it does, is the transport's affair.
+//! The device's side of the interrupts of a virtio-pci device: an eventfd for each vring and one for the
+//! configuration. The transport connects them to vectors.
 
 use std::io;
 use std::sync::Arc;
@@ -19,11 +19,11 @@ pub struct PciInterrupt {
 }
 
 impl PciInterrupt {
-    /// Interrupts of a device of `vrings` vrings, with nothing pending.
+    /// Creates the interrupts of a device with `vrings` vrings, with nothing pending.
     ///
     /// # Errors
     ///
-    /// When the process may open no more files.
+    /// Fails if the process may open no more files.
     pub fn new(vrings: usize) -> io::Result<PciInterrupt> {
         let eventfd = || EventFd::new(EFD_NONBLOCK).map(Arc::new);
         Ok(PciInterrupt {
@@ -35,26 +35,26 @@ impl PciInterrupt {
         })
     }
 
-    /// Those of the vrings by their number, then that of the configuration.
+    /// Returns the eventfds of the vrings in order, then that of the configuration.
     pub fn eventfds(&self) -> impl Iterator<Item = &Arc<EventFd>> {
         self.vrings.iter().chain([&self.config])
     }
 
-    /// Whether the configuration has changed since this was last asked.
+    /// Returns whether the configuration has changed since the last call.
     pub fn take_config_changed(&self) -> bool {
         self.config_changed.swap(false, Ordering::AcqRel)
     }
 
     fn raise_config(&self) {
         self.config_changed.store(true, Ordering::Release);
-        // Fails only when the counter is full, and then it is pending already.
+        // Fails only if the counter is full, and then it is pending already.
         let _ = self.config.write(1);
     }
 }
 
 impl Interrupt for PciInterrupt {
     fn used(&self, index: u16) {
-        // As above.
+        // See `raise_config`.
         let _ = self.call(index).write(1);
     }
 

@@ -1,17 +1,17 @@
 //! virtio over PCI (virtio 1.2, section 4.1): a modern device, with MSI-X only.
 //!
-//! [`PciSlots`](slots::PciSlots) makes one [`PciTransport`] per device, adds it to the
-//! [`PciBus`](crate::pci::PciBus) for its configuration space and to the bus for memory-mapped I/O for its
-//! BAR, and takes it from both again. Neither notifications nor interrupts come by here: each vring has an
-//! address of its own at which KVM turns the driver's write into an eventfd write (ioeventfd), and an eventfd
-//! of its own that KVM turns into the message of the vring's MSI-X vector (irqfd).
+//! [`PciSlots`](slots::PciSlots) creates one [`PciTransport`] for each device. It adds the transport to the
+//! [`PciBus`](crate::pci::PciBus) for the configuration space, and to the bus for memory-mapped I/O for the
+//! BAR, and removes it from both. Notifications and interrupts bypass the transport. Each vring has its own
+//! address at which KVM turns the driver's write into an eventfd write (ioeventfd). Each vring has its own
+//! eventfd that KVM turns into the message of its MSI-X vector (irqfd).
 //!
-//! The BAR stays where it is: the notifications' addresses are KVM's from the start. Dropping a transport
+//! The BAR does not move, because KVM knows the notifications' addresses from the start. Dropping a transport
 //! resets its device and gives everything back.
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`capabilities`] | what the configuration space tells of the device and of the BAR |
+//! | [`capabilities`] | the capabilities in the configuration space, and the structures in the BAR |
 //! | [`common`] | the common configuration structure |
 //! | [`interrupt`] | the eventfds of a device's interrupts |
 //! | [`notification`] | the ioeventfd of a vring |
@@ -43,14 +43,14 @@ use capabilities::{COMMON, Capabilities, DEVICE, ISR, NOTIFY, NOTIFY_MULTIPLIER,
 pub use interrupt::PciInterrupt;
 use notification::Notification;
 
-/// The vector of what must not interrupt (4.1.5.1.2).
+/// The vector of a source that must not interrupt (4.1.5.1.2).
 const NO_VECTOR: u16 = 0xffff;
 /// Bytes of each of the BAR's structures.
 const STRUCTURE: u32 = 0x1000;
 
-/// What interrupts: a vring, or the configuration.
+/// A source of interrupts: a vring, or the configuration.
 struct Source {
-    /// As the driver chose.
+    /// The vector that the driver chose.
     vector: u16,
     line: MsiLine,
 }
@@ -61,19 +61,19 @@ pub struct PciTransport {
     config: ConfigSpace,
     capabilities: Capabilities,
     msix: Msix,
-    /// Of the vrings, then of the configuration.
+    /// The sources of the vrings, then that of the configuration.
     sources: Vec<Source>,
-    /// Of the vrings; none in tests of what does not need KVM.
+    /// The notifications of the vrings. Empty in tests that do not need KVM.
     notifications: Vec<Notification>,
 }
 
 impl PciTransport {
-    /// Connects `device` to `vm` with its BAR at `base`, a multiple of [`PCI_BAR_SIZE`]: from here on its
-    /// notifications work, and its interrupts as soon as the driver has chosen vectors.
+    /// Connects `device` to `vm` with its BAR at `base`, a multiple of [`PCI_BAR_SIZE`]. From here on its
+    /// notifications work. Its interrupts work as soon as the driver has chosen vectors.
     ///
     /// # Errors
     ///
-    /// When KVM refuses an eventfd, or has no interrupts left.
+    /// Fails if KVM refuses an eventfd, or has no interrupts left.
     pub fn new(
         device: Box<dyn VirtioDevice>,
         memory: GuestMemoryMmap,
@@ -93,12 +93,12 @@ impl PciTransport {
         Ok(transport)
     }
 
-    /// The function alone; notifications work by [`BusDevice::write`], interrupts stay in their eventfds. For
-    /// tests.
+    /// Creates the function alone, for tests. Notifications work through [`BusDevice::write`]. Interrupts
+    /// stay in their eventfds.
     ///
     /// # Errors
     ///
-    /// When the process may have no more files.
+    /// Fails if the process may open no more files.
     #[doc(hidden)]
     pub fn unconnected(
         device: Box<dyn VirtioDevice>,
@@ -130,8 +130,8 @@ impl PciTransport {
         Ok(PciTransport { registers, config, capabilities, msix, sources, notifications: Vec::new() })
     }
 
-    /// Connects each source of interrupts to the message of its vector, as all of them are now. A message is
-    /// a write to memory, so one of a function that may not write waits.
+    /// Connects each source of interrupts to the present message of its vector. A message is a write to
+    /// memory, so it waits while the function may not write.
     fn rewire(&mut self) {
         let may_write = self.config.is_bus_master();
         for Source { vector, line } in &mut self.sources {
@@ -143,7 +143,7 @@ impl PciTransport {
         let exists = vector < self.msix.vectors();
         if let Some(source) = self.sources.get_mut(source) {
             if source.vector == NO_VECTOR {
-                // There was nobody to tell.
+                // There was no vector to interrupt.
                 source.line.take_pending();
             }
             source.vector = if exists { vector } else { NO_VECTOR };
@@ -151,7 +151,7 @@ impl PciTransport {
         self.rewire();
     }
 
-    /// Back to what a driver finds first; the table of messages is no part of that.
+    /// Resets the vectors to their first state. The table of messages is not reset.
     fn forget_vectors(&mut self) {
         for source in &mut self.sources {
             source.vector = NO_VECTOR;
@@ -163,13 +163,13 @@ impl PciTransport {
         self.sources.iter().any(|source| source.vector == vector && source.line.is_pending())
     }
 
-    /// The ISR status (4.1.4.5), which reading clears: bit 0 for vrings, which only a driver without MSI-X
-    /// may want to know, bit 1 for the configuration.
+    /// Reads and clears the ISR status (4.1.4.5). Bit 0 is for vrings, only for a driver without MSI-X. Bit 1
+    /// is for the configuration.
     fn read_isr(&mut self) -> u8 {
         let config = self.registers.interrupt.take_config_changed();
         let without_msix = !self.msix.is_enabled();
         let vrings = self.registers.kicks.len();
-        // All of them: each is forgotten.
+        // All of them, so that each is cleared.
         let used =
             self.sources[..vrings].iter().filter(|source| without_msix && source.line.take_pending()).count();
         u8::from(used > 0) | u8::from(config) << 1
@@ -196,13 +196,13 @@ impl PciTransport {
         let at = offset % STRUCTURE;
         match offset - at {
             COMMON => self.write_common(at, data),
-            // By KVM's ioeventfd as a rule; here for writes that it does not take.
+            // Usually handled by KVM's ioeventfd. Here for writes that it does not handle.
             NOTIFY => self.registers.kick((at / NOTIFY_MULTIPLIER) as usize),
             TABLE => {
                 self.msix.write_table(at as usize, data);
                 self.rewire();
             }
-            // No device here has configuration that a driver may write.
+            // No device here has a configuration that a driver may write.
             _ => {}
         }
     }
@@ -210,7 +210,7 @@ impl PciTransport {
 
 impl Drop for PciTransport {
     fn drop(&mut self) {
-        // Before its interrupts and notifications go.
+        // Before its interrupts and notifications are removed.
         self.registers.device.reset();
     }
 }

@@ -1,5 +1,5 @@
-//! How a driver's write to a vring's notification address (virtio 1.2, 4.1.4.4) becomes a kick: by an
-//! ioeventfd of KVM's.
+//! Turns a driver's write to a vring's notification address (virtio 1.2, 4.1.4.4) into a kick, with an
+//! ioeventfd of KVM.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use log::warn;
 use vmm_sys_util::errno;
 use vmm_sys_util::eventfd::EventFd;
 
-/// An address that KVM watches, until this is dropped.
+/// An address that KVM watches until this is dropped.
 pub(super) struct Notification {
     vm: Arc<VmFd>,
     kick: Arc<EventFd>,
@@ -16,14 +16,13 @@ pub(super) struct Notification {
 }
 
 impl Notification {
-    /// Every write at `address` is one to `kick`.
+    /// Makes KVM turn every write to `address` into a write to `kick`.
     pub(super) fn new(
         vm: &Arc<VmFd>,
         kick: &Arc<EventFd>,
         address: u64,
     ) -> Result<Notification, errno::Error> {
-        // Whatever is written, and however wide: the address alone says which vring, and KVM need not decode
-        // the write.
+        // For any value and width: the address alone selects the vring, and KVM need not decode the write.
         vm.register_ioevent(kick, &IoEventAddress::Mmio(address), NoDatamatch)?;
         Ok(Notification { vm: vm.clone(), kick: kick.clone(), address })
     }
@@ -35,7 +34,7 @@ impl Drop for Notification {
         if let Err(error) = self.vm.unregister_ioevent(&self.kick, &address, NoDatamatch) {
             warn!(
                 event = "notification_not_removed";
-                "KVM does not give the notification at {:#x} back: {error}", self.address
+                "KVM does not remove the notification at {:#x}: {error}", self.address
             );
         }
     }

@@ -1,8 +1,8 @@
 //! The virtio devices of a machine's PCI bus, each in its slot.
 //!
-//! [`PciSlots::put`] connects a device and shows it to the guest's next look at the bus, [`PciSlots::take`]
-//! ends it with all that was connected. That waits for accesses of vCPUs to this device, so it is not called
-//! in one.
+//! [`PciSlots::put`] connects a device, and the guest finds it at its next scan of the bus.
+//! [`PciSlots::take`] ends the device and disconnects it. `take` waits for vCPUs' accesses to this device, so
+//! it must not be called during one.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,21 +19,21 @@ use crate::virtio::VirtioDevice;
 use crate::virtio::pci::PciTransport;
 use crate::virtio::registers::TransportError;
 
-/// Why a device was not put into a slot.
+/// Why a device cannot be put into a slot.
 #[derive(Debug, Error)]
 pub enum SlotError {
-    /// All are taken.
+    /// All slots are taken.
     #[error("all 31 slots of the PCI bus are taken: remove a device first")]
     Full,
-    /// KVM, or the process's limits.
+    /// KVM refuses, or the process has reached a limit.
     #[error("a virtio device cannot be connected")]
     Transport(#[from] TransportError),
-    /// Somebody else is where the BAR would be.
-    #[error("two devices want the same addresses")]
+    /// The addresses of the BAR are taken.
+    #[error("two devices have the same addresses")]
     Range(#[from] RangeError),
 }
 
-/// What a device's function is connected to.
+/// The slots, and the resources of the devices' functions.
 pub struct PciSlots {
     vm: Arc<VmFd>,
     memory: GuestMemoryMmap,
@@ -44,28 +44,28 @@ pub struct PciSlots {
 }
 
 struct State {
-    /// The one that has been empty longest first; of those that never had a device, the lowest.
+    /// The slot that has been empty longest comes first. Slots that never had a device are in order.
     free: VecDeque<usize>,
-    /// `None` in one that is taken away, for who has found it just before.
+    /// `None` in a slot that is being emptied, for a thread that has found it just before.
     taken: BTreeMap<usize, Arc<Mutex<Option<PciTransport>>>>,
 }
 
 impl PciSlots {
-    /// Slots of a bus with nothing but its host bridge, for BARs on `mmio`. The VM has its interrupt
-    /// controllers, and nobody else sets its routes.
+    /// Creates the slots of a bus that has only its host bridge. BARs are added to `mmio`. The VM must have
+    /// its interrupt controllers, and nothing else may set its routes.
     pub fn new(vm: Arc<VmFd>, memory: GuestMemoryMmap, mmio: Arc<Bus>) -> PciSlots {
         let routes = Arc::new(MsiRoutes::new(vm.clone()));
         let state = State { free: (1..PCI_SLOTS).collect(), taken: BTreeMap::new() };
         PciSlots { vm, memory, routes, bus: Arc::default(), mmio, state: Mutex::new(state) }
     }
 
-    /// The bus, for the ports that lead to it.
+    /// Returns the bus, for its ports.
     pub fn bus(&self) -> Arc<PciBus> {
         self.bus.clone()
     }
 
-    /// A slot for a device: among those that are `good`, or among all if none is, the one that has been empty
-    /// longest.
+    /// Chooses a slot for a device: the one that has been empty longest, among those that are `good`, or
+    /// among all if none is.
     ///
     /// # Errors
     ///
@@ -76,11 +76,11 @@ impl PciSlots {
         chosen.copied().ok_or(SlotError::Full)
     }
 
-    /// Connects `device` and puts it into `slot`, which is empty. One call at a time.
+    /// Connects `device` and puts it into the empty `slot`. One call at a time.
     ///
     /// # Errors
     ///
-    /// See [`SlotError`]; nothing is left of the device then.
+    /// See [`SlotError`]. Nothing is left of the device then.
     pub fn put(&self, slot: usize, device: Box<dyn VirtioDevice>) -> Result<(), SlotError> {
         let base = pci_bar(slot).ok_or(SlotError::Full)?;
         let transport = PciTransport::new(device, self.memory.clone(), &self.vm, &self.routes, base)?;
@@ -93,8 +93,8 @@ impl PciSlots {
         Ok(())
     }
 
-    /// Empties `slot`: the device is reset and closed, which may take as long as its request in hand, and
-    /// what it had of KVM's is free again. Answers whether there was one; then the slot is given out again
+    /// Empties `slot`. The device is reset and closed, which may take as long as its request in progress. Its
+    /// resources in KVM are free again. Returns whether there was a device. The slot can be filled again
     /// after [`PciSlots::release`].
     pub fn take(&self, slot: usize) -> bool {
         let Some(base) = pci_bar(slot) else { return false };
@@ -106,12 +106,12 @@ impl PciSlots {
         true
     }
 
-    /// Lets `slot`, which was taken, be filled again.
+    /// Allows `slot` to be filled again after [`PciSlots::take`].
     pub fn release(&self, slot: usize) {
         self.state().free.push_back(slot);
     }
 
-    /// Closes all devices for good, but those that are in the middle of an access.
+    /// Closes all devices finally, except those that are in the middle of an access.
     pub fn end(&self) {
         let taken = std::mem::take(&mut self.state().taken);
         for function in taken.into_values() {

@@ -12,10 +12,10 @@ use crate::virtio::{ActivateError, Activation, copy_config};
 const BASE: u32 = 0xe000_8000;
 const VRINGS: usize = 2;
 
-/// A vring's number, size and addresses.
+/// Number, size and addresses of a vring.
 type VringNote = (u16, u16, [u64; 3]);
 
-/// What a device was told.
+/// The calls that a device received.
 #[derive(Default)]
 struct Log {
     activations: Vec<(Features, Vec<VringNote>)>,
@@ -23,7 +23,7 @@ struct Log {
     interrupt: Option<Arc<dyn Interrupt>>,
 }
 
-/// A device of two vrings that only takes notes.
+/// A device with two vrings that only records its calls.
 struct Recorder(Arc<Mutex<Log>>);
 
 impl VirtioDevice for Recorder {
@@ -63,7 +63,7 @@ impl VirtioDevice for Recorder {
     }
 }
 
-/// A driver of the function alone, as Linux's would be: by widths that the specification allows.
+/// A driver of the function alone, like Linux's. It uses the widths that the specification allows.
 struct Driver {
     function: PciTransport,
     log: Arc<Mutex<Log>>,
@@ -110,7 +110,7 @@ impl Driver {
         data
     }
 
-    /// Where the capability of this number is, and with `kind` that one among virtio's.
+    /// Returns the offset of the capability with this number, and with `kind` of that one among virtio's.
     fn capability(&mut self, id: u8, kind: Option<u8>) -> u16 {
         let [mut at] = self.config(0x34);
         while at != 0 {
@@ -123,7 +123,7 @@ impl Driver {
         panic!("no capability {id:#x} {kind:?}");
     }
 
-    /// From a reset to FEATURES_OK.
+    /// Goes from a reset to FEATURES_OK.
     fn negotiate(&mut self, features: Features) -> u8 {
         for status in [0, 1, 3] {
             self.write(0x14, &[status]);
@@ -155,7 +155,7 @@ impl Driver {
         self.status()
     }
 
-    /// Chooses `vector` for a vring, or for the configuration; answers what the device says it is.
+    /// Chooses `vector` for a vring, or for the configuration. Returns the device's answer.
     fn set_vector(&mut self, vring: Option<u16>, vector: u16) -> u16 {
         if let Some(vring) = vring {
             self.write_16(0x16, vring);
@@ -209,7 +209,7 @@ fn a_driver_finds_every_structure_by_its_capability() {
     assert_eq!(u16::from_le_bytes(driver.config(msix + 2)), 2, "three vectors");
     assert_eq!(u32::from_le_bytes(driver.config(msix + 4)), TABLE);
     assert_eq!(u32::from_le_bytes(driver.config(msix + 8)), PENDING);
-    // The largest device's table and pending bits have room.
+    // The table and pending bits of the largest device fit.
     assert!(16 * (MAX_VRINGS as u32 + 1) <= STRUCTURE && NOTIFY_MULTIPLIER * MAX_VRINGS as u32 <= STRUCTURE);
     assert_eq!(driver.read::<8>(DEVICE), [1, 2, 3, 4, 5, 6, 0, 0]);
 }
@@ -258,7 +258,7 @@ fn vrings_that_are_not_there_are_not_there() {
     assert_eq!(driver.log.lock().unwrap().activations, [(Features::VERSION_1, vec![])]);
 }
 
-/// The way in for a driver that cannot map a BAR.
+/// The access for a driver that cannot map a BAR.
 #[test]
 fn the_bar_is_reached_by_the_configuration_space() {
     let mut driver = Driver::new();
@@ -275,7 +275,7 @@ fn the_bar_is_reached_by_the_configuration_space() {
     driver.function.write_config(cap + 8, &(NOTIFY + 4).to_le_bytes());
     driver.function.write_config(cap + 16, &[1, 0]);
     assert_eq!(driver.function.registers.kicks[1].read().unwrap(), 1);
-    // Misaligned, behind the end, too wide, another BAR: no access.
+    // No access: misaligned, after the end, too wide, or another BAR.
     for (bar, offset, len) in [(0u8, 0x11, 2u32), (0, PCI_BAR_SIZE, 4), (0, 0x14, 8), (0, 0, 0), (1, 0x14, 1)]
     {
         driver.function.write_config(cap + 4, &[bar]);
@@ -296,7 +296,7 @@ fn a_vring_is_notified_at_its_address() {
     assert_eq!(driver.function.registers.kicks[1].read().unwrap(), 1);
 }
 
-/// Whatever a guest writes, wherever and however wide, in whatever state: no panic.
+/// Any write of a guest, of any width and in any state, causes no panic.
 #[test]
 fn any_access_is_survived() {
     let mut driver = Driver::new();

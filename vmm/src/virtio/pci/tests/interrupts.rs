@@ -1,4 +1,4 @@
-//! Vectors, masks and messages, and when a function may send one.
+//! Vectors, masks and messages, and the conditions for sending one.
 
 use super::*;
 
@@ -27,9 +27,9 @@ fn each_vring_has_the_message_of_its_vector() {
     assert_eq!(driver.messages(), [Some(message(7)), None, None], "but not the table");
 }
 
-/// A function whose bus mastering is switched off, as kexec does with all of them, touches no memory and
-/// sends no message from then on. What it had of its rings is lost, so it asks for a reset, and its driver
-/// hears that when it may.
+/// A function without bus mastering, which kexec disables for all functions, touches no memory and sends no
+/// message. Its state of the rings is lost, so it requests a reset. Its driver gets that request when
+/// messages are allowed again.
 #[test]
 fn without_bus_mastering_it_touches_no_memory() {
     let mut driver = Driver::new();
@@ -50,7 +50,7 @@ fn without_bus_mastering_it_touches_no_memory() {
     assert_eq!((driver.status(), driver.messages()[2]), (0x4f, Some(message(9))));
     assert_eq!(activations(&driver), 1, "not before a reset");
 
-    // A driver that switches it on last is served from then on.
+    // A driver that enables it last is served from then on.
     driver.function.write_config(4, &[2, 0]);
     driver.negotiate(Features::VERSION_1);
     driver.add_vring(0, 16, 0x1_0000);
@@ -61,7 +61,7 @@ fn without_bus_mastering_it_touches_no_memory() {
     assert_eq!((driver.status(), activations(&driver)), (15, 2));
 }
 
-/// What a masked vector was to tell is pending until it is unmasked; without a vector nobody is told.
+/// An interrupt of a masked vector is pending until it is unmasked. Without a vector, it is lost.
 #[test]
 fn interrupts_wait_behind_a_mask() {
     let mut driver = Driver::new();

@@ -1,4 +1,4 @@
-//! With KVM: what the unit tests take for granted of its eventfds and routes.
+//! With KVM: checks the assumptions of the unit tests about eventfds and routes.
 #![expect(unsafe_code, reason = "memory slots of a virtual machine")]
 
 use std::fs::File;
@@ -33,7 +33,7 @@ fn machine(test: &str) -> Option<(Arc<VmFd>, VcpuFd)> {
     Some((Arc::new(vm), vcpu))
 }
 
-/// Whether the local APIC was asked for interrupt `number`.
+/// Returns whether interrupt `number` was requested from the local APIC.
 fn requested(vcpu: &VcpuFd, number: usize) -> bool {
     let lapic = vcpu.get_lapic().unwrap();
     assert!(lapic.regs.len() <= KVM_APIC_REG_SIZE as usize);
@@ -41,8 +41,8 @@ fn requested(vcpu: &VcpuFd, number: usize) -> bool {
     lapic.regs[IRR + number / 32 * 16 + number % 32 / 8] as u8 & 1 << (number % 8) != 0
 }
 
-/// A vring's eventfd becomes the message of its vector; what is written while the vector is masked becomes
-/// one when it no longer is; another message is what comes after the driver has changed it.
+/// A vring's eventfd becomes the message of its vector. A write during a mask becomes a message after it.
+/// After the driver changes the message, the new one is sent.
 #[test]
 fn interrupts_by_irqfd_and_route() {
     let Some((vm, vcpu)) = machine("interrupts_by_irqfd_and_route") else { return };
@@ -73,8 +73,8 @@ fn interrupts_by_irqfd_and_route() {
     assert_eq!(driver.messages(), [None; 3]);
 }
 
-/// A guest's write to a vring's notification address reaches the vring's eventfd inside the kernel, without
-/// an exit, whatever it writes.
+/// Any write of a guest to a vring's notification address reaches the vring's eventfd inside the kernel,
+/// without an exit.
 #[test]
 fn notification_by_ioeventfd() {
     const LOW_BASE: u32 = 0xd_0000;
@@ -102,7 +102,7 @@ fn notification_by_ioeventfd() {
     assert!(function.registers.kicks[0].read().is_err());
 }
 
-/// Functions come and go more often than KVM has interrupts; each is whole, at the same addresses.
+/// More functions are added and removed than KVM has interrupts. Each works, at the same addresses.
 #[test]
 fn what_a_function_had_is_the_nexts() {
     let Some((vm, vcpu)) = machine("what_a_function_had_is_the_nexts") else { return };
@@ -124,7 +124,7 @@ fn what_a_function_had_is_the_nexts() {
         call.used(1);
         eventually("the interrupt", || requested(&vcpu, vector as usize));
         drop(driver);
-        // Nobody takes it any more.
+        // Nothing receives it any more.
         call.used(1);
         assert!(call.call(1).read().is_ok());
     }
