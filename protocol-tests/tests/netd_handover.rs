@@ -1,6 +1,5 @@
-//! A new volt-netd takes everything over from the one that runs, under a front-end that could not reconnect
-//! and is never told: no frame is lost or comes twice, no message is lost, and a successor that fails changes
-//! nothing.
+//! A new volt-netd takes over from the running one, under a front-end that cannot reconnect and is not told.
+//! No frame is lost or repeated, no message is lost, and a failing successor changes nothing.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -19,7 +18,7 @@ use rustix::process::Signal;
 
 const CONTROL: [&str; 2] = ["--control", "{control}"];
 
-/// Every kind of daemon takes over from every kind, and the same connection, rings and interface go on.
+/// Every kind of daemon takes over from every kind; connection, rings and interface continue.
 #[test]
 fn every_kind_takes_over_from_every_kind() {
     let Some(mut rig) = Rig::new("every_kind_takes_over_from_every_kind", &CONTROL) else { return };
@@ -48,7 +47,7 @@ fn every_kind_takes_over_from_every_kind() {
     assert!(!socket.exists() && !rig.control().exists(), "the last one removes the sockets of the first");
 }
 
-/// Every key, however deep, is in snake_case.
+/// Checks that every key at every level is in snake_case.
 fn keys_in_one_style(value: &serde_json::Value) {
     for (key, value) in value.as_object().into_iter().flatten() {
         assert!(key.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_')), "{key}");
@@ -57,7 +56,7 @@ fn keys_in_one_style(value: &serde_json::Value) {
     value.as_array().into_iter().flatten().for_each(keys_in_one_style);
 }
 
-/// With frames under way in both directions all the time: none is lost, repeated or reordered.
+/// With frames in flight in both directions throughout, none is lost, repeated or reordered.
 #[test]
 fn nothing_is_lost_or_repeated_under_traffic() {
     let Some(mut rig) = Rig::new("nothing_is_lost_or_repeated_under_traffic", &CONTROL) else { return };
@@ -78,8 +77,8 @@ fn nothing_is_lost_or_repeated_under_traffic() {
     assert_eq!(session.rx(0).ring.outstanding(), 64, "no receive buffer is lost");
 }
 
-/// A message of which the daemon has read half, with its descriptor, is finished by the successor; so is a
-/// reply that the front-end has not read.
+/// The successor finishes a message of which the daemon has read half, with its descriptor, and a reply that
+/// the front-end has not read.
 #[test]
 fn half_a_message_is_handed_over() {
     let Some(mut rig) = Rig::new("half_a_message_is_handed_over", &CONTROL) else { return };
@@ -136,7 +135,7 @@ fn unsent_replies_are_handed_over() {
     }
 }
 
-/// A frame that waits for the guest's buffers is delivered by the successor.
+/// The successor delivers a frame that waits for the guest's buffers.
 #[test]
 fn a_frame_that_waits_for_buffers_is_handed_over() {
     let Some(mut rig) = Rig::new("a_frame_that_waits_for_buffers_is_handed_over", &CONTROL) else { return };
@@ -152,7 +151,7 @@ fn a_frame_that_waits_for_buffers_is_handed_over() {
     assert_eq!(session.rx(0).recv(LIMIT).expect("the frame that waited").bytes, frame);
 }
 
-/// Pairs, the control queue and what the driver has asked of it go over too.
+/// Pairs, the control queue and the driver's settings on it are handed over too.
 #[test]
 fn pairs_and_the_control_queue_are_handed_over() {
     let arguments = ["--queues", "2", "--control", "{control}"];
@@ -183,7 +182,7 @@ fn pairs_and_the_control_queue_are_handed_over() {
     }
 }
 
-/// One frame of the control socket's protocol: two words, then JSON.
+/// Returns one frame of the control socket's protocol: two words, then JSON.
 fn ask(rig: &Rig, document: &str) -> UnixStream {
     let mut socket = UnixStream::connect(rig.control()).expect("the control socket");
     socket.set_read_timeout(Some(LIMIT)).expect("a limit");
@@ -204,7 +203,7 @@ fn answer(socket: &mut UnixStream) -> String {
     String::from_utf8(document).expect("text")
 }
 
-/// Whatever becomes of a successor before the end, the daemon goes on, and frames with it.
+/// If a successor fails at any point before the end, the daemon and its frames continue.
 #[test]
 fn a_successor_that_fails_changes_nothing() {
     for arguments in [&CONTROL[..], &SUPERVISED] {
@@ -221,7 +220,7 @@ fn a_successor_that_fails_changes_nothing() {
         assert!(refusal.contains("Refused") && refusal.contains("99"), "{refusal}");
         well(&mut rig);
         let take_over = r#"{"TakeOver":{"formats":[1],"program":"another"}}"#;
-        // It goes away without reading, after reading, says that it cannot, says nonsense.
+        // It disconnects without reading, after reading, reports an error, or sends nonsense.
         drop(ask(&rig, take_over));
         well(&mut rig);
         let mut other = ask(&rig, take_over);
@@ -234,11 +233,11 @@ fn a_successor_that_fails_changes_nothing() {
             say(&mut other, response);
             well(&mut rig);
         }
-        // Ready, and gone in the same moment.
+        // Ready, and gone at once.
         for _ in 0..5 {
             let mut other = ask(&rig, take_over);
             answer(&mut other);
-            // Before it says so: the daemon may be quick.
+            // Before it reports ready: the daemon may be quick.
             other.shutdown(std::net::Shutdown::Read).expect("shut");
             say(&mut other, "\"Ready\"");
             std::thread::sleep(Duration::from_millis(20));
@@ -260,7 +259,7 @@ fn a_successor_that_fails_changes_nothing() {
     }
 }
 
-/// A program from before a format gets the one that it reads, with all that is in it.
+/// An older program gets the newest format that it reads, with all its content.
 #[test]
 fn each_reader_gets_the_newest_format_that_it_reads() {
     let test = "each_reader_gets_the_newest_format_that_it_reads";
@@ -273,7 +272,7 @@ fn each_reader_gets_the_newest_format_that_it_reads() {
             serde_json::from_str(&answer(&mut ask(&rig, &take_over))).expect("JSON");
         let state = &offer["Offer"]["state"];
         assert_eq!(state["format"], expected, "{formats}: {state:#}");
-        // Counters are in the state, or in memory that it names.
+        // Counters are in the state, or in memory that it refers to.
         let written = &state["leftover"]["counters"][0]["tx frames"];
         let named = &state["device"]["counters"];
         assert_eq!(written.as_u64(), (expected == 1).then_some(3), "{formats}: {state:#}");
@@ -285,7 +284,7 @@ fn each_reader_gets_the_newest_format_that_it_reads() {
     assert_eq!(rig.status()["counters"][0]["tx_frames"], 3);
 }
 
-/// A daemon that is stopped while its successor waits: the successor gives up, and the daemon goes on when it
+/// A daemon is stopped while its successor waits: the successor gives up, and the daemon continues when it
 /// runs again.
 #[test]
 fn a_stopped_daemon_loses_nothing_and_never_serves_beside_another() {
@@ -303,7 +302,7 @@ fn a_stopped_daemon_loses_nothing_and_never_serves_beside_another() {
     rig.both_ways(&mut session, 10);
 }
 
-/// The control socket is its owner's, and says so to others even if they can reach it.
+/// The control socket belongs to its owner, and refuses other users even if they can reach it.
 #[test]
 fn others_may_not_control() {
     let Some(rig) = Rig::new("others_may_not_control", &CONTROL) else { return };
@@ -319,7 +318,7 @@ fn others_may_not_control() {
     };
     open(rig.dir.path(), 0o755);
     open(&rig.control(), 0o666);
-    // A copy, and names from its directory on: nobody need be able to reach the directories above.
+    // A copy, and paths relative to its directory: the user need not be able to reach the directories above.
     let copy = rig.dir.path().join("volt-netd");
     copy_of("volt-netd", &copy);
     open(&copy, 0o755);
@@ -352,8 +351,8 @@ fn an_interface_that_is_deleted_is_found_again_by_a_successor() {
     rig.both_ways(&mut session, 5);
 }
 
-/// In a loop, for `VOLT_SOAK_SECONDS` or two: no successor has more descriptors, threads or memory than the
-/// first one of the same program.
+/// In a loop, for `VOLT_SOAK_SECONDS` or two seconds: no successor has more descriptors, threads or memory
+/// than the first one of the same program.
 #[test]
 fn successors_do_not_grow() {
     let Some(mut rig) = Rig::new("successors_do_not_grow", &CONTROL) else { return };

@@ -1,5 +1,5 @@
-//! volt-netd and descriptors that hold whoever touches them: it is the front-end's own network that ends, and
-//! the daemon serves the next one.
+//! volt-netd and descriptors that block their users: only the front-end's own connection ends, and the daemon
+//! serves the next one.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
@@ -14,9 +14,9 @@ use protocol_tests::wire::{longs, request};
 /// A request with a descriptor.
 type Abuse = (&'static str, u32, Vec<u8>);
 
-/// A file on a FUSE file system that has fallen silent, wherever a descriptor can be: as memory, as a kick,
-/// and where none belongs, which closes it. Two seconds later the connection has ended and the next front-end
-/// is served.
+/// A file on a FUSE file system that no longer answers, in every place for a descriptor: as memory, as a
+/// kick, and with a request that takes none, which closes it. Two seconds later the connection has ended and
+/// the next front-end is served.
 #[test]
 fn a_silent_file_system_holds_nobody() {
     for arguments in [&[][..], &["--supervise"]] {
@@ -39,7 +39,7 @@ fn a_silent_file_system_holds_nobody() {
             rig.both_ways(&mut session, 5);
         }
         rig.logged(&["WARN", "descriptor", "refused"]);
-        // With the file system goes what held the threads that look at its files.
+        // When the file system ends, the threads blocked on its files continue.
         drop(silent);
         rig.well(&before);
     }
@@ -53,7 +53,7 @@ fn abuse(rig: &Rig, what: &str, request: u32, body: &[u8], fd: BorrowedFd<'_>) {
     assert!(start.elapsed() < LIMIT, "{what}: {:?}", start.elapsed());
 }
 
-/// Memory in a file of an ordinary file system, as QEMU's memory-backend-file can be: taken as any other.
+/// Memory in a file of an ordinary file system, as with QEMU's memory-backend-file, works like other memory.
 #[test]
 fn memory_may_be_an_ordinary_file() {
     let Some(rig) = Rig::new("memory_may_be_an_ordinary_file", &[]) else { return };

@@ -1,5 +1,6 @@
-//! volt-netd against drivers that lie in their rings. A bad chain is returned and counted, and the ring goes
-//! on; a ring that cannot be trusted stops, once, by name; the daemon lives and serves the next session.
+//! volt-netd against drivers with invalid rings. A bad chain is returned and counted, and the ring continues.
+//! A ring that cannot be trusted stops, once, with its name in the log. The daemon survives and serves the
+//! next session.
 
 use protocol_tests::frame::{NetHeader, gso, number_of, numbered};
 use protocol_tests::nic::Queue;
@@ -11,15 +12,15 @@ use protocol_tests::wire::feature;
 const NEXT: u16 = desc_flags::NEXT;
 const WRITE: u16 = desc_flags::WRITE;
 const INDIRECT: u16 = desc_flags::INDIRECT;
-/// An address that is in no region.
+/// An address outside every region.
 const NOWHERE: u64 = 0x7_0000_0000;
 
 fn desc(addr: u64, len: u32, flags: u16, next: u16) -> Desc {
     Desc { addr, len, flags, next }
 }
 
-/// Puts descriptors at the end of the table, where no chain of the driver's own is, and offers the first of
-/// them. Answers its index.
+/// Puts descriptors at the end of the table, away from the driver's own chains, and offers the first of them.
+/// Returns its index.
 fn offer_raw(queue: &mut Queue, descs: &[Desc]) -> u16 {
     let first = queue.ring.layout().size - descs.len() as u16;
     for (at, desc) in descs.iter().enumerate() {
@@ -29,13 +30,13 @@ fn offer_raw(queue: &mut Queue, descs: &[Desc]) -> u16 {
     first
 }
 
-/// Waits for used entry `index` and gives it, around the driver's own bookkeeping.
+/// Waits for used entry `index` and returns it, without the driver's own bookkeeping.
 fn raw_used(queue: &Queue, index: u16) -> Option<(u32, u32)> {
     let there = || (queue.ring.used_idx() == index.wrapping_add(1)).then(|| queue.ring.used_entry(index));
     protocol_tests::daemon::poll_until(LIMIT, there)
 }
 
-/// Each bad transmit chain is returned with length 0, nothing of it reaches the wire, and the frame behind it
+/// Each bad transmit chain is returned with length 0. Nothing of it reaches the wire, and the next frame
 /// does.
 #[test]
 fn bad_transmit_chains() {
@@ -84,7 +85,7 @@ fn bad_transmit_chains() {
         queue.kick_always().expect("kicked");
         let used = raw_used(queue, index).unwrap_or_else(|| panic!("{what}: the chain never comes back"));
         assert_eq!(used, (u32::from(head), 0), "{what}: returned with nothing written");
-        // A good frame behind it: the ring goes on, and nothing of the bad one is on the wire before it.
+        // A good frame follows: the ring continues, and nothing of the bad frame is on the wire before it.
         let frame = numbered(1000 + u32::from(index), 120);
         mem.write(good_at + 12, &frame);
         offer_raw(queue, &[desc(good_at, 12 + 120, 0, 0)]);
@@ -100,7 +101,7 @@ fn bad_transmit_chains() {
     rig.well(&before);
 }
 
-/// Bad receive chains are returned with length 0 and the frame comes in the next good one.
+/// Bad receive chains are returned with length 0, and the frame arrives in the next good one.
 #[test]
 fn bad_receive_chains() {
     let Some(mut rig) = Rig::new("bad_receive_chains", &[]) else { return };
@@ -141,7 +142,7 @@ fn bad_receive_chains() {
     rig.well(&before);
 }
 
-/// A ring whose indices cannot be trusted stops, with one warning that says why, and no spin.
+/// A ring with invalid indices stops, with one warning that gives the reason, and without spinning.
 #[test]
 fn rings_that_cannot_be_trusted() {
     let Some(mut rig) = Rig::new("rings_that_cannot_be_trusted", &[]) else { return };
@@ -176,18 +177,17 @@ fn rings_that_cannot_be_trusted() {
                 kick(queue);
             }
             let ticks = rig.daemon.idle_ticks(QUIET).expect("/proc");
-            assert!(ticks <= 3, "{ticks} ticks with nothing to do");
+            assert!(ticks <= 3, "{ticks} ticks while idle");
             let log = rig.daemon.log();
             let said =
                 log[from..].lines().filter(|line| line.contains("WARN") && line.contains(&name)).count();
-            assert_eq!(said, 1, "it is said once:\n{}", &log[from..]);
+            assert_eq!(said, 1, "not one warning:\n{}", &log[from..]);
         }
     }
     rig.well(&before);
 }
 
-/// Headers that make no sense are the kernel's to refuse: the chain is returned, the frame counted, the
-/// worker lives.
+/// The kernel refuses invalid headers: the chain is returned, the frame is counted, and the worker survives.
 #[test]
 fn headers_that_make_no_sense() {
     let Some(mut rig) = Rig::new("headers_that_make_no_sense", &[]) else { return };
@@ -219,7 +219,7 @@ fn headers_that_make_no_sense() {
     rig.well(&before);
 }
 
-/// Rings whose addresses are not in memory, wrap around, or are not aligned never start, and say so.
+/// Rings whose addresses are outside memory, wrap around, or are not aligned never start; the log names them.
 #[test]
 fn ring_addresses() {
     let Some(mut rig) = Rig::new("ring_addresses", &[]) else { return };
@@ -247,8 +247,8 @@ fn ring_addresses() {
     rig.well(&before);
 }
 
-/// A ring's size and addresses changed while it runs: refused or taken for the next start, but never mixed
-/// with the running ring; the other ring goes on.
+/// A ring's size and addresses changed while it runs are refused, or apply at the next start, but never mix
+/// with the running ring. The other ring continues.
 #[test]
 fn set_up_changed_while_running() {
     let Some(mut rig) = Rig::new("set_up_changed_while_running", &[]) else { return };
@@ -265,7 +265,7 @@ fn set_up_changed_while_running() {
     rig.well(&before);
 }
 
-/// More frames than buffers, and jumbo frames among them for a guest with small ones: receive goes on.
+/// More frames than buffers, some of them jumbo frames for a guest with small buffers: receive continues.
 #[test]
 fn flood_of_jumbo_frames() {
     let Some(mut rig) = Rig::new("flood_of_jumbo_frames", &[]) else { return };
@@ -281,7 +281,7 @@ fn flood_of_jumbo_frames() {
         (0..20).map(|_| number_of(&session.rx(0).recv(LIMIT).expect("a frame that fits").bytes)).collect();
     assert_eq!(numbers, (0..20).map(|ten| Some(10 * ten + 9)).collect::<Vec<_>>());
     drop(session);
-    // Mergeable, but the whole ring does not hold one such frame.
+    // Mergeable, but the whole ring cannot hold such a frame.
     let mut session =
         Session::start(rig.connect(), &Setup { size: 4, ..Setup::default() }).expect("a session");
     session.rx(0).fill(4, &[512]).expect("buffers");
@@ -292,8 +292,8 @@ fn flood_of_jumbo_frames() {
     rig.well(&before);
 }
 
-/// Buffers beyond what the ring holds, by chains that share descriptors: each head comes back once, none
-/// twice.
+/// Chains that share descriptors describe more buffers than the ring holds: each head is returned exactly
+/// once.
 #[test]
 fn the_same_head_many_times() {
     let Some(mut rig) = Rig::new("the_same_head_many_times", &[]) else { return };

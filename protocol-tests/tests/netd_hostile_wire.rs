@@ -1,5 +1,5 @@
-//! volt-netd against front-ends that lie on the socket: each message is refused by name, the daemon lives,
-//! keeps nothing of it, and serves the next front-end.
+//! volt-netd against hostile front-ends on the socket: each invalid message is refused by name. The daemon
+//! survives, keeps nothing of it, and serves the next front-end.
 
 use std::fs::File;
 use std::io::Write;
@@ -15,7 +15,7 @@ use protocol_tests::rig::{LIMIT, QUIET, Rig, namespace};
 use protocol_tests::session::{Session, Setup, negotiate};
 use protocol_tests::wire::{encode, header, longs, protocol, request, words};
 
-/// A message that must be refused, and a word of the reason that the log gives.
+/// A message that must be refused, and a word of the reason in the log.
 struct Lie<'a> {
     request: u32,
     body: Vec<u8>,
@@ -29,18 +29,18 @@ impl<'a> Lie<'a> {
     }
 }
 
-/// A connection that has negotiated REPLY_ACK.
+/// Returns a connection that has negotiated REPLY_ACK.
 fn negotiated(rig: &Rig) -> Frontend {
     let mut frontend = rig.connect();
     negotiate(&mut frontend, Setup::default().features, protocol::REPLY_ACK).expect("negotiation");
     frontend
 }
 
-/// Each of these ends a connection, after which a daemon lets nobody in for a second: so many are told to one
-/// daemon, and there are several.
+/// Lies for one daemon. Each ends a connection, after which a daemon accepts nobody for a second, so there
+/// are several daemons.
 const AT_ONE: usize = 8;
 
-/// Gives each daemon its part of what is to be `told`.
+/// Divides the lies in `told` among daemons.
 fn among_daemons<T: Sync>(test: &str, told: &[T], tell: impl Fn(&mut Rig, &[T]) + Sync) {
     if namespace(test).is_none() {
         return;
@@ -58,7 +58,7 @@ fn among_daemons<T: Sync>(test: &str, told: &[T], tell: impl Fn(&mut Rig, &[T]) 
     });
 }
 
-/// Tells each lie with NEED_REPLY, which must be answered by a status, and without, which must end the
+/// Sends each lie with NEED_REPLY, which must be answered with a status, and without, which must end the
 /// connection.
 fn tell(test: &str, lies: &[Lie<'_>]) {
     among_daemons(test, lies, tell_one);
@@ -84,7 +84,7 @@ fn tell_one(rig: &mut Rig, lies: &[Lie<'_>]) {
     }
 }
 
-/// Vrings that were not configured are refused by number, in every message that has one.
+/// Unknown vrings are refused by number, in every message with a vring.
 #[test]
 fn vring_indices() {
     let event = eventfd().expect("an eventfd");
@@ -102,7 +102,7 @@ fn vring_indices() {
     tell("vring_indices", &lies);
 }
 
-/// Ring sizes that are none, bases and enables that cannot be.
+/// Invalid ring sizes, bases and enables.
 #[test]
 fn vring_values() {
     let event = eventfd().expect("an eventfd");
@@ -122,7 +122,7 @@ fn vring_values() {
     tell("vring_values", &lies);
 }
 
-/// Memory tables whose sizes, counts and descriptors do not agree with each other or with their files.
+/// Memory tables whose sizes, counts and descriptors contradict each other or their files.
 #[test]
 fn memory_tables() {
     let mem = GuestMemory::flat(0, 0x10000).expect("memory");
@@ -156,7 +156,7 @@ fn memory_tables() {
     tell("memory_tables", &lies);
 }
 
-/// A memory descriptor that is no memory: a pipe, /dev/null, a directory.
+/// Memory descriptors that are no memory: a pipe, /dev/null, a directory.
 #[test]
 fn memory_that_is_none() {
     let (reader, _writer) = std::io::pipe().expect("a pipe");
@@ -167,8 +167,8 @@ fn memory_that_is_none() {
     tell("memory_that_is_none", &[lie(reader.as_fd()), lie(null.as_fd()), lie(directory.as_fd())]);
 }
 
-/// Bodies that are too short or too long, and descriptors where none belong, on every request; requests that
-/// do not exist or were not offered.
+/// Short and long bodies and surplus descriptors on every request; requests that do not exist or were not
+/// offered.
 #[test]
 fn shapes_and_strangers() {
     let event = eventfd().expect("an eventfd");
@@ -180,7 +180,7 @@ fn shapes_and_strangers() {
         for (number, (body, fds)) in told {
             let mut frontend = negotiated(rig);
             frontend.want_replies(false);
-            // Answered, ignored or closed: only hanging, dying or keeping descriptors is wrong.
+            // Answered, ignored or closed: only hanging, dying and keeping descriptors are wrong.
             let _ = frontend.tell(*number, body, &many[..*fds]);
             frontend.channel().set_patience(Duration::from_millis(500));
             let _ = frontend.sync();
@@ -188,7 +188,7 @@ fn shapes_and_strangers() {
     });
 }
 
-/// Headers with a wrong version or a size that is no message's; noise.
+/// Headers with a wrong version or an impossible size; random bytes.
 #[test]
 fn headers() {
     let Some(mut rig) = Rig::new("headers", &[]) else { return };
@@ -209,7 +209,7 @@ fn headers() {
     rig.well(&before);
 }
 
-/// Kick descriptors that are no eventfd: refused, or served without a spin and without harm to the next
+/// Kick descriptors other than eventfds are refused, or served without spinning and without harm to the next
 /// session.
 #[test]
 fn kicks_that_are_no_eventfd() {
@@ -245,7 +245,7 @@ fn kicks_that_are_no_eventfd() {
     rig.well(&before);
 }
 
-/// Call descriptors that block or are full never hold a ring or an end: frames go on, SIGTERM works.
+/// Call descriptors that block or are full never block a ring or an end: frames continue, SIGTERM works.
 #[test]
 fn calls_that_block() {
     let Some(mut rig) = Rig::new("calls_that_block", &[]) else { return };
@@ -268,7 +268,7 @@ fn calls_that_block() {
         for vring in 0..2 {
             session.frontend.set_vring_fd(request::SET_VRING_CALL, vring, Some(call)).expect("call");
         }
-        // Somebody who holds the same file may make it blocking again behind the daemon's back.
+        // Another holder of the same file may make it blocking again without the daemon's knowledge.
         rustix::io::ioctl_fionbio(call, false).expect("blocking");
         for number in 0..5 {
             session.tx(0).offer(&Default::default(), &numbered(number, 80), &[]).expect("room");
@@ -287,7 +287,7 @@ fn calls_that_block() {
     assert!(status.success(), "{status}");
 }
 
-/// Half a message and then silence: the daemon sleeps, and SIGTERM ends it at once.
+/// Half a message, then silence: the daemon sleeps, and SIGTERM ends it at once.
 #[test]
 fn half_a_message_and_silence() {
     for len in [0, 1, 11, 12, 15] {
@@ -303,7 +303,7 @@ fn half_a_message_and_silence() {
     }
 }
 
-/// A front-end that sends and never reads its replies cannot hold the daemon: SIGTERM works.
+/// A front-end that sends and never reads its replies cannot block the daemon: SIGTERM works.
 #[test]
 fn replies_that_nobody_reads() {
     let Some(mut rig) = Rig::new("replies_that_nobody_reads", &[]) else { return };
@@ -317,8 +317,8 @@ fn replies_that_nobody_reads() {
     assert!(status.success(), "{status}");
 }
 
-/// Guest memory that is cut short under the daemon: it was said that it can be, and the daemon serves on or
-/// has ended, but does not hang.
+/// Guest memory is truncated under the daemon. The log has warned about it; the daemon continues or ends, but
+/// does not hang.
 #[test]
 fn memory_cut_short() {
     let Some(mut rig) = Rig::new("memory_cut_short", &[]) else { return };
@@ -327,12 +327,12 @@ fn memory_cut_short() {
     rig.logged(&["F_SEAL_SHRINK"]);
     let file = session.nic.mem.fds()[0].try_clone_to_owned().expect("a copy");
     let kick = session.tx(0).kick.try_clone().expect("a copy");
-    // From here on the script's own mapping must not be touched either.
+    // The script's own mapping must no longer be touched either.
     rustix::fs::ftruncate(&file, 0).expect("cut");
     rustix::io::write(&kick, &1u64.to_ne_bytes()).expect("kicked");
     std::mem::forget(session);
     match rig.daemon.wait(QUIET) {
-        Some(status) => assert!(!status.success(), "it ended as if nothing had been: {status}"),
+        Some(status) => assert!(!status.success(), "it ended successfully: {status}"),
         None => assert!(rig.daemon.stop(LIMIT).is_some(), "SIGTERM works"),
     }
 }

@@ -1,5 +1,5 @@
-//! The interface goes down and comes up: a front-end that can be told (BACKEND_REQ and CONFIG) is told, once
-//! each time, whoever serves it by then; any other sees its link up all the time.
+//! The interface goes down and up. A front-end that can be notified (BACKEND_REQ and CONFIG) is notified once
+//! each time, by whichever process serves it. Any other front-end always sees its link up.
 
 use std::io::Read;
 use std::os::unix::net::UnixStream;
@@ -13,7 +13,7 @@ use protocol_tests::wire::{protocol, readable};
 /// `VHOST_USER_BACKEND_CONFIG_CHANGE_MSG` of version 1, without body, that wants no reply.
 const CHANGED: [u8; 12] = [2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
 
-/// A session with a channel for the back-end's requests, whose far end is returned.
+/// Returns a session with a channel for the back-end's requests, and the channel's far end.
 fn session(rig: &Rig, protocol: u64) -> (Session, UnixStream) {
     let base = Setup::default();
     let session = rig.session(&Setup { protocol: base.protocol | protocol, ..base });
@@ -24,12 +24,12 @@ fn session(rig: &Rig, protocol: u64) -> (Session, UnixStream) {
     (session, mine)
 }
 
-/// `status` of the configuration space, of which bit 0 is the link.
+/// Returns `status` of the configuration space; bit 0 is the link.
 fn status(session: &Session) -> u8 {
     session.frontend.get_config(6, 2).expect("status")[0]
 }
 
-/// The next message of the back-end.
+/// Reads the next message of the back-end.
 fn told(channel: &mut UnixStream) {
     assert!(readable(&*channel, LIMIT).expect("the channel"), "the front-end is told");
     let mut message = [0; 12];
@@ -38,7 +38,7 @@ fn told(channel: &mut UnixStream) {
 }
 
 fn quiet(channel: &UnixStream) {
-    assert!(!readable(channel, QUIET).expect("the channel"), "the front-end is told of nothing");
+    assert!(!readable(channel, QUIET).expect("the channel"), "the front-end was notified again");
 }
 
 fn set(rig: &Rig, how: &str) {
@@ -62,20 +62,20 @@ fn the_front_end_is_told_of_its_link() {
     quiet(&channel);
     rig.netns.wait_until_up("tap0", LIMIT).expect("up");
     rig.both_ways(&mut session, 5);
-    // What has read its link down already needs not be told.
+    // A front-end that has already read its link as down is not notified.
     drop((session, channel));
     set(&rig, "down");
     rig.logged(&["front-end gone"]);
     let (session, mut channel) = self::session(&rig, protocol::BACKEND_REQ);
     let down = poll_until(LIMIT, || (status(&session) == 0).then_some(()));
-    assert!(down.is_some(), "a front-end that comes later reads it");
+    assert!(down.is_some(), "a later front-end reads the link as down");
     set(&rig, "up");
     told(&mut channel);
     assert_eq!(status(&session), 1);
     quiet(&channel);
 }
 
-/// Without the channel a link that is read down once would stay so for ever.
+/// Without the channel, a link once read as down would stay down for ever.
 #[test]
 fn who_cannot_be_told_sees_its_link_up() {
     let Some(rig) = Rig::new("who_cannot_be_told_sees_its_link_up", &[]) else { return };
@@ -87,7 +87,7 @@ fn who_cannot_be_told_sees_its_link_up() {
     }
 }
 
-/// The channel and what was told last go with everything else: through hand-overs, and deaths below a
+/// The channel and the last notification are handed over too, in hand-overs and after crashes under a
 /// supervisor.
 #[test]
 fn the_channel_goes_on_with_the_connection() {
@@ -101,13 +101,13 @@ fn the_channel_goes_on_with_the_connection() {
         assert_eq!(status(&session), 0);
         set(&rig, "up");
         told(&mut channel);
-        // A worker that dies between telling and recording it leaves it to be told again.
+        // A worker that dies between sending and recording a notification leaves it to be sent again.
         assert_eq!(status(&session), 1);
         rig.kill_worker();
         assert_eq!(status(&session), 1);
         quiet(&channel);
     }
-    // A change that nobody saw is told by whoever comes next.
+    // The next process reports a change that happened before it started.
     let worker = rig.worker();
     rustix::process::kill_process(worker, rustix::process::Signal::STOP).expect("stopped");
     set(&rig, "down");
@@ -116,13 +116,13 @@ fn the_channel_goes_on_with_the_connection() {
     assert_eq!(status(&session), 0);
 }
 
-/// A front-end that never reads its channel keeps nobody: messages, frames and the end are served.
+/// A front-end that never reads its channel blocks nothing: messages, frames and the end are served.
 #[test]
 fn a_channel_that_nobody_reads_is_no_hindrance() {
     let Some(mut rig) = Rig::new("a_channel_that_nobody_reads_is_no_hindrance", &[]) else { return };
     let (mut session, mut channel) = session(&rig, protocol::BACKEND_REQ);
     let (mine, theirs) = UnixStream::pair().expect("a pair");
-    // Full, and blocking for whoever does not say otherwise.
+    // Full, and blocking for a writer that does not set MSG_DONTWAIT.
     theirs.set_nonblocking(true).expect("a flag");
     while std::io::Write::write(&mut &theirs, &[0; 4096]).is_ok() {}
     while std::io::Write::write(&mut &theirs, &[0]).is_ok() {}

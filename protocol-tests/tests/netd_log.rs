@@ -1,4 +1,4 @@
-//! volt-netd's log: nobody waits for its reader, it is bounded, and its end is told.
+//! volt-netd's log: no thread waits for its reader, it is bounded, and its last lines are kept.
 
 use std::fs::File;
 use std::io::{PipeReader, Read, Write, pipe};
@@ -17,14 +17,14 @@ use protocol_tests::session::{Session, Setup};
 use rustix::pipe::fcntl_setpipe_size;
 use rustix::process::{Pid, Signal, kill_process};
 
-/// Beside what is waited for, a log that nobody reads costs a second at each end of a process.
+/// An unread log costs a second at each end of a process, in addition to the wait itself.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// A pipe that takes nothing more, until it is read.
+/// Returns a pipe that is full until it is read.
 fn full_pipe() -> (PipeReader, Stdio) {
     let (reader, writer) = pipe().expect("a pipe");
-    fcntl_setpipe_size(&writer, 4096).expect("a short one");
-    // An open file of its own, as a child's shares the flags of this one.
+    fcntl_setpipe_size(&writer, 4096).expect("a short pipe");
+    // A separate open file, because a child shares the flags of this one.
     let path = format!("/proc/self/fd/{}", writer.as_raw_fd());
     let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
     let mut filler = File::options().write(true).custom_flags(flags).open(path).expect("the pipe again");
@@ -32,13 +32,13 @@ fn full_pipe() -> (PipeReader, Stdio) {
     (reader, writer.into())
 }
 
-/// A daemon whose log nobody reads.
+/// A daemon with an unread log.
 struct Unread {
     netns: Netns,
     wire: TapWire,
     dir: tempfile::TempDir,
     child: Child,
-    /// Kept open, as a closed one would take everything.
+    /// Kept open: a closed pipe would accept every write.
     log: PipeReader,
 }
 
@@ -69,7 +69,7 @@ impl Unread {
         session
     }
 
-    /// Frames go both ways, as soon as the interface is up.
+    /// Checks that frames pass both ways, as soon as the interface is up.
     fn serves(&self, session: &mut Session) {
         let out = poll_until(LIMIT, || {
             session.tx(0).send(&numbered(1, 100), LIMIT).expect("the frame is used");
@@ -114,8 +114,8 @@ fn wait(child: &mut Child) -> Option<ExitStatus> {
     poll_until(LIMIT, || child.try_wait().expect("a child"))
 }
 
-/// With a full pipe on standard error sessions, `ctl`, the interface's ups and downs, crashes, hand-overs and
-/// the end go on, for a daemon alone and for one below a supervisor.
+/// With a full pipe on standard error, sessions, `ctl`, changes of the interface, crashes, hand-overs and the
+/// end continue, for a daemon alone and for a supervised one.
 #[test]
 fn a_log_that_nobody_reads_holds_nothing() {
     for arguments in [&[][..], &["--supervise"]] {
@@ -147,12 +147,12 @@ fn a_log_that_nobody_reads_holds_nothing() {
     }
 }
 
-/// A reader that comes late learns what it has missed, and how the story ends.
+/// A late reader learns the number of missing lines, and the reason of the end.
 #[test]
 fn a_late_reader_is_told_what_is_lost() {
     let Some(mut daemon) = Unread::start("a_late_reader_is_told_what_is_lost", &[]) else { return };
     let session = daemon.session();
-    // More than the mebibyte that waits, at a line of 40 bytes or more for each message.
+    // More than the buffered mebibyte, at 40 bytes or more for each message.
     for _ in 0..40_000 {
         session.frontend.sync().expect("it answers");
     }
@@ -172,7 +172,8 @@ fn a_late_reader_is_told_what_is_lost() {
     assert!(lost.is_some() && lost < end, "{} lines, and at last {:?}", lines.len(), lines.last_chunk::<5>());
 }
 
-/// Front-ends that come and go in a loop fill no disk, and after them the log still says why the daemon ends.
+/// Front-ends that connect in a loop do not fill the disk, and the log still has the reason of the daemon's
+/// end.
 #[test]
 fn a_flood_leaves_the_end_of_the_story() {
     let Some(mut rig) = Rig::new("a_flood_leaves_the_end_of_the_story", &[]) else { return };
@@ -188,11 +189,11 @@ fn a_flood_leaves_the_end_of_the_story() {
     assert!(daemon.logged(0, &["told to end by SIGTERM"], LIMIT).is_some(), "{}", daemon.log());
     assert!(daemon.logged(0, &["left out: more than 200 in 10 s"], LIMIT).is_some(), "{}", daemon.log());
     let lines = daemon.log().lines().count();
-    // Two kinds of lines have the bound, and connecting may have taken more than one window of time.
+    // Two kinds of lines have the limit, and connecting may have taken more than one time window.
     assert!(lines < 1000, "{lines} lines");
 }
 
-/// The objects of a log in JSON; each line has to be one, with what all of them have.
+/// Returns the objects of a JSON log. Each line must be an object with the common keys.
 fn objects(log: &str) -> Vec<serde_json::Value> {
     let object = |line: &str| {
         let object: serde_json::Value = serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"));
@@ -206,8 +207,8 @@ fn objects(log: &str) -> Vec<serde_json::Value> {
     log.lines().map(object).collect()
 }
 
-/// `--log-format json`: the story of a connection with a name for each line, and a worker's death, in both
-/// processes of a supervised daemon.
+/// `--log-format json`: the events of a connection and a worker's death, in both processes of a supervised
+/// daemon.
 #[test]
 fn a_log_for_programs() {
     let arguments = ["--log-format", "json", "--supervise"];
@@ -236,7 +237,7 @@ fn a_log_for_programs() {
     assert!(log.iter().any(|line| line["level"] == "debug"), "the log level holds");
 }
 
-/// What ends a program that does not get as far as serving is an object too.
+/// An error before the program serves is a JSON object too.
 #[test]
 fn an_error_for_programs() {
     for (name, arguments) in [
@@ -254,7 +255,7 @@ fn an_error_for_programs() {
     }
 }
 
-/// Output that nobody takes is an error where it is lost, and none where the reader has seen enough.
+/// A failed write of output is an error, unless the reader has closed the pipe.
 #[test]
 fn answers_that_cannot_be_written() {
     let Some(rig) = Rig::new("answers_that_cannot_be_written", &["--control", "{control}"]) else { return };
@@ -277,7 +278,7 @@ fn answers_that_cannot_be_written() {
         let lost = run(full(), Stdio::piped());
         assert_eq!(lost.status.code(), Some(1), "{lost:?}");
         assert!(String::from_utf8_lossy(&lost.stderr).contains("No space left"), "{lost:?}");
-        // Where the error cannot be told either, its status still is.
+        // If the error cannot be printed either, the status still reports it.
         assert_eq!(run(full(), closed()).status.code(), Some(1));
         assert_eq!(run(full(), full()).status.code(), Some(1));
         let (_reader, unread) = full_pipe();

@@ -1,5 +1,5 @@
-//! volt-netd's metrics: right, of both formats, there whatever becomes of the process that serves the guest,
-//! and at nobody's expense.
+//! volt-netd's metrics: correct, in both formats, available whatever happens to the serving process, and
+//! without cost to the guest.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
@@ -19,7 +19,7 @@ use rustix::process::{Signal, kill_process};
 
 const SERVED: [&str; 5] = ["--control", "{control}", "--metrics", "{metrics}", "--supervise"];
 
-/// Name and labels of a value of pair 0.
+/// Returns name and labels of a value of pair 0.
 fn of(name: &str, labels: &str) -> String {
     format!("volt_netd_{name}{{interface=\"tap0\",{labels}}}")
 }
@@ -28,7 +28,7 @@ fn scrape(rig: &Rig) -> Scrape {
     Scrape::new(&rig.metrics(), LIMIT)
 }
 
-/// The same, when the threads of pair 0 have reported.
+/// Reads the metrics once the threads of pair 0 have reported.
 fn reported(rig: &Rig) -> Scrape {
     let all = |now: &Scrape| {
         let sizes = ["vring=\"0\",kind=\"rx\"", "vring=\"1\",kind=\"tx\""];
@@ -37,7 +37,7 @@ fn reported(rig: &Rig) -> Scrape {
     poll_until(LIMIT, || Some(scrape(rig)).filter(all)).expect("a report")
 }
 
-/// Leaves both formats for other readers, where `VOLT_SCRAPES` names a directory (scripts/soak --metrics).
+/// Writes both formats for other parsers, if `VOLT_SCRAPES` names a directory (scripts/soak --metrics).
 fn keep(rig: &Rig) {
     let Some(directory) = std::env::var_os("VOLT_SCRAPES").map(PathBuf::from) else { return };
     for (file, accept) in [("volt-netd.txt", "*/*"), ("volt-netd.openmetrics", BOTH)] {
@@ -46,8 +46,8 @@ fn keep(rig: &Rig) {
     }
 }
 
-/// Workers are killed under traffic 20 times: what is read at any moment is not less than what was read
-/// before, and in the end it is what the peer has counted.
+/// Workers are killed under traffic 20 times: no value ever decreases, and the final values match the peer's
+/// counts.
 #[test]
 fn counters_go_on_over_deaths() {
     let Some(rig) = Rig::new("counters_go_on_over_deaths", &SERVED) else { return };
@@ -67,7 +67,7 @@ fn counters_go_on_over_deaths() {
         flow.run(&mut session, &rig.wire, Duration::from_micros(9_000 + 1370 * round));
         grows();
         kill_process(rig.worker(), Signal::KILL).expect("killed");
-        // Whether there is a worker at this moment or not.
+        // With or without a worker at this moment.
         grows();
         let up = poll_until(LIMIT, || (scrape(&rig).get("volt_netd_up") == 1.0).then_some(()));
         assert!(up.is_some(), "{}", rig.daemon.log());
@@ -78,13 +78,13 @@ fn counters_go_on_over_deaths() {
     assert_eq!(now.get("volt_netd_worker_restarts_total"), kills as f64);
     let counted =
         |direction: &str| now.get(&of("frames_total", &format!("pair=\"0\",direction=\"{direction}\"")));
-    // A death costs at most the count of the frame in hand; what was lost or came twice was counted.
+    // A crash costs at most the count of the current frame; lost and repeated frames were counted.
     let slack = 64.0 * kills as f64;
     for (direction, peer) in [("tx", out.frames), ("rx", into.frames)] {
         let (counted, peer) = (counted(direction), f64::from(peer));
         assert!((counted - peer).abs() <= slack, "{direction}: {counted} for {peer}");
     }
-    // Without a death there is no doubt.
+    // Without a crash the counts are exact.
     let before = (counted("tx"), counted("rx"));
     let bytes = |scrape: &Scrape| scrape.get(&of("bytes_total", "pair=\"0\",direction=\"tx\""));
     let bytes_before = bytes(&now);
@@ -99,8 +99,8 @@ fn counters_go_on_over_deaths() {
     assert_eq!(bytes(&now), bytes_before + 100_000.0);
 }
 
-/// Connection, vrings, interface, sandbox, limits and drops are as they are, in both formats and on the
-/// control socket; what no daemon without a supervisor has is not there.
+/// Connection, vrings, interface, sandbox, limits and drops have correct values, in both formats and on the
+/// control socket. Values that only a supervisor has are absent without one.
 #[test]
 fn what_is_so_is_served() {
     let Some(mut rig) = Rig::new("what_is_so_is_served", &SERVED[..4]) else { return };
@@ -133,9 +133,9 @@ fn what_is_so_is_served() {
         }
     }
     assert_eq!(now.get(&of("vring_size", rx)), 256.0);
-    assert_eq!(now.get(&of("vring_available", rx)), 64.0, "each buffer that was used was given again");
+    assert_eq!(now.get(&of("vring_available", rx)), 64.0, "each used buffer was offered again");
     assert_eq!(now.get(&of("vring_no_progress", tx)), 0.0);
-    // Frames that nobody kicked for are found by being looked for.
+    // Frames published without a kick are found by polling.
     for number in 0..3 {
         rig.expect(&numbered(number, 90));
         session.tx(0).used(LIMIT).expect("used");
@@ -168,7 +168,7 @@ fn what_is_so_is_served() {
     assert!(!socket.exists(), "the socket's file is removed");
 }
 
-/// Name, type and labels of each metric, as the page for operators lists them and as they are served.
+/// The reference page lists name, type and labels of each metric as served.
 #[test]
 fn the_page_lists_what_is_served() {
     let page = include_str!("../../docs/reference/metrics.md");
@@ -191,7 +191,7 @@ fn the_page_lists_what_is_served() {
     assert_eq!(listed, now.names().into_iter().map(shape).collect());
 }
 
-/// A limit that holds frames back is counted, each time that it does.
+/// A rate limit that delays frames is counted each time.
 #[test]
 fn waits_for_a_limit_are_counted() {
     let arguments = [&SERVED[..4], &["--tx-rate", "50pps:1"]].concat();
@@ -210,8 +210,8 @@ fn waits_for_a_limit_are_counted() {
     assert_eq!(now.get(&waits("rx")), 0.0);
 }
 
-/// A worker that does not answer: what is counted is still there. A successor serves at the same socket, and
-/// so does its worker when it has no supervisor any more.
+/// With a worker that does not answer, counts are still served. A successor serves at the same socket, and so
+/// does its worker without a supervisor.
 #[test]
 fn metrics_outlive_whoever_serves() {
     let Some(mut rig) = Rig::new("metrics_outlive_whoever_serves", &SERVED) else { return };
@@ -224,11 +224,7 @@ fn metrics_outlive_whoever_serves() {
     let held = scrape(&rig);
     assert_eq!((held.get("volt_netd_up"), held.get(&frames)), (0.0, 3.0));
     kill_process(worker, Signal::CONT).expect("goes on");
-    assert_eq!(
-        scrape(&rig).get("volt_netd_up"),
-        1.0,
-        "an answer that came late is none to the next question"
-    );
+    assert_eq!(scrape(&rig).get("volt_netd_up"), 1.0, "a late answer was used for the next question");
     rig.take_over(&["--supervise"]);
     rig.both_ways(&mut session, 3);
     let now = scrape(&rig);
@@ -242,7 +238,7 @@ fn metrics_outlive_whoever_serves() {
     assert_eq!(alone.map(|alone| alone.get(&frames)), Some(9.0));
 }
 
-/// At a loopback address by TCP; nowhere else without being told, and with a reason where it cannot be.
+/// At a loopback address by TCP, elsewhere only if requested, and with an error if it cannot listen.
 #[test]
 fn addresses() {
     let Some(netns) = namespace("addresses") else { return };
@@ -295,13 +291,13 @@ fn addresses() {
         assert!(!other.exists(), "{arguments:?} leaves no socket");
     }
     assert!(daemon.stop(LIMIT).expect("it ends").success(), "{}", daemon.log());
-    // A port is free again at once.
+    // A port can be reused at once.
     let mut daemon = start(&["--metrics", "tcp:0.0.0.0:9101", "--metrics-public"]);
     daemon.wait_for_socket(&socket, LIMIT).expect("it listens");
     assert!(ask_tcp(&netns, "127.0.0.1", 9101, "GET /metrics").is_ok());
 }
 
-/// Clients that say nothing, or do not read, take their places for a short time and nobody else's.
+/// Idle clients, and clients that do not read, occupy only their own places, and for a short time.
 #[test]
 fn clients_that_hold_on() {
     let Some(mut rig) = Rig::new("clients_that_hold_on", &SERVED) else { return };
@@ -326,8 +322,8 @@ fn clients_that_hold_on() {
     assert!(rig.daemon.stop(LIMIT).expect("it ends").success(), "{}", rig.daemon.log());
 }
 
-/// A thread that a descriptor of the front-end's holds makes no progress: seen in the metrics, told once, and
-/// over when it is let go.
+/// A thread blocked by a front-end's descriptor makes no progress: the metrics show it, the log reports it
+/// once, and it ends with the blockade.
 #[test]
 fn no_progress_is_told() {
     let Some(mut rig) = Rig::new("no_progress_is_told", &SERVED) else { return };
@@ -354,7 +350,7 @@ fn no_progress_is_told() {
     let moves = poll_until(LIMIT, || (scrape(&rig).get(&tx) == 0.0).then_some(()));
     assert!(moves.is_some() && told() == 1, "{}", rig.daemon.log());
     rig.logged(&["queue pair 0 makes progress again"]);
-    // What it was told of by nobody is used all the same.
+    // The chain is returned, although its call was lost.
     assert!(poll_until(LIMIT, || session.tx(0).try_used().expect("a ring")).is_some());
     session.tx(0).offer(&Default::default(), &numbered(2, 90), &[]).expect("room");
     session.tx(0).kick_always().expect("kicked");

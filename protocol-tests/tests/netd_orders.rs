@@ -1,4 +1,4 @@
-//! volt-netd under the message orders of real front-ends. Each script ends with frames both ways, by content.
+//! volt-netd under the message orders of real front-ends. Each script ends by comparing frames both ways.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -10,7 +10,7 @@ use protocol_tests::rig::{LIMIT, QUIET, Rig};
 use protocol_tests::session::{Session, Setup, negotiate, offer_vring};
 use protocol_tests::wire::{encode, feature, flags, longs, protocol, readable, request, words};
 
-/// A session whose messages were sent by the script itself.
+/// Returns a session whose messages the script has sent itself.
 fn session(frontend: Frontend, nic: Nic) -> Session {
     let mut session = Session { frontend, nic, protocol: 0 };
     session.rx(0).fill(64, &[2048]).expect("receive buffers");
@@ -18,14 +18,14 @@ fn session(frontend: Frontend, nic: Nic) -> Session {
 }
 
 /// QEMU 7.2 and 11.1 enable vring 0 with NEED_REPLY before any SET_FEATURES, and stop with ENABLE 0 and
-/// GET_VRING_BASE; then the guest's driver comes again.
+/// GET_VRING_BASE. Then the guest's driver starts again.
 #[test]
 fn qemu() {
     let Some(mut rig) = Rig::new("qemu", &[]) else { return };
     let mut frontend = rig.connect();
     let offered = frontend.get_features().expect("features");
     let protocol_offered = frontend.get_protocol_features().expect("protocol features");
-    // CONFIG is not among them: QEMU serves that itself for network devices.
+    // Without CONFIG: QEMU serves the configuration space of network devices itself.
     let wanted = protocol::MQ | protocol::REPLY_ACK | protocol::BACKEND_REQ | protocol::CONFIGURE_MEM_SLOTS;
     let acked = protocol_offered & wanted;
     assert_eq!(acked, wanted);
@@ -69,12 +69,12 @@ fn qemu() {
         nic = Setup::default().nic(features).expect("a card of the guest's next boot");
     }
     rig.netns.ip("link set dev tap0 down").expect("ip");
-    assert!(!readable(&requests, QUIET).expect("the channel"), "who has no CONFIG is told of no change");
+    assert!(!readable(&requests, QUIET).expect("the channel"), "a front-end without CONFIG was notified");
 }
 
 /// Cloud Hypervisor: protocol features, SET_MEM_TABLE, then per vring NUM, ADDR, BASE, CALL, KICK; ENABLE
-/// last of all, after the kick has been written. Its reconnect names the used index, or (without IN_ORDER)
-/// the avail index, which must not be believed.
+/// last, after the kick has been written. Its reconnect sends the used index, or (without IN_ORDER) the
+/// available index, which must not be used.
 #[test]
 fn cloud_hypervisor() {
     let Some(mut rig) = Rig::new("cloud_hypervisor", &[]) else { return };
@@ -112,10 +112,10 @@ fn cloud_hypervisor() {
     }
 }
 
-/// UML: whatever has no reply asks for an answer, the message that acknowledges REPLY_ACK among them; the
-/// call descriptor is one end of a socket pair; SET_MEM_TABLE has room for two regions and says one; the
-/// configuration is read from its beginning up to the byte that is wanted; it stops with ENABLE 0 and never
-/// sends GET_VRING_BASE.
+/// UML: every request without a reply asks for an answer, also the one that acknowledges REPLY_ACK. The call
+/// descriptor is one end of a socket pair. SET_MEM_TABLE has room for two regions and a count of one. The
+/// configuration is read from its beginning up to the wanted byte. UML stops with ENABLE 0 and never sends
+/// GET_VRING_BASE.
 #[test]
 fn user_mode_linux() {
     let Some(mut rig) = Rig::new("user_mode_linux", &["--mac", "02:00:00:00:00:99"]) else { return };
@@ -154,8 +154,8 @@ fn user_mode_linux() {
     assert!(running.rx(0).used(QUIET).is_err(), "a disabled receive ring is not touched");
 }
 
-/// A driver that wants fewer features sends a second SET_FEATURES, without bit 30: the rings of this session
-/// are then enabled at once.
+/// A driver with fewer features makes its front-end send a second SET_FEATURES, without bit 30: the rings of
+/// this session are then enabled at once.
 #[test]
 fn features_again_without_protocol_features() {
     let Some(mut rig) = Rig::new("features_again_without_protocol_features", &[]) else { return };
@@ -214,7 +214,7 @@ fn dpdk_virtio_user() {
     }
 }
 
-/// Messages may come in any pieces, and many at once; descriptors come with the first byte.
+/// Messages may arrive in any pieces, and several at once; descriptors arrive with the first byte.
 #[test]
 fn split_and_coalesced_messages() {
     let Some(mut rig) = Rig::new("split_and_coalesced_messages", &[]) else { return };

@@ -1,4 +1,4 @@
-//! volt-netd when its TAP is set down, deleted, or given as a descriptor, and on a macvtap interface.
+//! volt-netd when its TAP is set down, deleted, or passed as a descriptor, and on a macvtap interface.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use protocol_tests::netns::{MULTI_QUEUE, TAP_FLAGS};
 use protocol_tests::rig::{LIMIT, QUIET, Rig, namespace};
 use protocol_tests::session::{Session, Setup};
 
-/// Sends frames while the interface is unusable: each is returned to the guest, nothing spins.
+/// Sends frames while the interface is unusable: each is returned to the guest, and nothing spins.
 fn transmit_into_nothing(rig: &Rig, session: &mut Session) {
     for number in 0..100 {
         let used = session.tx(0).send(&numbered(number, 100), LIMIT).expect("returned without an interface");
@@ -19,12 +19,12 @@ fn transmit_into_nothing(rig: &Rig, session: &mut Session) {
     assert!(ticks <= 3, "{ticks} ticks without an interface");
 }
 
-/// How many warnings the daemon has logged about the interface.
+/// Returns the number of warnings about the interface.
 fn warnings(rig: &Rig) -> usize {
     rig.daemon.log().lines().filter(|line| line.contains("WARN") && line.contains("tap0")).count()
 }
 
-/// Set down under traffic and up again, three times: said once each, the guest stays served.
+/// Set down and up again under traffic, three times: each change is logged once, and the guest stays served.
 #[test]
 fn tap_set_down_and_up() {
     let Some(mut rig) = Rig::new("tap_set_down_and_up", &[]) else { return };
@@ -42,7 +42,7 @@ fn tap_set_down_and_up() {
     rig.both_ways(&mut session, 5);
 }
 
-/// Deleted under traffic and made again: the daemon opens the new one, and the guest notices nothing but lost
+/// Deleted under traffic and created again: the daemon opens the new interface, and the guest only loses
 /// frames.
 #[test]
 fn tap_deleted_and_made_again() {
@@ -67,7 +67,7 @@ fn tap_deleted_and_made_again() {
     rig.well(&before);
 }
 
-/// One that the daemon has created is created again when somebody deletes it, as it was.
+/// A TAP created by the daemon is created again after it is deleted, with the same properties.
 #[test]
 fn a_tap_of_its_own_is_created_again() {
     let Some(netns) = namespace("a_tap_of_its_own_is_created_again") else { return };
@@ -95,10 +95,10 @@ fn a_tap_of_its_own_is_created_again() {
         assert!(again.is_some(), "{}\n{}", shown(), daemon.log());
     }
     assert!(daemon.stop(LIMIT).is_some_and(|status| status.success()));
-    assert!(shown().is_empty(), "it goes with its daemon");
+    assert!(shown().is_empty(), "it is deleted with its daemon");
 }
 
-/// Deleted while no front-end is there: the next one is served when the TAP is back.
+/// Deleted without a front-end: the next front-end is served when the TAP is back.
 #[test]
 fn tap_deleted_without_a_front_end() {
     let Some(mut rig) = Rig::new("tap_deleted_without_a_front_end", &[]) else { return };
@@ -116,7 +116,7 @@ fn tap_deleted_without_a_front_end() {
     assert!(back.is_some(), "frames flow:\n{}", rig.daemon.log());
 }
 
-/// A TAP given by descriptor, one queue and two; one without the frame header is refused by name.
+/// A TAP passed by descriptor, with one queue and with two; one without the frame header is refused by name.
 #[test]
 fn tap_by_descriptor() {
     let Some(netns) = namespace("tap_by_descriptor") else { return };

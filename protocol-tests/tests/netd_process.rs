@@ -1,4 +1,4 @@
-//! volt-netd as a program: where front-ends come from, one at a time, and that none leaves anything behind.
+//! volt-netd as a program: sources of front-ends, one at a time, and no leaks.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -14,8 +14,8 @@ use protocol_tests::session::{Session, Setup};
 use protocol_tests::wire::{WireError, longs, request, words};
 use rustix::net::{AddressFamily, SocketType};
 
-/// One front-end at a time: a second is refused while the first lives, with a line in the log, and the first
-/// is not disturbed; when it has gone the next is taken at once.
+/// One front-end at a time: a second is refused while the first is connected, with a line in the log, and
+/// without disturbing the first. Afterwards the next is accepted at once.
 #[test]
 fn one_front_end_at_a_time() {
     let Some(mut rig) = Rig::new("one_front_end_at_a_time", &[]) else { return };
@@ -34,8 +34,8 @@ fn one_front_end_at_a_time() {
     rig.both_ways(&mut next, 2);
 }
 
-/// A hundred front-ends, some of which leave in the middle of a message or of traffic: no descriptor, thread
-/// or memory is kept.
+/// A hundred front-ends, some of which disconnect during a message or under traffic, leave no descriptor,
+/// thread or memory.
 #[test]
 fn front_ends_come_and_go() {
     let Some(mut rig) = Rig::new("front_ends_come_and_go", &[]) else { return };
@@ -73,7 +73,7 @@ fn front_ends_come_and_go() {
     rig.well(&before);
 }
 
-/// SIGTERM and SIGINT end it cleanly, with a session and without, and the socket goes.
+/// SIGTERM and SIGINT end it cleanly, with a session and without, and remove the socket.
 #[test]
 fn signals_end_it() {
     for (signal, busy) in [
@@ -91,7 +91,7 @@ fn signals_end_it() {
     }
 }
 
-/// A stale socket is replaced, a live one is not, and something that is no socket is left alone.
+/// A stale socket is replaced; a live one and a file that is no socket are not.
 #[test]
 fn socket_paths() {
     let Some(mut rig) = Rig::new("socket_paths", &[]) else { return };
@@ -120,7 +120,7 @@ fn socket_paths() {
     assert_eq!(std::fs::read(rig.socket()).expect("still there"), b"precious");
 }
 
-/// Nobody else may connect unless the command line says so.
+/// Other users may connect only if the command line allows it.
 #[test]
 fn socket_mode() {
     for (arguments, mode) in [(&[][..], 0o600), (&["--socket-mode", "0660"], 0o660)] {
@@ -130,7 +130,7 @@ fn socket_mode() {
     }
 }
 
-/// The group that may connect is given by name or number; one that does not exist is refused by name.
+/// The group that may connect is given by name or number; an unknown one is refused by name.
 #[test]
 fn socket_group() {
     if !rustix::process::geteuid().is_root() {
@@ -148,7 +148,8 @@ fn socket_group() {
     assert!(poll_until(LIMIT, || daemon.log().contains("no-such-group").then_some(())).is_some());
 }
 
-/// What is allowed and yet hardly meant is warned about, with the command that helps; what is well is not.
+/// Valid but probably unintended settings are warned about, with the command that helps; sensible ones are
+/// not.
 #[test]
 fn what_is_hardly_meant_is_warned_about() {
     let arguments = ["--mtu", "9000", "--socket-group", "nogroup", "--socket-mode", "0660"];
@@ -171,8 +172,8 @@ fn what_is_hardly_meant_is_warned_about() {
     }
 }
 
-/// A daemon that may have no more descriptors says so when a message's are lost, and not that there were too
-/// many.
+/// A daemon at its limit of descriptors reports that a message's descriptors were lost, not that there were
+/// too many.
 #[test]
 fn lost_descriptors_are_told_from_surplus_ones() {
     use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
@@ -202,7 +203,7 @@ fn lost_descriptors_are_told_from_surplus_ones() {
     rig.well(&before);
 }
 
-/// A daemon on `tap0` in a fresh namespace whose endpoint is standard input.
+/// Returns a daemon on `tap0` in a new namespace, with its endpoint as standard input.
 fn on_fd(test: &str, fd: OwnedFd) -> Option<(protocol_tests::netns::Netns, Daemon)> {
     let netns = namespace(test)?;
     netns.add_tap("tap0", false).expect("a TAP");
@@ -211,7 +212,7 @@ fn on_fd(test: &str, fd: OwnedFd) -> Option<(protocol_tests::netns::Netns, Daemo
     Some((netns, Daemon::start(command).expect("volt-netd")))
 }
 
-/// Sends one frame through a session that was made on this connection.
+/// Sends one frame through a session on this connection.
 fn serves(netns: &protocol_tests::netns::Netns, frontend: Frontend) {
     let mut session = Session::start(frontend, &Setup::default()).expect("a session");
     let wire = netns.wire("tap0").expect("a packet socket");
@@ -232,7 +233,7 @@ fn listening_descriptor() {
     assert!(daemon.stop(LIMIT).expect("SIGTERM works").success());
 }
 
-/// `--fd` with a connected socket serves that front-end and ends with it, successfully.
+/// `--fd` with a connected socket serves that front-end, and ends successfully with it.
 #[test]
 fn connected_descriptor() {
     let (mine, theirs) = UnixStream::pair().expect("a socket pair");
@@ -255,7 +256,7 @@ fn descriptor_that_is_no_socket() {
     );
 }
 
-/// `--client` connects when the front-end listens, late too, and again after each connection's end, without a
+/// `--client` connects when the front-end listens, even late, and again after each connection. It does not
 /// spin while there is none.
 #[test]
 fn client() {
@@ -281,7 +282,7 @@ fn client() {
     assert!(daemon.stop(LIMIT).expect("SIGTERM works").success());
 }
 
-/// Command lines that cannot work say what is missing and end with 1 or 2.
+/// Command lines that cannot work name the missing part and end with 1 or 2.
 #[test]
 fn command_lines() {
     let Some(netns) = namespace("command_lines") else { return };
@@ -310,8 +311,8 @@ fn command_lines() {
     assert_eq!(json["type"], "net");
 }
 
-/// A front-end that is refused comes back at once, for as long as it lives. One in a second is heard, the
-/// daemon does other things meanwhile, and whoever keeps to the rules waits for nothing.
+/// A refused front-end reconnects at once, for as long as it lives. The daemon accepts one a second, serves
+/// others meanwhile, and never delays a valid front-end.
 #[test]
 fn who_is_refused_is_heard_once_a_second() {
     type Say = fn(&Frontend);
@@ -319,14 +320,14 @@ fn who_is_refused_is_heard_once_a_second() {
     let Some(mut rig) = Rig::new("who_is_refused_is_heard_once_a_second", &arguments) else { return };
     let socket = rig.socket();
     let connect = || Frontend::connect(&socket, LIMIT).expect("a place in the queue");
-    // Orderly ones come and go as they like.
+    // Well-behaved front-ends connect as they like.
     let start = Instant::now();
     for _ in 0..20 {
         connect().sync().expect("served");
     }
     assert!(start.elapsed() < Duration::from_secs(10), "{:?} for twenty", start.elapsed());
-    // Refused for what it says, by itself, as it finds too few queues, for a descriptor, and for being a
-    // second one.
+    // Refused for an invalid message, by its own decision (too few queues), for a descriptor, and as a second
+    // front-end.
     let refused: [(&str, Say); 3] = [
         ("a request is refused", |frontend| {
             let _ = frontend.tell(request::SET_VRING_NUM, &words(&[0, 100]), &[]);
@@ -366,7 +367,7 @@ fn who_is_refused_is_heard_once_a_second() {
     assert!(tries <= 4, "{tries} were let in within 2.5 s");
     rig.logged(&["a second front-end was refused"]);
     rig.both_ways(&mut session, 5);
-    // The first one goes, and whoever waits has its turn at once.
+    // The first front-end disconnects, and a waiting one is accepted at once.
     let third = connect();
     let left = Instant::now();
     drop(session);

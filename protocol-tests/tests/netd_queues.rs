@@ -1,5 +1,5 @@
-//! volt-netd with several queue pairs: exactly the enabled ones are attached to the TAP, so that no flow is
-//! lost, and the control queue is served where the front-end leaves it to the back-end.
+//! volt-netd with several queue pairs: exactly the enabled pairs are attached to the TAP, so that no flow is
+//! lost. The control queue is served if the front-end leaves it to the back-end.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -15,14 +15,14 @@ use protocol_tests::wire::{encode, feature, protocol, request, words};
 use rustix::process::Pid;
 use serde_json::json;
 
-/// Flows that are sent each time.
+/// Number of flows sent each time.
 const FLOWS: u16 = 200;
 /// Class and command that set the number of pairs (virtio 1.2, 5.1.6.5.5).
 const MQ_PAIRS_SET: (u8, u8) = (4, 0);
-/// An address that is in no region.
+/// An address outside every region.
 const NOWHERE: u64 = 0x7_0000_0000;
 
-/// Sends one frame of each flow to the guest and tells which pair it came on.
+/// Sends one frame of each flow to the guest, and returns the pairs on which they arrived.
 fn spread(rig: &Rig, session: &mut Session) -> BTreeMap<u16, usize> {
     for flow in 0..FLOWS {
         let frame = udp((1, 10_000 + flow), (2, 53), &flow.to_be_bytes().repeat(20));
@@ -43,13 +43,13 @@ fn spread(rig: &Rig, session: &mut Session) -> BTreeMap<u16, usize> {
     seen
 }
 
-/// How many flows came on a pair.
+/// Returns the number of flows on a pair.
 fn share(seen: &BTreeMap<u16, usize>, pair: usize) -> usize {
     seen.values().filter(|at| **at == pair).count()
 }
 
-/// Four queues under a guest that has one pair enabled lose no flow; with two both get some; with one again,
-/// all.
+/// A guest with one of four pairs enabled loses no flow; with two, both receive some; with one again, it
+/// receives all.
 #[test]
 fn exactly_the_enabled_pairs_are_attached() {
     let Some(rig) = Rig::new("exactly_the_enabled_pairs_are_attached", &["--queues", "4"]) else { return };
@@ -76,7 +76,7 @@ fn exactly_the_enabled_pairs_are_attached() {
     assert_eq!(share(&spread(&rig, &mut session), 0), usize::from(FLOWS), "one pair gets all flows again");
 }
 
-/// Sends flows until the daemon's log says `line` behind `from`; what the first pair gets of them is taken.
+/// Sends flows until the log has `line` after `from`; takes those that arrive on the first pair.
 #[track_caller]
 fn spread_until_logged(rig: &Rig, session: &mut Session, from: usize, line: &str) {
     let logged = poll_until(LIMIT, || {
@@ -89,8 +89,8 @@ fn spread_until_logged(rig: &Rig, session: &mut Session, from: usize, line: &str
     assert!(logged.is_some(), "not logged: {line}\n{}", rig.daemon.log());
 }
 
-/// A pair whose receive ring the driver has broken gets no frames any more: the others get them. The daemon
-/// says so by itself, while the pair's other ring goes on, and the worker after it knows.
+/// A pair whose receive ring the driver has broken gets no more frames: the other pairs get them. The daemon
+/// logs it by itself, the pair's other ring continues, and the next worker knows it too.
 #[test]
 fn a_pair_with_a_broken_ring_gets_no_frames() {
     let arguments = [&["--queues", "2"], &SUPERVISED[..]].concat();
@@ -100,7 +100,7 @@ fn a_pair_with_a_broken_ring_gets_no_frames() {
     let from = rig.daemon.log().len();
     let ring = &session.rx(1).ring;
     ring.set_avail_idx(ring.avail_idx().wrapping_add(300));
-    // It is found when the buffers that the daemon has seen already are used up.
+    // The broken ring is found when the buffers that the daemon has already seen are used up.
     spread_until_logged(&rig, &mut session, from, "serving queue pairs [0]");
     assert_eq!(rig.status()["front_end"]["broken_vrings"], json!([2]));
     for pair in [0, 1] {
@@ -114,7 +114,7 @@ fn a_pair_with_a_broken_ring_gets_no_frames() {
     assert_eq!(rig.status()["front_end"]["broken_vrings"], json!([2]), "before another frame comes");
 }
 
-/// A ring that was broken, and is set up anew before the daemon's main thread hears of that, is a new one.
+/// A broken ring that is set up again before the daemon's main thread learns of it is a new ring.
 #[test]
 fn a_broken_ring_that_is_set_up_anew_at_once_runs() {
     let arguments = ["--queues", "2", "--control", "{control}"];
@@ -144,7 +144,7 @@ fn a_broken_ring_that_is_set_up_anew_at_once_runs() {
     assert!((10..150).contains(&share(&spread(&rig, &mut session), 1)), "both pairs get frames");
 }
 
-/// A front-end with one pair on a four-queue daemon, that has never heard of more.
+/// A front-end with one pair on a four-queue daemon, which knows nothing of several pairs.
 #[test]
 fn one_pair_guest_on_four_queues() {
     let Some(mut rig) = Rig::new("one_pair_guest_on_four_queues", &["--queues", "4"]) else { return };
@@ -155,7 +155,7 @@ fn one_pair_guest_on_four_queues() {
     }
 }
 
-/// Every pair sends: what is offered on each comes out whole.
+/// Every pair sends, and the frames leave unchanged.
 #[test]
 fn every_pair_sends() {
     let Some(rig) = Rig::new("every_pair_sends", &["--queues", "4"]) else { return };
@@ -170,7 +170,7 @@ fn every_pair_sends() {
     }
 }
 
-/// GET_QUEUE_NUM counts vrings, the control queue among them, and what is beyond is refused by its number.
+/// GET_QUEUE_NUM counts vrings, including the control queue; higher vrings are refused by number.
 #[test]
 fn queue_numbers() {
     for (arguments, vrings) in [(&[][..], 2), (&["--queues", "2"], 5), (&["--queues", "4"], 9)] {
@@ -186,8 +186,8 @@ fn queue_numbers() {
     }
 }
 
-/// With MQ the control queue is vring 2N. One pair is used until the driver asks for more, then as many as it
-/// asks for; a number that cannot be is refused and changes nothing.
+/// With MQ the control queue is vring 2N. One pair is used until the driver asks for more, then the requested
+/// number. An impossible number is refused and changes nothing.
 #[test]
 fn control_queue_with_mq() {
     let Some(rig) = Rig::new("control_queue_with_mq", &["--queues", "2"]) else { return };
@@ -226,7 +226,7 @@ fn control_queue_without_mq() {
     rig.both_ways(&mut session, 5);
 }
 
-/// Bad commands on the control queue: answered or returned, and the queue goes on.
+/// Bad commands on the control queue are answered or returned, and the queue continues.
 #[test]
 fn bad_commands() {
     let Some(rig) = Rig::new("bad_commands", &["--queues", "2"]) else { return };
@@ -252,8 +252,8 @@ fn bad_commands() {
     assert_eq!(answer, 0, "the queue goes on");
 }
 
-/// A control queue that is kicked by a pipe, more often than the pipe holds kicks: none stays in it, and the
-/// queue goes on.
+/// A control queue is kicked through a pipe, more often than the pipe holds kicks: none stays in it, and the
+/// queue continues.
 #[test]
 fn a_control_queue_kicked_by_a_pipe() {
     let Some(rig) = Rig::new("a_control_queue_kicked_by_a_pipe", &["--queues", "2"]) else { return };

@@ -1,5 +1,5 @@
-//! volt-netd's rules for where a ring begins, when it is processed, and what an end leaves behind: the used
-//! index in guest memory is the only truth, so nothing is lost and nothing comes twice.
+//! volt-netd's rules for the start index of a ring, its processing, and its state after an end. Only the used
+//! index in guest memory counts, so nothing is lost or repeated.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use protocol_tests::session::{Session, Setup, negotiate, offer_vring};
 use protocol_tests::wire::request;
 use rustix::process::Signal;
 
-/// Gives a card to a new connection with these bases, and enables it; without a kick.
+/// Passes a card to a new connection with these bases, and enables it without a kick.
 fn resume_at(rig: &Rig, nic: Nic, base: u16) -> Session {
     let mut frontend = rig.connect();
     negotiate(&mut frontend, nic.features, Setup::default().protocol).expect("negotiation");
@@ -31,8 +31,8 @@ fn offer(session: &mut Session, numbers: std::ops::Range<u32>) {
     queue.ring.publish();
 }
 
-/// Whatever base a front-end names after a reconnect, the ring goes on at its used index: receive buffers
-/// posted before are filled, frames published while nobody served are sent without a kick, and none twice.
+/// Whatever base a front-end sends after a reconnect, the ring continues at its used index. Receive buffers
+/// posted before are filled, frames published meanwhile are sent without a kick, and none twice.
 #[test]
 fn the_used_index_counts_and_not_the_base() {
     let Some(mut rig) = Rig::new("the_used_index_counts_and_not_the_base", &[]) else { return };
@@ -58,7 +58,7 @@ fn the_used_index_counts_and_not_the_base() {
     }
 }
 
-/// A ring that starts is called once, so that a driver whose call was lost with the last connection wakes.
+/// A starting ring calls the driver once, in case its last call was lost with the last connection.
 #[test]
 fn a_start_calls_the_driver() {
     let Some(rig) = Rig::new("a_start_calls_the_driver", &[]) else { return };
@@ -70,7 +70,7 @@ fn a_start_calls_the_driver() {
     session.rx(0).drain_call();
 }
 
-/// A kick that comes before the first enable is kept: nothing is processed before, and all of it after.
+/// A kick before the first enable is kept: nothing is processed before the enable, and everything after.
 #[test]
 fn kick_before_enable() {
     let Some(rig) = Rig::new("kick_before_enable", &[]) else { return };
@@ -79,15 +79,15 @@ fn kick_before_enable() {
     offer(&mut session, 0..5);
     session.tx(0).kick_always().expect("kicked");
     assert!(rig.wire.recv(QUIET).expect("the wire").is_none(), "nothing is sent before the first enable");
-    assert_eq!(session.tx(0).ring.used_idx(), 0, "and nothing drained");
+    assert_eq!(session.tx(0).ring.used_idx(), 0, "the ring was drained");
     session.frontend.set_vring_enable(1, true).expect("enable");
     for number in 0..5 {
         rig.expect(&numbered(number, 90));
     }
 }
 
-/// After ENABLE 0 a transmit ring is touched only on a kick, and drained then without a frame on the wire;
-/// after a new enable it goes on.
+/// After ENABLE 0 a transmit ring is processed only on a kick, and then drained without a frame on the wire;
+/// after a new enable it resumes.
 #[test]
 fn disabled_transmit_ring() {
     let Some(mut rig) = Rig::new("disabled_transmit_ring", &[]) else { return };
@@ -107,7 +107,7 @@ fn disabled_transmit_ring() {
     rig.both_ways(&mut session, 3);
 }
 
-/// A disabled receive ring keeps its buffers; frames wait in the TAP and come after the new enable.
+/// A disabled receive ring keeps its buffers; frames wait in the TAP and arrive after the new enable.
 #[test]
 fn disabled_receive_ring() {
     let Some(mut rig) = Rig::new("disabled_receive_ring", &[]) else { return };
@@ -121,8 +121,8 @@ fn disabled_receive_ring() {
     assert_eq!(number_of(&session.rx(0).recv(LIMIT).expect("the frame that waited").bytes), Some(500));
 }
 
-/// GET_VRING_BASE stops the ring and answers its used index, with buffers outstanding; afterwards the ring is
-/// not touched, kicked or not, until it is set up again, and then it goes on.
+/// GET_VRING_BASE stops the ring and answers its used index, with buffers outstanding. Then the ring is not
+/// processed, kicked or not, until it is set up again and resumes.
 #[test]
 fn get_vring_base_answers_the_used_index() {
     let Some(mut rig) = Rig::new("get_vring_base_answers_the_used_index", &[]) else { return };
@@ -186,7 +186,7 @@ fn memory_table_replaced_while_running() {
     }
 }
 
-/// SIGTERM at any moment loses and repeats nothing: what is used was sent once, the next daemon sends the
+/// SIGTERM at any moment loses and repeats nothing: used frames were sent once, and the next daemon sends the
 /// rest. A kill may repeat one batch, and loses nothing either.
 #[test]
 fn daemon_replaced_under_transmission() {
@@ -222,9 +222,8 @@ fn daemon_replaced_under_transmission() {
     assert_eq!(session.rx(0).ring.outstanding(), 64, "no receive buffer is lost");
 }
 
-/// A virtual machine monitor replaces call descriptors while frames are under way, when its guest moves an
-/// interrupt: every frame comes once, in order, and every completion is called for on the descriptor of the
-/// time.
+/// A VMM replaces call descriptors under traffic when its guest moves an interrupt. Every frame arrives once
+/// and in order, and every completion is signalled on the current descriptor.
 #[test]
 fn call_descriptors_replaced_under_traffic() {
     let Some(rig) = Rig::new("call_descriptors_replaced_under_traffic", &[]) else { return };

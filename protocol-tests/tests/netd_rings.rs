@@ -11,7 +11,7 @@ use protocol_tests::session::{Session, Setup};
 use protocol_tests::wire::{feature, readable};
 
 /// Cuts a frame's header and bytes into `count` parts of one byte and a last one with the rest, with a gap
-/// behind each, so that nobody can join them.
+/// after each, so that they cannot be joined.
 fn bytewise(queue: &mut Queue, mem: &GuestMemory, frame: &[u8], count: usize) -> Vec<Part> {
     let bytes = [NetHeader::default().encode().as_slice(), frame].concat();
     let at = queue.alloc(bytes.len() + 8 * count);
@@ -24,7 +24,7 @@ fn bytewise(queue: &mut Queue, mem: &GuestMemory, frame: &[u8], count: usize) ->
     (0..count).map(part).collect()
 }
 
-/// Chains of more than 1024 parts, direct and indirect, are sent whole: more than one system call's iovecs.
+/// Chains of more than 1024 parts, direct and indirect, are sent whole: one system call takes fewer iovecs.
 #[test]
 fn transmit_chains_of_many_parts() {
     let Some(rig) = Rig::new("transmit_chains_of_many_parts", &[]) else { return };
@@ -82,7 +82,7 @@ fn direct_then_indirect() {
     rig.expect(&frame);
 }
 
-/// Every ring size of one buffer to 32768 carries frames, without INDIRECT and EVENT_IDX too.
+/// Every ring size from one buffer to 32768 carries frames, also without INDIRECT and EVENT_IDX.
 #[test]
 fn ring_sizes() {
     let Some(mut rig) = Rig::new("ring_sizes", &[]) else { return };
@@ -96,12 +96,12 @@ fn ring_sizes() {
 }
 
 /// Rings and buffers may cross from one memory region into the next, in another file at another offset:
-/// aligned to pages or not, the regions named in any order.
+/// page-aligned or not, with the regions in any order.
 #[test]
 fn memory_crosses_regions() {
     let Some(mut rig) = Rig::new("memory_crosses_regions", &[]) else { return };
     // The first three borders cut vring 0's descriptor table, available ring and used ring near their
-    // beginning, one border each, which is as many as the daemon takes; the others cut buffers.
+    // beginning, one border each, the most that the daemon accepts. The others cut buffers.
     let sizes = [0x100, 0xf20, 0x240, 0x20000, 0x40000, 0xc0000];
     let aligned = [0, 0x2000, 0x1000, 0, 0x3000, 0];
     let odd = [0, 0x10, 0x1230, 0x8, 0x30, 0x1ff0];
@@ -120,7 +120,7 @@ fn memory_crosses_regions() {
     }
 }
 
-/// A buffer may lie in regions whose user addresses are far apart: only guest addresses adjoin.
+/// A buffer may lie in regions whose user addresses are far apart: only guest addresses are adjacent.
 #[test]
 fn buffers_cross_regions_that_adjoin_for_the_guest_only() {
     let Some(rig) = Rig::new("buffers_cross_regions_that_adjoin_for_the_guest_only", &[]) else { return };
@@ -145,8 +145,8 @@ fn buffers_cross_regions_that_adjoin_for_the_guest_only() {
     assert_eq!(session.rx(0).recv_only(LIMIT, false).expect("a frame").bytes, frame);
 }
 
-/// Mergeable buffers: a frame takes as many as it needs, all published together, each filled to its end but
-/// the last, and `num_buffers` says how many.
+/// Mergeable buffers: a frame takes as many as it needs, all published together, each but the last filled to
+/// its end, and `num_buffers` gives their number.
 #[test]
 fn mergeable_buffers() {
     let Some(rig) = Rig::new("mergeable_buffers", &[]) else { return };
@@ -164,7 +164,8 @@ fn mergeable_buffers() {
 }
 
 /// A driver never sees some of a frame's buffers without the others (virtio 1.2, 5.1.6.4): the used index is
-/// stored once for all eight. Without EVENT_IDX each store is followed by a call, so calls count the stores.
+/// stored once for all eight. Without EVENT_IDX each store is followed by a call, so the calls count the
+/// stores.
 #[test]
 fn all_buffers_of_a_frame_appear_at_once() {
     let Some(rig) = Rig::new("all_buffers_of_a_frame_appear_at_once", &[]) else { return };
@@ -172,7 +173,7 @@ fn all_buffers_of_a_frame_appear_at_once() {
     let setup = Setup { features: base.features & !feature::EVENT_IDX, ..base };
     let mut session = Session::start(rig.connect(), &setup).expect("a session");
     session.rx(0).fill(256, &[200]).expect("buffers");
-    // A worker that has sent a frame has made all calls for what it did before.
+    // A worker that has sent a frame has made all earlier calls.
     let settle = |session: &mut Session| session.tx(0).send(&numbered(99, 60), LIMIT).expect("sent");
     settle(&mut session);
     assert_ne!(session.rx(0).drain_call(), 0, "a ring that starts is called");
@@ -186,8 +187,8 @@ fn all_buffers_of_a_frame_appear_at_once() {
     }
 }
 
-/// Without MRG_RXBUF a frame comes in one chain of buffers and `num_buffers` is 1; one that does not fit is
-/// dropped and the next one comes.
+/// Without MRG_RXBUF a frame arrives in one chain of buffers and `num_buffers` is 1; a frame that does not
+/// fit is dropped and the next one arrives.
 #[test]
 fn big_packets() {
     let Some(rig) = Rig::new("big_packets", &[]) else { return };
@@ -236,7 +237,7 @@ fn indices_wrap() {
     }
 }
 
-/// A driver that wants no interrupts gets none, and one that asks again does: by flag, and by event index.
+/// A driver that wants no interrupts gets none until it asks again: by flag, and by event index.
 #[test]
 fn interrupts_are_suppressed_on_demand() {
     let Some(rig) = Rig::new("interrupts_are_suppressed_on_demand", &[]) else { return };
@@ -264,7 +265,7 @@ fn interrupts_are_suppressed_on_demand() {
         assert!(readable(&queue.call, LIMIT).expect("poll"), "the eleventh is called");
         rig.expect(&numbered(10, 80));
         if event_idx {
-            // The event has passed: whoever does not move it is not called again.
+            // The event has passed: without a new event index there is no further call.
             queue.drain_call();
             queue.offer(&NetHeader::default(), &numbered(11, 80), &[]).expect("room");
             queue.kick().expect("kicked");
@@ -275,8 +276,8 @@ fn interrupts_are_suppressed_on_demand() {
     }
 }
 
-/// The device asks for kicks only when it has run dry: while it works, the driver need not kick, and what is
-/// published just then is not forgotten.
+/// The device asks for kicks only when its ring is empty. While it works, the driver need not kick, and
+/// chains published at that moment are found.
 #[test]
 fn kicks_are_suppressed_and_none_is_lost() {
     let Some(rig) = Rig::new("kicks_are_suppressed_and_none_is_lost", &[]) else { return };
@@ -291,7 +292,8 @@ fn kicks_are_suppressed_and_none_is_lost() {
     }
 }
 
-/// Frames wait in the TAP while the guest has no buffers, and come when it has; the daemon sleeps meanwhile.
+/// Frames wait in the TAP while the guest has no buffers, and arrive when it has; the daemon sleeps
+/// meanwhile.
 #[test]
 fn receive_stops_without_buffers_and_starts_again() {
     let Some(rig) = Rig::new("receive_stops_without_buffers_and_starts_again", &[]) else { return };
@@ -321,25 +323,22 @@ fn udp_segmentation_offload() {
     let mut session =
         Session::start(rig.connect(), &Setup { features: base.features | uso, ..base }).expect("a session");
     if session.nic.features & feature::HOST_USO == 0 {
-        return eprintln!(
-            "SKIP udp_segmentation_offload: this kernel's TAP takes no USO, so it is not offered"
-        );
+        return eprintln!("SKIP udp_segmentation_offload: this kernel's TAP has no USO");
     }
     let payload: Vec<u8> = (0..6000u32).map(|at| ((at * 31) >> 3) as u8).collect();
     let frame = udp((1, 1111), (2, 2222), &payload);
     session.tx(0).send_cut(&uso_header(1000), &frame, &[12, 42], LIMIT).expect("used");
     let (header, got) = rig.wire.recv(LIMIT).expect("the wire").expect("a frame");
     assert_eq!((header.gso_type, header.gso_size, header.flags & 1), (gso::UDP_L4, 1000, gso::NEEDS_CSUM));
-    assert!(got == frame, "the datagram is one piece and as it was");
+    assert!(got == frame, "the datagram is unchanged and in one piece");
     session.rx(0).fill(16, &[2048]).expect("buffers");
     rig.wire.send_with(&uso_header(1000), &frame).expect("sent");
     let got = session.rx(0).recv(LIMIT).expect("a frame");
     assert_eq!((got.header.gso_type, got.header.gso_size, got.header.num_buffers), (gso::UDP_L4, 1000, 3));
-    assert!(got.bytes == frame, "the datagram is one piece and as it was");
+    assert!(got.bytes == frame, "the datagram is unchanged and in one piece");
 }
 
-/// A guest that did not acknowledge offloads gets frames that are whole: segmented and checksummed by the
-/// kernel.
+/// A guest that did not acknowledge offloads gets complete frames: segmented and checksummed by the kernel.
 #[test]
 fn offloads_follow_the_acknowledged_features() {
     let Some(rig) = Rig::new("offloads_follow_the_acknowledged_features", &[]) else { return };
