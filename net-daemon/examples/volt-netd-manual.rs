@@ -8,7 +8,7 @@ use clap::CommandFactory;
 #[expect(dead_code, reason = "the command line is described here, and not used")]
 mod cli;
 
-// What the command line is made of.
+// Parts of the command line.
 #[path = "../src/capture"]
 #[expect(dead_code, reason = "the same")]
 mod capture {

@@ -191,9 +191,9 @@ fn paths_that_cannot_work_say_why() {
         (&["--tap", "t", "--client", "--socket", "{long}"], 1, "has 108 bytes"),
         (&["--take-over", "{long}"], 1, "has 108 bytes"),
         (&["--tap", "t", "--socket", "datagrams"], 1, "datagrams or packets"),
-        (&["--tap", "t", "--socket", "file"], 1, "is no socket"),
-        (&["--tap", "t", "--socket", "a", "--control", "file"], 1, "is no socket"),
-        (&["ctl", "--control", "file", "status"], 1, "it is no socket"),
+        (&["--tap", "t", "--socket", "file"], 1, "is not a socket"),
+        (&["--tap", "t", "--socket", "a", "--control", "file"], 1, "is not a socket"),
+        (&["ctl", "--control", "file", "status"], 1, "it is not a socket"),
         (&["ctl", "--control", "datagrams", "status"], 1, "datagrams or packets"),
         (&["ctl", "--control", "absent", "status"], 1, "give the --control socket"),
         (&["ctl", "--control", "s", "status"], 1, "give the daemon's --control socket"),
@@ -209,7 +209,7 @@ fn paths_that_cannot_work_say_why() {
     let mut command: Command = rig.netns.command(program("volt-netd"));
     command.args(["--tap", "t", "--client", "--socket"]).arg(dir.join("file"));
     let daemon = Daemon::start(command).expect("volt-netd");
-    assert!(daemon.logged(0, &["waiting for", "it is no socket"], LIMIT).is_some(), "{}", daemon.log());
+    assert!(daemon.logged(0, &["waiting for", "it is not a socket"], LIMIT).is_some(), "{}", daemon.log());
 }
 
 /// A daemon that accepts nobody any more is not waited for without end.

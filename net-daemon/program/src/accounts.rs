@@ -1,14 +1,14 @@
-//! The system's users and groups, wherever it keeps them.
-#![expect(unsafe_code, reason = "users and groups are asked for by libc")]
+//! The system's users and groups, from any source that the C library uses.
+#![expect(unsafe_code, reason = "libc looks up users and groups")]
 
 use std::ffi::CString;
 use std::mem::MaybeUninit;
 use std::ptr;
 
-/// Bytes that are enough for a group's members, unless they are tens of thousands.
+/// Buffer size, enough for a group with fewer than tens of thousands of members.
 const ROOM: usize = 1 << 20;
 
-/// A user's number, and that of the group that the user is first of all in.
+/// Numbers of a user and of the user's primary group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct User {
     /// The user.
@@ -17,30 +17,30 @@ pub struct User {
     pub group: u32,
 }
 
-/// The user `name`, if there is one.
+/// Looks up the user `name`.
 pub fn user(name: &str) -> Option<User> {
     let name = CString::new(name).ok()?;
     let (mut entry, mut found) = (MaybeUninit::<libc::passwd>::uninit(), ptr::null_mut());
     let mut room = vec![0; ROOM];
-    // SAFETY: the name ends in a zero, and the buffer has the bytes that it is said to have.
+    // SAFETY: the name is null-terminated, and the buffer has the given length.
     let result = unsafe {
         libc::getpwnam_r(name.as_ptr(), entry.as_mut_ptr(), room.as_mut_ptr(), room.len(), &raw mut found)
     };
-    // SAFETY: a user that was found is in `entry`.
+    // SAFETY: `entry` is initialised if a user was found.
     let entry = (result == 0 && !found.is_null()).then(|| unsafe { entry.assume_init() })?;
     Some(User { user: entry.pw_uid, group: entry.pw_gid })
 }
 
-/// The number of the group `name`, if there is one.
+/// Looks up the number of the group `name`.
 pub(crate) fn group(name: &str) -> Option<u32> {
     let name = CString::new(name).ok()?;
     let (mut group, mut found) = (MaybeUninit::<libc::group>::uninit(), ptr::null_mut());
     let mut room = vec![0; ROOM];
-    // SAFETY: the name ends in a zero, and the buffer has the bytes that it is said to have.
+    // SAFETY: the name is null-terminated, and the buffer has the given length.
     let result = unsafe {
         libc::getgrnam_r(name.as_ptr(), group.as_mut_ptr(), room.as_mut_ptr(), room.len(), &raw mut found)
     };
-    // SAFETY: a group that was found is in `group`.
+    // SAFETY: `group` is initialised if a group was found.
     (result == 0 && !found.is_null()).then(|| unsafe { group.assume_init() }.gr_gid)
 }
 

@@ -1,50 +1,50 @@
-//! What `ctl` prints for people: aligned columns, and numbers with units.
+//! Text output of `ctl`: aligned columns, and numbers with units.
 
 use std::fmt;
 use std::time::Duration;
 
-/// Rows in columns, each as wide as its widest cell.
+/// A table with columns as wide as their widest cells.
 #[derive(Debug, Default)]
 pub struct Table {
     head: Vec<Column>,
     rows: Vec<Vec<String>>,
 }
 
-/// A column's title, and where its cells stand.
+/// A column's title and alignment.
 #[derive(Clone, Copy, Debug)]
 pub struct Column {
     title: &'static str,
     right: bool,
 }
 
-/// A column of words.
+/// A left-aligned column, for words.
 pub const fn left(title: &'static str) -> Column {
     Column { title, right: false }
 }
 
-/// A column of numbers.
+/// A right-aligned column, for numbers.
 pub const fn right(title: &'static str) -> Column {
     Column { title, right: true }
 }
 
 impl Table {
-    /// With these columns; without titles where none has one.
+    /// Creates a table with these columns. Prints no line of titles if all are empty.
     pub fn new(head: impl IntoIterator<Item = Column>) -> Table {
         Table { head: head.into_iter().collect(), rows: Vec::new() }
     }
 
-    /// Adds a row, a cell for each column.
+    /// Adds a row with a cell for each column.
     pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
         self.rows.push(cells.into_iter().collect());
     }
 
-    /// Whether there is no row.
+    /// Returns whether the table has no row.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
 }
 
-/// A line for each row, and one for the titles; each ends with a line feed.
+/// Writes a line for the titles and one for each row. Each ends with a line feed.
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let titles: Vec<_> = self.head.iter().map(|column| column.title.to_owned()).collect();
@@ -62,7 +62,7 @@ impl fmt::Display for Table {
     }
 }
 
-/// A number with a comma before each three digits: `1,234,567`.
+/// Formats a number with a comma between groups of three digits: `1,234,567`.
 pub fn count(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
@@ -75,28 +75,28 @@ pub fn count(number: u64) -> String {
     text
 }
 
-/// A number of things: `1 restart`, `2 restarts`.
+/// Formats a number of things: `1 restart`, `2 restarts`.
 pub fn of(number: u64, thing: &str) -> String {
     format!("{} {thing}{}", count(number), if number == 1 { "" } else { "s" })
 }
 
-/// An amount of memory: `512 B`, `1.5 KiB`, `40 GiB`.
+/// Formats an amount of memory: `512 B`, `1.5 KiB`, `40 GiB`.
 pub fn bytes(number: u64) -> String {
     scaled(number as f64, 1024.0, &["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"])
 }
 
-/// A rate of bits: `942 Mbit/s`.
+/// Formats a bit rate: `942 Mbit/s`.
 pub fn bits_per_second(rate: f64) -> String {
     scaled(rate, 1000.0, &["bit/s", "kbit/s", "Mbit/s", "Gbit/s", "Tbit/s"])
 }
 
-/// A rate of things: `81,274`, and below ten `0.5`.
+/// Formats a rate of things: `81,274`, and with one decimal below ten: `0.5`.
 pub fn per_second(rate: f64) -> String {
     let tenths = (rate * 10.0).round() / 10.0;
     if tenths > 0.0 && tenths < 10.0 { format!("{tenths:.1}") } else { count(rate.round() as u64) }
 }
 
-/// A length of time by its two largest units: `12 s`, `3 min 5 s`, `4 d 2 h`.
+/// Formats a duration with its two largest units: `12 s`, `3 min 5 s`, `4 d 2 h`.
 pub fn time(seconds: u64) -> String {
     let units = [(86400, "d"), (3600, "h"), (60, "min"), (1, "s")];
     let largest = units.iter().position(|(size, _)| seconds >= *size).unwrap_or(units.len() - 1);
@@ -108,11 +108,11 @@ pub fn time(seconds: u64) -> String {
     }
 }
 
-/// With a decimal where there is one, unless it is a hundred or more.
+/// Formats a number with one decimal, unless that is zero or the number is 100 or more.
 fn scaled(mut number: f64, step: f64, units: &[&str]) -> String {
     let mut units = units.iter();
     let mut unit = units.next().unwrap_or(&"");
-    // What would be rounded up to the next unit belongs there.
+    // A number that would be rounded up to the next unit uses that unit.
     while number >= step - 0.5
         && let Some(next) = units.next()
     {
@@ -122,14 +122,14 @@ fn scaled(mut number: f64, step: f64, units: &[&str]) -> String {
     format!("{number:.digits$} {unit}")
 }
 
-/// How fast a counter has grown from `before` in this time. `None` for one that was not there before, or has
-/// begun anew.
+/// Returns the rate at which a counter has grown from `before` in this time; `None` for a new counter, or one
+/// that has started again.
 pub fn rate(now: u64, before: Option<u64>, time: Duration) -> Option<f64> {
     let grown = now.checked_sub(before?)?;
     (!time.is_zero()).then(|| grown as f64 / time.as_secs_f64())
 }
 
-/// A rate as it is shown, or a dash where there is none.
+/// Formats a rate with `show`; a dash for `None`.
 pub fn or_dash(rate: Option<f64>, show: fn(f64) -> String) -> String {
     rate.map_or_else(|| "-".to_owned(), show)
 }

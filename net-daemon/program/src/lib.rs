@@ -1,7 +1,7 @@
-//! What volt-netd and volt-vmm have in common as programs, and no library below them knows of: the
-//! [log](logging), [metrics], what is said on [standard output](output), [for people](display) and [again and
-//! again](mod@watch), [sockets with a path](unix), [users](accounts), [signals], the [process
-//! beside](opener) that opens things, [what a host gives](check), and [memory] that is given back.
+//! The common parts of the programs volt-netd and volt-vmm, which the libraries below them do not use: the
+//! [log](logging), [metrics], [standard output](output), [tables](display), [`--watch`](mod@watch), [sockets
+//! with a path](unix), [users](accounts), [signals], the [opener](opener), the [check](check) of a host, and
+//! returning [memory] to the system.
 
 pub mod accounts;
 pub mod check;

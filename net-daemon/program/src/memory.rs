@@ -1,27 +1,27 @@
-//! Memory that is needed once, and not for the whole life of a process.
+//! Less memory for the whole life of a process.
 #![expect(unsafe_code, reason = "mallopt(3) and malloc_trim(3) are the C library's")]
 
-/// Has all threads share one area of the allocator's. Those of a daemon allocate once in a while, and not by
-/// the frame; an area of each one's own is pages that hold little. Before the first thread is made.
+/// Makes all threads share one arena of the allocator. A daemon's threads allocate rarely, and not for each
+/// frame, so one arena per thread would waste pages. Call before the first thread is created.
 pub fn share_one_arena() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: sets a number of the allocator's.
+    // SAFETY: sets a parameter of the allocator.
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 1);
     }
 }
 
-/// Runs `act`, which frees much memory, in a thread of its own. The allocator's cache of that thread goes
-/// with it, so that there are whole pages to [give back](give_back).
+/// Runs a function that frees much memory in its own thread. The allocator's cache for a thread ends with the
+/// thread, which leaves whole pages to [give back](give_back).
 pub fn apart<T: Send + 'static>(act: fn() -> T) -> T {
     std::thread::spawn(act).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-/// Gives pages back to the system that hold nothing any more. What reads a command line leaves many,
-/// which each process of a daemon would keep for its whole life.
+/// Returns unused pages to the system. Reading a command line leaves many, which each process of a daemon
+/// would otherwise keep for its whole life.
 pub fn give_back() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: takes no memory from anybody; the allocator's own locks are all it relies on.
+    // SAFETY: releases unused memory only; the allocator's locks suffice.
     unsafe {
         libc::malloc_trim(0);
     }

@@ -1,17 +1,17 @@
-//! A process beside the program's own that opens what takes a path or a privilege, after that one has given
-//! up both.
+//! The opener: a helper process that opens files and interfaces by path or with privileges, after the program
+//! has dropped both.
 //!
 //! ```text
 //! program                                   opener
 //!   |-- a request as JSON, a socket --------->|
 //!   |<-- an answer as JSON, descriptors, -----|
-//!   |    by that socket                       |
+//!   |    on that socket                       |
 //! ```
 //!
-//! It is forked before the process has anything of a guest's, closes what it has inherited, and ends when
-//! nobody is left who could ask. What it does for a request is the program's to say: whoever has taken that
-//! over asks, too. It never writes the log.
-#![expect(unsafe_code, reason = "fork, and closing what the fork has of its parent's")]
+//! The program forks it before it has anything of a guest's. The opener closes all inherited descriptors, and
+//! ends when no process is left that could send a request. The program decides which requests it carries out,
+//! and must expect them from an attacker who has taken the program over. The opener never writes to the log.
+#![expect(unsafe_code, reason = "fork, and closing descriptors inherited from the parent")]
 
 use std::ffi::CStr;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -35,24 +35,24 @@ use volt_virtio::error_chain;
 use crate::logging;
 use crate::signals::SignalSet;
 
-/// How long an answer may take that is waited for: less than a client of a program's waits.
+/// How long to wait for an answer: less than a client of the program waits.
 const LIMIT: Duration = Duration::from_secs(5);
-/// Longest message: paths have 4096 bytes, and JSON takes six for some of them.
+/// Longest message: paths have up to 4096 bytes, some of which take six in JSON.
 const MAX_LEN: usize = 64 << 10;
-/// Most descriptors in a message (`SCM_MAX_FD`).
+/// Highest number of descriptors in a message (`SCM_MAX_FD`).
 const MAX_FDS: usize = 253;
 const READY: u8 = b'R';
 
-/// Capabilities that an opener keeps: for interfaces, and for files that are another user's.
+/// Capabilities that an opener keeps, for interfaces and for other users' files.
 pub const CAPABILITIES: CapabilitySet =
     CapabilitySet::NET_ADMIN.union(CapabilitySet::DAC_OVERRIDE).union(CapabilitySet::FOWNER);
 
-/// A path in a request, of any bytes.
+/// A path in a request, with any bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct WirePath(#[serde(with = "volt_net::state::path")] pub PathBuf);
 
-/// What came of a request: nothing to say, or an error of the system's or of the program's own.
+/// The result of a request: success, or an error of the system or of the program.
 type Answer = Result<(), Failure>;
 
 #[derive(Serialize, Deserialize)]
@@ -76,36 +76,36 @@ impl From<Failure> for io::Error {
     }
 }
 
-/// The program's end.
+/// The program's end of the connection to its opener.
 #[derive(Debug)]
 pub struct Opener(OwnedFd);
 
-/// An answer that is waited for: readable when it is there.
+/// A pending answer. Readable when it has arrived.
 #[derive(Debug)]
 pub struct Asked(OwnedFd);
 
 impl Opener {
-    /// Forks it, called `name` in lists of processes. There it runs `begin`, and then `carry_out` for each
-    /// request, whose error is answered: by its number, or by its text with that of all that caused it.
-    /// Called by the main thread, beside which there is the log's at most.
+    /// Forks the opener, with `name` as its name in lists of processes. It runs `begin`, and then `carry_out`
+    /// for each request. An error of `carry_out` is sent as its number, or as its text with all causes. Call
+    /// this from the main thread, when the log's is the only other thread at most.
     ///
     /// # Errors
     ///
-    /// When the system has no process or no sockets for it; when it ends in `begin`, which says why.
+    /// The system cannot create the process or its sockets; `begin` failed, which the log reports.
     pub fn start<R: DeserializeOwned>(
         name: &CStr,
         begin: impl FnOnce() -> Result<(), String>,
         carry_out: impl FnMut(R) -> io::Result<Vec<OwnedFd>>,
     ) -> io::Result<Opener> {
-        // Each message is whole, whenever the process dies that sends it.
+        // A message is complete, even if its sender dies.
         let (ours, theirs) = pair()?;
-        // SAFETY: beside this thread there is the log's, which holds no lock but the allocator's, and that
-        // one is free in a child of the C library's.
+        // SAFETY: the only other thread is the log's. It holds no lock except the allocator's, which the C
+        // library's fork leaves free in the child.
         match logging::across_fork(|| unsafe { libc::fork() }) {
             0 => {
                 std::panic::set_hook(Box::new(last_words));
                 let kept = keep_only(name, &theirs);
-                let kept = kept.map_err(|error| format!("the opener cannot close what it inherits: {error}"));
+                let kept = kept.map_err(|error| format!("the opener cannot close descriptors: {error}"));
                 if let Err(why) = kept.and_then(|()| begin()) {
                     logging::say("opener_not_confined", &why);
                     logging::exit(1);
@@ -118,7 +118,7 @@ impl Opener {
             forked if forked < 0 => Err(io::Error::last_os_error()),
             _ => {
                 drop(theirs);
-                // Nothing of this process's is left there by then.
+                // By then the opener has closed all descriptors of this process.
                 match recv(&ours, &mut [0], RecvFlags::empty())? {
                     (0, _) => Err(io::Error::other("the opener has ended")),
                     _ => Ok(Opener(ours)),
@@ -131,7 +131,7 @@ impl Opener {
     ///
     /// # Errors
     ///
-    /// When it is gone, or has not taken requests for so long that no more fit in.
+    /// The opener is gone, or its queue of requests is full.
     pub fn ask(&self, request: &impl Serialize) -> io::Result<Asked> {
         let (ours, theirs) = pair()?;
         set_socket_timeout(&ours, Timeout::Recv, Some(LIMIT))?;
@@ -141,17 +141,17 @@ impl Opener {
 }
 
 impl Asked {
-    /// Takes the answer, for which it waits 5 s at most: the descriptors that were asked for.
+    /// Waits at most 5 s for the answer, and returns the requested descriptors.
     ///
     /// # Errors
     ///
-    /// The answer's; when there is none.
+    /// The answer is an error, or there is none.
     pub fn take(self) -> io::Result<Vec<OwnedFd>> {
         match receive_whole::<Answer>(&self.0) {
             Ok(Some((answer, fds))) => answer.map(|()| fds).map_err(io::Error::from),
-            Ok(None) => Err(io::Error::other("the process that opens it is gone")),
+            Ok(None) => Err(io::Error::other("the opener is gone")),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                let text = format!("the process that opens it does not answer within {} s", LIMIT.as_secs());
+                let text = format!("the opener does not answer within {} s", LIMIT.as_secs());
                 Err(io::Error::other(text))
             }
             Err(error) => Err(error),
@@ -169,14 +169,14 @@ fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
 }
 
-/// Closes everything that this process has of its parent's, but for the standard streams.
+/// Closes all inherited descriptors except the standard streams and `socket`.
 fn keep_only(name: &CStr, socket: &OwnedFd) -> io::Result<()> {
-    // It has to outlast the program, also when signals are sent to both.
+    // The opener must outlive the program, even if both receive the same signals.
     let _ = SignalSet::all().block();
     let _ = rustix::thread::set_name(name);
     let number = socket.as_raw_fd().unsigned_abs();
     for (first, last) in [(3, number - 1), (number + 1, u32::MAX)] {
-        // SAFETY: this process returns to none of its parent's owners of these descriptors.
+        // SAFETY: this process never returns to code that owns these descriptors.
         let closed = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
         if closed != 0 && first <= last {
             return Err(io::Error::last_os_error());
@@ -185,19 +185,20 @@ fn keep_only(name: &CStr, socket: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Of a panic: the log's thread is the parent's, and another one is not in the list.
+/// Writes the message of a panic directly: only the parent has a log thread, and the sandbox forbids a new
+/// one.
 fn last_words(panic: &PanicHookInfo<'_>) {
     let line = logging::last_line("panic", &format_args!("the opener: {panic}"));
     let _ = rustix::io::write(rustix::stdio::stderr(), &line);
     std::process::exit(1);
 }
 
-/// Serves until nobody is left.
+/// Serves requests until no client is left.
 fn serve<R: DeserializeOwned>(socket: &OwnedFd, mut carry_out: impl FnMut(R) -> io::Result<Vec<OwnedFd>>) {
     loop {
         let (request, answer_to) = match receive_whole::<R>(socket) {
             Ok(Some((request, mut fds))) => (request, fds.pop()),
-            // What is no request is left out.
+            // Ignore an invalid request.
             Err(error) if error.kind() == io::ErrorKind::InvalidData => continue,
             Ok(None) | Err(_) => return,
         };
@@ -207,7 +208,7 @@ fn serve<R: DeserializeOwned>(socket: &OwnedFd, mut carry_out: impl FnMut(R) -> 
             Err(error) => (Err(error.into()), Vec::new()),
         };
         let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-        // Whoever asks and does not read the answer waits for nothing.
+        // Sending does not block. A client that does not read gets no answer.
         let _ = send_whole(&answer_to, &answer, &fds);
     }
 }
@@ -215,18 +216,18 @@ fn serve<R: DeserializeOwned>(socket: &OwnedFd, mut carry_out: impl FnMut(R) -> 
 fn send_whole(socket: &OwnedFd, document: &impl Serialize, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     let text = serde_json::to_vec(document)?;
     if text.len() > MAX_LEN {
-        return Err(io::Error::other("a request that is too long"));
+        return Err(io::Error::other("the request is too long"));
     }
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
-        return Err(io::Error::other("more descriptors than a message carries"));
+        return Err(io::Error::other("too many descriptors for a message"));
     }
     sendmsg(socket, &[IoSlice::new(&text)], &mut control, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?;
     Ok(())
 }
 
-/// One message, of which as much is taken as fits: its whole length is returned.
+/// Receives one message, truncated to the buffer. Returns its whole length.
 fn receive(
     socket: &OwnedFd,
     text: &mut [u8],
@@ -246,9 +247,9 @@ fn is_hung_up(socket: &OwnedFd) -> bool {
     poll(&mut socket, Some(&Timespec::default())).is_ok() && socket[0].revents().contains(PollFlags::HUP)
 }
 
-/// The next message; `None` when nobody is left, `InvalidData` for what is none.
+/// Receives the next message. Returns `None` when no peer is left, and `InvalidData` for an invalid message.
 fn receive_whole<T: DeserializeOwned>(socket: &OwnedFd) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
-    // Its length first: the opener waits here for most of its life, and needs no memory for what may come.
+    // Peek at the length first: the opener waits here for most of its life, and then needs no buffer.
     let waiting = receive(socket, &mut [], &mut RecvAncillaryBuffer::default(), RecvFlags::PEEK)?;
     let mut text = vec![0; waiting.bytes.min(MAX_LEN)];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
@@ -260,7 +261,7 @@ fn receive_whole<T: DeserializeOwned>(socket: &OwnedFd) -> io::Result<Option<(T,
     };
     let fds: Vec<_> = control.drain().filter_map(rights).flatten().collect();
     if received.bytes == 0 {
-        // An empty message looks like the end.
+        // An empty message looks like the end of the connection.
         return if is_hung_up(socket) { Ok(None) } else { Err(io::ErrorKind::InvalidData.into()) };
     }
     if received.bytes > text.len() {
@@ -278,8 +279,7 @@ mod tests {
 
     use super::*;
 
-    /// Whoever asks is answered, with descriptors; what is no request, or one without a socket, changes
-    /// nothing.
+    /// A request is answered with descriptors. An invalid request, or one without a socket, has no effect.
     #[test]
     fn it_opens_what_it_is_asked_for() {
         let open = |path: String| match &*path {
@@ -300,7 +300,7 @@ mod tests {
         assert!(opener.ask(&"x".repeat(MAX_LEN)).is_err());
     }
 
-    /// One that cannot begin is not there.
+    /// An opener whose `begin` fails does not start.
     #[test]
     fn it_begins_or_is_not_started() {
         assert!(Opener::start(c"opener", || Err("no".to_owned()), |(): ()| Ok(Vec::new())).is_err());

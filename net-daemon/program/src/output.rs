@@ -1,18 +1,18 @@
-//! Answers on standard output.
+//! Output of commands on standard output.
 
 use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
 
-/// Prints a line. A reader that has seen enough and closed its end is no error.
+/// Prints a line. A reader that has closed its end is not an error.
 ///
 /// # Errors
 ///
-/// When standard output takes no more for another reason, such as a full disk.
+/// Standard output cannot be written for another reason, such as a full disk.
 pub fn print(line: &dyn Display) -> io::Result<()> {
     print_to_reader(line).map(drop)
 }
 
-/// The same, for who prints again and again. Whether the reader may want more.
+/// Like [`print()`], but returns whether the reader still reads, for a caller that prints repeatedly.
 ///
 /// # Errors
 ///
@@ -22,6 +22,6 @@ pub fn print_to_reader(line: &dyn Display) -> io::Result<bool> {
     match writeln!(output, "{line}").and_then(|()| output.flush()) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
-        Err(error) => Err(io::Error::new(error.kind(), format!("standard output takes no answer: {error}"))),
+        Err(error) => Err(io::Error::new(error.kind(), format!("cannot write to standard output: {error}"))),
     }
 }

@@ -1,16 +1,16 @@
-//! Who is at the other end of a Unix socket.
+//! User and process at the other end of a Unix socket.
 //!
-//! Not by rustix, whose process numbers are none for a peer of another PID namespace, which has the number 0.
-#![expect(unsafe_code, reason = "SO_PEERCRED in its plain form is libc's")]
+//! Uses libc because rustix cannot represent the process number 0 of a peer in another PID namespace.
+#![expect(unsafe_code, reason = "only libc has SO_PEERCRED in its plain form")]
 
 use std::os::fd::{AsFd, AsRawFd};
 
-/// The user's number, where the socket is connected.
+/// Returns the user's number, if the socket is connected.
 pub(crate) fn user(connection: &impl AsFd) -> Option<u32> {
     credentials(connection).map(|peer| peer.uid)
 }
 
-/// The process's number, where it has one here.
+/// Returns the process's number, if it has one in this PID namespace.
 pub(crate) fn process(connection: &impl AsFd) -> Option<i32> {
     credentials(connection).map(|peer| peer.pid).filter(|pid| *pid > 0)
 }
@@ -18,7 +18,7 @@ pub(crate) fn process(connection: &impl AsFd) -> Option<i32> {
 fn credentials(connection: &impl AsFd) -> Option<libc::ucred> {
     let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
     let mut len = size_of::<libc::ucred>() as libc::socklen_t;
-    // SAFETY: writes at most `len` bytes, which the structure has.
+    // SAFETY: writes at most `len` bytes, the size of the structure.
     let result = unsafe {
         libc::getsockopt(
             connection.as_fd().as_raw_fd(),

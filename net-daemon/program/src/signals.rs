@@ -1,9 +1,9 @@
-//! Signals whose default is to end a program, sorted by what is in them.
+//! Signals that end a program by default, sorted by their meaning.
 //!
-//! [`ENDING`] tell a program to end, and it does so in order; each program has its own way to take them.
-//! [`prepare`] ignores those that say nothing of the kind. What is left is a fault of the program, or cannot
-//! be caught.
-#![expect(unsafe_code, reason = "signal actions exist in libc only")]
+//! [`ENDING`] tell a program to end, and it does so in order. Each program handles them in its own way.
+//! [`prepare`] ignores signals that are no reason to end. The others are faults of the program, or cannot be
+//! caught.
+#![expect(unsafe_code, reason = "only libc has signal actions")]
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -15,8 +15,9 @@ mod set;
 
 pub use set::{SignalFd, SignalSet};
 
-/// Signals that tell to end: by somebody, by the terminal, by a limit of processor time (RLIMIT_CPU), by a
-/// power failure, or by a timer, which outlives `exec` and so is how some start a program for a limited time.
+/// Termination signals: from a user, from the terminal, from a limit of CPU time (RLIMIT_CPU), from a power
+/// failure, or from a timer. Timers survive `exec`, so some programs start another one for a limited time
+/// with them.
 pub const ENDING: [c_int; 9] = [
     libc::SIGTERM,
     libc::SIGINT,
@@ -29,9 +30,9 @@ pub const ENDING: [c_int; 9] = [
     libc::SIGPROF,
 ];
 
-/// Signals in which there is nothing to end or stop for: a write beyond a file-size limit fails with EFBIG,
-/// one to a closed pipe with EPIPE, and a terminal in whose background a program runs gives it no input.
-/// Real-time signals belong to it too.
+/// Signals that are no reason to end or stop: a write beyond a file-size limit fails with EFBIG, one to a
+/// closed pipe with EPIPE, and a terminal gives no input to a background program. Real-time signals are
+/// ignored, too.
 const IGNORED: [c_int; 8] = [
     libc::SIGUSR1,
     libc::SIGUSR2,
@@ -43,8 +44,8 @@ const IGNORED: [c_int; 8] = [
     libc::SIGTTOU,
 ];
 
-/// Ignores what would end or stop the program and should not, and lets faults end it at once. Call it before
-/// anything else: handlers that are set later stay.
+/// Ignores signals that should not end or stop the program, and lets faults end it at once. Call it before
+/// anything else, because it does not change handlers that are set later.
 ///
 /// # Errors
 ///
@@ -55,28 +56,28 @@ pub fn prepare() -> io::Result<()> {
             set(signal, libc::SIG_IGN)?;
         }
     }
-    // The standard library's handler tells a stack overflow, and waits for somebody to read that.
+    // The standard library's handler reports a stack overflow, and blocks until standard error is read.
     set(libc::SIGSEGV, libc::SIG_DFL)?;
     set(libc::SIGBUS, libc::SIG_DFL)
 }
 
 fn set(signal: c_int, action: libc::sighandler_t) -> io::Result<()> {
-    // SAFETY: both actions that this is called with are valid ones for every signal, and run no code.
+    // SAFETY: the callers' two actions are valid for every signal, and run no code.
     match unsafe { libc::signal(signal, action) } {
         libc::SIG_ERR => Err(io::Error::last_os_error()),
         _ => Ok(()),
     }
 }
 
-/// Whether nobody has said what is to become of a signal: neither whoever started the program (`nohup`), nor
-/// a library that was loaded into it.
+/// Returns whether a signal has its default action: neither the program's parent (`nohup`) nor a loaded
+/// library has changed it.
 ///
 /// # Errors
 ///
-/// For a number that is no signal.
+/// The number is not a signal.
 pub fn is_default(signal: c_int) -> io::Result<bool> {
     let mut action = MaybeUninit::<libc::sigaction>::uninit();
-    // SAFETY: only asks; fills the struct or fails.
+    // SAFETY: only reads the action: fills the struct or fails.
     if unsafe { libc::sigaction(signal, ptr::null(), action.as_mut_ptr()) } != 0 {
         return Err(io::Error::last_os_error());
     }
@@ -97,7 +98,7 @@ named! {
     SIGWINCH SIGIO SIGPWR SIGSYS
 }
 
-/// A signal as it is called, such as "SIGTERM"; a real-time signal by its number.
+/// Returns a signal's name, such as "SIGTERM"; for a real-time signal, its number.
 pub fn name(signal: c_int) -> String {
     let named = NAMES.iter().find(|(number, _)| *number == signal);
     named.map_or_else(|| format!("signal {signal}"), |(_, name)| (*name).to_owned())

@@ -1,5 +1,5 @@
-//! Unix sockets with a path: made with their owner and permissions, found again, removed at the end; who is
-//! at the other end.
+//! Unix sockets with a path: creation with owner and permissions, connecting, removal, and the peer's user
+//! and process.
 //!
 //! Used for front-ends, and for the control sockets of volt-netd and volt-vmm.
 
@@ -19,81 +19,83 @@ use thiserror::Error;
 
 use crate::{accounts, peer};
 
-/// Most bytes in the path of a Unix socket: `sun_path` without its end (`unix(7)`).
+/// Longest path of a Unix socket in bytes: `sun_path` without its terminator (`unix(7)`).
 pub const MAX_PATH: usize = 107;
-/// Connections that wait to be accepted: as many as the system allows (`net.core.somaxconn`).
+/// Number of connections that wait to be accepted: as many as the system allows (`net.core.somaxconn`).
 const BACKLOG: i32 = -1;
 
-/// A path that no Unix socket can have.
+/// A path that is too long for a Unix socket.
 #[derive(Debug, Error)]
 #[error(
-    "{} has {} bytes, and the path of a Unix socket at most {MAX_PATH}: choose a shorter one",
+    "{} has {} bytes, but the path of a Unix socket has at most {MAX_PATH}: choose a shorter one",
     .0.display(), .0.as_os_str().len()
 )]
 pub struct PathTooLong(pub PathBuf);
 
-/// Why there is no socket.
+/// Why a socket cannot be created.
 #[derive(Debug, Error)]
 pub enum BindError {
-    /// No socket can be there.
+    /// The path is too long.
     #[error(transparent)]
     TooLong(#[from] PathTooLong),
-    /// Somebody listens there.
-    #[error("{} is in use by a daemon that runs: stop that one, or choose another path", .0.display())]
+    /// Another process listens there.
+    #[error("{} is in use by a running daemon: stop it, or choose another path", .0.display())]
     InUse(PathBuf),
-    /// There is another kind of file.
-    #[error("{} exists and is no socket: choose another path, or remove it", .0.display())]
+    /// The path is a file of another type.
+    #[error("{} exists and is not a socket: choose another path, or remove it", .0.display())]
     NotSocket(PathBuf),
-    /// There is a socket that is used in another way.
+    /// The path is a socket of another type.
     #[error("{} is another program's socket, for datagrams or packets: choose another path", .0.display())]
     NotStream(PathBuf),
-    /// There is a socket to which this user may not connect.
+    /// The path is a socket to which this user may not connect.
     #[error(
-        "{} exists, and this user may not connect to it to see whether a daemon listens there: \
+        "{} exists, and this user may not connect to it to check whether a daemon listens there: \
          remove it if none does, or choose another path", .0.display()
     )]
     Unknown(PathBuf),
     /// The system refuses.
-    #[error("cannot listen on {}: does its directory exist, and may this user write there?", .path.display())]
+    #[error(
+        "cannot listen on {}: its directory must exist, and this user needs write permission", .path.display()
+    )]
     Listen {
-        /// Of the socket.
+        /// The path of the socket.
         path: PathBuf,
-        /// Its reason.
+        /// The system's reason.
         source: io::Error,
     },
     /// The system refuses.
     #[error("cannot set the permissions of {}", .path.display())]
     Permissions {
-        /// Of the socket.
+        /// The path of the socket.
         path: PathBuf,
-        /// Its reason.
+        /// The system's reason.
         source: io::Error,
     },
     /// The system refuses.
-    #[error("cannot give {} to group '{group}': that takes one of its members, or root", .path.display())]
+    #[error("cannot give {} to group '{group}': only its members and root can", .path.display())]
     Owner {
-        /// Of the socket.
+        /// The path of the socket.
         path: PathBuf,
-        /// Its name or number.
+        /// The group's name or number.
         group: String,
         /// The system's reason.
         source: io::Error,
     },
-    /// Not a group of this system.
+    /// The system has no such group.
     #[error("there is no group '{0}'")]
     Group(String),
 }
 
-/// Why nobody answers at a path.
+/// Why a connection to a path fails.
 #[derive(Debug, Error)]
 pub enum ConnectError {
-    /// No socket can be there.
+    /// The path is too long.
     #[error(transparent)]
     TooLong(#[from] PathTooLong),
-    /// There is another kind of file.
-    #[error("it is no socket")]
+    /// The path is a file of another type.
+    #[error("it is not a socket")]
     NotSocket,
-    /// There is a socket that is used in another way.
+    /// The path is a socket of another type.
     #[error("it is another program's socket, for datagrams or packets")]
     NotStream,
     /// The system's reason.
@@ -110,23 +112,23 @@ impl From<ConnectError> for io::Error {
     }
 }
 
-/// Who may connect.
+/// Permissions and owner of a socket.
 #[derive(Clone, Debug)]
 pub struct Access {
     /// Permissions.
     pub mode: u32,
-    /// The group that owns the socket, by name or number; otherwise that of the process.
+    /// The group that owns the socket, by name or number; `None` for the process's group.
     pub group: Option<String>,
-    /// The user who owns the socket; otherwise that of the process.
+    /// The user who owns the socket; `None` for the process's user.
     pub user: Option<u32>,
 }
 
 impl Access {
-    /// For the process's own user and root only.
+    /// Allows only the process's own user and root.
     pub const PRIVATE: Access = Access { mode: 0o600, group: None, user: None };
 }
 
-/// Listens on `path`. A stale socket, whose process has died, is replaced; after an error there is none.
+/// Listens on `path`. Replaces a stale socket, whose process has died. After an error, no new socket remains.
 ///
 /// # Errors
 ///
@@ -137,11 +139,11 @@ pub fn bind(path: &Path, access: &Access) -> Result<(UnixListener, SocketFile), 
     make_room(path)?;
     let failed = |source| BindError::Listen { path: path.to_owned(), source };
     let socket = stream().map_err(failed)?;
-    // Whoever removes it may run in another directory.
+    // The process that removes the file may have another working directory.
     let absolute = std::path::absolute(path).map_err(failed)?;
     rustix::net::bind(&socket, &address).map_err(|error| failed(error.into()))?;
     let file = SocketFile { inode: inode_of(path).map_err(failed)?, path: absolute };
-    // Nobody may get in before the permissions are set: nobody can, as long as it does not listen.
+    // Listen only after the permissions are set: nobody can connect before that.
     let listening = permit(path, access, group)
         .and_then(|()| rustix::net::listen(&socket, BACKLOG).map_err(|error| failed(error.into())));
     listening.inspect_err(|_| file.remove())?;
@@ -165,7 +167,7 @@ fn permit(path: &Path, access: &Access, group: Option<u32>) -> Result<(), BindEr
         .map_err(|source| BindError::Permissions { path: path.to_owned(), source })
 }
 
-/// A stale socket, whose daemon has died, makes room; a live one does not.
+/// Removes a stale socket, whose daemon has died. A live one is an error.
 fn make_room(path: &Path) -> Result<(), BindError> {
     let Ok(metadata) = fs::symlink_metadata(path) else { return Ok(()) };
     if !metadata.file_type().is_socket() {
@@ -176,7 +178,7 @@ fn make_room(path: &Path) -> Result<(), BindError> {
         Err(ConnectError::System(error)) => match error.kind() {
             io::ErrorKind::ConnectionRefused => fs::remove_file(path).map_err(failed),
             io::ErrorKind::PermissionDenied => Err(BindError::Unknown(path.to_owned())),
-            // A full backlog.
+            // The backlog is full.
             io::ErrorKind::WouldBlock => Err(BindError::InUse(path.to_owned())),
             io::ErrorKind::NotFound => Ok(()),
             _ => Err(failed(error)),
@@ -188,16 +190,16 @@ fn make_room(path: &Path) -> Result<(), BindError> {
     }
 }
 
-/// Connects to the socket at `path` without waiting: `WouldBlock` when its backlog is full.
+/// Connects to the socket at `path` without waiting.
 ///
 /// # Errors
 ///
-/// See [`ConnectError`].
+/// See [`ConnectError`]. `WouldBlock`: its backlog is full.
 pub fn connect(path: &Path) -> Result<UnixStream, ConnectError> {
     connect_by(stream()?, path)
 }
 
-/// The same, and waits so long for room in its backlog. The connection waits for what it sends and receives.
+/// Like [`connect`], but waits up to `limit` for room in the backlog. The connection is in blocking mode.
 ///
 /// # Errors
 ///
@@ -219,7 +221,7 @@ fn connect_by(socket: OwnedFd, path: &Path) -> Result<UnixStream, ConnectError> 
     }
 }
 
-/// A socket that does not wait.
+/// Creates a non-blocking socket.
 fn stream() -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     Ok(rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?)
@@ -230,41 +232,40 @@ fn address(path: &Path) -> Result<SocketAddrUnix, PathTooLong> {
     SocketAddrUnix::new(path).map_err(|_| PathTooLong(path.to_owned()))
 }
 
-/// Whether a socket can have this path.
+/// Checks whether a socket can have this path.
 ///
 /// # Errors
 ///
-/// When it is too long.
+/// The path is too long.
 pub fn check_path(path: &Path) -> Result<(), PathTooLong> {
     if path.as_os_str().len() > MAX_PATH { Err(PathTooLong(path.to_owned())) } else { Ok(()) }
 }
 
-/// A user at the other end of a connection who is neither this process's nor root.
+/// A peer's user who is neither this process's user nor root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stranger(u32);
 
 impl fmt::Display for Stranger {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
-            u32::MAX => write!(f, "a user who cannot be told"),
+            u32::MAX => write!(f, "an unknown user"),
             user => write!(f, "user {user}"),
         }
     }
 }
 
-/// Whether whoever has connected is this process's own user or root. A process of another PID namespace has
-/// no number here, but a user; one whose user namespace is not this one's, and whose user has no number here,
-/// is a stranger.
+/// Checks whether the peer's user is this process's own or root. A process in another PID namespace has no
+/// number here, but has a user. A user of another user namespace without a number here is a stranger.
 ///
 /// # Errors
 ///
-/// When it is a stranger.
+/// The user is a stranger.
 pub fn check_user(connection: &impl AsFd) -> Result<(), Stranger> {
     let user = peer::user(connection).unwrap_or(u32::MAX);
     if user == 0 || user == geteuid().as_raw() { Ok(()) } else { Err(Stranger(user)) }
 }
 
-/// The process that has connected, if it has a number in this one's PID namespace.
+/// Returns the peer's process, if it has a number in this PID namespace.
 pub fn peer_process(connection: &impl AsFd) -> Option<i32> {
     peer::process(connection)
 }
@@ -274,7 +275,7 @@ fn group(name: &str) -> Result<u32, BindError> {
     accounts::group(name).or_else(by_number).ok_or_else(|| BindError::Group(name.to_owned()))
 }
 
-/// The socket in the file system: removed at the end, unless it is somebody else's by then.
+/// The file of a socket. It is removed at the end, unless another process has replaced it by then.
 #[derive(Clone, Debug)]
 pub struct SocketFile {
     path: PathBuf,
@@ -282,22 +283,22 @@ pub struct SocketFile {
 }
 
 impl SocketFile {
-    /// One that another process has made: where it is, with the device and the number of its inode.
+    /// Describes a file that another process created: its path, and the device and number of its inode.
     pub fn again(path: PathBuf, inode: (u64, u64)) -> SocketFile {
         SocketFile { path, inode }
     }
 
-    /// The device and the number of its inode.
+    /// Returns the device and number of its inode.
     pub fn inode(&self) -> (u64, u64) {
         self.inode
     }
 
-    /// Where it is: an absolute path.
+    /// Returns its absolute path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Removes it, unless it is somebody else's by now.
+    /// Removes it, unless another process has replaced it.
     pub fn remove(&self) {
         if inode_of(&self.path).is_ok_and(|inode| inode == self.inode) {
             let _ = fs::remove_file(&self.path);

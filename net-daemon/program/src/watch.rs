@@ -1,4 +1,4 @@
-//! `ctl status --watch`: what is asked again and again, and shown with what has changed in between.
+//! `ctl status --watch`: queries a status repeatedly, and shows it with the changes.
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal};
@@ -10,37 +10,38 @@ use thiserror::Error;
 
 use crate::output;
 
-/// How soon a program that does not answer is asked again.
+/// Time to the next query of a program that does not answer.
 const RETRY: Duration = Duration::from_millis(100);
-/// To the upper left corner, and nothing behind it (ECMA-48, CUP and ED).
+/// Moves the cursor to the upper left corner and clears the screen (ECMA-48, CUP and ED).
 const CLEAR: &str = "\x1b[H\x1b[J";
 
-/// Why there is no more to show.
+/// Why watching ended.
 #[derive(Debug, Error)]
 pub enum WatchError<E> {
-    /// Whoever is asked does not answer.
+    /// The program does not answer.
     #[error(transparent)]
     Ask(E),
-    /// Standard output takes no more.
+    /// Standard output cannot be written.
     #[error(transparent)]
     Print(io::Error),
 }
 
-/// What was seen before, and how long ago.
+/// The last answer.
 #[derive(Debug)]
 pub struct Before<S> {
-    /// What was seen.
+    /// The answer.
     pub seen: S,
-    /// How long ago.
+    /// Its age.
     pub time: Duration,
 }
 
-/// Asks at each `interval`, and prints what `show` makes of the answer and the one before: on a terminal in
-/// place, otherwise in blocks with an empty line between. Returns when nobody reads any more.
+/// Calls `ask` at each `interval`, and prints the text that `show` makes of the answer and the last one: on a
+/// terminal in place, otherwise in blocks with an empty line between. Returns when the reader has closed its
+/// end.
 ///
 /// # Errors
 ///
-/// When there is no answer for `patience`, or none at first; when standard output takes no more.
+/// There is no first answer, or none for `patience`; standard output cannot be written.
 pub fn watch<S, E>(
     interval: Duration,
     patience: Duration,
@@ -68,8 +69,8 @@ pub fn watch<S, E>(
     }
 }
 
-/// Asks until there is an answer, for so long at most: a program that is being replaced answers a little
-/// later.
+/// Retries until there is an answer, at most for `patience`: a program that is being replaced answers a
+/// little later.
 fn ask_within<S, E>(patience: Duration, ask: &mut impl FnMut() -> Result<S, E>) -> Result<S, E> {
     let start = Instant::now();
     loop {
@@ -80,11 +81,11 @@ fn ask_within<S, E>(patience: Duration, ask: &mut impl FnMut() -> Result<S, E>) 
     }
 }
 
-/// Reads an interval in seconds: `1`, `0.5`.
+/// Parses an interval in seconds, such as `1` or `0.5`.
 ///
 /// # Errors
 ///
-/// When it is no time, or too short or long for one: the text for whoever gave it.
+/// A message for the user, if the text is not a number, or the interval is too short or too long.
 pub fn interval(text: &str) -> Result<Duration, String> {
     let seconds = text.parse().ok().filter(|seconds| (0.1..=86400.0).contains(seconds));
     seconds.map(Duration::from_secs_f64).ok_or_else(|| "seconds from 0.1 to 86400, like 1 or 0.5".to_owned())

@@ -1,5 +1,5 @@
 //! Sets of signals: blocked in a thread, waited for, or read from a descriptor.
-#![expect(unsafe_code, reason = "signal masks exist in libc only")]
+#![expect(unsafe_code, reason = "only libc has signal masks")]
 
 use std::fmt;
 use std::io;
@@ -13,7 +13,7 @@ use libc::{SIG_BLOCK, SIG_SETMASK, SIG_UNBLOCK, c_int, sigset_t};
 pub struct SignalSet(sigset_t);
 
 impl SignalSet {
-    /// These signals. A number that is no signal is left out.
+    /// Creates a set of these signals. A number that is not a signal is left out.
     pub fn of(signals: &[c_int]) -> SignalSet {
         let mut set = MaybeUninit::uninit();
         // SAFETY: sigemptyset initialises the set.
@@ -22,13 +22,13 @@ impl SignalSet {
             set.assume_init()
         };
         for &signal in signals {
-            // SAFETY: `set` is initialised. A number that is no signal is refused.
+            // SAFETY: `set` is initialised. A number that is not a signal is refused.
             unsafe { libc::sigaddset(&raw mut set, signal) };
         }
         SignalSet(set)
     }
 
-    /// All signals.
+    /// Creates a set of all signals.
     pub fn all() -> SignalSet {
         let mut set = MaybeUninit::uninit();
         // SAFETY: sigfillset initialises the set.
@@ -38,16 +38,17 @@ impl SignalSet {
         })
     }
 
-    /// Blocks them in this thread, beside those that are blocked. Returns which were.
+    /// Blocks these signals in this thread, in addition to those already blocked. Returns the signals blocked
+    /// before.
     ///
     /// # Errors
     ///
-    /// From the system, as all functions here.
+    /// From the system.
     pub fn block(&self) -> io::Result<SignalSet> {
         self.mask(SIG_BLOCK)
     }
 
-    /// Lets them come to this thread again. Returns which were blocked.
+    /// Unblocks these signals in this thread. Returns the signals blocked before.
     ///
     /// # Errors
     ///
@@ -56,7 +57,7 @@ impl SignalSet {
         self.mask(SIG_UNBLOCK)
     }
 
-    /// Blocks them in this thread, and no others. Returns which were blocked.
+    /// Blocks only these signals in this thread. Returns the signals blocked before.
     ///
     /// # Errors
     ///
@@ -69,13 +70,13 @@ impl SignalSet {
         let mut before = MaybeUninit::uninit();
         // SAFETY: the set is initialised, and there is room for the old one.
         match unsafe { libc::pthread_sigmask(how, &raw const self.0, before.as_mut_ptr()) } {
-            // SAFETY: a success has filled it.
+            // SAFETY: the call succeeded and initialised it.
             0 => Ok(SignalSet(unsafe { before.assume_init() })),
             error => Err(io::Error::from_raw_os_error(error)),
         }
     }
 
-    /// Waits for one of them, which must be blocked in all threads, and takes it.
+    /// Waits for one of these signals, and takes it. They must be blocked in all threads.
     ///
     /// # Errors
     ///
@@ -89,18 +90,18 @@ impl SignalSet {
         }
     }
 
-    /// A descriptor that is readable while one of them waits, where they are blocked.
+    /// Creates a descriptor that is readable while one of these signals is pending. They must be blocked.
     ///
     /// # Errors
     ///
-    /// When the process may have no more descriptors.
+    /// The process cannot open another descriptor.
     pub fn descriptor(&self) -> io::Result<SignalFd> {
-        // SAFETY: the set is initialised; a new descriptor is asked for.
+        // SAFETY: the set is initialised; -1 requests a new descriptor.
         let fd = unsafe { libc::signalfd(-1, &raw const self.0, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: open, and nobody else's.
+        // SAFETY: open, and owned by nothing else.
         Ok(SignalFd(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 }
@@ -114,12 +115,12 @@ impl fmt::Debug for SignalSet {
     }
 }
 
-/// Signals to read (`signalfd(2)`).
+/// A descriptor of signals (`signalfd(2)`).
 #[derive(Debug)]
 pub struct SignalFd(OwnedFd);
 
 impl SignalFd {
-    /// Takes one that waits, if there is one.
+    /// Takes a pending signal, if there is one.
     pub fn take(&self) -> Option<c_int> {
         let mut info = [0; size_of::<libc::signalfd_siginfo>()];
         let read = rustix::io::read(&self.0, &mut info).ok().filter(|read| *read == info.len());
@@ -138,9 +139,9 @@ impl AsFd for SignalFd {
 mod tests {
     use super::*;
 
-    /// To this thread alone, as others of the process do not block it.
+    /// Raises a signal in this thread only, because other threads do not block it.
     fn raise(signal: c_int) {
-        // SAFETY: blocked here.
+        // SAFETY: the signal is blocked here.
         assert_eq!(unsafe { libc::raise(signal) }, 0);
     }
 
