@@ -1,30 +1,30 @@
 //! The address space of port or memory-mapped I/O: ranges, and the devices behind them.
 //!
-//! The builder fills a [`Bus`]; devices that are plugged and ejected while the guest runs change it. An
-//! access holds the ranges for the look-up alone, and then the device's own lock: whoever changes the ranges
-//! waits for no device, however long that takes for a reset, and no vCPU waits for him. That is an
-//! uncontended read lock and a count in an exit that costs a hundred times as much; notifications and
-//! interrupts, and so the frames, do not come by here.
+//! The builder fills a [`Bus`]. Devices that are added and removed while the guest runs change it. An access
+//! locks the ranges only for the look-up, and then the device. So a change of the ranges waits for no device,
+//! however long a reset takes, and no vCPU waits for the change. The cost is an uncontended read lock and a
+//! reference count, in an exit that costs a hundred times as much. Notifications and interrupts, and
+//! therefore frames, bypass the bus.
 //!
-//! An access may so reach a device that was removed since. One that may go is put here in an `Option`, which
-//! its owner empties.
+//! So an access may reach a device that was removed just before. A device that can be removed is stored here
+//! in an `Option`, which its owner empties.
 
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use thiserror::Error;
 
-/// A device that a vCPU reaches by port I/O or memory-mapped I/O.
+/// A device that vCPUs access by port I/O or memory-mapped I/O.
 ///
-/// Called on a vCPU's thread, so it must return quickly and may never wait for another process.
+/// Called on a vCPU's thread, so it must return quickly and must not wait for another process.
 pub trait BusDevice: Send {
-    /// Fills `data` with what the guest reads at `offset` bytes from the start of the device's range.
+    /// Reads: fills `data` from `offset` bytes after the start of the device's range.
     fn read(&mut self, offset: u64, data: &mut [u8]);
 
-    /// Takes `data` that the guest writes at `offset` bytes from the start of the device's range.
+    /// Writes `data` at `offset` bytes after the start of the device's range.
     fn write(&mut self, offset: u64, data: &[u8]);
 }
 
-/// A device that has gone is one that nobody finds.
+/// A device that was removed answers no access.
 impl<D: BusDevice> BusDevice for Option<D> {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         match self {
@@ -40,9 +40,9 @@ impl<D: BusDevice> BusDevice for Option<D> {
     }
 }
 
-/// Two devices want the same addresses.
+/// Why a range cannot be added to a bus.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("the range of {len:#x} at {base:#x} is empty, too long or taken already")]
+#[error("the range of {len:#x} at {base:#x} is empty, too long or already taken")]
 pub struct RangeError {
     /// First address.
     pub base: u64,
@@ -56,24 +56,24 @@ struct Range {
     device: Arc<Mutex<dyn BusDevice>>,
 }
 
-/// Devices by address. What nobody answers reads as ones, and writes to it vanish, as on a PC.
+/// Devices by address. Reads without an answer return ones, and such writes are ignored, as on a PC.
 #[derive(Default)]
 pub struct Bus {
-    /// By rising base, without overlaps.
+    /// In order of their base, without overlaps.
     ranges: RwLock<Vec<Range>>,
 }
 
 impl Bus {
-    /// An address space with nothing in it.
+    /// Creates an empty address space.
     pub fn new() -> Bus {
         Bus::default()
     }
 
-    /// Puts `device` at `len` addresses from `base` on.
+    /// Adds `device` at `len` addresses from `base` on.
     ///
     /// # Errors
     ///
-    /// When the range is empty, ends beyond 2^64 or overlaps another.
+    /// Fails if the range is empty, ends beyond 2^64 or overlaps another.
     pub fn insert(&self, base: u64, len: u64, device: Arc<Mutex<dyn BusDevice>>) -> Result<(), RangeError> {
         let error = RangeError { base, len };
         let end = base.checked_add(len).filter(|&end| end > base).ok_or(error)?;
@@ -87,13 +87,13 @@ impl Bus {
         Ok(())
     }
 
-    /// Takes away the device whose range begins at `base`, if there is one. Accesses in progress go on.
+    /// Removes the device whose range begins at `base`, if there is one. Accesses in progress continue.
     pub fn remove(&self, base: u64) {
         let mut ranges = self.write_ranges();
         ranges.retain(|range| range.base != base);
     }
 
-    /// The guest reads at `address`.
+    /// Carries out the guest's read at `address`.
     pub fn read(&self, address: u64, data: &mut [u8]) {
         let found = find(&self.read_ranges(), address);
         match found {
@@ -104,7 +104,7 @@ impl Bus {
         }
     }
 
-    /// The guest writes at `address`.
+    /// Carries out the guest's write at `address`.
     pub fn write(&self, address: u64, data: &[u8]) {
         let found = find(&self.read_ranges(), address);
         if let Some((device, offset)) = found {
@@ -135,7 +135,7 @@ mod tests {
 
     use super::*;
 
-    /// Reads as its number; remembers the last write.
+    /// Reads as its number, and records the last write.
     struct Probe(u8, Vec<(u64, Vec<u8>)>);
 
     impl BusDevice for Probe {
@@ -186,7 +186,7 @@ mod tests {
         bus.insert(0xf, 1, probe(0)).unwrap();
     }
 
-    /// Who removes a device and empties it while vCPUs are in the middle of accesses has it alone afterwards.
+    /// After a device was removed and emptied during vCPUs' accesses, its owner has it alone.
     #[test]
     fn a_removed_device_is_nobodys() {
         let bus = Bus::new();
@@ -212,8 +212,7 @@ mod tests {
         assert_eq!([0x10, 0x14].map(|address| read(&bus, address)), [255, 8]);
     }
 
-    /// A device that takes its time holds up those who access it, and nobody else: neither who adds another
-    /// one, nor accesses meanwhile.
+    /// A slow device delays only its own accesses. It delays neither a new device nor other accesses.
     #[test]
     fn a_slow_device_holds_up_nobody_else() {
         let (bus, slow) = (Bus::new(), probe(7));
@@ -222,7 +221,7 @@ mod tests {
         let busy = slow.lock().unwrap();
         thread::scope(|scope| {
             let access = scope.spawn(|| read(&bus, 0x10));
-            // In the access: it has the device beside us and the bus.
+            // In the access: a third reference to the device, besides the test's and the bus's.
             while Arc::strong_count(&slow) < 3 {
                 thread::yield_now();
             }

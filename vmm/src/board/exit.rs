@@ -1,6 +1,6 @@
-//! How a virtual machine comes to its end, and what the process says about that.
+//! The end of a virtual machine, and the exit status of the process.
 //!
-//! Every thread may ask for the end by [`ExitEvent::request`]; the first reason counts. The main thread
+//! Every thread may request the end with [`ExitEvent::request`]. The first reason counts. The main thread
 //! waits for the event, stops the vCPUs and turns the reason into the exit status.
 
 use std::fmt;
@@ -13,17 +13,17 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::board::vcpu_error::VcpuError;
 
-/// Statuses of the process beside 0 (the guest powered off, or the user left) and 128 + N (signal N).
+/// Exit statuses besides 0 (the guest powered off, or the user ended the machine) and 128 + N (signal N).
 pub mod status {
     /// The machine could not be built, or broke.
     pub const ERROR: u8 = 1;
-    /// The command line is wrong (clap's own choice too).
+    /// The command line is wrong (clap uses the same).
     pub const USAGE: u8 = 2;
     /// The guest asked for a reset, or its processor shut down by a triple fault.
     pub const RESET: u8 = 3;
     /// The host's KVM cannot run this guest.
     pub const KVM: u8 = 4;
-    /// A bug in this program.
+    /// A panic: a bug in this program.
     pub const PANIC: u8 = 101;
 }
 
@@ -32,26 +32,26 @@ pub mod status {
 pub enum ExitReason {
     /// The guest wrote to the sleep control register.
     PowerOff,
-    /// The guest asked for a reset; the text says how.
+    /// The guest asked for a reset, in this way.
     Reset(&'static str),
-    /// The guest's processor gave up.
+    /// The guest's processor shut down.
     TripleFault,
     /// The user typed Ctrl-A x.
     UserQuit,
-    /// Somebody asked by the API socket.
+    /// A client of the API ended the machine.
     Api,
     /// This process got a signal.
     Signal(i32),
-    /// A vCPU's thread does not start.
+    /// A vCPU's thread cannot start.
     Thread(io::Error),
-    /// A vCPU cannot go on.
+    /// A vCPU cannot continue.
     Vcpu(VcpuError),
-    /// The main thread cannot wait for events any more.
+    /// The main thread cannot wait for events.
     Console(io::Error),
 }
 
 impl ExitReason {
-    /// The exit status of the process.
+    /// Returns the exit status of the process.
     pub fn status(&self) -> u8 {
         match self {
             ExitReason::PowerOff | ExitReason::UserQuit | ExitReason::Api => 0,
@@ -63,7 +63,7 @@ impl ExitReason {
     }
 }
 
-/// The status of a process that ends because of signal `number`, as shells have it.
+/// Returns the exit status after signal `number`, like shells.
 pub fn signal_status(number: i32) -> u8 {
     u8::try_from(number).map_or(u8::MAX, |number| number.saturating_add(128))
 }
@@ -72,21 +72,21 @@ impl fmt::Display for ExitReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ExitReason::PowerOff => write!(f, "the guest powered off"),
-            ExitReason::Reset(how) => write!(f, "the guest asked for a reset by {how}"),
+            ExitReason::Reset(how) => write!(f, "the guest asked for a reset through {how}"),
             ExitReason::TripleFault => write!(f, "the guest's processor shut down by a triple fault"),
-            ExitReason::UserQuit => write!(f, "left by Ctrl-A x"),
+            ExitReason::UserQuit => write!(f, "ended by Ctrl-A x"),
             ExitReason::Api => write!(f, "shut down by the API"),
             ExitReason::Signal(number) => {
                 write!(f, "signal {number} ({})", volt_program::signals::name(*number))
             }
-            ExitReason::Thread(_) => write!(f, "a vCPU's thread does not start"),
+            ExitReason::Thread(_) => write!(f, "a vCPU's thread cannot start"),
             ExitReason::Vcpu(_) => write!(f, "a vCPU stopped"),
-            ExitReason::Console(_) => write!(f, "the event loop broke"),
+            ExitReason::Console(_) => write!(f, "the event loop failed"),
         }
     }
 }
 
-/// The one place where an end is asked for and waited for.
+/// Requests and waits for the end of a machine.
 pub struct ExitEvent {
     event: EventFd,
     reason: OnceLock<ExitReason>,
@@ -94,11 +94,11 @@ pub struct ExitEvent {
 }
 
 impl ExitEvent {
-    /// An event with no request.
+    /// Creates an event without a request.
     ///
     /// # Errors
     ///
-    /// When the process may open no more files.
+    /// Fails if the process may open no more files.
     pub fn new() -> io::Result<ExitEvent> {
         Ok(ExitEvent {
             event: EventFd::new(EFD_NONBLOCK)?,
@@ -107,20 +107,20 @@ impl ExitEvent {
         })
     }
 
-    /// Asks for the end; `false` when somebody did before.
+    /// Requests the end. Returns `false` if it was requested before.
     pub fn request(&self, reason: ExitReason) -> bool {
         let first = self.reason.set(reason).is_ok();
-        // Fails only when the counter is full, and then it is readable already.
+        // Fails only if the counter is full, and then it is readable already.
         let _ = self.event.write(1);
         first
     }
 
-    /// Wakes the main thread, for what it finds out by itself.
+    /// Wakes the main thread without a request.
     pub fn wake(&self) {
         let _ = self.event.write(1);
     }
 
-    /// Ends the effect of [`ExitEvent::wake`]; a request stays visible to everybody who waits for one.
+    /// Ends the effect of [`ExitEvent::wake`]. A request stays visible to all waiting threads.
     pub fn clear_wake(&self) {
         let _ = self.event.read();
         if self.is_requested() {
@@ -128,22 +128,22 @@ impl ExitEvent {
         }
     }
 
-    /// The first request.
+    /// Returns the first request.
     pub fn reason(&self) -> Option<&ExitReason> {
         self.reason.get()
     }
 
-    /// The main thread waits for requests from now on.
+    /// Records that the main thread waits for requests from now on.
     pub fn watch(&self) {
         self.watched.store(true, Ordering::SeqCst);
     }
 
-    /// Whether somebody waits for requests.
+    /// Returns whether a thread waits for requests.
     pub fn is_watched(&self) -> bool {
         self.watched.load(Ordering::SeqCst)
     }
 
-    /// Whether the end was asked for.
+    /// Returns whether the end was requested.
     pub fn is_requested(&self) -> bool {
         self.reason.get().is_some()
     }

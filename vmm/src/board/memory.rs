@@ -1,7 +1,7 @@
 //! Guest memory: one sealed memfd, mapped once below and once above the hole for devices.
 //!
-//! The builder allocates it first; everything else only borrows it. A vhost-user back-end maps the same
-//! memfd, which it finds with each region's `file_offset()`.
+//! The builder allocates it first. Everything else borrows it. A vhost-user back-end maps the same memfd,
+//! from each region's `file_offset()`.
 #![expect(unsafe_code, reason = "madvise on guest memory and handing its address to KVM")]
 
 use std::fs::File;
@@ -26,74 +26,73 @@ const HUGE_PAGE: u64 = 2 << 20;
 /// Size of a page.
 const PAGE: u64 = 4096;
 
-/// Why there is no guest memory.
+/// Why guest memory cannot be allocated.
 #[derive(Debug, Error)]
 pub enum MemoryError {
-    /// The size is no multiple of the page size.
-    #[error("a memory size of {size} bytes is no multiple of the page size, {page} bytes: round it up")]
+    /// The size is not a multiple of the page size.
+    #[error("a memory size of {size} bytes is not a multiple of the page size, {page} bytes: round it up")]
     Alignment {
-        /// What was asked for, in bytes.
+        /// The size, in bytes.
         size: u64,
         /// Size of a page, in bytes.
         page: u64,
     },
-    /// More than this host can address.
+    /// The size exceeds the address space of this host.
     #[error("a memory size of {0} bytes is more than this host can map: choose a smaller --mem")]
     TooLarge(u64),
-    /// No memfd of that size.
-    #[error("no memfd of {size} bytes for guest memory")]
+    /// A memfd of that size cannot be created.
+    #[error("a memfd of {size} bytes for guest memory cannot be created")]
     Memfd {
-        /// In bytes.
+        /// The size, in bytes.
         size: u64,
-        /// From the system.
+        /// The error of the system.
         #[source]
         source: io::Error,
     },
     /// The memfd cannot be mapped.
     #[error("guest memory of {size} bytes cannot be mapped: choose a smaller --mem or free memory")]
     Map {
-        /// In bytes.
+        /// The size, in bytes.
         size: u64,
-        /// From the system.
+        /// The error of the system.
         #[source]
         source: MmapRegionError,
     },
-    /// Not enough huge pages.
+    /// There are not enough huge pages.
     #[error(
         "guest memory of {size} bytes needs {pages} free huge pages of 2 MiB: \
          raise /proc/sys/vm/nr_hugepages or leave out --hugepages"
     )]
     HugePages {
-        /// In bytes.
+        /// The size, in bytes.
         size: u64,
         /// Number of pages.
         pages: u64,
-        /// From the system.
+        /// The error of the system.
         #[source]
         source: MmapRegionError,
     },
-    /// The regions do not make an address space.
-    #[error("guest memory regions do not fit together")]
+    /// The regions cannot be combined.
+    #[error("guest memory regions cannot be combined")]
     Regions(#[source] GuestRegionCollectionError),
-    /// KVM does not take a region.
-    #[error("KVM does not take {size} bytes of guest memory at {start:#x}")]
+    /// KVM refuses a region.
+    #[error("KVM refuses {size} bytes of guest memory at {start:#x}")]
     Slot {
         /// Guest physical address.
         start: u64,
-        /// In bytes.
+        /// The size, in bytes.
         size: u64,
-        /// From KVM.
+        /// The error of KVM.
         #[source]
         source: kvm_ioctls::Error,
     },
 }
 
-/// Allocates `size` bytes of guest memory, zeroed, shared, and left out of core dumps.
+/// Allocates `size` bytes of guest memory, zeroed, shared, and excluded from core dumps.
 ///
 /// # Errors
 ///
-/// See [`MemoryError`]; with `hugepages` the pages are reserved here, so that the guest never meets
-/// their absence.
+/// See [`MemoryError`]. With `hugepages`, the pages are reserved here, so that the guest never lacks them.
 pub fn allocate(size: u64, hugepages: bool) -> Result<GuestMemoryMmap, MemoryError> {
     let page = if hugepages { HUGE_PAGE } else { PAGE };
     if size == 0 || !size.is_multiple_of(page) {
@@ -112,7 +111,7 @@ pub fn allocate(size: u64, hugepages: bool) -> Result<GuestMemoryMmap, MemoryErr
     GuestMemoryMmap::from_regions(regions).map_err(MemoryError::Regions)
 }
 
-/// Parts of the RAM as (guest address, length, offset in the memfd), all in bytes.
+/// Returns the parts of the RAM as (guest address, length, offset in the memfd), all in bytes.
 fn ram(size: u64) -> Option<Vec<(u64, u64, u64)>> {
     let low = size.min(HOLE_START);
     let mut parts = vec![(0, low, 0)];
@@ -130,7 +129,7 @@ fn memfd(size: u64, hugepages: bool) -> io::Result<File> {
     }
     let fd = memfd_create("volt-guest", flags)?;
     ftruncate(&fd, size)?;
-    // A back-end that truncated the file would end this process with SIGBUS, and the other way round.
+    // If a back-end truncated the file, this process would end with SIGBUS, and vice versa.
     fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
     Ok(File::from(fd))
 }
@@ -138,7 +137,7 @@ fn memfd(size: u64, hugepages: bool) -> io::Result<File> {
 fn map(file: &Arc<File>, offset: u64, len: u64, hugepages: bool) -> Result<MmapRegion, MmapRegionError> {
     let too_large = |_| MmapRegionError::InvalidOffsetLength;
     let len = usize::try_from(len).map_err(too_large)?;
-    // Huge pages are reserved at once; ordinary ones need not all exist.
+    // Huge pages are reserved at once. Not all ordinary pages need to exist.
     let flags = if hugepages { libc::MAP_SHARED } else { libc::MAP_SHARED | libc::MAP_NORESERVE };
     let file = FileOffset::from_arc(Arc::clone(file), offset);
     let region = MmapRegion::build(Some(file), len, libc::PROT_READ | libc::PROT_WRITE, flags)?;
@@ -148,11 +147,11 @@ fn map(file: &Arc<File>, offset: u64, len: u64, hugepages: bool) -> Result<MmapR
     Ok(region)
 }
 
-/// Gives the memory to `vm`, one slot for each region.
+/// Registers the memory with `vm`, one slot for each region.
 ///
 /// # Errors
 ///
-/// When KVM refuses a region, for instance beyond the processor's physical addresses.
+/// Fails if KVM refuses a region, for instance beyond the processor's physical addresses.
 pub fn register(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<(), MemoryError> {
     for (slot, region) in (0..).zip(memory.iter()) {
         let (start, size) = (region.start_addr().0, region.len());
@@ -163,8 +162,8 @@ pub fn register(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<(), MemoryError> 
             memory_size: size,
             userspace_addr: region.as_ptr() as u64,
         };
-        // SAFETY: the mapping is `size` bytes long and lives as long as the machine, which keeps the
-        // memory next to the VM; regions do not overlap, `from_regions` has checked that.
+        // SAFETY: the mapping is `size` bytes long and lives as long as the machine, which keeps the memory
+        // next to the VM. Regions do not overlap, which `from_regions` has checked.
         unsafe { vm.set_user_memory_region(slot) }.map_err(|source| MemoryError::Slot {
             start,
             size,
@@ -174,16 +173,16 @@ pub fn register(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<(), MemoryError> 
     Ok(())
 }
 
-/// What a range of the guest's physical memory is.
+/// The kind of a range of the guest's physical memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RangeKind {
-    /// The guest's to use.
+    /// RAM of the guest.
     Ram,
-    /// There, but not to be used.
+    /// Exists, but must not be used.
     Reserved,
 }
 
-/// The memory map that the guest is told, as (start, length, kind) by rising address.
+/// Returns the memory map for the guest, as (start, length, kind) in order of address.
 pub fn map_for_guest(memory: &GuestMemoryMmap) -> Vec<(u64, u64, RangeKind)> {
     let mut map =
         vec![(0, LOW_RAM_END, RangeKind::Ram), (LOW_RAM_END, HIGH_RAM - LOW_RAM_END, RangeKind::Reserved)];
@@ -197,7 +196,7 @@ pub fn map_for_guest(memory: &GuestMemoryMmap) -> Vec<(u64, u64, RangeKind)> {
     map
 }
 
-/// End of the RAM below the hole.
+/// Returns the end of the RAM below the hole.
 pub fn low_end(memory: &GuestMemoryMmap) -> u64 {
     memory.iter().next().map_or(0, GuestMemoryRegion::len)
 }

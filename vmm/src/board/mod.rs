@@ -1,7 +1,7 @@
-//! What vCPUs and devices are put on, and what the parts of a machine have in common.
+//! The base of vCPUs and devices, shared by all parts of a machine.
 //!
-//! The builder makes all of it first, and the [`Board`] of it; vCPUs, devices and whoever ends or pauses the
-//! machine hold their parts of it. Nothing here knows of a device.
+//! The builder creates all of it first, and combines it in the [`Board`]. vCPUs, devices, and threads that
+//! end or pause the machine hold their parts of it. Nothing here knows a device.
 //!
 //! | module | holds |
 //! |---|---|
@@ -9,9 +9,9 @@
 //! | [`memory`] | guest memory |
 //! | [`bus`] | port and memory-mapped I/O: ranges, and the devices behind them |
 //! | [`irq`] | level-triggered interrupt lines |
-//! | [`exit`] | how the machine comes to its end |
-//! | [`vcpu_error`] | why a vCPU cannot go on |
-//! | [`pause_gate`] | where threads wait while the machine is paused |
+//! | [`exit`] | the machine's end and the exit status |
+//! | [`vcpu_error`] | why a vCPU cannot continue |
+//! | [`pause_gate`] | the gate where threads wait while the machine is paused |
 
 use std::sync::Arc;
 
@@ -27,7 +27,7 @@ pub mod memory;
 pub mod pause_gate;
 pub mod vcpu_error;
 
-/// The address spaces that a vCPU's exits reach.
+/// The address spaces of a vCPU's exits.
 #[derive(Default)]
 pub struct Buses {
     /// Port I/O.
@@ -36,12 +36,12 @@ pub struct Buses {
     pub mmio: Arc<Bus>,
 }
 
-/// What all processors of a machine share.
+/// Shared by all processors of a machine.
 #[derive(Clone)]
 pub struct Board {
-    /// What their exits reach.
+    /// The address spaces of their exits.
     pub buses: Arc<Buses>,
-    /// The end.
+    /// Requests the end of the machine.
     pub exit: Arc<ExitEvent>,
     /// Closed while the machine is paused.
     pub gate: Arc<PauseGate>,

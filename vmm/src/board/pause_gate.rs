@@ -1,9 +1,9 @@
 //! The gate that closes while a machine is paused.
 //!
-//! Every thread that works for the guest is a [`Member`]: vCPUs pass the gate between two exits, devices'
-//! workers between two requests. [`PauseGate::close`] returns when all of them wait at it, so that nothing of
-//! theirs happens to the guest's memory until [`PauseGate::open`]. While the gate is open, passing costs the
-//! read of one flag.
+//! Every thread that works for the guest is a [`Member`]. vCPUs pass the gate between two exits, devices'
+//! workers between two requests. [`PauseGate::close`] returns when all of them wait at it. From then on they
+//! do not touch the guest's memory until [`PauseGate::open`]. While the gate is open, passing costs the read
+//! of one flag.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,20 +12,20 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-/// Between two kicks of a member: one may be lost right before a system call.
+/// Interval of the kicks of a member. A kick may be lost right before a system call.
 const AGAIN: Duration = Duration::from_millis(2);
 
-/// Members that did not come to the gate in time, by name.
+/// Error that names the members that did not come to the gate in time.
 #[derive(Debug, Error)]
 #[error("{} did not stop within {} s", names.join(", "), limit.as_secs_f32())]
 pub struct PauseTimeout {
-    /// The threads.
+    /// The names of the threads.
     pub names: Vec<String>,
-    /// How long they had.
+    /// The time that they had.
     pub limit: Duration,
 }
 
-/// One for each machine. It is open at first.
+/// The gate of a machine. It is open at first.
 #[derive(Default)]
 pub struct PauseGate {
     closed: AtomicBool,
@@ -46,9 +46,9 @@ struct Entry {
 }
 
 impl PauseGate {
-    /// The calling thread works for the guest from now on, until the member is dropped. `kick` makes it come
-    /// to [`Member::pass`] soon, from wherever it sleeps; it is called on other threads, while the member is
-    /// there.
+    /// Makes the calling thread a member: it works for the guest from now on, until the member is dropped.
+    /// `kick` must make it call [`Member::pass`] soon, from any sleep. `kick` is called on other threads,
+    /// while the member exists.
     pub fn join(self: &Arc<PauseGate>, name: &str, kick: impl Fn() + Send + 'static) -> Member {
         let mut members = self.members();
         let id = members.next;
@@ -57,11 +57,11 @@ impl PauseGate {
         Member { gate: self.clone(), id }
     }
 
-    /// Lets nobody pass any more, and waits until all members wait here.
+    /// Closes the gate, and waits until all members wait at it.
     ///
     /// # Errors
     ///
-    /// When one does not come within `limit`; the gate is open again then.
+    /// Fails if a member does not come within `limit`. The gate is open again then.
     pub fn close(&self, limit: Duration) -> Result<(), PauseTimeout> {
         let end = Instant::now() + limit;
         let mut members = self.members();
@@ -83,14 +83,14 @@ impl PauseGate {
         }
     }
 
-    /// Lets everybody pass.
+    /// Opens the gate.
     pub fn open(&self) {
         let _members = self.members();
         self.closed.store(false, Ordering::SeqCst);
         self.changed.notify_all();
     }
 
-    /// Lets members that wait look again whether they have ended.
+    /// Makes waiting members check again whether they must end.
     pub fn wake(&self) {
         let _members = self.members();
         self.changed.notify_all();
@@ -108,8 +108,8 @@ pub struct Member {
 }
 
 impl Member {
-    /// Waits while the gate is closed, unless `ended` says that this thread is to end: whoever makes that
-    /// true calls [`PauseGate::wake`]. Answers whether it waited.
+    /// Waits while the gate is closed, unless `ended` returns true because this thread must end. The thread
+    /// that makes it true calls [`PauseGate::wake`]. Returns whether it waited.
     pub fn pass(&self, ended: impl Fn() -> bool) -> bool {
         if !self.gate.closed.load(Ordering::SeqCst) {
             return false;
@@ -149,7 +149,7 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_secs(60);
 
-    /// Counts as long as the gate lets it, and sleeps only for moments.
+    /// Counts as long as the gate is open, with short sleeps only.
     fn counting(
         gate: &Arc<PauseGate>,
         count: &Arc<AtomicU64>,
@@ -181,7 +181,7 @@ mod tests {
             }
         }
         gate.close(LIMIT).unwrap();
-        // An end is an end, also at a closed gate.
+        // A thread also ends at a closed gate.
         end.store(true, Ordering::SeqCst);
         gate.wake();
         threads.into_iter().for_each(|thread| thread.join().unwrap());

@@ -1,9 +1,9 @@
 //! COM1: a 16550 (vm-superio) between the guest and this process's console.
 //!
-//! Output goes byte by byte to a bounded buffer, the [`Output`], which a thread of its own empties: no vCPU
-//! waits for a reader. While the buffer is full the guest sees a busy transmitter, as long as somebody reads.
-//! Input comes from the [console](crate::console) by [`Uart::feed`], which takes no more than the FIFO holds.
-//! When there is room again in either direction, the console is told by an eventfd.
+//! Each byte of output goes to a bounded buffer, the [`Output`], which a separate thread empties. So no vCPU
+//! waits for a reader. While the buffer is full and its reader makes progress, the guest sees a busy
+//! transmitter. Input comes from the [console](crate::console) through [`Uart::feed`], which takes no more
+//! than the FIFO holds. When there is room again in either direction, an eventfd notifies the console.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -26,40 +26,42 @@ pub use room::Room;
 const THR: u8 = 0;
 /// Interrupt enable register.
 const IER: u8 = 1;
-/// Its "received data available" bit.
+/// IER: "received data available".
 const IER_RECEIVED: u8 = 1;
-/// Its "transmitter holding register empty" bit.
+/// IER: "transmitter holding register empty".
 const IER_THRE: u8 = 2;
 /// Line control register.
 const LCR: u8 = 3;
-/// Its divisor latch access bit: THR and IER are something else meanwhile.
+/// LCR: divisor latch access bit. While it is set, THR and IER have another meaning.
 const LCR_DLAB: u8 = 1 << 7;
-/// Modem control register, which has the loop-back bit.
+/// Modem control register, with the loop-back bit.
 const MCR: u8 = 4;
 /// Line status register.
 const LSR: u8 = 5;
-/// Its bits for an empty holding register and an idle transmitter.
+/// LSR: holding register empty, and transmitter idle.
 const LSR_EMPTY: u8 = 0x60;
 
-/// COM1 as the bus sees it.
+/// COM1 as a device on the bus.
 pub struct Uart {
     serial: Serial<Irq, Arc<Room>, Output>,
-    /// The guest's interrupt enable register. The model's lacks the transmitter's bit while that is busy,
-    /// because the model's transmitter never is: switched on again, the interrupt comes.
+    /// The guest's interrupt enable register. The model's register lacks the transmitter's bit while the
+    /// transmitter is busy, because the model's transmitter never is. Setting the bit again raises the
+    /// interrupt.
     ier: u8,
     busy: bool,
 }
 
 impl Uart {
-    /// A UART that writes to `output`, raises `irqfd`, and tells `room` when it takes input again.
+    /// Creates a UART that writes to `output`, raises `irqfd`, and notifies `room` when it accepts input
+    /// again.
     pub fn new(irqfd: EventFd, room: Arc<Room>, output: Output) -> Uart {
         Uart { serial: Serial::with_events(Irq(irqfd), room, output), ier: 0, busy: false }
     }
 
-    /// Gives the guest as much of `input` as it can take now, and returns how many bytes that were.
+    /// Passes as much of `input` to the guest as it can take now. Returns the number of bytes.
     ///
-    /// When something is left, [`Room::event`] is written as soon as it is worth trying again. A guest that
-    /// has not opened the port (its receive interrupt is off) gets nothing: its driver would throw it away.
+    /// If bytes are left, [`Room::event`] is written when a new attempt makes sense. A guest that has not
+    /// opened the port (its receive interrupt is off) gets nothing, because its driver would drop it.
     pub fn feed(&mut self, input: &[u8]) -> usize {
         let open = self.serial.state().interrupt_enable & IER_RECEIVED != 0;
         let taken = if open { self.serial.enqueue_raw_bytes(input).unwrap_or(0) } else { 0 };
@@ -68,7 +70,7 @@ impl Uart {
     }
 
     /// Lets the guest write again if there is room now, or if nobody reads. Otherwise returns when to call
-    /// this again, if [`Room::event`] is not written before.
+    /// this again, unless [`Room::event`] is written before.
     pub fn serve_output(&mut self) -> Option<Instant> {
         let busy_until = self.busy.then(|| self.serial.writer().busy_until()).flatten();
         if self.busy && busy_until.is_none() {
@@ -87,7 +89,7 @@ impl Uart {
     }
 
     fn write_register(&mut self, register: u8, value: u8) {
-        // Neither the interrupt line nor the output has an error to tell.
+        // Neither the interrupt line nor the output can fail.
         let _ = self.serial.write(register, value);
     }
 
@@ -98,7 +100,7 @@ impl Uart {
 
 impl BusDevice for Uart {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
-        // Several bytes are a string instruction's, each a read of the same register.
+        // Several bytes belong to a string instruction. Each is a read of the same register.
         let register = register(offset);
         data.fill_with(|| {
             if register == LSR {
@@ -132,7 +134,7 @@ impl BusDevice for Uart {
     }
 }
 
-/// The bus keeps offsets within the UART's eight ports.
+/// Returns the register. The bus keeps offsets within the UART's eight ports.
 fn register(offset: u64) -> u8 {
     (offset & 7) as u8
 }
@@ -144,7 +146,7 @@ impl Trigger for Irq {
     type E = Infallible;
 
     fn trigger(&self) -> Result<(), Infallible> {
-        // Fails only when the counter is full, and then the interrupt is pending already.
+        // Fails only if the counter is full, and then the interrupt is pending already.
         let _ = self.0.write(1);
         Ok(())
     }

@@ -1,10 +1,10 @@
-//! Where the guest's output goes: a bounded buffer that vCPUs fill, and a thread that empties it.
+//! The guest's output: a bounded buffer that vCPUs fill, and a thread that empties it.
 //!
-//! The thread is the only one that ever waits for a reader: a terminal that is held, a pipe whose other end
-//! sleeps, a slow disk. The main thread could wait with `poll` for most of these, but not for a file's disk,
-//! nor for a pipe or terminal that somebody else fills between `poll` and `write`; and what it inherited is
-//! not its own to make non-blocking. A reader that never comes costs this thread alone, which the process's
-//! end does not wait for.
+//! Only that thread ever waits for a reader: a stopped terminal, a pipe whose other end sleeps, a slow disk.
+//! The main thread could wait with `poll` for most of these. It could not for a file's disk, or for a pipe or
+//! terminal that another process fills between `poll` and `write`. It also must not make inherited
+//! descriptors non-blocking. A reader that never comes blocks only this thread, and the end of the process
+//! does not wait for it.
 
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
@@ -22,41 +22,41 @@ use rustix::io::Errno;
 use crate::sandbox::{self, lists::SERIAL};
 use crate::serial::room::Room;
 
-/// From here on the transmitter is busy.
+/// From this length on, the transmitter is busy.
 pub(super) const LIMIT: usize = 32 << 10;
-/// What a driver writes all the same has this much more room: a burst of the size of its FIFO, and what
-/// Linux's console prints after 10 ms of waiting for each byte.
+/// More room for drivers that write anyway: a burst of the size of the FIFO, and the output of Linux's
+/// console after 10 ms of waiting for each byte.
 pub(super) const RESERVE: usize = 4 << 10;
 /// The transmitter's interrupt comes when no more than this is left.
 const LOW: usize = LIMIT / 2;
-/// Bytes in one write: little enough that a line of 9600 baud is seen to move within [`STALL`].
+/// Bytes in one write. Small enough that a line of 9600 baud makes progress within [`STALL`].
 pub(super) const CHUNK: usize = 512;
-/// After that long without taking a byte, a reader is away: the guest goes on without it.
+/// A reader that takes no byte for that long counts as absent. The guest continues without it.
 pub(super) const STALL: Duration = Duration::from_secs(1);
-/// The longest that the machine's end waits for a reader that moves.
+/// The longest time that the machine's end waits for a reader that makes progress.
 const FINISH: Duration = Duration::from_secs(5);
 
-/// The guest's output on its way out. Clones are the same.
+/// The guest's output. Clones share the buffer.
 #[derive(Clone)]
 pub struct Output(Arc<Inlet>);
 
-/// The vCPUs' end of the buffer; the thread ends when it is dropped.
+/// The vCPUs' end of the buffer. Dropping it ends the thread.
 struct Inlet(Arc<Shared>);
 
 struct Shared {
     state: Mutex<State>,
-    /// The buffer has something, or nobody writes to it any more.
+    /// The buffer is not empty, or no longer written.
     filled: Condvar,
-    /// Some of the buffer is out.
+    /// A part of the buffer was written out.
     taken: Condvar,
     room: Arc<Room>,
 }
 
 struct State {
     buffer: VecDeque<u8>,
-    /// When the reader last took something, or had taken all there was.
+    /// When the reader last took bytes, or the buffer became non-empty.
     progress: Instant,
-    /// The UART shows a busy transmitter.
+    /// Whether the UART shows a busy transmitter.
     busy: bool,
     started: bool,
     lost: u64,
@@ -65,11 +65,12 @@ struct State {
 }
 
 impl Output {
-    /// Output to `file`; `room` is told when the transmitter has become busy, and when it is free again.
+    /// Creates output to `file`. `room` is notified when the transmitter has become busy, and when it is free
+    /// again.
     ///
     /// # Errors
     ///
-    /// When there can be no more threads.
+    /// Fails if no thread can be created.
     pub fn new(file: impl Into<OwnedFd>, room: Arc<Room>) -> io::Result<Output> {
         let state = State {
             buffer: VecDeque::with_capacity(LIMIT + RESERVE),
@@ -88,26 +89,27 @@ impl Output {
         Ok(Output(Arc::new(Inlet(shared))))
     }
 
-    /// Output to this process's standard output.
+    /// Creates output to this process's standard output.
     ///
     /// # Errors
     ///
-    /// When standard output is closed.
+    /// Fails if standard output is closed.
     pub fn stdout(room: Arc<Room>) -> io::Result<Output> {
         Output::new(io::stdout().as_fd().try_clone_to_owned()?, room)
     }
 
-    /// Output to the file at `path`, which is created or emptied; it may also be a FIFO or a terminal.
+    /// Creates output to the file at `path`, which is created or emptied. It may also be a FIFO or a
+    /// terminal.
     ///
     /// # Errors
     ///
-    /// When it cannot be opened for writing.
+    /// Fails if the file cannot be opened for writing.
     pub fn file(path: &Path, room: Arc<Room>) -> io::Result<Output> {
         Output::new(open(path)?, room)
     }
 
-    /// Whether one more byte makes the transmitter busy. [`Room::event`] is written when it is worth asking
-    /// again by [`Output::busy_until`].
+    /// Returns whether one more byte makes the transmitter busy. [`Room::event`] is written when
+    /// [`Output::busy_until`] should be called again.
     pub fn fills(&self) -> bool {
         let mut state = self.shared().state();
         let fills = state.buffer.len() + 1 >= LIMIT && !state.is_stalled();
@@ -118,15 +120,15 @@ impl Output {
         fills
     }
 
-    /// When to ask again, if nobody takes anything until then; `None` when the transmitter is free: there is
-    /// room, or nobody has read for a second.
+    /// Returns when to ask again if no byte is taken before. Returns `None` if the transmitter is free: there
+    /// is room, or nobody has read for a second.
     pub fn busy_until(&self) -> Option<Instant> {
         let mut state = self.shared().state();
         state.busy = state.buffer.len() >= LIMIT && !state.is_stalled();
         state.busy.then(|| state.progress + STALL)
     }
 
-    /// Waits until all is out, as long as somebody reads, and tells what was lost.
+    /// Waits until the buffer is empty, as long as its reader makes progress. Logs the number of lost bytes.
     pub fn finish(&self) {
         let end = Instant::now() + FINISH;
         let mut state = self.shared().state();
@@ -144,7 +146,7 @@ impl Output {
         }
     }
 
-    /// Whether the guest has written anything.
+    /// Returns whether the guest has written anything.
     pub fn has_started(&self) -> bool {
         self.shared().state().started
     }
@@ -159,17 +161,17 @@ impl Output {
     }
 }
 
-/// Opens what output shall go to, without waiting for a FIFO's reader or a modem's carrier.
+/// Opens the file of the output, without waiting for a FIFO's reader or a modem's carrier.
 fn open(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
-    // Open for reading too, a FIFO needs no reader yet, and its readers may come and go.
+    // Opened for reading, too: then a FIFO needs no reader yet, and its readers may change.
     let fifo = fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_fifo());
     options.read(fifo).write(true).create(true).truncate(true);
     options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)
 }
 
 impl Write for Output {
-    /// Never waits and never fails: what has no room is lost and counted.
+    /// Never waits and never fails. Bytes without room are lost and counted.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut state = self.shared().state();
         let before = state.lost;
@@ -183,8 +185,7 @@ impl Write for Output {
         if first {
             warn!(
                 event = "serial_output_unread";
-                "nobody reads the serial port's output, or not fast enough: bytes are lost until somebody \
-                 does"
+                "the serial port's output is not read, or too slowly: bytes are lost until it is"
             );
         }
         Ok(bytes.len())
@@ -231,7 +232,7 @@ impl Shared {
         while self.next(&mut chunk) {
             let result = write(file, &chunk);
             let mut state = self.state();
-            // What an error loses is no reason to lose what follows: a disk may have room again.
+            // After an error, later bytes are still written: a disk may have space again.
             let done = *result.as_ref().unwrap_or(&chunk.len());
             state.buffer.drain(..done);
             state.progress = Instant::now();
@@ -252,7 +253,7 @@ impl Shared {
         }
     }
 
-    /// Waits for output, and copies its beginning to `chunk`; `false` when there will be none.
+    /// Waits for output, and copies its start to `chunk`. Returns `false` if there will be none.
     fn next(&self, chunk: &mut Vec<u8>) -> bool {
         let idle = |state: &mut State| state.buffer.is_empty() && !state.closed;
         let state = self.filled.wait_while(self.state(), idle).unwrap_or_else(PoisonError::into_inner);
@@ -262,14 +263,14 @@ impl Shared {
     }
 }
 
-/// Waits for the reader as long as it takes.
+/// Writes, and waits for the reader as long as it takes.
 fn write(file: &OwnedFd, bytes: &[u8]) -> io::Result<usize> {
     loop {
         match rustix::io::write(file, bytes) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(written) => return Ok(written),
             Err(Errno::INTR) => {}
-            // Opened so, or whoever shares this terminal or pipe made it non-blocking.
+            // It was opened non-blocking, or another process made this terminal or pipe so.
             Err(Errno::AGAIN) => {
                 let _ = poll(&mut [PollFd::new(file, PollFlags::OUT)], None);
             }

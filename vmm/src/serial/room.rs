@@ -1,4 +1,4 @@
-//! How the UART and its output tell the console that there is room again, in either direction.
+//! Notifications from the UART and its output to the console, in either direction.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,32 +6,32 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use vm_superio::serial::SerialEvents;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-/// Tells the console that it is worth looking at the UART: the guest takes input again, or its transmitter
-/// has become busy or free.
+/// Notifies the console that it should serve the UART: the guest takes input again, or its transmitter has
+/// become busy or free.
 pub struct Room {
     event: EventFd,
-    /// Input waits.
+    /// Whether input waits.
     pub(super) wanted: AtomicBool,
 }
 
 impl Room {
-    /// Nothing is wanted yet.
+    /// Creates it. No notification is wanted yet.
     ///
     /// # Errors
     ///
-    /// When the process may open no more files.
+    /// Fails if the process may open no more files.
     pub fn new() -> io::Result<Room> {
         Ok(Room { event: EventFd::new(EFD_NONBLOCK)?, wanted: AtomicBool::new(false) })
     }
 
-    /// Readable when [`Uart::feed`](super::Uart::feed) and [`Uart::serve_output`](super::Uart::serve_output)
-    /// may be called again.
+    /// Returns the eventfd that is readable when [`Uart::feed`](super::Uart::feed) and
+    /// [`Uart::serve_output`](super::Uart::serve_output) should be called again.
     pub fn event(&self) -> &EventFd {
         &self.event
     }
 
     pub(super) fn tell(&self) {
-        // Fails only when the counter is full, and then it is readable already.
+        // Fails only if the counter is full, and then it is readable already.
         let _ = self.event.write(1);
     }
 }

@@ -90,14 +90,14 @@ fn loop_back_mode_delays_input() {
     assert_eq!(rig.uart.feed(b"x"), 1);
 }
 
-/// The line status register's bits of the transmitter.
+/// Returns the transmitter's bits of the line status register.
 fn transmitter(uart: &mut Uart) -> u8 {
     let mut status = [0];
     uart.read(5, &mut status);
     status[0] & LSR_EMPTY
 }
 
-/// What the guest finds in IIR about interrupts; reading acknowledges it.
+/// Reads the guest's interrupt reason in IIR, which acknowledges it.
 fn interrupt(uart: &mut Uart) -> u8 {
     let mut identification = [0];
     uart.read(2, &mut identification);
@@ -107,11 +107,10 @@ fn interrupt(uart: &mut Uart) -> u8 {
 const NONE: u8 = 1;
 const THRE: u8 = 2;
 
-/// Writes a pattern, as a driver that looks at the status does, until pipe and buffer are full; returns what
-/// it wrote.
+/// Writes a pattern, like a driver that checks the status, until pipe and buffer are full. Returns the bytes.
 fn fill(rig: &mut Rig) -> Vec<u8> {
     let mut written = Vec::new();
-    // A page of a pipe takes no part of a write.
+    // A pipe's page takes either a whole write or nothing.
     while ioctl_fionread(&rig.reader).unwrap() + (output::CHUNK as u64) <= PIPE as u64 {
         while transmitter(&mut rig.uart) == LSR_EMPTY {
             let byte = (written.len() % 251) as u8;
@@ -122,7 +121,7 @@ fn fill(rig: &mut Rig) -> Vec<u8> {
     written
 }
 
-/// Waits for the word that the UART wants to be looked at, and does what the console does.
+/// Waits for the UART's notification, and acts like the console.
 fn wait_for_room(rig: &mut Rig) {
     let fd = rig.room.event();
     let mut fds =
@@ -141,12 +140,12 @@ fn a_full_pipe_is_a_busy_transmitter_until_somebody_reads() {
     rig.uart.write(1, &[IER_RECEIVED | IER_THRE]);
     assert_eq!(interrupt(&mut rig.uart), THRE);
     let written = fill(&mut rig);
-    // It may have been acknowledged never, as by a driver that is printing; then it is what was there before.
+    // The first interrupt may still be unacknowledged, as with a driver that is printing.
     interrupt(&mut rig.uart);
     while rig.irq.read().is_ok() {}
     assert!(rig.uart.serve_output().is_some(), "who waits is told until when");
     assert_eq!((interrupt(&mut rig.uart), transmitter(&mut rig.uart)), (NONE, 0));
-    // Its bit is the guest's own all the same, and input goes on.
+    // The guest still reads back its own bit, and input continues.
     let mut ier = [0];
     rig.uart.read(1, &mut ier);
     assert_eq!(ier, [IER_RECEIVED | IER_THRE]);
@@ -154,7 +153,7 @@ fn a_full_pipe_is_a_busy_transmitter_until_somebody_reads() {
     assert!(rig.irq.read().is_ok());
     assert_eq!(guest_reads(&mut rig.uart), b"x");
     interrupt(&mut rig.uart);
-    // A divisor in the way of IER is none.
+    // A divisor instead of IER has no effect.
     rig.uart.write(3, &[LCR_DLAB]);
     rig.uart.write(1, &[7]);
 
@@ -176,7 +175,7 @@ fn a_full_pipe_is_a_busy_transmitter_until_somebody_reads() {
     assert_eq!(rig.uart.serial.writer().lost(), 0);
 }
 
-/// What may be left in pipe and buffer when the interrupt comes.
+/// The most that may be left in pipe and buffer when the interrupt comes.
 const LOW_ENOUGH: usize = output::LIMIT / 4;
 
 #[test]
@@ -194,14 +193,14 @@ fn after_a_second_without_a_reader_bytes_are_lost_and_counted() {
     assert_eq!(rig.uart.serial.writer().lost(), 0);
     rig.uart.write(0, &[b'x'; 1000]);
     assert_eq!((transmitter(&mut rig.uart), rig.uart.serial.writer().lost()), (LSR_EMPTY, 1000));
-    // Somebody reads again: what is left is little more than the pipe holds.
+    // The reader is back. The rest is little more than the pipe holds.
     let mut seen = vec![0; output::LIMIT];
     rig.reader.read_exact(&mut seen).unwrap();
     rig.uart.write(0, b"y");
     assert_eq!(rig.uart.serial.writer().lost(), 1000);
 }
 
-/// A driver that never looks at the status fills the reserve, and no more.
+/// A driver that never checks the status fills the reserve, and no more.
 #[test]
 fn a_driver_that_does_not_look_is_bounded() {
     let mut rig = rig();
@@ -243,8 +242,7 @@ fn output_without_a_reader_does_not_stop_the_guest() {
     assert_eq!((transmitter(&mut uart), output.lost()), (LSR_EMPTY, 3000));
 }
 
-/// A FIFO's reader may come when there is something to read, and go; a terminal does not become this
-/// process's own.
+/// A FIFO's reader may come and go at any time. A terminal does not become this process's controlling one.
 #[test]
 fn a_fifo_needs_no_reader_to_be_opened() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,9 +1,8 @@
 //! A virtual processor: one thread that runs the guest and serves its port and memory-mapped I/O.
 //!
-//! Life cycle: the builder makes a [`Vcpu`], the machine turns it into a thread with [`Vcpu::start`]. A
-//! signal brings that thread out of the guest to look at what is wanted of it: [`VcpuThread::kick`] to end,
-//! the [`PauseGate`](crate::board::pause_gate::PauseGate) to wait, [`VcpuThread::look`] to find out whether
-//! it gets on.
+//! Life cycle: the builder creates a [`Vcpu`], and the machine turns it into a thread with [`Vcpu::start`]. A
+//! signal brings that thread out of the guest: [`VcpuThread::kick`] to end, the
+//! [`PauseGate`](crate::board::pause_gate::PauseGate) to wait, [`VcpuThread::look`] to check its progress.
 #![expect(unsafe_code, reason = "the signal handler that kicks a vCPU, and fields of kvm_run's union")]
 
 use std::cell::Cell;
@@ -33,21 +32,21 @@ thread_local! {
     static IMMEDIATE_EXIT: Cell<*mut u8> = const { Cell::new(ptr::null_mut()) };
 }
 
-/// Keeps the vCPU from entering the guest again, also when the signal comes just before `KVM_RUN`.
+/// Keeps the vCPU from entering the guest again, even if the signal comes just before `KVM_RUN`.
 extern "C" fn on_kick(_: c_int, _: *mut siginfo_t, _: *mut c_void) {
     let flag = IMMEDIATE_EXIT.get();
     if !flag.is_null() {
-        // SAFETY: set by this same thread to a byte of its vCPU's mapped kvm_run, and cleared before the
-        // vCPU is dropped; volatile because KVM reads it.
+        // SAFETY: set by this thread to a byte of its vCPU's mapped kvm_run, and cleared before the vCPU is
+        // dropped. Volatile because KVM reads it.
         unsafe { flag.write_volatile(1) };
     }
 }
 
-/// Makes the kick signal harmless to every thread; before the first vCPU starts.
+/// Makes the kick signal harmless for every thread. Called before the first vCPU starts.
 ///
 /// # Errors
 ///
-/// From the system.
+/// An error of the system.
 pub fn register_kick_signal() -> io::Result<()> {
     register_signal_handler(SIGRTMIN(), on_kick).map_err(Into::into)
 }
@@ -57,22 +56,22 @@ pub struct Vcpu {
     id: u8,
     fd: VcpuFd,
     board: Board,
-    /// Somebody wants to know whether it gets on.
+    /// Whether a check of its progress was requested.
     look: Arc<AtomicBool>,
     stall: StallDetector,
 }
 
 impl Vcpu {
-    /// Processor `id`, whose state is set.
+    /// Creates processor `id`, whose state is set.
     pub fn new(id: u8, fd: VcpuFd, board: Board) -> Vcpu {
         Vcpu { id, fd, board, look: Arc::default(), stall: StallDetector::default() }
     }
 
-    /// Starts the thread that runs the guest until the machine's end is asked for.
+    /// Starts the thread that runs the guest until the machine's end is requested.
     ///
     /// # Errors
     ///
-    /// When there can be no more threads.
+    /// Fails if no thread can be created.
     pub fn start(self) -> io::Result<VcpuThread> {
         let name = format!("vcpu{}", self.id);
         let look = self.look.clone();
@@ -100,24 +99,24 @@ impl Vcpu {
         // SAFETY: has no preconditions.
         let thread = unsafe { libc::pthread_self() };
         self.board.gate.join(&format!("vcpu{}", self.id), move || {
-            // SAFETY: a member is there only while its thread, this one, runs, and the signal has a handler.
+            // SAFETY: a member exists only while its thread, this one, runs, and the signal has a handler.
             unsafe { libc::pthread_kill(thread, SIGRTMIN()) };
         })
     }
 
-    /// Tells the guest's watchdogs that it was not running (`KVM_KVMCLOCK_CTRL`), so that they take the time
-    /// for no lock-up. Its clocks go on during a pause, as for a process that was stopped: connections and
-    /// timers see the time that everybody else sees.
+    /// Tells the guest's watchdogs that it was not running (`KVM_KVMCLOCK_CTRL`), so that they report no
+    /// lock-up. Its clocks continue during a pause, as for a process that was stopped: connections and timers
+    /// see the real time.
     fn tell_of_pause(&self) {
         if let Err(error) = self.fd.kvmclock_ctrl() {
             debug!(
-                "vcpu{}: the guest does not use KVM's clock, and is not told of the pause: {error}",
+                "vcpu{}: the guest does not use KVM's clock and cannot be told about the pause: {error}",
                 self.id
             );
         }
     }
 
-    /// Runs the guest up to its next exit and serves that.
+    /// Runs the guest up to its next exit, and handles that.
     fn step(&mut self) -> Option<ExitReason> {
         let exit = match self.fd.run() {
             Ok(exit) => exit,
@@ -166,16 +165,15 @@ impl Vcpu {
         ExitReason::Vcpu(VcpuError::HostLimit { id: self.id, exit, rip: self.rip() })
     }
 
-    /// Says that the guest does not get on; the user decides what comes of it, as a guest may loop as it
-    /// likes.
+    /// Warns that the guest makes no progress. The user decides what to do, because a guest may loop.
     fn look_for_stall(&mut self) {
         let Ok(registers) = self.fd.get_regs() else { return };
         if let Some(stood) = self.stall.look(registers, stall::used()) {
             warn!(
                 event = "guest_stuck";
-                "vCPU {} works at rip {:#x} for {} s and does not get on, before the guest's first output: \
-                 the guest loops there, or this KVM cannot run it, which is exit status 4 when KVM says so \
-                 itself. {}",
+                "vCPU {} has been at rip {:#x} for {} s of CPU time without progress, before the guest's \
+                 first output: the guest loops there, or this KVM cannot run it (exit status 4 if KVM \
+                 reports it). {}",
                 self.id,
                 registers.rip,
                 stood.as_secs(),
@@ -189,7 +187,7 @@ impl Vcpu {
     }
 }
 
-/// `KVM_EXIT_SYSTEM_EVENT`'s types (Linux, virt/kvm/api.rst).
+/// Handles the types of `KVM_EXIT_SYSTEM_EVENT` (Linux, virt/kvm/api.rst).
 fn system_event(kind: u32) -> ExitReason {
     match kind {
         kvm_bindings::KVM_SYSTEM_EVENT_SHUTDOWN => ExitReason::PowerOff,
@@ -205,23 +203,22 @@ pub struct VcpuThread {
 }
 
 impl VcpuThread {
-    /// Brings the thread out of the guest, or out of a system call in a device, to look at the exit event.
+    /// Brings the thread out of the guest, or out of a system call in a device, to check the exit event.
     pub fn kick(&self) {
-        // Fails only when the thread has ended.
+        // Fails only if the thread has ended.
         let _ = self.handle.kill(SIGRTMIN());
     }
 
-    /// Makes the thread look whether the guest gets on, and say so once when it does not.
+    /// Makes the thread check whether the guest makes progress, and warn once if it does not.
     pub fn look(&self) {
         self.look.store(true, Ordering::Relaxed);
         self.kick();
     }
 
-    /// Waits for the ends of all `threads`, which the exit event asked for; the numbers of those that have
-    /// not ended within `limit`, which is for all together.
+    /// Waits for the ends of all `threads`, which the exit event has requested. Returns the numbers of those
+    /// that have not ended within `limit`, which applies to all together.
     ///
-    /// Kicks again and again: a signal that comes between a device's look at the exit event and its
-    /// system call is lost.
+    /// Kicks repeatedly: a signal between a device's check of the exit event and its system call is lost.
     pub fn stop(threads: &[VcpuThread], limit: Duration) -> Vec<usize> {
         const INTERVAL: Duration = Duration::from_millis(2);
         let end = Instant::now() + limit;
@@ -243,7 +240,7 @@ mod tests {
 
     use super::*;
 
-    /// Those behind one slow device, together with one that ends.
+    /// Many threads behind one slow device, together with one that ends.
     #[test]
     fn many_that_do_not_stop_take_no_longer_than_one() {
         const COUNT: usize = 100;

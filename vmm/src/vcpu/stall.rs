@@ -1,11 +1,12 @@
-//! Notices that a processor works and does not get on.
+//! Detects that a processor works without progress.
 //!
-//! A KVM that emulates may meet an instruction that it neither carries out nor reports: `KVM_RUN` then burns
-//! processor time for ever. Before the guest's first output nobody can tell that from a guest that is slow,
-//! so the main thread brings the boot processor out of the guest once a second, and its thread looks at the
-//! registers. All of them: an emulated `rep movs` stays at one instruction for a minute and counts down in
-//! RCX. Only the time counts that this thread has had the host's processor, so that nobody takes a busy host
-//! for a guest that stands still. One that is halted or paused uses some as well, at each look and each tick;
+//! A KVM that emulates may meet an instruction that it neither carries out nor reports. Then `KVM_RUN` uses
+//! CPU time forever. Before the guest's first output, this cannot be distinguished from a slow guest by its
+//! output. So the main thread brings the boot processor out of the guest once a second, and its thread
+//! compares the registers. It compares all registers: an emulated `rep movs` stays at one instruction for a
+//! minute and counts down in RCX. Only the CPU time of this thread counts, so that a busy host is not
+//! mistaken for a stalled guest. A guest that is halted or paused uses some CPU time, too, at each check and
+//! each tick. But its thread waits in between, and the thread of a working guest never does.
 //! but its thread waits in between, and one that works never does.
 
 use std::mem::MaybeUninit;
@@ -14,19 +15,19 @@ use std::time::Duration;
 use kvm_bindings::kvm_regs;
 use rustix::time::{ClockId, clock_gettime};
 
-/// How long the registers may stay what they are, in this thread's processor time.
+/// How long the registers may stay the same, in CPU time of this thread.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// What a thread has had of the host's processor.
+/// A thread's use of the host's processor.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Usage {
-    /// In the guest and in the kernel too.
+    /// CPU time in the guest and in the kernel.
     time: Duration,
-    /// How often it has given the processor back to wait for something (`voluntary_ctxt_switches` in /proc).
+    /// Number of waits, in which it gave up the processor (`voluntary_ctxt_switches` in /proc).
     waits: i64,
 }
 
-/// What one processor's thread has seen of its registers.
+/// The observed registers of one processor.
 #[derive(Default)]
 pub(super) struct StallDetector {
     since: Option<(kvm_regs, Usage)>,
@@ -34,13 +35,13 @@ pub(super) struct StallDetector {
 }
 
 impl StallDetector {
-    /// The guest did something that reached this process.
+    /// Records that the guest caused an exit to this process.
     pub(super) fn moved(&mut self) {
         self.since = None;
     }
 
-    /// Takes the registers, and what this thread has used up to now; answers once, with the processor time
-    /// for which it has stood still, when that is too long.
+    /// Compares the registers, and the thread's usage. Returns once, with the CPU time without progress, if
+    /// that is too long.
     pub(super) fn look(&mut self, registers: kvm_regs, used: Usage) -> Option<Duration> {
         match self.since {
             Some((before, since)) if before == registers && since.waits == used.waits => {
@@ -55,12 +56,12 @@ impl StallDetector {
     }
 }
 
-/// What the calling thread has used.
+/// Returns the usage of the calling thread.
 pub(super) fn used() -> Usage {
     let time = Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default();
     // SAFETY: an all-zero rusage is a valid one.
     let mut usage: libc::rusage = unsafe { MaybeUninit::zeroed().assume_init() };
-    // SAFETY: fills the struct. Fails for no known scope.
+    // SAFETY: fills the struct. Fails only for an unknown scope.
     unsafe { libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage) };
     Usage { time, waits: usage.ru_nvcsw }
 }
@@ -87,7 +88,7 @@ mod tests {
         assert_eq!(told, [5]);
     }
 
-    /// However little the host lets it run.
+    /// The stall is reported even if the host rarely runs it.
     #[test]
     fn a_standstill_on_a_busy_host_is_told_later() {
         let mut detector = StallDetector::default();
@@ -106,14 +107,14 @@ mod tests {
         let mut detector = StallDetector::default();
         for second in 0..60 {
             assert!(detector.look(at(7, 1), working(SECOND * second)).is_none());
-            // An exit, after which it is where it was.
+            // An exit, after which it continues at the same place.
             if second % 4 == 3 {
                 detector.moved();
             }
         }
     }
 
-    /// As one that is halted or paused, for hours.
+    /// Like a guest that is halted or paused, for hours.
     #[test]
     fn a_guest_that_waits_is_none() {
         let mut detector = StallDetector::default();

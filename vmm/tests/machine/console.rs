@@ -89,7 +89,7 @@ fn a_terminal_has_an_escape_key() {
     terminal.user.write_all(b"\x01x").unwrap();
     let end = machine.wait();
     assert_eq!(end.status.code(), Some(0), "{}", end.log);
-    assert!(end.log.contains("left by Ctrl-A x"), "{}", end.log);
+    assert!(end.log.contains("ended by Ctrl-A x"), "{}", end.log);
     terminal.assert_restored();
 }
 

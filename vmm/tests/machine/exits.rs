@@ -132,7 +132,7 @@ fn a_host_that_cannot_run_the_guest_is_named() {
     let end = Machine::new(&Code::new().raw(&[0xcc]).halt().bzimage()).run();
     ends(&end, 4, "KVM_EXIT_INTERNAL_ERROR");
     ends(&end, 4, "at rip 0x200200");
-    ends(&end, 4, "The limit is the host's KVM");
+    ends(&end, 4, "The host's KVM is the limit");
 }
 
 /// A guest that works at one instruction is told of, before its first output. One that sleeps is not, nor one
@@ -142,7 +142,7 @@ fn a_guest_that_does_not_get_on_is_noticed() {
     if !kvm("a_guest_that_does_not_get_on_is_noticed") {
         return;
     }
-    const WORD: &str = "does not get on, before the guest's first output";
+    const WORD: &str = "without progress, before the guest's first output";
     const PATIENCE: Duration = Duration::from_secs(300);
     let start = |code: Code| Machine::new(&code.bzimage()).spawn();
     // jmp to itself

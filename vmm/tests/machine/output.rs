@@ -15,7 +15,7 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use crate::guest::{Code, Machine, Running, kvm};
 
 /// Says so when the guest writes on, which takes a second without a reader.
-const LOST: &str = "bytes are lost until somebody does";
+const LOST: &str = "bytes are lost until it is";
 
 /// Bytes in a small pipe, which is soon full.
 pub(crate) const PIPE: usize = 4096;
