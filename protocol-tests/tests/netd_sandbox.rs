@@ -1,5 +1,5 @@
-//! volt-netd's threads may do what the published table says, and nothing else: the filters in force are read
-//! back, and calls that are in no table are made from inside running threads.
+//! volt-netd's threads may make only the system calls of the published table. The filters in force are read
+//! back, and forbidden calls are made from inside running threads.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -21,9 +21,9 @@ use protocol_tests::wire::{feature, request};
 use rustix::net::sockopt::set_socket_linger;
 use rustix::process::Pid;
 
-/// The user of that name.
+/// The user ID of `nobody`.
 const NOBODY: u32 = 65_534;
-/// The threads of a process that serves, below a supervisor. One that has none serves metrics too.
+/// The threads of a serving process under a supervisor. Without a supervisor it also serves metrics.
 const SERVING: [&str; 5] = ["log", "pair0", "pair1", "volt-netd", "vring4"];
 
 /// A daemon that serves two pairs and a control queue.
@@ -35,7 +35,7 @@ struct Confined {
 }
 
 impl Confined {
-    /// `None` where threads cannot be traced.
+    /// Returns `None` where threads cannot be traced.
     fn new(test: &str, arguments: &[&str]) -> Option<Confined> {
         if !rustix::process::geteuid().is_root() {
             eprintln!("SKIP {test}: reading filters takes root");
@@ -50,8 +50,8 @@ impl Confined {
         Some(confined)
     }
 
-    /// Finds the threads, as soon as all are there and confined: a thread is known by the name that it gives
-    /// itself, and then enters its list.
+    /// Finds the threads once all exist and are confined: a thread names itself, and then installs its
+    /// filter.
     fn look(&mut self) {
         self.session.frontend.sync().expect("served");
         let daemon = self.rig.daemon.pid();
@@ -78,14 +78,14 @@ impl Confined {
         assert!(found.is_some(), "{names:?}");
     }
 
-    /// The threads that share a guest's memory.
+    /// Returns the threads that share a guest's memory.
     fn serving(&self) -> impl Iterator<Item = &Thread> {
         let serves =
             |thread: &&Thread| !thread.roles.contains(&"opener") && Some(thread.process) != self.supervisor;
         self.threads.iter().filter(serves)
     }
 
-    /// Names of the threads that share a guest's memory, but for the one that serves metrics.
+    /// Returns the names of the threads that share a guest's memory, except for the metrics thread.
     fn serving_names(&self) -> Vec<&str> {
         let names = self.serving().map(|thread| thread.name.as_str());
         let names: BTreeSet<_> = names.filter(|name| *name != "metrics").collect();
@@ -93,7 +93,7 @@ impl Confined {
     }
 }
 
-/// The roles of a thread of a process that is its own supervisor, or has one.
+/// Returns the roles of a thread, in a process that is its own supervisor or has one.
 fn roles(name: &str, is_supervisor: bool) -> Vec<&'static str> {
     match role("volt-netd", name) {
         "main" if is_supervisor => vec!["supervisor"],
@@ -103,8 +103,8 @@ fn roles(name: &str, is_supervisor: bool) -> Vec<&'static str> {
     }
 }
 
-/// Each thread of each process has no capability that its role does not keep and can gain none, and its
-/// filters decide on every call of each ABI as the table says.
+/// Each thread of each process has only the capabilities of its role and can gain none, and its filters
+/// decide on every call of each ABI as the table says.
 #[test]
 fn filters_are_as_published() {
     let table = Table::of(&program("volt-netd"));
@@ -119,7 +119,7 @@ fn filters_are_as_published() {
             seen.insert(thread.roles[0]);
             thread.assert_without_privilege();
             let mut roles: Vec<_> = thread.roles.iter().map(|role| (*role, thread.process)).collect();
-            // A later worker has what its supervisor has at most.
+            // A later worker has at most the permissions of its supervisor.
             let supervisor = confined.supervisor.filter(|_| restarts > 0 && thread.roles != ["opener"]);
             roles.extend(supervisor.filter(|id| *id != thread.process).map(|id| ("supervisor", id)));
             assert_as_published(&table, thread, &roles);
@@ -130,8 +130,8 @@ fn filters_are_as_published() {
     }
 }
 
-/// So are those of the thread that finds out what a front-end's descriptor is. This one waits in close(): the
-/// last descriptor of a TCP connection whose peer takes nothing more.
+/// The filters of the thread that classifies a front-end's descriptor match the table too. This one waits in
+/// close(): it has the last descriptor of a TCP connection whose peer reads no more.
 #[test]
 fn filters_of_the_thread_for_descriptors_are_as_published() {
     let test = "filters_of_the_thread_for_descriptors_are_as_published";
@@ -144,7 +144,7 @@ fn filters_of_the_thread_for_descriptors_are_as_published() {
     held.set_nonblocking(true).expect("set");
     while (&held).write(&[0; 1 << 16]).is_ok() {}
     let daemon = rig.daemon.pid();
-    // It has the descriptor alone, as it stands still until this process has closed its own.
+    // It has the only descriptor: it stays stopped until this process has closed its own.
     let main = Traced::seize(Pid::from_raw(daemon as i32).expect("a process id")).expect("it can be traced");
     let frontend = rig.connect();
     frontend.tell(request::SET_OWNER, &[], &[held.as_fd()]).expect("sent");
@@ -155,13 +155,13 @@ fn filters_of_the_thread_for_descriptors_are_as_published() {
         let main = threads.iter().find(|thread| thread.name == "volt-netd").map(Thread::filters)?;
         threads.into_iter().find(|thread| thread.name == "descriptors" && thread.filters() > main)
     });
-    let thread = found.expect("a thread that looks at the descriptor");
+    let thread = found.expect("the thread that classifies the descriptor");
     thread.assert_without_privilege();
     let roles: Vec<_> = thread.roles.iter().map(|role| (*role, daemon)).collect();
     assert_as_published(&Table::of(&program("volt-netd")), &thread, &roles);
 }
 
-/// Each of them is denied to each thread that shares a guest's memory; the daemon serves on.
+/// Each attack is denied to each thread that shares a guest's memory; the daemon still serves.
 #[test]
 fn attacks_from_inside_are_denied() {
     for arguments in [&[][..], &SUPERVISED] {
@@ -178,8 +178,7 @@ fn attacks_from_inside_are_denied() {
     }
 }
 
-/// A thread that does what is not in its list ends the process with status 5, after a line that says what it
-/// was.
+/// A thread that makes a forbidden call ends the process with status 5, after a line that names the call.
 #[test]
 fn a_violation_ends_the_process() {
     for arguments in [&[][..], &["--log-format", "json"]] {
@@ -198,7 +197,7 @@ fn a_violation_ends_the_process() {
     }
 }
 
-/// A supervisor starts another worker after one that did so, and no third within ten seconds.
+/// After a violation a supervisor starts another worker, but no third one within ten seconds.
 #[test]
 fn a_second_violation_ends_the_supervisor() {
     let Some(mut confined) = Confined::new("a_second_violation_ends_the_supervisor", &SUPERVISED) else {
@@ -213,7 +212,7 @@ fn a_second_violation_ends_the_supervisor() {
     confined.rig.logged(&["again and again"]);
 }
 
-/// A panic in any thread is told, and ends the process.
+/// A panic in any thread is logged, and ends the process.
 #[test]
 fn a_panic_is_told_and_ends_the_process() {
     for name in SERVING {
@@ -229,8 +228,8 @@ fn a_panic_is_told_and_ends_the_process() {
     }
 }
 
-/// With `--user` all that serves is that user's, who owns the sockets and the interface; the user and root
-/// may control it; an interface that is deleted is made again; a worker that dies is followed.
+/// With `--user`, that user runs all serving processes and owns sockets and interface. The user and root may
+/// control the daemon. A deleted interface is created again, and a dead worker is replaced.
 #[test]
 fn another_user_serves() {
     let arguments = [&SUPERVISED[..], &["--user", "nobody"]].concat();

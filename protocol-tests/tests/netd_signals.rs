@@ -1,5 +1,5 @@
-//! What each signal does to volt-netd, alone and below its supervisor: every line of the table in
-//! operations.md.
+//! The effect of each signal on volt-netd, alone and under its supervisor: every line of the table in the
+//! reference.
 #![expect(unsafe_code, reason = "real-time signals are sent by libc only")]
 
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -12,13 +12,13 @@ use rustix::process::{Pid, Signal, kill_process};
 
 const TEST: &str = "signals_do_what_the_table_says";
 
-/// A row of the table: the signals by number, and what they do to volt-netd, supervisor and worker.
+/// A row of the table: the signals by number, and their effects on volt-netd, supervisor and worker.
 struct Row {
     signals: Vec<i32>,
     effects: [String; 3],
 }
 
-/// The table of signals in the reference.
+/// Reads the table of signals in the reference.
 fn table() -> Vec<Row> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/exit-status.md");
     let text = std::fs::read_to_string(path).expect("the documents are beside the tests");
@@ -39,7 +39,7 @@ fn numbers(cell: &str) -> Vec<i32> {
     }
 }
 
-/// The number of a signal, as the shell knows it.
+/// Returns the number of a signal, from the shell.
 fn number(name: &str) -> i32 {
     let shell =
         std::process::Command::new("bash").args(["-c", "kill -l \"$0\"", name]).output().expect("bash");
@@ -47,7 +47,7 @@ fn number(name: &str) -> i32 {
     text.trim().parse().unwrap_or_else(|_| panic!("{name} is no signal"))
 }
 
-/// The name of a signal.
+/// Returns the name of a signal.
 fn name(number: i32) -> String {
     let number = number.to_string();
     let shell =
@@ -55,7 +55,7 @@ fn name(number: i32) -> String {
     format!("SIG{}", String::from_utf8_lossy(&shell.stdout).trim())
 }
 
-/// One of the processes of a daemon.
+/// A process of a daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
     Alone,
@@ -72,7 +72,7 @@ impl Role {
     }
 
     fn send(self, rig: &Rig, signal: i32) {
-        // SAFETY: plain values; the process is one of ours, and not reaped.
+        // SAFETY: plain values; the process is this test's and not yet reaped.
         let sent = unsafe { libc::kill(self.pid(rig).as_raw_pid(), signal) };
         assert_eq!(sent, 0, "signal {signal} to the {self:?}");
     }
@@ -85,13 +85,13 @@ impl Role {
     }
 }
 
-/// Signals of the table with this effect on this process.
+/// Returns the signals of the table with this effect on this process.
 fn with(role: Role, effect: &str) -> Vec<i32> {
     let rows = table().into_iter().filter(|row| row.effects[role as usize] == effect);
     rows.flat_map(|row| row.signals).collect()
 }
 
-/// The table leaves no signal out but those of the C library, and knows no other effect.
+/// The table contains every signal except those of the C library, and only known effects.
 #[test]
 fn the_table_is_complete() {
     let mut signals: Vec<i32> = table().into_iter().flat_map(|row| row.signals).collect();
@@ -103,7 +103,8 @@ fn the_table_is_complete() {
     }
 }
 
-/// Signals that end it do so in order: with status 0, their name in the log, and without the sockets.
+/// Signals that end the daemon end it in order: with status 0, their name in the log, and the sockets
+/// removed.
 #[test]
 fn signals_that_end_it() {
     for role in Role::ALL {
@@ -124,7 +125,7 @@ fn signals_that_end_it() {
     }
 }
 
-/// Signals that mean nothing to it change nothing.
+/// Ignored signals change nothing.
 #[test]
 fn signals_that_are_ignored() {
     for role in Role::ALL {
@@ -140,12 +141,12 @@ fn signals_that_are_ignored() {
     }
 }
 
-/// A daemon that is stopped goes on when it is continued, and nothing is lost.
+/// A stopped daemon resumes when continued, and nothing is lost.
 #[test]
 fn signals_that_stop_it() {
     for role in Role::ALL {
         let Some(mut rig) = role.start() else { return };
-        // In a process group that a shell could continue: nobody else is stopped by SIGTSTP.
+        // In a process group that a shell could continue: SIGTSTP stops no other process.
         assert!(rig.daemon.stop(LIMIT).is_some());
         let mut command = rig.netns.command(program("volt-netd"));
         command.args(["--tap", "tap0", "--socket"]).arg(rig.socket()).process_group(0);
@@ -170,7 +171,7 @@ fn signals_that_stop_it() {
     }
 }
 
-/// A worker that is to end by itself, and is ended where the test fails.
+/// A worker that should end by itself, and is killed if the test fails.
 struct Orphan(Pid);
 
 impl Drop for Orphan {
@@ -181,8 +182,8 @@ impl Drop for Orphan {
     }
 }
 
-/// What cannot be gone on after ends the process, and only that one: below a supervisor a dead worker is
-/// replaced, and a worker whose supervisor is dead serves on.
+/// Fatal signals end only their process: a supervisor replaces a dead worker, and a worker without supervisor
+/// still serves.
 #[test]
 fn signals_that_kill() {
     for signal in with(Role::Alone, "dies") {
@@ -204,7 +205,7 @@ fn signals_that_kill() {
         let Some(mut rig) = Role::Supervisor.start() else { return };
         let mut session = rig.session(&Setup::default());
         let worker = Orphan(rig.worker());
-        // An answer: the supervisor has no request under way any more, which would be lost with it.
+        // After an answer the supervisor has no request in progress, which would be lost with it.
         rig.status();
         Role::Supervisor.send(&rig, signal);
         assert_eq!(rig.daemon.wait(LIMIT).expect("it dies").signal(), Some(signal));
@@ -218,7 +219,7 @@ fn signals_that_kill() {
     }
 }
 
-/// What `nohup` has ignored stays so.
+/// A signal ignored by `nohup` stays ignored.
 #[test]
 fn an_ignored_hang_up_stays_ignored() {
     let Some(mut rig) = Role::Alone.start() else { return };
@@ -236,7 +237,7 @@ fn an_ignored_hang_up_stays_ignored() {
     assert!(rig.daemon.stop(LIMIT).expect("SIGTERM works").success());
 }
 
-/// A log that has grown to the limit of a file's size is no end of the daemon.
+/// A log that reaches the limit of file sizes does not end the daemon.
 #[test]
 fn a_log_at_the_file_size_limit_is_survived() {
     let Some(mut rig) = Role::Alone.start() else { return };

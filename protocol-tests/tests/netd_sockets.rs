@@ -1,5 +1,4 @@
-//! volt-netd's sockets: whatever their paths are called, whoever may connect, from wherever, and what is said
-//! when a path cannot work.
+//! volt-netd's sockets: paths of every kind, users of every kind, and messages about paths that cannot work.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -14,7 +13,7 @@ use protocol_tests::netns::Netns;
 use protocol_tests::rig::{LIMIT, Rig, namespace};
 use protocol_tests::session::{Session, Setup};
 
-/// Ends the rig's daemon, and starts one in the rig's directory whose sockets have these paths.
+/// Ends the rig's daemon, and starts one in the rig's directory with these socket paths.
 fn restart_at(rig: &mut Rig, socket: &OsStr, control: &OsStr, arguments: &[&str]) {
     assert!(rig.daemon.stop(LIMIT).expect("it ends").success());
     let mut command = rig.netns.command(program("volt-netd"));
@@ -39,8 +38,8 @@ fn take_over(rig: &mut Rig, control: &Path, arguments: &[&str]) {
     rig.succeed(successor);
 }
 
-/// Paths that are not UTF-8, and paths that are relative: crashes and hand-overs from another directory work
-/// as with all others, and the last daemon removes the files.
+/// With paths that are not UTF-8, and with relative paths, crashes and hand-overs from another directory work
+/// as usual, and the last daemon removes the files.
 #[test]
 fn paths_of_every_kind_are_gone_on_with_and_removed() {
     let (odd_socket, odd_control) = (OsStr::from_bytes(b"s\xff"), OsStr::from_bytes(b"c\xfe"));
@@ -70,8 +69,8 @@ fn paths_of_every_kind_are_gone_on_with_and_removed() {
     }
 }
 
-/// A group that this user may not give the socket to: the reason is named, and nothing is left that would be
-/// in the way of the next start.
+/// If this user may not give the socket to a group, the error says why, and no file remains that would block
+/// the next start.
 #[test]
 fn a_socket_that_may_not_be_given_to_its_group_is_not_left_behind() {
     let test = "a_socket_that_may_not_be_given_to_its_group_is_not_left_behind";
@@ -98,11 +97,11 @@ fn a_socket_that_may_not_be_given_to_its_group_is_not_left_behind() {
     let mut daemon = start(&["--socket-group", "0", "--socket-mode", "0660"]);
     assert_eq!(daemon.wait(LIMIT).expect("it ends").code(), Some(1));
     assert!(daemon.logged(0, &["to group '0'", "members"], LIMIT).is_some(), "{}", daemon.log());
-    assert!(!dir.path().join("s").exists(), "nothing is left behind");
+    assert!(!dir.path().join("s").exists(), "a file remains");
     let mut daemon = start(&[]);
     assert!(daemon.logged(0, &["listening on"], LIMIT).is_some(), "{}", daemon.log());
     assert!(daemon.stop(LIMIT).expect("it ends").success());
-    // What somebody else has left there, and this user cannot look behind, is told as what it is.
+    // Another user's file, whose listener this user cannot check, is reported as such.
     let foreign = dir.path().join("s");
     let _listener = UnixListener::bind(&foreign).expect("a socket");
     std::fs::set_permissions(&foreign, std::fs::Permissions::from_mode(0o000)).expect("permissions");
@@ -111,8 +110,7 @@ fn a_socket_that_may_not_be_given_to_its_group_is_not_left_behind() {
     assert!(daemon.logged(0, &["may not connect to it"], LIMIT).is_some(), "{}", daemon.log());
 }
 
-/// A daemon in a PID namespace of its own, as in a container: whoever asks from outside of it has no number
-/// there.
+/// A daemon in a separate PID namespace, as in a container: a client outside has no process ID there.
 #[test]
 fn a_daemon_in_another_pid_namespace_is_controlled_from_outside() {
     let test = "a_daemon_in_another_pid_namespace_is_controlled_from_outside";
@@ -133,8 +131,8 @@ fn a_daemon_in_another_pid_namespace_is_controlled_from_outside() {
     assert_eq!(rig.status()["take_overs"], 1);
 }
 
-/// A daemon in a user namespace of its own: root outside is root there, and a user without a number there is
-/// a stranger, whatever the socket's permissions.
+/// A daemon in a separate user namespace: root outside is root there, and a user without a mapping is a
+/// stranger, whatever the socket's permissions.
 #[test]
 fn a_user_of_another_namespace_is_a_stranger() {
     let test = "a_user_of_another_namespace_is_a_stranger";
@@ -170,14 +168,14 @@ fn run(netns: &Netns, dir: &Path, arguments: &[OsString]) -> (Option<i32>, Strin
     (status.code(), String::from_utf8_lossy(&stderr).into_owned())
 }
 
-/// Paths that cannot work are told by their true reason, and at once.
+/// Paths that cannot work are refused at once, with the true reason.
 #[test]
 fn paths_that_cannot_work_say_why() {
     let Some(rig) = Rig::new("paths_that_cannot_work_say_why", &["--control", "{control}"]) else { return };
     let dir = rig.dir.path();
     let _datagrams = UnixDatagram::bind(dir.join("datagrams")).expect("a socket");
     std::fs::write(dir.join("file"), "precious").expect("a file");
-    // In itself short enough for nothing, and one byte too long.
+    // Already too long by itself, and one byte too long.
     let long = dir.join("x".repeat(107 - dir.as_os_str().len()));
     assert_eq!(long.as_os_str().len(), 108);
     let arguments = |words: &[&str]| {
@@ -204,15 +202,15 @@ fn paths_that_cannot_work_say_why() {
         assert!(said.contains(expected), "{words:?} should say '{expected}': {said}");
     }
     assert_eq!(std::fs::read(dir.join("file")).expect("still there"), b"precious");
-    assert!(!dir.join("a").exists(), "what fails leaves nothing behind");
-    // A path at which a socket may still appear is waited for.
+    assert!(!dir.join("a").exists(), "a failed start leaves a file");
+    // --client waits for a path where a socket may still appear.
     let mut command: Command = rig.netns.command(program("volt-netd"));
     command.args(["--tap", "t", "--client", "--socket"]).arg(dir.join("file"));
     let daemon = Daemon::start(command).expect("volt-netd");
     assert!(daemon.logged(0, &["waiting for", "it is not a socket"], LIMIT).is_some(), "{}", daemon.log());
 }
 
-/// A daemon that accepts nobody any more is not waited for without end.
+/// A client does not wait for ever for a daemon that accepts no connection.
 #[test]
 fn a_full_backlog_is_not_waited_for_without_end() {
     let Some(netns) = namespace("a_full_backlog_is_not_waited_for_without_end") else { return };

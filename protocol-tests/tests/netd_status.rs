@@ -1,5 +1,5 @@
-//! `volt-netd ctl status`: the table for people says what the JSON for programs says, and `--watch` goes on
-//! over everything that its daemon survives.
+//! `volt-netd ctl status`: the table agrees with the JSON, and `--watch` continues across crashes and
+//! hand-overs.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read};
@@ -15,14 +15,14 @@ use serde_json::Value;
 const CONTROL: [&str; 2] = ["--control", "{control}"];
 
 fn ctl(rig: &Rig, arguments: &[&str]) -> Command {
-    // Whoever starts the tests may ignore SIGINT, which would stay so.
+    // The parent of the tests may ignore SIGINT, which children would inherit.
     let mut command = Command::new("env");
     command.arg("--default-signal").arg(program("volt-netd"));
     command.args(["ctl", "--control"]).arg(rig.control()).arg("status").args(arguments);
     command
 }
 
-/// The cells of the first line that begins so.
+/// Returns the cells of the first line with this beginning.
 fn cells<'a>(text: &'a str, begin: &[&str]) -> Vec<&'a str> {
     let mut lines = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
     lines.find(|cells| cells.starts_with(begin)).unwrap_or_else(|| panic!("no line {begin:?} in\n{text}"))
@@ -42,7 +42,7 @@ impl Watch {
         Watch { child, output }
     }
 
-    /// The lines up to the next empty one.
+    /// Returns the lines up to the next empty one.
     fn block(&mut self) -> String {
         let mut block = String::new();
         loop {
@@ -55,12 +55,13 @@ impl Watch {
         }
     }
 
-    /// Frames of both ways so far, from a block on that `fits`, none of which counts less than one before.
+    /// Returns a block that `fits`, with the frames of both ways so far; no block counts less than an earlier
+    /// one.
     fn frames(&mut self, last: &mut [u64; 2], fits: impl Fn(&str, [u64; 2]) -> bool) -> String {
         let found = poll_until(LIMIT, || {
             let block = self.block();
             let number = |text: &str| text.replace(',', "").parse().expect("a number");
-            // From the right, as a rate and its unit are two words, and a dash is one.
+            // From the right, because a rate and its unit are two words, and a dash is one.
             let frames = ["rx", "tx"].map(|way| {
                 let cells = cells(&block, &["0", way]);
                 number(cells[cells.len() - 4])
@@ -107,7 +108,7 @@ fn people_and_programs_are_told_the_same() {
     assert_eq!(wrong.status.code(), Some(2));
 }
 
-/// Keys of objects, wherever they are.
+/// Collects the keys of all nested objects.
 fn keys(value: &Value, found: &mut BTreeSet<String>) {
     match value {
         Value::Object(object) => object.iter().for_each(|(key, value)| {
@@ -119,14 +120,14 @@ fn keys(value: &Value, found: &mut BTreeSet<String>) {
     }
 }
 
-/// Every key is in the tables of the docs, and the other way round.
+/// Every key is in the tables of the docs, and every documented key exists.
 #[test]
 fn every_key_is_documented() {
     let Some(rig) = Rig::new("every_key_is_documented", &CONTROL) else { return };
     let _session = rig.session(&Setup::default());
     let mut shown = BTreeSet::new();
     keys(&rig.status(), &mut shown);
-    // Of the pages of the reference, the part that is about volt-netd.
+    // The part of the reference page about volt-netd.
     let section = |name: &str| {
         let path = repository().join("docs/reference").join(name);
         let page = std::fs::read_to_string(path).expect(name);
@@ -144,7 +145,7 @@ fn every_key_is_documented() {
     assert_eq!(shown, documented);
 }
 
-/// Over killed workers and a hand-over counters go on, and at the end of the daemon the watch ends.
+/// Counters continue across killed workers and a hand-over, and the watch ends with the daemon.
 #[test]
 fn a_watch_outlives_workers_and_daemons() {
     let arguments = [&CONTROL[..], &["--supervise"]].concat();
@@ -171,7 +172,7 @@ fn a_watch_outlives_workers_and_daemons() {
     rig.both_ways(&mut session, 10);
     let block = watch.frames(&mut last, |block, frames| block.contains("1 take-over") && frames[1] >= 50);
     assert!(block.contains(&format!("process {}", rig.worker().as_raw_nonzero())), "{block}");
-    // Another one is ended by a terminal's signal meanwhile, and one whose reader has seen enough by itself.
+    // Meanwhile a second watch is ended by SIGINT, and a third ends when its reader closes the pipe.
     let mut interrupted = Watch::start(&rig);
     interrupted.block();
     kill_process(Pid::from_child(&interrupted.child), Signal::INT).expect("signalled");
@@ -190,7 +191,7 @@ fn a_watch_outlives_workers_and_daemons() {
     assert!(why.contains("no daemon answers at"), "{why}");
 }
 
-/// On a terminal each block is where the one before was.
+/// On a terminal each block replaces the previous one.
 #[test]
 fn a_terminal_is_redrawn_in_place() {
     let Some(rig) = Rig::new("a_terminal_is_redrawn_in_place", &CONTROL) else { return };

@@ -1,5 +1,5 @@
-//! volt-netd's worker dies, at any moment and in any way, and the next one goes on where it was: no request
-//! is lost or answered twice, no chain is lost, and of frames at most a batch.
+//! volt-netd's worker dies, at any moment and in any way, and the next one continues. No request is lost or
+//! answered twice, no chain is lost, and at most a batch of frames is lost or repeated.
 
 use std::time::{Duration, Instant};
 
@@ -13,10 +13,10 @@ use protocol_tests::succession::{Flow, SUPERVISED};
 use protocol_tests::wire::{encode, protocol, request};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// The most that a crash may lose or repeat on one queue.
+/// Most frames that a crash may lose or repeat on one queue.
 const BATCH: u32 = 64;
 
-/// Killed at random moments under traffic: every chain comes back once, and each crash costs at most a batch
+/// Killed at random moments under traffic: every chain is returned once, and each crash costs at most a batch
 /// each way.
 #[test]
 fn workers_killed_under_traffic() {
@@ -37,13 +37,13 @@ fn workers_killed_under_traffic() {
     session.frontend.sync().expect("the connection is served");
     let status = rig.status();
     assert_eq!(status["restarts"], kills);
-    // Counted on by each: at most the one frame in hand is not counted at a death.
+    // Each worker continues the counts: a crash loses at most the count of the current frame.
     let counted = |name: &str| status["counters"][0][name].as_u64().expect("a number") + kills;
     assert!(counted("tx_frames") >= u64::from(out.frames), "out: {out:?}, {status:#}");
     assert!(counted("rx_frames") >= u64::from(into.frames - into.lost), "in: {into:?}, {status:#}");
 }
 
-/// The supervisor ends as its worker is told to, whichever of the two is told, and leaves nothing behind.
+/// Supervisor and worker end together, whichever gets the signal, and leave nothing behind.
 #[test]
 fn ends_and_descriptors() {
     let Some(mut rig) = Rig::new("ends_and_descriptors", &SUPERVISED) else { return };
@@ -63,7 +63,7 @@ fn ends_and_descriptors() {
     assert!(rustix::process::test_kill_process(worker).is_err(), "no worker is left");
 }
 
-/// What is wrong at the start is told once, and not tried again and again.
+/// An error at the start is logged once, and not retried.
 #[test]
 fn a_worker_that_cannot_start_is_not_started_again() {
     let Some(netns) = namespace("a_worker_that_cannot_start_is_not_started_again") else { return };
@@ -77,14 +77,14 @@ fn a_worker_that_cannot_start_is_not_started_again() {
     assert_eq!(daemon.log().matches("/nonexistent/s").count(), 1, "{}", daemon.log());
 }
 
-/// Killed again and again before it has done anything, it comes back more slowly; then it works as before.
+/// Workers killed repeatedly before they have worked restart more slowly; then all works as before.
 #[test]
 fn workers_that_die_at_once_come_back_more_slowly() {
     let Some(mut rig) = Rig::new("workers_that_die_at_once_come_back_more_slowly", &SUPERVISED) else {
         return;
     };
     let mut session = rig.session(&Setup::default());
-    // Longer than a worker must live not to have died at once.
+    // Longer than the lifetime that counts as an early death.
     std::thread::sleep(Duration::from_millis(250));
     rig.kill_worker();
     let log = rig.daemon.log();
@@ -92,7 +92,7 @@ fn workers_that_die_at_once_come_back_more_slowly() {
         log.lines().any(|line| line.ends_with("a new worker continues with its state")),
         "at once: {log}"
     );
-    // How slow the test is decides who has died at once; a worker that lived on is let off.
+    // The speed of the test decides which deaths are early; a worker that lived longer resets the delay.
     let waited = (0..20).any(|_| {
         let from = rig.daemon.log().len();
         let took = rig.kill_worker();
@@ -104,8 +104,8 @@ fn workers_that_die_at_once_come_back_more_slowly() {
     rig.both_ways(&mut session, 5);
 }
 
-/// A chain that ends the daemon, here by a table in memory that the front-end has cut off, is left out after
-/// the second time; what is before and behind it is sent.
+/// A chain that kills the daemon, here by a table in memory that the front-end has truncated, is skipped
+/// after the second time. Chains before and after it are sent.
 #[test]
 fn a_chain_that_kills_twice_is_returned_unserved() {
     let Some(rig) = Rig::new("a_chain_that_kills_twice_is_returned_unserved", &SUPERVISED) else { return };
@@ -146,15 +146,14 @@ fn a_chain_that_kills_twice_is_returned_unserved() {
     session.frontend.sync().expect("the connection is served");
 }
 
-/// A file that may be cut off.
+/// Returns a file that can be truncated.
 fn file(len: u64) -> std::os::fd::OwnedFd {
     let fd = rustix::fs::memfd_create("volt-test", rustix::fs::MemfdFlags::CLOEXEC).expect("a file");
     rustix::fs::ftruncate(&fd, len).expect("its length");
     fd
 }
 
-/// Signals that systemd or a terminal send to every process end the daemon as well as one to the supervisor
-/// does.
+/// Signals sent to every process, by systemd or a terminal, end the daemon like one sent to the supervisor.
 #[test]
 fn signals_to_everybody_are_one() {
     for _ in 0..8 {
@@ -172,7 +171,7 @@ fn signals_to_everybody_are_one() {
     }
 }
 
-/// A worker whose supervisor is killed serves on, says so, can be told to end, and can be succeeded.
+/// A worker whose supervisor is killed still serves, logs it, can be ended, and can be succeeded.
 #[test]
 fn a_worker_without_its_supervisor_goes_on() {
     for succeeded in [true, false] {
@@ -180,7 +179,7 @@ fn a_worker_without_its_supervisor_goes_on() {
         let mut session = rig.session(&Setup::default());
         let worker = rig.worker();
         session.frontend.sync().expect("the connection is served");
-        // Not in the middle of a request, whose connection would be closed.
+        // Not during a request, whose connection would be closed.
         std::thread::sleep(QUIET);
         rig.daemon.signal(Signal::KILL).expect("killed");
         rig.daemon.wait(LIMIT).expect("it ends");
@@ -204,7 +203,7 @@ fn a_worker_without_its_supervisor_goes_on() {
     }
 }
 
-/// Ends a process whose parent may be gone, after a failure too.
+/// Ends a process whose parent may be gone, also after a failure.
 struct Ends(Pid);
 
 impl Drop for Ends {
@@ -213,8 +212,8 @@ impl Drop for Ends {
     }
 }
 
-/// A supervisor that does not answer holds its worker up for a while only: it is ended, and the worker goes
-/// on alone. The connection whose request it may have taken is closed.
+/// A supervisor that does not answer delays its worker only for a while: the worker kills it and continues
+/// alone. The connection whose request it may have accepted is closed.
 #[test]
 fn a_supervisor_that_does_not_answer_is_done_without() {
     let test = "a_supervisor_that_does_not_answer_is_done_without";
@@ -225,9 +224,9 @@ fn a_supervisor_that_does_not_answer_is_done_without() {
     rig.daemon.signal(Signal::STOP).expect("stopped");
     let ask = encode(request::GET_FEATURES, 0, &[]);
     session.frontend.channel().send_bytes(&ask, &[]).expect("sent");
-    // Frames are not held up.
+    // Frames are not delayed.
     rig.both_ways(&mut session, 5);
-    // Ten seconds of the worker's.
+    // The worker waits ten seconds.
     let long = Duration::from_secs(100);
     let socket = session.frontend.channel().socket();
     assert!(protocol_tests::wire::readable(socket, long).expect("poll"), "{}", rig.daemon.log());
@@ -243,8 +242,8 @@ fn a_supervisor_that_does_not_answer_is_done_without() {
     assert!(!rig.socket().exists(), "the socket is removed");
 }
 
-/// Limits that are changed at run time hold at once, and are the next process's: after a crash and after a
-/// hand-over. So is polling.
+/// Limits changed at run time apply at once, and to the next process after a crash or hand-over. So does busy
+/// polling.
 #[test]
 fn changed_limits_survive_a_crash_and_a_hand_over() {
     let name = "changed_limits_survive_a_crash_and_a_hand_over";

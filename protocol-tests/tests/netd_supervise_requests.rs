@@ -1,5 +1,5 @@
-//! volt-netd's worker is killed while it carries out a request, before each of its system calls: the next one
-//! answers, once.
+//! volt-netd's worker is killed during a request, before each of its system calls: the next worker answers,
+//! once.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
@@ -15,24 +15,24 @@ use protocol_tests::trace::Traced;
 use protocol_tests::wire::{encode, flags, longs, protocol, request, words};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
-/// A request whose end the test waits for, and how to know it.
+/// A request that the test waits for, and the sign of its completion.
 struct Request<'a> {
     name: &'static str,
     bytes: Vec<u8>,
     code: u32,
     fds: Vec<BorrowedFd<'a>>,
-    /// What the reply is, if it is not status 0.
+    /// The expected reply, if it is not status 0.
     reply: Option<Vec<u8>>,
 }
 
-/// Runs the worker from system call to system call, and kills it at the `step`th stop. Whether it came so
-/// far.
+/// Runs the worker from system call to system call, and kills it at stop `step`. Returns whether it reached
+/// that stop.
 fn kill_at(worker: Pid, step: u32, begin: impl FnOnce()) -> bool {
     let traced = Traced::seize(worker).expect("it can be traced");
     begin();
     traced.go_on().expect("it stood still");
     for stop in 0.. {
-        // Back in epoll_wait it stops no more. Until it sleeps there it may only be slow.
+        // In epoll_wait it stops no more. Until it sleeps there, it may only be slow.
         let quiet = Duration::from_millis(60);
         let mut deadline = Instant::now() + quiet;
         let mut status = traced.status().expect("the worker");
@@ -58,8 +58,7 @@ fn kill_at(worker: Pid, step: u32, begin: impl FnOnce()) -> bool {
     unreachable!()
 }
 
-/// Whether a process waits in epoll_wait, by the system call that the kernel says it is in; a running one is
-/// in none.
+/// Returns whether a process waits in epoll_wait, according to the kernel; a running process is in no call.
 fn sleeps_in_epoll(process: Pid) -> bool {
     let call = std::fs::read_to_string(format!("/proc/{}/syscall", process.as_raw_pid())).unwrap_or_default();
     let number = call.split(' ').next().and_then(|number| number.parse().ok());
@@ -68,8 +67,8 @@ fn sleeps_in_epoll(process: Pid) -> bool {
     })
 }
 
-/// Killed before and after every system call that it makes for every kind of request: the front-end gets its
-/// reply, once, and the rings run.
+/// Killed before and after every system call of every kind of request: the front-end gets its reply once, and
+/// the rings run.
 #[test]
 fn killed_at_every_step_of_every_request() {
     let Some(mut rig) = Rig::new("killed_at_every_step_of_every_request", &SUPERVISED) else { return };
@@ -146,8 +145,8 @@ fn killed_at_every_step_of_every_request() {
     println!("{kills} kills");
     session.nic.queues[1].call = call;
     session.nic.queues[1].kick = kick;
-    // One that two workers in turn were killed over is given up, as it should be: nothing moves here, so all
-    // look at the same.
+    // A request that killed two workers is refused, correctly: nothing moves here, so all its deaths look the
+    // same.
     if session.rx(0).take_unserved().expect("no frames") > 0 {
         rig.logged(&["it is returned unserved"]);
     }

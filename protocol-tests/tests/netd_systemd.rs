@@ -1,5 +1,5 @@
-//! volt-netd as a systemd unit with a descriptor store, systemd's side played here: a unit that is killed as
-//! a whole, or restarted, goes on with interface, connection and guest.
+//! volt-netd as a systemd unit with a descriptor store; the test plays systemd's side. A unit that is killed
+//! as a whole, or restarted, continues with interface, connection and guest.
 
 use std::collections::BTreeMap;
 use std::io::IoSliceMut;
@@ -22,17 +22,17 @@ use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::process::{Signal, kill_process};
 
-/// Descriptors that a unit inherits are passed by these numbers first.
+/// First number of the descriptors passed to a unit.
 const HIGH: i32 = 500;
 
-/// What a unit inherits, others that are started in the same moment would inherit too.
+/// Serializes starts: a process started at the same moment would inherit the unit's descriptors too.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// systemd's side of one unit.
+/// systemd's side of a unit.
 #[derive(Debug, Default)]
 struct Unit {
     store: BTreeMap<String, OwnedFd>,
-    /// What its socket unit listens on.
+    /// The listening socket of its socket unit.
     socket: Option<UnixListener>,
     ready: bool,
 }
@@ -44,7 +44,7 @@ fn unit(shared: &Shared) -> std::sync::MutexGuard<'_, Unit> {
 }
 
 impl Unit {
-    /// One notification with its descriptor.
+    /// Handles one notification with its descriptor.
     fn take(&mut self, text: &str, fd: Option<OwnedFd>) {
         let has = |line: &str| text.lines().any(|known| known == line);
         let name = text.lines().find_map(|line| line.strip_prefix("FDNAME=")).unwrap_or_default();
@@ -55,7 +55,7 @@ impl Unit {
         } else if has("FDSTOREREMOVE=1") {
             self.store.remove(name);
         }
-        // Dropped, a barrier's descriptor tells that all before it has been read.
+        // Dropping a barrier's descriptor confirms all notifications before it.
     }
 }
 
@@ -81,12 +81,12 @@ fn systemd(socket: UnixDatagram) -> Shared {
     shared
 }
 
-/// Starts the unit as systemd does, with its socket and then what its store holds.
+/// Starts the unit like systemd, with its socket and then the contents of its store.
 fn start(netns: &Netns, shared: &Shared, notify: &Path, arguments: &[&str]) -> Daemon {
     let mut unit = unit(shared);
     unit.ready = false;
     let (mut script, mut names, mut copies) = (String::new(), Vec::new(), Vec::new());
-    // systemd makes the sockets that it passes block, each time.
+    // systemd makes the sockets that it passes blocking, each time.
     let _ = unit.socket.as_ref().map(|socket| socket.set_nonblocking(false).expect("a flag"));
     let socket = unit.socket.iter().map(|socket| ("volt-netd.socket", socket.as_fd()));
     for (name, fd) in socket.chain(unit.store.iter().map(|(name, fd)| (name.as_str(), fd.as_fd()))) {
@@ -113,8 +113,8 @@ fn wait_until_ready(shared: &Shared, daemon: &Daemon) {
     assert!(ready.is_some(), "{}", daemon.log());
 }
 
-/// Killed with its supervisor, told to end and started again, changed in its options: the unit goes on, but
-/// for the last.
+/// Killed with its supervisor, ended and started again, and with changed options: the unit continues, except
+/// in the last case.
 #[test]
 fn a_unit_that_is_killed_or_restarted_goes_on() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -142,8 +142,8 @@ fn a_unit_that_is_killed_or_restarted_goes_on() {
     for round in 0..6 {
         let worker = rig.worker();
         if round % 2 == 0 {
-            // As the end of a control group: nobody has time for anything.
-            // Not in the middle of a request, whose connection would be closed.
+            // As at the end of a control group: no process has time to react.
+            // Not during a request, whose connection would be closed.
             assert!(wait_until_asleep(rig.daemon.pid(), LIMIT));
             kill_process(worker, Signal::STOP).expect("stopped");
             rig.daemon.signal(Signal::KILL).expect("killed");
@@ -153,7 +153,7 @@ fn a_unit_that_is_killed_or_restarted_goes_on() {
             assert!(rig.daemon.stop(LIMIT).expect("it ends").success(), "{}", rig.daemon.log());
         }
         assert!(wait_until_dead(worker, LIMIT));
-        // What comes meanwhile waits: in the ring, in the interface, in the connection.
+        // Frames and messages sent meanwhile wait: in the ring, in the interface, in the connection.
         let (out, into) = (numbered(100 + round, 90), numbered(200 + round, 90));
         session.tx(0).offer(&NetHeader::default(), &out, &[]).expect("room");
         session.tx(0).kick_always().expect("kicked");
@@ -175,7 +175,8 @@ fn a_unit_that_is_killed_or_restarted_goes_on() {
     assert!(readable(&requests, LIMIT).expect("the channel"), "the front-end is told of its link");
     rig.netns.ip("link set dev tap0 up").expect("ip");
     rig.netns.wait_until_up("tap0", LIMIT).expect("up");
-    // The store holds what is in use and no more: state, counters, TAP, two listeners, connection, its
+    // The store holds only what is in use: state, counters, TAP, two listeners, connection, its channel,
+    // memory, two kicks and two calls.
     // channel, memory, kick and call twice.
     session.frontend.sync().expect("served");
     let settled = poll_until(LIMIT, || (unit(&shared).store.len() == 12).then_some(()));
@@ -188,14 +189,14 @@ fn a_unit_that_is_killed_or_restarted_goes_on() {
     wait_until_ready(&shared, &rig.daemon);
     let mut session = rig.session(&Setup::default());
     rig.both_ways(&mut session, 5);
-    // What can be other without being another daemon stays, and is named.
+    // Options that cannot change while the state is kept stay, and are named.
     assert!(rig.daemon.stop(LIMIT).expect("it ends").success());
     let slower = [&arguments[..], &["--rx-rate", "1Mbit", "--busy-poll-us", "50"]].concat();
     rig.daemon = start(&rig.netns, &shared, &notify, &slower);
     wait_until_ready(&shared, &rig.daemon);
     rig.logged(&["--rx-rate, --busy-poll-us: the old values stay in force"]);
     rig.both_ways(&mut session, 5);
-    // With other options the state is none of this unit's.
+    // With other options the state belongs to another daemon.
     assert!(rig.daemon.stop(LIMIT).expect("it ends").success());
     rig.netns.add_tap("tap1", false).expect("another TAP");
     let other = [&["--tap", "tap1"], &arguments[2..]].concat();
@@ -209,8 +210,8 @@ fn a_unit_that_is_killed_or_restarted_goes_on() {
     rig.both_ways(&mut session, 5);
 }
 
-/// Killed as a whole in the moment in which a reply goes out: the reply is not sent again, however often, as
-/// the front-end would take it for that to its next request.
+/// The unit is killed as a whole while a reply leaves: the reply is never sent again, because the front-end
+/// would take it for the reply to its next request.
 #[test]
 fn a_reply_is_not_sent_again_by_the_next_start() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -232,7 +233,7 @@ fn a_reply_is_not_sent_again_by_the_next_start() {
         assert!(wait_until_dead(worker, LIMIT));
         rig.daemon = start(&rig.netns, &shared, &notify, &arguments);
         wait_until_ready(&shared, &rig.daemon);
-        // Everything is answered in order: what comes before the status of this one was surplus.
+        // Replies come in order: any before the status of this request would be surplus.
         let ask = encode(request::GET_QUEUE_NUM, 0, &[]);
         let sent = frontend.channel().send_bytes(&ask, &[]);
         match sent.and_then(|()| frontend.channel().recv_reply(request::GET_QUEUE_NUM)) {
@@ -247,8 +248,8 @@ fn a_reply_is_not_sent_again_by_the_next_start() {
     println!("{well} connections went on, {closed} were closed");
 }
 
-/// With socket activation: descriptor 3 is the unit's socket at each start, those that were stored come
-/// behind it. The unit goes on, and takes new front-ends; also when its socket was made anew meanwhile.
+/// With socket activation, descriptor 3 is the unit's socket at each start, and stored descriptors follow it.
+/// The unit continues and accepts new front-ends, also after its socket was created again.
 #[test]
 fn a_unit_with_a_socket_goes_on_and_takes_new_front_ends() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -270,7 +271,7 @@ fn a_unit_with_a_socket_goes_on_and_takes_new_front_ends() {
         rig.both_ways(&mut session, 3);
         let worker = rig.worker();
         if round % 2 == 0 {
-            // Not in the middle of a request, whose connection would be closed.
+            // Not during a request, whose connection would be closed.
             assert!(wait_until_asleep(rig.daemon.pid(), LIMIT));
             kill_process(worker, Signal::STOP).expect("stopped");
             rig.daemon.signal(Signal::KILL).expect("killed");
@@ -281,7 +282,7 @@ fn a_unit_with_a_socket_goes_on_and_takes_new_front_ends() {
         }
         assert!(wait_until_dead(worker, LIMIT));
         if round == 3 {
-            // systemctl restart of the socket unit.
+            // Like systemctl restart of the socket unit.
             unit(&shared).socket = None;
             std::fs::remove_file(&path).expect("removed");
             unit(&shared).socket = listen();
@@ -297,8 +298,7 @@ fn a_unit_with_a_socket_goes_on_and_takes_new_front_ends() {
     assert_eq!(session.rx(0).ring.outstanding(), 64, "no receive buffer is lost");
 }
 
-/// A unit that had no control socket, as before each daemon had one, goes on with the usual one, and keeps
-/// it.
+/// A unit without a control socket, as older daemons had none, continues with the default one, and keeps it.
 #[test]
 fn a_unit_without_a_control_socket_gets_one() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);

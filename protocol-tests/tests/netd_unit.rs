@@ -1,5 +1,5 @@
-//! The systemd units of the package, as they are installed, under a real systemd: the daemon is the user
-//! volt-netd, has no capability, and sees what its unit lets it.
+//! The systemd units of the package, as installed, under a real systemd: the daemon is the user volt-netd,
+//! has no capability, and sees only what its unit allows.
 
 use protocol_tests::daemon::{poll_until, wait_until_asleep};
 use protocol_tests::frontend::Frontend;
@@ -10,7 +10,7 @@ use protocol_tests::systemd::{NETD, Systemd, USER};
 use protocol_tests::wire::{encode, readable, request};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// The package's units, by name.
+/// Returns the package's units, by name.
 fn units() -> Vec<(String, String)> {
     let folder = repository().join("net-daemon/package/usr/lib/systemd/system");
     let unit = |name: &str| {
@@ -20,8 +20,8 @@ fn units() -> Vec<(String, String)> {
     ["volt-netd@.service", "volt-netd@.socket"].map(unit).into()
 }
 
-/// A rig without a daemon, whose interfaces belong to the units' user, and a systemd in its namespace.
-/// `None`: not on this machine, and a line has said so.
+/// Returns a systemd, and a rig without a daemon in its namespace, whose interfaces belong to the units'
+/// user. Returns `None`, and prints why, if this machine does not allow it.
 fn rig(test: &str) -> Option<(Systemd, Rig)> {
     let mut rig = Rig::new(test, &[])?;
     assert!(rig.daemon.stop(LIMIT).expect("it ends").success());
@@ -52,12 +52,12 @@ fn session(systemd: &Systemd, path: &str) -> Session {
     session
 }
 
-/// Restarts the unit, kills it as a whole, kills its worker: its front-end is never told.
+/// Restarts the unit, kills it as a whole, and kills its worker: its front-end never reconnects.
 fn goes_on(systemd: &Systemd, rig: &mut Rig, session: &mut Session, unit: &str) {
     rig.both_ways(session, 3);
     for arguments in [&["restart", unit][..], &["kill", "--signal", "KILL", unit], &["restart", unit]] {
         let before = systemd.main_pid(unit).expect("a main process");
-        // Not in the middle of a request, whose connection would be closed.
+        // Not during a request, whose connection would be closed.
         assert!(wait_until_asleep(before as u32, LIMIT));
         systemctl(systemd, arguments);
         let next = || systemd.main_pid(unit).filter(|pid| *pid != before);
@@ -67,7 +67,7 @@ fn goes_on(systemd: &Systemd, rig: &mut Rig, session: &mut Session, unit: &str) 
     }
 }
 
-/// Each unit goes on after whatever happens to it, and stopping one touches no other.
+/// Each unit continues after any end, and stopping one does not affect the other.
 #[test]
 fn a_unit_for_each_interface() {
     let Some((systemd, mut rig)) = rig("a_unit_for_each_interface") else { return };
@@ -82,8 +82,8 @@ fn a_unit_for_each_interface() {
     assert!(!systemd.path("/run/volt/tap0").exists());
 }
 
-/// A supervisor that hangs is ended by its worker, and the unit goes on from what systemd keeps, request
-/// included.
+/// The worker kills a hanging supervisor, and the unit continues from the state that systemd keeps, including
+/// the request.
 #[test]
 fn a_unit_that_hangs_goes_on() {
     let Some((systemd, mut rig)) = rig("a_unit_that_hangs_goes_on") else { return };
@@ -100,7 +100,7 @@ fn a_unit_that_hangs_goes_on() {
     rig.both_ways(&mut session, 3);
 }
 
-/// The first front-end starts the daemon, and after whatever happens to it, it goes on and takes new ones.
+/// The first front-end starts the daemon. After any end it continues, and accepts new front-ends.
 #[test]
 fn a_front_end_starts_its_unit() {
     let Some((systemd, mut rig)) = rig("a_front_end_starts_its_unit") else { return };

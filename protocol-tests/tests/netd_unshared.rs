@@ -1,5 +1,5 @@
-//! A front-end whose guest writes to other memory than it shares: QEMU with share=off, whose rings never
-//! fill.
+//! A front-end whose guest does not write to the shared memory: QEMU with share=off. The daemon sees no
+//! buffers.
 
 use protocol_tests::frontend::mem_table;
 use protocol_tests::memory::GuestMemory;
@@ -9,8 +9,8 @@ use protocol_tests::session::{Session, Setup, negotiate, offer_vring};
 use protocol_tests::wire::request;
 use rustix::io::write;
 
-/// A session that shares `memory` in place of its card's own, and kicks each ring once as QEMU does when it
-/// starts one.
+/// Starts a session that shares `memory` instead of its card's own, and kicks each ring once, as QEMU does
+/// when it starts one.
 fn session(rig: &Rig, memory: Option<&GuestMemory>) -> Session {
     let mut frontend = rig.connect();
     let (features, protocol) =
@@ -23,7 +23,7 @@ fn session(rig: &Rig, memory: Option<&GuestMemory>) -> Session {
         offer_vring(&frontend, &nic.mem, queue, 0).expect("a vring");
         frontend.set_vring_enable(queue.vring, true).expect("enabled");
     }
-    // Stops the rings and runs them again, as a guest's interrupts do when they are set up.
+    // Stops and restarts the rings, as happens when a guest's interrupts are set up.
     for queue in &nic.queues {
         frontend
             .set_vring_fd(request::SET_VRING_ERR, queue.vring, Some(&eventfd().expect("an eventfd")))
@@ -32,13 +32,13 @@ fn session(rig: &Rig, memory: Option<&GuestMemory>) -> Session {
     Session { frontend, nic, protocol }
 }
 
-/// The driver's first buffers and its first frame are noticed not to come, and told once.
+/// The daemon notices that the driver's first buffers and its first frame do not arrive, and logs it once.
 #[test]
 fn rings_that_never_fill_are_told_once() {
     let Some(mut rig) = Rig::new("rings_that_never_fill_are_told_once", &[]) else { return };
     let told = |rig: &Rig| rig.daemon.log().matches("share=on").count();
     for _ in 0..2 {
-        // Nothing is wrong with a guest that takes its time, nor with one whose rings have run empty.
+        // A slow guest, or one whose rings have run empty, is no error.
         let mut session = self::session(&rig, None);
         std::thread::sleep(QUIET);
         session.rx(0).fill(16, &[2048]).expect("buffers");

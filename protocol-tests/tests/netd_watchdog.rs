@@ -1,4 +1,4 @@
-//! systemd's watchdog is fed as long as the guest is served, and nothing wakes up where there is none.
+//! systemd's watchdog is pinged as long as the guest is served. Without a watchdog no thread wakes up.
 
 use std::fs;
 use std::os::unix::net::UnixDatagram;
@@ -14,10 +14,10 @@ use protocol_tests::session::Setup;
 use protocol_tests::succession::SUPERVISED;
 use rustix::process::{Signal, kill_process};
 
-/// What systemd puts up with: a ping is due in a third of it.
+/// The watchdog's timeout; a ping is due in a third of it.
 const WATCHDOG: Duration = Duration::from_millis(900);
 
-/// systemd, as far as it counts pings.
+/// Counts pings, like systemd.
 fn count_pings(socket: UnixDatagram) -> Arc<AtomicUsize> {
     let pings = Arc::new(AtomicUsize::new(0));
     let counted = pings.clone();
@@ -32,8 +32,8 @@ fn count_pings(socket: UnixDatagram) -> Arc<AtomicUsize> {
     pings
 }
 
-/// Fed while frames move and while nothing happens; not while the worker does not answer, or a frame thread
-/// is held; again afterwards, and by the next worker.
+/// Pinged under traffic and at idle; not while the worker does not answer, or a frame thread is blocked;
+/// again afterwards, and by the next worker.
 #[test]
 fn the_watchdog_is_fed_while_the_guest_is_served() {
     let Some(mut rig) = Rig::new("the_watchdog_is_fed_while_the_guest_is_served", &[]) else { return };
@@ -50,7 +50,7 @@ fn the_watchdog_is_fed_while_the_guest_is_served() {
         poll_until(LIMIT, || (pings.load(Ordering::SeqCst) >= before + 3).then_some(())).is_some()
     };
     let hungry = || {
-        // One may be on its way.
+        // One ping may be on its way.
         thread::sleep(WATCHDOG / 3);
         let before = pings.load(Ordering::SeqCst);
         thread::sleep(WATCHDOG);
@@ -78,7 +78,7 @@ fn the_watchdog_is_fed_while_the_guest_is_served() {
     assert!(fed(), "the next worker");
 }
 
-/// How often the threads of a process have been made to wait.
+/// Returns the number of waits of a process's threads.
 fn waits(pid: u32) -> u64 {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("a process");
     let statuses = tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("status")).ok());
@@ -89,7 +89,7 @@ fn waits(pid: u32) -> u64 {
     statuses.map(of).sum()
 }
 
-/// No thread of supervisor and worker wakes up while nothing happens, metrics or not.
+/// No thread of supervisor and worker wakes up at idle, with or without metrics.
 #[test]
 fn without_a_watchdog_nothing_wakes_up() {
     let arguments = [&SUPERVISED[..], &["--metrics", "{metrics}"]].concat();
@@ -99,7 +99,7 @@ fn without_a_watchdog_nothing_wakes_up() {
     rig.netns.ip("link set dev tap0 arp off multicast off").expect("ip");
     let worker = child(rig.daemon.pid()).expect("a worker").as_raw_nonzero().get().unsigned_abs();
     let all = || waits(rig.daemon.pid()) + waits(worker);
-    // What the host has to say of its interface comes to an end.
+    // Waits until the host has sent its own first frames on the interface.
     let quiet = poll_until(LIMIT, || {
         let before = all();
         thread::sleep(Duration::from_secs(2));

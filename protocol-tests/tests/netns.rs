@@ -1,11 +1,11 @@
-//! The namespace of the tests: frames go through a TAP in it both ways, offloads too, and nothing outlives
-//! it.
+//! The tests' network namespace: frames and offloads pass a TAP in it both ways, and it leaves nothing
+//! behind.
 
 use protocol_tests::frame::{numbered, udp, uso_header};
 use protocol_tests::netns::TAP_FLAGS;
 use protocol_tests::rig::{LIMIT, namespace};
 
-/// What the TAP's user writes reaches the wire, and the other way round.
+/// Frames that the TAP's user writes reach the wire, and the other way round.
 #[test]
 fn frames_pass_a_tap() {
     let Some(netns) = namespace("frames_pass_a_tap") else { return };
@@ -19,7 +19,7 @@ fn frames_pass_a_tap() {
     let len = rustix::io::read(&tap, &mut bytes).expect("read");
     assert_eq!(bytes[10..len], numbered(6, 200));
     let frame = udp((1, 1000), (2, 2000), &[7; 3000]);
-    rustix::io::write(&tap, &[&uso_header(1000).encode()[..10], &frame].concat()).expect("USO is taken");
+    rustix::io::write(&tap, &[&uso_header(1000).encode()[..10], &frame].concat()).expect("USO is accepted");
     let (header, seen) = wire.recv(LIMIT).expect("no error").expect("a frame");
     assert_eq!((header.gso_type, header.gso_size, seen), (5, 1000, frame));
 }

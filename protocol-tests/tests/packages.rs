@@ -1,5 +1,5 @@
-//! What the packages install beside the programs (net-daemon/package), as far as it can be judged without
-//! installing it; scripts/soak --packages installs it.
+//! Checks of the installed files besides the programs (net-daemon/package) without installing them;
+//! scripts/soak --packages installs them.
 
 use std::fs;
 use std::path::PathBuf;
@@ -13,12 +13,12 @@ fn installed(path: &str) -> PathBuf {
     repository().join("net-daemon/package").join(path)
 }
 
-/// `systemd-analyze`, or `None` and a line that says why the test is skipped.
+/// Returns `systemd-analyze`, or `None` after printing why the test is skipped.
 fn systemd_analyze(test: &str, arguments: &[&str]) -> Option<Command> {
     let mut command = Command::new("systemd-analyze");
     command.args(arguments);
     if Command::new("systemd-analyze").arg("--version").output().is_err() {
-        eprintln!("SKIP {test}: there is no systemd-analyze: install the package systemd");
+        eprintln!("SKIP {test}: systemd-analyze is missing: install the package systemd");
         return None;
     }
     Some(command)
@@ -43,7 +43,7 @@ fn units_are_accepted() {
     assert!(output.status.success() && !said.contains("volt-netd"), "{output:?}");
 }
 
-/// At most 1.5 of the 10 that an unconfined service has.
+/// The exposure is at most 1.5 of the 10 of an unconfined service.
 #[test]
 fn the_service_is_confined() {
     let arguments = ["security", "--offline=true", "--no-pager", "--threshold=15"];
@@ -68,7 +68,7 @@ fn the_descriptor_file_is_of_the_program() {
     assert_eq!(file["type"], capabilities["type"]);
 }
 
-/// The examples that are installed name the unit's user, and options that the program has.
+/// The installed examples name the unit's user, and existing options of the program.
 #[test]
 fn examples_fit_the_unit() {
     let read = |path: &str| fs::read_to_string(installed(path)).expect(path);

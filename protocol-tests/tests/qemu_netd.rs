@@ -1,6 +1,6 @@
 //! volt-netd behind a QEMU guest under software emulation: every feature that QEMU can switch, queue pairs,
-//! and front-ends that come and go. `vectors=0` because QEMU 7.2 crashes by itself when an emulated guest's
-//! vhost-user device starts with MSI-X; the lab's tests have it on.
+//! and changing front-ends. `vectors=0` because QEMU 7.2 crashes when an emulated guest's vhost-user device
+//! starts with MSI-X; the lab's tests use MSI-X.
 
 use std::process::Command;
 use std::thread::sleep;
@@ -25,7 +25,7 @@ const EVENT_IDX: usize = 29;
 const SWITCHED: [usize; 9] =
     [CSUM, GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, HOST_TSO4, HOST_TSO6, MRG_RXBUF, INDIRECT_DESC, EVENT_IDX];
 
-/// The kernel that boots fastest.
+/// Returns the kernel that boots fastest.
 fn spec(run: &str) -> Spec {
     Spec { flavour: Flavour::Cloud, image: Image::Vmlinux, ..Spec::new(run) }
 }
@@ -42,7 +42,7 @@ fn finish(mut guest: Process) -> Vec<String> {
     guest.reports()
 }
 
-/// Properties of the device, and the features that they take away.
+/// Properties of the device, and the features that they remove.
 type Without<'a> = (&'a str, &'a [usize]);
 
 /// Checksummed TCP both ways with `properties` of the device; exactly the features in `off` are missing.
@@ -50,7 +50,7 @@ fn with_properties(name: &str, properties: &str, off: &[usize]) {
     here(name, || carries_traffic((properties, off)));
 }
 
-/// The same without two things that have nothing to do with each other; without each alone in `scripts/soak`.
+/// Without two independent features at once; in `scripts/soak` also without each alone.
 fn without_both(name: &str, one: Without<'_>, other: Without<'_>) {
     let (properties, off) = (format!("{},{}", one.0, other.0), [one.1, other.1].concat());
     let both = (properties.as_str(), off.as_slice());
@@ -105,7 +105,7 @@ fn without_indirect_descriptors_and_host_tso() {
     without_both("without_indirect_descriptors_and_host_tso", ("indirect_desc=off", &[INDIRECT_DESC]), tso);
 }
 
-/// The host segments nothing for a guest that sends whole checksums: its TSO goes with them.
+/// Without checksum offload a guest has no TSO either: the host segments nothing for it.
 #[test]
 fn without_checksum_offload_out() {
     let properties = "csum=off,host_tso4=off,host_tso6=off,host_ecn=off,host_ufo=off";
@@ -141,7 +141,7 @@ fn two_queue_pairs() {
     });
 }
 
-/// The kernel spreads flows over every attached TAP queue: only those that the guest serves may be attached.
+/// The kernel spreads flows over every attached TAP queue: only the guest's queues may be attached.
 #[test]
 fn four_queues_under_a_guest_of_one_pair_lose_no_flow() {
     here("four_queues_under_a_guest_of_one_pair_lose_no_flow", || {
@@ -153,8 +153,8 @@ fn four_queues_under_a_guest_of_one_pair_lose_no_flow() {
     });
 }
 
-/// One daemon outlives its front-ends: some are killed under traffic, and the next one finds nothing left of
-/// them.
+/// One daemon serves several front-ends: some are killed under traffic, and leave nothing behind for the
+/// next.
 #[test]
 fn front_ends_killed() {
     here("front_ends_killed", || {
@@ -172,7 +172,7 @@ fn front_ends_killed() {
     });
 }
 
-/// The guest's driver starts the device afresh after each reboot, over the same connection.
+/// The guest's driver restarts the device after each reboot, over the same connection.
 #[test]
 fn guest_reboots_inside_one_qemu() {
     here("guest_reboots_inside_one_qemu", || {
@@ -191,14 +191,15 @@ fn guest_reboots_inside_one_qemu() {
     });
 }
 
-/// A suspended guest's driver gives the device up, and starts it afresh when the guest wakes up.
+/// The driver of a suspended guest releases the device, and restarts it when the guest wakes up.
 #[test]
 fn guest_suspends_and_wakes_up() {
     here("guest_suspends_and_wakes_up", || {
         let directory = tempfile::tempdir().expect("a directory");
         let mut netd = Netd::start(directory.path(), &[]);
         let traffic = Traffic::new();
-        // The drivers' part of it; after it, the kernel wakes itself up. The cloud flavour has no such test.
+        // Tests the drivers' part only; then the kernel wakes up by itself. The cloud kernel has no such
+        // test.
         let suspend = "echo devices >/sys/power/pm_test; \
                        echo 1 >/sys/module/suspend/parameters/pm_test_delay; \
                        step suspend eval 'echo freeze >/sys/power/state'";
@@ -220,8 +221,8 @@ fn guest_suspends_and_wakes_up() {
     });
 }
 
-/// QEMU keeps the guest's memory to itself: there can be no network, and the daemon says why, by the option's
-/// name.
+/// QEMU keeps the guest's memory private: there can be no network, and the daemon gives the reason with the
+/// name of the option.
 #[test]
 fn memory_that_is_not_shared_is_named() {
     here("memory_that_is_not_shared_is_named", || {
@@ -238,8 +239,8 @@ fn memory_that_is_not_shared_is_named() {
     });
 }
 
-/// With another number of queues than the daemon has, QEMU tries again as fast as it can: the daemon hears
-/// one try a second, and says what is wrong.
+/// With a different number of queues than the daemon, QEMU retries as fast as it can: the daemon accepts one
+/// attempt a second, and logs the reason.
 #[test]
 fn other_queues_are_named() {
     here("other_queues_are_named", || {

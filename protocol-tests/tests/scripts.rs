@@ -1,6 +1,5 @@
-//! The scripts as somebody calls them who does not know them: `--help` tells and does nothing, what is wrong
-//! is said with status 2; and the accounts of `scripts/soak`, with a `cargo` whose tests fail as this test
-//! wants.
+//! The scripts' command lines: `--help` prints the usage and does nothing else, and usage errors end with
+//! status 2. Also the results of `scripts/soak`, with a `cargo` whose tests fail as this test wants.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -26,7 +25,7 @@ fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-/// A directory with links to these programs: there is nothing else to run.
+/// Returns a directory with links to these programs: a search path with nothing else to run.
 fn only(programs: &[&str]) -> tempfile::TempDir {
     let directory = tempfile::tempdir().expect("a directory");
     for program in programs {
@@ -37,7 +36,7 @@ fn only(programs: &[&str]) -> tempfile::TempDir {
     directory
 }
 
-/// With nothing at hand to install, build, or start anything by.
+/// Without any program that could install, build or start anything.
 #[test]
 fn help_is_told_and_nothing_done() {
     let programs = only(&["bash", "env", "dirname", "realpath", "sed"]);
@@ -50,7 +49,7 @@ fn help_is_told_and_nothing_done() {
             assert_eq!(output.status.code(), Some(0), "{name} {option}: {text}");
             for word in [&format!("\n  scripts/{name}"), "second|minute|hour"] {
                 let said = word.split('|').any(|word| text.contains(word));
-                assert!(said, "{name} {option} says nothing of '{word}':\n{text}");
+                assert!(said, "{name} {option} does not mention '{word}':\n{text}");
             }
             assert!(!text.contains("shellcheck") && !text.contains("source "), "{name}: {text}");
         }
@@ -92,7 +91,7 @@ fn what_is_wrong_is_said_with_status_2() {
     wrong("bench", &["nonsense"]);
 }
 
-/// `cargo` for a soak: builds are at once, and the test `sometimes` of the library fails in every other run.
+/// `cargo` for a soak: builds end at once, and the library's test `sometimes` fails in every other run.
 const CARGO: &str = r#"#!/bin/bash
 case "$*" in
     *" --lib "*)
@@ -105,8 +104,8 @@ case "$*" in
 esac
 "#;
 
-/// A soak that was interrupted goes on with what it had not done; what failed is told by name, with how
-/// often.
+/// An interrupted soak resumes with the remaining runs; failed tests are listed by name with their number of
+/// failures.
 #[test]
 fn a_soak_is_resumed_and_counts() {
     let directory = tempfile::tempdir().expect("a directory");
@@ -133,13 +132,13 @@ fn a_soak_is_resumed_and_counts() {
     assert!(said.contains("3 rounds, 3 runs of test programs, load cpu"), "{said}");
     assert!(said.contains("1 peers::deep::sometimes"), "{said}");
 
-    // In the fourth round it is told to end, with all that it started.
+    // In the fourth round it is ended, with all its children.
     fs::write(at("hold"), "").expect("a file");
     let mut held =
         std::os::unix::process::CommandExt::process_group(&mut soak("5"), 0).spawn().expect("a soak");
     let group = rustix::process::Pid::from_child(&held);
     let began = poll_until(LIMIT, || (fs::read_to_string(at("hold")).ok()?.trim() != "").then_some(()));
-    assert!(began.is_some(), "the fourth round does not begin");
+    assert!(began.is_some(), "the fourth round did not begin");
     assert!(!in_group(group).is_empty());
     rustix::process::kill_process_group(group, rustix::process::Signal::TERM).expect("signalled");
     assert_eq!(held.wait().expect("its end").code(), Some(143));
@@ -152,16 +151,16 @@ fn a_soak_is_resumed_and_counts() {
     let said = text(&last);
     assert!(said.contains("resuming after 3 runs"), "{said}");
     assert!(said.contains("5 rounds, 5 runs of test programs, load cpu"), "{said}");
-    // Runs 2 and 6: the fourth was not finished and is not counted.
+    // Runs 2 and 6: the fourth did not finish and is not counted.
     assert!(said.contains("2 peers::deep::sometimes"), "{said}");
     assert_eq!(runs(), 6);
 }
 
-/// The processes of a process group.
+/// Returns the processes of a process group.
 fn in_group(group: rustix::process::Pid) -> Vec<String> {
     let stats = fs::read_dir("/proc").expect("/proc").flatten().filter_map(|entry| {
         let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
-        // State, parent and process group behind the name; a zombie has ended.
+        // State, parent and process group follow the name; a zombie has ended.
         let fields: Vec<&str> = stat.rsplit(')').next()?.split_whitespace().collect();
         let its = fields.get(2)?.parse() == Ok(group.as_raw_nonzero().get());
         (its && fields.first() != Some(&"Z")).then_some(stat.clone())

@@ -1,5 +1,5 @@
 //! The scripted peers against independent implementations: `vhost-user-backend` and `vhost`'s `Frontend`.
-//! What both sides of these tests agree on is not one author's misreading of the specification.
+//! Their agreement excludes one author's misreading of the specification.
 
 use protocol_tests::backend::{Backend, Script};
 use protocol_tests::daemon::poll_until;
@@ -14,8 +14,8 @@ use protocol_tests::wire::feature;
 use vhost::VhostBackend;
 use vhost::vhost_user::{Frontend as CrateFrontend, VhostUserFrontend, VhostUserProtocolFeatures};
 
-/// The scripted front-end drives a back-end on the crates, with chains of every shape and rings and buffers
-/// in two regions at offsets of their files: frames come back whole.
+/// The scripted front-end drives a back-end on the crates, with chains of every shape, and rings and buffers
+/// in two regions at offsets of their files: frames return unchanged.
 #[test]
 fn scripted_front_end_and_the_crates_back_end() {
     let dir = tempfile::tempdir().expect("a directory");
@@ -47,7 +47,7 @@ fn scripted_front_end_and_the_crates_back_end() {
     assert!(poll_until(LIMIT, || peer.ended()).is_some(), "the peer sees the connection end");
 }
 
-/// `vhost`'s front-end sets up the scripted back-end, and a scripted driver's frames come back.
+/// `vhost`'s front-end sets up the scripted back-end, and a scripted driver's frames return.
 #[test]
 fn the_crates_front_end_and_the_scripted_back_end() {
     let dir = tempfile::tempdir().expect("a directory");

@@ -1,5 +1,5 @@
-//! volt-netd behind user-mode Linux: a guest that is a plain process, with a vhost-user front-end in its
-//! kernel that is nobody else's.
+//! volt-netd behind user-mode Linux: a guest that is a plain process, with a vhost-user front-end of its own
+//! in its kernel.
 
 use std::process::Command;
 
@@ -11,7 +11,7 @@ use protocol_tests::lab::traffic::Traffic;
 use protocol_tests::lab::{PATIENCE, here, program, rounds};
 
 /// Checksummed TCP both ways and numbered echo requests through hand-overs and killed workers. The front-end
-/// waits without a limit for every answer.
+/// waits for every answer without a limit.
 #[test]
 fn hand_overs_and_crashes_under_uml() {
     here("hand_overs_and_crashes_under_uml", || {
@@ -19,7 +19,7 @@ fn hand_overs_and_crashes_under_uml() {
     });
 }
 
-/// The guest sees its link go down and come up with the interface, by the back-end's own requests, a
+/// The guest sees its link go down and up with the interface, by the back-end's own requests, with a
 /// hand-over in between.
 #[test]
 fn the_link_goes_down_and_comes_up() {

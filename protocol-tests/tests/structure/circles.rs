@@ -1,5 +1,5 @@
-//! No circle of files, and no two neighbours in a folder that point at each other: what stands below knows
-//! nothing of what stands on it, in a package as between packages, where cargo sees to it.
+//! Files form no cycle, and no two neighbours in a folder depend on each other. A lower file does not know
+//! the files above it, within a package as between packages, where cargo ensures it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -14,7 +14,7 @@ const WHAT_TO_DO: &str = "Files of a circle can be read, tested and moved only t
     fewest names tie it: move what both sides need into a file below both, or hand the upper one's part to \
     the lower one as an argument, a closure or a trait.";
 
-/// The libraries and programs of the repository; tests, benches and examples are nobody's ground.
+/// Returns the libraries and programs of the repository; nothing depends on tests, benches and examples.
 fn repository_modules() -> Modules {
     let read = |path: &Path| fs::read_to_string(repository().join(path)).ok();
     let mut modules = Modules::default();
@@ -34,7 +34,7 @@ fn repository_modules() -> Modules {
     modules
 }
 
-/// Nothing when there is no circle, and else what ties each.
+/// Describes the cycles with their connections; empty if there are none.
 fn circles_of(modules: &Modules) -> String {
     let has_folder = |circle: &BTreeSet<&str>| circle.iter().any(|place| place.ends_with('/'));
     told("files", &between_files(modules), |_| true)
@@ -49,7 +49,7 @@ fn the_repository_has_no_circles() {
     assert!(circles.is_empty(), "{circles}{WHAT_TO_DO}");
 }
 
-/// The circles of a library `house` and a program on it, made up of these files.
+/// Returns the cycles of a library `house` and a program that uses it, made of these files.
 fn of(files: &[(&str, &str)]) -> String {
     let files: BTreeMap<_, _> = files.iter().map(|(name, text)| (PathBuf::from(name), text)).collect();
     let read = |path: &Path| files.get(path).map(ToString::to_string);

@@ -1,5 +1,5 @@
-//! Each line of the log that tells an operator something has a name, which stands with its level and its
-//! values in a documented table, and nothing else stands there.
+//! Each log line for operators has an event name, which is listed with its level and values in a documented
+//! table. The tables contain no other events.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -11,12 +11,12 @@ use super::relative;
 use super::tokens::{for_tests, is_punct, past_item};
 use protocol_tests::lab::repository;
 
-/// The device, the log and what else is in both programs.
+/// The folders used by both programs: the device, the log and others.
 const SHARED: [&str; 5] = ["net", "program", "virtio", "sandbox", "http"];
 const NETD: [&str; 2] = ["net-daemon/src", "net-daemon/vhost-user/src"];
 const VMM: [&str; 1] = ["vmm/src"];
 
-/// Lines that the log's own machinery makes without a macro: `netd_log` and `netd_sandbox` see them.
+/// Lines that the log's own code writes without a macro; `netd_log` and `netd_sandbox` test them.
 const OF_THE_LOG: [(&str, &str, &[&str]); 2] =
     [("log_lines_missing", "warn", &["lines"]), ("sandbox_violation", "error", &[])];
 
@@ -24,7 +24,7 @@ const LEVELS: [&str; 3] = ["error", "warn", "info"];
 /// Functions that take an event and its message, an error.
 const SAYING: [&str; 2] = ["say", "last_line"];
 
-/// What stands for an event: its levels, and the keys of its values.
+/// The properties of an event: its levels, and the keys of its values.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Event {
     levels: BTreeSet<String>,
@@ -39,12 +39,12 @@ fn add(events: &mut Events, name: &str, level: &str, keys: impl IntoIterator<Ite
     event.keys.extend(keys);
 }
 
-/// The text of a string literal.
+/// Returns the text of a string literal.
 fn literal(token: Option<&TokenTree>) -> Option<String> {
     Some(token?.to_string().strip_prefix('"')?.strip_suffix('"')?.to_owned())
 }
 
-/// Collects the events of what is not for tests alone; says which lines have none.
+/// Collects the events of all code but tests; lists the lines without an event.
 fn read(tokens: TokenStream, events: &mut Events, nameless: &mut Vec<String>) {
     let tokens: Vec<_> = tokens.into_iter().collect();
     let mut at = 0;
@@ -77,7 +77,8 @@ fn read(tokens: TokenStream, events: &mut Events, nameless: &mut Vec<String>) {
     }
 }
 
-/// The event of a line and the keys of its values: `target: T, event = "name", key, other:% = value; "..."`.
+/// Returns the event of a line and the keys of its values: `target: T, event = "name", key, other:% = value;
+/// "..."`.
 fn named(line: TokenStream) -> Option<(String, BTreeSet<String>)> {
     let tokens: Vec<_> = line.into_iter().collect();
     let end = (0..tokens.len()).find(|at| is_punct(tokens.get(*at), ';'))?;
@@ -90,7 +91,7 @@ fn named(line: TokenStream) -> Option<(String, BTreeSet<String>)> {
     Some((event, values.into_keys().collect()))
 }
 
-/// The sources below a folder, without those that are for tests alone.
+/// Returns the sources in a folder, without those of tests.
 fn sources(folder: &Path, found: &mut Vec<(String, TokenStream)>) {
     for entry in fs::read_dir(folder).expect("a folder") {
         let path = entry.expect("an entry").path();
@@ -116,7 +117,7 @@ fn events_of<'a>(folders: impl IntoIterator<Item = &'a str>) -> Events {
     events
 }
 
-/// The rows of the tables below a heading of a page, up to the next one.
+/// Returns the rows of the tables below a heading of a page, up to the next heading.
 fn documented(page: &str, heading: &str) -> Events {
     let text = fs::read_to_string(repository().join(page)).expect("a page");
     let (_, below) = text.split_once(&format!("\n## {heading}\n")).expect("the heading");
@@ -137,7 +138,7 @@ fn documented(page: &str, heading: &str) -> Events {
     events
 }
 
-/// Says what is on one side only.
+/// Reports the differences between documentation and sources.
 fn compare(said: &mut String, page: &str, documented: &Events, events: &Events) {
     for (name, event) in events.iter().filter(|(name, event)| documented.get(*name) != Some(event)) {
         let join = |words: &BTreeSet<String>| words.iter().cloned().collect::<Vec<_>>().join(", ");

@@ -1,15 +1,15 @@
-//! The arrows between files and between neighbours in a folder, and the circles in them.
+//! The dependencies between files and between neighbours in a folder, and their cycles.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use super::modules::{Id, Modules};
 
-/// Who takes which names from whom.
+/// The names that one place uses of another, by (user, used).
 pub(crate) type Arrows = BTreeMap<(String, String), BTreeSet<String>>;
 
-/// The arrows from file to file, less those to a file's own module and the modules around it: what these
-/// define is there for what is in them, and whoever moves the module moves both.
+/// Returns the dependencies from file to file, without those on a file's own module and its parents: their
+/// definitions are there for their children, and move together with them.
 pub(crate) fn between_files(modules: &Modules) -> Arrows {
     let mut arrows = Arrows::new();
     for (from, to, names) in modules.arrows().filter(|(from, to, _)| !modules.line(*from).contains(to)) {
@@ -21,8 +21,8 @@ pub(crate) fn between_files(modules: &Modules) -> Arrows {
     arrows
 }
 
-/// The arrows from one child of a module to another, each with all that is below it. Their names are with the
-/// file that takes them.
+/// Returns the dependencies from one child of a module to another, each with all its descendants. The names
+/// are prefixed with the file that uses them.
 pub(crate) fn between_neighbours(modules: &Modules) -> Arrows {
     let mut arrows = Arrows::new();
     for (from, to, names) in modules.arrows() {
@@ -39,7 +39,7 @@ pub(crate) fn between_neighbours(modules: &Modules) -> Arrows {
     arrows
 }
 
-/// The file of a module, or its folder if it has any below it.
+/// Returns the file of a module, or its folder if it has children.
 fn label(modules: &Modules, id: Id) -> String {
     let file = modules.file(id);
     if modules.all[id].children.values().all(|child| modules.file(*child) == file) {
@@ -49,7 +49,7 @@ fn label(modules: &Modules, id: Id) -> String {
     format!("{}/", folder.trim_end_matches('/'))
 }
 
-/// Each set of places from which every other of the set can be reached.
+/// Returns each set of places that can all reach each other.
 fn circles(arrows: &Arrows) -> Vec<BTreeSet<&str>> {
     let mut next: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for (from, to) in arrows.keys() {
@@ -72,7 +72,7 @@ fn circles(arrows: &Arrows) -> Vec<BTreeSet<&str>> {
     circles.into_iter().collect()
 }
 
-/// The circles that are `meant` in words: who is in each, and the names that tie it.
+/// Describes the cycles selected by `meant`: their members, and the names that connect them.
 pub(crate) fn told(kind: &str, arrows: &Arrows, meant: impl Fn(&BTreeSet<&str>) -> bool) -> String {
     let mut text = String::new();
     for circle in circles(arrows).into_iter().filter(meant) {

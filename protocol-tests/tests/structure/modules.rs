@@ -1,16 +1,16 @@
-//! The modules of a crate, each with its file, and what a path in one of them means: which file defines the
-//! name that it ends at. A name that a module only hands on (`pub use`) belongs to the file that it comes
-//! from.
+//! The modules of a crate, each with its file, and the meaning of a path in one of them: the file that
+//! defines its last name. A name that a module only re-exports (`pub use`) belongs to the file that defines
+//! it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::tokens::{Import, Source};
 
-/// How a file's text is had: from the disk, or from a test.
+/// Reads a file's text: from the disk, or from a test.
 pub(crate) type Reader<'a> = dyn Fn(&Path) -> Option<String> + 'a;
 
-/// The place of a module in [`Modules`].
+/// The index of a module in [`Modules`].
 pub(crate) type Id = usize;
 
 #[derive(Debug)]
@@ -28,18 +28,18 @@ pub(crate) struct Modules {
     libraries: BTreeMap<String, Id>,
 }
 
-/// Where a path ends.
+/// The target of a path.
 #[derive(Debug)]
 pub(crate) enum Target {
     Module(Id),
     Item(Id, String),
 }
 
-/// More names in a row that stand for names than any source has; ends a `pub use` of itself.
+/// More re-exports in a row than any source has; ends a `pub use` of itself.
 const DEPTH: usize = 16;
 
 impl Modules {
-    /// The crate whose root is this file; a library can be named by the others.
+    /// Adds the crate with this root file; other crates can use a library by its name.
     pub(crate) fn add_crate(&mut self, library: Option<&str>, root: &Path, read: &Reader<'_>) {
         let folder = root.parent().unwrap_or(Path::new(""));
         let id = self.add_file(None, root, folder, read);
@@ -80,7 +80,7 @@ impl Modules {
         id
     }
 
-    /// The root of its crate, the modules between, and the module.
+    /// Returns the root of its crate, the modules between, and the module.
     pub(crate) fn line(&self, id: Id) -> Vec<Id> {
         let mut line: Vec<_> = std::iter::successors(Some(id), |id| self.all[*id].parent).collect();
         line.reverse();
@@ -91,13 +91,13 @@ impl Modules {
         self.all[id].file.display().to_string()
     }
 
-    /// Which module takes which names from which.
+    /// Returns the names that each module uses of each other.
     pub(crate) fn arrows(&self) -> impl Iterator<Item = (Id, Id, BTreeSet<String>)> {
         (0..self.all.len())
             .flat_map(|from| self.taken(from).into_iter().map(move |(to, names)| (from, to, names)))
     }
 
-    /// What this path means in module `at`; nothing for one that leads out of the repository.
+    /// Returns the target of this path in module `at`; `None` for a path that leads out of the repository.
     fn target(&self, at: Id, path: &[String]) -> Option<Target> {
         self.target_within(at, path, DEPTH)
     }
@@ -123,8 +123,7 @@ impl Modules {
         Some(target)
     }
 
-    /// What a name stands for in a module when it is a module or brought in; what is defined there stands for
-    /// itself.
+    /// Returns the target of a name that is a module or imported; a definition is its own target.
     fn named(&self, at: Id, name: &str, depth: usize) -> Option<Target> {
         let module = &self.all[at];
         let depth = depth.checked_sub(1)?;
@@ -147,7 +146,7 @@ impl Modules {
         })
     }
 
-    /// The names that a module takes from others.
+    /// Returns the names that a module uses of others.
     fn taken(&self, at: Id) -> BTreeMap<Id, BTreeSet<String>> {
         let source = &self.all[at].source;
         let mut taken: BTreeMap<Id, BTreeSet<String>> = BTreeMap::new();
@@ -156,7 +155,7 @@ impl Modules {
                 taken.entry(id).or_default().insert(name);
             }
         };
-        // What is only handed on is not taken, nor is a module of which nothing is named.
+        // Names that are only re-exported are not used, nor is a module without used names.
         let used = |import: &&Import| !import.public || source.words.contains(&import.name);
         for import in source.imports.iter().filter(used) {
             take(match self.target(at, &import.path) {
@@ -169,7 +168,7 @@ impl Modules {
     }
 }
 
-/// Whether a file of this name is for tests only, whatever stands before its `mod`.
+/// Returns whether a file of this name is only for tests, whatever precedes its `mod`.
 fn is_test(module: &str) -> bool {
     matches!(module, "tests" | "testing") || module.ends_with("_tests")
 }

@@ -1,7 +1,6 @@
-//! Every package that is built in has a licence from the list in `deny.toml`, comes from a registry or from
-//! this repository, and has one version, or a reason for two. cargo-deny judges the same by the same file and
-//! more strictly: it reads the licences' texts, and knows one registry from another. Where it is not
-//! installed, this is what is left.
+//! Every built package has a licence from the list in `deny.toml`, comes from a registry or from this
+//! repository, and has one version, or a reason for two. cargo-deny checks the same file more strictly: it
+//! reads licence texts, and distinguishes registries. This test covers machines without cargo-deny.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -14,7 +13,7 @@ use toml::Value;
 use super::metadata;
 use protocol_tests::lab::repository;
 
-/// The list in `deny.toml` at this place, each entry's word or what its `crate` says.
+/// Returns the list in `deny.toml` at this place: each entry, or its `crate`.
 fn listed(section: &str, list: &str) -> BTreeSet<String> {
     let text = fs::read_to_string(repository().join("deny.toml")).expect("deny.toml");
     let deny: Value = toml::from_str(&text).expect("TOML");
@@ -23,7 +22,7 @@ fn listed(section: &str, list: &str) -> BTreeSet<String> {
     list.iter().map(word).collect()
 }
 
-/// The packages that are built for where volt runs, as `cargo metadata` has them.
+/// Returns the packages built for volt's target, from `cargo metadata`.
 fn packages() -> Vec<Json> {
     let targets = listed("graph", "targets");
     let options: Vec<_> = targets.iter().flat_map(|target| ["--filter-platform", target]).collect();
@@ -38,7 +37,7 @@ fn name(package: &Json) -> String {
     format!("{}@{}", text("name"), text("version"))
 }
 
-/// What is wrong with a package's licence, if anything.
+/// Returns the fault of a package's licence, if any.
 fn licence_fault(licence: &Json, allowed: &BTreeSet<String>) -> Option<String> {
     let Some(licence) = licence.as_str() else { return Some("names no licence".into()) };
     // Old packages write MIT/Apache-2.0.
@@ -52,7 +51,7 @@ fn licence_fault(licence: &Json, allowed: &BTreeSet<String>) -> Option<String> {
     (!expression.evaluate(is_allowed)).then(|| format!("has the licence '{licence}'"))
 }
 
-/// What is wrong with where a package comes from, if anything.
+/// Returns the fault of a package's source, if any.
 fn source_fault(source: &Json, manifest: &str, repository: &Path) -> Option<String> {
     match source.as_str() {
         Some(source) if source.starts_with("registry+") || source.starts_with("sparse+") => None,
@@ -82,7 +81,7 @@ fn packages_come_from_a_registry_or_from_here() {
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
-/// An entry `name@1` of `skip` lets any version 1 of it be built beside another.
+/// An entry `name@1` of `skip` allows version 1 of a package beside another.
 #[test]
 fn a_package_has_one_version_or_a_reason_for_two() {
     let mut versions: BTreeMap<String, Vec<String>> = BTreeMap::new();
@@ -99,12 +98,12 @@ fn a_package_has_one_version_or_a_reason_for_two() {
         }
     }
     let twice: Vec<_> = versions.values().filter(|versions| versions.len() > 1).collect();
-    assert!(twice.is_empty(), "{twice:?}: use one of them, or say in deny.toml who needs the other");
-    assert!(skipped.is_empty(), "deny.toml skips {skipped:?}, which nothing needs any more");
+    assert!(twice.is_empty(), "{twice:?}: use one of them, or give a reason in deny.toml");
+    assert!(skipped.is_empty(), "deny.toml skips {skipped:?}, which nothing needs");
 }
 
-/// What `cargo package` takes without a word and a registry, or whoever gets the package, does not: licences
-/// and a description go with it, and what it takes from this repository has a version.
+/// Conditions that `cargo package` does not check but a registry or user does: each package has licences and
+/// a description, and its dependencies in this repository have versions.
 #[test]
 fn what_can_be_published_is_complete() {
     let metadata = metadata("Cargo.toml", &["--no-deps"]);

@@ -1,30 +1,29 @@
-//! What one source file says that ties it to others: its `use` declarations, its paths, its modules and what
-//! it defines. Works on tokens rather than on a syntax tree, so that paths within macro calls are seen like
-//! any others.
+//! The connections of one source file to others: its `use` declarations, its paths, its modules and its
+//! definitions. Works on tokens, not on a syntax tree, so that paths within macro calls are included.
 
 use std::collections::BTreeSet;
 use std::mem;
 
 use proc_macro2::{Delimiter, Group, TokenStream, TokenTree};
 
-/// A path's names, from `crate`, `super` or whatever its first is.
+/// A path's names, from its first (such as `crate` or `super`).
 pub(crate) type Names = Vec<String>;
 
-/// One name that a `use` brings in; `*` stands for all.
+/// One name that a `use` imports; `*` stands for all.
 #[derive(Debug)]
 pub(crate) struct Import {
     pub(crate) name: String,
     pub(crate) path: Names,
-    /// Handed on to others, by whatever kind of `pub`.
+    /// Whether it is re-exported, by any kind of `pub`.
     pub(crate) public: bool,
 }
 
-/// What stands in one module, less what only tests see.
+/// The contents of one module, without tests.
 #[derive(Debug, Default)]
 pub(crate) struct Source {
     pub(crate) imports: Vec<Import>,
     pub(crate) paths: BTreeSet<Names>,
-    /// Names that stand alone: a name that is only handed on is not among them.
+    /// Names that stand alone, without names that are only re-exported.
     pub(crate) words: BTreeSet<String>,
     pub(crate) defined: BTreeSet<String>,
     /// `mod x;`
@@ -43,7 +42,7 @@ impl Source {
         Ok(source)
     }
 
-    /// `top`: not within an item, where what is defined belongs to that item.
+    /// `top`: not within an item, where definitions belong to that item.
     fn read(&mut self, tokens: TokenStream, top: bool) {
         let tokens: Vec<_> = tokens.into_iter().collect();
         let mut at = 0;
@@ -60,7 +59,7 @@ impl Source {
         }
     }
 
-    /// Past an attribute, and past what it stands before when that is for tests only.
+    /// Skips an attribute, and its item if that is only for tests.
     fn attribute(&mut self, tokens: &[TokenTree], at: usize) -> usize {
         let at = at + 1 + usize::from(is_punct(tokens.get(at + 1), '!'));
         match tokens.get(at) {
@@ -107,7 +106,7 @@ impl Source {
         }
     }
 
-    /// A path, or a name alone; what follows a type's `>::` is neither.
+    /// Reads a path, or a single name; names after a type's `>::` are neither.
     fn path(&mut self, tokens: &[TokenTree], mut at: usize) -> usize {
         let begins = !(at >= 2 && is_separator(tokens, at - 2));
         let mut names = Names::new();
@@ -127,7 +126,7 @@ impl Source {
         at
     }
 
-    /// A tree of a `use`, behind these names.
+    /// Reads a tree of a `use`, after these names.
     fn import(&mut self, tree: &[TokenTree], mut names: Names, public: bool) {
         let mut renamed = None;
         for (at, token) in tree.iter().enumerate() {
@@ -169,7 +168,7 @@ fn is_separator(tokens: &[TokenTree], at: usize) -> bool {
     is_punct(tokens.get(at), ':') && is_punct(tokens.get(at + 1), ':')
 }
 
-/// Whether `pub`, `pub(crate)` or the like ends these tokens.
+/// Returns whether these tokens end with `pub`, `pub(crate)` or the like.
 fn is_public(before: &[TokenTree]) -> bool {
     let before = match before {
         [before @ .., TokenTree::Group(group)] if group.delimiter() == Delimiter::Parenthesis => before,
@@ -184,7 +183,7 @@ pub(crate) fn for_tests(attribute: &Group) -> bool {
     text == "cfg(test)" || text.starts_with("cfg(all(test,")
 }
 
-/// Behind an item, a statement, a field or an arm. Only an item has commas outside of brackets, among its
+/// Skips an item, a statement, a field or an arm. Only an item has commas outside of brackets, among its
 /// generics, and only a `use` has braces that do not end it.
 pub(crate) fn past_item(tokens: &[TokenTree], mut at: usize) -> usize {
     let before_keyword = |token: &&TokenTree| match token {
