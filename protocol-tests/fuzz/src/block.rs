@@ -1,6 +1,6 @@
-//! RequestQueue of the block device on an image of 64 sectors. For requests in well-formed chains the status,
-//! the used length, the guest's memory and the image are what virtio 1.2, 5.2.6 says; for others nothing
-//! breaks.
+//! RequestQueue of the block device on an image of 64 sectors. For requests in well-formed chains, the
+//! status, the used length, the guest's memory and the image follow virtio 1.2, 5.2.6; other requests break
+//! nothing.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -24,7 +24,7 @@ use super::STEPS;
 use super::guest::{chain, reader};
 
 const SECTORS: u64 = 64;
-/// Two regions of this length, the second behind a hole.
+/// Length of each of the two regions; the second follows a hole.
 const REGION: u64 = 0x4_0000;
 const HIGH: u64 = 2 * REGION;
 const SIZE: u16 = 16;
@@ -55,7 +55,7 @@ enum Step {
         zeroes: bool,
         ranges: Vec<(u16, u16, u8)>,
     },
-    /// What no driver does; then only used elements are looked at.
+    /// An invalid action of a driver; afterwards only used elements are checked.
     Descriptor {
         slot: u8,
         addr: u32,
@@ -71,12 +71,12 @@ enum Step {
 struct Request {
     kind: Kind,
     sector: u16,
-    /// Bytes of each buffer; whole sectors as a rule.
+    /// Bytes of each buffer; usually whole sectors.
     data: Vec<(u8, bool)>,
-    /// Bytes that are no sector.
+    /// Bytes beyond whole sectors.
     odd: u8,
     writable: bool,
-    /// Bytes missing of the header; no room for a status.
+    /// Bytes missing from the header, or room missing for a status.
     short: Option<(u8, bool)>,
 }
 
@@ -106,7 +106,7 @@ struct Peer {
     ring: Ring,
     requests: RequestQueue,
     read_only: bool,
-    /// What the image must be.
+    /// The expected image.
     disk: Vec<u8>,
     avail: u16,
     seen: u16,
@@ -202,7 +202,7 @@ impl Peer {
         self.put(AVAIL + 2, &self.avail.to_le_bytes());
     }
 
-    /// Lets the device serve what there is. `false` when it gives the ring up.
+    /// Lets the device serve the available chains. Returns `false` if it stops the ring.
     fn serve(&mut self) -> bool {
         for _ in 0..=SIZE {
             let before = self.u16(USED + 2);
@@ -218,7 +218,7 @@ impl Peer {
         panic!("no end to it");
     }
 
-    /// After something wild the image is whatever the device has made of it, but no longer.
+    /// After an invalid action the image has any content, but not a larger size.
     fn wild(&mut self) -> bool {
         let goes_on = self.serve();
         let whole = self.file.metadata().expect("a memfd").len();
@@ -231,7 +231,7 @@ impl Peer {
         goes_on && self.seen == self.avail
     }
 
-    /// One chain there and back: its used length, if it comes back.
+    /// Passes one chain to the device and back; returns its used length, if it is returned.
     fn exchange(&mut self, parts: &[(u64, u32, bool)]) -> Option<u32> {
         for (n, part) in parts.iter().enumerate() {
             self.descriptor(n as u8, *part, u16::from(n + 1 < parts.len()), n as u16 + 1);
@@ -240,7 +240,7 @@ impl Peer {
         assert_eq!(chain(reader(&self.memory), (TABLE, SIZE), true, 0), Some(wanted));
         self.publish(0);
         if !self.serve() {
-            panic!("a good driver's ring was given up");
+            panic!("the device stopped a valid ring");
         }
         let used = USED + 4 + u64::from(self.seen % SIZE) * 8;
         self.seen = self.seen.wrapping_add(1);
@@ -285,7 +285,7 @@ impl Peer {
         self.fill(&places, &pattern);
         let used = self.exchange(&parts).expect("a used element");
         if head < 16 || no_status || kind > 8 || [11, 13].contains(&kind) {
-            // Which byte then is header, data or status depends on the rest.
+            // The rest decides which byte is header, data or status.
             return self.wild();
         }
         let written = if request.writable { len } else { 0 };
@@ -295,7 +295,7 @@ impl Peer {
         if status == OK {
             assert_eq!(used as usize, written + 1);
         } else {
-            assert!(used <= 1, "bytes are told to be written that need not be");
+            assert!(used <= 1, "the used length counts optional bytes");
         }
         if let Some(data) = data {
             assert_eq!(self.collect(&places), data, "what the guest reads");
@@ -316,7 +316,7 @@ impl Peer {
         places.iter().flat_map(|(at, len, _)| self.get(*at, *len as usize)).collect()
     }
 
-    /// What a request must be answered with, and what it reads, if the model knows; changes the model's disk.
+    /// Returns the expected status and data of a request, if the model knows them; changes the model's disk.
     fn model(&mut self, kind: u32, sector: u64, data: &[u8], writable: bool) -> (u8, Option<Vec<u8>>) {
         let len = data.len();
         let (from, to) = (sector as usize * 512, sector as usize * 512 + len);
@@ -341,7 +341,7 @@ impl Peer {
     fn compare(&self) {
         let mut now = vec![0; self.disk.len()];
         self.file.read_exact_at(&mut now, 0).expect("a memfd");
-        assert!(now == self.disk, "the image is not what was written to it");
+        assert!(now == self.disk, "the image differs from the data written to it");
     }
 
     fn ranges(&mut self, zeroes: bool, ranges: &[(u16, u16, u8)]) -> bool {
@@ -359,7 +359,7 @@ impl Peer {
         let used = self.exchange(&[(HEADER, 16, false), (DATA, data.len() as u32, false), (STATUS, 1, true)]);
         let known = if zeroes { 1 } else { 0 };
         let inside = |(sector, count, _): &(u16, u16, u32)| u64::from(sector + count) <= SECTORS;
-        // Which of several errors is told is the device's choice.
+        // Among several errors, the device chooses the one to report.
         let good = !ranges.is_empty() && ranges.len() <= 16 && !self.read_only;
         let good = good && ranges.iter().all(|range| inside(range) && range.2 <= known);
         let status = self.get(STATUS, 1)[0];

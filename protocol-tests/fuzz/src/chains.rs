@@ -1,5 +1,5 @@
-//! A ring by its primitives: pop, walk, push, publish, event index, start and start again, in memory that the
-//! fuzzer writes, at places that it chooses.
+//! A ring by its primitives: pop, walk, push, publish, event index, start and restart, in memory that the
+//! fuzzer writes, at addresses that it chooses.
 
 use arbitrary::Arbitrary;
 use volt_virtio::features::Features;
@@ -14,7 +14,7 @@ pub(super) struct Input {
     log: u8,
     event_idx: bool,
     indirect: bool,
-    /// Somewhere else than at the start of memory, and of another size.
+    /// At another address and with another size.
     place: Option<(u32, u32, u32, u16)>,
     steps: Vec<Step>,
 }
@@ -29,7 +29,7 @@ enum Step {
     Restart,
 }
 
-/// What the device must know, by the specification alone.
+/// The device's expected state, from the specification only.
 struct Model {
     guest: Guest,
     layout: RingLayout,
@@ -87,7 +87,7 @@ pub(super) fn run(input: Input) {
             Step::Restart => false,
         };
         if !goes_on {
-            // A ring that broke is started again by its driver; so is one that stops for another reason.
+            // The driver restarts a broken ring, and one that stopped for another reason.
             ring = Ring::start(model.guest.memory.clone(), layout, features).expect("it started before");
             model.start(&ring);
         }
@@ -99,7 +99,7 @@ impl Model {
         self.guest.u16(at).expect("a part of a ring that has started is memory")
     }
 
-    /// A ring continues where the used index stands.
+    /// A ring continues at its used index.
     fn start(&mut self, ring: &Ring) {
         let base = self.u16(self.layout.used + 2);
         assert_eq!(ring.base(), base);
@@ -111,7 +111,7 @@ impl Model {
         self.layout.size
     }
 
-    /// Reads the available index as the device does; `None` when the ring is broken by it.
+    /// Reads the available index like the device; `None` if it breaks the ring.
     fn refresh(&mut self) -> Option<bool> {
         let now = self.u16(self.layout.avail + 2);
         if now.wrapping_sub(self.next_used) > self.size() {
@@ -182,8 +182,7 @@ impl Model {
         assert_eq!(ring.base(), new);
         assert_eq!(self.u16(self.layout.used + 2), new);
         let wanted = if self.features.contains(Features::EVENT_IDX) {
-            // The driver is told when the element at its event is among those that are new (virtio 1.2,
-            // 2.7.7.2).
+            // The driver is called if the element at its event is among the new ones (virtio 1.2, 2.7.7.2).
             let event = self.u16(self.layout.avail + 4 + u64::from(self.size()) * 2);
             (0..new.wrapping_sub(old)).any(|n| old.wrapping_add(n) == event)
         } else {

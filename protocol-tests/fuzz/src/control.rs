@@ -1,5 +1,5 @@
-//! The control queue: each chain is carried out at most once, answered where there is room for an answer, and
-//! what is carried out is within what the driver may ask for.
+//! The control queue: each chain is executed at most once and answered if it has room for an answer. Executed
+//! commands are within the driver's permissions.
 
 use arbitrary::Arbitrary;
 use volt_net::control::command::{Command, GUEST_OFFLOADS, Limits, MAX_MAC_TABLE};
@@ -45,7 +45,7 @@ pub(super) fn run(input: Input) {
         match step {
             Step::Driver(step) => driver.step(&guest, step),
             Step::Command { class, command, data, cut, ack } => {
-                // Commands beyond the largest MAC table are another way to be wrong.
+                // Commands longer than the largest MAC table test another error.
                 let bytes: Vec<u8> =
                     [*class % 8, *command % 8].into_iter().chain(data.iter().copied()).collect();
                 let cut = usize::from(*cut).min(bytes.len());
@@ -63,7 +63,7 @@ pub(super) fn run(input: Input) {
     }
 }
 
-/// A chain of two readable parts at known places and `ack` writable bytes behind them.
+/// Offers a chain of two readable parts at known addresses and `ack` writable bytes after them.
 fn place(guest: &Guest, driver: &mut Driver, lens: [usize; 2], ack: u32) {
     let parts = [
         (BUFFERS, lens[0] as u32, false),
@@ -80,7 +80,7 @@ fn drain(guest: &Guest, driver: &Driver, control: &mut ControlQueue, limits: Lim
         let before = control.vring.ring.base();
         let mut commands = Vec::new();
         let more = control.run(limits, |command| commands.push(command));
-        assert_eq!(control.vring.ring.base(), before, "an answer before what was changed is recorded");
+        assert_eq!(control.vring.ring.base(), before, "an answer before the change was recorded");
         let more = more.and_then(|more| control.answer().map(|come| more || come));
         let done = control.vring.ring.base().wrapping_sub(before);
         assert!(done <= 16 && commands.len() <= usize::from(done));
@@ -92,24 +92,23 @@ fn drain(guest: &Guest, driver: &Driver, control: &mut ControlQueue, limits: Lim
             let len = guest.u32(used + 4).unwrap();
             assert!(guest.u32(used) == Some(head.into()) && len <= 1);
             answered += len as usize;
-            // What the device has written since may have changed a wild chain, but not made room in one
-            // without.
+            // The device's later writes may have changed a wild chain, but cannot have added room to it.
             let parts = chain(|at, len| guest.read(at, len), (layout.desc, layout.size), indirect, head);
             let room = parts.is_some_and(|parts| parts.iter().any(|(_, _, write)| *write));
-            assert!(len == 0 || room || indirect, "an answer where there is no room for one");
+            assert!(len == 0 || room || indirect, "an answer without room for it");
         }
-        assert!(commands.len() <= answered, "carried out and not answered");
+        assert!(commands.len() <= answered, "executed but not answered");
         commands.iter().for_each(|command| allowed(command, limits));
         match more {
             Ok(false) => return true,
-            Ok(true) => assert!(done > 0, "more to do, and nothing done"),
+            Ok(true) => assert!(done > 0, "more to do, but nothing done"),
             Err(_) => return false,
         }
     }
     panic!("no end to it");
 }
 
-/// What virtio 1.2, 5.1.6.5 lets a driver ask for.
+/// Checks a command against virtio 1.2, 5.1.6.5.
 fn allowed(command: &Command, limits: Limits) {
     let needed = match command {
         Command::SetRxMode(..) => Features::NET_CTRL_RX,

@@ -1,5 +1,5 @@
-//! The control socket: bytes and descriptors of a client come as one frame, or as an error, and no descriptor
-//! stays behind.
+//! The control socket: bytes and descriptors of a client arrive as one frame or as an error, and no
+//! descriptor leaks.
 
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
@@ -16,9 +16,9 @@ use super::session::open_files;
 
 #[derive(Arbitrary, Debug)]
 pub(super) struct Input {
-    /// A frame as this program sends it, in front of the rest.
+    /// A frame as sent by this program, before the rest.
     whole: Option<(String, u8)>,
-    /// Pieces of anything, each with descriptors.
+    /// Pieces of any bytes, each with descriptors.
     pieces: Vec<(Vec<u8>, u8)>,
 }
 
@@ -48,13 +48,13 @@ fn exchange(input: &Input) {
         assert_eq!((&document, fds.len()), (text, (*count).into()));
     }
     let result = receive::<Value>(&daemon).map(|(document, _)| document);
-    // Without descriptors, which may come at another place than they should.
+    // Without descriptors, which may arrive at an unexpected position.
     if surplus == 0 {
         assert_eq!(result.ok(), model(&bytes));
     }
 }
 
-/// The document of a frame that promises no descriptors.
+/// Returns the document of a frame that announces no descriptors.
 fn model(bytes: &[u8]) -> Option<Value> {
     let (len, rest) = bytes.split_first_chunk()?;
     let (count, rest) = rest.split_first_chunk()?;

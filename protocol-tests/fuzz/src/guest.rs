@@ -1,7 +1,7 @@
-//! A guest that the fuzzer plays: its memory, its side of one ring, and how a chain in it is to be read.
+//! A guest played by the fuzzer: its memory, its side of one ring, and the expected reading of a chain.
 //!
-//! The reading of chains here is a second one, written from the specification over plain copies of memory,
-//! and slow. What the device makes of a chain is compared with it.
+//! The chain reader here is a second one, slow, written from the specification over plain copies of memory.
+//! The device's result is compared with it.
 
 use std::sync::Arc;
 
@@ -11,9 +11,9 @@ use volt_virtio::features::Features;
 use volt_virtio::memory::{GuestMemory, Region};
 use volt_virtio::ring::RingLayout;
 
-/// Bytes of guest addresses; a hole may be among them.
+/// Bytes of guest addresses, possibly with a hole.
 pub(super) const MEMORY: u64 = 0x8_0000;
-/// Addresses that steps name: beyond the end of memory now and then.
+/// Addresses in steps: sometimes beyond the end of memory.
 pub(super) const END: u64 = MEMORY + 0x1000;
 /// Indirect tables of well-formed chains.
 const TABLES: u64 = 0x5000;
@@ -24,12 +24,12 @@ const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 const INDIRECT: u16 = 4;
 
-/// Where one memory region ends and the next begins.
+/// The border between two memory regions.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 pub(super) struct Borders {
     first: u32,
     second: u32,
-    /// 256 bytes behind the second border are no memory.
+    /// 256 bytes after the second border are no memory.
     hole: bool,
 }
 
@@ -43,12 +43,12 @@ struct Piece {
 /// The memory of a guest.
 pub(super) struct Guest {
     pieces: Vec<Piece>,
-    /// The same for the device.
+    /// The device's mapping of the same memory.
     pub(super) memory: Arc<GuestMemory>,
 }
 
 impl Guest {
-    /// Memory in up to three regions, all zero.
+    /// Makes memory in up to three regions, all zero.
     pub(super) fn new(borders: Borders) -> Guest {
         let mut cuts = [borders.first, borders.second].map(|at| u64::from(at) % MEMORY);
         cuts.sort_unstable();
@@ -68,7 +68,7 @@ impl Guest {
         Guest { pieces, memory }
     }
 
-    /// Lengths of the pieces that `len` bytes at `at` have; `None` when some of them are no memory.
+    /// Returns the lengths of the pieces of `len` bytes at `at`; `None` if some of them are no memory.
     pub(super) fn pieces(&self, mut at: u64, mut len: u64) -> Option<Vec<(&MmapRegion, usize, usize)>> {
         let mut found = Vec::new();
         while len > 0 {
@@ -82,7 +82,7 @@ impl Guest {
         Some(found)
     }
 
-    /// Writes what of `bytes` is memory.
+    /// Writes those of `bytes` that are memory.
     pub(super) fn write(&self, at: u64, bytes: &[u8]) {
         match self.pieces(at, bytes.len() as u64) {
             Some(pieces) => {
@@ -101,7 +101,7 @@ impl Guest {
         }
     }
 
-    /// The bytes at `at`, when all of them are memory.
+    /// Returns the bytes at `at`, if all of them are memory.
     pub(super) fn read(&self, at: u64, len: usize) -> Option<Vec<u8>> {
         let mut bytes = Vec::with_capacity(len);
         for (mapping, offset, len) in self.pieces(at, len as u64)? {
@@ -112,22 +112,22 @@ impl Guest {
         Some(bytes)
     }
 
-    /// A 16-bit field.
+    /// Returns a 16-bit field.
     pub(super) fn u16(&self, at: u64) -> Option<u16> {
         self.read(at, 2).map(|bytes| u16::from_le_bytes([bytes[0], bytes[1]]))
     }
 
-    /// A 32-bit field.
+    /// Returns a 32-bit field.
     pub(super) fn u32(&self, at: u64) -> Option<u32> {
         Some(u32::from(self.u16(at)?) | u32::from(self.u16(at + 2)?) << 16)
     }
 }
 
-/// One part of a chain: guest address, bytes, whether the device writes it.
+/// One part of a chain: guest address, bytes, and whether the device writes it.
 pub(super) type Part = (u64, u32, bool);
 
-/// What a chain consists of, read as the specification has it (virtio 1.2, 2.7.5): the parts with bytes in
-/// them; `None` for a chain that is none. `memory` reads guest memory.
+/// Reads a chain by the specification (virtio 1.2, 2.7.5): returns its non-empty parts, or `None` for an
+/// invalid chain. `memory` reads guest memory.
 pub(super) fn chain(
     memory: impl Fn(u64, usize) -> Option<Vec<u8>>,
     (table, size): (u64, u16),
@@ -171,14 +171,14 @@ pub(super) fn chain(
     }
 }
 
-/// What the fuzzer's driver does to its ring.
+/// An action of the fuzzer's driver on its ring.
 #[derive(Arbitrary, Clone, Debug)]
 pub(super) enum DriverStep {
-    /// Makes a chain available that is well formed: lengths, device-writable or not.
+    /// Makes a well-formed chain available: lengths, device-writable or not.
     Offer { parts: Vec<(u16, bool)>, indirect: bool },
     /// Writes a descriptor of the ring's table, or of an indirect table.
     Descriptor { slot: u16, addr: u32, len: u16, flags: u8, next: u8, in_table: bool },
-    /// Makes `head` available, whatever it is.
+    /// Makes any `head` available.
     Head(u16),
     /// Sets the available index.
     Index(u16),
@@ -199,7 +199,7 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    /// The ring of 2 to the power of `log` (0 to 8) entries, in the memory's first pages.
+    /// Makes the ring of 2 to the power of `log` (0 to 8) entries, in the memory's first pages.
     pub(super) fn new(log: u8, features: Features) -> Driver {
         let size = 1 << (log % 9);
         Driver {
@@ -210,7 +210,7 @@ impl Driver {
         }
     }
 
-    /// Carries out `step`.
+    /// Executes `step`.
     pub(super) fn step(&mut self, guest: &Guest, step: &DriverStep) {
         let RingLayout { size, desc, avail, .. } = self.layout;
         match step {
@@ -242,7 +242,7 @@ impl Driver {
         guest.write(avail + 2, &index.wrapping_add(1).to_le_bytes());
     }
 
-    /// Buffers follow one another through memory, and then begin again.
+    /// Allocates buffers through memory in sequence, then from the beginning again.
     fn take(&mut self, len: u16, write: bool) -> Part {
         if self.buffer + u64::from(len) > MEMORY {
             self.buffer = BUFFERS;
@@ -252,7 +252,7 @@ impl Driver {
         (at, len.into(), write)
     }
 
-    /// Makes a chain available whose parts are where they are, in the ring's table.
+    /// Makes a chain with existing parts available, in the ring's table.
     pub(super) fn offer_at(&mut self, guest: &Guest, parts: &[Part]) {
         let RingLayout { size, desc, .. } = self.layout;
         let head = self.free;

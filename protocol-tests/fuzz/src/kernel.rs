@@ -1,5 +1,5 @@
-//! Kernel and initramfs files: what is refused touches nothing that matters, what is loaded lies where the
-//! guest was told, inside its memory, and nothing of it overlaps.
+//! Kernel and initramfs files: a refused file changes no important memory. A loaded one lies at its announced
+//! address, inside the guest's memory, without overlaps.
 
 use std::fs::File;
 use std::io::Write;
@@ -19,9 +19,9 @@ const MIB: u64 = 1 << 20;
 #[derive(Arbitrary, Debug)]
 pub(super) struct Input {
     kernel: Kernel,
-    /// Bytes changed afterwards.
+    /// Bytes to change afterwards.
     patches: Vec<(u16, u8)>,
-    /// Bytes cut off at the end.
+    /// Bytes to cut off at the end.
     cut: u16,
     /// Length of the initramfs.
     initramfs: Option<Len>,
@@ -96,7 +96,7 @@ pub(super) fn run(input: Input) {
     let memory = allocate(u64::from(input.mib % 16 + 1) * MIB, false).expect("memory for a guest");
     let (kernel, path) = file(&bytes);
     let Ok(image) = KernelImage::open(&path) else { return };
-    // Beyond 2 MiB only its length counts, and a file can have that without bytes.
+    // Beyond 2 MiB only its length counts; a sparse file has that without content.
     let initramfs = input.initramfs.map(|len| {
         let (mut rest, path) = file(&[0xa5; 4096][..(len.get() as usize).min(4096)]);
         rest.set_len(len.get().into()).expect("a sparse file");
@@ -111,7 +111,7 @@ pub(super) fn run(input: Input) {
     drop(kernel);
 }
 
-/// A file of `bytes`, and a path by which it can be opened.
+/// Makes a file of `bytes`, and a path to open it.
 fn file(bytes: &[u8]) -> (File, PathBuf) {
     let mut file = File::from(memfd_create("file", MemfdFlags::CLOEXEC).expect("a memfd"));
     file.write_all(bytes).expect("a memfd");
@@ -160,7 +160,7 @@ fn vmlinux(headers: &[Header], note: &[u8], entry: u32) -> Vec<u8> {
     for (n, header) in headers.iter().enumerate() {
         let offset = image.len() as u64;
         let data = match header.kind % 4 {
-            // A PVH note, with what the fuzzer puts behind or in place of it.
+            // A PVH note, and the fuzzer's bytes after it or instead of it.
             1 => [&[4u32, 4, 18].map(u32::to_le_bytes).concat()[..], b"Xen\0", &entry.to_le_bytes()].concat(),
             2 => note[..note.len().min(256)].to_vec(),
             _ => vec![0xf4; 16],
@@ -208,7 +208,7 @@ fn check(memory: &GuestMemoryMmap, entry: Entry, kernel: &[u8], initramfs: Optio
     }
     assert_eq!(read(memory, CMDLINE, cmdline.len() + 1), [cmdline.as_bytes(), &[0]].concat());
     assert!(kernel.len() >= 64);
-    // Nothing is there before the machine's own tables are written.
+    // Nothing lies there before the machine writes its own tables.
     for (from, to) in [(0, 0x6000), (LOW_RAM_END, HIGH_RAM)] {
         assert!(
             read(memory, from, (to - from) as usize).iter().all(|byte| *byte == 0),

@@ -1,13 +1,12 @@
-//! Fuzz targets for what takes bytes from guests, front-ends and files, each with a model of what must come
-//! of them.
+//! Fuzz targets for the code that parses input from guests, front-ends and files, each with a model of the
+//! expected result.
 //!
-//! A target is a function of bytes that panics when something is wrong. cargo-fuzz runs it with bytes that
-//! reach new code; the test `protocol-tests/tests/fuzz.rs`, which includes this file, runs it on the corpus
-//! and on some random bytes. `scripts/fuzz` runs the campaigns.
+//! A target is a function of bytes that panics at a fault. cargo-fuzz runs it with bytes that reach new code.
+//! The test `protocol-tests/tests/fuzz.rs`, which includes this file, runs it on the corpus and on some
+//! random bytes. `scripts/fuzz` runs the campaigns.
 //!
-//! Most targets take a list of steps ([`arbitrary`] makes it of the bytes), as plain bytes would hardly get
-//! past the first check. The models are written from the specifications and share no code with what they
-//! check.
+//! Most targets take a list of steps, which [`arbitrary`] makes of the bytes: plain bytes would rarely pass
+//! the first check. The models follow the specifications and share no code with the code under test.
 
 mod block;
 mod chains;
@@ -25,7 +24,7 @@ mod tx;
 
 use arbitrary::{Arbitrary, Unstructured};
 
-/// A target: its name and what runs it.
+/// A target: its name and its function.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets, by name.
@@ -42,7 +41,7 @@ pub const TARGETS: [Target; 10] = [
     ("tx", |bytes| run(bytes, tx::run)),
 ];
 
-/// Steps of one run that are carried out; a run is to take milliseconds.
+/// Most steps of one run, which should take milliseconds.
 const STEPS: usize = 256;
 
 fn run<T: for<'a> Arbitrary<'a>>(bytes: &[u8], body: impl FnOnce(T)) {
@@ -55,7 +54,7 @@ fn run<T: for<'a> Arbitrary<'a>>(bytes: &[u8], body: impl FnOnce(T)) {
 ///
 /// # Panics
 ///
-/// When there is none, and when it finds something.
+/// If there is none, or if it finds a fault.
 pub fn target(name: &str, bytes: &[u8]) {
     let (_, run) = TARGETS.iter().find(|(known, _)| *known == name).expect("a target's name");
     run(bytes);

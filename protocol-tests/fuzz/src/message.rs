@@ -1,8 +1,8 @@
-//! Messages that the fuzzer's front-end sends, and the answers that the vhost-user protocol wants to them.
+//! Messages from the fuzzer's front-end, and the answers that the vhost-user protocol requires.
 
 use arbitrary::Arbitrary;
 
-/// Largest ring that the session takes.
+/// Largest ring that the session accepts.
 pub(super) const RING_SIZE_MAX: u16 = 1024;
 /// Two pairs and their control queue.
 const VRINGS: u32 = 5;
@@ -19,7 +19,7 @@ pub(super) enum Fd {
     Null,
 }
 
-/// A memory region; where nothing else is said, of 16 KiB and where `slot` has it.
+/// A memory region; by default of 16 KiB, at the address of `slot`.
 #[derive(Arbitrary, Clone, Debug)]
 pub(super) struct Region {
     slot: u8,
@@ -62,7 +62,7 @@ enum Request {
     Other { request: u8, body: Vec<u8>, fds: Vec<Fd> },
 }
 
-/// Feature bits: what is offered less those of a mask, or any.
+/// Feature bits: the offered ones without those of a mask, or any.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 enum Bits {
     Offered,
@@ -117,17 +117,17 @@ enum Place {
     Any([u64; 3], u8),
 }
 
-/// A message as it is sent.
+/// A message to send.
 #[derive(Arbitrary, Clone, Debug)]
 pub(super) struct Message {
     request: Request,
     need_reply: bool,
     cut: Option<u8>,
-    /// Bytes more or less in its body, and descriptors too many: nothing as a rule.
+    /// Bytes more or less in its body, and surplus descriptors: usually none.
     surplus: Option<(i8, u8)>,
 }
 
-/// What must come of a message.
+/// The expected result of a message.
 #[derive(Debug, PartialEq)]
 pub(super) enum Answer {
     Ends,
@@ -135,7 +135,7 @@ pub(super) enum Answer {
     Status(bool),
     Payload(usize),
     Number(u64),
-    /// An answer, a refusal or the end: it depends on more than is modelled here.
+    /// An answer, a refusal or the end: the model does not decide.
     Unknown,
 }
 
@@ -150,7 +150,7 @@ impl Message {
         Message { request, need_reply: false, cut: None, surplus: None }
     }
 
-    /// What front-ends send to run a pair.
+    /// The messages by which front-ends start a pair.
     pub(super) fn set_up(second: bool) -> Vec<Message> {
         let region = Region { slot: 0, second: false, other: None };
         let mut requests = vec![
@@ -172,7 +172,7 @@ impl Message {
         requests.into_iter().map(Message::plain).collect()
     }
 
-    /// Bytes that go out before the rest.
+    /// Bytes sent before the rest.
     pub(super) fn cut(&self) -> usize {
         self.cut.map_or(usize::MAX, usize::from)
     }
@@ -225,7 +225,7 @@ impl Message {
             }
             Request::SetConfig(room) => (25, vec![0; 12 + usize::from(*room)]),
             Request::Other { request, body, .. } => {
-                // Not a protocol feature behind the model's back.
+                // Not a protocol feature unknown to the model.
                 let code = if request % 48 == 16 { 6 } else { request % 48 };
                 (code.into(), body[..body.len().min(300)].to_vec())
             }
@@ -236,7 +236,7 @@ impl Message {
         (code, 1 | if self.need_reply { 8 } else { 0 }, body)
     }
 
-    /// The descriptors beside it.
+    /// Returns its descriptors.
     pub(super) fn fds(&self) -> Vec<Fd> {
         let mut fds = match &self.request {
             Request::MemTable(regions) => {
@@ -260,14 +260,14 @@ impl Message {
     }
 }
 
-/// What the back-end has said that it offers.
+/// The features that the back-end has offered.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Offers {
     pub(super) features: u64,
     pub(super) protocol: u64,
 }
 
-/// What the connection has agreed on, as far as it decides about answers.
+/// The negotiated state of the connection, as far as it decides about answers.
 #[derive(Default)]
 pub(super) struct Negotiated {
     pub(super) offers: Offers,
@@ -275,7 +275,7 @@ pub(super) struct Negotiated {
 }
 
 impl Negotiated {
-    /// The answer that `message` must have; what it changes is kept.
+    /// Returns the required answer to `message`, and keeps its effects.
     pub(super) fn expect(&mut self, message: &Message) -> Answer {
         let before = message.need_reply && self.protocol & REPLY_ACK != 0;
         if message.surplus().is_some() {
@@ -297,7 +297,7 @@ impl Negotiated {
                 if bits & !self.offers.features != 0 {
                     false
                 } else if bits & VERSION_1 == 0 {
-                    // Legacy drivers are not served, which ends nothing.
+                    // Legacy drivers are not supported, which ends nothing.
                     return if before { Answer::Status(false) } else { Answer::Nothing };
                 } else {
                     true
@@ -333,7 +333,7 @@ impl Negotiated {
                 return Answer::Unknown;
             }
         };
-        // Also by what this message itself has negotiated.
+        // This message's own negotiation counts too.
         let acked = before || message.need_reply && self.protocol & REPLY_ACK != 0;
         match (good, acked) {
             (good, true) => Answer::Status(good),
@@ -343,7 +343,7 @@ impl Negotiated {
     }
 }
 
-/// Whether a descriptor can carry notifications: no file and no device.
+/// Returns whether a descriptor can carry notifications: neither a file nor a device can.
 fn notifies(fd: Fd) -> bool {
     matches!(fd, Fd::Eventfd | Fd::Socket)
 }

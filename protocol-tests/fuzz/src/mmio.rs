@@ -1,5 +1,5 @@
-//! The virtio-mmio registers: whatever a driver reads and writes, the device status follows virtio 1.2, 2.1
-//! and 3.1.1, and the device is activated only with features and vrings that are checked, and never twice.
+//! The virtio-mmio registers under any reads and writes of a driver: the device status follows virtio 1.2,
+//! 2.1 and 3.1.1, and the device is activated only with checked features and vrings, and never twice.
 
 use std::sync::{Arc, Mutex};
 
@@ -39,7 +39,7 @@ enum Step {
         offset: u16,
         data: Vec<u8>,
     },
-    /// A register that exists.
+    /// An existing register.
     Register {
         register: u8,
         value: Value,
@@ -49,13 +49,13 @@ enum Step {
         high: bool,
         value: u32,
     },
-    /// A vring at a place where it can be.
+    /// A vring at a valid address.
     Vring {
         index: u8,
         log: u8,
         page: u8,
     },
-    /// All of the start as a driver does it.
+    /// A complete start, like a driver's.
     Start {
         bits: u64,
         vrings: u8,
@@ -68,14 +68,14 @@ enum Value {
     Any(u32),
 }
 
-/// What happened to the device.
+/// Events of the device.
 #[derive(Default)]
 pub(super) struct Life {
     pub(super) active: bool,
     pub(super) broken: Option<String>,
 }
 
-/// The device behind this transport, and behind virtio-pci.
+/// The device of this transport, and of virtio-pci.
 pub(super) struct Device {
     pub(super) life: Arc<Mutex<Life>>,
     pub(super) refuses: bool,
@@ -134,7 +134,7 @@ impl VirtioDevice for Device {
     }
 }
 
-/// The status register by the specification: bits come one after the other, and go only by a reset.
+/// The status register by the specification: bits are set in sequence, and cleared only by a reset.
 #[derive(Default)]
 struct Model {
     status: u32,
@@ -273,7 +273,7 @@ impl Peer {
         let shown = self.read(0x70);
         assert_eq!(shown & !NEEDS_RESET, self.model.status, "the device status");
         assert!(!active || shown & DRIVER_OK != 0, "active without DRIVER_OK");
-        // A driver that has set DRIVER_OK has a device, or is told that it has none.
+        // A driver that has set DRIVER_OK has a device, or is notified that it has none.
         assert!(active || shown & DRIVER_OK == 0 || shown & NEEDS_RESET != 0);
         assert_eq!((self.read(0), self.read(4), self.read(8)), (0x7472_6976, 2, 2));
     }

@@ -1,6 +1,7 @@
-//! The virtio-pci function: whatever a driver reads and writes in the configuration space and in the BAR, of
-//! whatever width, the device is activated only with features and vrings that are checked, and never twice;
-//! the function stays what it is, and its BAR where it is. The hot-plug controller tells each event once and
+//! The virtio-pci function under any reads and writes of the configuration space and the BAR, of any width.
+//! The device is activated only with checked features and vrings, and never twice; the function and its BAR
+//! stay unchanged. The hot-plug controller reports each event once and completely, and ejects exactly the
+//! slots written to its eject register.
 //! whole, and ejects exactly the slots that are written to its one register for that.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -48,7 +49,7 @@ enum Step {
         offset: u8,
         data: Vec<u8>,
     },
-    /// A field of the common configuration structure, by a width that fits some.
+    /// A field of the common configuration structure, with a width that fits some fields.
     Common {
         field: u8,
         width: u8,
@@ -61,20 +62,20 @@ enum Step {
         value: u32,
     },
     MsixControl(u16),
-    /// A vring at a place where it can be.
+    /// A vring at a valid address.
     Vring {
         index: u8,
         log: u8,
         page: u8,
     },
-    /// All of the start as a driver does it.
+    /// A complete start, like a driver's.
     Start {
         bits: u64,
         vrings: u8,
     },
     /// The machine fills a slot.
     Plugged(u8),
-    /// The machine wants one back.
+    /// The machine requests the removal of a slot's device.
     Wanted(u8),
     ReadHotplug {
         offset: u8,
@@ -92,7 +93,7 @@ struct Peer {
     hotplug: Hotplug,
 }
 
-/// The controller, and what it has to tell.
+/// The controller, and its expected events.
 struct Hotplug {
     registers: HotplugRegisters,
     events: Arc<HotplugEvents>,
@@ -127,7 +128,7 @@ impl Hotplug {
             _ => 0,
         };
         let expected = expected.to_le_bytes().into_iter().chain([0; 4]);
-        assert!(data.iter().copied().eq(expected.take(data.len())), "an event is told once and whole");
+        assert!(data.iter().copied().eq(expected.take(data.len())), "an event is repeated or incomplete");
     }
 
     fn write(&mut self, offset: u8, data: &[u8]) {
@@ -248,7 +249,7 @@ impl Peer {
         assert_eq!(
             self.hotplug.level.load(Ordering::SeqCst),
             news,
-            "the pin is high while there is something to read"
+            "the pin does not match the pending events"
         );
         let command = self.config(4) as u16;
         let is_master = command & 4 != 0;
@@ -259,7 +260,7 @@ impl Peer {
         self.function.write_config(4, &command.to_le_bytes());
         let [status] = status;
         assert!(!active || status & DRIVER_OK != 0, "active without DRIVER_OK");
-        // A driver that has set DRIVER_OK has a device, or is told that it has none.
+        // A driver that has set DRIVER_OK has a device, or is notified that it has none.
         assert!(active || !is_master || status & DRIVER_OK == 0 || status & NEEDS_RESET != 0);
     }
 }

@@ -1,4 +1,4 @@
-//! A half of a queue pair between a fuzzed driver and the end of a socket pair.
+//! One half of a queue pair, between a fuzzed driver and the end of a socket pair.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
@@ -15,7 +15,7 @@ use volt_virtio::ring::Ring;
 
 use super::guest::{Driver, Guest};
 
-/// What a half needs to run, and the other end of its port.
+/// The environment of a half, and the other end of its port.
 pub(super) struct Rig {
     pub(super) queue: FdQueue,
     pub(super) health: Health,
@@ -35,7 +35,7 @@ impl Rig {
         }
     }
 
-    /// The next frame that the device has sent, header first.
+    /// Returns the next frame that the device has sent, header first.
     pub(super) fn receive(&self) -> Option<Vec<u8>> {
         let mut bytes = vec![0; 0x1_1000];
         let len = self.wire.recv(&mut bytes).ok()?;
@@ -48,7 +48,7 @@ pub(super) fn notifier() -> Arc<Notifier> {
     Arc::new(Notifier::new(eventfd(0, EventfdFlags::CLOEXEC).expect("an eventfd")).expect("an eventfd"))
 }
 
-/// The driver's ring, started; `None` where a border of memory cuts through it.
+/// Starts the driver's ring; returns `None` if a border of memory cuts it.
 pub(super) fn vring(guest: &Guest, driver: &Driver) -> Option<Vring> {
     let ring = Ring::start(guest.memory.clone(), driver.layout, driver.features).ok()?;
     Some(Vring {

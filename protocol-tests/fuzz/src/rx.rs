@@ -1,5 +1,5 @@
-//! Frames from a socket port into chains of the receive queue: whole, in order, in as many chains as
-//! `num_buffers` says, with used lengths that add up, and not a byte elsewhere.
+//! Frames from a socket port into chains of the receive queue: complete, in order, in `num_buffers` chains,
+//! with correct used lengths and without writes elsewhere.
 
 use std::collections::VecDeque;
 
@@ -14,11 +14,11 @@ use super::rig::{Rig, vring};
 
 /// Length of the frame's header.
 const HEADER: usize = 12;
-/// Shortest frame with its header that is one.
+/// Length of the shortest frame with its header.
 const SHORTEST: usize = HEADER + 14;
-/// Longest: the largest IP packet behind an Ethernet header with two VLAN tags.
+/// Length of the longest: the largest IP packet after an Ethernet header with two VLAN tags.
 const LONGEST: usize = HEADER + 14 + 8 + 65535;
-/// What fits into a socket pair before anybody reads.
+/// Number of frames that fit into a socket pair without a reader.
 const WAITING: usize = 8;
 
 #[derive(Arbitrary, Debug)]
@@ -29,7 +29,8 @@ pub(super) struct Input {
     indirect: bool,
     mergeable: bool,
     checksums: bool,
-    /// The driver also does what no driver does; contents are then not looked at, as its buffers may overlap.
+    /// Whether the driver also acts invalidly; contents are then not checked, because its buffers may
+    /// overlap.
     wild: bool,
     steps: Vec<Step>,
 }
@@ -53,15 +54,15 @@ struct Peer {
     rx: Rx,
     rig: Rig,
     wild: bool,
-    /// Sent and not seen yet.
+    /// Sent, and not seen yet.
     frames: VecDeque<Vec<u8>>,
-    /// Next used element to look at.
+    /// Next used element to check.
     seen: u16,
-    /// Sent and dropped.
+    /// Sent, and dropped.
     dropped: u64,
-    /// Of these, those that the driver could have been given.
+    /// Dropped frames that the driver could have received.
     dropped_fit: u64,
-    /// Chains that the driver has made available and not got back.
+    /// Available chains that the device has not returned.
     posted: VecDeque<Posted>,
 }
 
@@ -135,8 +136,7 @@ impl Peer {
         }
     }
 
-    /// A driver that behaves has no more descriptors out than the ring holds, and its buffers do not meet in
-    /// memory.
+    /// A valid driver offers no more descriptors than the ring holds, and its buffers do not overlap.
     fn offer(&mut self, parts: &[(u16, bool)], indirect: bool) {
         let indirect = indirect && self.driver.features.contains(Features::INDIRECT_DESC);
         let chain = Posted {
@@ -148,7 +148,7 @@ impl Peer {
         let bytes: u64 = self.posted.iter().map(|chain| chain.bytes).sum();
         let fits = descriptors + chain.descriptors <= usize::from(self.driver.layout.size)
             && bytes + chain.bytes <= (MEMORY - BUFFERS) / 4
-            // There is one place for a table.
+            // There is room for only one table.
             && !(indirect && self.posted.iter().any(|chain| chain.indirect));
         if self.wild || (fits && !parts.is_empty()) {
             self.driver.offer(&self.guest, parts, indirect);
@@ -169,7 +169,7 @@ impl Peer {
         }
     }
 
-    /// Runs the device until it has nothing to do. `false` when the driver broke the ring.
+    /// Runs the device until it is idle. Returns `false` if the driver broke the ring.
     fn drain(&mut self) -> bool {
         for _ in 0..256 {
             let before = self.rx.base();
@@ -189,7 +189,7 @@ impl Peer {
                 Ok(Turn::NoBuffers) => return true,
                 Ok(_) => {}
                 Err(_) => {
-                    assert!(self.wild, "a good driver's ring was given up");
+                    assert!(self.wild, "the device stopped a valid ring");
                     return false;
                 }
             }
@@ -197,14 +197,14 @@ impl Peer {
         panic!("no end to it");
     }
 
-    /// Looks at what has been used since the last call.
+    /// Checks the chains used since the last call.
     fn check(&mut self) {
         let mut left = self.rx.base().wrapping_sub(self.seen);
         while left > 0 {
             let (first, len) = self.used();
             left -= 1;
             if len == 0 {
-                // A chain that no frame fits in goes back as it is.
+                // A chain too short for any frame is returned unchanged.
                 let room: u32 = first.iter().map(|(_, len, _)| len).sum();
                 assert!((room as usize) < HEADER);
                 continue;
@@ -223,7 +223,7 @@ impl Peer {
         }
     }
 
-    /// The next used element's chain and length.
+    /// Returns the next used element's chain and length.
     fn used(&mut self) -> (Vec<Part>, u32) {
         let layout = self.driver.layout;
         let slot = u64::from(self.seen % layout.size);
@@ -231,14 +231,14 @@ impl Peer {
         let head = self.guest.u16(layout.avail + 4 + slot * 2).unwrap();
         assert_eq!(self.guest.u32(at), Some(head.into()), "chains come back in order");
         self.seen = self.seen.wrapping_add(1);
-        self.posted.pop_front().expect("a chain that is out");
+        self.posted.pop_front().expect("an available chain");
         let indirect = self.driver.features.contains(Features::INDIRECT_DESC);
         let read = |at, len| self.guest.read(at, len);
         let parts = chain(read, (layout.desc, layout.size), indirect, head);
         (parts.unwrap_or_default(), self.guest.u32(at + 4).unwrap())
     }
 
-    /// The first `len` bytes of a chain, all of which must be in it.
+    /// Returns the first `len` bytes of a chain, which must contain them.
     fn contents(&self, parts: &[Part], len: u32) -> Vec<u8> {
         let bytes = parts.iter().flat_map(|(at, len, _)| self.guest.read(*at, *len as usize).unwrap());
         let bytes: Vec<u8> = bytes.take(len as usize).collect();
@@ -246,8 +246,8 @@ impl Peer {
         bytes
     }
 
-    /// Frames that do not fit the guest's buffers, or that the driver cannot be given, are dropped and
-    /// counted; all others arrive in order.
+    /// Frames that do not fit the guest's buffers, or that the driver must not get, are dropped and counted;
+    /// all others arrive in order.
     fn frame(&mut self, bytes: Vec<u8>, count: u16) {
         while let Some(sent) = self.frames.pop_front() {
             let given = given(&sent, self.driver.features, count);
@@ -256,10 +256,10 @@ impl Peer {
             }
             self.drop_one(given.is_some());
         }
-        panic!("a frame that nobody sent, or again, or out of order: {} bytes", bytes.len());
+        panic!("an unknown, repeated or reordered frame: {} bytes", bytes.len());
     }
 
-    /// No frame is left, so that those that have not been seen were dropped.
+    /// No frame is left, so those not yet seen were dropped.
     fn all_dropped(&mut self) {
         while let Some(sent) = self.frames.pop_front() {
             self.drop_one(given(&sent, self.driver.features, 1).is_some());
@@ -268,7 +268,7 @@ impl Peer {
         assert_eq!(self.dropped, counters.rx_too_long.get() + counters.rx_not_offloaded.get());
     }
 
-    /// A frame was dropped, which is counted; `fit`: the driver could have been given it.
+    /// A frame was dropped and counted; `fit`: the driver could have received it.
     fn drop_one(&mut self, fit: bool) {
         self.dropped += 1;
         self.dropped_fit += u64::from(fit);
@@ -284,8 +284,8 @@ impl Peer {
     }
 }
 
-/// A frame's header: with a checksum missing or not, at a place that only some frames have, and now and then
-/// to be segmented.
+/// Returns a frame's header: with or without an incomplete checksum, at a position that only some frames
+/// have, and sometimes with segmentation.
 fn header(seed: u8) -> [u8; HEADER] {
     let mut header = [0; HEADER];
     header[0] = seed & 3;
@@ -295,8 +295,9 @@ fn header(seed: u8) -> [u8; HEADER] {
     header
 }
 
-/// What a driver with `features` gets of a frame in `count` buffers: nothing that it would have to segment,
-/// and, unless it finishes checksums, no missing one (virtio 1.2, 5.1.6.4). `None` where it gets none of it.
+/// Returns the frame that a driver with `features` receives in `count` buffers: without segmentation, and
+/// without an incomplete checksum unless the driver completes checksums (virtio 1.2, 5.1.6.4). `None` if it
+/// must not receive the frame.
 fn given(sent: &[u8], features: Features, count: u16) -> Option<Vec<u8>> {
     let mut frame = sent.to_vec();
     frame[10..12].copy_from_slice(&count.to_le_bytes());
@@ -312,7 +313,7 @@ fn given(sent: &[u8], features: Features, count: u16) -> Option<Vec<u8>> {
         if at + 2 > frame.len() {
             return None;
         }
-        // RFC 1071. Nothing comes out as 0, which is no checksum in UDP.
+        // RFC 1071. The result is never 0, which means no checksum in UDP.
         let covered = frame[start..].iter().enumerate();
         let sum: u64 = covered.map(|(n, byte)| u64::from(*byte) << (8 * (1 - n % 2))).sum();
         let checksum = !((sum % 0xffff) as u16);

@@ -1,6 +1,6 @@
 //! A front-end's connection: bytes and descriptors through channel and session to a device of two pairs over
-//! a socket port, which processes hand on to each other. Each message is answered as the protocol has it, or
-//! ends the connection; no descriptor stays behind.
+//! a socket port, with hand-overs between processes. Each message is answered by the protocol's rules, or
+//! ends the connection; no descriptor leaks.
 
 use std::io::{IoSlice, Read, Write};
 use std::mem::MaybeUninit;
@@ -29,7 +29,7 @@ const FILE: u64 = 0x8000;
 
 #[derive(Arbitrary, Debug)]
 pub(super) struct Input {
-    /// Contents of the first page of guest memory, where rings are likely to be.
+    /// Contents of the first page of guest memory, the likely place of rings.
     memory: [u16; 32],
     steps: Vec<Step>,
 }
@@ -37,14 +37,14 @@ pub(super) struct Input {
 #[derive(Arbitrary, Debug)]
 enum Step {
     Message(Message),
-    /// The set-up of a whole pair, as front-ends do it.
+    /// The set-up of a whole pair, like a front-end's.
     SetUp(bool),
     /// Bytes that may be no message.
     Bytes(Vec<u8>),
     Frame(u8),
     Kick(u8),
     Control,
-    /// Another process goes on with the connection, by the state that this one writes.
+    /// Another process continues with the connection, from this one's state.
     HandOver,
 }
 
@@ -58,7 +58,7 @@ struct Peer {
     kicks: Vec<OwnedFd>,
     files: [OwnedFd; 2],
     negotiated: Negotiated,
-    /// Bytes went out that may be the beginning of anything.
+    /// Sent bytes may be the beginning of any message.
     wild: bool,
 }
 
@@ -78,7 +78,8 @@ pub(super) fn run(input: Input) {
     assert_eq!(open_files(), before, "file descriptors stay open");
 }
 
-/// A thread that looks at descriptors ends a moment after saying what it saw: what it still has is no leak.
+/// A thread that classifies descriptors ends shortly after its answer: the descriptors it still has are no
+/// leak.
 fn wait_for_descriptor_threads() {
     let name = |task: std::io::Result<std::fs::DirEntry>| std::fs::read_to_string(task?.path().join("comm"));
     for _ in 0..10_000 {
@@ -88,7 +89,7 @@ fn wait_for_descriptor_threads() {
         }
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
-    panic!("a thread that looks at descriptors does not end");
+    panic!("a thread that classifies descriptors does not end");
 }
 
 pub(super) fn open_files() -> usize {
@@ -128,14 +129,14 @@ impl Peer {
         peer
     }
 
-    /// The answer to a request that has no body.
+    /// Returns the answer to a request without a body.
     fn ask(&mut self, request: u32) -> u64 {
         self.send(&[request, 1, 0].map(u32::to_ne_bytes).concat(), &[]);
         let body = reply(&self.serve().expect("a connection"), request);
         u64::from_ne_bytes(body.try_into().expect("a number"))
     }
 
-    /// `false` when the connection has ended.
+    /// Executes a step. Returns `false` if the connection has ended.
     fn step(&mut self, step: &Step) -> bool {
         match step {
             Step::Message(message) => self.exchange(message),
@@ -173,7 +174,7 @@ impl Peer {
         }
     }
 
-    /// What is written out is taken over, whatever has come before, and nobody notices.
+    /// Exports the state and takes over from it, after any messages, without any visible effect.
     fn hand_over(&mut self) {
         self.session.pause(&mut self.device).expect("workers stop");
         let mut out = Exporter::default();
@@ -192,7 +193,7 @@ impl Peer {
         (self.channel, self.session) = (channel, session);
     }
 
-    /// Sends `message` and holds the answer to the model's.
+    /// Sends `message` and compares the answer with the model's.
     fn exchange(&mut self, message: &Message) -> bool {
         let (request, flags, body) = message.encode(self.negotiated.offers);
         let bytes: Vec<u8> = [request, flags, body.len() as u32]
@@ -262,7 +263,8 @@ impl Peer {
         let _ = sendmsg(&self.socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL);
     }
 
-    /// Lets the back-end take what has come, and returns its bytes; `None` when it ends the connection.
+    /// Lets the back-end process the received bytes, and returns its answer; `None` if it ends the
+    /// connection.
     fn serve(&mut self) -> Option<Vec<u8>> {
         while let Some(message) = self.channel.receive().ok()? {
             match self.session.handle(message, &mut self.device) {
@@ -278,7 +280,7 @@ impl Peer {
     }
 }
 
-/// The body of the one reply that `bytes` are.
+/// Returns the body of the one reply in `bytes`.
 fn reply(bytes: &[u8], request: u32) -> Vec<u8> {
     let (header, body) = bytes.split_first_chunk::<12>().expect("a reply");
     let words: Vec<u32> = header.as_chunks().0.iter().map(|word| u32::from_ne_bytes(*word)).collect();

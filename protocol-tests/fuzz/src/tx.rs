@@ -1,5 +1,5 @@
-//! Chains of the transmit queue to a socket port: each good one is a frame with exactly its bytes, in order,
-//! each bad one goes back unused, and all used lengths are 0.
+//! Chains of the transmit queue to a socket port: each valid one is a frame with exactly its bytes, in order;
+//! each bad one is returned unsent; all used lengths are 0.
 
 use arbitrary::Arbitrary;
 use volt_net::batch::{BATCH, Turn};
@@ -10,8 +10,8 @@ use super::STEPS;
 use super::guest::{BUFFERS, Borders, Driver, DriverStep, Guest, Part, chain};
 use super::rig::{Rig, vring};
 
-/// Shortest and longest frame with its header of 12 bytes: an Ethernet header alone, and the largest IP
-/// packet behind one with two VLAN tags.
+/// Lengths of the shortest and longest frame with its header of 12 bytes: an Ethernet header alone, and the
+/// largest IP packet after one with two VLAN tags.
 const FRAME: std::ops::RangeInclusive<usize> = 26..=12 + 14 + 8 + 65535;
 
 #[derive(Arbitrary, Debug)]
@@ -64,9 +64,9 @@ pub(super) fn run(input: Input) {
     drain(&guest, &driver, &mut tx, &mut rig);
 }
 
-/// Runs the device until it is idle. `false` when the driver broke the ring.
+/// Runs the device until it is idle. Returns `false` if the driver broke the ring.
 fn drain(guest: &Guest, driver: &Driver, tx: &mut Tx, rig: &mut Rig) -> bool {
-    // A ring holds 256 chains at most; the socket takes 2 or more frames before it is full.
+    // A ring holds at most 256 chains; the socket holds at least 2 frames.
     for _ in 0..256 {
         let before = tx.base();
         let turn = tx.run(&rig.queue, &mut rig.health, &rig.counters);
@@ -76,7 +76,7 @@ fn drain(guest: &Guest, driver: &Driver, tx: &mut Tx, rig: &mut Rig) -> bool {
         match turn {
             Ok(Turn::Idle) => return true,
             // The wire has been emptied, so there is room again after a turn that filled it.
-            Ok(_) => assert!(done > 0, "more to do, and nothing done"),
+            Ok(_) => assert!(done > 0, "more to do, but nothing done"),
             Err(_) => return false,
         }
     }
@@ -98,7 +98,7 @@ fn check(guest: &Guest, driver: &Driver, tx: &Tx, rig: &mut Rig, before: u16, do
         }
         let sent = rig.receive().expect("a frame for each good chain");
         assert_eq!(sent.len(), frame.bytes.len());
-        // What the device writes meanwhile, the used ring, may be part of a frame.
+        // The device's writes to the used ring may change a frame.
         assert!(!frame.stable || sent == frame.bytes, "other bytes than the chain's");
     }
     assert_eq!(rig.receive(), None, "a frame of no chain");
@@ -109,7 +109,7 @@ struct Frame {
     stable: bool,
 }
 
-/// The frame that a chain stands for; `None` when it must not be sent.
+/// Returns the frame of a chain; `None` if it must not be sent.
 fn expected(guest: &Guest, parts: &[Part]) -> Option<Frame> {
     let len: usize = parts.iter().map(|(_, len, _)| *len as usize).sum();
     if parts.iter().any(|(_, _, write)| *write) || !FRAME.contains(&len) {
