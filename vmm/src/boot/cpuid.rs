@@ -1,33 +1,33 @@
-//! What the guest's processors say about themselves: KVM's supported leaves, with each vCPU a core of its own
-//! in one package.
+//! CPUID of the guest's processors: the leaves that KVM supports, with each vCPU as a separate core in one
+//! package.
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::Kvm;
 
-/// Leaf 1, ECX: the local APIC timer takes a TSC deadline.
+/// Leaf 1, ECX: the local APIC timer supports a TSC deadline.
 const TSC_DEADLINE: u32 = 1 << 24;
 /// Leaf 1, ECX: there is a hypervisor.
 const HYPERVISOR: u32 = 1 << 31;
 /// Leaf 1, EDX: the package has more than one APIC id.
 const HTT: u32 = 1 << 28;
-/// Leaf 0x8000_0001, ECX on AMD: those ids are cores, not threads.
+/// Leaf 0x8000_0001, ECX on AMD: these ids are cores, not threads.
 const CMP_LEGACY: u32 = 1 << 1;
 /// The entry is for one subleaf only.
 const FLAG_INDEX: u32 = kvm_bindings::KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
 
-/// The leaves that this host's KVM supports.
+/// Returns the leaves that this host's KVM supports.
 ///
 /// # Errors
 ///
-/// From KVM.
+/// An error of KVM.
 pub fn supported(kvm: &Kvm) -> Result<CpuId, kvm_ioctls::Error> {
     kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
 }
 
-/// Makes `cpuid` the leaves of vCPU `id` out of `cpus`.
+/// Turns `cpuid` into the leaves of vCPU `id` of `cpus`.
 ///
-/// `tsc_deadline` says whether KVM's local APIC has that timer: KVM leaves the bit out of the supported
-/// leaves and reports it as a capability.
+/// `tsc_deadline` tells whether KVM's local APIC has that timer. KVM omits the bit from the supported leaves
+/// and reports it as a capability.
 pub fn for_vcpu(
     supported: &CpuId,
     id: u8,
@@ -35,14 +35,14 @@ pub fn for_vcpu(
     tsc_deadline: bool,
 ) -> Result<CpuId, vmm_sys_util::fam::Error> {
     let topology = Topology { id: u32::from(id), cpus: u32::from(cpus.max(1)) };
-    // Topology leaves are written anew: hosts have any number of their subleaves.
+    // Topology leaves are replaced, because hosts have any number of their subleaves.
     let mut entries: Vec<kvm_cpuid_entry2> =
         supported.as_slice().iter().filter(|entry| !matches!(entry.function, 0xb | 0x1f)).copied().collect();
     for entry in &mut entries {
         topology.adjust(entry, tsc_deadline);
     }
     for function in [0xb, 0x1f] {
-        // Only as far as the highest basic leaf says.
+        // Only up to the highest basic leaf.
         let highest =
             supported.as_slice().iter().find(|entry| entry.function == 0).map_or(0, |entry| entry.eax);
         if function <= highest {
@@ -58,7 +58,7 @@ struct Topology {
 }
 
 impl Topology {
-    /// Bits of an APIC id below the package's number.
+    /// Returns the number of bits of an APIC id below the package's number.
     fn id_bits(&self) -> u32 {
         self.cpus.next_power_of_two().trailing_zeros()
     }
@@ -83,7 +83,7 @@ impl Topology {
             0x8000_0001 if self.cpus == 1 => entry.ecx &= !CMP_LEGACY,
             // AMD: number of cores and bits of their ids.
             0x8000_0008 => entry.ecx = entry.ecx & !0xf0ff | last & 0xff | self.id_bits() << 12,
-            // AMD's cache parameters, as above.
+            // AMD's cache parameters, like leaf 4.
             0x8000_001d if entry.eax & 0x1f != 0 => {
                 let sharing = if entry.eax >> 5 & 7 >= 3 { last } else { 0 };
                 entry.eax = entry.eax & 0x3fff | sharing << 14;
@@ -96,12 +96,12 @@ impl Topology {
         }
     }
 
-    /// Extended topology, leaves 0xb and 0x1f: one thread per core, all cores in one package.
+    /// Returns the extended topology, leaves 0xb and 0x1f: one thread per core, all cores in one package.
     fn extended_leaves(&self, function: u32) -> [kvm_cpuid_entry2; 3] {
         const THREAD: u32 = 1;
         const CORE: u32 = 2;
         [(0, 1, THREAD), (self.id_bits(), self.cpus, CORE), (0, 0, 0)].map(|(shift, processors, level)| {
-            // The level's number is also the subleaf's, one higher; the last, of type 0, ends the list.
+            // The level's number is the subleaf's plus one. The last one, of type 0, ends the list.
             let index = match level {
                 THREAD => 0,
                 CORE => 1,

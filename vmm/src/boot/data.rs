@@ -1,20 +1,20 @@
-//! What the two boot protocols share: how the boot vCPU starts, where the initramfs is, and writing into
+//! Shared by the two boot protocols: the entry of the boot vCPU, the place of the initramfs, and writing to
 //! guest memory.
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::boot::error::BootError;
 
-/// Where the initramfs lies in guest memory.
+/// The place of the initramfs in guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Initramfs {
     /// Guest physical address.
     pub address: u64,
-    /// In bytes.
+    /// Size in bytes.
     pub size: u64,
 }
 
-/// How the boot vCPU starts.
+/// The entry of the boot vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Entry {
     /// Long mode, `boot_params` in RSI.

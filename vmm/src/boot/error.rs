@@ -1,4 +1,4 @@
-//! Why a guest cannot be made ready to boot, in words for whoever started it.
+//! Why a guest cannot be prepared for its boot, in words for the user.
 
 use std::io;
 use std::path::PathBuf;
@@ -8,15 +8,15 @@ use vm_memory::GuestMemoryError;
 
 use crate::boot::kernel::error::KernelError;
 
-/// Why a guest cannot be made ready to boot.
+/// Why a guest cannot be prepared for its boot.
 #[derive(Debug, Error)]
 pub enum BootError {
-    /// The kernel.
+    /// The kernel cannot be used.
     #[error("kernel {}", path.display())]
     Kernel {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The error.
         #[source]
         source: KernelError,
     },
@@ -25,14 +25,14 @@ pub enum BootError {
     Initramfs {
         /// The file.
         path: PathBuf,
-        /// From the system.
+        /// The error of the system.
         #[source]
         source: io::Error,
     },
-    /// Nothing to put into memory.
+    /// The initramfs is empty.
     #[error("initramfs {} is empty", .0.display())]
     InitramfsEmpty(PathBuf),
-    /// No room above the kernel.
+    /// There is too little room above the kernel.
     #[error(
         "initramfs {} of {size} bytes does not fit: {free} bytes are free between the kernel and \
          {limit:#x}{}",
@@ -44,30 +44,30 @@ pub enum BootError {
         path: PathBuf,
         /// Its size in bytes.
         size: u64,
-        /// Room in bytes.
+        /// Free bytes.
         free: u64,
-        /// Where the room ends: the end of RAM below the hole or what the kernel can reach.
+        /// End of the room: the end of RAM below the hole, or the end of the kernel's reach.
         limit: u64,
-        /// Whether the end of RAM could be elsewhere.
+        /// Whether more memory would help.
         more: bool,
     },
-    /// More than the kernel takes.
-    #[error("the kernel command line has {len} bytes and this kernel takes {max}: shorten it")]
+    /// The command line is longer than this kernel accepts.
+    #[error("the kernel command line has {len} bytes, and this kernel takes {max}: shorten it")]
     CmdlineLength {
         /// Its length in bytes, without the NUL.
         len: usize,
         /// The kernel's maximum.
         max: u64,
     },
-    /// A byte that would end it.
+    /// The command line contains a character that would end it.
     #[error("the kernel command line contains a control character at byte {0}: remove it")]
     CmdlineCharacter(usize),
-    /// Writing to guest memory.
+    /// Writing to guest memory failed.
     #[error("boot data cannot be written to guest memory at {address:#x}")]
     Memory {
         /// Guest physical address.
         address: u64,
-        /// From vm-memory.
+        /// The error of vm-memory.
         #[source]
         source: GuestMemoryError,
     },

@@ -8,18 +8,18 @@ use crate::board::memory::{RangeKind, map_for_guest};
 use crate::boot::data::{Initramfs, put};
 use crate::boot::error::BootError;
 
-/// `type_of_loader` of a loader without a number of its own.
+/// `type_of_loader` of a loader without an own number.
 const LOADER_UNDEFINED: u8 = 0xff;
 /// e820 type of RAM.
 const E820_RAM: u32 = 1;
-/// e820 type of everything that is not to be touched.
+/// e820 type of memory that must not be used.
 const E820_RESERVED: u32 = 2;
 
-/// Writes `boot_params` for a kernel whose file brought `header`.
+/// Writes `boot_params` for a kernel whose file has `header`.
 ///
 /// # Errors
 ///
-/// When guest memory ends before it.
+/// Fails if guest memory ends before it.
 pub fn write_zero_page(
     memory: &GuestMemoryMmap,
     header: setup_header,
@@ -38,10 +38,10 @@ fn zero_page(
 ) -> boot_params {
     let mut params = boot_params { hdr: header, acpi_rsdp_addr: RSDP, ..Default::default() };
     params.hdr.type_of_loader = LOADER_UNDEFINED;
-    // Both lie below 4 GiB: see the layout and Loaded::initramfs_max.
+    // Both are below 4 GiB: see the layout and Loaded::initramfs_max.
     params.hdr.cmd_line_ptr = CMDLINE as u32;
     params.hdr.cmdline_size = cmdline_len as u32;
-    // Whatever the file has there, which is for the loader to write.
+    // Overwritten in any case, because these fields belong to the loader.
     let ramdisk = initramfs.map(|initramfs| (initramfs.address as u32, initramfs.size as u32));
     (params.hdr.ramdisk_image, params.hdr.ramdisk_size) = ramdisk.unwrap_or_default();
     params.hdr.setup_data = 0;

@@ -1,4 +1,4 @@
-//! Puts kernel, initramfs and command line into guest memory.
+//! Loads kernel, initramfs and command line into guest memory.
 
 use std::io;
 use std::path::Path;
@@ -13,11 +13,11 @@ use crate::boot::kernel::{KernelImage, Loaded, Protocol};
 use crate::boot::{linux, pvh};
 use crate::files::{self, OpenError};
 
-/// Puts kernel, initramfs and command line into memory, with the tables of the kernel's boot protocol.
+/// Loads kernel, initramfs and command line into memory, with the tables of the kernel's boot protocol.
 ///
 /// # Errors
 ///
-/// When one of them cannot be read, is not what it should be or does not fit.
+/// Fails if one of them cannot be read, is invalid or does not fit.
 pub fn load(
     memory: &GuestMemoryMmap,
     image: KernelImage,
@@ -40,13 +40,15 @@ pub fn load(
     }
 }
 
-/// Reads the initramfs to the highest place where kernel and RAM allow it, away from where the kernel
-/// unpacks itself.
+/// Reads the initramfs to the highest place that kernel and RAM allow, outside of the memory in which the
+/// kernel unpacks itself.
 fn load_initramfs(memory: &GuestMemoryMmap, path: &Path, kernel: &Loaded) -> Result<Initramfs, BootError> {
     const PAGE: u64 = 4096;
     let unreadable = |source| BootError::Initramfs { path: path.to_owned(), source };
     let mut file = files::open_regular(path).map_err(|error| match error {
-        OpenError::Kind => unreadable(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file")),
+        OpenError::Kind => {
+            unreadable(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"))
+        }
         OpenError::System(error) => unreadable(error),
     })?;
     let size = file.metadata().map_err(unreadable)?.len();
@@ -65,8 +67,8 @@ fn load_initramfs(memory: &GuestMemoryMmap, path: &Path, kernel: &Loaded) -> Res
     Ok(Initramfs { address, size })
 }
 
-/// Fills `size` bytes of memory at `address` from `file`, in as many calls as it takes: one of them moves
-/// less than 2 GiB.
+/// Fills `size` bytes of memory at `address` from `file`, with several calls, because one call transfers less
+/// than 2 GiB.
 fn read(memory: &GuestMemoryMmap, address: u64, file: &mut impl ReadVolatile, size: u64) -> io::Result<()> {
     const STEP: u64 = 64 << 20;
     let mut done = 0;
@@ -146,7 +148,7 @@ mod tests {
         assert!(error.to_string().contains("more memory does not help"), "{error}");
     }
 
-    /// Gives less than it is asked for, as one call for 2 GiB does.
+    /// Returns less than requested, like a call for 2 GiB.
     struct Pieces(u64);
 
     impl ReadVolatile for Pieces {

@@ -1,4 +1,4 @@
-//! Everything that the guest finds in memory and registers when its first instruction runs.
+//! The contents of memory and registers at the guest's first instruction.
 //!
 //! The builder calls, in this order: [`kernel::KernelImage::open`] and [`load`](load()) (kernel, initramfs,
 //! command line and the boot protocol's own tables), [`acpi::write`] once the devices are known, and for each
@@ -6,14 +6,14 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`kernel`] | what kind of file the kernel is, and loading it |
-//! | `load` | kernel, initramfs and command line into memory |
-//! | `data` | what the two boot protocols share |
-//! | [`error`] | why a guest cannot be made ready |
+//! | [`kernel`] | recognizing and loading the kernel file |
+//! | `load` | loading kernel, initramfs and command line into memory |
+//! | `data` | code shared by the two boot protocols |
+//! | [`error`] | why a guest cannot be prepared |
 //! | [`linux`] | the 64-bit Linux boot protocol: zero page |
 //! | [`pvh`] | the PVH boot protocol: start info |
 //! | [`acpi`] | the tables that describe the machine |
-//! | [`cpuid`] | what the processor says about itself |
+//! | [`cpuid`] | the leaves of each processor |
 //! | [`regs`] | registers, segments, page tables, local APIC |
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! The PVH boot protocol: `hvm_start_info` and what it points to (Xen, docs/misc/pvh.pandoc).
+//! The PVH boot protocol: `hvm_start_info` and the tables that it points to (Xen, docs/misc/pvh.pandoc).
 
 use linux_loader::start_info::{
     XEN_HVM_MEMMAP_TYPE_RAM, XEN_HVM_MEMMAP_TYPE_RESERVED, XEN_HVM_START_MAGIC_VALUE, hvm_memmap_table_entry,
@@ -18,7 +18,7 @@ const VERSION: u32 = 1;
 ///
 /// # Errors
 ///
-/// When guest memory ends before them.
+/// Fails if guest memory ends before them.
 pub fn write_start_info(memory: &GuestMemoryMmap, initramfs: Option<Initramfs>) -> Result<(), BootError> {
     let mut info = hvm_start_info {
         magic: XEN_HVM_START_MAGIC_VALUE,

@@ -10,7 +10,7 @@ use crate::boot::data::Entry;
 
 /// Protection enable.
 const CR0_PE: u64 = 1;
-/// Extension type: always set on a processor of today.
+/// Extension type: always set on modern processors.
 const CR0_ET: u64 = 1 << 4;
 /// Paging.
 const CR0_PG: u64 = 1 << 31;
@@ -18,13 +18,13 @@ const CR0_PG: u64 = 1 << 31;
 const CR4_PAE: u64 = 1 << 5;
 /// Long mode enabled and active.
 const EFER_LME_LMA: u64 = 1 << 8 | 1 << 10;
-/// The bit of RFLAGS that is always set; interrupts are off.
+/// The bit of RFLAGS that is always set. Interrupts are off.
 const RFLAGS: u64 = 2;
 /// Page table entry: present and writable.
 const PAGE_PRESENT_WRITABLE: u64 = 3;
 /// Page directory entry: a page of 2 MiB.
 const PAGE_LARGE: u64 = 1 << 7;
-/// Selectors that the Linux boot protocol asks for; they fit PVH too.
+/// Selectors that the Linux boot protocol requires. They also suit PVH.
 const CODE_SELECTOR: u16 = 0x10;
 const DATA_SELECTOR: u16 = 0x18;
 const TSS_SELECTOR: u16 = 0x20;
@@ -35,25 +35,25 @@ const MISC_ENABLE_FAST_STRING: u64 = 1;
 const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
 const MTRR_ENABLE_WRITE_BACK: u64 = 1 << 11 | 6;
 
-/// Which part of a vCPU's state KVM refused.
+/// Why KVM refused a part of a vCPU's state.
 #[derive(Debug, Error)]
 pub enum RegsError {
     /// An ioctl failed.
-    #[error("KVM does not take the vCPU's {0}")]
+    #[error("KVM refuses the vCPU's {0}")]
     Kvm(&'static str, #[source] kvm_ioctls::Error),
-    /// A register that this KVM does not have.
-    #[error("KVM does not take the value of MSR {0:#x}")]
+    /// This KVM does not have a register.
+    #[error("KVM refuses the value of MSR {0:#x}")]
     Msr(u32),
-    /// Writing page tables or GDT.
+    /// Writing page tables or the GDT failed.
     #[error("page tables cannot be written to guest memory")]
     Memory(#[source] GuestMemoryError),
 }
 
-/// Sets what is the same on every vCPU.
+/// Sets the common state of all vCPUs.
 ///
 /// # Errors
 ///
-/// When KVM refuses a part.
+/// Fails if KVM refuses a part.
 pub fn setup_vcpu(vcpu: &VcpuFd, cpuid: &CpuId) -> Result<(), RegsError> {
     let kvm = |what| move |error| RegsError::Kvm(what, error);
     vcpu.set_cpuid2(cpuid).map_err(kvm("CPUID"))?;
@@ -71,7 +71,7 @@ pub fn setup_vcpu(vcpu: &VcpuFd, cpuid: &CpuId) -> Result<(), RegsError> {
     vcpu.set_lapic(&lapic).map_err(kvm("local APIC"))
 }
 
-/// LINT0 takes the PIC's interrupts, LINT1 is the NMI: what firmware sets up ("virtual wire mode").
+/// Connects LINT0 to the PIC's interrupts and LINT1 to the NMI, like firmware ("virtual wire mode").
 fn connect_local_interrupts(lapic: &mut kvm_lapic_state) {
     const LVT_LINT0: usize = 0x350;
     const LVT_LINT1: usize = 0x360;
@@ -88,11 +88,11 @@ fn connect_local_interrupts(lapic: &mut kvm_lapic_state) {
     }
 }
 
-/// Sets where and how the boot vCPU starts, and writes the GDT and page tables that this needs.
+/// Sets the entry of the boot vCPU, and writes the GDT and page tables that it needs.
 ///
 /// # Errors
 ///
-/// When KVM refuses a part.
+/// Fails if KVM refuses a part.
 pub fn setup_boot_vcpu(vcpu: &VcpuFd, memory: &GuestMemoryMmap, entry: Entry) -> Result<(), RegsError> {
     let kvm = |what| move |error| RegsError::Kvm(what, error);
     let mut sregs = vcpu.get_sregs().map_err(kvm("system registers"))?;
@@ -110,7 +110,7 @@ pub fn setup_boot_vcpu(vcpu: &VcpuFd, memory: &GuestMemoryMmap, entry: Entry) ->
     write_gdt(memory, &mut sregs).map_err(RegsError::Memory)?;
     vcpu.set_sregs(&sregs).map_err(kvm("system registers"))?;
     vcpu.set_regs(&regs).map_err(kvm("registers"))?;
-    // As after FNINIT, with SSE exceptions masked.
+    // Like after FNINIT, with SSE exceptions masked.
     let fpu = kvm_fpu { fcw: 0x37f, mxcsr: 0x1f80, ..Default::default() };
     vcpu.set_fpu(&fpu).map_err(kvm("floating-point registers"))
 }
@@ -129,7 +129,7 @@ fn protected_mode(sregs: &mut kvm_sregs) {
     sregs.cr4 = 0;
 }
 
-/// Flat segments over 4 GiB; `long` makes the code segment a 64-bit one.
+/// Sets flat segments over 4 GiB. `long` makes the code segment a 64-bit one.
 fn set_segments(sregs: &mut kvm_sregs, long: bool) {
     const CODE: u8 = 0xb;
     const DATA: u8 = 3;
@@ -148,7 +148,7 @@ fn set_segments(sregs: &mut kvm_sregs, long: bool) {
     };
 }
 
-/// Puts the descriptors of the segments in `sregs` where their selectors point.
+/// Writes the descriptors of the segments in `sregs` to the places of their selectors.
 fn write_gdt(memory: &GuestMemoryMmap, sregs: &mut kvm_sregs) -> Result<(), GuestMemoryError> {
     const ENTRIES: u16 = 5;
     let mut end = 0;
@@ -162,7 +162,7 @@ fn write_gdt(memory: &GuestMemoryMmap, sregs: &mut kvm_sregs) -> Result<(), Gues
     Ok(())
 }
 
-/// A segment descriptor (Intel SDM volume 3, 3.4.5).
+/// Returns a segment descriptor (Intel SDM volume 3, 3.4.5).
 fn descriptor(segment: &kvm_segment) -> u64 {
     let (base, bytes) = (segment.base, u64::from(segment.limit));
     let limit = if segment.g == 1 { bytes >> 12 } else { bytes };
@@ -193,7 +193,7 @@ fn write_page_tables(memory: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {
     for gigabyte in 0..GIGABYTES {
         write(pdpt, gigabyte, directories + gigabyte * TABLE)?;
     }
-    // The directories follow each other, so that one count goes through all of them.
+    // The directories follow each other, so that one counter covers all of them.
     for page in 0..GIGABYTES * ENTRIES {
         write(directories, page, page << 21 | PAGE_LARGE)?;
     }

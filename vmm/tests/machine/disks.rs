@@ -31,7 +31,7 @@ fn the_command_line_refuses_what_is_no_disk() {
         (&["--disk", &fifo_ro], 1, "neither a file nor a block device"),
         (&["--disk", &fifo], 1, "neither a file nor a block device"),
         (&["--rootfs", &fifo], 1, "neither a file nor a block device"),
-        (&["--initramfs", &fifo], 1, "no regular file"),
+        (&["--initramfs", &fifo], 1, "not a regular file"),
         (&["--disk", &qcow2], 1, "qemu-img convert -O raw"),
         (&["--rootfs", &qcow2_ro], 1, "format=raw"),
         (&["--disk", &other], 2, "supports only raw disks"),

@@ -17,7 +17,7 @@ fn fails(machine: Machine, status: i32, expected: &[&str]) {
 
 #[test]
 fn kernels_that_are_none_are_named() {
-    fails(Machine::new(b"not a kernel"), 1, &["/kernel: ", "it is no Linux kernel"]);
+    fails(Machine::new(b"not a kernel"), 1, &["/kernel: ", "it is not a Linux kernel"]);
     fails(Machine::new(b"\x1f\x8b\x08\0"), 1, &["it is compressed with gzip"]);
     fails(Machine::new(b"").args(&["--kernel", "/nonexistent"]), 2, &["--kernel"]);
 }

@@ -1,8 +1,8 @@
-//! ACPI tables: the only way in which a stock kernel learns of this machine's processors and devices.
+//! ACPI tables. Only they announce this machine's processors and devices to a stock kernel.
 //!
 //! A "hardware-reduced" platform (ACPI 6.5, 3.11.1): RSDP, XSDT, FADT, MADT and DSDT, without an ACPI timer
-//! or embedded controller. Its power button is a device of the DSDT, told of by an interrupt, and so is what
-//! comes and goes on the PCI bus.
+//! or embedded controller. The power button and PCI hot-plug are devices of the DSDT that announce events
+//! with an interrupt.
 
 use acpi_tables::aml::{
     And, Device, EISAName, Field, FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, IO, If,
@@ -33,39 +33,39 @@ const OEM_REVISION: u32 = 1;
 const BOOT_LEGACY_DEVICES: u16 = 1;
 /// `IAPC_BOOT_ARCH`: do not probe for VGA.
 const BOOT_NO_VGA: u16 = 1 << 2;
-/// `IAPC_BOOT_ARCH`: there is no CMOS clock; the guest takes the time from KVM's clock.
+/// `IAPC_BOOT_ARCH`: there is no CMOS clock. The guest takes the time from KVM's clock.
 const BOOT_NO_CMOS: u16 = 1 << 5;
 
-/// Why there are no tables.
+/// Why the tables cannot be written.
 #[derive(Debug, Error)]
 pub enum AcpiError {
-    /// Too many devices or processors.
-    #[error("ACPI tables of {need} bytes do not fit into {room}: use fewer vCPUs or devices")]
+    /// There are too many devices or processors.
+    #[error("ACPI tables of {need} bytes do not fit into {room} bytes: use fewer vCPUs or devices")]
     Size {
-        /// In bytes.
+        /// Size of the tables in bytes.
         need: u64,
-        /// In bytes.
+        /// Room in bytes.
         room: u64,
     },
-    /// Writing to guest memory.
+    /// Writing to guest memory failed.
     #[error("ACPI tables cannot be written to guest memory")]
     Memory(#[source] GuestMemoryError),
 }
 
-/// What the tables describe.
+/// The hardware that the tables describe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hardware {
-    /// Number of processors; their APIC ids are 0, 1, 2, ...
+    /// Number of processors. Their APIC ids are 0, 1, 2, ...
     pub cpus: u8,
-    /// Whether there is a COM1.
+    /// Whether COM1 exists.
     pub serial: bool,
-    /// Each virtio-mmio device's registers and interrupt.
+    /// Registers and interrupt of each virtio-mmio device.
     pub virtio_mmio: Vec<MmioSlot>,
-    /// Whether there is a PCI bus.
+    /// Whether a PCI bus exists.
     pub pci: bool,
 }
 
-/// One table as bytes, and where the guest finds it.
+/// A table as bytes, and its place in guest memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Table {
     /// Guest physical address.
@@ -74,11 +74,11 @@ pub struct Table {
     pub bytes: Vec<u8>,
 }
 
-/// Puts the tables for `hardware` into memory.
+/// Writes the tables for `hardware` to memory.
 ///
 /// # Errors
 ///
-/// When they do not fit below 1 MiB or into memory.
+/// Fails if they do not fit below 1 MiB or into memory.
 pub fn write(memory: &GuestMemoryMmap, hardware: &Hardware) -> Result<(), AcpiError> {
     for table in tables(hardware)? {
         memory.write_slice(&table.bytes, GuestAddress(table.address)).map_err(AcpiError::Memory)?;
@@ -86,11 +86,11 @@ pub fn write(memory: &GuestMemoryMmap, hardware: &Hardware) -> Result<(), AcpiEr
     Ok(())
 }
 
-/// All tables, the RSDP first.
+/// Returns all tables, the RSDP first.
 ///
 /// # Errors
 ///
-/// When they do not fit below 1 MiB.
+/// Fails if they do not fit below 1 MiB.
 pub fn tables(hardware: &Hardware) -> Result<Vec<Table>, AcpiError> {
     let mut next = RSDP + Rsdp::len() as u64;
     let mut tables = Vec::new();
@@ -137,7 +137,7 @@ fn fadt(dsdt: u64) -> impl Aml {
     fadt.finalize()
 }
 
-/// An 8-bit register at an I/O port.
+/// Returns an 8-bit register at an I/O port.
 fn port(port: u16) -> GAS {
     GAS::new(gas::AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, u64::from(port))
 }
@@ -186,7 +186,7 @@ impl Aml for Devices<'_> {
     }
 }
 
-/// A processor device, which a MADT entry of the same `_UID` completes (ACPI 6.5, 8.4).
+/// Writes a processor device. A MADT entry with the same `_UID` completes it (ACPI 6.5, 8.4).
 fn processor(uid: u8, sink: &mut dyn AmlSink) {
     Device::new(
         Path::new(&format!("C{uid:03}")),
@@ -196,7 +196,7 @@ fn processor(uid: u8, sink: &mut dyn AmlSink) {
 }
 
 fn com1(sink: &mut dyn AmlSink) {
-    // A length beyond 255 would not fit its field; COM1 has 8 ports.
+    // Its field has no room for a length beyond 255. COM1 has 8 ports.
     let ports = IO::new(COM1, COM1, 1, COM1_SIZE as u8);
     let interrupt = Interrupt::new(true, true, false, false, COM1_GSI);
     Device::new(
@@ -210,8 +210,8 @@ fn com1(sink: &mut dyn AmlSink) {
     .to_aml_bytes(sink);
 }
 
-/// The control method power button (ACPI 6.5, 4.8.2.2.1.2), and the generic event device (5.6.9) whose one
-/// interrupt means that it was pressed: hardware-reduced platforms have no event registers for it.
+/// Writes the control method power button (ACPI 6.5, 4.8.2.2.1.2), and the generic event device (5.6.9) whose
+/// only interrupt reports a press. Hardware-reduced platforms have no event registers for it.
 fn power_button(sink: &mut dyn AmlSink) {
     /// "Power button pressed" (5.6.6).
     const PRESSED: u8 = 0x80;
@@ -222,7 +222,7 @@ fn power_button(sink: &mut dyn AmlSink) {
         vec![&Name::new(Path::new("_HID"), &hid), &Name::new(Path::new("_UID"), &uid)],
     )
     .to_aml_bytes(sink);
-    // A level, so that one that comes while the guest boots waits for its driver.
+    // A level, so that a press during the boot waits for the driver.
     let interrupt = Interrupt::new(true, false, false, false, POWER_BUTTON_GSI);
     let (at, length) = (BUTTON_STATUS, 1u8);
     let (register, pressed) = (Path::new("PRSD"), Local(0));
@@ -245,7 +245,7 @@ fn power_button(sink: &mut dyn AmlSink) {
                 1,
                 true,
                 vec![
-                    // Reading it is what makes the button forget.
+                    // The read clears the button's state.
                     &Store::new(&pressed, &register),
                     &If::new(&And::new(&ZERO, &pressed, &ONE), vec![&Notify::new(&button, &PRESSED)]),
                 ],
@@ -255,9 +255,9 @@ fn power_button(sink: &mut dyn AmlSink) {
     .to_aml_bytes(sink);
 }
 
-/// A virtio-mmio device: `LNRO0005` is the id that Linux's driver looks for. `_CCA`: DMA is coherent.
+/// Writes a virtio-mmio device. Linux's driver looks for the id `LNRO0005`. `_CCA`: DMA is coherent.
 fn virtio_mmio(index: u8, slot: MmioSlot, sink: &mut dyn AmlSink) {
-    // The layout keeps all of them below 4 GiB.
+    // The layout puts all of them below 4 GiB.
     let registers = Memory32Fixed::new(true, slot.base as u32, MMIO_SLOT_SIZE as u32);
     let interrupt = Interrupt::new(true, true, false, false, slot.gsi);
     Device::new(

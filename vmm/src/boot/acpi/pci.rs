@@ -1,4 +1,5 @@
-//! The PCI bus in the DSDT: its host bridge, and its slots, whose devices come and go while the guest runs.
+//! The PCI bus in the DSDT: its host bridge, and its slots, whose devices are added and removed while the
+//! guest runs.
 
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, And, Device, EISAName, Field, FieldAccessType, FieldEntry,
@@ -12,7 +13,7 @@ use crate::board::layout::{
 };
 use crate::pci::hotplug;
 
-/// The hot-plug controller's registers ([`mod@hotplug`]), as fields of this device.
+/// Registers of the hot-plug controller ([`mod@hotplug`]), as fields of this device.
 const PLUGGED: &str = "\\_SB_.HPC0.PLUG";
 const WANTED: &str = "\\_SB_.HPC0.WANT";
 const EJECTED: &str = "\\_SB_.HPC0.EJCT";
@@ -21,8 +22,8 @@ const EJECTED: &str = "\\_SB_.HPC0.EJCT";
 const DEVICE_CHECK: u8 = 1;
 const EJECT_REQUEST: u8 = 3;
 
-/// The root of the PCI bus: bus 0 only, found by configuration mechanism #1, with a window for BARs. No
-/// `_PRT`: its functions have no interrupt pins.
+/// Writes the root of the PCI bus: bus 0 only, found with configuration mechanism #1, with a window for BARs.
+/// There is no `_PRT`, because its functions have no interrupt pins.
 pub(super) fn host_bridge(sink: &mut dyn AmlSink) {
     let bus = AddressSpace::new_bus_number(0u16, 0);
     let ports = IO::new(CONFIG_PORTS, CONFIG_PORTS, 1, CONFIG_PORTS_SIZE as u8);
@@ -48,7 +49,7 @@ pub(super) fn host_bridge(sink: &mut dyn AmlSink) {
     .to_aml_bytes(sink);
 }
 
-/// The slots that are not the host bridge's.
+/// Returns the slots without the host bridge's.
 fn slots() -> impl Iterator<Item = u32> {
     1..PCI_SLOTS as u32
 }
@@ -57,14 +58,14 @@ fn slot_path(slot: u32) -> String {
     format!("S{slot:03}")
 }
 
-/// Each slot as a device that can be ejected, whether or not there is something in it: a driver finds that
-/// out by the function's configuration space, so there is no `_STA`.
+/// All slots, each as a device that can be ejected, whether it is filled or not. There is no `_STA`: a driver
+/// sees in the function's configuration space whether the slot is filled.
 struct Slots;
 
 impl Aml for Slots {
     fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
         for slot in slots() {
-            // Its functions, from 0 on (6.1.1).
+            // The functions of the device, from 0 on (6.1.1).
             let address = slot << 16;
             let eject = Path::new(EJECTED);
             Device::new(
@@ -80,8 +81,8 @@ impl Aml for Slots {
     }
 }
 
-/// The hot-plug controller, and the generic event device (5.6.9) whose one interrupt means that it has
-/// something to tell.
+/// Writes the hot-plug controller, and the generic event device (5.6.9) whose only interrupt reports its
+/// events.
 pub(super) fn hotplug(sink: &mut dyn AmlSink) {
     let (length, base) = (hotplug::SIZE as u8, HOTPLUG_PORTS);
     let ports = IO::new(base, base, 1, length);
@@ -89,7 +90,7 @@ pub(super) fn hotplug(sink: &mut dyn AmlSink) {
     Device::new(
         Path::new("HPC0"),
         vec![
-            // The ports are the motherboard's: nobody else may have them.
+            // The ports belong to the motherboard, so that nothing else gets them.
             &Name::new(Path::new("_HID"), &EISAName::new("PNP0C02")),
             &Name::new(Path::new("_UID"), &0u8),
             &Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&ports])),
@@ -104,7 +105,7 @@ pub(super) fn hotplug(sink: &mut dyn AmlSink) {
         ],
     )
     .to_aml_bytes(sink);
-    // A level, so that what comes while the guest boots waits for its driver.
+    // A level, so that an event during the boot waits for the driver.
     let interrupt = Interrupt::new(true, false, false, false, HOTPLUG_GSI);
     Device::new(
         Path::new("GED1"),
@@ -117,7 +118,7 @@ pub(super) fn hotplug(sink: &mut dyn AmlSink) {
                 1,
                 true,
                 vec![
-                    // Reading them is what makes the controller forget.
+                    // The read clears the controller's events.
                     &Store::new(&Local(0), &Path::new(PLUGGED)),
                     &Store::new(&Local(1), &Path::new(WANTED)),
                     &Notifications,
@@ -128,7 +129,7 @@ pub(super) fn hotplug(sink: &mut dyn AmlSink) {
     .to_aml_bytes(sink);
 }
 
-/// Notifies each slot whose bit is set in the locals 0 (filled) and 1 (wanted back).
+/// Notifies each slot whose bit is set in local 0 (filled) or 1 (requested back).
 struct Notifications;
 
 impl Aml for Notifications {

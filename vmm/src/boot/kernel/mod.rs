@@ -1,9 +1,10 @@
-//! The kernel file: [`KernelImage::open`] finds out what it is, [`KernelImage::load`] puts it into memory.
+//! The kernel file. [`KernelImage::open`] recognizes its kind, and [`KernelImage::load`] loads it into
+//! memory.
 //!
 //! | module | holds |
 //! |---|---|
-//! | `recognise` | what kind of kernel a file is, by its contents |
-//! | [`error`] | why a file is no kernel for this machine |
+//! | `recognise` | the kind of kernel, by its contents |
+//! | [`error`] | why a file cannot be used as a kernel |
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -22,9 +23,9 @@ use crate::files::{self, OpenError};
 pub mod error;
 mod recognise;
 
-/// Longest command line of a kernel that does not say, without the NUL (`COMMAND_LINE_SIZE` of x86).
+/// Longest command line of a kernel whose header has no limit, without the NUL (`COMMAND_LINE_SIZE` of x86).
 const CMDLINE_MAX: u64 = 2047;
-/// A file that is a kernel, not loaded yet.
+/// A kernel file that is not loaded yet.
 #[derive(Debug)]
 pub struct KernelImage {
     path: PathBuf,
@@ -32,10 +33,10 @@ pub struct KernelImage {
     kind: Kind,
 }
 
-/// How a loaded kernel wants to be started.
+/// The boot protocol of a loaded kernel.
 #[derive(Debug)]
 pub enum Protocol {
-    /// The 64-bit Linux boot protocol, with the header as it came in the file.
+    /// The 64-bit Linux boot protocol, with the header from the file.
     Linux64(Box<setup_header>),
     /// PVH.
     Pvh,
@@ -46,22 +47,22 @@ pub enum Protocol {
 pub struct Loaded {
     /// First instruction.
     pub entry: u64,
-    /// First address that the kernel neither occupies nor unpacks itself to.
+    /// First address after the kernel and the room in which it unpacks itself.
     pub end: u64,
-    /// Last address where an initramfs may lie.
+    /// Last possible address of an initramfs.
     pub initramfs_max: u64,
     /// Longest command line in bytes, without the NUL.
     pub cmdline_max: u64,
-    /// How to start it.
+    /// The boot protocol.
     pub protocol: Protocol,
 }
 
 impl KernelImage {
-    /// Opens `path` and finds out what it is.
+    /// Opens `path` and recognizes the kind of kernel.
     ///
     /// # Errors
     ///
-    /// When it is no 64-bit x86 kernel; see [`KernelError`].
+    /// Fails if the file is not a 64-bit x86 kernel. See [`KernelError`].
     pub fn open(path: &Path) -> Result<KernelImage, KernelError> {
         let file = files::open_regular(path).map_err(|error| match error {
             OpenError::Kind => KernelError::NotAFile,
@@ -71,16 +72,16 @@ impl KernelImage {
         Ok(KernelImage { path: path.to_owned(), file, kind })
     }
 
-    /// Where it was found.
+    /// Returns the path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Puts the kernel into memory.
+    /// Loads the kernel into memory.
     ///
     /// # Errors
     ///
-    /// When it does not fit.
+    /// Fails if it does not fit.
     pub fn load(self, memory: &GuestMemoryMmap) -> Result<Loaded, KernelError> {
         match self.kind {
             Kind::BzImage(preferred) => load_bzimage(memory, self.file, preferred),
@@ -91,7 +92,7 @@ impl KernelImage {
 
 fn load_bzimage(memory: &GuestMemoryMmap, mut file: File, at: Preferred) -> Result<Loaded, KernelError> {
     let end = at.address.checked_add(at.init_size).ok_or(KernelError::Headers)?;
-    // What is loaded is smaller than what it unpacks to, except in a damaged header.
+    // The loaded part is smaller than the unpacked kernel, except with a damaged header.
     let size = file.metadata().map_err(KernelError::Read)?.len();
     check_room(memory, at.address, end.max(at.address.saturating_add(size)))?;
     let loaded =

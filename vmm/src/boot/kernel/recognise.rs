@@ -1,6 +1,6 @@
-//! What kind of kernel a file is, by its contents, and what memory it will need.
+//! Recognizes the kind of kernel by its contents, and the memory that it needs.
 //!
-//! Nothing is believed of a file: its headers are checked against its length before anything is loaded.
+//! No file is trusted: headers are checked against the file's length before anything is loaded.
 
 use std::fs::File;
 use std::io;
@@ -16,10 +16,10 @@ const XLF_KERNEL_64: u16 = 1;
 const PROTOCOL_INIT_SIZE: u16 = 0x020a;
 /// First boot protocol with `xloadflags`.
 const PROTOCOL_XLOADFLAGS: u16 = 0x020c;
-/// Bytes at the start of a file that tell its kind.
+/// Bytes at the start of a file that show its kind.
 const HEAD: usize = 0x290;
 
-/// What kind of kernel it is.
+/// The kind of a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// Compressed, with the Linux boot header.
@@ -28,25 +28,25 @@ pub(super) enum Kind {
     Elf(Extent),
 }
 
-/// Where a bzImage unpacks itself.
+/// The memory in which a bzImage unpacks itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Preferred {
     pub(super) address: u64,
     pub(super) init_size: u64,
 }
 
-/// What an ELF file's loadable segments cover.
+/// The memory of an ELF file's loadable segments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Extent {
     pub(super) start: u64,
     pub(super) end: u64,
 }
 
-/// Finds out what `file` is.
+/// Recognizes the kind of `file`.
 ///
 /// # Errors
 ///
-/// When it is no 64-bit x86 kernel, or not all of it is there.
+/// Fails if it is not a 64-bit x86 kernel, or a part of it is missing.
 pub(super) fn recognise(file: &File) -> Result<Kind, KernelError> {
     let mut head = [0; HEAD];
     let len = read_up_to(file, &mut head).map_err(KernelError::Read)?;
@@ -89,12 +89,12 @@ fn recognise_bzimage(head: Head, file: &File) -> Result<Kind, KernelError> {
     Ok(Kind::BzImage(Preferred { address: head.u64(0x258)?, init_size: u64::from(head.u32(0x260)?) }))
 }
 
-/// Compares the file with `setup_sects` and `syssize`: a kernel that lacks its end unpacks itself into a
-/// triple fault.
+/// Compares the file's length with `setup_sects` and `syssize`. A kernel whose end is missing would unpack
+/// itself into a triple fault.
 fn check_bzimage_length(head: Head, file: &File) -> Result<(), KernelError> {
     const SECTOR: u64 = 512;
     const PARAGRAPH: u64 = 16;
-    // For historical reasons 0 is 4.
+    // For historical reasons, 0 means 4.
     let setup_sectors = match head.bytes::<1>(0x1f1)? {
         [0] => 4,
         [sectors] => u64::from(sectors),
@@ -132,7 +132,7 @@ fn recognise_elf(head: Head, file: &File) -> Result<Kind, KernelError> {
     elf_extent(head, file).map(Kind::Elf)
 }
 
-/// Reads the program headers, whose sizes tell what memory the kernel needs before it is loaded.
+/// Reads the program headers, whose sizes give the memory that the kernel needs.
 fn elf_extent(head: Head, file: &File) -> Result<Extent, KernelError> {
     const HEADER: usize = 56;
     const LOAD: u32 = 1;
@@ -154,7 +154,7 @@ fn elf_extent(head: Head, file: &File) -> Result<Extent, KernelError> {
         if kind != LOAD {
             continue;
         }
-        // The loader would put bytes where no room was looked for.
+        // The loader would write bytes outside of the checked memory.
         if in_file > size {
             return Err(KernelError::Headers);
         }
@@ -180,7 +180,7 @@ fn read_up_to(file: &File, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(len)
 }
 
-/// Little-endian fields at fixed offsets of a file's or table entry's bytes.
+/// Little-endian fields at fixed offsets of a file's or a table entry's bytes.
 #[derive(Clone, Copy)]
 struct Head<'a>(&'a [u8]);
 

@@ -40,7 +40,7 @@ fn bzimage() -> Vec<u8> {
     image
 }
 
-/// A vmlinux of one segment of 16 bytes at 2 MiB, growing to 1 MiB, with or without a PVH note.
+/// A vmlinux with one segment of 16 bytes at 2 MiB, which grows to 1 MiB, with or without a PVH note.
 fn vmlinux(note: bool) -> Vec<u8> {
     let mut image = vec![0; 64 + 2 * 56];
     put(&mut image, 0, b"\x7fELF\x02\x01\x01");
@@ -150,7 +150,7 @@ fn files_that_are_no_kernel_are_told_apart() {
     assert!(matches!(changed(vmlinux(true), 64 + 40, &[1, 0, 0, 0, 0, 0, 0, 0]), KernelError::Headers));
 }
 
-/// Wherever it ends too early, down to where nothing tells that it was a kernel.
+/// For every length, down to one at which nothing shows that it was a kernel.
 #[test]
 fn a_kernel_cut_short_is_named() {
     for image in [bzimage(), vmlinux(true)] {
@@ -167,7 +167,7 @@ fn a_kernel_cut_short_is_named() {
     }
     let error = opened(&vmlinux(true)[..100]).unwrap_err();
     assert!(matches!(error, KernelError::Short { len: 100, need: 176 }), "{error}");
-    // One that does not tell its size has at least a first instruction.
+    // An image without a size has at least a first instruction.
     let mut image = bzimage();
     put(&mut image, 0x1f4, &[0; 4]);
     opened(&image[..1024 + 0x201]).unwrap();
