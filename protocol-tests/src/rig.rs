@@ -84,8 +84,8 @@ impl Rig {
     /// Starts a session by the usual script, with 64 receive buffers of 2 KiB on each enabled pair (fewer on
     /// a small ring).
     ///
+    /// # Panics
     /// If the daemon refuses.
-    /// When the daemon refuses.
     pub fn session(&self, setup: &Setup) -> Session {
         let mut session = Session::start(self.connect(), setup).expect("volt-netd serves the usual script");
         for pair in 0..setup.enabled as usize {

@@ -177,7 +177,6 @@ fn a_unit_that_is_killed_or_restarted_goes_on() {
     rig.netns.wait_until_up("tap0", LIMIT).expect("up");
     // The store holds only what is in use: state, counters, TAP, two listeners, connection, its channel,
     // memory, two kicks and two calls.
-    // channel, memory, kick and call twice.
     session.frontend.sync().expect("served");
     let settled = poll_until(LIMIT, || (unit(&shared).store.len() == 12).then_some(()));
     assert!(settled.is_some(), "{:?}", unit(&shared).store.keys());

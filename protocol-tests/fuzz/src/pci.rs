@@ -2,7 +2,6 @@
 //! The device is activated only with checked features and vrings, and never twice; the function and its BAR
 //! stay unchanged. The hot-plug controller reports each event once and completely, and ejects exactly the
 //! slots written to its eject register.
-//! whole, and ejects exactly the slots that are written to its one register for that.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};

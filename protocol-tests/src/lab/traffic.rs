@@ -21,7 +21,6 @@ pub const GUEST: &str = "10.77.0.2";
 /// MiB to transfer each way: in the largest frames that is as many frames as a ring has descriptors.
 const MIB: usize = 16;
 /// Time that a connection may stand still: longer than the longest interruption of the network in a test.
-/// away.
 const STANDSTILL: Duration = Duration::from_secs(300);
 
 const SINK: u16 = 7001;
