@@ -1,7 +1,7 @@
-//! Devices come and go on a machine's PCI bus, with KVM and without a guest: its part is played by reads and
-//! writes of the hot-plug controller's registers and of the configuration space.
+//! Adding and removing devices on a machine's PCI bus, with KVM and without a guest. The test plays the
+//! guest: it accesses the hot-plug controller's registers and the configuration space.
 //!
-//! One test in a process of its own, as it counts the process's files.
+//! There is one test in its own process, because it counts the process's files.
 
 use std::io;
 use std::path::Path;
@@ -27,7 +27,7 @@ use volt_vmm::virtio::pci::slots::{PciSlots, SlotError};
 use volt_vmm::virtio::rng::Rng;
 
 const LIMIT: Duration = Duration::from_secs(60);
-/// Without a guest there is nothing to wait for.
+/// Without a guest, there is no answer to wait for.
 const AT_ONCE: Duration = Duration::from_millis(10);
 
 fn vm() -> Result<VmFd, io::Error> {
@@ -36,7 +36,7 @@ fn vm() -> Result<VmFd, io::Error> {
     Ok(vm)
 }
 
-/// A machine as the builder connects it.
+/// A machine, connected like the builder does it.
 struct Machine {
     devices: Arc<Devices>,
     pci: Mutex<ConfigPorts>,
@@ -82,7 +82,7 @@ impl Machine {
         self.pin.load(Ordering::SeqCst)
     }
 
-    /// What the controller tells: the slots filled, and those wanted back.
+    /// Reads the controller's events: the filled slots, and those requested back.
     fn events(&mut self) -> (u32, u32) {
         let mut words = [[0; 4]; 2];
         for (offset, word) in [0, 4].into_iter().zip(&mut words) {
@@ -96,7 +96,7 @@ impl Machine {
         self.registers.write(8, &slots.to_le_bytes());
     }
 
-    /// What the first word of a slot's configuration space is.
+    /// Returns the first word of a slot's configuration space.
     fn identity(&self, slot: usize) -> u32 {
         let mut pci = self.pci.lock().unwrap();
         let mut data = [0; 4];
@@ -105,7 +105,7 @@ impl Machine {
         u32::from_le_bytes(data)
     }
 
-    /// A driver that has its vectors, as far as the notification address and the interrupts of a device are
+    /// Acts like a driver that has its vectors, so that the device's notification address and interrupts are
     /// in use.
     fn connect(&self, slot: usize) {
         let mut pci = self.pci.lock().unwrap();
@@ -128,7 +128,7 @@ impl Machine {
         for (offset, word) in [(0x4000, 0xfee0_0000u32), (0x4004, 0), (0x4008, 0x41), (0x400c, 0)] {
             self.mmio.write(bar + offset, &word.to_le_bytes());
         }
-        // Vring 0 and the configuration by vector 0.
+        // Vector 0 for vring 0 and the configuration.
         self.mmio.write(bar + 0x1a, &[0, 0]);
         self.mmio.write(bar + 0x10, &[0, 0]);
         let mut vector = [9; 2];
@@ -153,7 +153,7 @@ fn devices_come_and_go_without_a_trace() {
     let name = image.display().to_string();
     let mut machine = Machine::new(vm);
     assert_eq!(machine.devices.attach(Box::new(Rng::new(&machine.gate))).unwrap(), 1);
-    assert_eq!(machine.events(), (0, 0), "what is there from the start is no news");
+    assert_eq!(machine.events(), (0, 0), "a device from the start is no event");
 
     rounds(&mut machine, &image, &name);
     refusals(&mut machine, &image, &name);
@@ -162,8 +162,8 @@ fn devices_come_and_go_without_a_trace() {
     an_end_in_the_middle(&machine, &image, &name);
 }
 
-/// Fifty times: the guest is told, finds the disk, uses its vectors, is asked for it and gives it back. The
-/// image is locked meanwhile and no longer, each slot has its turn, and no file stays open.
+/// Fifty rounds: the guest is notified, finds the disk, uses its vectors, and releases it on request. The
+/// image is locked only meanwhile, all slots take turns, and no file stays open.
 fn rounds(machine: &mut Machine, image: &Path, name: &str) {
     let before = files();
     for round in 0..50 {
@@ -194,7 +194,7 @@ fn rounds(machine: &mut Machine, image: &Path, name: &str) {
     assert_eq!(files(), before);
 }
 
-/// Two of a name, no slot left, nothing of that name: each is said, and nothing of it stays.
+/// A duplicate name, a full bus, and an unknown name: each has its error, and nothing of the device stays.
 fn refusals(machine: &mut Machine, image: &Path, name: &str) {
     let before = files();
     machine.plug_disk(image).unwrap();
@@ -213,15 +213,15 @@ fn refusals(machine: &mut Machine, image: &Path, name: &str) {
     let full = machine.plug_disk(&other);
     assert!(matches!(full, Err(PlugError::Slot(SlotError::Full))));
     drop(machine.open_disk(&other).unwrap());
-    assert_eq!(machine.events().0, !3, "all but the host bridge and what was there from the start");
+    assert_eq!(machine.events().0, !3, "all but the host bridge and the device from the start");
     machine.eject(!2);
     assert_eq!(machine.devices.status().len(), 1);
     assert_eq!(files(), before);
 }
 
-/// A guest that does not answer keeps the device; it is asked again, and may answer later. What it has in its
-/// queue then is about the device that it had: another one does not get that slot before it is answered too,
-/// if there is any other slot.
+/// A guest that does not answer keeps the device. The request is repeated, and the guest may answer later. A
+/// request in its queue then refers to the device that it had. So no other device gets that slot before all
+/// requests are answered, if another slot is free.
 fn a_slow_guest(machine: &mut Machine, image: &Path, name: &str) {
     let slot = machine.plug_disk(image).unwrap();
     assert!(!machine.is_removing(1));
@@ -231,16 +231,16 @@ fn a_slow_guest(machine: &mut Machine, image: &Path, name: &str) {
         assert_eq!(machine.events().1, 1 << slot);
         assert!(machine.is_removing(1));
     }
-    // Once more, which it has not read when it gives the slot back.
+    // One more request, which the guest has not read when it ejects the slot.
     assert!(machine.devices.remove(DeviceKind::Disk, name, AT_ONCE).is_err());
     machine.eject(1 << slot);
     assert_eq!(machine.devices.status().len(), 1);
-    assert_eq!(machine.events(), (0, 0), "nothing is told of an empty slot");
-    // Round the bus, with one device at a time: all slots but that one.
+    assert_eq!(machine.events(), (0, 0), "an empty slot has no event");
+    // All slots but that one in turn, with one device at a time.
     for _ in 0..2 * PCI_SLOTS {
         let other = machine.plug_disk(image).unwrap();
         assert_ne!(other, slot);
-        assert!(!machine.is_removing(1), "it was asked for by nobody");
+        assert!(!machine.is_removing(1), "there was no request");
         assert_eq!(machine.events(), (1 << other, 0));
         machine.eject(1 << other);
     }
@@ -255,8 +255,8 @@ fn a_slow_guest(machine: &mut Machine, image: &Path, name: &str) {
     machine.events();
 }
 
-/// Ejections of everything at any time, while devices come: the host bridge stays, and nothing is lost or
-/// left.
+/// The guest ejects everything at any time, while devices are added. The host bridge stays, and nothing is
+/// lost or left.
 fn a_hostile_guest(machine: &mut Machine, image: &Path) {
     machine.eject(u32::MAX);
     assert!(machine.devices.status().is_empty());
@@ -266,7 +266,7 @@ fn a_hostile_guest(machine: &mut Machine, image: &Path) {
     let gate = machine.gate.clone();
     let operator = thread::spawn(move || {
         for _ in 0..200 {
-            // Refused while the one before is there.
+            // Refused while the previous one exists.
             while devices.plug(Box::new(Rng::new(&gate))).is_err() {}
         }
     });
@@ -284,7 +284,7 @@ fn a_hostile_guest(machine: &mut Machine, image: &Path) {
     assert_eq!(machine.devices.status().len(), 2);
 }
 
-/// The machine's end closes the devices, although somebody waits for one of them, and he hears of it.
+/// The machine's end closes the devices although a request waits for one of them. The request fails.
 fn an_end_in_the_middle(machine: &Machine, image: &Path, name: &str) {
     let (devices, name) = (machine.devices.clone(), name.to_owned());
     let client = thread::spawn(move || devices.remove(DeviceKind::Disk, &name, LIMIT));

@@ -1,11 +1,11 @@
-//! The ACPI tables before the judge that distributions use: ACPICA's compiler.
+//! The ACPI tables, checked by ACPICA's compiler, which distributions use.
 
 use std::process::Command;
 
 use volt_vmm::board::layout::mmio_slot;
 use volt_vmm::boot::acpi::{Hardware, tables};
 
-/// ACPICA's compiler disassembles every table without a complaint and takes its own output back.
+/// ACPICA's compiler disassembles every table without a complaint, and accepts its own output.
 #[test]
 fn iasl_accepts_the_tables() {
     if Command::new("iasl").arg("-v").output().is_err() {

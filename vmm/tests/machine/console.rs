@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use crate::guest::{Code, Machine, feed, kvm};
 use crate::terminal::terminal;
 
-/// Prints "up", then echoes input until it gets a "q", which powers off.
+/// Prints "up", then echoes input until a "q", which powers off.
 pub(crate) fn echo() -> Code {
     Code::new()
         .print("up")
@@ -21,7 +21,7 @@ pub(crate) fn echo() -> Code {
         .power_off()
 }
 
-/// Ten kilobytes pasted at once arrive complete and in order, far beyond the UART's FIFO of 64 bytes.
+/// Ten kilobytes pasted at once arrive complete and in order, although the UART's FIFO has 64 bytes.
 #[test]
 fn pasted_input_arrives_whole() {
     if !kvm("pasted_input_arrives_whole") {
@@ -37,7 +37,7 @@ fn pasted_input_arrives_whole() {
     assert!(end.output == format!("up{text}"), "{} bytes came back", end.output.len());
 }
 
-/// The end of standard input neither ends the machine nor costs processor time.
+/// The end of standard input neither ends the machine nor uses CPU time.
 #[test]
 fn the_end_of_input_is_no_spin() {
     if !kvm("the_end_of_input_is_no_spin") {
@@ -76,7 +76,7 @@ fn without_a_serial_port_there_is_no_output() {
     assert_eq!((end.status.code(), &*end.output), (Some(0), ""));
 }
 
-/// Ctrl-C goes to the guest, Ctrl-A a is a Ctrl-A, Ctrl-A x leaves.
+/// Ctrl-C goes to the guest, Ctrl-A a sends a Ctrl-A, Ctrl-A x ends the machine.
 #[test]
 fn a_terminal_has_an_escape_key() {
     if !kvm("a_terminal_has_an_escape_key") {
@@ -93,7 +93,7 @@ fn a_terminal_has_an_escape_key() {
     terminal.assert_restored();
 }
 
-/// A guest that halts for good and never reads its input can be left all the same.
+/// Ctrl-A x also ends a guest that halts forever and never reads its input.
 #[test]
 fn a_dead_guest_can_be_left() {
     if !kvm("a_dead_guest_can_be_left") {

@@ -1,4 +1,4 @@
-//! The built program asked by `volt-vmm ctl`.
+//! The built program, controlled by `volt-vmm ctl`.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -10,7 +10,7 @@ fn ctl(socket: &Path, arguments: &[&str]) -> Output {
     command.args(["ctl", "--api-socket"]).arg(socket).args(arguments).output().unwrap()
 }
 
-/// Each time, whoever ends the machine has his answer: it is printed, and the machine has ended in order.
+/// A client that ends the machine gets its answer each time, and the machine ends in order.
 #[test]
 fn a_shutdown_is_answered() {
     if !kvm("a_shutdown_is_answered") {
@@ -30,7 +30,7 @@ fn a_shutdown_is_answered() {
     }
 }
 
-/// A table for people, JSON for programs, and a watch that ends with the machine.
+/// The status as a table, as JSON, and a watch that ends with the machine.
 #[test]
 fn a_machine_is_shown_until_it_ends() {
     if !kvm("a_machine_is_shown_until_it_ends") {

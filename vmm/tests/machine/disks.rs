@@ -1,4 +1,4 @@
-//! Files that are no good as a disk, kernel or initramfs: told at once, by the command line and by the API.
+//! Files that cannot be a disk, kernel or initramfs: refused at once, by the command line and by the API.
 
 use std::path::Path;
 use std::process::Command;
@@ -9,7 +9,7 @@ use crate::guest::{Code, Machine, kvm};
 
 const QCOW2: &[u8] = b"QFI\xfb\0\0\0\x03";
 
-/// A FIFO that nobody writes to, an image that is not raw, and one that is.
+/// A FIFO without a writer, an image that is not raw, and a raw one.
 fn files(dir: &Path) -> [String; 3] {
     let [fifo, qcow2, raw] = ["fifo", "disk.qcow2", "disk.img"].map(|name| dir.join(name));
     mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();

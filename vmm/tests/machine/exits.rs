@@ -1,4 +1,4 @@
-//! Every way to the end has its own exit status, and its own line in the log.
+//! Each way to end has its own exit status, and its own line in the log.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ fn ends(end: &End, status: i32, log: &str) {
     assert!(end.log.contains(log), "{end:?}");
 }
 
-/// Both boot protocols lead to the first instruction, and both end by the sleep register with status 0.
+/// Both boot protocols reach the first instruction, and both end through the sleep register with status 0.
 #[test]
 fn power_off_ends_with_0() {
     if !kvm("power_off_ends_with_0") {
@@ -47,7 +47,7 @@ fn a_triple_fault_ends_with_3() {
     ends(&end, 3, "triple fault");
 }
 
-/// Ports and addresses that nobody answers read as ones, and writing there does nothing.
+/// Ports and addresses without a device read as ones, and writes have no effect.
 #[test]
 fn what_is_not_there_reads_as_ones() {
     if !kvm("what_is_not_there_reads_as_ones") {
@@ -68,8 +68,8 @@ fn what_is_not_there_reads_as_ones() {
     assert_eq!(end.output, "y.", "{end:?}");
 }
 
-/// The boot vCPU sends INIT and SIPI to all others; each counts itself, and the boot vCPU powers off only
-/// when all three have.
+/// The boot vCPU sends INIT and SIPI to all others. Each counts itself, and the boot vCPU powers off only
+/// after all three have.
 #[test]
 fn all_processors_start() {
     if !kvm("all_processors_start") {
@@ -104,7 +104,7 @@ fn all_processors_start() {
     ends(&end, 0, "the guest powered off");
 }
 
-/// A vCPU that never leaves guest mode by itself is stopped too.
+/// A vCPU that never leaves guest mode by itself is stopped, too.
 #[test]
 fn a_spinning_guest_is_stopped() {
     if !kvm("a_spinning_guest_is_stopped") {
@@ -116,7 +116,8 @@ fn a_spinning_guest_is_stopped() {
     ends(&machine.wait(), 143, "signal 15");
 }
 
-/// Where KVM only emulates guest kernels, what it cannot emulate ends with status 4 and an explanation.
+/// If KVM only emulates guest kernels, an instruction that it cannot emulate ends with status 4 and an
+/// explanation.
 #[test]
 fn a_host_that_cannot_run_the_guest_is_named() {
     const NAME: &str = "a_host_that_cannot_run_the_guest_is_named";
@@ -135,8 +136,8 @@ fn a_host_that_cannot_run_the_guest_is_named() {
     ends(&end, 4, "The host's KVM is the limit");
 }
 
-/// A guest that works at one instruction is told of, before its first output. One that sleeps is not, nor one
-/// that has written.
+/// The log reports a guest that works at one instruction before its first output. It does not report one that
+/// sleeps, or one that has written.
 #[test]
 fn a_guest_that_does_not_get_on_is_noticed() {
     if !kvm("a_guest_that_does_not_get_on_is_noticed") {
@@ -154,7 +155,7 @@ fn a_guest_that_does_not_get_on_is_noticed() {
     stuck.expect_log("exit status 4");
     drop(stuck);
     let started = Instant::now();
-    // More than what was told of had.
+    // More CPU time than the reported guest had.
     while written.used() < Duration::from_secs(8) {
         assert!(started.elapsed() < PATIENCE, "the machine does not run");
         std::thread::sleep(Duration::from_millis(100));

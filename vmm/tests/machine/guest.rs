@@ -15,10 +15,10 @@ use tempfile::TempDir;
 
 /// Longer than any guest here takes on a slow machine.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Where both kinds of image put the code.
+/// Load address of the code in both kinds of image.
 const LOAD: u64 = 2 << 20;
 
-/// Machine code that means the same in 32-bit and 64-bit mode, unless its function says otherwise.
+/// Machine code that works in 32-bit and 64-bit mode, unless its function says otherwise.
 #[derive(Clone, Default)]
 pub(crate) struct Code(Vec<u8>);
 
@@ -27,7 +27,7 @@ impl Code {
         Code::default()
     }
 
-    /// Bytes as they are.
+    /// Appends bytes.
     pub(crate) fn raw(mut self, bytes: &[u8]) -> Code {
         self.0.extend(bytes);
         self
@@ -44,15 +44,15 @@ impl Code {
         self.raw(&[0xbf]).raw(&address.to_le_bytes()).raw(&[0xc7, 0x07]).raw(&value.to_le_bytes())
     }
 
-    /// This code that many times: `mov ecx, times`; the body; `dec ecx; jnz` back to the body, which leaves
-    /// ecx alone.
+    /// Repeats this code: `mov ecx, times`; the body; `dec ecx; jnz` back to the body. The body must not
+    /// change ecx.
     pub(crate) fn times(self, times: u32) -> Code {
         let back = -i32::try_from(self.0.len() + 8).unwrap();
         let start = Code::new().raw(&[0xb9]).raw(&times.to_le_bytes());
         start.raw(&self.0).raw(&[0xff, 0xc9, 0x0f, 0x85]).raw(&back.to_le_bytes())
     }
 
-    /// What comes after it.
+    /// Appends code.
     pub(crate) fn then(self, next: Code) -> Code {
         self.raw(&next.0)
     }
@@ -62,7 +62,7 @@ impl Code {
         text.bytes().fold(self, |code, byte| code.out(0x3f8, byte))
     }
 
-    /// Writes `count` bytes, the digits from 0 to 9 again and again, each when COM1's transmitter is free.
+    /// Writes `count` bytes, the digits from 0 to 9 repeatedly, each when COM1's transmitter is free.
     pub(crate) fn digits(self, count: u32) -> Code {
         // mov ecx, count; digit: mov bl, '0'
         self.raw(&[0xb9])
@@ -134,7 +134,7 @@ impl Code {
     }
 }
 
-/// Waits until it is so, for a bounded time.
+/// Waits a bounded time for a condition.
 #[track_caller]
 pub(crate) fn eventually(what: &str, is_so: impl Fn() -> bool) {
     let start = Instant::now();
@@ -144,7 +144,7 @@ pub(crate) fn eventually(what: &str, is_so: impl Fn() -> bool) {
     }
 }
 
-/// Whether `test` can run; says so when it cannot.
+/// Returns whether `test` can run. Prints the reason if it cannot.
 pub(crate) fn kvm(test: &str) -> bool {
     let usable = File::options().read(true).write(true).open("/dev/kvm");
     if let Err(error) = &usable {
@@ -153,20 +153,20 @@ pub(crate) fn kvm(test: &str) -> bool {
     usable.is_ok()
 }
 
-/// The program: what stands for it in the directory that `VOLT_TRACED` names (`scripts/soak --calls`),
-/// otherwise itself.
+/// Returns the path of the program: its replacement in the directory `VOLT_TRACED` (`scripts/soak --calls`),
+/// or itself.
 fn volt_vmm() -> PathBuf {
     let traced = std::env::var_os("VOLT_TRACED").map(|directory| Path::new(&directory).join("volt-vmm"));
     traced.unwrap_or_else(|| env!("CARGO_BIN_EXE_volt-vmm").into())
 }
 
-/// A machine to be started; its files live as long as it does.
+/// A machine to be started. Its files live as long as it does.
 pub(crate) struct Machine {
     directory: TempDir,
     command: Command,
 }
 
-/// How a machine ended.
+/// The end of a machine.
 #[derive(Debug)]
 pub(crate) struct End {
     pub(crate) status: ExitStatus,
@@ -175,12 +175,12 @@ pub(crate) struct End {
 }
 
 impl Machine {
-    /// The program with `kernel`, with no signal ignored, whatever whoever started this test ignores.
+    /// Creates the program with `kernel`. No signal is ignored, whatever the parent process ignores.
     pub(crate) fn new(kernel: &[u8]) -> Machine {
         Machine::behind(kernel, "--default-signal")
     }
 
-    /// The same with an option of `env` for what signals do at the start.
+    /// Like [`Machine::new`], with an option of `env` for signals at the start.
     pub(crate) fn behind(kernel: &[u8], signals: &str) -> Machine {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("kernel");
@@ -212,14 +212,14 @@ impl Machine {
         self
     }
 
-    /// In a process group of its own, below one that could continue it.
+    /// Starts it in its own process group, below one that could continue it.
     pub(crate) fn in_a_group(mut self) -> Machine {
         self.command.process_group(0);
         self
     }
 
-    /// Started by `program`, which executes what follows its arguments. After what `args` gives, before the
-    /// others.
+    /// Starts it with `program`, which executes the command after its arguments. Follows earlier `args`, and
+    /// precedes later ones.
     pub(crate) fn by(mut self, program: &[&str]) -> Machine {
         let mut command = Command::new(program[0]);
         command.args(&program[1..]).arg(self.command.get_program()).args(self.command.get_args());
@@ -242,7 +242,7 @@ impl Machine {
     }
 }
 
-/// A machine that runs; killed when dropped.
+/// A running machine. It is killed when dropped.
 pub(crate) struct Running {
     pub(crate) child: Child,
     _directory: TempDir,
@@ -263,13 +263,13 @@ impl Running {
         expect(self.child.stderr.as_mut().unwrap(), text, patience);
     }
 
-    /// Processor time that the process has used, in the guest too.
+    /// Returns the CPU time of the process, including the guest's.
     pub(crate) fn used(&self) -> Duration {
         const TICK: Duration = Duration::from_millis(10);
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
         let fields: Vec<u32> =
             stat.rsplit(')').next().unwrap().split(' ').map(|field| field.parse().unwrap_or(0)).collect();
-        // utime and stime are fields 14 and 15; what is behind the command begins with an empty one and the
+        // utime and stime are fields 14 and 15. The text after the command begins with an empty field and the
         // state.
         TICK * (fields[12] + fields[13])
     }
@@ -278,7 +278,7 @@ impl Running {
         rustix::process::kill_process(self.pid(), signal).unwrap();
     }
 
-    /// The process of the machine, where another program has started it.
+    /// Returns the machine's process, even if another program has started it.
     pub(crate) fn pid(&self) -> Pid {
         self.find().expect("the machine runs")
     }
@@ -294,17 +294,17 @@ impl Running {
         }
     }
 
-    /// Whether the machine's process is stopped.
+    /// Returns whether the machine's process is stopped.
     pub(crate) fn is_stopped(&self) -> bool {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid().as_raw_pid())).unwrap();
         stat.contains(") T ")
     }
 
-    /// Waits until the program takes `signal` itself: it blocks the signals that a thread of its own takes.
+    /// Waits until the program handles `signal` itself. Then it blocks the signals that its signal thread
+    /// takes.
     pub(crate) fn takes(&self, signal: rustix::process::Signal) {
         let start = Instant::now();
-        // What starts it is another program for a moment; and before it has that thread, it blocks all
-        // signals for moments.
+        // At first it is another program. Before it has that thread, it blocks all signals for moments.
         while !self.find().is_some_and(|pid| has_thread(pid, "signals") && is_blocked(pid, signal)) {
             assert!(start.elapsed() < PATIENCE, "{signal:?} is not taken");
             thread::sleep(Duration::from_millis(5));
@@ -321,7 +321,7 @@ impl Running {
         End { status, output: text(stdout), log: text(stderr) }
     }
 
-    /// Waits for the end, for a bounded time, and lets nobody read the output before.
+    /// Waits a bounded time for the end. The output is not read before.
     pub(crate) fn wait_unread(mut self) -> End {
         self.status();
         self.wait()
@@ -354,7 +354,7 @@ fn expect(pipe: &mut (impl Read + AsFd), text: &str, patience: Duration) {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Not after its end: the number may be another process's then.
+        // Not after its end, because the number may then belong to another process.
         if matches!(self.child.try_wait(), Ok(None))
             && let Some(machine) = self.find()
         {
@@ -373,12 +373,12 @@ fn drain(mut pipe: impl Read + Send + 'static) -> thread::JoinHandle<String> {
     })
 }
 
-/// Writes everything, from a thread, so that the machine may take its time.
+/// Writes everything from a thread, so that the machine may be slow.
 pub(crate) fn feed(mut pipe: impl Write + Send + 'static, bytes: Vec<u8>) -> thread::JoinHandle<()> {
     thread::spawn(move || pipe.write_all(&bytes).unwrap())
 }
 
-/// Whether a process has a thread of this name.
+/// Returns whether a process has a thread of this name.
 fn has_thread(pid: Pid, name: &str) -> bool {
     let threads =
         std::fs::read_dir(format!("/proc/{}/task", pid.as_raw_pid())).into_iter().flatten().flatten();
@@ -386,7 +386,7 @@ fn has_thread(pid: Pid, name: &str) -> bool {
     names.into_iter().any(|comm| comm.trim() == name)
 }
 
-/// Whether the main thread of a process blocks `signal`.
+/// Returns whether the main thread of a process blocks `signal`.
 fn is_blocked(pid: Pid, signal: rustix::process::Signal) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_pid())).unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:"));

@@ -1,4 +1,4 @@
-//! Interrupts of the machine's own devices, as a guest that boots sees them.
+//! Interrupts of the machine's own devices during a guest's boot.
 
 use serde_json::json;
 use volt_http::Method;
@@ -6,12 +6,12 @@ use volt_vmm::api::client::ask;
 
 use crate::guest::{Code, Machine, kvm};
 
-/// Where the hot-plug controller tells of slots that were filled, and whether the power button was pressed.
+/// Registers of the hot-plug controller (filled slots), and of the power button's status.
 const PLUGGED: [u8; 2] = 0x610u16.to_le_bytes();
 const BUTTON: [u8; 2] = 0x603u16.to_le_bytes();
 
-/// Waits, with all pins of the IOAPIC masked, until there is something in slot 2; then switches its local
-/// APIC and pins 5 and 3 on, and says "I" when both have interrupted.
+/// Waits, with all pins of the IOAPIC masked, until slot 2 is filled. Then enables its local APIC and pins 5
+/// and 3, and prints "I" after both have interrupted.
 fn guest() -> Code {
     let word = |opcode: u8, value: u32| [&[opcode][..], &value.to_le_bytes()].concat();
     // mov edx, 0xcf8; mov eax, slot 2; out dx, eax; mov edx, 0xcfc; in eax, dx; cmp eax, -1; je back to the
@@ -45,15 +45,15 @@ fn guest() -> Code {
     code.raw(&unmask(5, 0x41)).raw(&unmask(3, 0x42)).raw(&requested).print("I")
 }
 
-/// Prints a digit: what is read at `port`, by `opcode`.
+/// Prints the value of `port`, read with `opcode`, as a digit.
 fn print_port(code: Code, port: [u8; 2], opcode: u8) -> Code {
     // mov dx, port; in; add al, '0'; mov dx, 0x3f8; out dx, al
     let [low, high] = port;
     code.raw(&[0x66, 0xba, low, high, opcode, 0x04, b'0', 0x66, 0xba, 0xf8, 0x03, 0xee])
 }
 
-/// A device that is added and a button that is pressed while the guest has their interrupts masked, as it has
-/// until its drivers come, interrupt when they are unmasked; what happened is read once.
+/// An added device and a pressed button interrupt after the guest unmasks their interrupts, which are masked
+/// until its drivers start. Each event is read once.
 #[test]
 fn what_happens_while_a_guest_boots_waits_for_it() {
     if !kvm("what_happens_while_a_guest_boots_waits_for_it") {
@@ -63,7 +63,7 @@ fn what_happens_while_a_guest_boots_waits_for_it() {
     for (port, opcode) in [(PLUGGED, 0xed), (BUTTON, 0xec), (PLUGGED, 0xed), (BUTTON, 0xec)] {
         code = print_port(code, port, opcode);
     }
-    // It goes on: the end of a machine overtakes the answer to a request that has just been carried out.
+    // The guest continues: otherwise the end of the machine would overtake the answer to a request.
     let machine = Machine::new(&code.halt().bzimage());
     let (socket, disk) = (machine.path("api"), machine.path("disk"));
     std::fs::write(&disk, [0; 512]).unwrap();

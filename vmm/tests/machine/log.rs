@@ -1,4 +1,4 @@
-//! The log: no vCPU waits for its reader, a guest cannot flood it, and its end is told.
+//! The log: no vCPU waits for its reader, a guest cannot flood it, and it reports the end.
 
 use std::fs::File;
 use std::io::{PipeReader, Write, pipe};
@@ -9,11 +9,11 @@ use rustix::pipe::{fcntl_getpipe_size, fcntl_setpipe_size};
 
 use crate::guest::{Code, Machine, kvm};
 
-/// The registers of the network device, which is behind the source of entropy.
+/// The registers of the network device, which follows the entropy device.
 const NET: u32 = 0xd000_1000;
 const STATUS: u32 = NET + 0x70;
 
-/// A pipe that takes nothing more, until it is read.
+/// A pipe that is full until it is read.
 fn full_pipe() -> (PipeReader, Stdio) {
     let (reader, mut writer) = pipe().unwrap();
     fcntl_setpipe_size(&writer, 4096).unwrap();
@@ -22,7 +22,7 @@ fn full_pipe() -> (PipeReader, Stdio) {
 }
 
 /// A driver that starts the network device with both rings of pair 0, whose available indices jump by more
-/// than a ring, and resets it when the device asks for that.
+/// than a ring. It resets the device when the device requests that.
 fn start_and_reset() -> Code {
     let mut code = Code::new().store(STATUS, 1).store(STATUS, 3);
     // VERSION_1 is the first bit of the second word.
@@ -40,7 +40,7 @@ fn start_and_reset() -> Code {
     code.raw(&[0xbf]).raw(&STATUS.to_le_bytes()).raw(&[0x8b, 0x07, 0xa8, 0x40, 0x74, 0xfa]).store(STATUS, 0)
 }
 
-/// Whether a network of the test's own can be had; says so when not.
+/// Returns whether a network namespace can be created. Prints the reason if not.
 fn namespace(test: &str) -> bool {
     let output =
         Command::new("unshare").args(["--net", "--", "test", "-c", "/dev/net/tun"]).output().unwrap();
@@ -53,7 +53,7 @@ fn namespace(test: &str) -> bool {
 const ARGS: [&str; 4] = ["--transport", "mmio", "--net", "tap=tap0"];
 const OWN_NET: [&str; 3] = ["unshare", "--net", "--"];
 
-/// With a full pipe on standard error the guest goes on, and ends.
+/// With a full pipe as standard error, the guest continues and ends.
 #[test]
 fn a_log_that_nobody_reads_holds_no_processor() {
     const NAME: &str = "a_log_that_nobody_reads_holds_no_processor";
@@ -66,8 +66,8 @@ fn a_log_that_nobody_reads_holds_no_processor() {
     assert_eq!((end.status.code(), &*end.output), (Some(0), "done"));
 }
 
-/// A guest that resets its network device in a loop brings about a bounded log, which says why the machine
-/// ends all the same.
+/// A guest that resets its network device in a loop causes a bounded log, which still has the reason of the
+/// end.
 #[test]
 fn a_guest_that_resets_in_a_loop_is_bounded() {
     const NAME: &str = "a_guest_that_resets_in_a_loop_is_bounded";
@@ -80,12 +80,12 @@ fn a_guest_that_resets_in_a_loop_is_bounded() {
     assert_eq!(end.status.code(), Some(0), "{end:?}");
     assert!(end.log.contains("the guest powered off"), "{end:?}");
     let warnings = end.log.lines().filter(|line| line.contains("stopped: available index")).count() as u64;
-    // A slow machine takes more than one window of time.
+    // A slow machine needs more than one window of time.
     assert!(warnings <= (start.elapsed().as_secs() / 10 + 1) * 200, "{warnings} warnings");
     assert!(warnings == 300 || end.log.contains("left out: more than 200 in 10 s"), "{warnings}: {end:?}");
 }
 
-/// Where an error cannot be told, its status still is.
+/// If an error cannot be printed, the status is still right.
 #[test]
 fn an_error_that_nobody_reads_keeps_its_status() {
     for stderr in [pipe().unwrap().1.into(), full_pipe().1] {
@@ -94,7 +94,7 @@ fn an_error_that_nobody_reads_keeps_its_status() {
     }
 }
 
-/// An answer that nobody takes is an error where it is lost, and none where the reader has seen enough.
+/// An answer that cannot be written is an error. A reader that closes the pipe causes none.
 #[test]
 fn answers_that_cannot_be_written() {
     const NAME: &str = "answers_that_cannot_be_written";

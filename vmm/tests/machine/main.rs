@@ -1,5 +1,5 @@
-//! The built program with guests of a few hand-written instructions: what it prints, how it ends, and what it
-//! says about it. Needs /dev/kvm, though not one that can run a real kernel.
+//! The built program with guests of a few hand-written instructions: its output, its end, and its log. Needs
+//! /dev/kvm, though not one that can run a real kernel.
 
 mod acpi;
 mod console;

@@ -1,4 +1,4 @@
-//! The serial port's output when nobody reads it, when somebody reads slowly, and at the machine's end.
+//! The serial port's output without a reader, with a slow reader, and at the machine's end.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -14,18 +14,18 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
 use crate::guest::{Code, Machine, Running, kvm};
 
-/// Says so when the guest writes on, which takes a second without a reader.
+/// Logged when the guest continues to write, after a second without a reader.
 const LOST: &str = "bytes are lost until it is";
 
-/// Bytes in a small pipe, which is soon full.
+/// Size of a small pipe in bytes, which is soon full.
 pub(crate) const PIPE: usize = 4096;
 
-/// Writes as long as it is let: with the transmitter free, or whenever it likes.
+/// Guests that write without end: with a free transmitter, or at any time.
 fn writers() -> [Code; 2] {
     [Code::new().digits(u32::MAX).halt(), Code::new().print("u").raw(&[0xee, 0xeb, 0xfd])]
 }
 
-/// Starts a machine with input for the guest, and waits until nobody has read its output for a second.
+/// Starts a machine with input for the guest, and waits until its output has not been read for a second.
 fn unread(machine: Machine) -> Running {
     let mut machine = machine.stdin(Stdio::piped()).spawn();
     fcntl_setpipe_size(machine.child.stdout.as_ref().unwrap(), PIPE).unwrap();
@@ -39,7 +39,7 @@ fn ends_unread(machine: Running, status: i32) {
     let end = machine.wait_unread();
     assert_eq!(end.status.code(), Some(status), "{}", end.log);
     assert!(end.log.contains("bytes of serial output were lost"), "{}", end.log);
-    assert_eq!(end.log.matches(LOST).count(), 0, "said once, and again: {}", end.log);
+    assert_eq!(end.log.matches(LOST).count(), 0, "logged once, and again: {}", end.log);
 }
 
 #[test]
@@ -89,7 +89,7 @@ fn the_escape_key_ends_a_guest_whose_output_nobody_reads() {
     ends_unread(machine, 0);
 }
 
-/// A pseudo-terminal: the user's side, and the path of the other.
+/// Returns a pseudo-terminal: the user's side, and the path of the other one.
 fn terminal() -> (File, String) {
     let user = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
     grantpt(&user).unwrap();
@@ -98,8 +98,8 @@ fn terminal() -> (File, String) {
     (File::from(user), path)
 }
 
-/// `--serial file=` is no other: a FIFO that has no reader and one whose reader sleeps, a terminal that
-/// nobody reads.
+/// `--serial file=` behaves alike: a FIFO without a reader or with a sleeping one, and a terminal that nobody
+/// reads.
 #[test]
 fn a_file_that_takes_nothing_holds_nobody() {
     if !kvm("a_file_that_takes_nothing_holds_nobody") {
@@ -124,8 +124,8 @@ fn a_file_that_takes_nothing_holds_nobody() {
     }
 }
 
-/// A guest that looks at the transmitter loses nothing to a reader who is slow, and nothing at its end, which
-/// finds pipe and buffer full.
+/// A guest that checks the transmitter loses nothing if the reader is slow, not even at its end, when pipe
+/// and buffer are full.
 #[test]
 fn a_slow_reader_gets_everything() {
     if !kvm("a_slow_reader_gets_everything") {

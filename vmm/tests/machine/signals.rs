@@ -1,5 +1,5 @@
-//! What each signal does: every line of the table in volt-netd's operations.md, and those that limits of the
-//! process bring.
+//! The effect of each signal: every line of the table in docs/reference/exit-status.md, and the signals of
+//! process limits.
 #![expect(unsafe_code, reason = "real-time signals are sent by libc only")]
 
 use std::io::Write;
@@ -10,7 +10,7 @@ use std::process::Stdio;
 use crate::console::echo;
 use crate::guest::{Code, Machine, Running, eventually, kvm};
 
-/// Signals that have this effect, by the table.
+/// Returns the signals with this effect, from the table.
 fn with(effect: &str) -> Vec<i32> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/exit-status.md");
     let text = std::fs::read_to_string(path).unwrap();
@@ -41,7 +41,7 @@ fn start() -> Running {
 }
 
 fn send(machine: &Running, signal: i32) {
-    // SAFETY: plain values; the process is one of ours, and not reaped.
+    // SAFETY: plain values. The process is a child, and not reaped.
     assert_eq!(unsafe { libc::kill(machine.pid().as_raw_pid(), signal) }, 0, "signal {signal}");
 }
 
@@ -68,7 +68,7 @@ fn signals_do_what_the_table_says() {
         answers(&mut machine);
     }
     drop(machine);
-    // In a process group that a shell could continue: no other is stopped by SIGTSTP.
+    // In a process group that a shell could continue. SIGTSTP stops no other.
     let mut machine = Machine::new(&echo().bzimage()).in_a_group().stdin(Stdio::piped()).spawn();
     machine.expect("up");
     for signal in with("stops") {
@@ -88,7 +88,7 @@ fn signals_do_what_the_table_says() {
 /// The registers of the first disk.
 const DISK: u32 = 0xd000_0000;
 const STATUS: u32 = DISK + 0x70;
-/// Its ring, and a request: header, data, status.
+/// Addresses of its ring, and of a request: header, data, status.
 const RING: u32 = 0x40_0000;
 const HEADER: u32 = 0x42_0000;
 
@@ -115,7 +115,7 @@ fn write_sector(sector: u32) -> Code {
         .raw(&[0x8a, 0x07, 0x04, b'0', 0x66, 0xba, 0xf8, 3, 0xee])
 }
 
-/// A write beyond the limit of a file's size is an I/O error of the guest's, and named.
+/// A write beyond the limit of a file's size is an I/O error for the guest, and logged.
 #[test]
 fn a_disk_write_beyond_the_file_size_limit_is_an_error() {
     if !kvm("a_disk_write_beyond_the_file_size_limit_is_an_error") {
@@ -127,7 +127,7 @@ fn a_disk_write_beyond_the_file_size_limit_is_an_error() {
         let disk = machine.path("disk");
         std::fs::File::create(&disk).unwrap().set_len(128 << 20).unwrap();
         let machine = machine.by(&["prlimit", &format!("--fsize={limit}"), "--"]);
-        // The guest's memory is a file of that size too.
+        // The guest's memory is a file of that size, too.
         let end =
             machine.args(&["--transport", "mmio", "--mem", "32M", "--disk", disk.to_str().unwrap()]).run();
         assert_eq!((end.status.code(), &*end.output), (Some(0), output), "{end:?}");
@@ -135,7 +135,7 @@ fn a_disk_write_beyond_the_file_size_limit_is_an_error() {
     }
 }
 
-/// Guest memory beyond that limit is an error at start.
+/// Guest memory beyond that limit is an error at the start.
 #[test]
 fn memory_beyond_the_file_size_limit_is_an_error() {
     if !kvm("memory_beyond_the_file_size_limit_is_an_error") {
@@ -147,7 +147,7 @@ fn memory_beyond_the_file_size_limit_is_an_error() {
     assert!(end.log.contains("File too large"), "{end:?}");
 }
 
-/// A limit of processor time ends the machine in order, and says so.
+/// A limit of CPU time ends the machine in order, and the log says so.
 #[test]
 fn a_processor_time_limit_ends_it_in_order() {
     if !kvm("a_processor_time_limit_ends_it_in_order") {

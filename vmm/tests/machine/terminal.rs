@@ -1,4 +1,4 @@
-//! A user's terminal: raw while the machine has it, and what it was in the background and at every end.
+//! A user's terminal: raw while the machine uses it, and restored in the background and at every end.
 
 use std::fs::File;
 use std::io::Write;
@@ -14,7 +14,7 @@ use crate::console::echo;
 use crate::guest::{Code, Machine, Running, eventually, kvm};
 use crate::output::PIPE;
 
-/// A pseudo-terminal: the user's side, the machine's side, and its settings before the machine came.
+/// A pseudo-terminal: the user's side, the machine's side, and its original settings.
 pub(crate) struct Terminal {
     pub(crate) user: File,
     side: OwnedFd,
@@ -54,13 +54,13 @@ impl Terminal {
     }
 }
 
-/// However the process ends, the terminal is what it was: by the guest, by a signal, by a crash.
+/// The terminal is restored however the process ends: by the guest, by a signal, by a crash.
 #[test]
 fn the_terminal_is_restored() {
     if !kvm("the_terminal_is_restored") {
         return;
     }
-    // Without an exit status, the signal's default action ended the process.
+    // No exit status means that the signal's default action ended the process.
     let crashes =
         [Signal::SEGV, Signal::BUS, Signal::ILL, Signal::FPE, Signal::ABORT, Signal::TRAP, Signal::SYS];
     let ends = [(None, Some(0)), (Some(Signal::TERM), Some(143)), (Some(Signal::XCPU), Some(152))];
@@ -77,14 +77,14 @@ fn the_terminal_is_restored() {
     }
 }
 
-/// An end that has begun gives the terminal back before it waits for a reader of the last output, and the
-/// first signal leaves it alone: the status is the guest's.
+/// A machine's end restores the terminal before it waits for a reader of the last output. The first signal
+/// does not change that end: the status is the guest's.
 #[test]
 fn an_end_that_waits_has_given_the_terminal_back() {
     if !kvm("an_end_that_waits_has_given_the_terminal_back") {
         return;
     }
-    // It waits for a second: on a busy machine that may be over before it is looked at.
+    // The wait takes a second, which may be over before the check on a busy machine.
     let seen = (0..10).any(|_| {
         let mut terminal = terminal();
         let mut machine = terminal.start(print_on_key(PIPE as u32 + 1024).power_off());
@@ -103,15 +103,14 @@ fn an_end_that_waits_has_given_the_terminal_back() {
     assert!(seen, "no end has waited");
 }
 
-/// Prints "up", and `count` digits when a key is pressed.
+/// Prints "up", and `count` digits after a key press.
 fn print_on_key(count: u32) -> Code {
     // next: mov dx, 0x3fd; in al, dx; test al, 1; jz next
     let key = [0x66, 0xba, 0xfd, 0x03, 0xec, 0xa8, 0x01, 0x74, 0xf7];
     Code::new().print("up").out(0x3f9, 1).raw(&key).digits(count)
 }
 
-/// A machine that was stopped has the terminal in raw mode again when it goes on, whatever a shell has made
-/// of it.
+/// A machine that was stopped makes the terminal raw again when it continues, whatever a shell has changed.
 #[test]
 fn a_machine_that_goes_on_is_raw_again() {
     if !kvm("a_machine_that_goes_on_is_raw_again") {
@@ -131,16 +130,15 @@ fn a_machine_that_goes_on_is_raw_again() {
     terminal.assert_restored();
 }
 
-/// In a shell's background the guest runs and the terminal is the shell's; in the foreground the guest has
-/// the keys; stopped by SIGTSTP, it leaves the terminal as it was, and has it again when the shell continues
-/// it.
+/// In a shell's background, the guest runs and the shell has the terminal. In the foreground, the guest gets
+/// the keys. SIGTSTP restores the terminal. When the shell continues the machine, the terminal is raw again.
 #[test]
 fn a_shell_puts_it_into_the_background_and_back() {
     if !kvm("a_shell_puts_it_into_the_background_and_back") {
         return;
     }
     let mut terminal = terminal();
-    // The shell says when it has the terminal, as far as it knows, and reads a line before each `fg`.
+    // The shell prints when it has the terminal, as far as it knows, and reads a line before each `fg`.
     let script = r#"set -m; "$@" & read -r _; fg >/dev/null; echo stopped >&2; read -r _; fg >/dev/null"#;
     let shell = ["setsid", "--ctty", "--wait", "dash", "-c", script, "dash"];
     let stdin = terminal.side.try_clone().unwrap();
@@ -155,7 +153,7 @@ fn a_shell_puts_it_into_the_background_and_back() {
     machine.signal(Signal::TSTP);
     eventually("the terminal is the shell's again", || !terminal.is_raw());
     terminal.assert_restored();
-    // Before, what is typed may still be the guest's.
+    // Before that, input may still go to the guest.
     eventually("it stops", || machine.is_stopped());
     terminal.user.write_all(b"\n").unwrap();
     eventually("the terminal is raw again", || terminal.is_raw());
@@ -167,8 +165,8 @@ fn a_shell_puts_it_into_the_background_and_back() {
     terminal.assert_restored();
 }
 
-/// In a process group that no shell could continue, the kernel ignores SIGTSTP: the guest runs on and has its
-/// keys.
+/// In a process group that no shell could continue, the kernel ignores SIGTSTP. The guest continues and gets
+/// its keys.
 #[test]
 fn a_stop_that_the_kernel_ignores_leaves_the_keys_to_the_guest() {
     if !kvm("a_stop_that_the_kernel_ignores_leaves_the_keys_to_the_guest") {
@@ -180,7 +178,7 @@ fn a_stop_that_the_kernel_ignores_leaves_the_keys_to_the_guest() {
     let mut machine = machine.spawn();
     machine.expect("up");
     assert!(terminal.is_raw());
-    // So that it shows when the signal has been taken: the machine makes the terminal raw again then.
+    // Shows when the signal was handled, because the machine then makes the terminal raw again.
     tcsetattr(&terminal.side, OptionalActions::Now, &terminal.found).unwrap();
     machine.signal(Signal::TSTP);
     eventually("the terminal is raw again", || terminal.is_raw());

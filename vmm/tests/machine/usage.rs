@@ -1,4 +1,4 @@
-//! Mistakes of the user: each is told by name, with status 1 or 2, before anything starts.
+//! Mistakes of the user: each has its error, with status 1 or 2, before anything starts.
 
 use std::time::{Duration, Instant};
 
@@ -50,14 +50,14 @@ fn files_of_the_machine_are_checked() {
         1,
         &["does not fit", "raise --mem"],
     );
-    // With the source of entropy, one more than there are places.
+    // With the entropy device, one more than there are places.
     let disks = |count| ["--disk", "/dev/null"].repeat(count);
     fails(machine().args(&disks(31)), 1, &["32 virtio devices", "--transport pci"]);
     let mmio = machine().args(&["--transport", "mmio"]);
     fails(mmio.args(&disks(19)), 1, &["20 virtio devices", "--transport mmio", "or --transport pci"]);
 }
 
-/// Standard input that cannot be read is a warning, not the end of the machine.
+/// Standard input that cannot be read causes a warning, and the machine continues.
 #[test]
 fn unreadable_input_is_survived() {
     const NAME: &str = "unreadable_input_is_survived";
@@ -74,7 +74,7 @@ fn unreadable_input_is_survived() {
     assert!(end.log.contains("no more input"), "{end:?}");
 }
 
-/// While the program waits for a back-end, the time-out and signals still end it.
+/// The time-out and signals end the program while it waits for a back-end.
 #[test]
 fn waiting_for_a_back_end_can_be_ended() {
     const NAME: &str = "waiting_for_a_back_end_can_be_ended";
@@ -94,7 +94,7 @@ fn waiting_for_a_back_end_can_be_ended() {
     assert_eq!(end.status.code(), Some(143), "{end:?}");
 }
 
-/// A machine of many devices has more descriptors than its soft limit, which it raises to the hard one.
+/// A machine with many devices needs more descriptors than its soft limit, and raises that to the hard one.
 #[test]
 fn the_limit_of_open_files_is_raised() {
     const NAME: &str = "the_limit_of_open_files_is_raised";
