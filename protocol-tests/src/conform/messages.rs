@@ -73,11 +73,9 @@ checks! {
         "SET_PROTOCOL_FEATURES with bits that were not offered is refused.",
         |b| told(b, request::SET_PROTOCOL_FEATURES, &longs(&[u64::MAX]));
     "messages/index-num", Robust, Control, "vhost-user, SET_VRING_NUM",
-        "SET_VRING_NUM for an unknown vring is refused.",
-        |b| told(b, request::SET_VRING_NUM, &words(&[200, 256]));
+        "The size of an unknown vring is refused.", |b| told(b, request::SET_VRING_NUM, &words(&[200, 256]));
     "messages/index-base", Robust, Control, "vhost-user, SET_VRING_BASE",
-        "SET_VRING_BASE for an unknown vring is refused.",
-        |b| told(b, request::SET_VRING_BASE, &words(&[200, 0]));
+        "The base of an unknown vring is refused.", |b| told(b, request::SET_VRING_BASE, &words(&[200, 0]));
     "messages/index-addr", Robust, Control, "vhost-user, SET_VRING_ADDR",
         "SET_VRING_ADDR for an unknown vring is refused.",
         |b| told(b, request::SET_VRING_ADDR, &[words(&[200, 0]), longs(&[0; 4])].concat());
@@ -91,8 +89,7 @@ checks! {
     "messages/index-err", Robust, Control, "vhost-user, SET_VRING_ERR",
         "SET_VRING_ERR for an unknown vring is refused.", |b| index_fd(b, request::SET_VRING_ERR);
     "messages/index-far", Robust, Control, "vhost-user, SET_VRING_NUM",
-        "SET_VRING_NUM for vring 4294967295 is refused.",
-        |b| told(b, request::SET_VRING_NUM, &words(&[u32::MAX, 256]));
+        "The size of vring 4294967295 is refused.", |b| told(b, request::SET_VRING_NUM, &words(&[u32::MAX, 256]));
     "messages/size-zero", Robust, Control, "virtio 1.2, 2.7 (Queue Size)",
         "A ring of 0 descriptors is refused.", |b| told(b, request::SET_VRING_NUM, &words(&[0, 0]));
     "messages/size-odd", Robust, Control, "virtio 1.2, 2.7 (a power of 2)",
