@@ -89,7 +89,7 @@ checks! {
     "messages/index-err", Robust, Control, "vhost-user, SET_VRING_ERR",
         "SET_VRING_ERR for an unknown vring is refused.", |b| index_fd(b, request::SET_VRING_ERR);
     "messages/index-far", Robust, Control, "vhost-user, SET_VRING_NUM",
-        "A size of vring 4294967295 is refused.", |b| told(b, request::SET_VRING_NUM, &words(&[u32::MAX, 256]));
+        "Vring 4294967295 is refused.", |b| told(b, request::SET_VRING_NUM, &words(&[u32::MAX, 256]));
     "messages/size-zero", Robust, Control, "virtio 1.2, 2.7 (Queue Size)",
         "A ring of 0 descriptors is refused.", |b| told(b, request::SET_VRING_NUM, &words(&[0, 0]));
     "messages/size-odd", Robust, Control, "virtio 1.2, 2.7 (a power of 2)",
