@@ -14,8 +14,10 @@ const METHODS: [&str; 6] = ["GET", "PUT", "POST", "DELETE", "PATCH", "HEAD"];
 fn requests(text: &str) -> Vec<(String, String)> {
     let mut requests = Vec::new();
     for line in text.replace("\\\n", " ").lines() {
-        let words: Vec<_> = line.split_whitespace().map(|word| word.trim_matches(['\'', '"', ',', '.'])).collect();
-        let after = |option: &str| words.iter().position(|word| *word == option).and_then(|at| words.get(at + 1));
+        let words: Vec<_> =
+            line.split_whitespace().map(|word| word.trim_matches(['\'', '"', ',', '.'])).collect();
+        let after =
+            |option: &str| words.iter().position(|word| *word == option).and_then(|at| words.get(at + 1));
         for pair in words.windows(2).filter(|pair| METHODS.contains(&pair[0]) && pair[1].starts_with('/')) {
             requests.push((pair[0].to_owned(), pair[1].to_owned()));
         }
@@ -31,7 +33,8 @@ fn requests(text: &str) -> Vec<(String, String)> {
 fn is_known(document: &Value, method: &str, path: &str) -> bool {
     let fits = |template: &str| {
         let (template, path): (Vec<_>, Vec<_>) = (template.split('/').collect(), path.split('/').collect());
-        let same = |(wanted, found): (&&str, &&str)| wanted == found || *wanted == "{name}" && !found.is_empty();
+        let same =
+            |(wanted, found): (&&str, &&str)| wanted == found || *wanted == "{name}" && !found.is_empty();
         template.len() == path.len() && template.iter().zip(&path).all(same)
     };
     let paths = document["paths"].as_object().expect("paths");
@@ -63,7 +66,8 @@ fn requests_in_pages_are_those_of_the_api() {
 
 #[test]
 fn requests_that_the_api_has_not_are_found() {
-    let text = "curl --unix-socket S -X PUT -d '{}' \\\n  http://localhost/v1/net/tap0/limits\n`GET /v1/pause`.";
+    let text =
+        "curl --unix-socket S -X PUT -d '{}' \\\n  http://localhost/v1/net/tap0/limits\n`GET /v1/pause`.";
     let found = requests(&text.replace('`', ""));
     let known: Vec<_> = found.iter().map(|(method, path)| is_known(&document(), method, path)).collect();
     assert_eq!((found.len(), known), (2, vec![true, false]), "{found:?}");
