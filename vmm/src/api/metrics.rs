@@ -1,5 +1,5 @@
-//! Which metrics there are. Names and labels stay as they are: dashboards and alerts are built on them. They
-//! are documented in docs/reference/metrics.md.
+//! The machine's metrics, as documented in docs/reference/metrics.md. Names and labels do not change, because
+//! dashboards and alerts depend on them.
 
 use volt_program::metrics::{Family, Metrics};
 

@@ -1,9 +1,9 @@
 //! The API socket: HTTP and JSON over a Unix socket, for the process's own user and root.
 //!
-//! [`ApiSocket::bind`] listens, and from [`Api::start`] on [`volt_http`] serves on threads of its own until
-//! the API is dropped. The machine's end waits for answers to requests that have come, some seconds at most,
-//! and nothing else in the machine waits for it. What it shows and changes is a [`MachineHandle`].
-//! `docs/reference/http-api.md` is the schema.
+//! [`ApiSocket::bind`] listens. From [`Api::start`] on, [`volt_http`] serves on its own threads until the API
+//! is dropped. The machine's end waits some seconds at most for answers to requests that have arrived.
+//! Nothing else in the machine waits for a client. The API shows and changes a [`MachineHandle`].
+//! `docs/reference/http-api.md` describes it, and `docs/reference/openapi.json` has its schemas.
 //!
 //! | module | holds |
 //! |---|---|

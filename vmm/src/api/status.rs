@@ -1,4 +1,4 @@
-//! How a machine is, as the API shows it: the schema of `docs/reference/http-api.md`.
+//! A machine's status, as the API shows it. `docs/reference/openapi.json` has its schema.
 
 use serde::{Deserialize, Serialize};
 

@@ -58,7 +58,7 @@ pub enum PlugError {
 /// Lists the names and numbers in a sentence.
 fn there_are(names: &[String]) -> String {
     match names {
-        [] => "there is none at all".to_owned(),
+        [] => "there are none".to_owned(),
         [one] => format!("there is {one:?}, or 0"),
         [.., _] => format!("they are {names:?}, or 0 to {} in this order", names.len() - 1),
     }

@@ -359,7 +359,7 @@ mod tests {
             let devices = Devices::fixed(names.iter().map(|name| net(name, None)).collect());
             devices.with(DeviceKind::Net, "x", |_| ()).unwrap_err().to_string()
         };
-        assert_eq!(absent(&[]), "there is no network device x: there is none at all");
+        assert_eq!(absent(&[]), "there is no network device x: there are none");
         assert_eq!(absent(&["a"]), r#"there is no network device x: there is "a", or 0"#);
         assert_eq!(
             absent(&["a", "b", "c"]),

@@ -1,4 +1,4 @@
-//! Between the types of the VMM's crates and those of `volt_net`.
+//! Conversion between the types of the VMM's crates and those of `volt_net`.
 #![expect(unsafe_code, reason = "an EventFd gives its descriptor up only as a number")]
 
 use std::io;
@@ -10,8 +10,8 @@ use vmm_sys_util::eventfd::EventFd;
 use volt_virtio::memory::{GuestMemory, Region};
 use volt_virtio::notify::Notifier;
 
-/// The same mappings as a table of `volt_net`. Guest addresses are the only ones in it: there is no front-end
-/// with an address space of its own.
+/// Returns the same mappings as a table of `volt_net`. It has guest addresses only, because no front-end has
+/// an address space of its own here.
 pub(super) fn guest_memory(memory: &GuestMemoryMmap) -> io::Result<Arc<GuestMemory>> {
     let regions = memory.iter().map(|region| {
         let start = region.start_addr().raw_value();
@@ -22,7 +22,7 @@ pub(super) fn guest_memory(memory: &GuestMemoryMmap) -> io::Result<Arc<GuestMemo
     GuestMemory::new(regions).map(Arc::new).map_err(io::Error::other)
 }
 
-/// Another descriptor of the same eventfd.
+/// Duplicates an eventfd's descriptor.
 pub(super) fn notifier(eventfd: &EventFd) -> io::Result<Arc<Notifier>> {
     // SAFETY: `into_raw_fd` gives up the only owner of the copy.
     let copy = unsafe { OwnedFd::from_raw_fd(eventfd.try_clone()?.into_raw_fd()) };

@@ -23,7 +23,7 @@ pub enum SessionError {
     NoProtocolFeatures,
     /// It has too few vrings.
     #[error(
-        "it serves {offered} queue pairs and {asked} are asked for: give it more (volt-netd --queues \
+        "it serves {offered} queue pairs and {asked} are needed: give it more (volt-netd --queues \
          {asked}) or lower queues="
     )]
     Pairs {

@@ -233,14 +233,14 @@ fn back_ends_that_lack_something_are_refused_by_name() {
     let text = refusal(only(Features::PROTOCOL_FEATURES), 1);
     assert!(text.contains("VERSION_1"), "{text}");
     let text = refusal(Options { pairs: 2, ..Options::default() }, 8);
-    assert!(text.contains("2 queue pairs and 8 are asked for"), "{text}");
+    assert!(text.contains("2 queue pairs and 8 are needed"), "{text}");
     // The number of pairs in the configuration space counts, even if GET_QUEUE_NUM could be read as enough.
     let config = NetConfig { max_pairs: 2, ..NetConfig::from_bytes(&[0; 17]) };
     let features = Options::default().features.union(Features::NET_MQ);
     let text = refusal(Options { pairs: 2, features, config: Some(config), ..Options::default() }, 4);
-    assert!(text.contains("2 queue pairs and 4 are asked for"), "{text}");
+    assert!(text.contains("2 queue pairs and 4 are needed"), "{text}");
     let text = refusal(Options { mq: false, ..Options::default() }, 2);
-    assert!(text.contains("1 queue pairs and 2 are asked for"), "{text}");
+    assert!(text.contains("1 queue pairs and 2 are needed"), "{text}");
 }
 
 /// A number of queues may count pairs or vrings. In both cases each activation does the whole set-up, and
@@ -271,7 +271,7 @@ fn queue_numbers_may_count_pairs_or_vrings() {
     let peer = scripted(&path, 1);
     let error = VhostUserNet::connect(&config(&path, 2), &Arc::default()).err().unwrap();
     let text = volt_virtio::error_chain(&error);
-    assert!(text.contains("1 queue pairs and 2 are asked for"), "{text}");
+    assert!(text.contains("1 queue pairs and 2 are needed"), "{text}");
     peer.join().unwrap();
 }
 

@@ -70,7 +70,7 @@ enum BackEnd {
     },
 }
 
-/// What woke the thread.
+/// The event that woke the thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Token {
     Command,
