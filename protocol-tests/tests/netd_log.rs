@@ -166,8 +166,9 @@ fn a_late_reader_is_told_what_is_lost() {
     assert!(wait(&mut daemon.child).expect("it ends").success());
     let log = reader.join().expect("a reader").expect("the log");
     let lines: Vec<&str> = log.lines().collect();
-    let lost =
-        lines.iter().position(|line| line.ends_with("lines of this log lost, as nobody has read them)"));
+    let lost = lines
+        .iter()
+        .position(|line| line.ends_with("lines of this log lost, because standard error was not read)"));
     let end = lines.iter().position(|line| line.contains("told to end by SIGTERM"));
     assert!(lost.is_some() && lost < end, "{} lines, and at last {:?}", lines.len(), lines.last_chunk::<5>());
 }

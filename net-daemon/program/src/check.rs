@@ -1,4 +1,4 @@
-//! What this host gives a program, and what is lost where it does not: `volt-netd check`, `volt-vmm check`.
+//! Checks of the host: `volt-netd check`, `volt-vmm check`.
 
 use std::fmt;
 
@@ -10,17 +10,17 @@ use volt_sandbox::host::{has_seccomp, landlock_version};
 use volt_virtio::error_chain;
 use volt_virtio::features::{Class, Features};
 
-/// The version of Landlock's interface from which on it has all that is asked of it.
+/// The first version of Landlock's interface with everything that the sandbox uses.
 const WHOLE_LANDLOCK: u32 = 6;
 
-/// How much of something there is.
+/// Whether the host provides something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Given {
-    /// All.
+    /// All of it.
     Yes,
-    /// Not all: something is lost, or cannot be known.
+    /// Part of it, or unknown: the program runs with restrictions.
     Partly,
-    /// Nothing, without which the program does not run.
+    /// Nothing: the program does not run.
     No,
 }
 
@@ -34,7 +34,7 @@ impl Given {
     }
 }
 
-/// One thing that a host gives or does not.
+/// The result of one check.
 #[derive(Debug)]
 pub struct Finding {
     what: String,
@@ -42,30 +42,30 @@ pub struct Finding {
     says: String,
 }
 
-/// All that was found.
+/// The results of all checks.
 #[derive(Debug, Default)]
 pub struct Findings(Vec<Finding>);
 
 impl Findings {
-    /// Notes a finding: `what` it is about, and what that means.
+    /// Adds a finding: its subject `what`, and an explanation.
     pub fn note(&mut self, what: &str, given: Given, says: impl fmt::Display) {
         self.0.push(Finding { what: what.to_owned(), given, says: says.to_string() });
     }
 
-    /// Notes what sandboxes are made of.
+    /// Checks the kernel's support for sandboxes.
     pub fn note_sandbox(&mut self) {
         match has_seccomp() {
             true => self.note("seccomp", Given::Yes, "each thread has a list of system calls"),
-            false => self.note("seccomp", Given::No, "this kernel has none: only --sandbox=off serves"),
+            false => self.note("seccomp", Given::No, "not in this kernel: only --sandbox=off works"),
         }
         let (given, says) = match landlock_version() {
             None => {
-                let says = "not there, or switched off: files and sockets are out of reach by seccomp alone";
+                let says = "missing or disabled: seccomp alone protects files and sockets";
                 (Given::Partly, says.to_owned())
             }
             Some(version) if version < WHOLE_LANDLOCK => {
                 let says = format!(
-                    "version {version}: abstract sockets and signals{} are out of reach by seccomp alone",
+                    "version {version}: seccomp alone protects abstract sockets and signals{}",
                     if version < 4 { " and TCP ports" } else { "" }
                 );
                 (Given::Partly, says)
@@ -75,32 +75,31 @@ impl Findings {
         self.note("Landlock", given, says);
     }
 
-    /// Notes what is asked of the TAP driver, and of interface `name`. This process is in another network
-    /// namespace then.
+    /// Checks the TAP driver, and interface `name`. Afterwards this process is in another network namespace.
     pub fn note_tap(&mut self, name: Option<&str>) {
         if let Err(error) = host::driver() {
-            let says = format!("{}: no interface can be opened by name", error_chain(&error));
+            let says = format!("{}: interfaces cannot be opened by name", error_chain(&error));
             let given = if name.is_some() { Given::No } else { Given::Partly };
             return self.note("TAP driver", given, says);
         }
-        self.note("TAP driver", Given::Yes, "may be opened");
+        self.note("TAP driver", Given::Yes, "can be opened");
         match host::may_create() {
             true => self.note("CAP_NET_ADMIN", Given::Yes, "interfaces can be created and set up"),
             false => self.note(
                 "CAP_NET_ADMIN",
                 Given::Partly,
-                "missing: an interface must be there, as by 'ip tuntap add dev NAME mode tap user USER'; \
-                 none is created, given an MTU, or made again when it was deleted",
+                "missing: create interfaces with 'ip tuntap add dev NAME mode tap user USER'; volt cannot \
+                 create one, set its MTU, or recreate it after it was deleted",
             ),
         }
         if let Some(name) = name {
             match host::interface(name) {
                 Ok(Interface::Several) => {
-                    self.note(name, Given::Yes, "may be used, with any number of queues");
+                    self.note(name, Given::Yes, "usable, with any number of queues");
                 }
-                Ok(Interface::One) => self.note(name, Given::Yes, "may be used, with one queue pair"),
+                Ok(Interface::One) => self.note(name, Given::Yes, "usable, with one queue pair"),
                 Ok(Interface::Elsewhere) => {
-                    let says = "is there, but /sys is another network namespace's: whose it is is not known";
+                    let says = "exists, but its owner is unknown: /sys belongs to another network namespace";
                     self.note(name, Given::Partly, says);
                 }
                 Err(error) => self.note(name, Given::No, error_chain(&error)),
@@ -110,21 +109,22 @@ impl Findings {
             Ok(more) if more.is_empty() => self.note(
                 "offloads",
                 Given::Partly,
-                "checksums and TCP segmentation; no UDP segmentation, which Linux has from 6.2 on",
+                "checksums and TCP segmentation; UDP segmentation needs Linux 6.2 or later",
             ),
             Ok(more) => self.note("offloads", Given::Yes, offloads(more)),
             Err(error) => {
-                self.note("offloads", Given::Partly, format_args!("not known: {}", error_chain(&error)));
+                self.note("offloads", Given::Partly, format_args!("unknown: {}", error_chain(&error)));
             }
         }
     }
 
-    /// Whether the program runs here.
+    /// Returns whether the program runs on this host.
     pub fn suffice(&self) -> bool {
         self.0.iter().all(|finding| finding.given != Given::No)
     }
 
-    /// The same as JSON: a list of objects with `what`, `given` ("yes", "partly", "no") and `says`.
+    /// Returns the findings as JSON: a list of objects with `what`, `given` ("yes", "partly", "no") and
+    /// `says`.
     pub fn json(&self) -> Value {
         let object = |Finding { what, given, says }: &Finding| {
             let given = given.word();
@@ -134,19 +134,19 @@ impl Findings {
     }
 }
 
-/// Says in the log what this kernel's Landlock lacks, if anything.
+/// Logs what this kernel's Landlock lacks, if anything.
 pub fn log_landlock(landlock: Landlock) {
     match landlock {
         Landlock::Whole => {}
         Landlock::Partly => {
             info!(
                 event = "landlock_partial";
-                "this kernel's Landlock is an older one: system calls alone forbid the rest"
+                "this kernel's Landlock is an older version: only the system call filters protect the rest"
             );
         }
         Landlock::Missing => warn!(
             event = "landlock_missing";
-            "this kernel is without Landlock: system calls alone are filtered"
+            "this kernel has no Landlock: only the system call filters confine the process"
         ),
     }
 }

@@ -1,16 +1,16 @@
-//! The log, to standard error: bounded, and nothing waits for it.
+//! The log on standard error, which is bounded and never blocks the program.
 //!
-//! Guests and front-ends bring about what it says, and its reader may stop reading. So a line goes into a
-//! queue, and a thread of its own writes it out: where nobody reads, that thread waits, and no other. A line
-//! that is too much for the bounds or for the queue is left out, and how many those were is said where they
-//! would have been.
+//! Guests and front-ends can cause log lines, and the reader may stop reading. So a line goes into a queue,
+//! and only the log's thread writes, and waits for the reader. Lines beyond a rate or the queue's size are
+//! left out, and the log has their number in their place.
 //!
-//! A line is text for people or JSON for programs ([`Format`]). What tells an operator something has a name
-//! that stays: `info!(event = "front_end_connected"; ...)`, with the line's values as further keys. Text
-//! leaves both out, as the message says it.
+//! A line is text or JSON ([`Format`]). A line for operators has a stable event name:
+//! `info!(event = "front_end_connected"; ...)`, with the line's values as further keys. The text format has
+//! neither, because the message contains them.
 //!
-//! [`init`] comes first. Whatever ends the program says why by [`END`] or [`say`], and leaves by [`exit`] or
-//! after [`flush`]. A fork has no thread but the one that forked: [`across_fork`] and [`init_again`].
+//! Call [`init`] first. Log the reason for the program's end with the target [`END`] or [`say`], and leave
+//! with [`exit`] or after [`flush`]. A forked child has only one thread: use [`across_fork`] and
+//! [`init_again`].
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt::Display;
@@ -33,33 +33,33 @@ mod bounds;
 mod json;
 mod queue;
 
-/// What a line looks like.
+/// Format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// For people.
+    /// Plain text.
     Text,
-    /// For programs: one object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// Target of the few lines that say why and how the program ends: no bound leaves them out.
+/// Target of the few lines about the program's end, which are never left out.
 pub const END: &str = "end";
 
-/// Of a line whose message says it all.
+/// The values of a line without any.
 const NO_VALUES: [(&str, &str); 0] = [];
 
-/// Name of the thread that writes.
+/// Name of the log's thread.
 const WRITER: &str = "log";
-/// How long the end of the program waits for a reader.
+/// How long the end of the program waits for the reader.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How often a thread that waits for a reader looks for a task.
+/// How often the log's thread checks for a task while it waits for the reader.
 const TASK_LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
-/// `limits.h`: what a pipe that can be written to takes as a whole.
+/// Number of bytes that a writable pipe accepts as a whole (`limits.h`).
 const PIPE_BUF: usize = 4096;
 
 static QUEUE: Queue = Queue { lines: Mutex::new(Lines::new()), changed: Condvar::new() };
 
-/// What is to be written, and the thread that writes.
+/// The pending lines, and the condition on which the log's thread waits.
 struct Queue {
     lines: Mutex<Lines>,
     changed: Condvar,
@@ -70,7 +70,7 @@ impl Queue {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes line after line, for ever.
+    /// Writes lines for ever.
     fn serve(&self) {
         loop {
             self.write_out();
@@ -79,7 +79,7 @@ impl Queue {
         }
     }
 
-    /// Writes what waits.
+    /// Writes all pending lines.
     fn write_out(&self) {
         loop {
             self.do_task();
@@ -90,7 +90,7 @@ impl Queue {
         }
     }
 
-    /// Does what this thread was given to do, if it was.
+    /// Runs the log thread's pending task, if there is one.
     fn do_task(&self) {
         let Some(task) = self.lock().task else { return };
         task();
@@ -99,9 +99,9 @@ impl Queue {
         self.changed.notify_all();
     }
 
-    /// Waits for a reader, but not for ever as long as a task may still come.
+    /// Writes a line, and waits for the reader. Checks for a task meanwhile, as long as one may come.
     fn write_all(&self, mut bytes: &[u8]) -> Result<(), Errno> {
-        // Not by the standard library's handle, whose lock a thread that waits would keep.
+        // Do not use the standard library's handle: this thread would hold its lock while it waits.
         let stderr = rustix::stdio::stderr();
         while !bytes.is_empty() {
             let limit = if self.lock().settled { None } else { Some(&TASK_LOOK) };
@@ -109,10 +109,10 @@ impl Queue {
                 self.do_task();
                 continue;
             }
-            // A pipe that is ready takes so many bytes without waiting.
+            // A writable pipe accepts this number of bytes without blocking.
             match rustix::io::write(stderr, &bytes[..bytes.len().min(PIPE_BUF)]) {
                 Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
-                // Somebody who shares it may have made it non-blocking.
+                // Another process that shares standard error may have made it non-blocking.
                 Err(Errno::INTR | Errno::AGAIN) => {}
                 Err(error) => return Err(error),
             }
@@ -121,7 +121,7 @@ impl Queue {
     }
 }
 
-/// Formats lines, and leaves out what is too much.
+/// Formats lines, and leaves out lines beyond the bounds.
 struct Logger {
     text: env_logger::Logger,
     format: Format,
@@ -152,13 +152,13 @@ impl Log for Logger {
     }
 }
 
-/// Has a line that was admitted be written.
+/// Queues an admitted line.
 fn enter(line: Vec<u8>) {
     QUEUE.lock().push(line);
     QUEUE.changed.notify_all();
 }
 
-/// Where [`env_logger`] leaves a line.
+/// The target of [`env_logger`], which queues its lines.
 struct Entrance;
 
 impl Write for Entrance {
@@ -172,7 +172,7 @@ impl Write for Entrance {
     }
 }
 
-/// Has lines be of `format` from now on, those that are said without a log too.
+/// Sets the format of all lines from now on, including those written without a log.
 pub fn set_format(format: Format) {
     QUEUE.lock().format = format;
     if format == Format::Json {
@@ -180,12 +180,12 @@ pub fn set_format(format: Format) {
     }
 }
 
-/// Logs from now on what `level` lets through, in the [format](set_format) that is set; from debug on without
-/// a bound of lines in a time, as somebody looks.
+/// Starts the log with `level`, in the [format](set_format) that is set. The levels debug and trace have no
+/// limit on the rate of lines.
 ///
 /// # Errors
 ///
-/// When the process may have no more threads.
+/// The process cannot create another thread.
 pub fn init(level: LevelFilter) -> io::Result<()> {
     let mut builder = env_logger::Builder::new();
     builder.filter_level(level).format_target(false).format_timestamp_millis();
@@ -201,34 +201,33 @@ pub fn init(level: LevelFilter) -> io::Result<()> {
     Ok(())
 }
 
-/// Colours for a terminal that shows them, and a user who wants them.
+/// Uses colours on a terminal that shows them, unless the user disables them.
 fn style() -> WriteStyle {
     let plain = |name, is: fn(&str) -> bool| std::env::var(name).is_ok_and(|value| is(&value));
     let colour = io::stderr().is_terminal() && !plain("NO_COLOR", |value| !value.is_empty());
     if colour && !plain("TERM", |value| value == "dumb") { WriteStyle::Always } else { WriteStyle::Never }
 }
 
-/// Calls `fork`, which forks the process, while the thread that writes holds no lock, so that the child finds
-/// none taken. Only for a process whose other threads hold no lock that the child takes.
+/// Calls `fork`, which forks the process, while the log's thread holds no lock: the child then finds all
+/// locks free. Other threads of the process must not hold a lock that the child needs.
 pub fn across_fork<T>(fork: impl FnOnce() -> T) -> T {
     let _none_else = QUEUE.lock();
     fork()
 }
 
-/// For the child: lines that wait are its parent's to write, and it needs a thread of its own.
+/// Restarts the log in a forked child. The parent writes the lines that were pending.
 ///
 /// # Errors
 ///
-/// When the process may have no more threads.
+/// The process cannot create another thread.
 pub fn init_again() -> io::Result<()> {
     QUEUE.lock().forget();
     start()
 }
 
-/// Starts the thread that writes.
+/// Starts the log's thread.
 fn start() -> io::Result<()> {
-    // It takes none of the process's signals, so that a terminal never stops it for writing in the background
-    // either.
+    // It blocks all signals, so a terminal cannot stop it for writing in the background either.
     let mask = SignalSet::all().block_only()?;
     let started = thread::Builder::new().name(WRITER.to_owned()).spawn(|| QUEUE.serve());
     mask.block_only()?;
@@ -236,8 +235,8 @@ fn start() -> io::Result<()> {
     started.map(drop)
 }
 
-/// Has the thread that writes do something before its next line, which confines it for instance, and waits
-/// for that. Whether it is done: the thread may be held by a reader who does not read.
+/// Makes the log's thread run `task`, for instance to confine itself, before its next line, and waits for
+/// that. Returns whether the task has run: the thread may be blocked because standard error is not read.
 #[must_use]
 pub fn in_its_thread(task: fn()) -> bool {
     let mut lines = QUEUE.lock();
@@ -248,17 +247,18 @@ pub fn in_its_thread(task: fn()) -> bool {
     lines.task.is_none()
 }
 
-/// Says something as it is, for a program's last word. For programs it is an error of this name.
+/// Writes `line` without time and level, for a program's last message. In JSON it is an error with the name
+/// `event`.
 pub fn say(event: &str, line: &dyn Display) {
     enter_last(last_line(event, line));
 }
 
-/// Says how far a command has come, to whoever waits for it: text in any case, and no event.
+/// Reports a command's progress to the user: always as text, and without an event.
 pub fn tell(line: &dyn Display) {
     enter_last(format!("{line}\n").into_bytes());
 }
 
-/// Has a line be written that no bound leaves out.
+/// Queues a line that is never left out.
 fn enter_last(line: Vec<u8>) {
     let mut lines = QUEUE.lock();
     lines.admit(Kind::End, Instant::now());
@@ -266,7 +266,7 @@ fn enter_last(line: Vec<u8>) {
     QUEUE.changed.notify_all();
 }
 
-/// What [`say`] says, for who writes it without this log.
+/// Returns the line of [`say`], for a caller that writes it without the log.
 pub fn last_line(event: &str, line: &dyn Display) -> Vec<u8> {
     let format = QUEUE.lock().format;
     match format {
@@ -275,7 +275,8 @@ pub fn last_line(event: &str, line: &dyn Display) -> Vec<u8> {
     }
 }
 
-/// Says what a panic says, instead of the standard library, which would wait for a reader, and flushes.
+/// Writes a panic's message and flushes the log. The standard library's handler would block if standard error
+/// is not read.
 pub fn say_panic(panic: &PanicHookInfo<'_>) {
     let thread = thread::current();
     say("panic", &format_args!("thread '{}' {panic}", thread.name().unwrap_or("<unnamed>")));
@@ -286,18 +287,18 @@ pub fn say_panic(panic: &PanicHookInfo<'_>) {
     flush();
 }
 
-/// Waits until everything is written, for a reader that reads.
+/// Waits until all lines are written, or for a limited time if standard error is not read.
 pub fn flush() {
     let served = QUEUE.lock().is_served();
     let is_writer = thread::current().name() == Some(WRITER);
     if is_writer || (!served && start().is_err()) {
-        // There is no other thread to do it.
+        // No other thread can write the lines.
         return QUEUE.write_out();
     }
     drop(QUEUE.changed.wait_timeout_while(QUEUE.lock(), PATIENCE, |lines| !lines.is_written()));
 }
 
-/// Ends the process when the log is written.
+/// Flushes the log and ends the process.
 pub fn exit(status: i32) -> ! {
     flush();
     std::process::exit(status)

@@ -1,11 +1,11 @@
-//! Metrics as text, for Prometheus and whatever else reads its formats.
+//! Metrics as text, for Prometheus and other readers of its formats.
 //!
-//! A program fills a [`Metrics`] when it is asked, from what it counts anyway, and writes it in the
-//! [`Format`] that the client accepts. No crate of the field's writes both formats.
+//! On request, a program fills a [`Metrics`] from its counters, and writes it in the [`Format`] that the
+//! client accepts. No common crate writes both formats.
 
 use std::fmt::{self, Display, Write};
 
-/// How metrics are written.
+/// Text format of metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// Prometheus text format 0.0.4.
@@ -15,13 +15,13 @@ pub enum Format {
 }
 
 impl Format {
-    /// The one for a client that sends this `Accept` header.
+    /// Returns the format for a client with this `Accept` header.
     pub fn accepted(accept: &str) -> Format {
         let wanted = |range: &str| range.trim().starts_with("application/openmetrics-text");
         if accept.split(',').any(wanted) { Format::OpenMetrics } else { Format::Text }
     }
 
-    /// Its `Content-Type`.
+    /// Returns the format's `Content-Type`.
     pub const fn content_type(self) -> &'static str {
         match self {
             Format::Text => "text/plain; version=0.0.4; charset=utf-8",
@@ -30,7 +30,7 @@ impl Format {
     }
 }
 
-/// What a metric measures.
+/// Type of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Counter,
@@ -40,9 +40,9 @@ enum Kind {
 /// A value.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Value {
-    /// A whole number, which is written exactly.
+    /// An integer, written exactly.
     Whole(u64),
-    /// A measure.
+    /// A floating-point number.
     Real(f64),
 }
 
@@ -77,25 +77,25 @@ impl Display for Value {
 #[derive(Debug)]
 pub struct Family {
     kind: Kind,
-    /// Without the `_total` of a counter.
+    /// The name without the `_total` of a counter.
     name: &'static str,
     help: &'static str,
-    /// Labels as they are written, and values.
+    /// Formatted labels, and values.
     samples: Vec<(String, Value)>,
 }
 
 impl Family {
-    /// A counter, whose name is written with `_total` behind it. `help` is one line of plain text.
+    /// Creates a counter, whose name is written with the suffix `_total`. `help` is one line of plain text.
     pub fn counter(name: &'static str, help: &'static str) -> Family {
         Family { kind: Kind::Counter, name, help, samples: Vec::new() }
     }
 
-    /// A gauge.
+    /// Creates a gauge.
     pub fn gauge(name: &'static str, help: &'static str) -> Family {
         Family { kind: Kind::Gauge, name, help, samples: Vec::new() }
     }
 
-    /// The same with this value alone, without labels.
+    /// Returns the metric with this value, without labels.
     #[must_use]
     pub fn with(mut self, value: impl Into<Value>) -> Family {
         self.sample(&[], value);
@@ -131,17 +131,17 @@ impl Family {
     }
 }
 
-/// All metrics of a program at one moment.
+/// All metrics of a program.
 #[derive(Debug, Default)]
 pub struct Metrics(Vec<Family>);
 
 impl Metrics {
-    /// Adds these. One without values is left out.
+    /// Adds metrics. One without values is left out.
     pub fn add<const N: usize>(&mut self, families: [Family; N]) {
         self.0.extend(families.into_iter().filter(|family| !family.samples.is_empty()));
     }
 
-    /// All of it in `format`.
+    /// Returns the text in `format`.
     pub fn text(&self, format: Format) -> String {
         let mut out = String::new();
         for family in &self.0 {

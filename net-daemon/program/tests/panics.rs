@@ -1,4 +1,4 @@
-//! A panic's words come out, after those of the log before it, and nothing waits for somebody to read them.
+//! A panic's message is written after the earlier lines of the log, and nothing waits for the reader.
 
 use std::io::{Read, Write, pipe};
 use std::os::unix::process::ExitStatusExt;
@@ -9,15 +9,15 @@ use std::time::{Duration, Instant};
 use volt_program::logging::{self, Format};
 
 const CHILD: &str = "VOLT_PROGRAM_TEST_CHILD";
-/// The log's second at the end, on a machine that is busy.
+/// Longer than the log's second at the end, even on a busy machine.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// Runs `test` of this program again, where it is to be a program that panics.
+/// Runs `test` in a child process, which panics.
 fn run(test: &str, stderr: impl Into<Stdio>) -> ExitStatus {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(CHILD, "1");
     let mut child = command.env("RUST_BACKTRACE", "0").stdout(Stdio::null()).stderr(stderr).spawn().unwrap();
-    // Its end of the pipe is the child's alone, so that there is an end of file.
+    // Only the child keeps its end of the pipe, so that the reader sees an end of file.
     drop(command);
     let start = Instant::now();
     loop {
@@ -50,12 +50,12 @@ fn a_program_that_panics(format: Format) {
 }
 
 #[test]
-fn a_panic_is_told_in_order() {
+fn a_panic_is_logged_in_order() {
     if std::env::var_os(CHILD).is_some() {
         return a_program_that_panics(Format::Text);
     }
     let (mut reader, writer) = pipe().unwrap();
-    let status = run("a_panic_is_told_in_order", writer);
+    let status = run("a_panic_is_logged_in_order", writer);
     let mut log = String::new();
     reader.read_to_string(&mut log).unwrap();
     assert_eq!(status.signal(), Some(libc::SIGABRT), "{log}");

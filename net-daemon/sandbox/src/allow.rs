@@ -1,11 +1,11 @@
-//! One line of a list: a system call, with which arguments, and why.
+//! One line of a list: a system call, its allowed arguments, and the reason.
 
-/// Why a list has a call.
+/// The evidence for a call in a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// Seen in use; a test that makes it so.
+    /// Seen in use, by the named test.
     Seen(&'static str),
-    /// Not seen in use: kept for another C library, a clock without vDSO, the end in an error.
+    /// Not seen in use: kept for another C library, a clock without vDSO, or the end after an error.
     Kept,
 }
 
@@ -16,77 +16,78 @@ pub struct Allow {
     pub name: &'static str,
     /// Its number.
     pub number: i64,
-    /// Arguments: all of one of these must be so. Nothing is asked of them where there are none.
+    /// Allowed arguments: all conditions in one of these sets must hold. Without sets, all arguments are
+    /// allowed.
     pub only: &'static [&'static [Arg]],
-    /// The error that it has in place of being carried out, if any.
+    /// The error with which the call fails without being carried out, if any.
     pub refused: Option<i32>,
-    /// Why it is in the list.
+    /// The evidence for it.
     pub class: Class,
-    /// What for.
+    /// Its purpose.
     pub why: &'static str,
 }
 
-/// What is asked of an argument.
+/// A condition on an argument.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Arg {
-    /// Which: 0 to 5.
+    /// Index of the argument, 0 to 5.
     pub index: u8,
-    /// What it must be.
+    /// Its required value.
     pub is: Is,
 }
 
-/// What an argument must be.
+/// The required value of an argument.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Is {
-    /// This, in its lower 32 bits.
+    /// The lower 32 bits are equal to this.
     Equal(u32),
-    /// This, in those of its lower 32 bits that are in the mask.
+    /// The bits in `mask`, among the lower 32, are equal to those of `value`.
     Masked {
-        /// Which bits count.
+        /// The bits to compare.
         mask: u32,
-        /// What they are.
+        /// Their value.
         value: u32,
     },
-    /// No pointer.
+    /// A null pointer.
     Null,
-    /// The number of the process that asks.
+    /// The calling process's number.
     OwnProcess,
 }
 
 impl Allow {
-    /// A call that `test` has seen in use, with any arguments.
+    /// Creates a line for a call that `test` has seen in use, with any arguments.
     pub const fn seen(name: &'static str, number: i64, test: &'static str, why: &'static str) -> Allow {
         Allow { name, number, only: &[], refused: None, class: Class::Seen(test), why }
     }
 
-    /// A call that is kept for what no test brings about, with any arguments.
+    /// Creates a line for a call that no test causes, with any arguments.
     pub const fn kept(name: &'static str, number: i64, why: &'static str) -> Allow {
         Allow { name, number, only: &[], refused: None, class: Class::Kept, why }
     }
 
-    /// The same with these arguments only.
+    /// Returns the line restricted to these arguments.
     pub const fn only(self, only: &'static [&'static [Arg]]) -> Allow {
         Allow { only, ..self }
     }
 
-    /// The same, which fails with `error` in place of being carried out.
+    /// Returns the line for a call that fails with `error` without being carried out.
     pub const fn refused(self, error: i32) -> Allow {
         Allow { refused: Some(error), ..self }
     }
 
-    /// Whether it may be made with `arguments`, by process `process`.
+    /// Returns whether process `process` may make the call with `arguments`.
     pub fn allows(&self, arguments: &[u64; 6], process: u32) -> bool {
         self.only.is_empty()
             || self.only.iter().any(|all| all.iter().all(|one| one.holds(arguments, process)))
     }
 }
 
-/// The lower half of an argument, which is all that the kernel looks at of an `int`.
+/// Compares the lower half of an argument, which is all that the kernel reads of an `int`.
 pub const fn equal(index: u8, value: u32) -> Arg {
     Arg { index, is: Is::Equal(value) }
 }
 
-/// Some bits of an argument.
+/// Compares some bits of an argument.
 pub const fn masked(index: u8, mask: u32, value: u32) -> Arg {
     Arg { index, is: Is::Masked { mask, value } }
 }

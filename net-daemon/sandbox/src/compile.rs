@@ -1,7 +1,7 @@
-//! Tables become filters while a program is built: a program that starts a hundred times on a host has
-//! nothing to compile then, and its filters are in pages that all of them share.
+//! Compiles tables to filters when a program is built. A program then has nothing to compile at its start,
+//! and all of its processes on a host share the pages with the filters.
 //!
-//! Called by a program's build script, whose product the program includes as its
+//! A program's build script calls this, and the program includes the result as its
 //! [`Sandbox`](crate::enter::Sandbox).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,12 +30,12 @@ const JUMP: u16 = 0x05;
 ///
 /// # Errors
 ///
-/// When a table makes no filter, which is a fault of the table, or the file cannot be written.
+/// A table cannot be compiled, which is a fault of the table, or the file cannot be written.
 pub fn write(table: &Table) -> Result<(), Box<dyn Error>> {
     let mut text = String::from("::volt_sandbox::enter::Sandbox(&[\n");
     for role in table.0 {
         write_role(&mut text, role)
-            .map_err(|error| format!("the system calls of role '{}' make no filter: {error}", role.name))?;
+            .map_err(|error| format!("cannot compile the system calls of role '{}': {error}", role.name))?;
     }
     text.push_str("])\n");
     let directory = env::var_os("OUT_DIR").ok_or("OUT_DIR is not set: only a build script writes filters")?;
@@ -44,8 +44,8 @@ pub fn write(table: &Table) -> Result<(), Box<dyn Error>> {
 
 fn write_role(text: &mut String, role: &Role) -> Result<(), Box<dyn Error>> {
     writeln!(text, "(\"{}\", &[", role.name)?;
-    // Whatever differs between the filters of two processes is the process.
-    for (program, other) in iter::zip(tight(role, 0)?, tight(role, u32::MAX)?) {
+    // The filters of two processes differ only in the process numbers.
+    for (program, other) in iter::zip(programs(role, 0)?, programs(role, u32::MAX)?) {
         writeln!(text, "::volt_sandbox::filter::Filter {{ instructions: &[")?;
         for op in &program {
             writeln!(
@@ -62,14 +62,8 @@ fn write_role(text: &mut String, role: &Role) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// As [`programs`], without instructions that decide nothing.
-fn tight(role: &Role, process: u32) -> Result<Vec<BpfProgram>, BackendError> {
-    let programs = programs(role, process)?.into_iter();
-    Ok(programs.map(|program| tighten(&program).unwrap_or(program)).collect())
-}
-
-/// The filters of `role` for process `process`, all of which are to be in force: first what may be called at
-/// all, then what fails, one filter for each error.
+/// Returns the filters of `role` for process `process`, which apply together: first that of all allowed
+/// calls, then one for each error with which calls fail.
 fn programs(role: &Role, process: u32) -> Result<Vec<BpfProgram>, BackendError> {
     let mut rules = BTreeMap::<_, Vec<_>>::new();
     let mut anyhow: Vec<i64> = Vec::new();
@@ -83,7 +77,7 @@ fn programs(role: &Role, process: u32) -> Result<Vec<BpfProgram>, BackendError> 
             alternatives.push(SeccompRule::new(conditions)?);
         }
     }
-    // No rules are any arguments.
+    // An empty list of rules allows any arguments.
     anyhow.iter().for_each(|number| drop(rules.insert(*number, Vec::new())));
     let mut programs = vec![program(rules, SeccompAction::Trap, SeccompAction::Allow)?];
     let mut refused = BTreeMap::<i32, BTreeMap<_, _>>::new();

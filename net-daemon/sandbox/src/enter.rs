@@ -1,6 +1,6 @@
-//! Tables are put in force: no new privileges, Landlock, no capabilities, the filters of system calls.
+//! Enforcement of tables: no new privileges, Landlock, no capabilities, filters of system calls.
 //!
-//! All of it holds for a thread and for what that makes, and none of it can be taken back.
+//! Everything applies to a thread and to the threads and processes that it creates, and cannot be undone.
 
 use std::io;
 
@@ -17,26 +17,24 @@ use crate::filter::Filter;
 use crate::role::Role;
 use crate::violation;
 
-/// The newest Landlock that is asked for. What a kernel has not of it is left out.
+/// The newest Landlock version in use. Features that the kernel lacks are left out.
 const LANDLOCK: ABI = ABI::V7;
 
-/// Why a thread is not confined. It must not go on then.
+/// Why a thread cannot be confined. The thread must not continue then.
 #[derive(Debug, Error)]
 pub enum SandboxError {
-    /// The kernel takes no filter.
-    #[error(
-        "the kernel takes no filter of system calls: it is without seccomp, or another sandbox forbids it"
-    )]
+    /// The kernel refuses a filter.
+    #[error("the kernel refuses a filter of system calls: it has no seccomp, or another sandbox forbids it")]
     Seccomp(#[from] seccompiler::Error),
-    /// The kernel has Landlock, and does not take its rules.
-    #[error("the kernel does not take Landlock's rules")]
+    /// The kernel has Landlock, but refuses the rules.
+    #[error("the kernel refuses Landlock's rules")]
     Landlock(#[from] RulesetError),
-    /// The log's thread, which was there before.
+    /// The log's thread, which exists already, does not react.
     #[error(
-        "the log's thread cannot be confined, as nobody reads standard error: read it, or send it to a file"
+        "the log's thread cannot be confined, because standard error is not read: read it, or use a file"
     )]
     Log,
-    /// Anything else.
+    /// Another error.
     #[error("{0} failed")]
     System(&'static str, #[source] io::Error),
     /// A role that is not in the program's table.
@@ -44,41 +42,40 @@ pub enum SandboxError {
     NoRole(&'static str),
 }
 
-/// What a process keeps of what it could do.
+/// The rights that a process keeps.
 #[derive(Clone, Copy, Debug)]
 pub struct Keep {
-    /// Files by their path, TCP ports, and what is outside of the sandbox.
+    /// Whether it keeps files by path, TCP ports, and abstract sockets outside the sandbox.
     pub outside: bool,
-    /// Capabilities, as far as it has them.
+    /// Capabilities to keep, as far as the process has them.
     pub capabilities: CapabilitySet,
-    /// The user and the group that it is from here on, if it is to be others.
+    /// User and group to switch to, if any.
     pub user: Option<(u32, u32)>,
 }
 
 impl Keep {
-    /// For a process that maps a guest's memory.
+    /// Keeps nothing, for a process that maps guest memory.
     pub const NOTHING: Keep = Keep { outside: false, capabilities: CapabilitySet::empty(), user: None };
 }
 
-/// How much of Landlock this kernel has.
+/// The kernel's support for Landlock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Landlock {
-    /// All that is asked for.
+    /// The kernel supports everything in use.
     Whole,
-    /// An older version.
+    /// The kernel has an older version.
     Partly,
-    /// Nothing, or it is switched off.
+    /// Landlock is missing or disabled.
     Missing,
 }
 
-/// The roles of a program with their filters, all of which are to be in force.
-/// [`compile`](crate::compile::write) writes it.
+/// The roles of a program with their filters. All filters of a role apply together.
+/// [`compile`](crate::compile::write) writes the value.
 #[derive(Debug)]
 pub struct Sandbox(pub &'static [(&'static str, &'static [Filter])]);
 
 impl Sandbox {
-    /// Confines this thread, and those that it makes from here on, to `role`, and leaves it what is to
-    /// `keep`.
+    /// Confines this thread, and threads that it creates later, to `role`. Keeps the rights in `keep`.
     ///
     /// # Errors
     ///
@@ -88,9 +85,10 @@ impl Sandbox {
         let failed = |what| move |errno: rustix::io::Errno| SandboxError::System(what, errno.into());
         set_no_new_privs(true).map_err(failed("giving up new privileges"))?;
         let landlock = if keep.outside { Landlock::Whole } else { restrict_paths()? };
-        // While it may: another user may not.
+        // Before the switch to another user, who may not do this.
         for capability in CapabilitySet::all().difference(keep.capabilities).iter() {
-            // Refused to who lacks CAP_SETPCAP, whose set does not matter: nothing is executed any more.
+            // Fails without CAP_SETPCAP. That is harmless: the set only matters for execve, which is
+            // forbidden.
             let _ = remove_capability_from_bounding_set(capability);
         }
         if let Some((user, group)) = keep.user {
@@ -101,7 +99,7 @@ impl Sandbox {
         Ok(landlock)
     }
 
-    /// The same for a thread whose maker is confined: its own list in addition.
+    /// Adds the list of `role` to a thread that a confined thread has created.
     ///
     /// # Errors
     ///
@@ -110,14 +108,15 @@ impl Sandbox {
         let found = self.0.iter().find(|(name, _)| *name == role.name);
         let (name, filters) = found.ok_or(SandboxError::NoRole(role.name))?;
         violation::this_thread_is(name);
-        // What ends the process last: until then nothing may be missing for the others.
+        // Apply the filter that ends the process last: it may forbid calls needed to apply the others.
         filters.iter().rev().try_for_each(Filter::apply)?;
         Ok(())
     }
 }
 
-/// No file may be opened, made or removed by its path, no TCP port be used, no abstract socket be reached.
-/// Signals are the filters': some kernels refuse them between threads that were restricted one by one.
+/// Forbids opening, creating and removing files by path, TCP ports, and abstract sockets outside the sandbox.
+/// Signals are left to the filters, because some kernels refuse them between threads that were restricted one
+/// by one.
 fn restrict_paths() -> Result<Landlock, RulesetError> {
     let rules = Ruleset::default()
         .handle_access(AccessFs::from_all(LANDLOCK))?
@@ -131,10 +130,10 @@ fn restrict_paths() -> Result<Landlock, RulesetError> {
     })
 }
 
-/// This thread is another user's. Whatever was to end it with its parent still does: the kernel forgets that.
+/// Switches this thread to another user. Restores the parent-death signal, which the kernel clears.
 fn become_user(user: u32, group: u32) -> rustix::io::Result<()> {
     let (user, group) = (Uid::from_raw(user), Gid::from_raw(group));
-    // As the child of one that is.
+    // The child of a process that has switched already.
     if geteuid() == user {
         return Ok(());
     }
@@ -148,9 +147,9 @@ fn become_user(user: u32, group: u32) -> rustix::io::Result<()> {
     Ok(())
 }
 
-/// No others are left, and none can come back.
+/// Drops all capabilities except `keep`, for good.
 fn drop_capabilities(keep: CapabilitySet) -> rustix::io::Result<()> {
-    // An old kernel has none.
+    // An old kernel has no ambient set.
     let _ = clear_ambient_capability_set();
     let kept = keep.intersection(capabilities(None)?.permitted);
     let inheritable = CapabilitySet::empty();

@@ -1,26 +1,26 @@
-//! A filter of system calls as it is in the program: [`compile`](crate::compile) writes it,
-//! [`enter`](crate::enter) puts it in force.
+//! A compiled filter of system calls: [`compile`](crate::compile) writes it, [`enter`](crate::enter) applies
+//! it.
 
 use seccompiler::{Error, apply_filter};
 
 /// An instruction of classic BPF (the kernel's `struct sock_filter`).
 pub use seccompiler::sock_filter as Instruction;
 
-/// A filter for whatever process it is put in force in.
+/// A filter for any process.
 #[derive(Debug)]
 pub struct Filter {
-    /// The program.
+    /// The BPF program.
     pub instructions: &'static [Instruction],
-    /// Which instructions compare with the number of the process.
+    /// Indexes of the instructions that compare with the process's number.
     pub of_process: &'static [usize],
 }
 
 impl Filter {
-    /// Puts it in force for this thread.
+    /// Applies the filter to this thread.
     ///
     /// # Errors
     ///
-    /// When the kernel takes none.
+    /// The kernel refuses the filter.
     pub(crate) fn apply(&self) -> Result<(), Error> {
         if self.of_process.is_empty() {
             return apply_filter(self.instructions);

@@ -1,9 +1,9 @@
-//! What this kernel has of what a sandbox is made of.
-#![expect(unsafe_code, reason = "system calls that libraries make for themselves only")]
+//! Checks of the kernel's support for sandboxes.
+#![expect(unsafe_code, reason = "system calls without a public wrapper")]
 
 use std::ptr;
 
-/// Whether calls can be filtered, and one that is not in a list be trapped (seccomp(2)).
+/// Returns whether system calls can be filtered, and forbidden ones trapped (seccomp(2)).
 pub fn has_seccomp() -> bool {
     let action = libc::SECCOMP_RET_TRAP;
     // SAFETY: SECCOMP_GET_ACTION_AVAIL reads the action, and changes nothing.
@@ -12,11 +12,11 @@ pub fn has_seccomp() -> bool {
     said == 0
 }
 
-/// The version of Landlock's interface; `None` for a kernel without it, or where it is switched off.
+/// Returns the version of Landlock's interface; `None` if Landlock is missing or disabled.
 pub fn landlock_version() -> Option<u32> {
     const LANDLOCK_CREATE_RULESET_VERSION: libc::c_uint = 1;
     let nothing = ptr::null::<libc::c_void>();
-    // SAFETY: with this flag there is no structure, and nothing is made.
+    // SAFETY: with this flag, the call reads no structure and creates nothing.
     let said = unsafe {
         libc::syscall(libc::SYS_landlock_create_ruleset, nothing, 0_usize, LANDLOCK_CREATE_RULESET_VERSION)
     };

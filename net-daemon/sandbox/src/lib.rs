@@ -1,24 +1,24 @@
-//! What each thread of a program may do, as tables, and their enforcement.
+//! Tables of the system calls that each thread of a program may make, and their enforcement.
 //!
-//! Threads of one process share its memory: whoever writes that makes any of them do what that one may. So
-//! what counts is the union over the threads of a process that maps a guest's memory, and what takes more
-//! than that belongs into another process. The table of each thread is published all the same, as it is
-//! shorter, and as it is what has to be gone through first.
+//! The threads of a process share its memory: an attacker who can write it can use the rights of any of them.
+//! So the protection of a process that maps guest memory is the union of its threads' tables, and operations
+//! that need more rights belong into another process. Each thread still has its own table: it is shorter, and
+//! an attacker has to break out of it first.
 //!
 //! A program's build script [compiles](compile::write) its [`Role`](role::Role)s to a
-//! [`Sandbox`](enter::Sandbox). When the program has opened what it needs, it has its main thread
-//! [confined](enter::Sandbox::confine). Threads that are made from there on inherit that, and
-//! [enter](enter::Sandbox::enter) their own, shorter list first of all.
+//! [`Sandbox`](enter::Sandbox). When the program has opened everything, it
+//! [confines](enter::Sandbox::confine) its main thread. Threads created later inherit that, and first
+//! [enter](enter::Sandbox::enter) their own, shorter list.
 //!
 //! | module | holds |
 //! |---|---|
 //! | [`allow`], [`role`] | a line of a table; tables |
-//! | [`parts`] | what roles of several programs have in common |
-//! | [`table`] | a table as text |
+//! | [`parts`] | common parts of several programs' roles |
+//! | [`table`] | tables as text |
 //! | [`compile`], [`filter`] | tables as filters |
-//! | [`enter`] | putting them in force |
-//! | [`violation`] | the end of a process that does what is in no table |
-//! | [`host`] | what the kernel has of it, for a program that is asked to check |
+//! | [`enter`] | enforcement |
+//! | [`violation`] | the end of a process with a forbidden system call |
+//! | [`host`] | checks of the kernel's support |
 
 pub mod allow;
 pub mod compile;

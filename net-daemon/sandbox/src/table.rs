@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::allow::{Allow, Arg, Class, Is};
 use crate::role::{Part, Role};
 
-/// What each role of a program may do. As text: a line a call.
+/// The calls of each role of a program. The text has one line for each call.
 #[derive(Clone, Copy, Debug)]
 pub struct Table(pub &'static [&'static Role]);
 
@@ -34,9 +34,10 @@ impl fmt::Display for Table {
 }
 
 impl Table {
-    /// The same as JSON: roles with their parts, and of each call name, number, what its arguments must be
-    /// (all of one of `only`; `value` `"process"` is the number of the process that asks), the error that it
-    /// fails with, if any, the test that has seen it in use, if one has, and what it is for.
+    /// Returns the table as JSON: roles with their parts and calls. A call has its name and number, its
+    /// allowed arguments (all conditions in one set of `only` must hold; `value` `"process"` is the calling
+    /// process's number), the error that it fails with, if any, the test that has seen it in use, if any, and
+    /// its purpose.
     pub fn json(&self) -> Value {
         let role = |role: &&Role| {
             let parts: Vec<_> = role.parts.iter().map(|part| json_of(part)).collect();
@@ -67,7 +68,7 @@ fn json_of(part: &Part) -> Value {
     json!({ "part": part.name, "calls": part.calls.iter().map(call).collect::<Vec<_>>() })
 }
 
-/// What is asked of the arguments.
+/// Describes the allowed arguments.
 fn arguments(allow: &Allow) -> String {
     if let Some(error) = allow.refused {
         return format!("fails with error {error}");

@@ -1,5 +1,5 @@
-//! What happens to a thread that makes a call which its role does not have: the process ends with status
-//! [`STATUS`], after a line that says which call of which role it was.
+//! Sandbox violations: if a thread makes a call that is not in its role, the process ends with status
+//! [`STATUS`], after a line that names the role and the call.
 #![expect(unsafe_code, reason = "a signal handler")]
 
 use std::cell::Cell;
@@ -11,16 +11,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub const STATUS: i32 = 5;
 
 thread_local! {
-    /// What this thread is called in the table. Without a destructor and known at once, so that a signal
-    /// handler may read it.
+    /// The role of this thread. It has a constant initial value and no destructor, so a signal handler may
+    /// read it.
     static ROLE: Cell<&'static str> = const { Cell::new("main") };
 }
 
-/// Calls this thread by the name of its role from now on. A thread that blocks all signals would end without
-/// a line.
+/// Sets this thread's role. Unblocks SIGSYS: otherwise a violation would end the process without a line.
 pub(crate) fn this_thread_is(role: &'static str) {
     ROLE.with(|name| name.set(role));
-    // SAFETY: an all-zero set is a valid one, which sigemptyset initialises all the same.
+    // SAFETY: an all-zero set is valid, and sigemptyset initialises it anyway.
     unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut set);
@@ -29,11 +28,11 @@ pub(crate) fn this_thread_is(role: &'static str) {
     }
 }
 
-/// What is done before the end. Must be async-signal-safe.
+/// The function to call before the end. Must be async-signal-safe.
 static AT_END: OnceLock<fn()> = OnceLock::new();
 
-/// Has `act` be done before the end, in the signal's handler: it takes no lock and allocates nothing. Only
-/// the first call counts.
+/// Makes the signal handler call `act` before the end. `act` must take no lock and allocate nothing. Only the
+/// first call counts.
 pub fn at_end(act: fn()) {
     let _ = AT_END.set(act);
 }
@@ -41,19 +40,20 @@ pub fn at_end(act: fn()) {
 /// Whether the line is JSON.
 static JSON: AtomicBool = AtomicBool::new(false);
 
-/// Has the line be a JSON object with `level`, `event` and `message`, as the rest of the log is. It has no
-/// time: a signal handler that may make no more system calls does not ask for it.
+/// Makes the line a JSON object with `level`, `event` and `message`, like the other lines of the log. It has
+/// no `time`, because the signal handler may make no system call to read the clock.
 pub fn say_in_json() {
     JSON.store(true, Ordering::Relaxed);
 }
 
-/// Says what it was, and ends, where a thread violates its list.
+/// Installs the signal handler for violations.
 ///
 /// # Errors
 ///
 /// From the system.
 pub fn handle() -> io::Result<()> {
-    // SAFETY: all-zero bytes are a valid sigaction; the handler is one that takes three arguments.
+    // SAFETY: all-zero bytes are a valid sigaction; the handler takes three arguments, as SA_SIGINFO
+    // requires.
     let set = unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         let handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) = violated;
@@ -64,10 +64,10 @@ pub fn handle() -> io::Result<()> {
     if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// The code of a violation, which the libc crate has no name for either.
+/// The `si_code` of a violation, which the libc crate lacks.
 const SYS_SECCOMP: libc::c_int = 1;
 
-/// `_sifields._sigsys` of `siginfo_t`, which the libc crate has no name for.
+/// `_sifields._sigsys` of `siginfo_t`, which the libc crate lacks.
 #[repr(C)]
 struct SigSys {
     signo: libc::c_int,
@@ -79,18 +79,18 @@ struct SigSys {
     arch: libc::c_uint,
 }
 
-/// The message is text that JSON has as it is.
+/// The start of the JSON line. The message needs no escapes.
 const BEFORE_MESSAGE: &[u8] = br#"{"level":"error","event":"sandbox_violation","message":""#;
 
-/// Takes nothing that could be locked, and allocates nothing.
+/// The signal handler. Takes no lock, and allocates nothing.
 extern "C" fn violated(_: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    // SAFETY: the kernel gives a siginfo_t of SIGSYS, which has this form.
+    // SAFETY: the kernel passes a siginfo_t of SIGSYS, which has this layout.
     let SigSys { code, call, .. } = unsafe { info.cast::<SigSys>().read() };
     if let Some(act) = AT_END.get() {
         act();
     }
     if code != SYS_SECCOMP {
-        // SAFETY: somebody has sent it, who wants that this process dies of it, as it does on the return.
+        // SAFETY: another process has sent the signal, so this process dies of it when the handler returns.
         unsafe {
             libc::signal(libc::SIGSYS, libc::SIG_DFL);
             libc::raise(libc::SIGSYS);
@@ -106,20 +106,20 @@ extern "C" fn violated(_: libc::c_int, info: *mut libc::siginfo_t, context: *mut
     line.push(ROLE.with(Cell::get).as_bytes());
     line.push(b"' made system call ");
     line.push_number(call.unsigned_abs(), 10);
-    // SAFETY: the kernel gives the handler of such a signal the context of what it interrupted.
+    // SAFETY: the kernel passes the context of the interrupted code.
     let registers = unsafe { &(*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs };
-    // What lists tell apart is in the first arguments; none of them is wider there.
+    // Lists check the first arguments, in their lower 32 bits.
     for (register, before) in [(libc::REG_RDI, " (0x"), (libc::REG_RSI, ", 0x"), (libc::REG_RDX, ", 0x")] {
         line.push(before.as_bytes());
         line.push_number(registers[register as usize] as u32, 16);
     }
     line.push(
-        b"), which is not in its list: this process ends. That is a fault of this program, or somebody \
-                has taken it over",
+        b"), which is not in its list: this process ends. This is a bug of the program, or an attacker has \
+                taken it over",
     );
     line.push(if json { b"\"}\n" } else { b"\n" });
     let mut stderr = libc::pollfd { fd: libc::STDERR_FILENO, events: libc::POLLOUT, revents: 0 };
-    // SAFETY: one pollfd; the line's bytes. A pipe that is ready takes a line this short without waiting.
+    // SAFETY: one pollfd; the line's bytes. A writable pipe accepts such a short line without blocking.
     unsafe {
         if libc::poll(&raw mut stderr, 1, 1000) == 1 {
             libc::write(libc::STDERR_FILENO, line.bytes.as_ptr().cast(), line.len);

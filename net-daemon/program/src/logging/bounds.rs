@@ -1,23 +1,23 @@
-//! How many lines in which time.
+//! The limit on the rate of lines.
 
 use std::time::{Duration, Instant};
 
-/// Most lines of a kind in a [`WINDOW`].
+/// Highest number of lines of a kind in a [`WINDOW`].
 const LINES: u32 = 200;
 const WINDOW: Duration = Duration::from_secs(10);
 
-/// Lines that have a bound in common.
+/// Kinds of lines with separate limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// What happens.
+    /// Lines at the levels info, debug and trace.
     Story,
-    /// What is wrong, which is not lost among what happens.
+    /// Warnings and errors. Other lines cannot displace them.
     Warning,
-    /// How and why the program ends, which has no bound.
+    /// Lines about the program's end. They have no limit.
     End,
 }
 
-/// Lines in the present window of time.
+/// Number of lines in the current window.
 #[derive(Debug)]
 pub(super) struct Bounds {
     start: Instant,
@@ -31,7 +31,7 @@ impl Bounds {
         Bounds { start: now, story: 0, warnings: 0, left_out: 0 }
     }
 
-    /// Whether there is room for a line.
+    /// Counts a line, and returns whether it is within the limit.
     pub(super) fn take(&mut self, kind: Kind, now: Instant) -> bool {
         if now.duration_since(self.start) >= WINDOW {
             *self = Bounds { left_out: self.left_out, ..Bounds::new(now) };
@@ -47,14 +47,14 @@ impl Bounds {
         fits
     }
 
-    /// How many lines were left out since this was asked, as soon as a line of `kind` may say so: with the
-    /// next window, or at the end.
+    /// Returns the number of lines left out since the last call, once a line of `kind` may report it: in the
+    /// next window, or at the program's end.
     pub(super) fn left_out(&mut self, kind: Kind) -> Option<u64> {
         let tell = kind == Kind::End || (self.story <= LINES && self.warnings <= LINES);
         (tell && self.left_out > 0).then(|| std::mem::take(&mut self.left_out))
     }
 
-    /// What is said of them.
+    /// Returns the reason for left-out lines.
     pub(super) fn why() -> String {
         format!("left out: more than {LINES} in {} s", WINDOW.as_secs())
     }
@@ -88,7 +88,7 @@ mod tests {
         assert_eq!(
             count(&mut bounds, Kind::Warning, 1000, start),
             LINES as usize,
-            "a guest can warn in a loop"
+            "a guest can cause warnings in a loop"
         );
         assert_eq!(count(&mut bounds, Kind::End, 1000, start), 1000);
         assert_eq!(bounds.left_out(Kind::End), Some(2 * (1000 - u64::from(LINES))));

@@ -1,7 +1,6 @@
-//! Lines for programs: JSON, one object a line.
+//! JSON lines, one object per line.
 //!
-//! `time` (RFC 3339, UTC), `level`, `event` and `message` come first, then the values that the line was
-//! given.
+//! `time` (RFC 3339, UTC), `level`, `event` and `message` come first, then the line's values.
 
 use std::fmt::Display;
 
@@ -10,10 +9,10 @@ use log::kv::{Error, Key, Source, Value, VisitSource};
 use log::{Level, Record};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
-/// Key of the name by which programs know a line.
+/// Key of the event name.
 const EVENT: &str = "event";
 
-/// A line of the log. What is logged for whoever looks for a fault has no event.
+/// Formats a record. Debug lines have no event.
 pub(super) fn of(record: &Record<'_>) -> Vec<u8> {
     let values = record.key_values();
     let event = values.get(Key::from_str(EVENT));
@@ -21,10 +20,10 @@ pub(super) fn of(record: &Record<'_>) -> Vec<u8> {
     line(record.level(), event, record.args(), &values)
 }
 
-/// A line of these parts.
+/// Formats a line of these parts.
 pub(super) fn line(level: Level, event: Option<&str>, message: &dyn Display, values: &dyn Source) -> Vec<u8> {
     let mut line = Vec::with_capacity(256);
-    // A vector takes everything, and no key is anything but text.
+    // Cannot fail: writing to a vector does not, and all keys are strings.
     let _ = write(&mut line, level, event, message, values);
     line.push(b'\n');
     line
@@ -49,7 +48,7 @@ fn write(
     fields.end()
 }
 
-/// Where the values of a line go.
+/// Writes the values of a line.
 struct Fields<'a, M>(&'a mut M);
 
 impl<'kvs, M: SerializeMap> VisitSource<'kvs> for Fields<'_, M> {
@@ -84,7 +83,7 @@ impl Serialize for Field<'_> {
 mod tests {
     use super::*;
 
-    /// Without its time, which has to be one.
+    /// Checks a line's time and removes it.
     fn untimed(line: Vec<u8>) -> String {
         let line = String::from_utf8(line).unwrap();
         let (time, rest) = line.strip_prefix(r#"{"time":""#).unwrap().split_once(r#"","#).unwrap();

@@ -1,4 +1,4 @@
-//! Lines that wait for the thread that writes them.
+//! The queue of lines for the log's thread.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -8,35 +8,35 @@ use log::Level;
 use super::bounds::{Bounds, Kind};
 use super::{Format, json};
 
-/// Bytes that may wait: some ten thousand lines.
+/// Number of bytes in the queue: some ten thousand lines.
 const ROOM: usize = 1 << 20;
 
-/// What waits in a queue.
+/// An entry of the queue.
 #[derive(Debug)]
 enum Entry {
     Line(Vec<u8>),
-    /// As many lines for which there was no room.
+    /// This number of lines was lost because the queue was full.
     Lost(u64),
 }
 
-/// The queue, and what may enter it.
+/// The queue and its limits.
 #[derive(Debug)]
 pub(super) struct Lines {
     entries: VecDeque<Entry>,
-    /// Of the lines among them.
+    /// Number of bytes of all lines in `entries`.
     bytes: usize,
-    /// One is being written.
+    /// A line is being written.
     writing: bool,
-    /// How many could not be written, since the last one that could.
+    /// Number of lines that could not be written since the last successful one.
     failed: u64,
-    /// A thread writes them.
+    /// The log's thread runs.
     served: bool,
     bounds: Option<Bounds>,
-    /// Of what this says of itself.
+    /// Format of notices about missing lines.
     pub(super) format: Format,
-    /// What the thread that writes does before its next line.
+    /// A task for the log's thread before its next line.
     pub(super) task: Option<fn()>,
-    /// It has done that.
+    /// The thread has run its task.
     pub(super) settled: bool,
 }
 
@@ -55,12 +55,13 @@ impl Lines {
         }
     }
 
-    /// Bounds the lines in a time from now on.
+    /// Limits the rate of lines from now on.
     pub(super) fn bound(&mut self, bounds: Bounds) {
         self.bounds = Some(bounds);
     }
 
-    /// Whether a line may be pushed. Asked before it is made, as one that may not costs nothing then.
+    /// Returns whether a line may be pushed. Call it before formatting the line, to save that for a line that
+    /// is left out.
     pub(super) fn admit(&mut self, kind: Kind, now: Instant) -> bool {
         if self.bounds.as_mut().is_some_and(|bounds| !bounds.take(kind, now)) {
             return false;
@@ -78,25 +79,25 @@ impl Lines {
         true
     }
 
-    /// Adds a line that was admitted.
+    /// Adds an admitted line.
     pub(super) fn push(&mut self, line: Vec<u8>) {
         self.bytes += line.len();
         self.entries.push_back(Entry::Line(line));
     }
 
-    /// Whether there is something to take.
+    /// Returns whether there is an entry to take.
     pub(super) fn is_waiting(&self) -> bool {
         !self.entries.is_empty()
     }
 
-    /// Takes the next line, until [`Lines::taken`] is told whether it is written.
+    /// Takes the next line. Call [`Lines::taken`] after writing it.
     pub(super) fn take(&mut self) -> Option<Vec<u8>> {
         let mut line = match self.entries.pop_front()? {
             Entry::Line(line) => {
                 self.bytes -= line.len();
                 line
             }
-            Entry::Lost(count) => self.notice(count, "lost, as nobody has read them"),
+            Entry::Lost(count) => self.notice(count, "lost, because standard error was not read"),
         };
         if self.failed > 0 {
             line.splice(..0, self.notice(self.failed, "could not be written"));
@@ -105,33 +106,33 @@ impl Lines {
         Some(line)
     }
 
-    /// The line that was taken is written, or cannot be.
+    /// Records whether the taken line was written.
     pub(super) fn taken(&mut self, written: bool) {
         self.writing = false;
         self.failed = if written { 0 } else { self.failed + 1 };
     }
 
-    /// Whether everything is written.
+    /// Returns whether all lines are written.
     pub(super) fn is_written(&self) -> bool {
         self.entries.is_empty() && !self.writing
     }
 
-    /// Whether a thread writes what waits.
+    /// Returns whether the log's thread runs.
     pub(super) fn is_served(&self) -> bool {
         self.served
     }
 
-    /// Whether a thread writes what waits from now on.
+    /// Sets whether the log's thread runs.
     pub(super) fn set_served(&mut self, served: bool) {
         self.served = served;
     }
 
-    /// Forgets what waits, and the thread.
+    /// Forgets all entries and the thread.
     pub(super) fn forget(&mut self) {
         *self = Lines { bounds: self.bounds.take(), format: self.format, ..Lines::new() };
     }
 
-    /// A line of the log about the log.
+    /// Formats a notice about missing lines.
     fn notice(&self, count: u64, what: &str) -> Vec<u8> {
         let text = format!("({count} lines of this log {what})");
         match self.format {
@@ -161,12 +162,12 @@ mod tests {
         }
         assert!(!lines.admit(Kind::Warning, now));
         assert!(!lines.admit(Kind::Story, now));
-        assert!(lines.admit(Kind::End, now), "the end is always told");
+        assert!(lines.admit(Kind::End, now), "the end is always logged");
         lines.push(b"told to end".to_vec());
         for _ in 0..ROOM / line.len() {
             assert_eq!(take(&mut lines).len(), line.len());
         }
-        assert_eq!(take(&mut lines), "(2 lines of this log lost, as nobody has read them)\n");
+        assert_eq!(take(&mut lines), "(2 lines of this log lost, because standard error was not read)\n");
         assert_eq!(take(&mut lines), "told to end");
         assert!(lines.is_written());
         assert!(lines.admit(Kind::Story, now), "there is room again");
