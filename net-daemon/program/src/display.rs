@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_counter_that_begins_anew_has_no_rate() {
+    fn a_counter_that_starts_again_has_no_rate() {
         let second = Duration::from_secs(2);
         assert_eq!(rate(30, Some(10), second), Some(10.0));
         assert_eq!(rate(30, Some(30), second), Some(0.0));

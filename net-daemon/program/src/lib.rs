@@ -1,6 +1,6 @@
 //! The common parts of the programs volt-netd and volt-vmm, which the libraries below them do not use: the
 //! [log](logging), [metrics], [standard output](output), [tables](display), [`--watch`](mod@watch), [sockets
-//! with a path](unix), [users](accounts), [signals], the [opener](opener), the [check](check) of a host, and
+//! with a path](unix), [users](accounts), [signals], the [opener], the [check] of a host, and
 //! returning [memory] to the system.
 
 pub mod accounts;

@@ -87,8 +87,7 @@ impl Sandbox {
         let landlock = if keep.outside { Landlock::Whole } else { restrict_paths()? };
         // Before the switch to another user, who may not do this.
         for capability in CapabilitySet::all().difference(keep.capabilities).iter() {
-            // Fails without CAP_SETPCAP. That is harmless: the set only matters for execve, which is
-            // forbidden.
+            // Fails without CAP_SETPCAP. That is harmless: the set matters for execve only, which no list has.
             let _ = remove_capability_from_bounding_set(capability);
         }
         if let Some((user, group)) = keep.user {

@@ -84,7 +84,7 @@ pub(super) static MESSAGES: Part = Part {
             &[equal(1, libc::SOL_SOCKET as u32), equal(2, libc::SO_SNDTIMEO as u32)],
         ]),
         Allow::seen("ppoll", libc::SYS_ppoll, "netd_process", "wait for one descriptor"),
-        Allow::seen("geteuid", libc::SYS_geteuid, "netd_handover", "who may control this daemon"),
+        Allow::seen("geteuid", libc::SYS_geteuid, "netd_handover", "check a client's user"),
         Allow::seen("getpid", libc::SYS_getpid, "netd_process", "the process ID in the status"),
     ],
 };

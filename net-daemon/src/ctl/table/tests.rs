@@ -117,7 +117,7 @@ vring 1: no progress
 vring 2: broken
 "
     );
-    // Another daemon without a state would count anew: the transmit side has no rate.
+    // A daemon without a state starts its counters at zero: the transmit side has no rate.
     let counts = &mut now.counters[0].counts;
     for (name, count) in [
         ("rx_frames", 1_396_567),
