@@ -1,5 +1,5 @@
-//! The API is the one that `docs/reference/openapi.json` describes: the same paths and methods, and answers
-//! that its schemas allow.
+//! Compares the API with `docs/reference/openapi.json`: it has the same paths and methods, and its answers
+//! match the schemas.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -17,7 +17,7 @@ use super::plug_tests::rig;
 use super::*;
 use crate::virtio::net::vhost_user::scripted::{End, serve};
 
-/// Checks answers against the document: both come as JSON on standard input. The library is Debian's
+/// Checks answers against the document, both as JSON on standard input. The library is Debian's
 /// python3-jsonschema, which `scripts/setup` installs.
 const VALIDATOR: &str = r#"
 import json, sys
@@ -40,7 +40,7 @@ fn document() -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
-/// Errors of these answers: path, method, status and body.
+/// Returns the errors in these answers, each of path, method, status and body.
 fn errors(document: &Value, answers: &[Value]) -> String {
     let mut python = Command::new("/usr/bin/python3");
     let python = python.args(["-W", "ignore", "-c", VALIDATOR]).stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -52,7 +52,7 @@ fn errors(document: &Value, answers: &[Value]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// A new route does not compile here before it has a name, and the test fails before it is documented.
+/// A new route does not compile without a name here, and the test fails until the route is documented.
 fn name(route: &Route) -> &'static str {
     match route {
         Route::Metrics(_) => "metrics",
@@ -78,7 +78,7 @@ fn each_route_is_documented() {
             let (_, route) = route.unwrap_or_else(|| panic!("the API has no {method} {path}"));
             seen.insert(name(route));
         }
-        // `DELETE .../limits` removes a device with a name that ends so.
+        // `DELETE .../limits` removes a device whose name ends with `/limits`.
         let documented = item.as_object().unwrap().len() - usize::from(item.get("parameters").is_some());
         assert!(path.ends_with("/limits") || routes.len() == documented, "{path}");
     }
@@ -86,7 +86,7 @@ fn each_route_is_documented() {
     assert_eq!(seen, all.into());
 }
 
-/// Asks for `path`, which the document has as `documented`.
+/// Sends a request to `path`, which the document calls `documented`.
 fn answer(socket: &Path, method: Method, documented: &str, path: &str, body: Option<Value>) -> Value {
     let stream = UnixStream::connect(socket).unwrap();
     let text = body.map(|body| body.to_string()).unwrap_or_default();
@@ -132,7 +132,7 @@ fn answers_are_as_documented() {
 
     let document = document();
     assert_eq!(errors(&document, &answers), "");
-    // What the schemas do not allow is seen.
+    // An answer outside of the schemas is found.
     let status = answers.iter_mut().find(|answer| answer[0] == "/v1/status").unwrap();
     status[3]["devices"][0]["device"] = json!(7);
     let said = errors(&document, &answers);
