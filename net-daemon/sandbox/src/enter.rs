@@ -87,7 +87,8 @@ impl Sandbox {
         let landlock = if keep.outside { Landlock::Whole } else { restrict_paths()? };
         // Before the switch to another user, who may not do this.
         for capability in CapabilitySet::all().difference(keep.capabilities).iter() {
-            // Fails without CAP_SETPCAP. That is harmless: the set matters for execve only, which no list has.
+            // Fails without CAP_SETPCAP, which is harmless: the set matters for execve only, and no list has
+            // that call.
             let _ = remove_capability_from_bounding_set(capability);
         }
         if let Some((user, group)) = keep.user {
