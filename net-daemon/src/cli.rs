@@ -151,8 +151,7 @@ pub(crate) struct Cli {
     #[arg(long)]
     pub(crate) supervise: bool,
 
-    /// Whether the daemon drops the privileges and system calls that it no longer needs once it serves; use
-    /// 'off' for debugging only
+    /// Confine each thread once the daemon serves; use 'off' for debugging only
     #[arg(long, value_enum, default_value_t = Confinement::On)]
     pub(crate) sandbox: Confinement,
 

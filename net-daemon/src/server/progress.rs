@@ -1,8 +1,8 @@
 //! Checks whether queue pairs make progress, for status, metrics and the watchdog.
 //!
 //! Each check asks the pairs' threads for a report, and compares their counters with those of the last check.
-//! A pair makes no progress if, for [`PATIENCE`] and over [`LOOKS`] checks, its counters do not move although
-//! its thread does not answer, or its transmit ring has frames and waits for nothing. With each report, a
+//! A pair makes no progress if, for [`PATIENCE`] and over [`LOOKS`] checks, a counter does not move while its
+//! thread does not answer, or while its transmit ring has frames and waits for nothing. With each report, a
 //! thread also tries its receive ring, so only a thread that does not answer leaves a frame there.
 //!
 //! Checks happen only on request: an idle daemon does not wake up for them.
