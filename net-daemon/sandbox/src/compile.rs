@@ -19,8 +19,8 @@ use crate::allow::{Arg, Is};
 use crate::role::Role;
 use crate::table::Table;
 
-/// Mask of an instruction's class in classic BPF (`linux/bpf_common.h`), the classes of jumps and returns,
-/// and the unconditional jump.
+/// Of an instruction of classic BPF: its class, the classes that are told apart here, and the jump without a
+/// condition (`linux/bpf_common.h`).
 const CLASS: u16 = 0x07;
 const BRANCH: u16 = 0x05;
 const RETURN: u16 = 0x06;
@@ -45,7 +45,7 @@ pub fn write(table: &Table) -> Result<(), Box<dyn Error>> {
 fn write_role(text: &mut String, role: &Role) -> Result<(), Box<dyn Error>> {
     writeln!(text, "(\"{}\", &[", role.name)?;
     // The filters of two processes differ only in the process numbers.
-    for (program, other) in iter::zip(programs(role, 0)?, programs(role, u32::MAX)?) {
+    for (program, other) in iter::zip(tight(role, 0)?, tight(role, u32::MAX)?) {
         writeln!(text, "::volt_sandbox::filter::Filter {{ instructions: &[")?;
         for op in &program {
             writeln!(
@@ -60,6 +60,12 @@ fn write_role(text: &mut String, role: &Role) -> Result<(), Box<dyn Error>> {
     }
     writeln!(text, "]),")?;
     Ok(())
+}
+
+/// Like [`programs`], but without instructions that decide nothing.
+fn tight(role: &Role, process: u32) -> Result<Vec<BpfProgram>, BackendError> {
+    let programs = programs(role, process)?.into_iter();
+    Ok(programs.map(|program| tighten(&program).unwrap_or(program)).collect())
 }
 
 /// Returns the filters of `role` for process `process`, which apply together: first that of all allowed
@@ -101,8 +107,8 @@ fn program(
     SeccompFilter::new(rules, otherwise, then, TargetArch::x86_64)?.try_into()
 }
 
-/// Removes jumps to jumps, which are half of the program. When a filter is put in force, the kernel tries it
-/// with each system call, so that its length is time at the start. `None` if a jump would be too long.
+/// Removes jumps to jumps, about half of the program. When a filter is installed, the kernel runs it for every
+/// system call number, so its length costs time at the start. Returns `None` if a jump would be too long.
 fn tighten(program: &[sock_filter]) -> Option<BpfProgram> {
     let end = |mut at: usize| {
         while program[at].code == JUMP {
