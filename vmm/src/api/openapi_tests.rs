@@ -73,8 +73,8 @@ fn each_route_is_documented() {
     for (path, item) in document()["paths"].as_object().unwrap() {
         let routes = routes(&path.replace("{name}", "tap0")).unwrap();
         for method in item.as_object().unwrap().keys().filter(|key| *key != "parameters") {
-            let method: Method = method.to_uppercase().parse().unwrap();
-            let route = routes.iter().find(|(by, _)| *by == method);
+            let method = method.to_uppercase();
+            let route = routes.iter().find(|(by, _)| by.as_str() == method);
             let (_, route) = route.unwrap_or_else(|| panic!("the API has no {method} {path}"));
             seen.insert(name(route));
         }

@@ -50,7 +50,7 @@ impl Terminal {
         match taken {
             _ if !news => {}
             Err(error) => {
-                warn!(event = "terminal_by_lines"; "the terminal sends lines, not keys: {error}")
+                warn!(event = "terminal_by_lines"; "the terminal sends lines, not keys: {error}");
             }
             Ok(()) if foreground => info!(
                 event = "terminal_keys";
