@@ -14,7 +14,7 @@ fn write(directory: &Path) -> std::io::Result<()> {
 #[test]
 fn the_reference_is_that_of_the_command_line() {
     let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/reference/volt-vmm.md");
-    volt_manual::check_reference(page.as_ref(), &volt_vmm::cli::command());
+    volt_manual::reference::check(page.as_ref(), volt_vmm::cli::command());
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Generates manual pages and shell completions from a program's command line.
+//! Generates manual pages, shell completions and a reference page from a program's command line.
 //!
 //! The examples `volt-netd-manual` and `volt-vmm-manual` call [`write()`]; `scripts/package` runs both. An
 //! example sees the program's command line without being part of the program, so the program contains none of
@@ -8,6 +8,8 @@
 //! SIGNALS, FILES, ...) are man(7) text beside the example.
 #![forbid(unsafe_code)]
 
+pub mod reference;
+
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -15,7 +17,6 @@ use std::path::Path;
 use clap::Command;
 use clap_complete::Shell;
 use clap_mangen::Man;
-use clap_markdown::{MarkdownOptions, help_markdown_command_custom};
 
 /// Sections after the options, in the order of man-pages(7); all others come before EXAMPLES.
 const LAST: [&str; 3] = ["EXAMPLES", "NOTES", "SEE ALSO"];
@@ -36,37 +37,6 @@ pub fn write(command: Command, sections: &str, directory: &Path) -> io::Result<(
     }
     command.build();
     pages(&command, None, sections, directory)
-}
-
-/// Returns the reference page of the command line, as Markdown.
-pub fn reference(command: &Command) -> String {
-    let name = command.get_name();
-    let options = MarkdownOptions::new()
-        .title(format!("Command line of {name}"))
-        .show_footer(false)
-        .show_table_of_contents(false);
-    // Lists as in the other pages, and no spaces at the end of a line.
-    let page = help_markdown_command_custom(command, &options);
-    let lines =
-        page.lines().map(|line| line.trim_end().replacen("* ", "- ", usize::from(line.starts_with("* "))));
-    lines.fold(String::new(), |page, line| page + &line + "\n")
-}
-
-/// Compares a page with [`reference`], for a test.
-///
-/// # Panics
-/// If they differ. With `VOLT_UPDATE` in the environment, writes the page instead.
-pub fn check_reference(page: &Path, command: &Command) {
-    let wanted = reference(command);
-    if std::env::var_os("VOLT_UPDATE").is_some() {
-        fs::write(page, &wanted).unwrap_or_else(|error| panic!("{}: {error}", page.display()));
-    }
-    let found = fs::read_to_string(page).unwrap_or_else(|error| panic!("{}: {error}", page.display()));
-    assert!(
-        found == wanted,
-        "{} is not the command line's: run this test again with VOLT_UPDATE=1",
-        page.display()
-    );
 }
 
 /// Returns the page of `program` in `directory`, for a test.
