@@ -107,8 +107,9 @@ fn program(
     SeccompFilter::new(rules, otherwise, then, TargetArch::x86_64)?.try_into()
 }
 
-/// Removes jumps to jumps, about half of the program. When a filter is installed, the kernel runs it for every
-/// system call number, so its length costs time at the start. Returns `None` if a jump would be too long.
+/// Removes jumps to jumps, about half of the program. When a filter is installed, the kernel runs it for
+/// every system call number, so its length costs time at the start. Returns `None` if a jump would be too
+/// long.
 fn tighten(program: &[sock_filter]) -> Option<BpfProgram> {
     let end = |mut at: usize| {
         while program[at].code == JUMP {

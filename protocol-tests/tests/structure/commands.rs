@@ -32,6 +32,9 @@ fn help(name: &str, path: &mut Vec<String>, options: &mut BTreeSet<String>) {
         // The texts of commands are indented further.
         let Some(command) = line.strip_prefix("  ").filter(|line| !line.starts_with(' ')) else { continue };
         let command = command.split_whitespace().next().expect("a name");
+        if command == "help" {
+            continue;
+        }
         path.push(command.to_owned());
         help(name, path, options);
         path.pop();
@@ -45,29 +48,47 @@ fn known() -> Options {
         let options = known.entry(name.to_owned()).or_default();
         help(name, &mut Vec::new(), options);
     }
-    // Its `--help` tells of them in the text below the options.
-    for command in ["ctl", "check"] {
-        help("volt-vmm", &mut vec![command.to_owned()], known.entry("volt-vmm".to_owned()).or_default());
-    }
     for entry in fs::read_dir(repository().join("scripts")).expect("scripts").flatten() {
         if let Ok(text) = fs::read_to_string(entry.path()) {
             let name = format!("scripts/{}", entry.file_name().display());
             known.insert(name, options_in(&text).collect());
         }
     }
+    // It hands its options on.
+    let bench = known["volt-bench"].clone();
+    known.get_mut("scripts/bench").expect("scripts/bench").extend(bench);
     known
 }
 
-/// The commands of a block, each on a line, without what stands before a program's name.
+/// The commands of a block. What stands in quotes is a command of its own.
 fn commands(block: &str) -> Vec<String> {
     let whole = block.replace("\\\n", " ");
     let lines = whole.lines().filter(|line| !line.trim_start().starts_with('#'));
-    let parts = lines.flat_map(|line| line.split(['|', ';', '&']));
-    parts.map(|part| part.trim().to_owned()).filter(|part| !part.is_empty()).collect()
+    let mut commands = Vec::new();
+    for line in lines {
+        for (at, part) in line.split('\'').enumerate() {
+            let parts = part.split(['|', ';', '&']).map(|part| part.trim().to_owned());
+            match at {
+                0 => commands.extend(parts),
+                // Behind a quotation the command before it goes on.
+                _ if at % 2 == 0 => *commands.last_mut().expect("a command") += part,
+                _ => {
+                    let own = commands.len().saturating_sub(1);
+                    commands.splice(own..own, parts);
+                }
+            }
+        }
+    }
+    commands.retain(|command| !command.is_empty());
+    commands
 }
 
 /// Options of a command that its program does not know. Of another program's command nothing is asked.
 fn unknown(command: &str, known: &Options) -> Vec<String> {
+    // Packages of cargo's have the names of their programs.
+    if command.starts_with("cargo ") {
+        return Vec::new();
+    }
     // `sudo`, `VAR=value` and paths to a program's file stand before its name.
     let named = command.split_whitespace().enumerate().find_map(|(at, word)| {
         let name = word.rsplit_once("release/").map_or(word, |(_, name)| name);
@@ -84,12 +105,10 @@ fn options_in_pages_are_those_of_the_programs() {
     let mut said = String::new();
     let mut seen = 0;
     for page in pages() {
-        let blocks = page
-            .commands
-            .iter()
-            .flat_map(|(line, block)| commands(block).into_iter().map(move |one| (*line, one)));
-        let code = page.code.iter().filter(|(_, code)| !code.starts_with('-')).cloned();
-        for (line, command) in blocks.chain(code) {
+        let texts = page.commands.iter().chain(page.code.iter().filter(|(_, code)| !code.starts_with('-')));
+        for (line, command) in
+            texts.flat_map(|(line, text)| commands(text).into_iter().map(move |one| (*line, one)))
+        {
             seen += options_in(&command).count();
             for option in unknown(&command, &known) {
                 said += &format!("{}: {command}: there is no {option}\n", page.place(line));
@@ -119,8 +138,12 @@ fn options_by_themselves_are_somebodys() {
 #[test]
 fn what_no_program_has_is_found() {
     let known = Options::from([("volt-netd".to_owned(), ["--tap".to_owned()].into())]);
-    let block = "# volt-netd --comment\nsudo volt-netd --tap a \\\n  --tip b && ip --tup | target/release/volt-netd --top=c\n";
+    let block = "# volt-netd --comment\nsudo volt-netd --tap a \\\n  --tip b && ip --tup | \
+                 target/release/volt-netd --top=c\n";
     let said: Vec<_> = commands(block).iter().flat_map(|command| unknown(command, &known)).collect();
     assert_eq!(said, ["--tip", "--top"]);
+    let quoted = commands("volt-netd --tap 'volt-netd --tup; a' --tip");
+    let said: Vec<_> = quoted.iter().flat_map(|command| unknown(command, &known)).collect();
+    assert_eq!(said, ["--tup", "--tip"]);
     assert!(options_in("a -- b --- c --help--").eq(["--help".to_owned()]));
 }

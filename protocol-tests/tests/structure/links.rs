@@ -16,11 +16,12 @@ fn fault(page: &Page, link: &str, all: &[Page]) -> Option<String> {
     let (file, anchor) = link.split_once('#').map_or((link, None), |(file, anchor)| (file, Some(anchor)));
     let here = page.path.parent().unwrap_or(Path::new("/"));
     let target = if file.is_empty() { page.path.clone() } else { normal(&here.join(file)) };
-    if !target.exists() {
+    let page = all.iter().find(|page| page.path == target);
+    if page.is_none() && !target.exists() {
         return Some(format!("{link} leads to nothing"));
     }
     let anchor = anchor?;
-    match all.iter().find(|page| page.path == target) {
+    match page {
         Some(page) if page.anchors.contains(anchor) => None,
         Some(_) => Some(format!("{link}: the page has no such heading")),
         None => Some(format!("{link}: no page has headings there")),
