@@ -51,7 +51,7 @@ fn a_path_where_no_back_end_can_be_is_not_waited_for() {
     fs::write(&path, "precious").unwrap();
     // The system accepts this path for a file, but no back-end can listen there.
     let long = dir.path().join("x".repeat(107 - dir.path().as_os_str().len()));
-    for (path, why) in [(path, "no socket"), (datagrams, "datagrams"), (long, "108 bytes")] {
+    for (path, why) in [(path, "not a socket"), (datagrams, "datagrams"), (long, "108 bytes")] {
         let error = VhostUserNet::connect(&config(&path, 1), &Arc::default()).err().unwrap();
         assert!(matches!(error, VhostUserNetError::Connect(ConnectError::Refused { .. })), "{error}");
         let error = volt_virtio::error_chain(&error);
