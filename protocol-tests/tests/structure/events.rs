@@ -186,7 +186,7 @@ fn a_line_without_a_name_is_found() {
             info!(target: END, event = "one", pid:% = self.pid, vring; "a line; {why}");
             if let Err(error) = g() { warn!("nameless; {error}") }
             logging::say("two", &text);
-            debug!("for whoever looks");
+            debug!("for developers");
         }
         #[cfg(test)]
         mod tests { fn t() { error!("not of the program") } }
