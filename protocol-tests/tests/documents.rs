@@ -1,6 +1,6 @@
-//! Blocks of commands in pages that are marked `<!-- tested -->` do what they are there for: each runs as it
-//! is, in a network namespace, a working directory and a runtime directory of its own, with this build's
-//! programs first in the path, and ends with success.
+//! Runs the command blocks of the pages that are marked `<!-- tested -->`. Each must succeed in a network
+//! namespace, a working directory and a runtime directory of its own, with this build's programs first in the
+//! path.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use protocol_tests::netns::Netns;
 
 const MARK: &str = "<!-- tested -->\n```sh\n";
 
-/// Seconds that a block may take.
+/// Time limit of a block, in seconds.
 const LIMIT: &str = "30";
 
 fn pages(folder: &Path, found: &mut Vec<PathBuf>) {
@@ -25,12 +25,12 @@ fn pages(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// The marked blocks of a page.
+/// Returns the marked blocks of a page.
 fn blocks(text: &str) -> impl Iterator<Item = &str> {
     text.split(MARK).skip(1).map(|rest| rest.split("```").next().unwrap_or_default())
 }
 
-/// Everything that a block leaves running ends with its process id namespace.
+/// Runs a block in a process id namespace, whose end also ends all processes that the block left.
 fn run(netns: &Netns, block: &str) -> Result<(), String> {
     let directory = tempfile::tempdir().expect("a directory");
     let programs = program("volt-netd").parent().expect("a folder").to_owned();

@@ -19,11 +19,13 @@ use crate::allow::{Arg, Is};
 use crate::role::Role;
 use crate::table::Table;
 
-/// Of an instruction of classic BPF: its class, the classes that are told apart here, and the jump without a
-/// condition (`linux/bpf_common.h`).
+/// Mask of the class of a classic BPF instruction (`linux/bpf_common.h`).
 const CLASS: u16 = 0x07;
+/// Class of jumps.
 const BRANCH: u16 = 0x05;
+/// Class of returns.
 const RETURN: u16 = 0x06;
+/// Unconditional jump.
 const JUMP: u16 = 0x05;
 
 /// Writes the filters of `table` to `sandbox.rs` in the build's output directory, as an expression.
@@ -122,7 +124,7 @@ fn tighten(program: &[sock_filter]) -> Option<BpfProgram> {
         BRANCH => [program[at].jt, program[at].jf].map(|jump| end(at + 1 + usize::from(jump))).to_vec(),
         _ => vec![end(at + 1)],
     };
-    // Jumps lead forward only, so one pass sees all that can be reached.
+    // All jumps go forward, so one pass finds every reachable instruction.
     let mut reached = BTreeSet::from([end(0)]);
     for at in 0..program.len() {
         if reached.contains(&at) {
@@ -174,7 +176,7 @@ mod tests {
     static ROLE: Role =
         Role { name: "role", what: "tests", parts: &[&FRAMES, &MEMORY, &THREADS, &ABORT, &OWN_CALLS] };
 
-    /// What `program` returns for a system call, as the kernel would compute it.
+    /// Runs `program` for a system call, like the kernel.
     fn run(program: &[sock_filter], number: u32, arguments: [u64; 6]) -> u32 {
         const X86_64: u32 = 0xc000_003e;
         let mut data = vec![number, X86_64, 0, 0];

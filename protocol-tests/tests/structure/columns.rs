@@ -9,7 +9,7 @@ use protocol_tests::lab::repository;
 
 const COLUMNS: usize = 110;
 
-/// What is built or fetched, and inputs of fuzzing; none of it is written by a person.
+/// Folders with build results, downloads and fuzzing inputs.
 const SKIPPED: [&str; 4] = ["target", "artifacts", "corpus", "guest"];
 
 /// Files below `folder` that are `wanted`.

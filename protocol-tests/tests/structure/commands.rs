@@ -1,4 +1,4 @@
-//! Commands in pages have options that their programs know.
+//! Checks that commands in pages use options that exist.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -7,12 +7,12 @@ use std::process::Command;
 use super::pages::pages;
 use protocol_tests::lab::{program, repository};
 
-/// Programs of the workspace that pages show.
+/// Programs of the workspace.
 const PROGRAMS: [&str; 4] = ["volt-netd", "volt-vmm", "volt-bench", "volt-conform"];
 
 type Options = BTreeMap<String, BTreeSet<String>>;
 
-/// Long options in a text. A trailing `-` is the end of a sentence's dash.
+/// Returns the long options in a text. A trailing `-` belongs to a dash of the sentence.
 fn options_in(text: &str) -> impl Iterator<Item = String> {
     let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-'));
     let options = words.filter(|word| word.len() > 3 && word.starts_with("--"));
@@ -21,7 +21,7 @@ fn options_in(text: &str) -> impl Iterator<Item = String> {
         .map(|word| word.trim_end_matches('-').to_owned())
 }
 
-/// What `command --help` has, and the same of its subcommands.
+/// Collects the options in `--help` of a command and of its subcommands.
 fn help(name: &str, path: &mut Vec<String>, options: &mut BTreeSet<String>) {
     let output = Command::new(program(name)).args(&*path).arg("--help").output();
     let text = String::from_utf8(output.expect("a program").stdout).expect("text");
@@ -41,7 +41,7 @@ fn help(name: &str, path: &mut Vec<String>, options: &mut BTreeSet<String>) {
     }
 }
 
-/// The options of each program and script.
+/// Returns the options of each program and script.
 fn known() -> Options {
     let mut known = Options::new();
     for name in PROGRAMS {
@@ -54,13 +54,13 @@ fn known() -> Options {
             known.insert(name, options_in(&text).collect());
         }
     }
-    // It hands its options on.
+    // It passes its options on.
     let bench = known["volt-bench"].clone();
     known.get_mut("scripts/bench").expect("scripts/bench").extend(bench);
     known
 }
 
-/// The commands of a block. What stands in quotes is a command of its own.
+/// Returns the commands of a block. A quoted text is a command of its own.
 fn commands(block: &str) -> Vec<String> {
     let whole = block.replace("\\\n", " ");
     let lines = whole.lines().filter(|line| !line.trim_start().starts_with('#'));
@@ -70,7 +70,7 @@ fn commands(block: &str) -> Vec<String> {
             let parts = part.split(['|', ';', '&']).map(|part| part.trim().to_owned());
             match at {
                 0 => commands.extend(parts),
-                // Behind a quotation the command before it goes on.
+                // The command continues after the quoted text.
                 _ if at % 2 == 0 => *commands.last_mut().expect("a command") += part,
                 _ => {
                     let own = commands.len().saturating_sub(1);
@@ -83,13 +83,13 @@ fn commands(block: &str) -> Vec<String> {
     commands
 }
 
-/// Options of a command that its program does not know. Of another program's command nothing is asked.
+/// Returns the options that the program of a command does not have. Ignores other programs.
 fn unknown(command: &str, known: &Options) -> Vec<String> {
-    // Packages of cargo's have the names of their programs.
+    // After `cargo`, the names are those of packages.
     if command.starts_with("cargo ") {
         return Vec::new();
     }
-    // `sudo`, `VAR=value` and paths to a program's file stand before its name.
+    // `sudo`, `VAR=value` or a path may precede the name.
     let named = command.split_whitespace().enumerate().find_map(|(at, word)| {
         let name = word.rsplit_once("release/").map_or(word, |(_, name)| name);
         known.get_key_value(name).map(|(_, options)| (at, options))
@@ -119,7 +119,7 @@ fn options_in_pages_are_those_of_the_programs() {
     assert!(seen > 100, "only {seen} options were seen");
 }
 
-/// An option by itself in a text is one of some program's here, or of a program that its page is about.
+/// An option that a text names alone belongs to one of the programs or scripts.
 #[test]
 fn options_by_themselves_are_somebodys() {
     let known = known();

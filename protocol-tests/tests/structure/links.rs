@@ -1,14 +1,14 @@
-//! Links and paths in pages lead somewhere.
+//! Checks that links and paths in pages lead to files and headings that exist.
 
 use std::path::{Path, PathBuf};
 
 use super::pages::{Page, pages};
 use protocol_tests::lab::repository;
 
-/// Folders of the repository: code in a text that begins with one is a path.
+/// Folders of the repository. Inline code that begins with one of them is a path.
 const FOLDERS: [&str; 5] = ["docs/", "net-daemon/", "protocol-tests/", "scripts/", "vmm/"];
 
-/// What is wrong with a link of `page`.
+/// Returns the fault of a link of `page`.
 fn fault(page: &Page, link: &str, all: &[Page]) -> Option<String> {
     if link.starts_with("https://") {
         return None;
@@ -28,7 +28,7 @@ fn fault(page: &Page, link: &str, all: &[Page]) -> Option<String> {
     }
 }
 
-/// Without `..`.
+/// Resolves `..`.
 fn normal(path: &Path) -> PathBuf {
     path.components().fold(PathBuf::new(), |mut path, part| {
         if part.as_os_str() == ".." {
@@ -40,7 +40,7 @@ fn normal(path: &Path) -> PathBuf {
     })
 }
 
-/// The path that a piece of code names, if it names one of the repository's.
+/// Returns the repository path that inline code names, if any.
 fn path(code: &str) -> Option<&str> {
     let word = code.split(' ').next()?;
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "./-_@".contains(c);

@@ -1,6 +1,6 @@
-//! What the repository promises about itself: its files import each other without circles, its lines fit a
-//! screen, its dependencies are licensed and come from where `deny.toml` allows, and its pages name files,
-//! headings and options that exist. Reads files and runs `cargo metadata` and `--help`, no more.
+//! Checks the repository itself. Files import each other without circles. Lines fit a screen. Licences and
+//! sources of dependencies are those that `deny.toml` allows. Log events are documented. Pages name files,
+//! headings, options and requests that exist. The tests only read files and run `cargo metadata` and `--help`.
 
 mod circles;
 mod columns;

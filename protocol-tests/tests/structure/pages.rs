@@ -1,4 +1,4 @@
-//! Pages of the documentation: what stands in them, by their Markdown and not by their look.
+//! Reads the pages of the documentation: links, headings, inline code and commands.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -16,11 +16,11 @@ pub(super) struct Page {
     pub(super) path: PathBuf,
     /// Targets of links, with the number of their line.
     pub(super) links: Vec<(usize, String)>,
-    /// What links can name after `#`.
+    /// Anchors of the headings.
     pub(super) anchors: BTreeSet<String>,
-    /// Code in the text.
+    /// Inline code, with its line.
     pub(super) code: Vec<(usize, String)>,
-    /// Commands: fenced blocks of `sh`.
+    /// Fenced `sh` blocks, with their first line.
     pub(super) commands: Vec<(usize, String)>,
 }
 
@@ -61,19 +61,19 @@ impl Page {
         page
     }
 
-    /// A place in it, for a message.
+    /// Returns a place in the page, for a message.
     pub(super) fn place(&self, line: usize) -> String {
         format!("{}:{line}", super::relative(&self.path))
     }
 }
 
-/// What a heading is called in a link, as forges have it.
+/// Returns the anchor of a heading, like GitHub and GitLab.
 fn anchor(heading: &str) -> String {
     let kept = heading.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
     kept.collect::<String>().to_lowercase().replace(' ', "-")
 }
 
-/// All pages of the repository.
+/// Returns all pages of the repository.
 pub(super) fn pages() -> Vec<Page> {
     let mut found = Vec::new();
     files(&repository(), &|path| path.extension().is_some_and(|end| end == "md"), &mut found);

@@ -1,5 +1,5 @@
-//! Requests in pages are ones that the HTTP API has, by `docs/reference/openapi.json`, which volt-vmm's tests
-//! compare with the API.
+//! Checks that HTTP requests in pages exist in `docs/reference/openapi.json`. Tests of volt-vmm compare that
+//! file with the API.
 
 use std::fs;
 
@@ -10,7 +10,7 @@ use protocol_tests::lab::repository;
 
 const METHODS: [&str; 6] = ["GET", "PUT", "POST", "DELETE", "PATCH", "HEAD"];
 
-/// Methods and paths in a text: `PUT /v1/pause`, and the paths that `curl` asks for.
+/// Returns the methods and paths in a text, written as `PUT /v1/pause` or as a `curl` command.
 fn requests(text: &str) -> Vec<(String, String)> {
     let mut requests = Vec::new();
     for line in text.replace("\\\n", " ").lines() {
@@ -29,7 +29,7 @@ fn requests(text: &str) -> Vec<(String, String)> {
     requests
 }
 
-/// Whether `document` has such a request. A name may stand in place of `{name}`.
+/// Reports whether `document` has the request. Any name matches `{name}`.
 fn is_known(document: &Value, method: &str, path: &str) -> bool {
     let fits = |template: &str| {
         let (template, path): (Vec<_>, Vec<_>) = (template.split('/').collect(), path.split('/').collect());
