@@ -1,6 +1,8 @@
 //! Checks the repository itself. Files import each other without circles. Lines fit a screen. Licences and
 //! sources of dependencies are those that `deny.toml` allows. Log events are documented. Pages name files,
-//! headings, options and requests that exist. The tests only read files and run `cargo metadata` and `--help`.
+//! headings, options and requests that exist.
+//!
+//! The tests only read files and run `cargo metadata` and `--help`.
 
 mod circles;
 mod columns;
