@@ -1,7 +1,7 @@
 //! volt-netd as a process of the test: started, observed, read from /proc, and stopped by its ID.
 //!
 //! [`Daemon::start`] takes a prepared command, in a namespace or not; a thread captures its log. Dropping the
-//! [`Daemon`] kills the process if it still runs.
+//! [`Daemon`] kills the process if it still runs, and the worker of a supervisor that was killed.
 
 use std::io::{self, BufRead, BufReader};
 use std::os::fd::OwnedFd;
@@ -84,7 +84,7 @@ pub struct Usage {
 #[derive(Debug)]
 pub struct Daemon {
     child: Child,
-    /// The worker of a supervisor that was killed, which goes on alone.
+    /// The worker of a supervisor that was killed: it continues alone.
     orphan: OnceLock<OwnedFd>,
     log: Arc<Mutex<String>>,
     _runtime_directory: TempDir,
