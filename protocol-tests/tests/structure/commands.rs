@@ -2,13 +2,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::pages::pages;
 use protocol_tests::lab::{program, repository};
 
-/// Programs of the workspace.
-const PROGRAMS: [&str; 4] = ["volt-netd", "volt-vmm", "volt-bench", "volt-conform"];
+/// Returns the programs of the workspace, by their names.
+fn programs() -> [(&'static str, PathBuf); 4] {
+    [
+        ("volt-netd", program("volt-netd")),
+        ("volt-vmm", program("volt-vmm")),
+        ("volt-bench", env!("CARGO_BIN_EXE_volt-bench").into()),
+        ("volt-conform", env!("CARGO_BIN_EXE_volt-conform").into()),
+    ]
+}
 
 type Options = BTreeMap<String, BTreeSet<String>>;
 
@@ -22,10 +30,10 @@ fn options_in(text: &str) -> impl Iterator<Item = String> {
 }
 
 /// Collects the options in `--help` of a command and of its subcommands.
-fn help(name: &str, path: &mut Vec<String>, options: &mut BTreeSet<String>) {
-    let output = Command::new(program(name)).args(&*path).arg("--help").output();
+fn help(program: &Path, path: &mut Vec<String>, options: &mut BTreeSet<String>) {
+    let output = Command::new(program).args(&*path).arg("--help").output();
     let text = String::from_utf8(output.expect("a program").stdout).expect("text");
-    assert!(text.contains("Usage:"), "{name} {path:?} --help: {text}");
+    assert!(text.contains("Usage:"), "{program:?} {path:?} --help: {text}");
     options.extend(options_in(&text));
     let commands = text.lines().skip_while(|line| *line != "Commands:").skip(1);
     for line in commands.take_while(|line| !line.is_empty()) {
@@ -36,7 +44,7 @@ fn help(name: &str, path: &mut Vec<String>, options: &mut BTreeSet<String>) {
             continue;
         }
         path.push(command.to_owned());
-        help(name, path, options);
+        help(program, path, options);
         path.pop();
     }
 }
@@ -44,9 +52,9 @@ fn help(name: &str, path: &mut Vec<String>, options: &mut BTreeSet<String>) {
 /// Returns the options of each program and script.
 fn known() -> Options {
     let mut known = Options::new();
-    for name in PROGRAMS {
+    for (name, program) in programs() {
         let options = known.entry(name.to_owned()).or_default();
-        help(name, &mut Vec::new(), options);
+        help(&program, &mut Vec::new(), options);
     }
     for entry in fs::read_dir(repository().join("scripts")).expect("scripts").flatten() {
         if let Ok(text) = fs::read_to_string(entry.path()) {
