@@ -140,7 +140,7 @@ fn a_full_disk_ends_the_client_only() {
     assert_eq!(status.code(), Some(1), "{said}");
     assert!(said.contains("/disk/f failed after") && said.contains("No space left on device"), "{said}");
     let capture = read(&client.file);
-    assert!(said.contains(&format!("after {} frames", capture.frames.len())), "{said}");
+    assert!(said.contains(&format!("after {} complete frames", capture.frames.len())), "{said}");
     assert!(numbers(&capture, false).iter().copied().eq(1..=capture.frames.len() as u32));
     assert!(!capture.frames.is_empty());
     is_off(&rig);
@@ -160,7 +160,7 @@ fn a_second_capture_is_refused() {
         String::from_utf8(output.stderr).expect("text")
     };
     let why = refusal(&rig, &[]);
-    assert!(why.contains(&format!("captured already by process {}", client.child.id())), "{why}");
+    assert!(why.contains(&format!("a capture is already running by process {}", client.child.id())), "{why}");
     rig.both_ways(&mut session, 2);
     assert_eq!(client.stop().frames.len(), 8);
     is_off(&rig);
