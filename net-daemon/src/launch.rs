@@ -17,6 +17,7 @@ use volt_net::port::import::import as import_port;
 use volt_net::port::macvtap::Macvtap;
 use volt_net::port::tap::{Tap, TapOptions};
 use volt_net::state::{FdId, Importer};
+use volt_program::display::of;
 use volt_program::opener::{Opener, WirePath};
 use volt_program::signals::SignalSet;
 use volt_program::unix::Access;
@@ -218,7 +219,7 @@ fn fresh(cli: &Cli, given: Given, supervised: Supervised, signals: Signals) -> R
     server.set_busy_poll(cli.busy_poll_us);
     info!(
         event = "started", interface = server.port_name(), pairs;
-        "{} with {pairs} queue pairs, {described}", server.port_name()
+        "{} with {}, {described}", server.port_name(), of(pairs.into(), "queue pair")
     );
     Ok(server)
 }

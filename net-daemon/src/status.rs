@@ -24,6 +24,9 @@ pub(crate) struct Status {
     /// Age of that process.
     pub(crate) uptime_seconds: u64,
     pub(crate) supervised: bool,
+    /// Process ID of the supervisor.
+    #[serde(default)]
+    pub(crate) supervisor_pid: Option<i32>,
     /// How often the supervisor has restarted the worker.
     pub(crate) restarts: u64,
     /// Number of hand-overs since the first daemon started.
@@ -76,6 +79,9 @@ pub(crate) struct FrontEnd {
     pub(crate) features: Option<String>,
     pub(crate) memory_bytes: u64,
     pub(crate) memory_regions: usize,
+    /// Whether the guest does not seem to use this memory: the front-end does not share the guest's.
+    #[serde(default)]
+    pub(crate) memory_unshared: bool,
     /// Queue pairs that move frames.
     pub(crate) serving_pairs: Vec<usize>,
     pub(crate) broken_vrings: Vec<usize>,

@@ -18,6 +18,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
+use rustix::process::{Pid, getppid};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use volt_net::state::transfer;
@@ -116,6 +117,8 @@ pub(crate) struct Bytes {
 #[derive(Debug)]
 pub(crate) struct Line {
     socket: UnixStream,
+    /// The supervisor's process ID.
+    pid: Option<Pid>,
     opener: Arc<Opener>,
     /// Descriptors that the supervisor has.
     known: BTreeSet<FdId>,
@@ -132,9 +135,14 @@ impl Line {
         Ok((supervisor, worker))
     }
 
-    /// Wraps the worker's end of a line. The supervisor has the descriptors `known`.
+    /// Wraps the worker's end of a line, in the worker. The supervisor has the descriptors `known`.
     pub(crate) fn new(socket: UnixStream, opener: Arc<Opener>, known: BTreeSet<FdId>) -> Line {
-        Line { socket, opener, known }
+        Line { socket, pid: getppid(), opener, known }
+    }
+
+    /// Returns the supervisor's process ID.
+    pub(crate) fn pid(&self) -> Option<i32> {
+        self.pid.map(|pid| pid.as_raw_nonzero().get())
     }
 
     /// Reads the available bytes of the connection's next message, like

@@ -118,9 +118,17 @@ impl Traced {
     /// If it is in no system call.
     pub fn make(&self, number: i64, arguments: [u64; 6]) -> io::Result<Made> {
         let before = self.call(number, arguments)?;
-        for _ in ["its beginning", "its end"] {
-            self.go_on()?;
-            self.next_stop()?;
+        for stop in ["beginning", "end"] {
+            // A signal in between is discarded: it is no stop of the call.
+            while {
+                self.go_on()?;
+                self.next_stop()?
+            } != CALL
+            {}
+            let made = self.registers()?.orig_rax as i64;
+            if made != number {
+                return Err(io::Error::other(format!("its {stop} is that of call {made}, not {number}")));
+            }
         }
         let returned = self.registers()?.rax as i64;
         let mut again = before;

@@ -37,6 +37,7 @@ fn workers_killed_under_traffic() {
     session.frontend.sync().expect("the connection is served");
     let status = rig.status();
     assert_eq!(status["restarts"], kills);
+    assert_eq!(status["supervisor_pid"], rig.daemon.pid());
     // Each worker continues the counts: a crash loses at most the count of the current frame.
     let counted = |name: &str| status["counters"][0][name].as_u64().expect("a number") + kills;
     assert!(counted("tx_frames") >= u64::from(out.frames), "out: {out:?}, {status:#}");

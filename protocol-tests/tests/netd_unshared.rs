@@ -35,8 +35,9 @@ fn session(rig: &Rig, memory: Option<&GuestMemory>) -> Session {
 /// The daemon notices that the driver's first buffers and its first frame do not arrive, and logs it once.
 #[test]
 fn rings_that_never_fill_are_told_once() {
-    let Some(mut rig) = Rig::new("rings_that_never_fill_are_told_once", &[]) else { return };
-    let told = |rig: &Rig| rig.daemon.log().matches("share=on").count();
+    let control = ["--control", "{control}"];
+    let Some(mut rig) = Rig::new("rings_that_never_fill_are_told_once", &control) else { return };
+    let told = |rig: &Rig| rig.daemon.log().matches("backend with share=on").count();
     for _ in 0..2 {
         // A slow guest, or one whose rings have run empty, is no error.
         let mut session = self::session(&rig, None);
@@ -49,6 +50,7 @@ fn rings_that_never_fill_are_told_once() {
             }
         }
         session.frontend.sync().expect("served");
+        assert_eq!(rig.status()["front_end"]["memory_unshared"], false);
     }
     assert_eq!(told(&rig), 0, "{}", rig.daemon.log());
     let spec = Setup::default().regions[0];
@@ -64,6 +66,7 @@ fn rings_that_never_fill_are_told_once() {
         session.frontend.sync().expect("served");
         std::thread::sleep(QUIET);
         assert_eq!(told(&rig), round, "{}", rig.daemon.log());
+        assert_eq!(rig.status()["front_end"]["memory_unshared"], true);
         drop(session);
         rig.logged(&["front-end gone"]);
         rig.session(&Setup::default());

@@ -16,7 +16,8 @@ pub fn look(tap: Option<&str>) -> Findings {
         Ok(_) => findings.note(
             "KVM",
             Given::Partly,
-            "no vmx or svm in /proc/cpuinfo: too slow for a distribution's kernel, or cannot run it",
+            "no vmx or svm in /proc/cpuinfo: too slow for a distribution's kernel, or cannot run it; \
+             use another host, or scripts/demo with its emulated machine",
         ),
     }
     match opener::vhost_net() {

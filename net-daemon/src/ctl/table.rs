@@ -8,7 +8,7 @@ use volt_program::display::{
 use volt_program::watch::Before;
 use volt_vhost_user::vring::VringStanding;
 
-use crate::status::{PairCounters, Status, Vring, drop_reasons};
+use crate::status::{FrontEnd, PairCounters, Status, Vring, drop_reasons};
 
 /// The two directions of a frame, which prefix the names of its counters.
 const WAYS: [&str; 2] = ["rx", "tx"];
@@ -46,9 +46,7 @@ fn facts(status: &Status) -> Table {
     match &status.front_end {
         None => fact("front-end", "none".to_owned()),
         Some(front_end) => {
-            let memory = bytes(front_end.memory_bytes);
-            let regions = of(front_end.memory_regions as u64, "region");
-            fact("front-end", format!("connected, {memory} of memory in {regions}"));
+            fact("front-end", format!("connected, {}", memory(front_end)));
             fact("features", front_end.features.clone().unwrap_or_else(|| "not acknowledged yet".to_owned()));
         }
     }
@@ -64,7 +62,9 @@ fn facts(status: &Status) -> Table {
         },
     );
     fact("sandbox", if status.sandbox { "on" } else { "off" }.to_owned());
-    fact("supervised", if status.supervised { of(status.restarts, "restart") } else { "no".to_owned() });
+    let by = status.supervisor_pid.map_or(String::new(), |pid| format!(", by process {pid}"));
+    let supervised = format!("{}{by}", of(status.restarts, "restart"));
+    fact("supervised", if status.supervised { supervised } else { "no".to_owned() });
     fact("take-overs", count(status.take_overs));
     if let Some(capture) = &status.capture {
         let which = capture.pair.map_or("all queue pairs".to_owned(), |pair| format!("queue pair {pair}"));
@@ -72,6 +72,17 @@ fn facts(status: &Status) -> Table {
         fact("capture", format!("{which}, {frames}, {lost} lost"));
     }
     facts
+}
+
+fn memory(front_end: &FrontEnd) -> String {
+    let regions = of(front_end.memory_regions as u64, "region");
+    match front_end {
+        FrontEnd { memory_regions: 0, .. } => "without memory".to_owned(),
+        FrontEnd { memory_bytes, memory_unshared, .. } => {
+            let unshared = if *memory_unshared { ", not shared by the guest" } else { "" };
+            format!("{} of memory in {regions}{unshared}", bytes(*memory_bytes))
+        }
+    }
 }
 
 fn interface(status: &Status) -> String {

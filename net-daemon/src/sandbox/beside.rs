@@ -61,7 +61,7 @@ static IMPORT: Part = Part {
             .only(&[&[equal(0, libc::PR_CAPBSET_DROP as u32)], &[equal(0, libc::PR_CAP_AMBIENT as u32)]]),
         Allow::seen("prctl", libc::SYS_prctl, "netd_watchdog", "under systemd: die with the supervisor")
             .only(&[&[equal(0, libc::PR_SET_PDEATHSIG as u32)]]),
-        Allow::seen("getppid", libc::SYS_getppid, "netd_watchdog", "under systemd: die with the supervisor"),
+        Allow::seen("getppid", libc::SYS_getppid, "netd_watchdog", "the supervisor's process ID"),
         Allow::seen("capget", libc::SYS_capget, "netd_supervise", "the worker's own sandbox"),
         Allow::seen("capset", libc::SYS_capset, "netd_supervise", "the worker's own sandbox"),
         Allow::seen(

@@ -11,6 +11,7 @@ use super::{Server, ServerError};
 use crate::sandbox;
 use crate::state::program;
 use crate::status::{FrontEnd, Limits, PairCounters, Status, Vring, VringKind};
+use crate::supervision::Line;
 
 impl Server {
     /// Changes the rate limits. They are committed for the next process before the client is told.
@@ -40,6 +41,7 @@ impl Server {
                 features: session.acked().map(|acked| acked.named(Class::Net).to_string()),
                 memory_bytes,
                 memory_regions,
+                memory_unshared: session.memory_is_unshared(),
                 serving_pairs: session.serving(),
                 broken_vrings: session.broken(),
             }
@@ -50,6 +52,7 @@ impl Server {
             pid: getpid().as_raw_nonzero().get(),
             uptime_seconds: self.started.elapsed().as_secs(),
             supervised: self.supervisor.is_some(),
+            supervisor_pid: self.supervisor.as_ref().and_then(Line::pid),
             restarts: self.restarts,
             take_overs: self.take_overs,
             sandbox: sandbox::is_on(),

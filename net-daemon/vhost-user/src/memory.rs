@@ -191,6 +191,16 @@ impl MemoryTable {
         (self.slots.iter().map(|slot| slot.described.size).sum(), self.slots.len())
     }
 
+    /// Describes the size for the log: `512 MiB in 2 regions`.
+    pub fn describe(&self) -> String {
+        let (bytes, regions) = self.size();
+        let size = match bytes.div_ceil(1 << 10) {
+            kib @ ..1024 => format!("{kib} KiB"),
+            kib => format!("{} MiB", (kib + 512) >> 10),
+        };
+        format!("{size} in {regions} region{}", if regions == 1 { "" } else { "s" })
+    }
+
     /// Whether the front-end can no longer truncate the memory's files (`F_SEAL_SHRINK`).
     ///
     /// Otherwise it can truncate them under the mapping. An access to the missing part then ends this process
@@ -304,7 +314,7 @@ mod tests {
         let overlapping = table.clone().with(region(0x800, 0x1000, 0), again());
         assert!(matches!(overlapping, Err(RegionError::Table(_))));
         let table = table.without(region(0x4000, 0x1000, 0)).unwrap();
-        assert_eq!(table.size(), (0x1000, 1));
+        assert_eq!((table.size(), table.describe().as_str()), ((0x1000, 1), "4 KiB in 1 region"));
         let error = table.without(region(0x4000, 0x1000, 0)).unwrap_err();
         assert!(matches!(error, RegionError::Unknown { guest: 0x4000, .. }));
     }

@@ -283,7 +283,8 @@ impl Session {
 
     /// Returns the state of each vring, by its index.
     pub fn vring_states(&self) -> impl Iterator<Item = VringStanding> {
-        self.vrings.iter().map(|vring| vring.standing(self.acked))
+        let memory = self.memory_size().1 > 0;
+        self.vrings.iter().map(move |vring| vring.standing(self.acked, memory))
     }
 
     /// Whether the front-end asked for the number of vrings and has started none since.
@@ -299,6 +300,11 @@ impl Session {
     /// Returns the size of the guest's memory in bytes, and its number of regions.
     pub fn memory_size(&self) -> (u64, usize) {
         self.memory.as_ref().map_or((0, 0), MemoryTable::size)
+    }
+
+    /// Whether the guest's memory seems not to be shared: its driver kicks, and its rings stay empty.
+    pub fn memory_is_unshared(&self) -> bool {
+        self.unshared.is_unshared()
     }
 
     /// Returns the pairs that are served.

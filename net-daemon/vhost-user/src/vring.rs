@@ -6,6 +6,7 @@ use log::warn;
 use serde::{Deserialize, Serialize};
 use volt_net::device::NetDevice;
 use volt_net::state::{Exporter, FdId, Importer, Numbered, StateError};
+use volt_net::unshared::SHARE_MEMORY;
 use volt_net::vring::Vring;
 use volt_virtio::features::Features;
 use volt_virtio::memory::GuestMemory;
@@ -70,7 +71,7 @@ pub enum Processing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum VringStanding {
-    /// It has no kick descriptor, and is not processed.
+    /// It has no kick descriptor, or there is no guest memory. It is not processed.
     Stopped,
     /// It is started, but not enabled or disabled again.
     Disabled,
@@ -98,10 +99,11 @@ impl VringStanding {
 
 impl VringSetup {
     /// Returns the state, for a driver that may have acknowledged features.
-    pub fn standing(&self, acked: Option<Features>) -> VringStanding {
+    /// `memory`: whether there is guest memory.
+    pub fn standing(&self, acked: Option<Features>, memory: bool) -> VringStanding {
         match acked.map(|acked| self.processing(acked)) {
             _ if self.broken => VringStanding::Broken,
-            _ if self.kick.is_none() => VringStanding::Stopped,
+            _ if self.kick.is_none() || !memory => VringStanding::Stopped,
             Some(Processing::Normal) => VringStanding::Running,
             _ => VringStanding::Disabled,
         }
@@ -184,8 +186,8 @@ impl VringSetup {
         let Some(layout) = layout(size, addr, memory) else {
             warn!(
                 event = "vring_not_started", vring = index;
-                "vring {index} cannot start: its addresses are not in the memory that the front-end shared; \
-                 with QEMU, use a memory backend with share=on for all of the guest's memory"
+                "vring {index} cannot start: its addresses are not in the memory that the front-end shared, \
+                 which must be all of the guest's memory; {SHARE_MEMORY}"
             );
             self.broken = true;
             return None;

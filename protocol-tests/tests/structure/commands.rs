@@ -32,7 +32,8 @@ fn options_in(text: &str) -> impl Iterator<Item = String> {
 /// Collects the options in `--help` of a command and of its subcommands.
 fn help(program: &Path, path: &mut Vec<String>, options: &mut BTreeSet<String>) {
     let output = Command::new(program).args(&*path).arg("--help").output();
-    let text = String::from_utf8(output.expect("a program").stdout).expect("text");
+    let output = output.unwrap_or_else(|error| panic!("{program:?}: {error}: cargo build --workspace"));
+    let text = String::from_utf8(output.stdout).expect("text");
     assert!(text.contains("Usage:"), "{program:?} {path:?} --help: {text}");
     options.extend(options_in(&text));
     let commands = text.lines().skip_while(|line| *line != "Commands:").skip(1);

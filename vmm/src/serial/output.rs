@@ -62,6 +62,8 @@ struct State {
     lost: u64,
     failed: bool,
     closed: bool,
+    /// See [`STALL`].
+    stall: Duration,
 }
 
 impl Output {
@@ -80,6 +82,7 @@ impl Output {
             lost: 0,
             failed: false,
             closed: false,
+            stall: STALL,
         };
         let shared =
             Shared { state: Mutex::new(state), filled: Condvar::default(), taken: Condvar::default(), room };
@@ -125,7 +128,7 @@ impl Output {
     pub fn busy_until(&self) -> Option<Instant> {
         let mut state = self.shared().state();
         state.busy = state.buffer.len() >= LIMIT && !state.is_stalled();
-        state.busy.then(|| state.progress + STALL)
+        state.busy.then(|| state.progress + state.stall)
     }
 
     /// Waits until the buffer is empty, as long as its reader makes progress. Logs the number of lost bytes.
@@ -133,7 +136,7 @@ impl Output {
         let end = Instant::now() + FINISH;
         let mut state = self.shared().state();
         while !state.buffer.is_empty() {
-            let left = end.min(state.progress + STALL).saturating_duration_since(Instant::now());
+            let left = end.min(state.progress + state.stall).saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;
             }
@@ -153,6 +156,12 @@ impl Output {
 
     fn shared(&self) -> &Shared {
         &self.0.0
+    }
+
+    /// Sets the time after which the reader counts as absent.
+    #[cfg(test)]
+    pub(super) fn set_stall(&self, stall: Duration) {
+        self.shared().state().stall = stall;
     }
 
     #[cfg(test)]
@@ -205,7 +214,7 @@ impl Drop for Inlet {
 
 impl State {
     fn is_stalled(&self) -> bool {
-        self.progress.elapsed() >= STALL
+        self.progress.elapsed() >= self.stall
     }
 
     fn push(&mut self, byte: u8) {

@@ -4,12 +4,12 @@ use super::*;
 
 fn status() -> Status {
     let status = json!({
-        "program": "volt-netd 0.1.0", "pid": 4711, "uptime_seconds": 7509, "supervised": true, "restarts": 2,
-        "take_overs": 1, "sandbox": true, "interface": "tap0", "interface_up": true,
+        "program": "volt-netd 0.1.0", "pid": 4711, "uptime_seconds": 7509, "supervised": true,
+        "supervisor_pid": 4709, "restarts": 2, "take_overs": 1, "sandbox": true, "interface": "tap0", "interface_up": true,
         "endpoint": "listening on /run/volt/net0.sock", "offered_mac": "6a:ef:26:b3:bb:5a", "queue_pairs": 2,
         "limits": { "rx_rate": "none", "tx_rate": "100Mbit" }, "busy_poll_us": 50,
         "front_end": { "features": "CSUM GUEST_CSUM VERSION_1", "memory_bytes": 536_870_912,
-            "memory_regions": 2, "serving_pairs": [0], "broken_vrings": [2] },
+            "memory_regions": 2, "memory_unshared": true, "serving_pairs": [0], "broken_vrings": [2] },
         "vrings": [
             { "vring": 0, "kind": "rx", "state": "running", "size": 256, "available": 250, "waits": true,
                 "idle_seconds": 3, "no_progress": false },
@@ -42,14 +42,14 @@ fn all_of_it() {
 volt-netd 0.1.0, process 4711, up 2 h 5 min
 interface     tap0 up
 endpoint      listening on /run/volt/net0.sock
-front-end     connected, 512 MiB of memory in 2 regions
+front-end     connected, 512 MiB of memory in 2 regions, not shared by the guest
 features      CSUM GUEST_CSUM VERSION_1
 queue pairs   1 of 2 serving
 offered MAC   6a:ef:26:b3:bb:5a
 limits        rx none, tx 100Mbit
 busy polling  50 µs
 sandbox       on
-supervised    2 restarts
+supervised    2 restarts, by process 4709
 take-overs    1
 
 pair  way     frames     bytes  limited  drops  why

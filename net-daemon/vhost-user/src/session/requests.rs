@@ -2,6 +2,7 @@
 
 use volt_net::config::STATUS_LINK_UP;
 use volt_net::state::Numbered;
+use volt_net::unshared::SHARE_MEMORY;
 
 use super::*;
 
@@ -91,7 +92,7 @@ impl Session {
             if got == 0 {
                 warn!(
                     event = "memory_not_shared";
-                    "the front-end shares no memory: with QEMU, use a memory backend with share=on"
+                    "the front-end shares no memory: {SHARE_MEMORY}"
                 );
             }
             return Err(MessageError::Fds { got, expected }.into());
@@ -137,7 +138,7 @@ impl Session {
             if memory.is_sealed() { "" } else { ", which the front-end could cut off (no F_SEAL_SHRINK)" };
         info!(
             event = "memory_mapped", bytes, regions;
-            "guest memory: {} MiB in {regions} regions{note}", bytes >> 20
+            "guest memory: {}{note}", memory.describe()
         );
         self.memory = Some(memory);
         self.vrings.iter_mut().for_each(VringSetup::mend);
@@ -202,8 +203,7 @@ impl Session {
         if self.memory.as_ref().is_none_or(|memory| memory.size().1 == 0) {
             warn!(
                 event = "memory_not_shared", vring = index;
-                "vring {index} is started, but the front-end shares no memory: with QEMU, use a memory \
-                 backend with share=on"
+                "vring {index} is started, but the front-end shares no memory: {SHARE_MEMORY}"
             );
         }
         self.change(index, device, |vring| {
