@@ -5,7 +5,8 @@ use super::*;
 fn status() -> Status {
     let status = json!({
         "program": "volt-netd 0.1.0", "pid": 4711, "uptime_seconds": 7509, "supervised": true,
-        "supervisor_pid": 4709, "restarts": 2, "take_overs": 1, "sandbox": true, "interface": "tap0", "interface_up": true,
+        "supervisor_pid": 4709, "restarts": 2,
+        "take_overs": 1, "sandbox": true, "interface": "tap0", "interface_up": true,
         "endpoint": "listening on /run/volt/net0.sock", "offered_mac": "6a:ef:26:b3:bb:5a", "queue_pairs": 2,
         "limits": { "rx_rate": "none", "tx_rate": "100Mbit" }, "busy_poll_us": 50,
         "front_end": { "features": "CSUM GUEST_CSUM VERSION_1", "memory_bytes": 536_870_912,
