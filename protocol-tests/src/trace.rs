@@ -120,11 +120,12 @@ impl Traced {
         let before = self.call(number, arguments)?;
         for stop in ["beginning", "end"] {
             // A signal in between is discarded: it is no stop of the call.
-            while {
+            loop {
                 self.go_on()?;
-                self.next_stop()?
-            } != CALL
-            {}
+                if self.next_stop()? == CALL {
+                    break;
+                }
+            }
             let made = self.registers()?.orig_rax as i64;
             if made != number {
                 return Err(io::Error::other(format!("its {stop} is that of call {made}, not {number}")));

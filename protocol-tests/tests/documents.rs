@@ -61,7 +61,7 @@ fn run(netns: &Netns, block: &str) -> Result<(), String> {
 }
 
 #[test]
-fn marked_blocks_do_what_they_are_there_for() {
+fn marked_blocks_succeed() {
     let mut found = vec![repository().join("README.md")];
     pages(&repository().join("docs"), &mut found);
     let mut ran = 0;
@@ -78,7 +78,7 @@ fn marked_blocks_do_what_they_are_there_for() {
 }
 
 #[test]
-fn a_block_that_fails_is_told() {
+fn a_failing_block_is_reported() {
     let netns = Netns::new().expect("a namespace");
     assert_eq!(
         blocks(&format!("a\n{MARK}true\n```\n```sh\nfalse\n```\n{MARK}false\n```")).collect::<Vec<_>>(),

@@ -23,6 +23,21 @@ const VALIDATOR: &str = r#"
 import json, sys
 import jsonschema
 document, answers = json.load(sys.stdin)
+
+# Clients must accept keys that are added later. Here each key must be documented.
+def walk(node):
+    if isinstance(node, dict):
+        yield node
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else []:
+        yield from walk(child)
+
+schemas = list(walk(document["components"]["schemas"]))
+parts = [part for schema in schemas for part in schema.get("allOf", [])]
+parts += [document["components"]["schemas"][part["$ref"].split("/")[-1]] for part in parts if "$ref" in part]
+for schema in schemas:
+    if ("properties" in schema or "allOf" in schema) and not any(schema is part for part in parts):
+        schema["unevaluatedProperties"] = False
+
 resolver = jsonschema.RefResolver.from_schema(document)
 for path, method, status, body in answers:
     responses = document["paths"][path][method]["responses"]
@@ -136,5 +151,5 @@ fn answers_are_as_documented() {
     let status = answers.iter_mut().find(|answer| answer[0] == "/v1/status").unwrap();
     status[3]["devices"][0]["device"] = json!(7);
     let said = errors(&document, &answers);
-    assert!(said.lines().count() == 1 && said.contains("/devices/0"), "{said}");
+    assert!(said.contains("at /devices/0: "), "{said}");
 }

@@ -174,6 +174,19 @@ fn what_changes_nothing_does_not_end_the_connection() {
     assert_eq!(peer.status(FrontendReq::SET_FEATURES, &legacy, Vec::new()), 1);
 }
 
+/// A front-end that shares no memory can start its vrings, but none is served.
+#[test]
+fn vrings_without_memory_are_stopped() {
+    let mut peer = Peer::new(1);
+    let features = Features::VERSION_1.bits().to_ne_bytes();
+    peer.send(FrontendReq::SET_FEATURES, 0, &features, Vec::new()).unwrap();
+    let kick = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+    peer.send(FrontendReq::SET_VRING_KICK, 0, &0u64.to_ne_bytes(), vec![kick]).unwrap();
+    assert_eq!(peer.session.vring_states().next(), Some(VringStanding::Stopped));
+    peer.send(FrontendReq::ADD_MEM_REG, 0, &region(0, 0), vec![memfd()]).unwrap();
+    assert_eq!(peer.session.vring_states().next(), Some(VringStanding::Running));
+}
+
 #[test]
 fn a_reset_keeps_what_was_negotiated_for_the_connection() {
     let mut peer = Peer::new(1);

@@ -23,6 +23,7 @@ use volt_net::limiter::{LimitsChange, RateLimits};
 use volt_net::port::macvtap::Macvtap;
 use volt_net::port::tap::{Tap, TapError, TapOptions};
 use volt_net::virtio_net::VirtioNet;
+use volt_program::display::of;
 use volt_virtio::error_chain;
 use volt_virtio::features::{Class, Features};
 use volt_virtio::notify::Notifier;
@@ -197,8 +198,9 @@ impl Net {
         let features = offered.union(OWN).union(Features::NET_CTRL_GUEST_OFFLOADS);
         info!(
             event = "port_ready", device:% = label, pairs;
-            "{label}: MAC {}, {pairs} queue pairs, offering {}",
+            "{label}: MAC {}, {}, offering {}",
             net_config.mac,
+            of(pairs.into(), "queue pair"),
             features.named(Class::Net)
         );
         let vring_sizes = control::vring_sizes(pairs);

@@ -7,6 +7,7 @@ use log::debug;
 use thiserror::Error;
 use vhost::vhost_user::Error as Socket;
 use vm_memory::GuestMemoryError;
+use volt_program::display::of;
 use volt_virtio::features::{Class, Features};
 
 /// Time for a back-end to answer a group of requests. Long, because a loaded host is no reason to disconnect.
@@ -23,8 +24,8 @@ pub enum SessionError {
     NoProtocolFeatures,
     /// It has too few vrings.
     #[error(
-        "it serves {offered} queue pairs and {asked} are needed: give it more (volt-netd --queues \
-         {asked}) or lower queues="
+        "it serves {} and {asked} are needed: give it more (volt-netd --queues {asked}) or lower queues=",
+        of(*offered, "queue pair")
     )]
     Pairs {
         /// Pairs on the command line.

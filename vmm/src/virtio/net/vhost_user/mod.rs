@@ -52,6 +52,7 @@ use log::info;
 use thiserror::Error;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use volt_net::config::{DUPLEX_UNKNOWN, MIN_MTU, Mac, NetConfig, SPEED_UNKNOWN, STATUS_LINK_UP};
+use volt_program::display::of;
 use volt_virtio::features::{Class, Features};
 
 use crate::board::pause_gate::PauseGate;
@@ -153,8 +154,9 @@ impl VhostUserNet {
         let (features, net_config) = offer(config, &session)?;
         info!(
             event = "back_end_connected", device:% = label, pairs;
-            "{label}: connected, MAC {}, {pairs} queue pairs, offering {}",
+            "{label}: connected, MAC {}, {}, offering {}",
             net_config.mac,
+            of(pairs.into(), "queue pair"),
             features.named(Class::Net)
         );
         let required = Requirements {

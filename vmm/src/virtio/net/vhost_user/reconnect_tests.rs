@@ -207,7 +207,7 @@ fn a_back_end_with_less_is_refused_by_name() {
     };
     peer.kill();
     refused(less(), "features that the guest was offered: EVENT_IDX");
-    refused(Options { pairs: 1, ..Options::default() }, "it serves 1 queue pairs and 2 are needed");
+    refused(Options { pairs: 1, ..Options::default() }, "it serves 1 queue pair and 2 are needed");
     let peer = Peer::start(&path, full());
     wait_back(&monitor, 1);
 

@@ -240,7 +240,7 @@ fn back_ends_that_lack_something_are_refused_by_name() {
     let text = refusal(Options { pairs: 2, features, config: Some(config), ..Options::default() }, 4);
     assert!(text.contains("2 queue pairs and 4 are needed"), "{text}");
     let text = refusal(Options { mq: false, ..Options::default() }, 2);
-    assert!(text.contains("1 queue pairs and 2 are needed"), "{text}");
+    assert!(text.contains("1 queue pair and 2 are needed"), "{text}");
 }
 
 /// A number of queues may count pairs or vrings. In both cases each activation does the whole set-up, and
@@ -271,7 +271,7 @@ fn queue_numbers_may_count_pairs_or_vrings() {
     let peer = scripted(&path, 1);
     let error = VhostUserNet::connect(&config(&path, 2), &Arc::default()).err().unwrap();
     let text = volt_virtio::error_chain(&error);
-    assert!(text.contains("1 queue pairs and 2 are needed"), "{text}");
+    assert!(text.contains("1 queue pair and 2 are needed"), "{text}");
     peer.join().unwrap();
 }
 
