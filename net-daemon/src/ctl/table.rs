@@ -62,9 +62,7 @@ fn facts(status: &Status) -> Table {
         },
     );
     fact("sandbox", if status.sandbox { "on" } else { "off" }.to_owned());
-    let by = status.supervisor_pid.map_or(String::new(), |pid| format!(", by process {pid}"));
-    let supervised = format!("{}{by}", of(status.restarts, "restart"));
-    fact("supervised", if status.supervised { supervised } else { "no".to_owned() });
+    fact("supervised", supervised(status));
     fact("take-overs", count(status.take_overs));
     if let Some(capture) = &status.capture {
         let which = capture.pair.map_or("all queue pairs".to_owned(), |pair| format!("queue pair {pair}"));
@@ -72,6 +70,16 @@ fn facts(status: &Status) -> Table {
         fact("capture", format!("{which}, {frames}, {lost} lost"));
     }
     facts
+}
+
+fn supervised(status: &Status) -> String {
+    let restarts = of(status.restarts, "restart");
+    match status.supervisor_pid {
+        _ if !status.supervised => "no".to_owned(),
+        Some(pid) => format!("by process {pid}, {restarts}"),
+        // An older daemon.
+        None => restarts,
+    }
 }
 
 fn memory(front_end: &FrontEnd) -> String {

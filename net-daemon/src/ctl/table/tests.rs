@@ -50,7 +50,7 @@ offered MAC   6a:ef:26:b3:bb:5a
 limits        rx none, tx 100Mbit
 busy polling  50 µs
 sandbox       on
-supervised    2 restarts, by process 4709
+supervised    by process 4709, 2 restarts
 take-overs    1
 
 pair  way     frames     bytes  limited  drops  why
