@@ -42,8 +42,9 @@ An existing TAP interface is used as it is. A missing one is created and set up,
 volt-netd ends. The daemon serves one front-end at a time; when it disconnects, the daemon waits for
 the next one.
 
-Exit status: 0 after SIGTERM, SIGINT, SIGHUP or another termination signal, a hand-over, or the end of
-the connection given by --fd; 1 for errors; 2 for a wrong command line; 5 for a sandbox violation.")]
+Exit status: 0 after SIGTERM, SIGINT, SIGHUP or another termination signal, a hand-over, or the
+end of the connection given by --fd; 1 for errors; 2 for a wrong command line; 5 for a sandbox
+violation.")]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
@@ -112,7 +113,7 @@ pub(crate) struct Cli {
     )]
     pub(crate) busy_poll_us: u16,
 
-    /// Keep an interface that volt-netd created when it ends
+    /// Do not remove an interface that volt-netd created when volt-netd ends
     #[arg(long, conflicts_with_all = ["tap_fd", "macvtap"])]
     pub(crate) persist: bool,
 
@@ -151,7 +152,7 @@ pub(crate) struct Cli {
     #[arg(long)]
     pub(crate) supervise: bool,
 
-    /// Confine each thread once the daemon serves; use 'off' for debugging only
+    /// Confine each thread before the daemon serves a guest; use 'off' for debugging only
     #[arg(long, value_enum, default_value_t = Confinement::On)]
     pub(crate) sandbox: Confinement,
 

@@ -317,7 +317,8 @@ fn build(
         // A restarted worker serves its guest even without the opener.
         Err(error) if restarts > 0 => warn!(
             event = "opener_gone";
-            "the opener is gone: a deleted interface cannot be reopened: {error}"
+            "the opener is gone: this daemon cannot reopen its interface, reconnect (--client) or remove its \
+             sockets; replace it with --take-over: {error}"
         ),
         told => drop(told?),
     }

@@ -201,7 +201,7 @@ fn tell_options(cli: &Cli) {
     if !sandbox::is_on() {
         warn!(
             event = "sandbox_off";
-            "--sandbox=off: an attacker who takes this daemon over has all rights of its user"
+            "--sandbox=off: an attacker who takes over this daemon can do everything that its user can"
         );
     }
 }

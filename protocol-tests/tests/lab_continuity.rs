@@ -95,7 +95,7 @@ fn netd_killed_again_and_again_under_traffic() {
         assert_eq!(guest.wait_exit(PATIENCE).code(), Some(0));
 
         let output = guest.output();
-        let losses = output.iter().filter(|line| line.contains("the back-end disconnected (")).count();
+        let losses = output.iter().filter(|line| line.contains("lost the back-end (")).count();
         // The stop may count as a loss.
         assert!((kills + 1..=kills + 2).contains(&losses), "one line for each of {kills} and one: {losses}");
         let reports = guest.reports();

@@ -4,6 +4,7 @@
 //! main
 //!  |- cli                         the command line, and 'volt-vmm ctl'
 //!  |- api                         the API socket
+//!  |- host                        'volt-vmm check'
 //!  |- machine                     build, run, pause, end
 //!  |   |- boot, vcpu              loading the kernel, running it
 //!  |   |- virtio - pci            the devices

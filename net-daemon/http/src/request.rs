@@ -37,7 +37,7 @@ pub enum RequestError {
     #[error("the request's content-length is not a number of bytes")]
     Length,
     /// The body is chunked, so that its length is unknown.
-    #[error("chunked bodies are not supported: give its content-length")]
+    #[error("chunked bodies are not supported: send a content-length")]
     Chunked,
     /// The body has another encoding, such as compression.
     #[error("a body must not have a transfer-encoding")]

@@ -21,7 +21,7 @@ pub const MAX_PAIRS: u16 = 127;
 #[derive(Debug, Error)]
 pub enum BuildError {
     /// No queue pairs, or too many.
-    #[error("{0} queue pairs: possible are 1 to {MAX_PAIRS}")]
+    #[error("{0} queue pairs: must be 1 to {MAX_PAIRS}")]
     Queues(u16),
     /// An MTU that virtio does not allow (5.1.4.1).
     #[error("an MTU of {0} bytes is less than the smallest, {MIN_MTU}")]

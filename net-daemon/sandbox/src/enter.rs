@@ -31,7 +31,8 @@ pub enum SandboxError {
     Landlock(#[from] RulesetError),
     /// The log's thread, which exists already, does not react.
     #[error(
-        "the log's thread cannot be confined, because standard error is not read: read it, or use a file"
+        "the log's thread cannot be confined, because nobody reads standard error: read it, or redirect it \
+         to a file"
     )]
     Log,
     /// Another error.

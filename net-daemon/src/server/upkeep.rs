@@ -104,7 +104,8 @@ impl Server {
         if self.device.reopening().is_none() {
             warn!(
                 event = "interface_needs_restart", interface = self.device.port_name();
-                "{}: its descriptors are those of --tap-fd: restart the daemon with new ones",
+                "{}: the interface is gone and cannot be reopened, because its descriptors came from \
+                 --tap-fd: restart the daemon with new ones",
                 self.device.port_name()
             );
             return Ok(());

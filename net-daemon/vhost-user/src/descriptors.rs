@@ -44,7 +44,7 @@ pub(super) fn admit(fds: Vec<OwnedFd>) -> io::Result<Vec<OwnedFd>> {
     let refused = |why: &str| {
         warn!(
             event = "descriptor_refused";
-            "the front-end sent a descriptor that could block this daemon, and was refused: {why}"
+            "refused a descriptor of the front-end that could block this daemon: {why}"
         );
         Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
     };

@@ -85,13 +85,13 @@ pub struct StatusOptions {
 pub enum AddCommand {
     /// Add a network device
     Net {
-        /// Options of --net
+        /// Interface or socket, with options as for --net
         #[arg(value_name = "KIND=WHERE[,mac=MAC][,mtu=N][,queues=N][,...]")]
         options: String,
     },
     /// Add a disk
     Disk {
-        /// Options of --disk
+        /// Image, with options as for --disk
         #[arg(value_name = "FILE[,ro][,format=raw]")]
         options: String,
     },

@@ -31,8 +31,8 @@ Exit status:
   101    a panic: a bug in volt-vmm
   128+N  signal N ended the machine (SIGTERM 143, SIGINT 130, SIGHUP 129, SIGQUIT 131)
 
-Keys on a terminal: Ctrl-A x ends the machine, Ctrl-A a (or Ctrl-A twice) sends one Ctrl-A. All other
-keys, Ctrl-C included, go to the guest.";
+Keys on a terminal: Ctrl-A x ends the machine, Ctrl-A a (or Ctrl-A twice) sends one Ctrl-A.
+All other keys, Ctrl-C included, go to the guest.";
 
 /// A minimal virtual machine monitor on KVM, with virtio devices and vhost-user networking.
 #[derive(Debug, Parser)]
@@ -75,7 +75,7 @@ pub struct Args {
     ///
     /// tap=NAME: a TAP interface, created if it does not exist. macvtap=NAME: an existing macvtap interface;
     /// the guest gets its MAC address. socket=PATH: a vhost-user back-end that listens there. If the back-end
-    /// disappears, volt-vmm reconnects, and the guest keeps running.
+    /// disappears, volt-vmm reconnects; the guest keeps running, and its link stays up.
     ///
     /// With tap= and macvtap=, vhost-net=on lets the kernel move the frames if it can, and vhost-net=require
     /// fails if it cannot. Without vhost-net, rx-rate=RATE and tx-rate=RATE limit the frames to and from the

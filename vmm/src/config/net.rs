@@ -140,7 +140,7 @@ pub struct NetSocketConfig {
 #[derive(Debug, Error, PartialEq, Eq)]
 #[expect(missing_docs, reason = "each text says what its variant and fields mean")]
 pub enum NetOptionError {
-    #[error("'{0}' has no kind: begin with tap=NAME, macvtap=NAME or socket=PATH")]
+    #[error("'{0}' does not name an interface or back-end: begin with tap=NAME, macvtap=NAME or socket=PATH")]
     Kind(String),
     #[error("no interface or socket is named before '{0}'")]
     NoName(String),

@@ -69,7 +69,7 @@ pub enum BuildError {
     Cpus { cpus: u8, max: usize },
     #[error("KVM cannot create the machine's {0}")]
     Create(&'static str, #[source] kvm_ioctls::Error),
-    #[error("the leaves of CPUID are too many for KVM")]
+    #[error("too many CPUID leaves for KVM")]
     Cpuid(#[source] vmm_sys_util::fam::Error),
     #[error("vCPU {id}")]
     Vcpu {

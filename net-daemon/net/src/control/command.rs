@@ -83,7 +83,7 @@ pub enum CommandError {
         command: u8,
     },
     /// Not between 1 and the number of pairs.
-    #[error("{asked} queue pairs: possible are 1 to {max}")]
+    #[error("{asked} queue pairs: must be 1 to {max}")]
     Pairs {
         /// Pairs in the command.
         asked: u16,

@@ -20,7 +20,7 @@ use crate::port::{MAX_FRAME_LEN, MIN_FRAME_LEN, PortQueue};
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum InjectError {
     /// Shorter than a header and an Ethernet header, or longer than the longest frame.
-    #[error("a frame of {0} bytes with its header: possible are {MIN_FRAME_LEN} to {MAX_FRAME_LEN} bytes")]
+    #[error("a frame of {0} bytes with its header: must be {MIN_FRAME_LEN} to {MAX_FRAME_LEN} bytes")]
     Length(usize),
     /// The guest has not taken the previous frames.
     #[error("{0} frames wait for the guest already")]

@@ -135,7 +135,7 @@ impl Session {
         self.stop_all(device)?;
         let (bytes, regions) = memory.size();
         let note =
-            if memory.is_sealed() { "" } else { ", which the front-end could cut off (no F_SEAL_SHRINK)" };
+            if memory.is_sealed() { "" } else { ", which the front-end can truncate (no F_SEAL_SHRINK)" };
         info!(
             event = "memory_mapped", bytes, regions;
             "guest memory: {}{note}", memory.describe()

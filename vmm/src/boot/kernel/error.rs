@@ -20,7 +20,10 @@ pub enum KernelError {
     #[error("it is compressed with {0}: use a bzImage as it is, and decompress a vmlinux first")]
     Compressed(&'static str),
     /// It is an EFI program.
-    #[error("it is an EFI program without the Linux boot header: use its bzImage (vmlinuz)")]
+    #[error(
+        "it is an EFI program without the Linux boot header: use the bzImage (vmlinuz) that it was made \
+             from"
+    )]
     Efi,
     /// It is for a 32-bit processor.
     #[error("it is a 32-bit kernel: use one for x86-64")]

@@ -214,7 +214,9 @@ impl RequestQueue {
             return Err(RequestError::Unsupported(kind));
         }
         if sectors > RANGE_SECTORS_MAX {
-            return Err(RequestError::Malformed("a range over max_discard_sectors or its like"));
+            return Err(RequestError::Malformed(
+                "a range longer than max_discard_sectors or max_write_zeroes_sectors",
+            ));
         }
         let offset = self.check(sector, sectors.into())?;
         Ok(Range { offset, len: u64::from(sectors) * SECTOR_SIZE, unmap: flags != 0 })

@@ -111,7 +111,7 @@ fn what_is_no_request_is_told_why() {
         let head = format!("POST /echo HTTP/1.1\r\nTransfer-Encoding: {chunked}\r\n\r\n2\r\nhi\r\n0\r\n\r\n");
         let answer = rig.answer(head.as_bytes());
         assert!(answer.starts_with("HTTP/1.1 411 Length Required\r\n"), "{answer}");
-        assert!(answer.contains("give its content-length"), "{answer}");
+        assert!(answer.contains("send a content-length"), "{answer}");
     }
     assert_eq!(headers("Transfer-Encoding: gzip"), "HTTP/1.1 501 Not Implemented");
 }

@@ -198,7 +198,7 @@ impl Shared {
             if let Err(error) = waited {
                 return error!(
                     event = "port_unattended", device:% = self.label;
-                    "{}: its port will not be reopened: {error}", self.label
+                    "{}: its interface is no longer watched, and will not be reopened: {error}", self.label
                 );
             }
             if quit {

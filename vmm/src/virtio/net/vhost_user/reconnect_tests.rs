@@ -95,7 +95,7 @@ fn killed_while_idle() {
     assert_eq!(driver.wait_used(1), 0);
     assert_eq!(driver.get(RX, 112), [7; 112]);
     echo(&mut driver, 0, 2);
-    assert_eq!((logged(&path, "disconnected ("), logged(&path, "is back after")), (1, 1));
+    assert_eq!((logged(&path, "lost the back-end ("), logged(&path, "is back after")), (1, 1));
     let away = monitor.state().away_total;
     assert!((Duration::from_millis(300)..PATIENCE).contains(&away), "{away:?}");
     let status = status();
@@ -116,7 +116,7 @@ fn away_for_seconds() {
     driver.run(Features::VERSION_1.union(MQ), &[0, 1, 2, 3, 4]);
     peer.kill();
     wait_away(&monitor);
-    eventually("a line", || logged(&path, "disconnected (") == 1);
+    eventually("a line", || logged(&path, "lost the back-end (") == 1);
     let before = logged(&path, "back-end");
     let started = Instant::now();
     for _ in 0..20 {
@@ -263,7 +263,7 @@ fn a_hang_is_noticed_and_ended() {
     let device = VhostUserNet::connect(&config(&path, 1), &Arc::default()).unwrap();
     let monitor = device.monitor();
     wait_back(&monitor, 1);
-    assert_eq!(logged(&path, "disconnected (it gave no answer to GET_FEATURES within 5 s)"), 1);
+    assert_eq!(logged(&path, "lost the back-end (it gave no answer to GET_FEATURES within 5 s)"), 1);
     drop(device);
     assert_eq!(peer.join().unwrap().len(), 5, "one request went unanswered");
 }

@@ -264,8 +264,8 @@ impl BackendThread {
         if self.budget.take() {
             warn!(
                 event = "back_end_gone", device:% = self.label;
-                "{}: the back-end disconnected ({why}): the guest runs without this network until volt-vmm \
-                 can reconnect",
+                "{}: lost the back-end ({why}): the guest runs without this network until volt-vmm can \
+                 reconnect",
                 self.label
             );
         }
