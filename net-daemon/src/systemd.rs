@@ -112,7 +112,7 @@ impl Store {
                     let kept = kept.join(", ");
                     warn!(
                         event = "options_kept", options:% = kept;
-                        "{kept}: the old values stay in force; systemctl stop and start applies new ones"
+                        "{kept}: the old values stay in force; systemctl stop and start apply new ones"
                     );
                 }
                 parsed.endpoint.given_listener()

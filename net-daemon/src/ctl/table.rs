@@ -85,6 +85,7 @@ fn supervised(status: &Status) -> String {
 fn memory(front_end: &FrontEnd) -> String {
     let regions = of(front_end.memory_regions as u64, "region");
     match front_end {
+        FrontEnd { memory_regions: 0, features: None, .. } => "the guest's driver has not started".to_owned(),
         FrontEnd { memory_regions: 0, .. } => "without memory".to_owned(),
         FrontEnd { memory_bytes, memory_unshared, .. } => {
             let unshared = if *memory_unshared { ", not shared by the guest" } else { "" };

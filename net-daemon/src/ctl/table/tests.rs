@@ -103,6 +103,23 @@ take-overs    1
     );
 }
 
+/// Front-ends share memory when the guest's driver starts.
+#[test]
+fn missing_memory_is_a_fault_only_once_the_driver_has_started() {
+    let connected = |features: Option<&str>| {
+        let mut status = status();
+        let front_end = status.front_end.as_mut().unwrap();
+        (front_end.memory_regions, front_end.features) = (0, features.map(str::to_owned));
+        whole(&status)
+            .lines()
+            .find_map(|line| line.strip_prefix("front-end     connected, "))
+            .unwrap()
+            .to_owned()
+    };
+    assert_eq!(connected(None), "the guest's driver has not started");
+    assert_eq!(connected(Some("VERSION_1")), "without memory");
+}
+
 #[test]
 fn what_moves() {
     let (mut now, seen) = (status(), status());
