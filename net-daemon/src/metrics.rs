@@ -163,7 +163,7 @@ impl Service for Serving {
         match error {
             // Any client can cause these.
             ServeError::Request(_) | ServeError::Answer(_) => debug!("metrics: {error}"),
-            ServeError::Accept(_) | ServeError::Thread(_) => {
+            ServeError::Accept(_) => {
                 warn!(event = "metrics_failed"; "metrics: {}", volt_virtio::error_chain(error));
             }
         }

@@ -162,9 +162,12 @@ impl Supervisor<'_> {
         let deadly = self.deaths.deadly.clone();
         self.deaths.worked = false;
         let restarts = self.deaths.restarts;
-        // SAFETY: the other threads are the log's, and those that an unresponsive file system holds in a
-        // system call. None of them holds a lock except the allocator's, which the C library's fork leaves
-        // free in the child.
+        // SAFETY: the other threads are the log's, those of the metrics server, and those that an
+        // unresponsive file system holds in a system call. None of them holds a lock that the child takes: it
+        // forgets the metrics server, and the C library's fork leaves the allocator's free. A thread that
+        // starts or ends holds a lock of the standard library, without which no thread would start in the
+        // child. Only one that a front-end's file system held can end just now, which harms that front-end's
+        // guest alone.
         let forked = logging::across_fork(|| unsafe { libc::fork() });
         match Pid::from_raw(forked) {
             _ if forked < 0 => Err(io::Error::last_os_error().into()),

@@ -54,15 +54,23 @@ pub(super) fn admit(fds: Vec<OwnedFd>) -> io::Result<Vec<OwnedFd>> {
         std::mem::forget(fds);
         return refused("too many earlier ones are still being examined");
     }
-    match examine(fds).recv_timeout(LIMIT) {
-        Ok(Ok(fds)) => Ok(fds),
+    let (thread, result) = examine(fds);
+    match result.recv_timeout(LIMIT) {
+        Ok(Ok(fds)) => {
+            // It has nothing more to do. A supervisor may fork soon, and must not while a thread ends.
+            let _ = thread.map(thread::JoinHandle::join);
+            Ok(fds)
+        }
         Ok(Err(why)) => refused(why),
         Err(_) => refused("its file system does not answer"),
     }
 }
 
+/// The result of an examination.
+type Examined = Result<Vec<OwnedFd>, &'static str>;
+
 /// Starts a thread that examines descriptors. It keeps and closes refused ones.
-fn examine(fds: Vec<OwnedFd>) -> mpsc::Receiver<Result<Vec<OwnedFd>, &'static str>> {
+fn examine(fds: Vec<OwnedFd>) -> (Option<thread::JoinHandle<()>>, mpsc::Receiver<Examined>) {
     let (verdict, result) = sync_channel(1);
     // Passed through a channel, so that nothing is closed here if no thread starts.
     let (send, receive) = sync_channel::<Vec<OwnedFd>>(1);
@@ -79,14 +87,18 @@ fn examine(fds: Vec<OwnedFd>) -> mpsc::Receiver<Result<Vec<OwnedFd>, &'static st
         }
         LEFT.fetch_sub(1, Ordering::Relaxed);
     });
-    match spawned {
-        Ok(_) => send.send(fds).expect("the thread waits for it"),
+    let thread = match spawned {
+        Ok(thread) => {
+            send.send(fds).expect("the thread waits for it");
+            Some(thread)
+        }
         Err(_) => {
             LEFT.fetch_sub(1, Ordering::Relaxed);
             std::mem::forget(fds);
+            None
         }
-    }
-    result
+    };
+    (thread, result)
 }
 
 /// Whether a descriptor can be accepted without a question to a file system.

@@ -1,8 +1,10 @@
-//! Clients: accepted one after the other, each served by a thread.
+//! Clients: accepted one after the other, each served by a thread of a pool.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
@@ -32,18 +34,73 @@ pub(super) struct Connections<S> {
     pub(super) service: S,
 }
 
+/// A client with its place among those that are served.
+type Client = (OwnedFd, Counted);
+
+/// The threads for clients, as many as there are places. They end when this value is dropped.
+#[derive(Debug)]
+pub(super) struct Pool(Sender<Client>);
+
 impl<S: Service> Connections<S> {
-    /// Accepts clients until the server ends. Waits while all places are taken.
-    pub(super) fn accept_all(self: Arc<Self>, listener: &OwnedFd) {
-        while let Some(place) = self.shared.count(Count::Connections, self.settings.clients) {
-            let begun = match self.accept(listener) {
-                Ok(Some(client)) => self.begin(client, place).map_err(ServeError::Thread),
-                Ok(None) => Ok(()),
-                Err(error) => Err(ServeError::Accept(error)),
+    /// Starts the threads for clients, and waits until all run.
+    ///
+    /// # Errors
+    ///
+    /// Fails if a thread cannot be started.
+    pub(super) fn start_pool(self: &Arc<Self>) -> io::Result<Pool> {
+        let (clients, queue) = channel();
+        let queue = Arc::new(Mutex::new(queue));
+        let (ready, started) = channel();
+        let mut threads = Vec::new();
+        for _ in 0..self.settings.clients {
+            let (connections, queue, ready) = (self.clone(), queue.clone(), ready.clone());
+            let body = move || {
+                // Fails if another thread could not be started.
+                let _ = ready.send(());
+                connections.serve_all(&queue);
             };
-            if let Err(error) = begun {
-                self.service.report(&error);
-                let _ = wait(self.shared.end(), PollFlags::IN, None, Some(Deadline::after(PAUSE)));
+            match thread::Builder::new().name(format!("{}-client", self.settings.name)).spawn(body) {
+                Ok(thread) => threads.push(thread),
+                Err(error) => {
+                    drop(clients);
+                    threads.into_iter().for_each(|thread| drop(thread.join()));
+                    return Err(error);
+                }
+            }
+        }
+        started.iter().take(self.settings.clients).for_each(drop);
+        Ok(Pool(clients))
+    }
+
+    /// Serves clients of the queue until the server ends.
+    fn serve_all(self: Arc<Self>, queue: &Mutex<Receiver<Client>>) {
+        loop {
+            // One idle thread waits for a client, the others for the lock.
+            let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            let Ok((client, place)) = next else { return };
+            // A panic, which the panic hook reports, is a fault of one request.
+            let _ = catch_unwind(AssertUnwindSafe(|| {
+                if let Err(error) = self.converse(client.as_fd()) {
+                    self.service.report(&error);
+                }
+            }));
+            drop(client);
+            // The server's end may wait for it: the service is not used any more for this client.
+            drop(place);
+        }
+    }
+
+    /// Accepts clients until the server ends. Waits while all places are taken.
+    pub(super) fn accept_all(self: Arc<Self>, listener: &OwnedFd, pool: &Pool) {
+        while let Some(place) = self.shared.count(Count::Connections, self.settings.clients) {
+            match self.accept(listener) {
+                // The threads live as long as the pool.
+                Ok(Some(client)) => drop(pool.0.send((client, place))),
+                Ok(None) => {}
+                Err(error) => {
+                    self.service.report(&ServeError::Accept(error));
+                    let _ = wait(self.shared.end(), PollFlags::IN, None, Some(Deadline::after(PAUSE)));
+                }
             }
         }
     }
@@ -59,21 +116,6 @@ impl<S: Service> Connections<S> {
             Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => Ok(None),
             Err(error) => Err(error.into()),
         }
-    }
-
-    fn begin(self: &Arc<Self>, client: OwnedFd, place: Counted) -> io::Result<()> {
-        let connections = self.clone();
-        let body = move || {
-            // Held until the connection is closed and the service is not used any more: locals are dropped in
-            // reverse order.
-            let _place = place;
-            let connections = connections;
-            if let Err(error) = connections.converse(client.as_fd()) {
-                connections.service.report(&error);
-            }
-            drop(client);
-        };
-        thread::Builder::new().name(format!("{}-client", self.settings.name)).spawn(body).map(drop)
     }
 
     /// Serves a client's request.

@@ -1,5 +1,9 @@
-//! The server: a thread that accepts clients, and a thread for each client, which reads its request, calls
-//! the service, sends the response, and closes the connection.
+//! The server: a thread that accepts clients, and a thread for each place of a client, which reads its
+//! request, calls the service, sends the response, and closes the connection.
+//!
+//! All of these threads start before [`Server::start`] returns, and end soon after the server. So a program
+//! that forks while it serves does not fork in the middle of a thread's start or end, when the standard
+//! library holds a lock that the child would never get. Only [`Turn::carry_out`] starts threads later.
 //!
 //! [`Server::start`] starts to serve. Dropping the server ends it: it accepts no more clients, refuses
 //! requests that are still being read, stops waiting for work ([`Outcome::Ends`]), and writes the responses
@@ -13,6 +17,7 @@
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::mpsc::channel;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -37,7 +42,7 @@ const THREADS_END: Duration = Duration::from_secs(1);
 pub struct Settings {
     /// Name of its thread. Other threads append `-client` and `-work`. The system shows 15 bytes.
     pub name: &'static str,
-    /// Maximum number of clients at a time. Others wait in the listener's backlog.
+    /// Maximum number of clients at a time, each with a thread. Others wait in the listener's backlog.
     pub clients: usize,
     /// Time limit for a head, from the connection on.
     pub head: Duration,
@@ -95,9 +100,6 @@ pub enum ServeError {
     /// A client cannot be accepted. The server tries again.
     #[error("cannot accept a client")]
     Accept(#[source] io::Error),
-    /// No thread can be started for a client. Its connection is closed.
-    #[error("cannot start a thread for a client")]
-    Thread(#[source] io::Error),
     /// A request is refused, or did not arrive.
     #[error(transparent)]
     Request(#[from] RequestError),
@@ -132,12 +134,20 @@ impl Server {
         let shared = Arc::new(Shared::new()?);
         let (name, end) = (settings.name.to_owned(), settings.end);
         let connections = Arc::new(Connections { shared: shared.clone(), settings, service });
+        let (ready, started) = channel();
         let accept_all = move || {
             connections.service.begin();
-            connections.accept_all(&listener);
+            let pool = connections.start_pool();
+            let pool = pool.map_err(|error| ready.send(Err(error)));
+            let Ok(pool) = pool else { return };
+            let _ = ready.send(Ok(()));
+            connections.accept_all(&listener, &pool);
         };
         let thread = thread::Builder::new().name(name).spawn(accept_all)?;
-        Ok(Server { shared, thread: Some(thread), end })
+        let server = Server { shared, thread: Some(thread), end };
+        // Disconnected: the service has panicked.
+        started.recv().unwrap_or(Err(io::ErrorKind::Other.into()))?;
+        Ok(server)
     }
 }
 

@@ -1,5 +1,7 @@
 //! Requests and their responses.
 
+use std::collections::BTreeSet;
+
 use super::*;
 
 const HEAD: &str = "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n";
@@ -188,5 +190,23 @@ fn more_descriptors_than_allowed_are_refused() {
         for reader in readers {
             assert_eq!(std::fs::File::from(reader).read(&mut [0]).unwrap(), 0);
         }
+    }
+}
+
+/// A program that forks while it serves must not meet a thread that starts or ends.
+#[test]
+fn threads_start_with_the_server_and_stay() {
+    let threads = || {
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+        let comm = |task: &std::fs::DirEntry| std::fs::read_to_string(task.path().join("comm"));
+        let ours = |task: &std::fs::DirEntry| comm(task).is_ok_and(|name| name.trim() == "stays-client");
+        tasks.filter(ours).map(|task| task.file_name()).collect::<BTreeSet<_>>()
+    };
+    let rig = rig(Settings { name: "stays", ..PATIENT });
+    let before = threads();
+    assert_eq!(before.len(), PATIENT.clients);
+    for _ in 0..3 * PATIENT.clients {
+        rig.ask("/echo", b"next").unwrap();
+        assert_eq!(threads(), before);
     }
 }
