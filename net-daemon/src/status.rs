@@ -82,6 +82,9 @@ pub(crate) struct FrontEnd {
     /// Whether the guest does not seem to use this memory: the front-end does not share the guest's.
     #[serde(default)]
     pub(crate) memory_unshared: bool,
+    /// Whether written pages are logged for a live migration.
+    #[serde(default)]
+    pub(crate) dirty_logging: bool,
     /// Queue pairs that move frames.
     pub(crate) serving_pairs: Vec<usize>,
     pub(crate) broken_vrings: Vec<usize>,

@@ -117,6 +117,11 @@ counters! {
     rx_limited: "rx waits for a limit";
     /// Times that a rate limit delayed the transmit half.
     tx_limited: "tx waits for a limit";
+    /// Marks in the front-end's log of written pages, without those for the control queue. A page that is
+    /// marked again counts again.
+    pages_marked: "marks in the log of written pages";
+    /// Announcements of the guest on the network.
+    announcements: "announcements of the guest";
 }
 
 /// The reason why a frame was dropped, with a counter for each. Malformed chains have counters but no reason
@@ -311,6 +316,8 @@ mod tests {
             "kicks",
             "rx_limited",
             "tx_limited",
+            "pages_marked",
+            "announcements",
         ];
         let counters = Counters::default();
         assert!(counters.fields().map(|(name, _)| name).take(first.len()).eq(first));

@@ -33,6 +33,7 @@ use crate::unshared::UnsharedCheck;
 use crate::vring::Vring;
 use crate::worker::{Worker, WorkerError};
 
+mod announced;
 mod captured;
 mod port;
 mod state;
@@ -102,6 +103,8 @@ pub struct NetDevice {
     counters_id: FdId,
     /// For each pair, a frame that was received but not delivered before the pair stopped.
     stashes: Vec<Option<Vec<u8>>>,
+    /// An address of the guest that the next pair to start announces.
+    announcement: Option<Mac>,
     trouble: Trouble,
     limits: RateLimits,
     limiter: Option<Limiter>,
@@ -157,6 +160,7 @@ impl NetDevice {
             counters,
             counters_id: FdId::fresh(),
             stashes,
+            announcement: None,
             trouble,
             limits: RateLimits::default(),
             limiter: None,
@@ -287,6 +291,7 @@ impl NetDevice {
             unshared: vrings.unshared,
             trouble: self.trouble.clone(),
             stash: None,
+            announcement: None,
         };
         if running.vrings().next().is_none() {
             return Ok(());
@@ -301,7 +306,10 @@ impl NetDevice {
         }
         let polling = Duration::from_micros(self.busy_poll_us.into());
         match Worker::start(format!("pair{pair}"), running, polling) {
-            Ok(worker) => self.workers[pair] = Some(worker),
+            Ok(worker) => {
+                self.workers[pair] = Some(worker);
+                self.pass_announcement();
+            }
             Err((source, mut back)) => {
                 self.stashes[pair] = back.rx.as_mut().and_then(Rx::take_stash);
                 return Err(DeviceError { pair, source });
@@ -324,6 +332,7 @@ impl NetDevice {
         if pair_back.stash.is_some() {
             self.stashes[pair] = pair_back.stash;
         }
+        self.announcement = self.announcement.or(pair_back.announcement);
         Ok(())
     }
 

@@ -9,6 +9,7 @@
 //! | [`pair`], [`tx`], [`rx`], [`vring`] | a queue pair: guest to wire and wire to guest |
 //! | [`control`] | the control virtqueue |
 //! | [`batch`], [`health`], [`unshared`] | batches, errors of a port, guest memory that is not shared |
+//! | [`announcement`] | a guest's arrival by live migration, told to the network |
 //! | [`trouble`], [`thread`] | reports of workers to the device's owner; start and stop of threads |
 //! | [`config`], [`counters`], [`limiter`] | configuration space, counters, rate limits |
 //! | [`report`] | reports of a running pair on its rings |
@@ -42,6 +43,7 @@
 //! The signal SIGRTMIN+1 wakes a thread that is slow to stop. The first thread to start installs a handler
 //! that does nothing. A program must not use this signal for anything else.
 
+pub mod announcement;
 pub mod batch;
 pub mod builder;
 pub mod capture;

@@ -7,6 +7,7 @@ use volt_virtio::notify::Notifier;
 use volt_virtio::ring::RingError;
 
 use crate::batch::Turn;
+use crate::config::Mac;
 use crate::counters::PairCounters;
 use crate::health::Health;
 use crate::port::PortQueue;
@@ -37,6 +38,8 @@ pub struct Pair {
     pub trouble: Trouble,
     /// A received frame that waits for buffers of the guest while the pair does not run.
     pub stash: Option<Vec<u8>>,
+    /// An address of the guest that is to be announced on the network.
+    pub announcement: Option<Mac>,
 }
 
 impl Pair {
@@ -63,8 +66,15 @@ impl Pair {
         rx.chain(self.tx.iter().map(|tx| &tx.vring))
     }
 
+    /// Counts the marks in a log of written pages. Not for each batch: rings without a log would pay for it.
+    fn count_marks(&self) {
+        let marked = self.vrings().map(|vring| vring.ring.take_marked()).sum();
+        self.counters.pages_marked.add(marked);
+    }
+
     /// Returns a report on the rings.
     pub(crate) fn report(&self, rx_waits: bool, tx_waits: bool) -> PairReport {
+        self.count_marks();
         let report = |vring: &Vring, waits| RingReport {
             vring: vring.index,
             size: vring.ring.size(),
@@ -93,6 +103,7 @@ impl Pair {
             let _ = tx.vring.ring.enable_kicks();
         }
         self.stash = self.rx.as_mut().and_then(Rx::take_stash);
+        self.count_marks();
     }
 
     /// Checks a port that reports an error.

@@ -102,7 +102,10 @@ impl Rx {
         health: &mut Health,
         counters: &Counters,
     ) -> Result<Turn, RingError> {
-        let turn = self.batch(port, health, counters);
+        let turn = match self.vring.ring.is_logged() {
+            true => self.batch::<true>(port, health, counters),
+            false => self.batch::<false>(port, health, counters),
+        };
         self.vring.idle();
         self.vring.publish(counters);
         match turn? {
@@ -118,7 +121,8 @@ impl Rx {
         &self.buffers[self.next..]
     }
 
-    fn batch(
+    /// `LOGGED`: whether written pages are logged. A ring without a log has no instruction for it.
+    fn batch<const LOGGED: bool>(
         &mut self,
         port: &dyn PortQueue,
         health: &mut Health,
@@ -131,7 +135,7 @@ impl Rx {
                 return Ok(Turn::More);
             }
             if let Some(len) = self.stashed {
-                if let Some(turn) = self.unstash(len, port, counters)? {
+                if let Some(turn) = self.unstash::<LOGGED>(len, port, counters)? {
                     return Ok(turn);
                 }
                 end = Turn::More;
@@ -144,7 +148,7 @@ impl Rx {
             match self.receive(port) {
                 Ok(len) => {
                     health.works();
-                    self.deliver(len, port, counters);
+                    self.deliver::<LOGGED>(len, port, counters);
                     end = Turn::More;
                 }
                 Err(error) => match health.failed(&error) {
@@ -170,7 +174,7 @@ impl Rx {
 
     /// Takes buffers off the ring until they hold `wanted` bytes. One buffer is enough if frames are not
     /// merged.
-    #[inline]
+    #[inline(always)]
     fn gather(&mut self, wanted: usize, counters: &Counters) -> Result<GatherEnd, RingError> {
         let mut bad_chains = 0;
         while self.capacity < wanted && (self.mergeable || self.gathered().is_empty()) {
@@ -221,7 +225,7 @@ impl Rx {
     }
 
     /// Reads one frame into the gathered buffers. The rest goes to `spill`, at its offset in the frame.
-    #[inline]
+    #[inline(always)]
     fn receive(&mut self, port: &dyn PortQueue) -> io::Result<usize> {
         let parts = self.parts.len() - self.first;
         if self.capacity >= MAX_FRAME_LEN && parts <= MAX_PARTS {
@@ -239,7 +243,7 @@ impl Rx {
 
     /// Delivers a frame of `len` bytes to the guest, or sets it aside if the buffers do not hold it.
     #[inline]
-    fn deliver(&mut self, len: usize, port: &dyn PortQueue, counters: &Counters) {
+    fn deliver<const LOGGED: bool>(&mut self, len: usize, port: &dyn PortQueue, counters: &Counters) {
         // Follows long frames at once, and forgets them slowly.
         self.wanted = len.max(self.wanted - self.wanted / 256);
         if len < MIN_FRAME_LEN {
@@ -248,7 +252,7 @@ impl Rx {
         if len > self.capacity {
             self.stash(len);
         } else {
-            self.complete(len, port, counters);
+            self.complete::<LOGGED>(len, port, counters);
         }
     }
 
@@ -270,7 +274,7 @@ impl Rx {
     /// Delivers the stashed frame to the guest, or drops it if the guest's whole ring cannot hold it. Returns
     /// how the batch ends if the frame has to stay.
     #[cold]
-    fn unstash(
+    fn unstash<const LOGGED: bool>(
         &mut self,
         len: usize,
         port: &dyn PortQueue,
@@ -279,7 +283,7 @@ impl Rx {
         let gathered = self.gather(len, counters)?;
         if len <= self.capacity {
             write_parts(self.parts.from(self.first), 0, &self.spill[..len]);
-            self.complete(len, port, counters);
+            self.complete::<LOGGED>(len, port, counters);
         } else {
             let full = self.gathered().len() == usize::from(self.vring.ring.size());
             match gathered {
@@ -311,7 +315,7 @@ impl Rx {
 
     /// Completes the header of a frame in the buffers, and pushes the buffers that it fills.
     #[inline]
-    fn complete(&mut self, len: usize, port: &dyn PortQueue, counters: &Counters) {
+    fn complete<const LOGGED: bool>(&mut self, len: usize, port: &dyn PortQueue, counters: &Counters) {
         let parts = self.parts.from(self.first);
         // The spill buffer is free when a frame is in place.
         if read_two(parts) != [0, 0] && !self.offloads.finish(parts, len, &mut self.spill) {
@@ -332,6 +336,9 @@ impl Rx {
         self.next += count;
         // 1 if frames are not merged: only one buffer is gathered then.
         write_two(parts, NUM_BUFFERS, (count as u16).to_le_bytes());
+        if LOGGED {
+            self.vring.ring.mark_written(parts, len);
+        }
         self.compact();
         counters.rx_frames.add(1);
         counters.rx_bytes.add(len as u64);

@@ -15,6 +15,7 @@ use volt_virtio::notify::Notifier;
 use volt_virtio::poller::{EventFlags, Poller};
 
 use crate::batch::Turn;
+use crate::config::Mac;
 use crate::pair::Pair;
 use crate::report::PairReport;
 pub use crate::thread::WorkerError;
@@ -46,6 +47,8 @@ enum Order {
     },
     /// Report on the rings.
     Report(SyncSender<PairReport>),
+    /// Announce the guest's address on the network.
+    Announce(Mac),
 }
 
 /// A running queue pair.
@@ -134,6 +137,11 @@ impl Worker {
         let (report, answer) = sync_channel(1);
         self.order(Order::Report(report));
         answer
+    }
+
+    /// Makes the thread announce the guest's address on the network.
+    pub fn announce(&self, mac: Mac) {
+        self.order(Order::Announce(mac));
     }
 
     fn order(&self, order: Order) {
@@ -330,7 +338,11 @@ impl Running {
         for kick in dead {
             self.poller.remove(&*kick)?;
         }
-        Ok(!ordered || self.carry_out(ready))
+        let goes_on = !ordered || self.carry_out(ready);
+        if self.pair.announcement.is_some() {
+            self.pair.announce();
+        }
+        Ok(goes_on)
     }
 
     /// Carries out the orders. Returns `false` to end the run.
@@ -349,6 +361,7 @@ impl Running {
                     // A disabled ring is drained only after a kick.
                     ready.tx |= self.pair.tx.as_ref().is_some_and(|tx| !tx.discard);
                 }
+                Order::Announce(mac) => self.pair.announcement = Some(mac),
             }
         }
         true

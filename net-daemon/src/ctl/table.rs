@@ -50,6 +50,14 @@ fn facts(status: &Status) -> Table {
             fact("features", front_end.features.clone().unwrap_or_else(|| "not acknowledged yet".to_owned()));
         }
     }
+    if status.front_end.as_ref().is_some_and(|front_end| front_end.dirty_logging) {
+        let marks: u64 = status.counters.iter().map(|counters| counters.get("pages_marked")).sum();
+        fact("dirty logging", format!("on, {}", of(marks, "mark")));
+    }
+    let announcements: u64 = status.counters.iter().map(|counters| counters.get("announcements")).sum();
+    if announcements > 0 {
+        fact("announcements", count(announcements));
+    }
     let serving = status.front_end.as_ref().map_or(0, |front_end| front_end.serving_pairs.len());
     fact("queue pairs", format!("{serving} of {} serving", status.queue_pairs));
     fact("offered MAC", status.offered_mac.clone());

@@ -56,7 +56,9 @@ fn add_moment(metrics: &mut Metrics, status: &Status) {
         let memory = Family::gauge("volt_netd_front_end_memory_bytes", "Memory that the front-end shares.");
         let serving = Family::gauge("volt_netd_serving_queue_pairs", "Queue pairs that move frames.");
         let pairs = front_end.serving_pairs.len() as u64;
-        metrics.add([memory.with(front_end.memory_bytes), serving.with(pairs)]);
+        let help = "Whether written pages are logged for a live migration.";
+        let logging = Family::gauge("volt_netd_dirty_logging", help).with(front_end.dirty_logging);
+        metrics.add([memory.with(front_end.memory_bytes), serving.with(pairs), logging]);
     }
 }
 
@@ -73,6 +75,10 @@ fn add_counters(metrics: &mut Metrics, interface: &str, counters: &[PairCounters
     let mut kicks = Family::counter("volt_netd_kicks", "Notifications from the driver.");
     let help = "Descriptor chains that were returned unserved because they had killed workers.";
     let mut deadly = Family::counter("volt_netd_deadly_chains", help);
+    let help = "Marks in the front-end's log of written pages.";
+    let mut marks = Family::counter("volt_netd_pages_marked", help);
+    let help = "Announcements of the guest on the network.";
+    let mut announcements = Family::counter("volt_netd_announcements", help);
     for counters in counters {
         let pair = counters.pair.to_string();
         let labels = [("interface", interface), ("pair", pair.as_str())];
@@ -89,8 +95,10 @@ fn add_counters(metrics: &mut Metrics, interface: &str, counters: &[PairCounters
         calls.sample(&labels, counters.get("calls"));
         kicks.sample(&labels, counters.get("kicks"));
         deadly.sample(&labels, counters.get("deadly_chains"));
+        marks.sample(&labels, counters.get("pages_marked"));
+        announcements.sample(&labels, counters.get("announcements"));
     }
-    metrics.add([frames, bytes, dropped, limiter_waits, calls, kicks, deadly]);
+    metrics.add([frames, bytes, dropped, limiter_waits, calls, kicks, deadly, marks, announcements]);
 }
 
 /// Adds the vrings of the connected front-end.

@@ -42,6 +42,7 @@ impl Server {
                 memory_bytes,
                 memory_regions,
                 memory_unshared: session.memory_is_unshared(),
+                dirty_logging: session.dirty_logging(),
                 serving_pairs: session.serving(),
                 broken_vrings: session.broken(),
             }

@@ -17,7 +17,9 @@
 pub mod backend_channel;
 pub mod channel;
 mod descriptors;
+mod mapping;
 pub mod memory;
 pub mod message;
+pub mod migration_log;
 pub mod session;
 pub mod vring;

@@ -6,20 +6,18 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use log::warn;
-use rustix::fs::{FileType, SealFlags, fcntl_get_seals, fstat, fstatfs};
+use rustix::fs::{SealFlags, fcntl_get_seals};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use vm_memory::mmap::MmapRegionError;
-use vm_memory::{FileOffset, MmapRegion};
 use volt_net::state::{Exporter, FdId, Importer, StateError};
 use volt_virtio::memory::{GuestMemory, MemoryError, Region, exclude_from_core_dump};
 
+use crate::mapping::{MapFault, Piece, map, short_file};
 use crate::message::MemoryRegion;
 
 /// Maximum number of regions at a time, the answer to GET_MAX_MEM_SLOTS.
 pub const MAX_SLOTS: usize = 128;
-const PAGE: u64 = 4096;
-const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
 
 /// The reason why a region is refused.
 #[derive(Debug, Error)]
@@ -77,44 +75,19 @@ pub enum RegionError {
 fn map_file(region: MemoryRegion, file: File) -> Result<Region, RegionError> {
     let MemoryRegion { guest, size, user, offset } = region;
     let bad_size = RegionError::Size { guest, size, offset };
-    let page = page_size(&file)?;
-    // A mapping begins and ends at a page of its file. The region may begin and end anywhere.
-    let before = offset % page;
-    let len = before.checked_add(size).and_then(|len| len.checked_next_multiple_of(page));
-    let Some(len) = len.and_then(|len| usize::try_from(len).ok()).filter(|_| size > 0) else {
-        return Err(bad_size);
+    let Piece { mapping, offset: before } = match map(file, offset, size) {
+        Ok(piece) => piece,
+        Err(MapFault::Size) => return Err(bad_size),
+        Err(MapFault::File(error)) => return Err(RegionError::File(error)),
+        Err(MapFault::Map(source)) => return Err(RegionError::Map { guest, source }),
     };
-    let mapping = MmapRegion::build(
-        Some(FileOffset::new(file, offset - before)),
-        len,
-        libc::PROT_READ | libc::PROT_WRITE,
-        libc::MAP_SHARED | libc::MAP_NORESERVE,
-    )
-    .map_err(|source| RegionError::Map { guest, source })?;
     if let Err(error) = exclude_from_core_dump(&mapping) {
         warn!(
             event = "memory_in_core_dumps";
             "guest memory at {guest:#x} cannot be excluded from core dumps: {error}"
         );
     }
-    Region::new(Arc::new(mapping), before as usize, guest, user, size).ok_or(bad_size)
-}
-
-/// Checks that the file contains the region.
-fn check_file(file: &File, size: u64, offset: u64) -> Result<(), RegionError> {
-    let stat = fstat(file).map_err(io::Error::from)?;
-    let end = offset.checked_add(size);
-    if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
-        && end.is_none_or(|end| end > stat.st_size as u64)
-    {
-        return Err(RegionError::FileTooShort { size, offset, file: stat.st_size as u64 });
-    }
-    Ok(())
-}
-
-fn page_size(file: &File) -> Result<u64, RegionError> {
-    let fs = fstatfs(file).map_err(io::Error::from)?;
-    Ok(if fs.f_type == HUGETLBFS_MAGIC { fs.f_bsize as u64 } else { PAGE })
+    Region::new(mapping, before, guest, user, size).ok_or(bad_size)
 }
 
 /// A front-end's memory table: the regions as it described them, and the guest memory that they form.
@@ -240,7 +213,10 @@ impl Slot {
     /// Checks the file `fd`, and maps `described` of it.
     fn map(described: MemoryRegion, fd: OwnedFd) -> Result<Slot, RegionError> {
         let file = File::from(fd);
-        check_file(&file, described.size, described.offset)?;
+        let MemoryRegion { size, offset, .. } = described;
+        if let Some(file) = short_file(&file, offset, size)? {
+            return Err(RegionError::FileTooShort { size, offset, file });
+        }
         Ok(Slot { described, fd: FdId::fresh(), region: map_file(described, file)? })
     }
 }

@@ -147,6 +147,10 @@ pub fn policy(request: FrontendReq) -> Option<Policy> {
         R::GET_VRING_BASE => policy(8..=8, 0, true),
         R::SET_VRING_ADDR => policy(40..=40, 0, false),
         R::SET_VRING_KICK | R::SET_VRING_CALL | R::SET_VRING_ERR => policy(8..=8, 1, false),
+        // The front-end waits for a reply even without REPLY_ACK.
+        R::SET_LOG_BASE => policy(16..=16, 1, true),
+        R::SET_LOG_FD => policy(0..=8, 1, false),
+        R::SEND_RARP => policy(8..=8, 0, false),
         R::GET_CONFIG => policy(12..=MAX_BODY_LEN, 0, true),
         R::SET_CONFIG => policy(12..=MAX_BODY_LEN, 0, false),
         _ => None,
@@ -158,8 +162,7 @@ pub fn unserved_waits(request: FrontendReq) -> bool {
     use FrontendReq as R;
     matches!(
         request,
-        R::SET_LOG_BASE
-            | R::IOTLB_MSG
+        R::IOTLB_MSG
             | R::POSTCOPY_ADVISE
             | R::POSTCOPY_END
             | R::CREATE_CRYPTO_SESSION
@@ -225,31 +228,72 @@ impl VringState {
     }
 }
 
-/// The addresses of a vring, in the front-end's address space.
+/// The log of written pages in its file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogBase {
+    /// Length in bytes.
+    pub size: u64,
+    /// First byte in the file.
+    pub offset: u64,
+}
+
+impl LogBase {
+    /// Decodes the body of SET_LOG_BASE.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the body is too short.
+    pub fn decode(body: &[u8]) -> Result<LogBase, MessageError> {
+        words(body).map(|[size, offset]| LogBase { size, offset })
+    }
+
+    /// Encodes the body of the reply, which repeats the request's. QEMU accepts any body, and the `vhost`
+    /// crate waits for one of this length.
+    pub fn encode(self) -> Vec<u8> {
+        [self.size, self.offset].iter().flat_map(|word| word.to_ne_bytes()).collect()
+    }
+}
+
+/// Bit 0 of the flags of SET_VRING_ADDR: writes to the used ring are logged (`VHOST_VRING_F_LOG`).
+const VRING_F_LOG: u32 = 1;
+
+/// The addresses of a vring: in the front-end's address space, or guest addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VringAddr {
     /// The vring number.
     pub index: u32,
     /// Bit 0: log writes to the used ring.
-    pub flags: u32,
+    flags: u32,
     /// Descriptor table.
     pub desc: u64,
     /// Used ring.
     pub used: u64,
     /// Available ring.
     pub avail: u64,
+    /// Guest address at which writes to the used ring are logged.
+    #[serde(default)]
+    log: u64,
+    /// Whether the addresses of the three areas are guest addresses (GPA_ADDRESSES).
+    #[serde(default)]
+    pub guest: bool,
 }
 
 impl VringAddr {
-    /// Decodes the body of SET_VRING_ADDR.
+    /// Decodes the body of SET_VRING_ADDR, with guest addresses if `guest` is set.
     ///
     /// # Errors
     ///
     /// Fails if the body is too short.
-    pub fn decode(body: &[u8]) -> Result<VringAddr, MessageError> {
-        let [head, desc, used, avail, _log] = words(body)?;
+    pub fn decode(body: &[u8], guest: bool) -> Result<VringAddr, MessageError> {
+        let [head, desc, used, avail, log] = words(body)?;
         let (index, flags) = two_u32(head);
-        Ok(VringAddr { index, flags, desc, used, avail })
+        Ok(VringAddr { index, flags, desc, used, avail, log, guest })
+    }
+
+    /// Returns the guest address at which writes to the used ring are logged, if they are. It need not be in
+    /// guest memory.
+    pub fn used_log(&self) -> Option<u64> {
+        (self.flags & VRING_F_LOG != 0).then_some(self.log)
     }
 }
 

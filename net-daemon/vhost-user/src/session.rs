@@ -10,6 +10,7 @@ use std::sync::Arc;
 use log::{debug, info, warn};
 use thiserror::Error;
 use vhost::vhost_user::message::VhostUserProtocolFeatures as Protocol;
+use volt_net::config::Mac;
 use volt_net::control::command::{Command, Limits};
 use volt_net::control::queue::ControlQueue;
 use volt_net::device::{DeviceError, NetDevice, PairVrings};
@@ -22,11 +23,13 @@ use volt_virtio::notify::{Notifier, NotifyError};
 use crate::backend_channel::{BackendChannel, NoSocket};
 use crate::memory::{MAX_SLOTS, MemoryTable, RegionError};
 use crate::message::{
-    ConfigRange, FrontendReq, Header, MemoryRegion, Message, MessageError, VringAddr, VringFd, VringState,
-    decode_u64, policy, unserved_waits,
+    ConfigRange, FrontendReq, Header, LogBase, MemoryRegion, Message, MessageError, VringAddr, VringFd,
+    VringState, decode_u64, policy, unserved_waits,
 };
+use crate::migration_log::{LogError, MigrationLog};
 use crate::vring::{Processing, SharedNotifier, VringSetup, VringStanding};
 
+mod migration;
 mod requests;
 mod running;
 pub mod state;
@@ -37,11 +40,18 @@ pub mod state;
 /// INFLIGHT_SHMFD is not offered: the used index has all of its information, and Cloud Hypervisor replays
 /// rings less well with it.
 const PROTOCOL: Protocol = Protocol::MQ
+    .union(Protocol::LOG_SHMFD)
+    .union(Protocol::RARP)
+    .union(GPA_ADDRESSES)
     .union(Protocol::REPLY_ACK)
     .union(Protocol::CONFIG)
     .union(Protocol::BACKEND_REQ)
     .union(Protocol::CONFIGURE_MEM_SLOTS)
     .union(Protocol::RESET_DEVICE);
+
+/// Ring addresses, and the user addresses of memory regions, are guest addresses. No released front-end but
+/// QEMU 11.1 uses it.
+const GPA_ADDRESSES: Protocol = Protocol::from_bits_retain(1 << 21);
 
 /// Bytes of configuration space that can be read. Bytes beyond the device's own are zero.
 const CONFIG_SPACE: usize = 256;
@@ -102,9 +112,15 @@ pub enum Fault {
     /// A write to the configuration space.
     #[error("the configuration space cannot be written")]
     ReadOnlyConfig,
-    /// A request for dirty logging.
-    #[error("dirty logging, and so live migration, is not supported")]
-    Logging,
+    /// A log of written pages is refused.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// An address that no guest can have.
+    #[error("{0} cannot be announced: it is not the address of one interface")]
+    Announced(Mac),
+    /// A request or feature that depends on a protocol feature.
+    #[error("needs the protocol feature {0}, which is not negotiated")]
+    NotNegotiated(&'static str),
     /// A known request that is not offered.
     #[error("not supported, and not offered")]
     Unserved,
@@ -148,6 +164,8 @@ pub struct Session {
     acked: Option<Features>,
     protocol: Protocol,
     memory: Option<MemoryTable>,
+    /// The log of written pages.
+    log: Option<MigrationLog>,
     /// Regions that were added repeatedly, and must be removed as often.
     repeated: Vec<MemoryRegion>,
     vrings: Vec<VringSetup>,
@@ -175,6 +193,7 @@ impl Session {
             acked: None,
             protocol: Protocol::empty(),
             memory: None,
+            log: None,
             repeated: Vec::new(),
             vrings: (0..count).map(|_| VringSetup::default()).collect(),
             max_ring_size,
@@ -227,7 +246,7 @@ impl Session {
                 Ok(code(1))
             }
             // The front-end can continue without these.
-            Err(fault @ (Fault::Legacy | Fault::Unserved)) if !waits => {
+            Err(fault @ (Fault::Legacy | Fault::Unserved | Fault::NotNegotiated(_))) if !waits => {
                 warn!(event = "request_refused", request = name; "{name} refused: {fault}");
                 Ok(None)
             }
@@ -270,6 +289,9 @@ impl Session {
             R::SET_VRING_ENABLE => self.set_vring_enable(&message.body, device),
             R::SET_BACKEND_REQ_FD => self.set_backend_req_fd(message),
             R::GET_CONFIG => self.get_config(&message.body, device),
+            R::SET_LOG_BASE => self.set_log_base(message, device),
+            R::SET_LOG_FD => self.set_log_fd(&message),
+            R::SEND_RARP => self.send_rarp(&message.body, device),
             R::SET_CONFIG => Err(Fault::ReadOnlyConfig),
             _ => Err(Fault::Unserved),
         }
@@ -283,7 +305,7 @@ impl Session {
 
     /// Returns the state of each vring, by its index.
     pub fn vring_states(&self) -> impl Iterator<Item = VringStanding> {
-        let memory = self.memory_size().1 > 0;
+        let memory = self.memory_size().1 > 0 && !self.lacks_log();
         self.vrings.iter().map(move |vring| vring.standing(self.acked, memory))
     }
 

@@ -71,7 +71,8 @@ pub enum Processing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum VringStanding {
-    /// It has no kick descriptor, or there is no guest memory. It is not processed.
+    /// It has no kick descriptor, or there is no guest memory, or no log while pages are to be logged. It is
+    /// not processed.
     Stopped,
     /// It is started, but not enabled or disabled again.
     Disabled,
@@ -99,7 +100,7 @@ impl VringStanding {
 
 impl VringSetup {
     /// Returns the state, for a driver that may have acknowledged features.
-    /// `memory`: whether there is guest memory.
+    /// `memory`: whether there is guest memory, with a log if one is due.
     pub fn standing(&self, acked: Option<Features>, memory: bool) -> VringStanding {
         match acked.map(|acked| self.processing(acked)) {
             _ if self.broken => VringStanding::Broken,
@@ -175,6 +176,14 @@ impl VringSetup {
         }
     }
 
+    /// Returns the guest address at which writes to the used ring are logged and its length in bytes, if
+    /// they are logged.
+    pub fn used_log(&self) -> Option<(u64, u64)> {
+        // Flags, index, elements and `avail_event` (virtio 1.2, 2.7.8).
+        let len = 6 + 8 * u64::from(self.size?);
+        Some((self.addr?.used_log()?, len))
+    }
+
     /// Returns the ring in `memory`; `None` if the set-up is incomplete.
     ///
     /// A set-up that can never run is logged, and not tried again before it changes.
@@ -193,7 +202,12 @@ impl VringSetup {
             return None;
         };
         match Ring::start(memory.clone(), layout, acked) {
-            Ok(ring) => Some(ring),
+            Ok(mut ring) => {
+                if let Some(address) = addr.used_log() {
+                    ring.log_used_at(address);
+                }
+                Some(ring)
+            }
             Err(error) => {
                 let why = volt_virtio::error_chain(&error);
                 warn!(event = "vring_not_started", vring = index; "vring {index} cannot start: {why}");
@@ -220,12 +234,8 @@ impl VringSetup {
     }
 }
 
-/// Translates ring addresses, which are in the front-end's address space.
+/// Translates ring addresses to guest addresses.
 fn layout(size: u16, addr: VringAddr, memory: &GuestMemory) -> Option<RingLayout> {
-    Some(RingLayout {
-        size,
-        desc: memory.user_to_guest(addr.desc)?,
-        avail: memory.user_to_guest(addr.avail)?,
-        used: memory.user_to_guest(addr.used)?,
-    })
+    let guest = |address| if addr.guest { Some(address) } else { memory.user_to_guest(address) };
+    Some(RingLayout { size, desc: guest(addr.desc)?, avail: guest(addr.avail)?, used: guest(addr.used)? })
 }

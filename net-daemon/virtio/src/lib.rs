@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`features`] | feature bits, for all devices and for each device class |
 //! | [`memory`] | guest memory: mappings, and the translation of guest addresses to pointers |
+//! | [`dirty_log`] | the log of written pages, for live migration |
 //! | [`part`] | pieces of guest memory for `readv` and `writev` |
 //! | [`chain`], [`ring`] | descriptor chains, split virtqueues |
 //! | [`gather`] | parts of chains that wait for a frame |
@@ -13,6 +14,7 @@
 //! path is here, and in the ports of `volt_net` for system calls on guest memory.
 
 pub mod chain;
+pub mod dirty_log;
 pub mod features;
 pub mod gather;
 pub mod memory;

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use thiserror::Error;
 use vm_memory::MmapRegion;
 
+use crate::dirty_log::DirtyLog;
 use crate::part::IoPart;
 
 /// The reason why regions do not form a table.
@@ -78,6 +79,14 @@ impl Region {
         self.mapping.file_offset().map(|offset| offset.file())
     }
 
+    /// Returns the guest address for the pointer `host` and the number of bytes from there to the region's
+    /// end, if it points into the region.
+    #[inline(always)]
+    fn at(&self, host: *mut u8) -> Option<(u64, usize)> {
+        let offset = (host as u64).wrapping_sub(self.host as u64);
+        (offset < self.size).then(|| (self.guest + offset, (self.size - offset) as usize))
+    }
+
     /// Returns the pointer for `guest` and the number of bytes from there to the region's end.
     #[inline(always)]
     fn tail(&self, guest: u64) -> Option<(*mut u8, u64)> {
@@ -97,6 +106,7 @@ impl Region {
 #[derive(Debug, Default)]
 pub struct GuestMemory {
     regions: Vec<Region>,
+    log: Option<Arc<DirtyLog>>,
 }
 
 impl GuestMemory {
@@ -111,7 +121,63 @@ impl GuestMemory {
         if let Some(pair) = regions.windows(2).find(|pair| pair[0].guest + pair[0].size > pair[1].guest) {
             return Err(MemoryError::GuestOverlap(pair[1].guest));
         }
-        Ok(GuestMemory { regions })
+        Ok(GuestMemory { regions, log: None })
+    }
+
+    /// Returns the same table, whose rings log the pages that they write.
+    pub fn logged(&self, log: Arc<DirtyLog>) -> GuestMemory {
+        GuestMemory { regions: self.regions.clone(), log: Some(log) }
+    }
+
+    /// Returns the log of written pages, if they are logged.
+    #[inline(always)]
+    pub(crate) fn log(&self) -> Option<&Arc<DirtyLog>> {
+        self.log.as_ref()
+    }
+
+    /// Marks the pages of the first `len` bytes of `parts`, which must be parts of this memory, in `log`.
+    /// Returns their number. `hint` as for [`GuestMemory::parts`], by host addresses.
+    #[inline(always)]
+    pub(crate) fn mark(&self, log: &DirtyLog, parts: &[IoPart<'_>], len: usize, hint: &Cell<usize>) -> u64 {
+        // The common case: one part, in the region of the last.
+        if let [first, ..] = parts
+            && len <= first.len()
+            && let Some((guest, room)) = self.regions.get(hint.get()).and_then(|r| r.at(first.base()))
+            && len <= room
+        {
+            return log.mark(guest, len as u64);
+        }
+        self.mark_parts(log, parts, len, hint)
+    }
+
+    #[inline(never)]
+    fn mark_parts(&self, log: &DirtyLog, parts: &[IoPart<'_>], mut len: usize, hint: &Cell<usize>) -> u64 {
+        let mut pages = 0;
+        for part in parts {
+            let (mut base, mut left) = (part.base(), part.len().min(len));
+            len -= left;
+            // Adjacent regions may be adjacent here as well, so that a part is in both.
+            while left > 0 {
+                let Some((guest, room)) = self.guest_of(base, hint) else { break };
+                let now = left.min(room);
+                pages += log.mark(guest, now as u64);
+                (base, left) = (base.wrapping_add(now), left - now);
+            }
+            if len == 0 {
+                break;
+            }
+        }
+        pages
+    }
+
+    /// Returns the guest address for a pointer, and the number of bytes from there to its region's end.
+    fn guest_of(&self, host: *mut u8, hint: &Cell<usize>) -> Option<(u64, usize)> {
+        if let Some(found) = self.regions.get(hint.get()).and_then(|region| region.at(host)) {
+            return Some(found);
+        }
+        let (index, found) = self.regions.iter().enumerate().find_map(|(i, r)| Some((i, r.at(host)?)))?;
+        hint.set(index);
+        Some(found)
     }
 
     /// Returns the regions, by guest address.

@@ -120,6 +120,8 @@ pub struct Ring {
     /// The index of the next used element. It is ahead of `published` within a batch.
     next_used: Wrapping<u16>,
     published: Wrapping<u16>,
+    /// Logs written pages, if the memory has a log.
+    log: Option<Box<RingLog>>,
 }
 
 // SAFETY: the areas' pointers lead to mappings that `memory` keeps alive, on any thread.
@@ -163,10 +165,12 @@ impl Ring {
             next_avail: Wrapping(0),
             next_used: Wrapping(0),
             published: Wrapping(0),
+            log: None,
         };
         let base = Wrapping(ring.index(&ring.used).load(Ordering::Acquire));
         ring.first = base.0;
         (ring.avail_idx, ring.next_avail, ring.next_used, ring.published) = (base, base, base, base);
+        ring.log = ring.memory.log().map(|log| Box::new(RingLog::new(log.clone())));
         Ok(ring)
     }
 
@@ -259,7 +263,11 @@ impl Ring {
             return false;
         }
         // Release: the elements are visible before the index.
-        self.index(&self.used).store(new.0, Ordering::Release);
+        let store = || self.index(&self.used).store(new.0, Ordering::Release);
+        match &self.log {
+            None => store(),
+            Some(log) => log.around(old.0, new.0, self.mask, store),
+        }
         self.published = new;
         // The driver writes its wish and then reads the index. The order here is the reverse.
         fence(Ordering::SeqCst);
@@ -289,6 +297,9 @@ impl Ring {
         } else {
             self.field(&self.used, 0).store(0, Ordering::Relaxed);
         }
+        if let Some(log) = &self.log {
+            log.wish(self.event_idx, self.mask);
+        }
         fence(Ordering::SeqCst);
         self.refresh()
     }
@@ -316,6 +327,9 @@ impl Ring {
         // With EVENT_IDX the old avail_event is behind the index already, which has the same effect.
         if !self.event_idx {
             self.field(&self.used, 0).store(USED_F_NO_NOTIFY, Ordering::Relaxed);
+            if let Some(log) = &self.log {
+                log.header();
+            }
         }
     }
 
@@ -367,7 +381,10 @@ fn needs_event(event: Wrapping<u16>, new: Wrapping<u16>, old: Wrapping<u16>) -> 
     new - event - Wrapping(1) < new - old
 }
 
+mod logging;
 mod walk;
+
+use logging::RingLog;
 
 #[cfg(test)]
 mod crash_tests;

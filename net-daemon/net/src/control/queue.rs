@@ -122,6 +122,7 @@ impl ControlQueue {
             warn!(event = "control_command_refused"; "control queue: command refused: {error}");
         }
         write_parts(&[ack], 0, &[command::ack(&result)]);
+        self.vring.ring.mark_written(&[ack], 1);
         Ok(())
     }
 }

@@ -17,8 +17,10 @@ impl NetDevice {
         self.capture.as_ref()
     }
 
-    /// Drops the frames that were received but not delivered, because their guest is gone. No pair may run.
+    /// Drops the frames that were received but not delivered, and an announcement that waits, because their
+    /// guest is gone. No pair may run.
     pub fn give_up_stashes(&mut self) {
+        self.announcement = None;
         for (pair, stash) in self.stashes.iter_mut().enumerate() {
             let Some(mut frame) = stash.take() else { continue };
             self.counters.of(pair).rx_failed.add(1);

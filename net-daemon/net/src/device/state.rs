@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use volt_virtio::features::Features;
 
 use super::NetDevice;
+use crate::config::Mac;
 use crate::counters::CounterMemory;
 use crate::limiter::RateLimits;
 use crate::state::{Exporter, FdId, Format, Importer, StateError};
@@ -39,6 +40,9 @@ pub struct RunState {
     pub counters: Vec<BTreeMap<String, u64>>,
     /// For each pair, a frame that was received but not delivered, in hexadecimal.
     pub stashes: Vec<Option<HexBytes>>,
+    /// An address of the guest that is to be announced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub announcement: Option<[u8; 6]>,
 }
 
 /// Bytes that a state contains as hexadecimal text.
@@ -68,6 +72,7 @@ impl NetDevice {
         RunState {
             counters: (0..written_here).map(written).collect(),
             stashes: self.stashes.iter().map(|stash| stash.clone().map(HexBytes)).collect(),
+            announcement: self.announcement.map(|mac| mac.0),
         }
     }
 
@@ -100,6 +105,7 @@ impl NetDevice {
         for (stash, frame) in self.stashes.iter_mut().zip(run_state.stashes) {
             *stash = frame.map(|bytes| bytes.0);
         }
+        self.announcement = run_state.announcement.map(Mac);
     }
 }
 

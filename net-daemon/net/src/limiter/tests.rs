@@ -176,6 +176,7 @@ fn a_limited_worker_keeps_the_rate_and_sleeps() {
         unshared: None,
         trouble: rig.trouble,
         stash: None,
+        announcement: None,
     };
     let worker = Worker::start("limited".to_owned(), pair, Duration::ZERO).unwrap();
     let (mut sent, mut received) = (0, 0);

@@ -44,6 +44,7 @@ fn transmitter(driver: &Driver) -> (Pair, File, File, Wire) {
         unshared: None,
         trouble: rig.trouble,
         stash: None,
+        announcement: None,
     };
     (pair, kick, call, wire)
 }

@@ -103,6 +103,15 @@ take-overs    1
     );
 }
 
+#[test]
+fn a_migration_is_shown() {
+    let mut status = status();
+    status.front_end.as_mut().unwrap().dirty_logging = true;
+    status.counters[0].counts.extend([("pages_marked".to_owned(), 4711), ("announcements".to_owned(), 1)]);
+    let text = whole(&status);
+    assert!(text.contains("\ndirty logging  on, 4,711 marks\nannouncements  1\n"), "{text}");
+}
+
 /// Front-ends share memory when the guest's driver starts.
 #[test]
 fn missing_memory_is_a_fault_only_once_the_driver_has_started() {

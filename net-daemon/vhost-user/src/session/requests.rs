@@ -8,24 +8,38 @@ use super::*;
 
 impl Session {
     pub(super) fn get_features(&self, device: &NetDevice) -> Answered {
-        Ok(number((device.offered() | Features::PROTOCOL_FEATURES).bits()))
+        Ok(number(self.offered(device).bits()))
     }
 
     /// A second SET_FEATURES has the same effect as the first: a reloaded driver may want other features.
     pub(super) fn set_features(&mut self, body: &[u8], device: &mut NetDevice) -> Answered {
         let asked = Features::from_bits_retain(decode_u64(body)?);
-        if asked.contains(Features::VHOST_LOG_ALL) {
-            return Err(Fault::Logging);
-        }
-        let surplus = asked.difference(device.offered().union(Features::PROTOCOL_FEATURES));
+        let surplus = asked.difference(self.offered(device));
         if !surplus.is_empty() {
             return Err(Fault::Features(surplus));
         }
+        let (logged, logs) = (self.logs(), asked.contains(Features::VHOST_LOG_ALL));
+        if logs {
+            self.needs(Protocol::LOG_SHMFD, "LOG_SHMFD")?;
+        }
         self.stop_all(device)?;
-        // Frames that were received for other features do not suit these.
-        device.give_up_stashes();
+        let same = |acked: Features| (acked ^ asked).difference(Features::VHOST_LOG_ALL).is_empty();
+        let same_features = self.acked.is_some_and(same);
+        let runs = self.vrings.iter().any(|vring| vring.kick.is_some());
+        if same_features && runs && (logged || logs) {
+            // A migration begins, goes on or ends: the driver continues.
+            self.acked = Some(asked);
+            self.logging_changed(logged);
+            self.run_all(device);
+            return Ok(Answer::Done);
+        }
+        if !same_features {
+            // Frames that were received for other features do not suit these.
+            device.give_up_stashes();
+        }
         if !asked.contains(Features::VERSION_1) {
             self.acked = None;
+            self.logging_changed(logged);
             return Err(Fault::Legacy);
         }
         info!(
@@ -33,6 +47,7 @@ impl Session {
             "features acknowledged: {}", asked.named(Class::Net)
         );
         self.acked = Some(asked);
+        self.logging_changed(logged);
         self.control_pairs = 1;
         device.set_offloads(asked);
         self.run_all(device);
@@ -45,7 +60,7 @@ impl Session {
         if surplus != 0 {
             return Err(Fault::Protocol(surplus));
         }
-        self.protocol = Protocol::from_bits_truncate(asked);
+        self.protocol = Protocol::from_bits_retain(asked);
         if !self.protocol.contains(Protocol::BACKEND_REQ) {
             self.backend = None;
         }
@@ -69,10 +84,13 @@ impl Session {
         Ok(Answer::Done)
     }
 
-    /// Returns to the state of a new connection. The settings of the connection itself stay.
+    /// Returns to the state of a new connection. The settings of the connection itself stay. The log does
+    /// not: it could refuse memory after its migration. A front-end that goes on sends it again with its
+    /// rings.
     pub(super) fn reset_device(&mut self, device: &mut NetDevice) -> Answered {
         self.stop_all(device)?;
         device.give_up_stashes();
+        let logged = self.acked.unwrap_or_default().contains(Features::VHOST_LOG_ALL);
         let fresh = Session::new(device, self.max_ring_size);
         *self = Session {
             protocol: self.protocol,
@@ -82,6 +100,7 @@ impl Session {
             repeated: std::mem::take(&mut self.repeated),
             ..fresh
         };
+        self.logging_changed(logged);
         Ok(Answer::Done)
     }
 
@@ -132,6 +151,7 @@ impl Session {
     }
 
     fn set_memory(&mut self, memory: MemoryTable, device: &mut NetDevice) -> Answered {
+        self.check_log_in_use(Some(&memory), &[])?;
         self.stop_all(device)?;
         let (bytes, regions) = memory.size();
         let note =
@@ -152,6 +172,8 @@ impl Session {
         let max = self.max_ring_size;
         let fits = |n: &u16| n.is_power_of_two() && *n <= max;
         let size = u16::try_from(size).ok().filter(fits).ok_or(Fault::RingSize { size, max })?;
+        let changed = VringSetup { size: Some(size), addr: self.vrings[index].addr, ..VringSetup::default() };
+        self.check_log_in_use(None, &[changed])?;
         self.change(index, device, |vring| {
             vring.size = Some(size);
             vring.mend();
@@ -159,11 +181,11 @@ impl Session {
     }
 
     pub(super) fn set_vring_addr(&mut self, body: &[u8], device: &mut NetDevice) -> Answered {
-        let addr = VringAddr::decode(body)?;
+        let guest = self.protocol.contains(GPA_ADDRESSES);
+        let addr = VringAddr::decode(body, guest)?;
         let index = self.index(addr.index, device)?;
-        if addr.flags & 1 != 0 {
-            return Err(Fault::Logging);
-        }
+        let changed = VringSetup { size: self.vrings[index].size, addr: Some(addr), ..VringSetup::default() };
+        self.check_log_in_use(None, &[changed])?;
         self.change(index, device, |vring| {
             vring.addr = Some(addr);
             vring.mend();

@@ -162,10 +162,6 @@ impl Session {
         changed
     }
 
-    fn guest_memory(&self) -> Option<Arc<GuestMemory>> {
-        self.memory.as_ref().map(|memory| memory.guest().clone())
-    }
-
     fn run_pair(&mut self, pair: usize, device: &mut NetDevice) {
         let (Some(acked), Some(memory)) = (self.acked, self.guest_memory()) else { return };
         if self.control_index().is_some_and(|control| control / 2 == pair && pair > 0) {

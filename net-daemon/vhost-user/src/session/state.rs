@@ -5,6 +5,7 @@ use volt_net::state::{Exporter, FdId, Importer, StateError};
 
 use super::*;
 use crate::memory::RegionState;
+use crate::migration_log::MigrationLogState;
 use crate::vring::VringSetupState;
 
 /// A session in a state. It does not contain guest memory.
@@ -16,6 +17,9 @@ pub struct SessionState {
     protocol: u64,
     /// The memory table.
     memory: Option<Vec<RegionState>>,
+    /// The log of written pages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    log: Option<MigrationLogState>,
     /// Regions that were added repeatedly.
     repeated: Vec<MemoryRegion>,
     /// The vrings, the control vring last.
@@ -37,6 +41,7 @@ impl Session {
             acked: self.acked.map(|acked| acked.bits()),
             protocol: self.protocol.bits(),
             memory: self.memory.as_ref().map(|memory| memory.export(out)),
+            log: self.log.as_ref().map(|log| log.export(out)),
             repeated: self.repeated.clone(),
             vrings: self.vrings.iter().map(|vring| vring.export(out)).collect(),
             control_pairs: self.control_pairs,
@@ -63,16 +68,19 @@ impl Session {
         if state.control_pairs == 0 || usize::from(state.control_pairs) > device.pairs() {
             return Err(StateError::Contradiction("the driver uses pairs that do not exist"));
         }
-        let acked = state.acked.map(Features::from_bits_retain);
-        let offered = device.offered().union(Features::PROTOCOL_FEATURES);
-        let surplus = acked.map_or(Features::empty(), |acked| acked.difference(offered));
-        if !surplus.is_empty() {
-            return Err(StateError::Features(surplus));
-        }
         if state.protocol & !PROTOCOL.bits() != 0 {
             return Err(StateError::Contradiction("protocol features that this program does not support"));
         }
+        let fresh = Session { protocol: Protocol::from_bits_retain(state.protocol), ..fresh };
+        let acked = state.acked.map(Features::from_bits_retain);
+        // The protocol features may have changed since, and the offer with them.
+        let offered = fresh.offered(device) | Features::NET_GUEST_ANNOUNCE;
+        let surplus = acked.unwrap_or_default().difference(offered);
+        if !surplus.is_empty() {
+            return Err(StateError::Features(surplus));
+        }
         let memory = state.memory.as_ref().map(|regions| MemoryTable::import(regions, from)).transpose()?;
+        let log = state.log.as_ref().map(|log| MigrationLog::import(log, from)).transpose()?;
         let vrings = state.vrings.iter().map(|vring| VringSetup::import(vring, from));
         let vrings = vrings.collect::<Result<Vec<_>, StateError>>()?;
         if vrings.iter().filter_map(|vring| vring.size).any(|n| !n.is_power_of_two() || n > max_ring_size) {
@@ -80,8 +88,8 @@ impl Session {
         }
         Ok(Session {
             acked,
-            protocol: Protocol::from_bits_truncate(state.protocol),
             memory,
+            log,
             repeated: state.repeated.clone(),
             vrings,
             control_pairs: state.control_pairs,

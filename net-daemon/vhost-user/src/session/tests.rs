@@ -134,7 +134,7 @@ fn an_answer_is_due_by_what_was_or_is_negotiated() {
     assert_eq!(peer.status(request, &set(Protocol::MQ), Vec::new()), 0);
     assert!(peer.send(FrontendReq::SET_OWNER, NEED_REPLY, &[], Vec::new()).unwrap().is_none());
     // A refused message negotiates nothing, and its front-end must not wait forever.
-    let unoffered = set(Protocol::REPLY_ACK | Protocol::RARP);
+    let unoffered = set(Protocol::REPLY_ACK | Protocol::INFLIGHT_SHMFD);
     let error = peer.send(request, NEED_REPLY, &unoffered, Vec::new()).unwrap_err();
     assert!(volt_virtio::error_chain(&error).contains("not offered"), "{error:?}");
 }
@@ -172,6 +172,27 @@ fn what_changes_nothing_does_not_end_the_connection() {
     peer.negotiate();
     assert_eq!(peer.status(FrontendReq::SEND_RARP, &[0; 8], Vec::new()), 1);
     assert_eq!(peer.status(FrontendReq::SET_FEATURES, &legacy, Vec::new()), 1);
+}
+
+/// LOG_ALL is no feature of a driver: beside it, the driver's own are judged as always.
+#[test]
+fn a_legacy_driver_is_refused_during_a_migration_too() {
+    let mut peer = Peer::new(1);
+    let bits = (Protocol::REPLY_ACK | Protocol::LOG_SHMFD).bits().to_ne_bytes();
+    peer.send(FrontendReq::SET_PROTOCOL_FEATURES, 0, &bits, Vec::new()).unwrap();
+    let features = |features: Features| features.bits().to_ne_bytes();
+    for legacy in [Features::VHOST_LOG_ALL, Features::VHOST_LOG_ALL | Features::NET_CSUM] {
+        assert_eq!(peer.status(FrontendReq::SET_FEATURES, &features(legacy), Vec::new()), 1, "{legacy:?}");
+        assert!(peer.session.acked.is_none());
+    }
+    // Such a driver ends the logging. The log must not restrict the memory any more.
+    let logged = features(Features::VHOST_LOG_ALL | Features::VERSION_1);
+    let log: Vec<u8> = [1, 0u64].iter().flat_map(|word| word.to_ne_bytes()).collect();
+    peer.send(FrontendReq::SET_LOG_BASE, 0, &log, vec![memfd()]).unwrap();
+    assert_eq!(peer.status(FrontendReq::SET_FEATURES, &logged, Vec::new()), 0);
+    assert_eq!(peer.status(FrontendReq::ADD_MEM_REG, &region(0x10_0000, 0), vec![memfd()]), 1);
+    assert_eq!(peer.status(FrontendReq::SET_FEATURES, &features(Features::NET_CSUM), Vec::new()), 1);
+    assert_eq!(peer.status(FrontendReq::ADD_MEM_REG, &region(0x10_0000, 0), vec![memfd()]), 0);
 }
 
 /// A front-end that shares no memory can start its vrings, but none is served.
@@ -212,4 +233,43 @@ fn states_from_before_the_back_ends_channel_are_read() {
     let state = serde_json::from_value(state).unwrap();
     let session = Session::import(&state, &mut Importer::default(), &peer.device, 256).unwrap();
     assert!(session.protocol.contains(Protocol::REPLY_ACK) && !session.tells_of_link());
+}
+
+/// A front-end may change its protocol features after its features, and so what it is offered. Another
+/// process can continue nevertheless.
+#[test]
+fn a_session_can_be_continued_whatever_is_negotiated_last() {
+    let mut peer = Peer::new(1);
+    let set = |peer: &mut Peer, request, bits: u64| {
+        peer.send(request, 0, &bits.to_ne_bytes(), Vec::new()).unwrap();
+    };
+    set(&mut peer, FrontendReq::SET_PROTOCOL_FEATURES, Protocol::MQ.bits());
+    let features = Features::VERSION_1 | Features::NET_GUEST_ANNOUNCE;
+    set(&mut peer, FrontendReq::SET_FEATURES, features.bits());
+    set(&mut peer, FrontendReq::SET_PROTOCOL_FEATURES, Protocol::CONFIG.bits());
+    let state = peer.session.export(&mut Exporter::default());
+    let session = Session::import(&state, &mut Importer::default(), &peer.device, 256).unwrap();
+    assert_eq!(session.acked, Some(features));
+}
+
+/// A log that its owner takes away stops the rings, and ends neither the session nor its successor.
+#[test]
+fn a_log_that_cannot_be_mapped_again_stops_the_rings() {
+    let mut peer = Peer::new(1);
+    let bits = (Protocol::REPLY_ACK | Protocol::LOG_SHMFD).bits();
+    peer.send(FrontendReq::SET_PROTOCOL_FEATURES, 0, &bits.to_ne_bytes(), Vec::new()).unwrap();
+    let file = memfd_create("log", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
+    ftruncate(&file, 0x1000).unwrap();
+    let body: Vec<u8> = [0x1000u64, 0].iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let log = vec![file.try_clone().unwrap()];
+    peer.send(FrontendReq::SET_LOG_BASE, 0, &body, log).unwrap().expect("a reply");
+    let features = (Features::VERSION_1 | Features::VHOST_LOG_ALL).bits().to_ne_bytes();
+    assert_eq!(peer.status(FrontendReq::SET_FEATURES, &features, Vec::new()), 0);
+    assert!(peer.session.dirty_logging());
+    rustix::fs::fcntl_add_seals(&file, rustix::fs::SealFlags::FUTURE_WRITE).unwrap();
+    let mut out = Exporter::default();
+    let state = peer.session.export(&mut out);
+    let fds = out.into_fds().into_iter().map(|(id, fd)| (id, fd.try_clone_to_owned().unwrap())).collect();
+    let session = Session::import(&state, &mut Importer::new(fds), &peer.device, 256).unwrap();
+    assert!(!session.dirty_logging() && session.lacks_log());
 }
