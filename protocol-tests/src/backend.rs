@@ -27,6 +27,7 @@ use tamper::Tamper;
 
 mod connection;
 mod control;
+mod dirty;
 pub mod fault;
 pub mod tamper;
 mod vring;
@@ -83,7 +84,7 @@ impl Script {
         self.config.get(8..10).map_or(1, |bytes| u16::from_le_bytes([bytes[0], bytes[1]]))
     }
 
-    /// Returns two pairs, a control queue, and offloads of every kind.
+    /// Returns two pairs, a control queue, offloads of every kind, and all that a migration needs.
     pub fn full() -> Script {
         let one = Script::default();
         let offloads = feature::CSUM
@@ -98,8 +99,9 @@ impl Script {
             | feature::GUEST_USO6;
         let mut config = one.config.clone();
         config[8] = 2;
-        let features = one.features | feature::MQ | feature::CTRL_VQ | offloads;
-        Script { features, queue_num: 5, config, ..one }
+        let features = one.features | feature::MQ | feature::CTRL_VQ | feature::LOG_ALL | offloads;
+        let protocol = one.protocol | protocol::LOG_SHMFD | protocol::RARP | protocol::GPA_ADDRESSES;
+        Script { features, protocol, queue_num: 5, config, ..one }
     }
 }
 

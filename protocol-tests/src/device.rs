@@ -76,6 +76,8 @@ pub struct DeviceRing {
     next_used: u16,
     published: u16,
     indirect: bool,
+    /// Written ranges of the used ring: offset and length.
+    written: Vec<(u64, u64)>,
 }
 
 impl DeviceRing {
@@ -90,6 +92,7 @@ impl DeviceRing {
             next_used: used,
             published: used,
             indirect: true,
+            written: Vec::new(),
         }
     }
 
@@ -121,6 +124,16 @@ impl DeviceRing {
         self.event_idx.then(|| self.mem.load(self.layout.avail + 4 + 2 * u64::from(self.layout.size)))
     }
 
+    /// Returns the ring's addresses.
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// Returns the ranges of the used ring written since the last query, by offset and length.
+    pub fn take_written(&mut self) -> Vec<(u64, u64)> {
+        std::mem::take(&mut self.written)
+    }
+
     /// Returns the next available index to take.
     pub fn next_avail(&self) -> u16 {
         self.next_avail
@@ -137,7 +150,9 @@ impl DeviceRing {
             if !self.event_idx {
                 return Ok(None);
             }
-            self.mem.store(self.layout.used + 4 + 8 * u64::from(self.layout.size), self.next_avail);
+            let event = 4 + 8 * u64::from(self.layout.size);
+            self.mem.store(self.layout.used + event, self.next_avail);
+            self.written.push((event, 2));
             // The request for a kick must be visible before the index is read again, or both sides sleep.
             fence(Ordering::SeqCst);
             if self.available()? == 0 {
@@ -197,9 +212,10 @@ impl DeviceRing {
 
     /// Returns a chain with `len` written bytes; visible after [`DeviceRing::publish`].
     pub fn push(&mut self, head: u16, len: u32) {
-        let slot = u64::from(self.next_used % self.layout.size);
+        let at = 4 + 8 * u64::from(self.next_used % self.layout.size);
         let entry = [u32::from(head).to_le_bytes(), len.to_le_bytes()].concat();
-        self.mem.write(self.layout.used + 4 + 8 * slot, &entry);
+        self.mem.write(self.layout.used + at, &entry);
+        self.written.push((at, 8));
         self.next_used = self.next_used.wrapping_add(1);
     }
 
@@ -210,6 +226,7 @@ impl DeviceRing {
             return false;
         }
         self.mem.store(self.layout.used + 2, self.next_used);
+        self.written.push((2, 2));
         fence(Ordering::SeqCst);
         if self.event_idx {
             let event = self.mem.load(self.layout.avail + 4 + 2 * u64::from(self.layout.size));

@@ -10,12 +10,16 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::dirty_log::DirtyLog;
 use crate::memory::{GuestMemory, RegionSpec};
 use crate::ring::Layout;
 use crate::wire::{Channel, Message, WireError, flags, longs, request, request_name, words};
 
 /// Bit 8 of the `u64` of SET_VRING_KICK, CALL and ERR: no descriptor follows.
 pub const NO_FD: u64 = 1 << 8;
+
+/// Flag of SET_VRING_ADDR: writes to the used ring are logged.
+pub const VRING_F_LOG: u32 = 1;
 
 /// A connection to a back-end.
 #[derive(Debug)]
@@ -188,6 +192,32 @@ impl Frontend {
     ) -> Result<(), WireError> {
         let body = [words(&[vring, ring_flags]), longs(&[desc, used, avail, 0])].concat();
         self.tell(request::SET_VRING_ADDR, &body, &[])
+    }
+
+    /// SET_VRING_ADDR for a ring at `layout` whose used ring is logged at guest address `log`. `None`: it is
+    /// not logged.
+    pub fn set_vring_addr_logged(
+        &self,
+        vring: u32,
+        mem: &GuestMemory,
+        layout: &Layout,
+        log: Option<u64>,
+    ) -> Result<(), WireError> {
+        let addresses = [mem.user(layout.desc), mem.user(layout.used), mem.user(layout.avail)];
+        let head = words(&[vring, if log.is_some() { VRING_F_LOG } else { 0 }]);
+        let body = [head, longs(&addresses), longs(&[log.unwrap_or(0)])].concat();
+        self.tell(request::SET_VRING_ADDR, &body, &[])
+    }
+
+    /// SET_LOG_BASE, whose reply comes without NEED_REPLY. Returns the reply.
+    pub fn set_log_base(&self, log: &DirtyLog) -> Result<Message, WireError> {
+        self.ask(request::SET_LOG_BASE, &log.body(), &[log.file()])
+    }
+
+    /// SEND_RARP: announces `mac`.
+    pub fn send_rarp(&self, mac: [u8; 6]) -> Result<(), WireError> {
+        let [a, b, c, d, e, f] = mac;
+        self.tell(request::SEND_RARP, &[a, b, c, d, e, f, 0, 0], &[])
     }
 
     /// SET_VRING_ENABLE.

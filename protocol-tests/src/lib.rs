@@ -9,6 +9,7 @@
 //! | [`backend`], [`device`] | a back-end that records its messages, and the device's side of a ring |
 //! | [`peer`] | a second back-end, on the `vhost-user-backend` crate, to calibrate the tests with |
 //! | [`front_peer`], [`echo_guest`] | front-ends to calibrate with; a guest that echoes frames |
+//! | [`dirty_log`], [`migration`] | the log of written pages; an oracle that finds missing marks |
 //! | [`succession`] | replacements of volt-netd under one front-end |
 //! | [`netns`], [`daemon`], [`rig`] | a network namespace with a TAP; volt-netd as a process; both together |
 //! | [`scrape`] | a scraper's view of the metrics |
@@ -32,6 +33,7 @@ pub mod confinement;
 pub mod conform;
 pub mod daemon;
 pub mod device;
+pub mod dirty_log;
 pub mod echo_guest;
 pub mod frame;
 pub mod front_peer;
@@ -39,6 +41,7 @@ pub mod frontend;
 pub mod held;
 pub mod lab;
 pub mod memory;
+pub mod migration;
 pub mod netns;
 pub mod nic;
 pub mod pcapng;

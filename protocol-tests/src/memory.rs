@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 
 use rustix::fs::MemfdFlags;
 use rustix::mm::{MapFlags, ProtFlags};
@@ -133,6 +133,11 @@ impl GuestMemory {
         self.regions.iter().map(|region| region.file.as_fd()).collect()
     }
 
+    /// Returns the first guest address after all regions.
+    pub fn end(&self) -> u64 {
+        self.regions.iter().map(|region| region.spec.guest + region.spec.size).max().unwrap_or(0)
+    }
+
     /// Returns the front-end's address of a guest address; returns an address outside memory unchanged, for
     /// faults.
     pub fn user(&self, guest: u64) -> u64 {
@@ -221,6 +226,14 @@ impl GuestMemory {
     pub fn store(&self, guest: u64, value: u16) {
         if let Some(field) = self.atomic(guest) {
             field.store(value.to_le(), Ordering::Release);
+        }
+    }
+
+    /// Sets bits of a byte that others set bits of too. Does nothing outside memory.
+    pub fn set_bits(&self, guest: u64, bits: u8) {
+        if let Some(byte) = self.pointer(guest, 1) {
+            // SAFETY: one mapped byte that lives as long as `self`; whoever shares it sets bits atomically.
+            unsafe { AtomicU8::from_ptr(byte.as_ptr()) }.fetch_or(bits, Ordering::SeqCst);
         }
     }
 

@@ -83,6 +83,11 @@ impl Netns {
         }
     }
 
+    /// Returns the ID of a process inside, which names the namespace for `ip link ... netns`.
+    pub fn id(&self) -> u32 {
+        self.holder.id()
+    }
+
     /// Runs `ip` with these arguments inside.
     pub fn ip(&self, arguments: &str) -> io::Result<()> {
         self.request(&format!("ip {arguments}")).map(drop)

@@ -263,6 +263,11 @@ impl Queue {
         }
     }
 
+    /// Returns the parts of a chain that is in flight or used; none for another head.
+    pub fn parts_of(&self, head: u16) -> &[Part] {
+        self.buffers.get(&head).map_or(&[], Vec::as_slice)
+    }
+
     /// Returns the parts of a used chain.
     pub fn parts(&mut self, used: Used) -> Vec<Part> {
         self.buffers.remove(&used.head).unwrap_or_default()

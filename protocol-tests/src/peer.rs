@@ -1,8 +1,9 @@
 //! A second back-end, on the `vhost-user-backend` and `virtio-queue` crates: an independent implementation of
 //! the specifications, to calibrate the scripted front-end.
 //!
-//! It echoes frames of one queue pair for one connection. [`CratePeer::listen`] starts it. Dropping the
-//! [`CratePeer`] ends it after the front-end has disconnected.
+//! It echoes frames of one queue pair for one connection, and marks the pages that it writes with the crate's
+//! bitmap. All of its writes go through `vm-memory`, which marks them. [`CratePeer::listen`] starts it.
+//! Dropping the [`CratePeer`] ends it after the front-end has disconnected.
 
 use std::io;
 use std::path::Path;
@@ -10,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use vhost::vhost_user::{Listener, VhostUserProtocolFeatures};
+use vhost_user_backend::bitmap::BitmapMmapRegion;
 use vhost_user_backend::{VhostUserBackendMut, VhostUserDaemon, VringMutex, VringT};
 use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
@@ -19,7 +21,8 @@ use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_con
 use crate::frame::{NET_HEADER_LEN, NetHeader};
 use crate::wire::feature;
 
-type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
+type Memory = GuestMemoryAtomic<GuestMemoryMmap<BitmapMmapRegion>>;
+type EchoVring = VringMutex<Memory>;
 
 /// The device: frames of vring 1 return on vring 0.
 struct Echo {
@@ -30,7 +33,7 @@ struct Echo {
 
 /// Echoes frames. A frame larger than one receive chain is an error that ends the worker; the test notices.
 impl Echo {
-    fn transmit(&mut self, vring: &VringMutex) -> io::Result<()> {
+    fn transmit(&mut self, vring: &EchoVring) -> io::Result<()> {
         let memory = self.memory.memory();
         loop {
             let chain = vring.get_mut().get_queue_mut().pop_descriptor_chain(memory.clone());
@@ -48,7 +51,7 @@ impl Echo {
         }
     }
 
-    fn receive(&mut self, vring: &VringMutex) -> io::Result<()> {
+    fn receive(&mut self, vring: &EchoVring) -> io::Result<()> {
         let memory = self.memory.memory();
         while !self.waiting.is_empty() {
             let chain = vring.get_mut().get_queue_mut().pop_descriptor_chain(memory.clone());
@@ -70,8 +73,8 @@ impl Echo {
 }
 
 impl VhostUserBackendMut for Echo {
-    type Bitmap = ();
-    type Vring = VringMutex;
+    type Bitmap = BitmapMmapRegion;
+    type Vring = EchoVring;
 
     fn num_queues(&self) -> usize {
         2
@@ -82,11 +85,17 @@ impl VhostUserBackendMut for Echo {
     }
 
     fn features(&self) -> u64 {
-        feature::VERSION_1 | feature::PROTOCOL_FEATURES | feature::MRG_RXBUF | feature::INDIRECT_DESC
+        feature::VERSION_1
+            | feature::PROTOCOL_FEATURES
+            | feature::MRG_RXBUF
+            | feature::INDIRECT_DESC
+            | feature::LOG_ALL
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
-        VhostUserProtocolFeatures::MQ | VhostUserProtocolFeatures::REPLY_ACK
+        VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::LOG_SHMFD
     }
 
     fn set_event_idx(&mut self, _enabled: bool) {}
@@ -104,7 +113,7 @@ impl VhostUserBackendMut for Echo {
         &mut self,
         event: u16,
         _set: EventSet,
-        vrings: &[VringMutex],
+        vrings: &[EchoVring],
         _thread: usize,
     ) -> io::Result<()> {
         if let [rx, tx] = vrings {

@@ -75,11 +75,20 @@ impl Rig {
         let from = self.daemon.log().len();
         let start = Instant::now();
         kill_process(dead, Signal::KILL).expect("the worker lives");
+        self.next_worker(dead, from);
+        start.elapsed()
+    }
+
+    /// Waits until another worker has taken the place of `dead`, whose death the log reports after its byte
+    /// `from`.
+    ///
+    /// # Panics
+    /// If no new worker starts.
+    pub fn next_worker(&self, dead: Pid, from: usize) {
         let next = poll_until(LIMIT, || child(self.daemon.pid()).filter(|pid| *pid != dead));
         assert!(next.is_some(), "no new worker started:\n{}", self.daemon.log());
         let told = self.daemon.logged(from, &["worker was ended by"], LIMIT);
         assert!(told.is_some(), "the log does not report it:\n{}", self.daemon.log());
-        start.elapsed()
     }
 
     /// Returns the output of `volt-netd ctl status`.

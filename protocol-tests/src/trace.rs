@@ -1,4 +1,4 @@
-//! Another process, traced from system call to system call (`ptrace(2)`).
+//! Another process, traced from system call to system call or by single instructions (`ptrace(2)`).
 #![expect(unsafe_code, reason = "ptrace exists in libc only")]
 
 use std::io;
@@ -51,6 +51,15 @@ impl Traced {
         self.ask(libc::PTRACE_SYSCALL, 0)
     }
 
+    /// Lets it execute one instruction, with the system call if it is one.
+    ///
+    /// # Errors
+    ///
+    /// If it has not stopped.
+    pub fn step(&self) -> io::Result<()> {
+        self.ask(libc::PTRACE_SINGLESTEP, 0)
+    }
+
     /// Returns how it has stopped or ended; `None` while it runs.
     ///
     /// # Errors
@@ -67,6 +76,20 @@ impl Traced {
     /// If it has not stopped.
     pub fn detach(self) -> io::Result<()> {
         self.ask(libc::PTRACE_DETACH, 0)
+    }
+
+    /// Waits for its death. Until then the kernel keeps the process for its tracer.
+    ///
+    /// # Errors
+    ///
+    /// If it does not die in time.
+    pub fn reap(self) -> io::Result<()> {
+        let dead = |status: WaitStatus| status.signaled() || status.exited();
+        crate::daemon::poll_until(LIMIT, || match self.status() {
+            Ok(status) => status.filter(|status| dead(*status)).map(drop),
+            Err(_) => Some(()),
+        })
+        .ok_or_else(|| io::ErrorKind::TimedOut.into())
     }
 
     fn ask(&self, request: libc::c_uint, data: libc::c_int) -> io::Result<()> {

@@ -79,6 +79,7 @@ pub mod protocol {
     pub const RESET_DEVICE: u64 = 1 << 13;
     pub const CONFIGURE_MEM_SLOTS: u64 = 1 << 15;
     pub const STATUS: u64 = 1 << 16;
+    pub const GPA_ADDRESSES: u64 = 1 << 21;
 }
 
 /// Device feature bits of virtio and virtio-net that the scripts use (virtio 1.2, 5.1.3 and 6).
@@ -97,6 +98,7 @@ pub mod feature {
     pub const MRG_RXBUF: u64 = 1 << 15;
     pub const STATUS: u64 = 1 << 16;
     pub const CTRL_VQ: u64 = 1 << 17;
+    pub const GUEST_ANNOUNCE: u64 = 1 << 21;
     pub const MQ: u64 = 1 << 22;
     pub const LOG_ALL: u64 = 1 << 26;
     pub const INDIRECT_DESC: u64 = 1 << 28;

@@ -55,6 +55,16 @@ fn a_replaced_daemon_is_found_again_and_its_gap_told() {
 }
 
 #[test]
+fn migrations_are_measured_with_one_pair_and_with_four() {
+    let test = "migrations_are_measured_with_one_pair_and_with_four";
+    let Some(output) = bench(test, &["migration", "--rounds", "2"]) else { return };
+    let table = String::from_utf8_lossy(&output.stdout).into_owned();
+    for row in ["| 1 | 2 |", "| 4 | 2 |"] {
+        assert!(table.contains(row), "{table}");
+    }
+}
+
+#[test]
 fn a_back_end_without_a_socket_is_wrong_usage() {
     let output = Command::new(program("volt-bench")).args(["frames", "--command", "true"]).output();
     let output = output.expect("volt-bench starts");

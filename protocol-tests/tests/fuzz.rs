@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 mod fuzz;
 
 /// Limits of a target's random round: time and number of inputs; the first one reached ends it.
-const ROUND: (Duration, usize) = (Duration::from_secs(4), 2000);
+const ROUND: (Duration, usize) = (Duration::from_secs(4), 4000);
 
 /// Targets run one at a time, because a target counts the descriptors of the process.
 static ONE: Mutex<()> = Mutex::new(());

@@ -8,6 +8,7 @@
 //! Most targets take a list of steps, which [`arbitrary`] makes of the bytes: plain bytes would rarely pass
 //! the first check. The models follow the specifications and share no code with the code under test.
 
+mod answers;
 mod block;
 mod chains;
 mod control;

@@ -1,20 +1,30 @@
-//! Messages from the fuzzer's front-end, and the answers that the vhost-user protocol requires.
+//! Messages from the fuzzer's front-end.
 
 use arbitrary::Arbitrary;
 
-/// Largest ring that the session accepts.
-pub(super) const RING_SIZE_MAX: u16 = 1024;
 /// Two pairs and their control queue.
-const VRINGS: u32 = 5;
-const REPLY_ACK: u64 = 1 << 3;
-const VERSION_1: u64 = 1 << 32;
-const LOG_ALL: u64 = 1 << 26;
+pub(super) const VRINGS: u32 = 5;
+pub(super) const LOG_ALL: u64 = 1 << 26;
+
+pub(super) const LOG_SHMFD: u64 = 1 << 1;
+pub(super) const RARP: u64 = 1 << 2;
+pub(super) const CONFIG: u64 = 1 << 9;
+pub(super) const GPA_ADDRESSES: u64 = 1 << 21;
+const OPTIONS: [u64; 4] = [LOG_SHMFD, RARP, CONFIG, GPA_ADDRESSES];
+
+/// The features that the back-end has offered.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Offers {
+    pub(super) features: u64,
+    pub(super) protocol: u64,
+}
 
 /// A file descriptor beside a message.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 pub(super) enum Fd {
     Eventfd,
     Memory(bool),
+    Log,
     Socket,
     Null,
 }
@@ -28,7 +38,8 @@ pub(super) struct Region {
 }
 
 impl Region {
-    fn words(&self) -> [u64; 4] {
+    /// Guest address, size, user address, offset in the file.
+    pub(super) fn words(&self) -> [u64; 4] {
         let guest = u64::from(self.slot % 3) * 0x4000;
         self.other.unwrap_or([guest, 0x4000, 0x7000_0000 + guest, 0x1000 * u64::from(self.slot % 3)])
     }
@@ -36,7 +47,7 @@ impl Region {
 
 /// A request.
 #[derive(Arbitrary, Clone, Debug)]
-enum Request {
+pub(super) enum Request {
     GetFeatures,
     SetFeatures(Bits),
     GetProtocolFeatures,
@@ -53,41 +64,46 @@ enum Request {
     Base(Index, Value),
     Enable(Index, Value),
     GetBase(Index),
-    Addr(Index, Place),
+    Addr(Index, Place, Logged),
     Kick(Index, Option<Fd>),
     Call(Index, Option<Fd>),
     Err(Index, Option<Fd>),
     GetConfig { offset: u16, size: u16, room: u8 },
     SetConfig(u8),
+    LogBase(Span, LogFile),
+    LogFd(Option<Fd>),
+    Rarp(u64),
     Other { request: u8, body: Vec<u8>, fds: Vec<Fd> },
 }
 
-/// Feature bits: the offered ones without those of a mask, or any.
+/// Feature bits: the offered ones without those of a mask, LOG_ALL alone, or any.
 #[derive(Arbitrary, Clone, Copy, Debug)]
-enum Bits {
+pub(super) enum Bits {
     Offered,
     Less(u64),
+    LogAlone,
     Any(u64),
 }
 
 impl Bits {
-    fn of(self, offered: u64) -> u64 {
+    pub(super) fn of(self, offered: u64) -> u64 {
         match self {
             Bits::Offered => offered,
             Bits::Less(mask) => offered & !mask,
+            Bits::LogAlone => LOG_ALL,
             Bits::Any(bits) => bits,
         }
     }
 }
 
 #[derive(Arbitrary, Clone, Copy, Debug)]
-enum Index {
+pub(super) enum Index {
     Good(u8),
     Any(u32),
 }
 
 impl Index {
-    fn get(self) -> u32 {
+    pub(super) fn get(self) -> u32 {
         match self {
             Index::Good(n) => u32::from(n) % VRINGS,
             Index::Any(n) => n,
@@ -96,13 +112,13 @@ impl Index {
 }
 
 #[derive(Arbitrary, Clone, Copy, Debug)]
-enum Value {
+pub(super) enum Value {
     Power(u8),
     Any(u32),
 }
 
 impl Value {
-    fn get(self) -> u32 {
+    pub(super) fn get(self) -> u32 {
         match self {
             Value::Power(n) => 1 << (n % 16),
             Value::Any(n) => n,
@@ -112,37 +128,82 @@ impl Value {
 
 /// Addresses of a ring.
 #[derive(Arbitrary, Clone, Copy, Debug)]
-enum Place {
+pub(super) enum Place {
     Page(u8),
     Any([u64; 3], u8),
+}
+
+/// Where writes to a used ring are logged.
+#[derive(Arbitrary, Clone, Copy, Debug)]
+pub(super) enum Logged {
+    No,
+    /// At its own address, as QEMU does.
+    There,
+    /// In one of the first pages.
+    Near(u8),
+    At(u64),
+}
+
+impl Place {
+    /// Guest address of the first byte of a page's rings.
+    fn of_page(n: u8) -> u64 {
+        u64::from(n % 6) * 0x800
+    }
+
+    /// Returns the log address of the used ring.
+    pub(super) fn log(self, logged: Logged) -> Option<u64> {
+        match (logged, self) {
+            (Logged::No, _) => None,
+            (Logged::At(at), _) => Some(at),
+            (Logged::Near(page), _) => Some(u64::from(page) << 12),
+            (Logged::There, Place::Page(n)) => Some(Place::of_page(n) + 0x400),
+            (Logged::There, Place::Any([_, used, _], _)) => Some(used),
+        }
+    }
+}
+
+/// A log of written pages in its file. A byte has the bits of 8 pages.
+#[derive(Arbitrary, Clone, Copy, Debug)]
+pub(super) enum Span {
+    Tiny(u8),
+    Small { size: u8, offset: u16 },
+    Any([u64; 2]),
+}
+
+impl Span {
+    /// Size and offset.
+    pub(super) fn words(self) -> [u64; 2] {
+        match self {
+            Span::Tiny(n) => [u64::from(n % 4), u64::from(n) * 3],
+            Span::Small { size, offset } => [size.into(), offset.into()],
+            Span::Any(words) => words,
+        }
+    }
+}
+
+#[derive(Arbitrary, Clone, Copy, Debug)]
+pub(super) enum LogFile {
+    Own,
+    Other(Option<Fd>),
+}
+
+impl LogFile {
+    pub(super) fn fd(self) -> Option<Fd> {
+        match self {
+            LogFile::Own => Some(Fd::Log),
+            LogFile::Other(fd) => fd,
+        }
+    }
 }
 
 /// A message to send.
 #[derive(Arbitrary, Clone, Debug)]
 pub(super) struct Message {
-    request: Request,
-    need_reply: bool,
+    pub(super) request: Request,
+    pub(super) need_reply: bool,
     cut: Option<u8>,
     /// Bytes more or less in its body, and surplus descriptors: usually none.
     surplus: Option<(i8, u8)>,
-}
-
-/// The expected result of a message.
-#[derive(Debug, PartialEq)]
-pub(super) enum Answer {
-    Ends,
-    Nothing,
-    Status(bool),
-    Payload(usize),
-    Number(u64),
-    /// An answer, a refusal or the end: the model does not decide.
-    Unknown,
-}
-
-impl Answer {
-    pub(super) fn may_end(&self) -> bool {
-        matches!(self, Answer::Ends | Answer::Unknown)
-    }
 }
 
 impl Message {
@@ -150,20 +211,22 @@ impl Message {
         Message { request, need_reply: false, cut: None, surplus: None }
     }
 
-    /// The messages by which front-ends start a pair.
-    pub(super) fn set_up(second: bool) -> Vec<Message> {
+    /// The messages by which front-ends start a pair. They leave out one of the protocol features that change
+    /// the meaning of other messages, or none.
+    pub(super) fn set_up(second: bool, without: Option<u8>) -> Vec<Message> {
+        let without = without.map_or(0, |n| OPTIONS[usize::from(n) % OPTIONS.len()]);
         let region = Region { slot: 0, second: false, other: None };
         let mut requests = vec![
             Request::Owner,
-            Request::SetProtocolFeatures(Bits::Offered),
-            Request::SetFeatures(Bits::Offered),
+            Request::SetProtocolFeatures(Bits::Less(without)),
+            Request::SetFeatures(Bits::Less(LOG_ALL)),
             Request::MemTable(vec![region]),
         ];
         for n in [0, 1].map(|n| n + 2 * u8::from(second)) {
             let index = Index::Good(n);
             requests.extend([
                 Request::Num(index, Value::Power(3)),
-                Request::Addr(index, Place::Page(n)),
+                Request::Addr(index, Place::Page(n), Logged::No),
                 Request::Kick(index, Some(Fd::Eventfd)),
                 Request::Call(index, Some(Fd::Eventfd)),
                 Request::Enable(index, Value::Power(0)),
@@ -172,13 +235,21 @@ impl Message {
         requests.into_iter().map(Message::plain).collect()
     }
 
+    /// The messages by which QEMU starts to migrate a guest with one pair.
+    pub(super) fn migrate(span: Span, logged: Logged) -> Vec<Message> {
+        let addr = |n| Request::Addr(Index::Good(n), Place::Page(n), logged);
+        let requests =
+            [Request::LogBase(span, LogFile::Own), Request::SetFeatures(Bits::Offered), addr(0), addr(1)];
+        requests.into_iter().map(Message::plain).collect()
+    }
+
     /// Bytes sent before the rest.
     pub(super) fn cut(&self) -> usize {
         self.cut.map_or(usize::MAX, usize::from)
     }
 
-    /// Request code, flags and body.
-    pub(super) fn encode(&self, offers: Offers) -> (u32, u32, Vec<u8>) {
+    /// Request code, flags and body. `guest_addresses`: rings are at guest addresses.
+    pub(super) fn encode(&self, offers: Offers, guest_addresses: bool) -> (u32, u32, Vec<u8>) {
         let words = |words: &[u64]| words.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<u8>>();
         let halves = |a: u32, b: u32| words(&[u64::from(a) | u64::from(b) << 32]);
         let vring = |index: &Index, fd: &Option<Fd>| {
@@ -206,15 +277,18 @@ impl Message {
             Request::Base(index, value) => (10, halves(index.get(), value.get())),
             Request::Enable(index, value) => (18, halves(index.get(), value.get())),
             Request::GetBase(index) => (11, halves(index.get(), 0)),
-            Request::Addr(index, place) => {
+            Request::Addr(index, place, logged) => {
                 let (flags, [desc, used, avail]) = match place {
                     Place::Page(n) => {
-                        let at = 0x7000_0000 + u64::from(n % 6) * 0x800;
+                        let user = if guest_addresses { 0 } else { 0x7000_0000 };
+                        let at = user + Place::of_page(*n);
                         (0, [at, at + 0x400, at + 0x200])
                     }
                     Place::Any(addresses, flags) => (u32::from(*flags), *addresses),
                 };
-                (9, [halves(index.get(), flags), words(&[desc, used, avail, 0])].concat())
+                let log = place.log(*logged);
+                let flags = flags & !1 | u32::from(log.is_some());
+                (9, [halves(index.get(), flags), words(&[desc, used, avail, log.unwrap_or(0)])].concat())
             }
             Request::Kick(index, fd) => (12, vring(index, fd)),
             Request::Call(index, fd) => (13, vring(index, fd)),
@@ -224,16 +298,22 @@ impl Message {
                 (24, [head, vec![0; (*room).into()]].concat())
             }
             Request::SetConfig(room) => (25, vec![0; 12 + usize::from(*room)]),
+            Request::LogBase(span, _) => (6, words(&span.words())),
+            Request::LogFd(_) => (7, vec![]),
+            Request::Rarp(mac) => (19, words(&[*mac])),
             Request::Other { request, body, .. } => {
-                // Not a protocol feature unknown to the model.
-                let code = if request % 48 == 16 { 6 } else { request % 48 };
-                (code.into(), body[..body.len().min(300)].to_vec())
+                (Message::other_code(*request), body[..body.len().min(300)].to_vec())
             }
         };
         if let Some((bytes, _)) = self.surplus() {
             body.resize(body.len().saturating_add_signed(bytes.into()), 0);
         }
         (code, 1 | if self.need_reply { 8 } else { 0 }, body)
+    }
+
+    /// Returns the code of another request: not of a protocol feature unknown to the model.
+    pub(super) fn other_code(request: u8) -> u32 {
+        if request % 48 == 16 { 0 } else { (request % 48).into() }
     }
 
     /// Returns its descriptors.
@@ -245,7 +325,10 @@ impl Message {
             Request::AddRegion(region) | Request::RemoveRegion(region, true) => {
                 vec![Fd::Memory(region.second)]
             }
-            Request::Kick(_, fd) | Request::Call(_, fd) | Request::Err(_, fd) => fd.iter().copied().collect(),
+            Request::Kick(_, fd) | Request::Call(_, fd) | Request::Err(_, fd) | Request::LogFd(fd) => {
+                fd.iter().copied().collect()
+            }
+            Request::LogBase(_, file) => file.fd().into_iter().collect(),
             Request::Other { fds, .. } => fds[..fds.len().min(9)].to_vec(),
             _ => Vec::new(),
         };
@@ -255,95 +338,7 @@ impl Message {
         fds
     }
 
-    fn surplus(&self) -> Option<(i8, u8)> {
+    pub(super) fn surplus(&self) -> Option<(i8, u8)> {
         self.surplus.map(|(bytes, fds)| (bytes, fds % 3)).filter(|surplus| *surplus != (0, 0))
     }
-}
-
-/// The features that the back-end has offered.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Offers {
-    pub(super) features: u64,
-    pub(super) protocol: u64,
-}
-
-/// The negotiated state of the connection, as far as it decides about answers.
-#[derive(Default)]
-pub(super) struct Negotiated {
-    pub(super) offers: Offers,
-    protocol: u64,
-}
-
-impl Negotiated {
-    /// Returns the required answer to `message`, and keeps its effects.
-    pub(super) fn expect(&mut self, message: &Message) -> Answer {
-        let before = message.need_reply && self.protocol & REPLY_ACK != 0;
-        if message.surplus().is_some() {
-            return Answer::Unknown;
-        }
-        let index = |index: &Index| index.get() < VRINGS;
-        let good = match &message.request {
-            Request::GetFeatures => return Answer::Number(self.offers.features),
-            Request::GetProtocolFeatures => return Answer::Number(self.offers.protocol),
-            Request::QueueNum => return Answer::Number(VRINGS.into()),
-            Request::SlotNum => return Answer::Number(128),
-            Request::GetBase(n) => return if index(n) { Answer::Payload(8) } else { Answer::Ends },
-            Request::GetConfig { offset, size, .. } => {
-                let end = usize::from(*offset) + usize::from(*size);
-                return Answer::Payload(if end <= 256 { 12 + usize::from(*size) } else { 0 });
-            }
-            Request::SetFeatures(bits) => {
-                let bits = bits.of(self.offers.features);
-                if bits & !self.offers.features != 0 {
-                    false
-                } else if bits & VERSION_1 == 0 {
-                    // Legacy drivers are not supported, which ends nothing.
-                    return if before { Answer::Status(false) } else { Answer::Nothing };
-                } else {
-                    true
-                }
-            }
-            Request::SetProtocolFeatures(bits) => {
-                let bits = bits.of(self.offers.protocol);
-                let good = bits & !self.offers.protocol == 0;
-                if good {
-                    self.protocol = bits;
-                }
-                good
-            }
-            Request::Owner | Request::ResetOwner | Request::ResetDevice => true,
-            Request::Num(n, value) => {
-                index(n) && value.get().is_power_of_two() && value.get() <= RING_SIZE_MAX.into()
-            }
-            Request::Base(n, value) => index(n) && value.get() < 0x1_0000,
-            Request::Enable(n, value) => index(n) && value.get() < 2,
-            // Bit 0 asks for dirty logging.
-            Request::Addr(n, place) => {
-                index(n)
-                    && (self.offers.features & LOG_ALL != 0
-                        || !matches!(place, Place::Any(_, f) if f & 1 != 0))
-            }
-            Request::Kick(n, fd) => n.get() & 0xff < VRINGS && matches!(fd, Some(fd) if notifies(*fd)),
-            Request::Call(n, fd) | Request::Err(n, fd) => n.get() & 0xff < VRINGS && fd.is_none_or(notifies),
-            Request::SetConfig(_) => false,
-            Request::MemTable(_)
-            | Request::AddRegion(_)
-            | Request::RemoveRegion(..)
-            | Request::Other { .. } => {
-                return Answer::Unknown;
-            }
-        };
-        // This message's own negotiation counts too.
-        let acked = before || message.need_reply && self.protocol & REPLY_ACK != 0;
-        match (good, acked) {
-            (good, true) => Answer::Status(good),
-            (true, false) => Answer::Nothing,
-            (false, false) => Answer::Ends,
-        }
-    }
-}
-
-/// Returns whether a descriptor can carry notifications: neither a file nor a device can.
-fn notifies(fd: Fd) -> bool {
-    matches!(fd, Fd::Eventfd | Fd::Socket)
 }

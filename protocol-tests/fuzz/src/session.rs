@@ -20,12 +20,11 @@ use volt_vhost_user::session::state::SessionState;
 use volt_vhost_user::session::{Session, SessionError};
 
 use super::STEPS;
-use super::message::{Answer, Fd, Message, Negotiated, Offers, RING_SIZE_MAX};
+use super::answers::{Answer, FILE, Negotiated, RING_SIZE_MAX};
+use super::message::{Fd, Logged, Message, Offers, Span};
 use super::rig::notifier;
 
 const PAIRS: u16 = 2;
-/// Bytes of each file of guest memory.
-const FILE: u64 = 0x8000;
 
 #[derive(Arbitrary, Debug)]
 pub(super) struct Input {
@@ -38,7 +37,14 @@ pub(super) struct Input {
 enum Step {
     Message(Message),
     /// The set-up of a whole pair, like a front-end's.
-    SetUp(bool),
+    SetUp {
+        second: bool,
+        without: Option<u8>,
+    },
+    /// The beginning of a migration.
+    Migrate(Span, Logged),
+    /// The beginning of a migration with a log that is large enough.
+    Log,
     /// Bytes that may be no message.
     Bytes(Vec<u8>),
     Frame(u8),
@@ -57,6 +63,7 @@ struct Peer {
     wires: Vec<UnixDatagram>,
     kicks: Vec<OwnedFd>,
     files: [OwnedFd; 2],
+    log: OwnedFd,
     negotiated: Negotiated,
     /// Sent bytes may be the beginning of any message.
     wild: bool,
@@ -73,9 +80,22 @@ pub(super) fn run(input: Input) {
     }
     let Peer { session, mut device, .. } = peer;
     session.close(&mut device).expect("workers stop");
-    drop((device, peer.socket, peer.channel, peer.wires, peer.kicks, peer.files));
+    if let Some(logs) = peer.negotiated.logs().filter(|_| !peer.wild) {
+        marks_are_inside(&peer.log, logs);
+    }
+    drop((device, peer.socket, peer.channel, peer.wires, peer.kicks, peer.files, peer.log));
     wait_for_descriptor_threads();
     assert_eq!(open_files(), before, "file descriptors stay open");
+}
+
+/// Checks that nothing in the file but these logs was written.
+fn marks_are_inside(file: &OwnedFd, logs: &[[u64; 2]]) {
+    let mut bytes = vec![0; FILE as usize];
+    rustix::io::pread(file, &mut bytes, 0).expect("a memfd");
+    let is_log =
+        |at: usize| logs.iter().any(|[size, offset]| (*offset..offset + size).contains(&(at as u64)));
+    let outside = bytes.iter().enumerate().position(|(at, byte)| *byte != 0 && !is_log(at));
+    assert_eq!(outside, None, "a mark outside of the logs {logs:x?}");
 }
 
 /// A thread that classifies descriptors ends shortly after its answer: the descriptors it still has are no
@@ -107,9 +127,13 @@ impl Peer {
         let device = NetDevice::new(Box::new(port), options, notifier()).expect("memory");
         let (socket, theirs) = UnixStream::pair().expect("a socket pair");
         socket.set_nonblocking(true).expect("a socket");
-        let file = || {
+        let empty = || {
             let fd = memfd_create("guest", MemfdFlags::CLOEXEC).expect("a memfd");
             ftruncate(&fd, FILE).expect("a memfd");
+            fd
+        };
+        let file = || {
+            let fd = empty();
             let bytes: Vec<u8> = memory.iter().flat_map(|word| word.to_le_bytes()).collect();
             rustix::io::pwrite(&fd, &bytes, 0).expect("a memfd");
             fd
@@ -123,9 +147,10 @@ impl Peer {
             wires,
             kicks: Vec::new(),
             files: [file(), file()],
+            log: empty(),
             wild: false,
         };
-        peer.negotiated.offers = Offers { features: peer.ask(1), protocol: peer.ask(15) };
+        peer.negotiated = Negotiated::new(Offers { features: peer.ask(1), protocol: peer.ask(15) });
         peer
     }
 
@@ -140,7 +165,9 @@ impl Peer {
     fn step(&mut self, step: &Step) -> bool {
         match step {
             Step::Message(message) => self.exchange(message),
-            Step::SetUp(second) => Message::set_up(*second).iter().all(|message| self.exchange(message)),
+            Step::SetUp { second, without } => self.exchange_all(&Message::set_up(*second, *without)),
+            Step::Migrate(span, logged) => self.exchange_all(&Message::migrate(*span, *logged)),
+            Step::Log => self.exchange_all(&Message::migrate(Span::Tiny(2), Logged::There)),
             Step::Bytes(bytes) => {
                 self.wild = true;
                 let _ = self.socket.write(&bytes[..bytes.len().min(300)]);
@@ -193,9 +220,14 @@ impl Peer {
         (self.channel, self.session) = (channel, session);
     }
 
+    fn exchange_all(&mut self, messages: &[Message]) -> bool {
+        messages.iter().all(|message| self.exchange(message))
+    }
+
     /// Sends `message` and compares the answer with the model's.
     fn exchange(&mut self, message: &Message) -> bool {
-        let (request, flags, body) = message.encode(self.negotiated.offers);
+        let (request, flags, body) =
+            message.encode(self.negotiated.offers(), self.negotiated.guest_addresses());
         let bytes: Vec<u8> = [request, flags, body.len() as u32]
             .iter()
             .flat_map(|word| word.to_ne_bytes())
@@ -224,15 +256,16 @@ impl Peer {
         match expected {
             Answer::Ends => panic!("{message:?} did not end the connection"),
             Answer::Nothing => assert!(replies.is_empty(), "{message:?} was answered"),
-            Answer::Unknown => {}
+            Answer::Unknown => {
+                let status = replies.get(12..).unwrap_or_default();
+                self.negotiated.learn(message, status.iter().all(|byte| *byte == 0));
+            }
             Answer::Status(good) => {
                 let status = reply(&replies, request);
                 assert_eq!((status.len(), status.iter().all(|byte| *byte == 0)), (8, good), "{message:?}");
             }
             Answer::Payload(len) => assert_eq!(reply(&replies, request).len(), len, "{message:?}"),
-            Answer::Number(number) => {
-                assert_eq!(reply(&replies, request), number.to_ne_bytes(), "{message:?}");
-            }
+            Answer::Bytes(bytes) => assert_eq!(reply(&replies, request), bytes, "{message:?}"),
         }
         true
     }
@@ -245,6 +278,7 @@ impl Peer {
                 fd
             }
             Fd::Memory(second) => self.files[usize::from(second)].try_clone().expect("a descriptor"),
+            Fd::Log => self.log.try_clone().expect("a descriptor"),
             Fd::Socket => self.socket.as_fd().try_clone_to_owned().expect("a descriptor"),
             Fd::Null => std::fs::File::open("/dev/null").expect("/dev/null").into(),
         }

@@ -3,7 +3,6 @@
 //! after each wake-up.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::Sender;
@@ -12,6 +11,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
 use super::control;
+use super::dirty::Dirty;
 use super::fault::Fault;
 use super::tamper::Tamper;
 use super::vring::Vring;
@@ -21,6 +21,8 @@ use crate::memory::{GuestMemory, RegionSpec};
 use crate::wire::{Channel, Message, WireError, feature, flags, longs, protocol, request, words};
 
 mod checks;
+mod memory;
+mod migration;
 
 /// A back-end's request: the configuration space has changed.
 const CONFIG_CHANGE: u32 = 2;
@@ -42,6 +44,14 @@ pub(super) struct Connection {
     regions: Vec<(RegionSpec, OwnedFd)>,
     memory: Option<GuestMemory>,
     vrings: BTreeMap<u32, Vring>,
+    /// The front-end's log of written pages, at guest address 0.
+    log: Option<GuestMemory>,
+    /// Whether logging has ended once; only a fault uses it.
+    logged: bool,
+    /// Whether the front-end has asked for protocol features; only a fault uses it.
+    asked: bool,
+    /// The MAC of an announcement that has not been sent.
+    announced: Option<[u8; 6]>,
 }
 
 impl Connection {
@@ -56,6 +66,10 @@ impl Connection {
             regions: Vec::new(),
             memory: None,
             vrings,
+            log: None,
+            logged: false,
+            asked: false,
+            announced: None,
         }
     }
 
@@ -136,21 +150,24 @@ impl Connection {
         let script = &self.script;
         match message.request {
             request::GET_FEATURES => return self.reply(&message, &longs(&[self.offered()])),
-            request::GET_PROTOCOL_FEATURES => return self.reply(&message, &longs(&[script.protocol])),
+            request::GET_PROTOCOL_FEATURES => {
+                self.asked = true;
+                return self.reply(&message, &longs(&[self.script.protocol]));
+            }
             request::GET_QUEUE_NUM => return self.reply(&message, &longs(&[script.queue_num])),
             request::GET_MAX_MEM_SLOTS => return self.reply(&message, &longs(&[32])),
             request::GET_CONFIG => return self.get_config(&message),
             request::GET_VRING_BASE => return self.get_vring_base(&message),
             request::SET_FEATURES if self.has(Fault::StaleFeatures) && self.acked != 0 => {}
-            request::SET_FEATURES => self.acked = message.u64()?,
+            request::SET_FEATURES => self.set_features(message.u64()?),
+            request::SET_LOG_BASE if self.protocol & protocol::LOG_SHMFD != 0 => {
+                return self.set_log_base(&mut message);
+            }
+            request::SEND_RARP => self.send_rarp(&message)?,
             request::SET_MEM_TABLE => self.set_mem_table(&mut message)?,
             request::ADD_MEM_REG if self.has(Fault::AddIgnored) => {}
             request::ADD_MEM_REG => self.add_mem_reg(&mut message)?,
-            request::REM_MEM_REG => {
-                let spec = region_at(&message, 8)?;
-                self.regions.retain(|(region, _)| (region.guest, region.size) != (spec.guest, spec.size));
-                self.remap()?;
-            }
+            request::REM_MEM_REG => self.rem_mem_reg(&message)?,
             request::SET_VRING_NUM => {
                 let [index, size] = message.words()?;
                 let size = if self.has(Fault::AnySize) { size & 0xffff } else { size };
@@ -158,9 +175,11 @@ impl Connection {
                     u16::try_from(size).map_err(|_| message.unexpected("a ring size"))?;
             }
             request::SET_VRING_ADDR => {
-                let [index, _, d0, d1, u0, u1, a0, a1, _, _] = message.words()?;
+                let [index, ring_flags, d0, d1, u0, u1, a0, a1, l0, l1] = message.words()?;
                 let long = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
-                self.vring(index).addrs = Some([long(d0, d1), long(u0, u1), long(a0, a1)]);
+                let log = self.used_log(index, ring_flags, long(l0, l1));
+                let vring = self.vring(index);
+                (vring.addrs, vring.log) = (Some([long(d0, d1), long(u0, u1), long(a0, a1)]), log);
             }
             request::SET_VRING_KICK => {
                 let (index, fd) = vring_fd(&mut message)?;
@@ -213,6 +232,7 @@ impl Connection {
     fn offered(&self) -> u64 {
         match self.script.fault {
             Some(Fault::NoVersion1) => self.script.features & !feature::VERSION_1,
+            Some(Fault::LogHalf) => self.script.features & !feature::LOG_ALL,
             Some(Fault::FeaturesChange) if self.acked != 0 => self.acked,
             _ => self.script.features,
         }
@@ -260,44 +280,6 @@ impl Connection {
         self.reply(message, &words(&[index, base]))
     }
 
-    fn set_mem_table(&mut self, message: &mut Message) -> Result<(), WireError> {
-        let told = usize::from(message.body.first().copied().unwrap_or_default());
-        let count = if self.has(Fault::SurplusFiles) { told } else { message.fds.len() };
-        let mut specs =
-            (0..count).map(|at| region_at(message, 8 + 32 * at)).collect::<Result<Vec<_>, _>>()?;
-        if self.has(Fault::EmptyRegions) {
-            specs.retain(|spec| spec.size > 0);
-        }
-        if self.has(Fault::OffsetIgnored) {
-            specs.iter_mut().for_each(|spec| spec.offset = 0);
-        }
-        if self.has(Fault::FirstRegion) {
-            specs.truncate(1);
-        }
-        self.regions = specs.into_iter().zip(message.fds.drain(..)).collect();
-        self.remap()
-    }
-
-    fn add_mem_reg(&mut self, message: &mut Message) -> Result<(), WireError> {
-        let spec = region_at(message, 8)?;
-        let fd = message.fds.pop().ok_or_else(|| message.unexpected("a descriptor"))?;
-        self.regions.push((spec, fd));
-        self.remap()
-    }
-
-    /// Maps all regions again; running rings continue in the new mapping.
-    fn remap(&mut self) -> Result<(), WireError> {
-        let again = |(spec, fd): &(RegionSpec, OwnedFd)| fd.try_clone().map(|fd| (*spec, fd));
-        let memory = GuestMemory::map(self.regions.iter().map(again).collect::<io::Result<_>>()?)?;
-        self.memory = Some(memory);
-        for vring in self.vrings.values_mut() {
-            if let Some(ring) = vring.ring.take() {
-                vring.base = ring.used_idx();
-            }
-        }
-        Ok(())
-    }
-
     /// Returns the header of an echo: work that the driver left to the other side is left to the driver
     /// again, if it has acknowledged the offload.
     fn handed_back(&self, header: &NetHeader) -> NetHeader {
@@ -320,10 +302,12 @@ impl Connection {
     pub(super) fn work(&mut self, shared: &Shared, sender: &Sender<Sent>) -> Result<(), String> {
         let Some(memory) = self.memory.clone() else { return Ok(()) };
         let by_features = self.acked & feature::PROTOCOL_FEATURES == 0;
+        let (dirty, by_guest) = (self.dirty(), self.protocol & protocol::GPA_ADDRESSES != 0);
         for vring in self.vrings.values_mut() {
-            vring.start(&memory, self.acked, by_features, self.script.fault);
+            vring.start(&memory, self.acked, by_features, by_guest, self.script.fault);
         }
-        self.command(&memory, by_features)?;
+        self.announce(shared, sender);
+        self.command(&memory, by_features, &dirty)?;
         let pairs: Vec<u32> = self.vrings.keys().copied().filter(|index| index % 2 == 1).collect();
         for index in pairs {
             let fault = self.script.fault;
@@ -338,7 +322,7 @@ impl Connection {
             if !runs && fault != Some(Fault::DiscardsDisabled) {
                 continue;
             }
-            let mut frames = vring.transmit(&memory, fault)?;
+            let mut frames = vring.transmit(&memory, fault, &dirty)?;
             if !runs {
                 frames.clear();
             }
@@ -367,7 +351,10 @@ impl Connection {
                 inbox.pop_front();
                 continue;
             }
-            if !vring.runs(by_features, fault) || !vring.receive(&memory, header, bytes, mergeable, fault)? {
+            let done = vring.runs(by_features, fault)
+                && vring.receive(&memory, header, bytes, mergeable, fault, &dirty)?;
+            vring.log_used(&dirty);
+            if !done {
                 break;
             }
             inbox.pop_front();
@@ -378,22 +365,16 @@ impl Connection {
 
 impl Connection {
     /// Serves the control queue, if one was negotiated.
-    fn command(&mut self, memory: &GuestMemory, by_features: bool) -> Result<(), String> {
+    fn command(&mut self, memory: &GuestMemory, by_features: bool, dirty: &Dirty) -> Result<(), String> {
         if self.acked & feature::CTRL_VQ == 0 {
             return Ok(());
         }
         let (mq, pairs, fault) = (self.acked & feature::MQ != 0, self.script.pairs(), self.script.fault);
         match self.vrings.get_mut(&control::vring(mq, pairs, fault)) {
-            Some(vring) if vring.runs(by_features, fault) => vring.command(memory, mq, pairs, fault),
+            Some(vring) if vring.runs(by_features, fault) => vring.command(memory, mq, pairs, fault, dirty),
             _ => Ok(()),
         }
     }
-}
-
-fn region_at(message: &Message, at: usize) -> Result<RegionSpec, WireError> {
-    let bytes = message.body.get(at..at + 32).ok_or_else(|| message.unexpected("a memory region"))?;
-    let long = |i: usize| u64::from_le_bytes(std::array::from_fn(|b| bytes[8 * i + b]));
-    Ok(RegionSpec { guest: long(0), size: long(1), user: long(2), offset: long(3) })
 }
 
 fn vring_fd(message: &mut Message) -> Result<(u32, Option<OwnedFd>), WireError> {

@@ -58,7 +58,8 @@ faults! {
     StaleFeatures, "stale-features", "states/features-again", "Only the first SET_FEATURES counts.";
     BaseZero, "base-zero", "states/base-answered", "GET_VRING_BASE answers 0.";
     BaseOffByOne, "base-off-by-one", "states/base-answered", "GET_VRING_BASE answers one too many.";
-    BaseGoesOn, "base-goes-on", "states/base-stops, states/base-stops-pair", "GET_VRING_BASE stops nothing.";
+    BaseGoesOn, "base-goes-on", "states/base-stops, states/base-stops-pair, migration/base-quiet",
+        "GET_VRING_BASE stops nothing.";
     BelievesBase, "believes-base", "states/wrong-base", "A ring starts at the index of SET_VRING_BASE.";
     FirstCall, "first-call", "states/call-replaced", "Only the first call descriptor counts.";
     FirstKick, "first-kick", "states/kick-replaced", "Only the first kick descriptor counts.";
@@ -162,6 +163,42 @@ faults! {
         "hostile/nowhere, hostile/address-wrap, hostile/length-4-gib, hostile/table-odd, \
          hostile/table-nowhere, hostile/table-4-gib, memory/removed",
         "A buffer outside memory ends the back-end by SIGSEGV.";
+    LogHalf, "log-half", "migration/log-offered-together", "LOG_SHMFD is offered without LOG_ALL.";
+    LogNoReply, "log-no-reply", "migration/log-base-replies", "SET_LOG_BASE is not answered.";
+    LogShortReply, "log-short-reply", "migration/log-base-echo", "SET_LOG_BASE is answered without a body.";
+    LogRepliesTwice, "log-replies-twice", "migration/log-base-one-reply",
+        "SET_LOG_BASE with NEED_REPLY is answered twice.";
+    LogReplyFlags, "log-reply-flags", "migration/log-base-reply-flags",
+        "The reply to SET_LOG_BASE lacks its flag if protocol features were not asked for.";
+    LogTooSmall, "log-too-small", "migration/too-small", "A log too small for the memory is accepted.";
+    LogNoFile, "log-no-file", "migration/no-descriptor", "A log without a descriptor is accepted.";
+    LogBeyondFile, "log-beyond-file", "migration/log-beyond-file", "A log beyond its file is accepted.";
+    LogOffset, "log-offset-ignored", "migration/log-offset", "A log begins at byte 0 of its file.";
+    LogNoPayload, "log-no-payload", "migration/payload", "Only the header of a received frame is marked.";
+    LogNextPage, "log-next-page", "migration/payload, migration/merged, migration/num-buffers",
+        "The page after the written one is marked.";
+    LogFirstBuffer, "log-first-buffer", "migration/merged",
+        "Only the first buffer of a merged frame is marked.";
+    LogNoNumBuffers, "log-no-num-buffers", "migration/num-buffers", "num_buffers is not marked.";
+    LogNoElements, "log-no-elements", "migration/used-ring, migration/transmit-used-ring",
+        "Used elements are not marked.";
+    LogNoIndex, "log-no-index", "migration/used-index", "The used index is not marked.";
+    LogNoEvent, "log-no-event", "migration/avail-event", "avail_event is not marked.";
+    LogNoTransmit, "log-no-transmit", "migration/transmit-used-ring",
+        "The used rings of transmit queues are not marked.";
+    LogNoAnswer, "log-no-answer", "migration/control-status", "Answers to commands are not marked.";
+    LogAddress, "log-address-ignored", "migration/log-address-elsewhere",
+        "A used ring is marked at its own address, not at its log address.";
+    LogRingAlways, "log-ring-always", "migration/ring-off",
+        "A used ring is marked without VHOST_VRING_F_LOG.";
+    LogStaysOn, "log-stays-on", "migration/off-again", "Logging does not stop.";
+    LogOnce, "log-once", "migration/on-again", "Logging does not begin again once it has stopped.";
+    LogKept, "log-kept", "migration/log-replaced, migration/on-again", "Only the first log counts.";
+    LogLateIgnored, "log-late-ignored", "migration/log-late", "A log that comes after LOG_ALL is ignored.";
+    LogLost, "log-lost", "migration/new-memory, migration/new-region",
+        "A new memory table ends logging.";
+    RarpUnsent, "rarp-unsent", "migration/rarp", "SEND_RARP is acknowledged and nothing is sent.";
+    GpaZero, "gpa-zero", "migration/gpa-addresses", "Guest address 0 is taken for no address.";
     Exits, "exits", "messages/half-and-gone", "An incomplete message ends the back-end with status 3.";
 }
 

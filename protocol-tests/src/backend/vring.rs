@@ -4,6 +4,7 @@
 use std::os::fd::OwnedFd;
 
 use super::control;
+use super::dirty::Dirty;
 use super::fault::Fault;
 use crate::device::DeviceRing;
 use crate::frame::{NET_HEADER_LEN, NetHeader};
@@ -21,6 +22,8 @@ pub(super) struct Vring {
     pub(super) size: u16,
     /// Descriptor table, used ring and available ring, in the front-end's addresses.
     pub(super) addrs: Option<[u64; 3]>,
+    /// Where the used ring is logged, as a guest address; `None`: it is not.
+    pub(super) log: Option<u64>,
     pub(super) kick: Option<OwnedFd>,
     /// Whether its kick has been read since it was set; only a fault waits for it.
     pub(super) kicked: bool,
@@ -38,6 +41,7 @@ impl Vring {
         memory: &GuestMemory,
         acked: u64,
         enabled_anyway: bool,
+        by_guest: bool,
         fault: Option<Fault>,
     ) {
         let (Some([desc, used, avail]), None, Some(_)) = (self.addrs, &self.ring, &self.kick) else { return };
@@ -46,7 +50,12 @@ impl Vring {
         if self.size == 0 || late || !(self.runs(enabled_anyway, fault) || early) {
             return;
         }
-        let guest = |user| if fault == Some(Fault::UserAsGuest) { Some(user) } else { memory.guest(user) };
+        let guest = |address| match fault {
+            Some(Fault::UserAsGuest) => Some(address),
+            Some(Fault::GpaZero) if by_guest && address == 0 => None,
+            _ if by_guest => Some(address).filter(|address| memory.room(*address) > 0),
+            _ => memory.guest(address),
+        };
         let addresses = [desc, used, avail].map(guest);
         if fault == Some(Fault::AddressAborts) && addresses.contains(&None) {
             std::process::abort();
@@ -77,7 +86,17 @@ impl Vring {
         self.enabled || by_features || fault == Some(Fault::EnablesEarly)
     }
 
-    fn publish(&mut self, fault: Option<Fault>) {
+    /// Marks what was written to the used ring since the last call.
+    pub(super) fn log_used(&mut self, dirty: &Dirty) {
+        let Some(ring) = &mut self.ring else { return };
+        let (written, layout) = (ring.take_written(), ring.layout());
+        if let Some(log) = self.log {
+            let at = if dirty.fault == Some(Fault::LogAddress) { layout.used } else { log };
+            dirty.mark_used(at, layout.size, &written);
+        }
+    }
+
+    fn publish(&mut self, fault: Option<Fault>, dirty: &Dirty) {
         let Some(ring) = &mut self.ring else { return };
         let before = ring.used_idx();
         let wanted = ring.publish();
@@ -93,6 +112,7 @@ impl Vring {
             }
             _ => wanted,
         };
+        self.log_used(dirty);
         if call && let Some(call) = &self.call {
             let _ = rustix::io::write(call, &1u64.to_ne_bytes());
         }
@@ -102,6 +122,7 @@ impl Vring {
         &mut self,
         memory: &GuestMemory,
         fault: Option<Fault>,
+        dirty: &Dirty,
     ) -> Result<Vec<(NetHeader, Vec<u8>)>, String> {
         let mut frames = Vec::new();
         let mut chains = Vec::new();
@@ -160,7 +181,7 @@ impl Vring {
         if fault == Some(Fault::Swaps) {
             frames.reverse();
         }
-        self.publish(fault);
+        self.publish(fault, dirty);
         Ok(frames)
     }
 
@@ -171,6 +192,7 @@ impl Vring {
         mq: bool,
         pairs: u16,
         fault: Option<Fault>,
+        dirty: &Dirty,
     ) -> Result<(), String> {
         while let Some(ring) = &mut self.ring {
             let Some(chain) = ring.pop().map_err(|fault| fault.to_string())? else { break };
@@ -183,8 +205,9 @@ impl Vring {
             let len =
                 chain.write(memory, &[control::answer(&command, mq, pairs, fault)][..chain.room().min(1)]);
             ring.push(chain.head, len as u32);
+            dirty.mark_answer(&chain, len);
         }
-        self.publish(fault);
+        self.publish(fault, dirty);
         Ok(())
     }
 
@@ -197,6 +220,7 @@ impl Vring {
         frame: &[u8],
         mergeable: bool,
         fault: Option<Fault>,
+        dirty: &Dirty,
     ) -> Result<bool, String> {
         let Some(ring) = &mut self.ring else { return Ok(false) };
         if fault == Some(Fault::StopsAtWrap) && ring.next_avail() < self.base {
@@ -234,6 +258,7 @@ impl Vring {
         let mut done = 0;
         for chain in &chains {
             let len = chain.write(memory, &bytes[done..]);
+            dirty.mark_received(chain, len, done == 0);
             if let (Some(Fault::HeaderApart), [_, second, ..]) = (fault, &chain.parts[..]) {
                 memory.write(second.addr, &frame[..(second.len as usize).min(frame.len())]);
             }
@@ -249,11 +274,11 @@ impl Vring {
             }
             done += len;
             if fault == Some(Fault::ShownOneByOne) {
-                self.publish(fault);
+                self.publish(fault, dirty);
                 std::thread::sleep(PAUSE);
             }
         }
-        self.publish(fault);
+        self.publish(fault, dirty);
         Ok(true)
     }
 }

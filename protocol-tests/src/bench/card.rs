@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::bench::BenchError;
 use crate::bench::case::{Case, Direction, FLOWS};
 use crate::bench::ring::{PollRing, chain};
+use crate::dirty_log::DirtyLog;
 use crate::frame::NET_HEADER_LEN;
 use crate::frontend::Frontend;
 use crate::memory::GuestMemory;
@@ -29,6 +30,7 @@ pub struct Card {
     pub buffers: Vec<Vec<u64>>,
     case: Case,
     mem: GuestMemory,
+    log: Option<DirtyLog>,
 }
 
 impl Card {
@@ -49,7 +51,9 @@ impl Card {
             rings.push(ring);
             buffers.push(at);
         }
-        let card = Card { frontend, rings, buffers, case: *case, mem: space.mem };
+        let end = space.mem.specs().iter().map(|spec| spec.guest + spec.size).max().unwrap_or(0);
+        let log = case.logged.then(|| DirtyLog::covering(end)).transpose()?;
+        let card = Card { frontend, rings, buffers, case: *case, mem: space.mem, log };
         card.attach()?;
         Ok(card)
     }
@@ -75,6 +79,14 @@ impl Card {
         }
         for vring in 0..self.rings.len() as u32 {
             frontend.set_vring_enable(vring, true)?;
+        }
+        if let Some(log) = &self.log {
+            frontend.set_log_base(log)?;
+            frontend.set_features(self.case.features() | feature::LOG_ALL)?;
+            for (ring, vring) in self.rings.iter().zip(0..) {
+                let used = ring.layout().used;
+                frontend.set_vring_addr_logged(vring, &self.mem, &ring.layout(), Some(used))?;
+            }
         }
         Ok(frontend.sync()?)
     }
@@ -104,7 +116,8 @@ impl Card {
 
 /// Negotiates owner, features and protocol features. The back-end must offer the features of the case.
 fn agree(frontend: &mut Frontend, case: &Case) -> Result<u64, BenchError> {
-    let protocols = protocol::MQ | protocol::REPLY_ACK | protocol::CONFIG;
+    let log = if case.logged { protocol::LOG_SHMFD } else { 0 };
+    let protocols = protocol::MQ | protocol::REPLY_ACK | protocol::CONFIG | log;
     let (features, _) = negotiate(frontend, case.features(), protocols)?;
     let missing = case.features() & !features & !(feature::MQ | feature::PROTOCOL_FEATURES);
     if missing != 0 {

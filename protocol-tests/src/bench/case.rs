@@ -32,6 +32,8 @@ pub struct Case {
     pub calls: bool,
     /// Whether header and frame have separate descriptors (transmit), as from drivers without headroom.
     pub split: bool,
+    /// Whether written pages are logged, as during live migration.
+    pub logged: bool,
 }
 
 /// Longest frame that is not cut into segments.
@@ -52,6 +54,7 @@ const BASE: Case = Case {
     mergeable: true,
     calls: false,
     split: false,
+    logged: false,
 };
 
 /// Returns every size both ways, and every other choice by itself at 64 and 1500 bytes.
@@ -65,6 +68,7 @@ pub fn plan() -> Vec<Case> {
             cases.push(Case { event_idx: false, ..base });
             cases.push(Case { calls: true, ..base });
             cases.push(Case { pairs: 2, ..base });
+            cases.push(Case { logged: true, ..base });
             cases.push(match direction {
                 Direction::Tx => Case { split: true, ..base },
                 Direction::Rx => Case { mergeable: false, ..base },
@@ -87,6 +91,7 @@ impl Case {
             (!self.mergeable, "-nomrg"),
             (self.calls, "-calls"),
             (self.split, "-split"),
+            (self.logged, "-logged"),
             (self.pairs > 1, "-2pairs"),
         ] {
             name.push_str(if differs { text } else { "" });

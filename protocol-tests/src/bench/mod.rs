@@ -4,9 +4,9 @@
 //! A [`case::Case`] describes the frames. A [`host::FarEnd`] belongs to the TAP behind the back-end, or to an
 //! equal one for the [`floor`], whose bare loops make only the back-end's system calls. A [`card::Card`] is a
 //! polling driver with its own memory on [`ring::PollRing`]s, faster than any back-end. [`run`] drives both
-//! ways, [`latency`] sends single frames, [`continuity`] replaces the back-end meanwhile. [`suite`] repeats
-//! the measurements in interleaved rounds; [`report`] and [`plot`] show medians and spread. [`guests`] boots
-//! real guests instead; [`scale`] runs many daemons at once.
+//! ways, [`latency`] sends single frames, [`continuity`] replaces the back-end meanwhile, [`migration`] moves
+//! the card to another. [`suite`] repeats the measurements in interleaved rounds; [`report`] and [`plot`]
+//! show medians and spread. [`guests`] boots real guests instead; [`scale`] runs many daemons at once.
 //!
 //! The CPU time is that of the back-end's process, read while it sleeps before and after a run, when the
 //! kernel's account is exact. A round is therefore right to the nanosecond, even where threads share cores
@@ -21,6 +21,7 @@ pub mod gap_report;
 pub mod guests;
 pub mod host;
 pub mod latency;
+pub mod migration;
 pub mod plot;
 pub mod process;
 pub mod report;
@@ -31,6 +32,7 @@ pub mod suite;
 
 use std::io;
 
+use crate::session::SessionError;
 use crate::wire::WireError;
 
 /// The reason why a measurement has no result. A slow back-end is no reason.
@@ -42,6 +44,9 @@ pub enum BenchError {
     /// The back-end's end of the connection failed.
     #[error(transparent)]
     Wire(#[from] WireError),
+    /// The session of a scripted front-end failed.
+    #[error(transparent)]
+    Session(#[from] SessionError),
     /// Frames that did not return, or another event that makes figures meaningless.
     #[error("{0}")]
     Wrong(String),

@@ -84,6 +84,11 @@ impl Bench {
         !matches!(self.far, Far::Unseen)
     }
 
+    /// Returns whether frames for the guest can arrive without frames from it.
+    pub fn has_wire(&self) -> bool {
+        matches!(self.far, Far::Tap(_))
+    }
+
     /// Makes a fresh connection.
     pub fn connect(&self) -> Result<Frontend, Finding> {
         let mut frontend = self.instance.connect()?;
@@ -201,6 +206,29 @@ impl Bench {
         match &self.far {
             Far::Tap(_) => self.expect(session, frame),
             _ => same(frame, &session.rx(pair).recv(LIMIT)?.bytes, "came back"),
+        }
+    }
+
+    /// Returns the next frame to leave that fits, whoever made it; `None` if none leaves in time.
+    pub fn leaves_such(
+        &self,
+        session: &mut Session,
+        fits: impl Fn(&[u8]) -> bool,
+    ) -> Result<Option<Vec<u8>>, Finding> {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let next = match &self.far {
+                Far::Tap(wire) => wire.recv(left)?.map(|(_, bytes)| bytes),
+                _ => match session.rx(0).recv(left) {
+                    Ok(frame) => Some(frame.bytes),
+                    Err(NicError::Timeout { used, taken, .. }) if used == taken => None,
+                    Err(error) => return Err(error.into()),
+                },
+            };
+            if next.as_deref().is_none_or(&fits) {
+                return Ok(next);
+            }
         }
     }
 

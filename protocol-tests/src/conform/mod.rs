@@ -13,8 +13,11 @@ mod channels;
 pub mod frontend;
 mod hostile;
 mod instance;
+mod logged;
+mod marks;
 mod memory;
 mod messages;
+mod migration;
 mod offloads;
 mod orders;
 mod queues;
@@ -202,6 +205,8 @@ pub fn catalogue() -> Vec<&'static Check> {
         rings::CHECKS,
         offloads::CHECKS,
         queues::CHECKS,
+        migration::CHECKS,
+        marks::CHECKS,
         hostile::CHECKS,
     ];
     groups.into_iter().flatten().collect()

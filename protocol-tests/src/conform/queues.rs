@@ -77,7 +77,7 @@ fn one_disabled(bench: &mut Bench) -> Result {
 }
 
 /// Starts a session whose control queue is vring `control`.
-fn controlled(bench: &Bench, setup: Setup, control: u32) -> std::result::Result<Session, Finding> {
+pub(super) fn controlled(bench: &Bench, setup: Setup, control: u32) -> std::result::Result<Session, Finding> {
     let setup = Setup { control: Some(control), features: setup.features | feature::CTRL_VQ, ..setup };
     let offered = bench.negotiated(0)?.get_features()?;
     if offered & feature::CTRL_VQ == 0 {

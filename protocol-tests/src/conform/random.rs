@@ -13,10 +13,11 @@ type Result<T = ()> = std::result::Result<T, Finding>;
 const DEEDS: usize = 60;
 
 /// splitmix64.
-struct Random(u64);
+#[derive(Debug)]
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    fn below(&mut self, end: u64) -> u64 {
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -24,7 +25,7 @@ impl Random {
         (z ^ z >> 31) % end
     }
 
-    fn chance(&mut self, of: u64) -> bool {
+    pub(crate) fn chance(&mut self, of: u64) -> bool {
         self.below(of) == 0
     }
 

@@ -7,11 +7,12 @@ use std::path::Path;
 
 use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures as Protocol};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
-use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vhost::{VhostBackend, VhostUserDirtyLogRegion, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{ANSWER, RETRY, Scripted};
-use crate::frontend::Frontend as ScriptedFrontend;
+use crate::dirty_log::DirtyLog;
+use crate::frontend::{Frontend as ScriptedFrontend, VRING_F_LOG};
 use crate::nic::{Nic, Queue};
 use crate::session::{SessionError, Setup};
 use crate::wire::{WireError, feature};
@@ -73,6 +74,45 @@ fn meet(
     Ok(result?)
 }
 
+/// A card whose pages a back-end logs.
+pub struct Logged {
+    /// The connection, which ends with it.
+    pub frontend: Frontend,
+    /// The card, with receive buffers.
+    pub nic: Nic,
+    /// The log.
+    pub log: DirtyLog,
+}
+
+/// Connects to a back-end, and switches logging on as a migration does, by the crate's requests.
+///
+/// # Errors
+///
+/// Returns an error if the back-end refuses one of the messages, or does not answer.
+pub fn logged(path: &Path) -> Result<Logged, Box<dyn std::error::Error>> {
+    let socket = UnixStream::connect(path)?;
+    // The crate sets no time limits.
+    socket.set_read_timeout(Some(ANSWER))?;
+    let mut frontend = Frontend::from_stream(socket, 2);
+    frontend.set_owner()?;
+    let features = frontend.get_features()? & (Setup::default().features & !feature::MRG_RXBUF);
+    let both = frontend.get_protocol_features()? & (Protocol::MQ | Protocol::REPLY_ACK | Protocol::LOG_SHMFD);
+    frontend.set_protocol_features(both)?;
+    frontend.set_features(features)?;
+    let mut nic = Setup { size: 16, ..Setup::default() }.nic(features)?;
+    nic.rx(0).fill(8, &[2048])?;
+    describe(&mut frontend, &nic)?;
+    let log = DirtyLog::new(1 << 12, 0)?;
+    let mmap_handle = log.file().as_raw_fd();
+    let region = VhostUserDirtyLogRegion { mmap_size: log.size(), mmap_offset: 0, mmap_handle };
+    frontend.set_log_base(0, Some(region))?;
+    frontend.set_features(features | feature::LOG_ALL)?;
+    for queue in &nic.queues {
+        frontend.set_vring_addr(queue.vring as usize, &addresses(&nic, queue, true))?;
+    }
+    Ok(Logged { frontend, nic, log })
+}
+
 /// Describes a scripted card to `frontend`: its memory, and its rings from their current indices.
 ///
 /// # Errors
@@ -100,16 +140,7 @@ pub fn describe(frontend: &mut Frontend, nic: &Nic) -> Result<(), Box<dyn std::e
         let (index, layout) = (queue.vring as usize, queue.ring.layout());
         frontend.set_vring_num(index, layout.size)?;
         frontend.set_vring_base(index, queue.ring.used_idx())?;
-        let config = VringConfigData {
-            queue_max_size: layout.size,
-            queue_size: layout.size,
-            flags: 0,
-            desc_table_addr: nic.mem.user(layout.desc),
-            used_ring_addr: nic.mem.user(layout.used),
-            avail_ring_addr: nic.mem.user(layout.avail),
-            log_addr: None,
-        };
-        frontend.set_vring_addr(index, &config)?;
+        frontend.set_vring_addr(index, &addresses(nic, queue, false))?;
         frontend.set_vring_call(index, &eventfd(&queue.call)?)?;
         frontend.set_vring_kick(index, &eventfd(&queue.kick)?)?;
         if nic.features & feature::PROTOCOL_FEATURES != 0 {
@@ -117,4 +148,18 @@ pub fn describe(frontend: &mut Frontend, nic: &Nic) -> Result<(), Box<dyn std::e
         }
     }
     Ok(())
+}
+
+/// Returns the addresses of a queue, whose used ring is logged at its own address or not.
+fn addresses(nic: &Nic, queue: &Queue, logged: bool) -> VringConfigData {
+    let layout = queue.ring.layout();
+    VringConfigData {
+        queue_max_size: layout.size,
+        queue_size: layout.size,
+        flags: if logged { VRING_F_LOG } else { 0 },
+        desc_table_addr: nic.mem.user(layout.desc),
+        used_ring_addr: nic.mem.user(layout.used),
+        avail_ring_addr: nic.mem.user(layout.avail),
+        log_addr: logged.then_some(layout.used),
+    }
 }

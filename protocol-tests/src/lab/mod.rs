@@ -11,10 +11,15 @@
 pub mod continuity;
 pub mod echo;
 pub mod guest;
+pub mod live;
 pub mod machine;
+pub mod migration;
+pub mod moving;
 pub mod netd;
 mod outer;
+pub mod parked;
 pub mod process;
+pub mod qmp;
 mod tftp;
 pub mod traffic;
 

@@ -143,6 +143,11 @@ impl Process {
         self.child.id()
     }
 
+    /// Returns whether it has ended.
+    pub fn has_ended(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
+    }
+
     /// Asks the process to end, like an operator.
     pub fn terminate(&self) {
         let _ = rustix::process::kill_process(

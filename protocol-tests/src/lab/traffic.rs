@@ -226,7 +226,7 @@ fn serve(port: u16, service: impl Fn(TcpStream) + Send + Sync + 'static) -> Arc<
 }
 
 /// Returns the length and the SHA-256, in hexadecimal, of all data from `input`.
-fn digest(input: &mut impl Read) -> (u64, String) {
+pub(super) fn digest(input: &mut impl Read) -> (u64, String) {
     let mut file = tempfile::tempfile().expect("a temporary file");
     let length = std::io::copy(input, &mut file).unwrap_or(0);
     file.rewind().expect("rewinding a temporary file");
