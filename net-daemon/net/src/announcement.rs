@@ -8,11 +8,11 @@
 use std::io;
 
 use log::{info, warn};
+use volt_virtio::part::IoPart;
 
 use crate::config::Mac;
 use crate::pair::Pair;
 use crate::port::{ETHERNET_LEN, HEADER_LEN};
-use volt_virtio::part::IoPart;
 
 /// Shortest Ethernet frame without its checksum (IEEE 802.3).
 const SHORTEST: usize = 60;

@@ -121,7 +121,8 @@ impl Rx {
         &self.buffers[self.next..]
     }
 
-    /// `LOGGED`: whether written pages are logged. A ring without a log has no instruction for it.
+    /// `LOGGED`: whether written pages are logged. A ring without a log has no instruction for it. What both
+    /// kinds call is `inline(always)`: with two callers it would cost 28 instructions a frame more.
     fn batch<const LOGGED: bool>(
         &mut self,
         port: &dyn PortQueue,

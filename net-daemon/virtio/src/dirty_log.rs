@@ -72,9 +72,11 @@ impl DirtyLog {
         page - first
     }
 
-    /// Marks the pages that are marked in `other`. Ignores pages beyond this log.
-    pub fn merge(&self, other: &DirtyLog) {
-        let bytes = (0..).map_while(|at| Some((self.byte(at)?, other.byte(at)?)));
+    /// Marks those pages of `len` bytes at guest address `guest` that are marked in `other`, and perhaps a
+    /// few around them that are. Ignores pages beyond either log.
+    pub fn merge(&self, other: &DirtyLog, guest: u64, len: u64) {
+        let [first, end] = [guest, guest.saturating_add(len)].map(|at| at / LOG_PAGE / 8);
+        let bytes = (first..=end).map_while(|at| Some((self.byte(at)?, other.byte(at)?)));
         for (to, from) in bytes {
             match from.load(Ordering::Acquire) {
                 0 => {}
@@ -131,9 +133,13 @@ mod tests {
             assert_eq!(marked(&marks), pages, "{guest:#x}+{len:#x}");
             let (_mapping, merged) = log(3);
             merged.mark(0x2000, 1);
-            merged.merge(&marks);
+            merged.merge(&marks, 0, u64::MAX);
             let expected: Vec<_> = (0..24).filter(|page| *page == 2 || pages.contains(page)).collect();
             assert_eq!(marked(&merged), expected, "the part of {pages:?} that fits");
+            let (_mapping, part) = log(4);
+            part.merge(&marks, 0x8000, 0x8000);
+            assert!(marked(&part).iter().all(|page| (8..24).contains(page) && pages.contains(page)));
+            assert_eq!(marked(&part).contains(&8), pages.contains(&8));
         }
     }
 

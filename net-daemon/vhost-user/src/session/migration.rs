@@ -59,12 +59,7 @@ impl Session {
         if self.logs() {
             // The reply tells the front-end that nothing marks pages in the previous log any more.
             self.stop_all(device)?;
-            // QEMU gives its log up when the guest resets the device, and sends the next one after the rings
-            // have started again.
-            let previous = self.log.as_ref().and_then(MigrationLog::pages);
-            if let (Some(pages), Some(previous)) = (log.pages(), previous) {
-                pages.merge(previous);
-            }
+            self.take_over_marks(&log);
         }
         debug!("log of written pages: {} bytes", base.size);
         self.log = Some(log);
@@ -72,6 +67,18 @@ impl Session {
             self.run_all(device);
         }
         Ok(Answer::Payload(base.encode()))
+    }
+
+    /// Marks in `next` what is marked in the log in use: QEMU gives its log up when the guest resets the
+    /// device, and sends the next one after the rings have started again. Looks at the guest's memory only: a
+    /// hostile front-end's log may have any size.
+    fn take_over_marks(&self, next: &MigrationLog) {
+        let previous = self.log.as_ref().and_then(MigrationLog::pages);
+        if let (Some(next), Some(previous), Some(memory)) = (next.pages(), previous, &self.memory) {
+            for region in memory.guest().regions() {
+                next.merge(previous, region.guest(), region.size());
+            }
+        }
     }
 
     /// The specification does not say what the descriptor is for, and no front-end in use sends one. It is

@@ -90,7 +90,7 @@ impl Session {
     pub(super) fn reset_device(&mut self, device: &mut NetDevice) -> Answered {
         self.stop_all(device)?;
         device.give_up_stashes();
-        let logged = self.acked.unwrap_or_default().contains(Features::VHOST_LOG_ALL);
+        let logged = self.logs();
         let fresh = Session::new(device, self.max_ring_size);
         *self = Session {
             protocol: self.protocol,
