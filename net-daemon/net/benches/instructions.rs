@@ -15,7 +15,9 @@ use rustix::event::{EventfdFlags, eventfd};
 use vm_memory::{Bytes, MmapRegion, VolatileMemory};
 use volt_net::capture::ring::readers;
 use volt_net::capture::{Capture, CaptureOptions};
+use volt_net::counters::CounterMemory;
 use volt_net::counters::Counters;
+use volt_net::filter::volt_filter::Way;
 use volt_net::health::Health;
 use volt_net::port::PortQueue;
 use volt_net::rx::Rx;
@@ -26,8 +28,12 @@ use volt_virtio::dirty_log::{DirtyLog, LOG_PAGE};
 use volt_virtio::features::Features;
 use volt_virtio::memory::{GuestMemory, Region};
 use volt_virtio::notify::Notifier;
-use volt_virtio::part::IoPart;
+use volt_virtio::part::{IoPart, write_parts};
 use volt_virtio::ring::{Ring, RingLayout};
+
+mod judged;
+
+use judged::Judged;
 
 /// Entries of the ring.
 const SIZE: u16 = 256;
@@ -53,6 +59,8 @@ struct Case {
     capture: bool,
     /// Whether written pages are logged.
     logged: bool,
+    /// What judges frames, which are then those of a TCP connection.
+    judged: Judged,
 }
 
 const TX: Case = Case {
@@ -63,9 +71,10 @@ const TX: Case = Case {
     receive: false,
     capture: false,
     logged: false,
+    judged: Judged::Not,
 };
 const RX: Case = Case { name: "rx one buffer", budget: 386, frame: 76, parts: &[1536], receive: true, ..TX };
-const CASES: [Case; 8] = [
+const CASES: [Case; 14] = [
     TX,
     Case {
         name: "tx indirect, 4 buffers",
@@ -80,6 +89,19 @@ const CASES: [Case; 8] = [
     Case { name: "rx one buffer, captured", budget: 833, capture: true, ..RX },
     Case { name: "tx one buffer, logged", budget: 155, logged: true, ..TX },
     Case { name: "rx one buffer, logged", budget: 410, logged: true, ..RX },
+    Case { name: "tx one buffer, guarded", budget: 838, judged: Judged::Guard, ..TX },
+    Case { name: "rx one buffer, guarded", budget: 1021, judged: Judged::Guard, ..RX },
+    Case { name: "tx one buffer, policy", budget: 1514, judged: Judged::Policy, ..TX },
+    Case { name: "rx one buffer, policy", budget: 1700, judged: Judged::Policy, ..RX },
+    Case {
+        name: "tx 1500 bytes, policy",
+        budget: 1720,
+        frame: 1526,
+        parts: &[1526],
+        judged: Judged::Policy,
+        ..TX
+    },
+    Case { name: "rx 1500 bytes, policy", budget: 2072, frame: 1526, judged: Judged::Policy, ..RX },
 ];
 
 /// A port that accepts every frame, and always has one.
@@ -102,6 +124,30 @@ impl PortQueue for Endless {
 
     fn recv(&self, _parts: &[IoPart<'_>]) -> io::Result<usize> {
         Ok(self.frame)
+    }
+}
+
+/// The same, with a frame that can be judged.
+#[derive(Debug)]
+struct EndlessFrames {
+    endless: Endless,
+    frame: Vec<u8>,
+}
+
+impl AsFd for EndlessFrames {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.endless.as_fd()
+    }
+}
+
+impl PortQueue for EndlessFrames {
+    fn send(&self, parts: &[IoPart<'_>]) -> io::Result<usize> {
+        self.endless.send(parts)
+    }
+
+    fn recv(&self, parts: &[IoPart<'_>]) -> io::Result<usize> {
+        write_parts(parts, 0, &self.frame);
+        Ok(self.frame.len())
     }
 }
 
@@ -136,6 +182,14 @@ impl Driver {
         // Notifications are not part of the measured work: `used_event` is just behind the index.
         driver.store(layout.avail + 4 + u64::from(SIZE) * 2, u16::MAX);
         driver
+    }
+
+    /// Writes a frame into each chain of one buffer.
+    fn fill(&self, frame: &[u8]) {
+        for head in 0..u64::from(SIZE) {
+            let at = (BUFFERS + head * STRIDE) as usize;
+            self.mapping.as_volatile_slice().write_slice(frame, at).expect("inside memory");
+        }
     }
 
     fn store(&self, at: u64, value: u16) {
@@ -197,8 +251,17 @@ fn counted(work: &mut dyn FnMut()) {
 /// Runs a case: one process of its own under callgrind.
 fn run(case: &Case) {
     let mut driver = Driver::new(case);
-    let mut port: Arc<dyn PortQueue> =
-        Arc::new(Endless { null: File::open("/dev/null").expect("/dev/null"), frame: case.frame });
+    let endless = Endless { null: File::open("/dev/null").expect("/dev/null"), frame: case.frame };
+    let memory = CounterMemory::new(1).expect("memory");
+    let counters = memory.pair(0);
+    let mut port: Arc<dyn PortQueue> = match case.judged.filter() {
+        None => Arc::new(endless),
+        Some(filter) => {
+            driver.fill(&judged::data(Way::Out, case.frame));
+            let frames = EndlessFrames { endless, frame: judged::data(Way::In, case.frame) };
+            filter.before(Arc::new(frames), counters.clone())
+        }
+    };
     let captured = case.capture.then(|| {
         let options = CaptureOptions { pair: None, snap: 262_144, rx: true, tx: true };
         let capture = Capture::new(options, 1).expect("memory");
@@ -207,7 +270,6 @@ fn run(case: &Case) {
         (capture, readers(memory.into(), 1).expect("a ring").remove(0))
     });
     let mut health = Health::new("endless".to_owned(), Trouble::new(2, notifier()));
-    let counters = Counters::default();
     let mut tx = Tx::new(driver.vring(case.logged), false);
     let mut rx = Rx::new(driver.vring(case.logged), Features::NET_MRG_RXBUF.union(Features::NET_GUEST_CSUM));
     let done = |counters: &Counters| (counters.tx_frames.get() + counters.rx_frames.get()) as usize;
@@ -223,6 +285,7 @@ fn run(case: &Case) {
         while driver.used() != driver.avail {
             counted(&mut turn);
         }
+        assert_eq!((counters.tx_filtered.get(), counters.rx_filtered.get()), (0, 0), "no frame is refused");
     }
     if let Some((capture, mut reader)) = captured {
         let read = std::iter::from_fn(|| reader.next_time(true).map(|_| reader.take())).count();

@@ -12,7 +12,7 @@ use volt_virtio::part::IoPart;
 
 use crate::config::Mac;
 use crate::pair::Pair;
-use crate::port::{ETHERNET_LEN, HEADER_LEN};
+use crate::port::{ETHERNET_LEN, FILTERED, HEADER_LEN};
 
 /// Shortest Ethernet frame without its checksum (IEEE 802.3).
 const SHORTEST: usize = 60;
@@ -41,9 +41,13 @@ impl Pair {
                 info!(event = "guest_announced", mac:%; "announced the guest's address {mac} on the network");
             }
             Err(error) => {
+                let why = match error.raw_os_error() {
+                    Some(FILTERED) => "the filter knows the guest by another address".to_owned(),
+                    _ => error.to_string(),
+                };
                 warn!(
                     event = "guest_not_announced", mac:%;
-                    "the guest's address {mac} is not announced on the network: {error}"
+                    "the guest's address {mac} is not announced on the network: {why}"
                 );
             }
         }

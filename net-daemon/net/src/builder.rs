@@ -1,13 +1,16 @@
 //! A builder for network devices, for programs that embed one.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use rustix::event::{EventfdFlags, eventfd};
 use thiserror::Error;
+use volt_filter::setup::{FLOWS, Setup};
 use volt_virtio::notify::{Notifier, NotifyError};
 
 use crate::config::{MIN_MTU, Mac};
 use crate::device::{DeviceOptions, NetDevice};
+use crate::filter::{DeviceFilter, DeviceFilterError};
 use crate::limiter::RateLimits;
 use crate::port::Port;
 use crate::port::tap::{Tap, TapError, TapOptions};
@@ -38,6 +41,9 @@ pub enum BuildError {
     /// No memory for the counters.
     #[error(transparent)]
     Memory(#[from] WordsError),
+    /// The guard.
+    #[error(transparent)]
+    Guard(#[from] DeviceFilterError),
 }
 
 /// Where frames go.
@@ -55,6 +61,7 @@ pub struct VirtioNetBuilder {
     mtu: Option<u16>,
     queues: u16,
     limits: RateLimits,
+    guard: Option<Vec<IpAddr>>,
     wake: Option<Arc<Notifier>>,
 }
 
@@ -77,6 +84,7 @@ impl VirtioNetBuilder {
             mtu: None,
             queues: 1,
             limits: RateLimits::default(),
+            guard: None,
             wake: None,
         }
     }
@@ -105,6 +113,14 @@ impl VirtioNetBuilder {
         self
     }
 
+    /// Refuses frames with which the guest pretends to be another host: it has the device's MAC address and
+    /// these IP addresses, at most 8. For other settings and policies, see
+    /// [`NetDevice::set_filter`].
+    pub fn guard(mut self, addresses: Vec<IpAddr>) -> VirtioNetBuilder {
+        self.guard = Some(addresses);
+        self
+    }
+
     /// Sets the notifier for a port that is gone or a ring that is broken; see [`NetDevice::port_gone`] and
     /// [`VirtioNet::leave_out_broken`].
     pub fn wake(mut self, wake: Arc<Notifier>) -> VirtioNetBuilder {
@@ -118,7 +134,7 @@ impl VirtioNetBuilder {
     ///
     /// See [`BuildError`].
     pub fn build(self) -> Result<VirtioNet, BuildError> {
-        let VirtioNetBuilder { source, mac, mtu, queues, limits, wake } = self;
+        let VirtioNetBuilder { source, mac, mtu, queues, limits, guard, wake } = self;
         if !(1..=MAX_PAIRS).contains(&queues) {
             return Err(BuildError::Queues(queues));
         }
@@ -140,6 +156,10 @@ impl VirtioNetBuilder {
         let options = DeviceOptions { pairs: queues, mac, mtu };
         let mut device = NetDevice::new(port, options, wake).map_err(BuildError::Memory)?;
         device.set_limits(limits);
+        if let Some(addresses) = guard {
+            let setup = Setup { mac: mac.0, addresses, learn: None, flows: FLOWS, policy: None };
+            device.set_filter(Some(DeviceFilter::new(setup)?));
+        }
         Ok(VirtioNet::new(device))
     }
 }

@@ -9,7 +9,8 @@
 //! A [`Capture`] is created on request and given to [`NetDevice::set_capture`]. Pairs that start afterwards
 //! have a [queue] in front of their port's queue. It copies frames into the pair's own [ring]. A device
 //! without a capture does not have this queue. Nothing ever waits for the reader: without room, only the copy
-//! is lost and counted. Code that drops a frame reports that by [`PortQueue::dropped`].
+//! is lost and counted. Code that drops a frame reports that by [`PortQueue::dropped`]. A
+//! [filter](crate::filter) shows what it sends and refuses by itself.
 //!
 //! [`NetDevice::set_capture`]: crate::device::NetDevice::set_capture
 
@@ -19,10 +20,12 @@ use std::sync::Arc;
 use crate::port::PortQueue;
 use crate::shared_words::{SharedWords, WordsError};
 
+mod judged;
 mod options;
 mod queue;
 pub mod ring;
 
+pub(crate) use judged::JudgedCapture;
 pub use options::CaptureOptions;
 use queue::CaptureQueue;
 use ring::RingWriter;
@@ -78,10 +81,27 @@ impl Capture {
 
     /// Puts this capture in front of `queue` of `pair`, if the pair is captured.
     pub fn before(&self, pair: usize, queue: Arc<dyn PortQueue>) -> Arc<dyn PortQueue> {
-        match self.rings.iter().find(|(captured, _)| *captured == pair) {
-            Some((_, ring)) => Arc::new(CaptureQueue::new(queue, ring.clone(), self.options)),
+        match self.ring(pair) {
+            Some(ring) => Arc::new(CaptureQueue::<false>::new(queue, ring.clone(), self.options)),
             None => queue,
         }
+    }
+
+    /// Like [`Capture::before`], for a queue with a filter that has the [`Capture::judged`] of the pair.
+    pub(crate) fn before_filter(&self, pair: usize, queue: Arc<dyn PortQueue>) -> Arc<dyn PortQueue> {
+        match self.ring(pair) {
+            Some(ring) => Arc::new(CaptureQueue::<true>::new(queue, ring.clone(), self.options)),
+            None => queue,
+        }
+    }
+
+    /// Returns the capture of `pair` for its filter, if the pair is captured.
+    pub(crate) fn judged(&self, pair: usize) -> Option<JudgedCapture> {
+        Some(JudgedCapture::new(self.ring(pair)?.clone(), self.options))
+    }
+
+    fn ring(&self, pair: usize) -> Option<&Arc<RingWriter>> {
+        self.rings.iter().find(|(captured, _)| *captured == pair).map(|(_, ring)| ring)
     }
 }
 

@@ -62,8 +62,14 @@ impl Counters {
     /// Returns the number of frames to the guest that were delivered or dropped, and of malformed receive
     /// chains.
     pub fn rx_served(&self) -> u64 {
-        let done =
-            [&self.rx_frames, &self.rx_bad_chain, &self.rx_too_long, &self.rx_not_offloaded, &self.rx_failed];
+        let done = [
+            &self.rx_frames,
+            &self.rx_bad_chain,
+            &self.rx_too_long,
+            &self.rx_not_offloaded,
+            &self.rx_failed,
+            &self.rx_filtered,
+        ];
         done.iter().map(|counter| counter.get()).fold(0, u64::wrapping_add)
     }
 
@@ -75,6 +81,7 @@ impl Counters {
             &self.tx_refused,
             &self.tx_no_port,
             &self.tx_disabled,
+            &self.tx_filtered,
             &self.deadly_chains,
         ];
         done.iter().map(|counter| counter.get()).fold(0, u64::wrapping_add)
@@ -122,10 +129,15 @@ counters! {
     pages_marked: "marks in the log of written pages";
     /// Announcements of the guest on the network.
     announcements: "announcements of the guest";
+    /// Frames from the guest that the filter refused.
+    tx_filtered: "tx refused by the filter";
+    /// Frames to the guest that the filter refused.
+    rx_filtered: "rx refused by the filter";
 }
 
 /// The reason why a frame was dropped, with a counter for each. Malformed chains have counters but no reason
-/// here: they are not frames, or can no longer be read.
+/// here: they are not frames, or can no longer be read. Nor have frames that a filter refuses,
+/// which shows them to captures itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the counters of these names say what they are")]
 pub enum DropReason {
@@ -318,6 +330,8 @@ mod tests {
             "tx_limited",
             "pages_marked",
             "announcements",
+            "tx_filtered",
+            "rx_filtered",
         ];
         let counters = Counters::default();
         assert!(counters.fields().map(|(name, _)| name).take(first.len()).eq(first));

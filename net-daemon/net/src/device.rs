@@ -18,6 +18,7 @@ use crate::capture::Capture;
 use crate::config::{DUPLEX_UNKNOWN, MIN_MTU, Mac, NetConfig, SPEED_UNKNOWN, STATUS_LINK_UP};
 use crate::counters::{CounterMemory, Counters};
 use crate::crash_note::{Watch, Watches};
+use crate::filter::DeviceFilter;
 use crate::health::Health;
 use crate::limiter::{Limiter, RateLimits};
 use crate::pair::Pair;
@@ -36,6 +37,7 @@ use crate::worker::{Worker, WorkerError};
 mod announced;
 mod captured;
 mod port;
+mod queues;
 mod state;
 
 pub use state::{DeviceState, HexBytes, RunState};
@@ -113,6 +115,7 @@ pub struct NetDevice {
     /// For each pair that can receive frames of the program itself.
     injectors: BTreeMap<usize, Injector>,
     capture: Option<Capture>,
+    filter: Option<DeviceFilter>,
     link_up: bool,
     /// Operations that the port refused at their last attempt.
     failing: Vec<&'static str>,
@@ -168,6 +171,7 @@ impl NetDevice {
             watches: None,
             injectors: BTreeMap::new(),
             capture: None,
+            filter: None,
             link_up: true,
             failing: Vec::new(),
         })
@@ -249,7 +253,8 @@ impl NetDevice {
         self.port.name()
     }
 
-    /// Returns the port's queue for `pair`, for a caller that serves it without [`NetDevice::start`].
+    /// Returns the port's queue for `pair`, for a caller that serves it without [`NetDevice::start`]. Nothing
+    /// stands in front of it, not even the filter.
     pub fn queue(&self, pair: usize) -> Arc<dyn PortQueue> {
         self.port.queue(pair)
     }
@@ -265,17 +270,7 @@ impl NetDevice {
             self.stop(pair)?;
         }
         assert!(self.workers[pair].is_none(), "pair {pair} runs already");
-        let mut queue = self.port.queue(pair);
-        if let Some(limiter) = &self.limiter {
-            let limited = limiter.limit(queue, self.counters.pair(pair));
-            queue = limited.map_err(|error| DeviceError { pair, source: WorkerError::Start(error) })?;
-        }
-        if let Some(injector) = self.injectors.get(&pair) {
-            queue = injector.before(queue);
-        }
-        if let Some(capture) = &self.capture {
-            queue = capture.before(pair, queue);
-        }
+        let queue = self.queues(pair)?;
         let mut rx = vrings.rx.map(|vring| Rx::new(vring, features));
         if let Some(rx) = &mut rx
             && let Some(frame) = self.stashes[pair].take()

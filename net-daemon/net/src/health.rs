@@ -4,6 +4,7 @@ use std::io;
 
 use log::{info, warn};
 
+use crate::port::FILTERED;
 use crate::trouble::Trouble;
 
 /// The interface as a worker sees it.
@@ -50,11 +51,13 @@ impl Health {
         }
     }
 
-    /// Classifies `error`, with which a call failed.
+    /// Classifies `error`, with which a call failed. `None`: a filter refused the frame, and has recorded it.
     #[cold]
-    pub fn failed(&mut self, error: &io::Error) -> Verdict {
-        match error.raw_os_error() {
+    #[inline(never)]
+    pub fn failed(&mut self, error: &io::Error) -> Option<Verdict> {
+        Some(match error.raw_os_error() {
             Some(libc::EAGAIN | libc::EINTR) => Verdict::Wait,
+            Some(FILTERED) => return None,
             Some(libc::EIO | libc::ENETDOWN) => {
                 if self.state != State::Down {
                     warn!(
@@ -80,7 +83,7 @@ impl Health {
                 _ => Verdict::Refused,
             },
             Some(_) => Verdict::Refused,
-        }
+        })
     }
 
     fn is_gone(&mut self) -> Verdict {
@@ -106,7 +109,7 @@ mod tests {
     fn errors_that_a_port_made_itself_are_understood() {
         let trouble = Trouble::new(0, notifier());
         let mut health = Health::new("wire".into(), trouble.clone());
-        let mut verdict = |error: io::Error| (health.failed(&error), trouble.take_port_gone());
+        let mut verdict = |error: io::Error| (health.failed(&error).unwrap(), trouble.take_port_gone());
         for (own, systems) in [
             (io::ErrorKind::WouldBlock, libc::EAGAIN),
             (io::ErrorKind::Interrupted, libc::EINTR),

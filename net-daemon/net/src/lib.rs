@@ -15,6 +15,7 @@
 //! | [`report`] | reports of a running pair on its rings |
 //! | [`port`] | the host's side: interfaces and sockets |
 //! | [`capture`] | copies of frames for another process |
+//! | [`filter`] | judges each frame, before it is sent or delivered |
 //! | [`state`] | the device as data, for hand-over to another process |
 //! | [`shared_words`], [`crash_note`] | memory that outlives a process, and notes on its work in progress |
 //!
@@ -52,6 +53,7 @@ pub mod control;
 pub mod counters;
 pub mod crash_note;
 pub mod device;
+pub mod filter;
 pub mod health;
 pub mod limiter;
 mod offloads;

@@ -7,13 +7,14 @@
 //! Other queues can stand in front of a port's queue, to create, inspect or delay frames. The device adds
 //! them when a pair starts, if they are requested. The order from the guest to the wire:
 //! ```text
-//! ring - capture - injected frames (inject) - rate limits (limiter) - port
+//! ring - capture - injected frames (inject) - filter - rate limits (limiter) - port
 //! ```
 //!
 //! So rate limits do not apply to injected frames, a frame that a limit holds back is not sent, and a
-//! capture shows the frames that the guest sends and gets. A queue that decides by a frame's bytes stands
-//! between injected frames and limits. It decides on its own copy, and passes that copy on. A queue that
-//! creates frames injects them with [`NetDevice::inject`](crate::device::NetDevice::inject).
+//! capture shows the frames that the guest sends and gets. The [filter](crate::filter) decides by a frame's
+//! bytes: it decides on its own copy, and passes that copy on. Its refusals cost no tokens of a limit for
+//! sending. A queue that creates frames injects them with
+//! [`NetDevice::inject`](crate::device::NetDevice::inject).
 
 use std::fmt::Debug;
 use std::io;
@@ -26,6 +27,7 @@ use volt_virtio::part::IoPart;
 
 use crate::config::Mac;
 use crate::counters::DropReason;
+use crate::port::queue::FdQueue;
 use crate::port::state::{PortState, Reopening};
 use crate::state::Exporter;
 
@@ -50,6 +52,10 @@ pub const ETHERNET_LEN: usize = 14;
 pub const MIN_FRAME_LEN: usize = HEADER_LEN + ETHERNET_LEN;
 /// Longest frame with its header: the largest IP packet, an Ethernet header and two VLAN tags.
 pub const MAX_FRAME_LEN: usize = HEADER_LEN + ETHERNET_LEN + 8 + 65535;
+
+/// Error number for a frame that a filter refuses. The system's numbers are 1 to 4095, so no port returns it.
+/// An error made of a number allocates nothing.
+pub(crate) const FILTERED: i32 = 0x1_0000;
 
 /// One queue of a port. Its calls never block: they return `WouldBlock` instead.
 pub trait PortQueue: AsFd + Debug + Send + Sync {
@@ -82,6 +88,11 @@ pub trait PortQueue: AsFd + Debug + Send + Sync {
     /// Reports that the frame of `len` bytes in `parts`, header first, is dropped: a frame to send, or the
     /// last received one. For a queue in front of all others that inspects frames.
     fn dropped(&self, _reason: DropReason, _parts: &[IoPart<'_>], _len: usize) {}
+
+    /// Returns the queue itself if it is an [`FdQueue`], so that a queue in front of it can call it directly.
+    fn on_descriptor(self: Arc<Self>) -> Option<Arc<FdQueue>> {
+        None
+    }
 
     /// Returns descriptors that become readable when a call that returned `WouldBlock` may succeed, for
     /// reasons that the queue's own descriptor does not show. Nobody reads them.

@@ -153,14 +153,15 @@ impl Rx {
                     end = Turn::More;
                 }
                 Err(error) => match health.failed(&error) {
-                    Verdict::Refused => {
+                    Some(Verdict::Refused) => {
                         self.failed(&error, counters);
                         // EFAULT consumed a frame, so this ends. Other errors may not.
                         if error.raw_os_error() == Some(libc::EFAULT) {
                             end = Turn::More;
                         }
                     }
-                    Verdict::Wait | Verdict::NoPort => return Ok(Turn::Idle),
+                    None => end = Turn::More,
+                    Some(Verdict::Wait | Verdict::NoPort) => return Ok(Turn::Idle),
                 },
             }
         }

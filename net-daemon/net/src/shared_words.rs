@@ -162,6 +162,14 @@ impl SharedWords {
         self.at(HEADER + index)
     }
 
+    /// Returns all words.
+    #[inline]
+    pub fn as_slice(&self) -> &[AtomicU64] {
+        // SAFETY: all of them exist, are aligned and stay mapped as long as `self` lives (`at`). All
+        // references to them are to atomics.
+        unsafe { std::slice::from_raw_parts(self.at(HEADER), self.len) }
+    }
+
     /// Returns the words from number `first` on, as a `T`.
     ///
     /// # Panics
@@ -200,6 +208,13 @@ impl SharedWords {
     }
 }
 
+impl AsRef<[AtomicU64]> for SharedWords {
+    #[inline]
+    fn as_ref(&self) -> &[AtomicU64] {
+        self.as_slice()
+    }
+}
+
 /// Creates a memfd of `bytes` bytes with a fixed size.
 fn sealed(name: &str, bytes: usize) -> io::Result<OwnedFd> {
     // A file beyond the limit would raise a signal that ends the process by default.
@@ -233,6 +248,8 @@ mod tests {
         assert_eq!(again.word(999).load(Relaxed), 7);
         again.word(0).store(8, Relaxed);
         assert_eq!(words.word(0).load(Relaxed), 8);
+        let seen: Vec<_> = words.as_slice().iter().map(|word| word.load(Relaxed)).collect();
+        assert_eq!((seen.len(), seen[0], seen[999]), (1000, 8, 7));
     }
 
     #[test]

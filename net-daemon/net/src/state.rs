@@ -30,9 +30,10 @@ pub struct Format(u32);
 
 impl Format {
     /// All formats that this program knows, the newest last. From format 2 on, counters are in shared memory.
-    pub const ALL: [Format; 2] = [Format(1), Format(2)];
+    /// From format 3 on, a state can have a filter.
+    pub const ALL: [Format; 3] = [Format(1), Format(2), Format(3)];
     /// The newest format that this program reads.
-    pub const NEWEST: Format = Format(2);
+    pub const NEWEST: Format = Format(3);
 
     /// Returns the newest format that this program and a reader of `theirs` know.
     pub fn in_common(theirs: &[Format]) -> Option<Format> {
@@ -42,6 +43,17 @@ impl Format {
     /// Whether this program knows the format.
     pub fn is_known(self) -> bool {
         Format::ALL.contains(&self)
+    }
+
+    /// Whether the state can have a filter. A program that knows no such format would pass all frames.
+    pub fn has_filter(self) -> bool {
+        self >= Format(3)
+    }
+
+    /// Returns the format for a state without a filter, which older programs read, too.
+    #[must_use]
+    pub fn without_filter(self) -> Format {
+        self.min(Format(2))
     }
 
     /// Whether the state names shared memory for counters instead of containing them.

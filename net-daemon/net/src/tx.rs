@@ -1,7 +1,8 @@
 //! Guest to wire: chains of the transmit queue to the port, one batch at a time.
 //!
 //! Header and payload go to the port as the guest wrote them. No decision depends on bytes that the guest can
-//! still change: this module checks lengths, and the kernel checks contents after it has copied them.
+//! still change: this module checks lengths, and the kernel checks contents after it has copied them. A
+//! [filter](crate::filter) judges and sends its own copy.
 
 use volt_virtio::chain::ChainError;
 use volt_virtio::gather::{Chain, Gathered};
@@ -145,7 +146,7 @@ impl Tx {
                 counters.tx_bytes.add(bytes as u64);
                 None
             }
-            Err(error) => Some(health.failed(&error)),
+            Err(error) => health.failed(&error),
         }
     }
 }

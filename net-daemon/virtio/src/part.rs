@@ -1,6 +1,7 @@
 //! Pieces of host memory for `readv` and `writev`, bound to the lifetime of that memory.
 #![expect(unsafe_code, reason = "copies to and from memory shared with the guest")]
 
+use std::arch::asm;
 use std::marker::PhantomData;
 
 /// A piece of host memory for `readv` and `writev`: part of a guest's buffer or of a private buffer.
@@ -72,6 +73,14 @@ impl<'m> IoPart<'m> {
         self.0.iov_base.cast()
     }
 
+    /// Returns the part without its first `count` bytes; `None` if nothing is left.
+    #[inline]
+    pub fn skip(self, count: usize) -> Option<IoPart<'m>> {
+        let left = self.len().checked_sub(count).filter(|left| *left > 0)?;
+        let base = self.base().wrapping_add(count).cast();
+        Some(IoPart(libc::iovec { iov_base: base, iov_len: left }, PhantomData))
+    }
+
     /// Returns the length in bytes.
     #[expect(clippy::len_without_is_empty, reason = "parts have at least one byte")]
     pub fn len(self) -> usize {
@@ -126,6 +135,33 @@ pub fn read_parts(parts: &[IoPart<'_>], bytes: &mut [u8]) -> usize {
         }
         done += now;
     }
+    done
+}
+
+/// Copies from the start of `parts` into `bytes`, up to the end of the shorter one, and returns the number of
+/// bytes.
+///
+/// Decisions may depend on the copy, also while the guest changes its bytes. The copy is then some mixture of
+/// old and new bytes, but it is complete before anything looks at it, and nothing reads guest memory again.
+/// Copies in large pieces: for frames that are always copied.
+#[inline]
+pub fn copy_out(parts: &[IoPart<'_>], bytes: &mut [u8]) -> usize {
+    let mut done = 0;
+    for part in parts {
+        let now = part.len().min(bytes.len() - done);
+        // SAFETY: now <= part.len(), and the part borrows its memory. done + now <= bytes.len(). Memory of a
+        // part never overlaps `bytes`, which is private and borrowed by this call alone.
+        unsafe { std::ptr::copy_nonoverlapping(part.base(), bytes.as_mut_ptr().add(done), now) };
+        done += now;
+        if done == bytes.len() {
+            break;
+        }
+    }
+    // Without this, the compiler could assume that guest memory still equals the copy, and read it again
+    // instead of the copy. An assembly block that is given the pointer may have changed the copy, so from
+    // here on every read is one of the copy.
+    // SAFETY: there are no instructions.
+    unsafe { asm!("/* {0} */", in(reg) bytes.as_mut_ptr(), options(nostack, preserves_flags)) };
     done
 }
 
@@ -202,6 +238,22 @@ mod tests {
         write_two(&parts, 2, [6, 7]);
         assert_eq!(read_parts(&parts, &mut all), 7);
         assert_eq!(all, [0, 4, 6, 7, 3, 0, 7, 9]);
+    }
+
+    #[test]
+    fn copies_out_as_far_as_both_go_and_leaves_a_rest() {
+        let (mut a, mut b) = ([1u8, 2, 3], [4u8, 5, 6, 7]);
+        let parts = [IoPart::from_slice(&mut a), IoPart::from_slice(&mut b)];
+        for (room, expected) in [(0, 0), (2, 2), (3, 3), (5, 5), (7, 7), (9, 7)] {
+            let mut to = vec![9; room];
+            assert_eq!(copy_out(&parts, &mut to), expected);
+            assert!(to.iter().take(7).copied().eq((1..=7).take(room)), "{room}: {to:?}");
+            assert!(to.iter().skip(7).all(|byte| *byte == 9), "{room}: {to:?}");
+        }
+        let mut rest = [0; 2];
+        assert_eq!(copy_out(&[parts[1].skip(2).unwrap()], &mut rest), 2);
+        assert_eq!(rest, [6, 7]);
+        assert!(parts[1].skip(4).is_none() && parts[1].skip(5).is_none());
     }
 
     #[test]

@@ -8,52 +8,58 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use volt_virtio::part::IoPart;
 
 use super::options::CaptureOptions;
-use super::ring::{Entry, RingWriter};
+use super::ring::{Entry, Fate, RingWriter};
 use crate::counters::DropReason;
 use crate::port::{HEADER_LEN, PortQueue};
 
 /// Stands in front of all other queues, so that it sees the frames that the guest sends and gets.
 ///
 /// A frame from the guest is copied from guest memory after it was sent. If the guest changes it meanwhile,
-/// the capture shows a frame that nobody got. Code that decides by a frame's bytes has its own copy.
+/// the capture shows a frame that nobody got.
+///
+/// `FILTERED`: a filter behind this queue shows the frames from the guest itself, from its own copy.
 #[derive(Debug)]
-pub(super) struct CaptureQueue {
+pub(super) struct CaptureQueue<const FILTERED: bool> {
     queue: Arc<dyn PortQueue>,
     ring: Arc<RingWriter>,
     options: CaptureOptions,
 }
 
-impl CaptureQueue {
+impl<const FILTERED: bool> CaptureQueue<FILTERED> {
     pub(super) fn new(
         queue: Arc<dyn PortQueue>,
         ring: Arc<RingWriter>,
         options: CaptureOptions,
-    ) -> CaptureQueue {
+    ) -> CaptureQueue<FILTERED> {
         CaptureQueue { queue, ring, options }
-    }
-
-    fn entry(&self, is_rx: bool, dropped: Option<DropReason>, len: usize) -> Entry {
-        let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Entry { is_rx, dropped, time: time.as_nanos() as u64, len, snap: self.snap() }
-    }
-
-    /// Returns the maximum length of a copy, header included.
-    fn snap(&self) -> usize {
-        HEADER_LEN + self.options.snap as usize
     }
 }
 
-impl AsFd for CaptureQueue {
+/// Returns the entry of a frame of `len` bytes.
+#[inline(always)]
+pub(super) fn entry(options: &CaptureOptions, is_rx: bool, fate: Fate, len: usize) -> Entry {
+    let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    // A snapshot has the frame's header besides.
+    Entry {
+        is_rx,
+        fate: fate.code(),
+        time: time.as_nanos() as u64,
+        len,
+        snap: HEADER_LEN + options.snap as usize,
+    }
+}
+
+impl<const FILTERED: bool> AsFd for CaptureQueue<FILTERED> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.queue.as_fd()
     }
 }
 
-impl PortQueue for CaptureQueue {
+impl<const FILTERED: bool> PortQueue for CaptureQueue<FILTERED> {
     fn send(&self, parts: &[IoPart<'_>]) -> io::Result<usize> {
         let len = self.queue.send(parts)?;
-        if self.options.tx {
-            self.ring.write(&self.entry(false, None, len), parts);
+        if !FILTERED && self.options.tx {
+            self.ring.write(&entry(&self.options, false, Fate::Passed, len), parts);
         }
         Ok(len)
     }
@@ -63,7 +69,8 @@ impl PortQueue for CaptureQueue {
         self.ring.release();
         let len = self.queue.recv(parts)?;
         if self.options.rx {
-            self.ring.hold(&self.entry(true, None, len), parts);
+            let fate = if FILTERED { self.ring.take_note() } else { Fate::Passed };
+            self.ring.hold(&entry(&self.options, true, fate, len), parts);
         }
         Ok(len)
     }
@@ -76,7 +83,7 @@ impl PortQueue for CaptureQueue {
         let is_rx = reason.is_rx();
         let wanted = if is_rx { self.options.rx } else { self.options.tx };
         if wanted && !(is_rx && self.ring.mark_held(reason)) {
-            self.ring.write(&self.entry(is_rx, Some(reason), len), parts);
+            self.ring.write(&entry(&self.options, is_rx, Fate::Dropped(reason), len), parts);
         }
     }
 

@@ -8,11 +8,13 @@
 //!        2 LOST      the writer's: frames for which there was no room
 //!        8 TAIL      the reader's: entries before it have been read
 //!       16 ...       entries
-//! entry  0 its words | reason of a drop << 32 | 1 for a frame to the guest << 40
+//! entry  0 its words | fate << 32 | 1 for a frame to the guest << 40
 //!        1 time: nanoseconds since 1970
 //!        2 bytes that follow | bytes of the whole << 32, each with the header of virtio
 //!        3 frames lost before it
 //!        4 ...       bytes, to a whole word
+//! fate   0 passed, 1 to 63 dropped, 64 to 127 refused by a filter, 128 to 191 noted by a filter,
+//!          each but the first plus the position of its reason
 //! ```
 //!
 //! The reader may belong to anybody. So the writer keeps its own positions, and treats a ring with an
@@ -27,6 +29,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
+use volt_filter::reason::Reason;
 use volt_virtio::part::{IoPart, copy_parts};
 
 use crate::counters::{Counter, DropReason};
@@ -98,7 +101,8 @@ impl Ring {
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) is_rx: bool,
-    pub(super) dropped: Option<DropReason>,
+    /// Its fate, as [`Fate::code`].
+    pub(super) fate: u64,
     /// Nanoseconds since 1970.
     pub(super) time: u64,
     /// Length in bytes, header included.
@@ -114,6 +118,8 @@ pub(crate) struct RingWriter {
     written: AtomicU64,
     /// Start of the held entry, or [`NOTHING`].
     held: AtomicU64,
+    /// Code of the fate that a filter has noted for the next frame to the guest.
+    noted: AtomicU64,
     frames: Counter,
     lost: Counter,
 }
@@ -127,6 +133,7 @@ impl RingWriter {
             ring: Ring::new(words, index, rings),
             written: AtomicU64::new(0),
             held: AtomicU64::new(NOTHING),
+            noted: AtomicU64::new(0),
             frames: Counter::default(),
             lost: Counter::default(),
         }
@@ -171,10 +178,24 @@ impl RingWriter {
         let held = self.held.load(Relaxed);
         let unread = held != NOTHING && self.ring.control(TAIL).load(Acquire) <= held;
         if unread {
-            self.ring.word(held).fetch_or(code(Some(reason)), Relaxed);
+            let word = self.ring.word(held);
+            let others = word.load(Relaxed) & !FATE;
+            word.store(others | Fate::Dropped(reason).code() << FATE_AT, Relaxed);
         }
         self.release();
         unread
+    }
+
+    /// Notes the fate of the frame that is held next.
+    pub(super) fn note(&self, fate: Fate) {
+        self.noted.store(fate.code(), Relaxed);
+    }
+
+    /// Takes the noted fate.
+    pub(super) fn take_note(&self) -> Fate {
+        let code = self.noted.load(Relaxed);
+        self.noted.store(0, Relaxed);
+        Fate::of(code)
     }
 
     fn put(&self, entry: &Entry, parts: &[IoPart<'_>]) -> bool {
@@ -188,7 +209,7 @@ impl RingWriter {
             self.ring.control(LOST).store(self.lost.get(), Relaxed);
             return false;
         }
-        let first = words as u64 | code(entry.dropped) | u64::from(entry.is_rx) << 40;
+        let first = words as u64 | entry.fate << FATE_AT | u64::from(entry.is_rx) << 40;
         let lens = bytes as u64 | (entry.len as u64) << 32;
         for (word, value) in (at..).zip([first, entry.time, lens, self.lost.get()]) {
             self.ring.word(word).store(value, Relaxed);
@@ -199,11 +220,6 @@ impl RingWriter {
         self.frames.add(1);
         true
     }
-}
-
-fn code(reason: Option<DropReason>) -> u64 {
-    let number = DropReason::ALL.iter().position(|other| Some(*other) == reason);
-    number.map_or(0, |number| (number as u64 + 1) << 32)
 }
 
 /// The error for a ring with invalid entries.
@@ -235,8 +251,46 @@ pub enum Fate {
     Passed,
     /// It was dropped.
     Dropped(DropReason),
+    /// The filter refused it.
+    Refused(Reason),
+    /// It was delivered, and would be refused by a policy in force.
+    Noted(Reason),
     /// It was dropped for a reason that this version does not know.
     DroppedSomehow,
+}
+
+/// Where an entry's first word has the fate.
+const FATE_AT: u32 = 32;
+const FATE: u64 = 0xff << FATE_AT;
+/// First codes of fates.
+const DROPPED: u64 = 1;
+const REFUSED: u64 = 64;
+const NOTED: u64 = 128;
+
+impl Fate {
+    /// Returns the code in an entry.
+    #[inline(always)]
+    pub(super) fn code(self) -> u64 {
+        match self {
+            Fate::Passed => 0,
+            Fate::Dropped(reason) => DROPPED + reason as u64,
+            Fate::Refused(reason) => REFUSED + reason as u64,
+            Fate::Noted(reason) => NOTED + reason as u64,
+            Fate::DroppedSomehow => REFUSED - 1,
+        }
+    }
+
+    /// Returns the fate with this code.
+    fn of(code: u64) -> Fate {
+        let at = |first: u64| (code - first) as usize;
+        let known = match code {
+            0 => Some(Fate::Passed),
+            DROPPED..REFUSED => DropReason::ALL.get(at(DROPPED)).copied().map(Fate::Dropped),
+            REFUSED..NOTED => Reason::at(at(REFUSED)).map(Fate::Refused),
+            _ => Reason::at(at(NOTED)).map(Fate::Noted),
+        };
+        known.unwrap_or(Fate::DroppedSomehow)
+    }
 }
 
 /// The reading end.
@@ -306,10 +360,7 @@ impl RingReader {
         let content = (ENTRY..words).flat_map(|number| word(number as u64).to_ne_bytes());
         let captured = Captured {
             is_rx: first >> 40 & 1 != 0,
-            fate: match (first >> 32 & 0xff) as usize {
-                0 => Fate::Passed,
-                code => DropReason::ALL.get(code - 1).map_or(Fate::DroppedSomehow, |why| Fate::Dropped(*why)),
-            },
+            fate: Fate::of((first & FATE) >> FATE_AT),
             time,
             len: (lens >> 32) as usize,
             bytes: content.take(bytes).collect(),

@@ -89,6 +89,22 @@ impl Injector {
         Arc::new(InjectedQueue { queue, injector: self.clone() })
     }
 
+    /// Writes the next frame to `parts`, if there is one. Returns its length.
+    #[inline]
+    pub(crate) fn deliver(&self, parts: &[IoPart<'_>]) -> Option<usize> {
+        if self.0.waiting.load(Relaxed) == 0 {
+            return None;
+        }
+        let frame = self.take()?;
+        write_parts(parts, 0, &frame);
+        Some(frame.len())
+    }
+
+    /// Returns the descriptor that is readable when there may be a frame: see [`PortQueue::wakers`].
+    pub(crate) fn waker(&self) -> BorrowedFd<'_> {
+        self.0.filled.as_fd()
+    }
+
     fn take(&self) -> Option<Vec<u8>> {
         let mut frames = self.0.frames.lock().unwrap_or_else(PoisonError::into_inner);
         let frame = frames.pop_front();
@@ -116,13 +132,10 @@ impl PortQueue for InjectedQueue {
     }
 
     fn recv(&self, parts: &[IoPart<'_>]) -> io::Result<usize> {
-        if self.injector.0.waiting.load(Relaxed) > 0
-            && let Some(frame) = self.injector.take()
-        {
-            write_parts(parts, 0, &frame);
-            return Ok(frame.len());
+        match self.injector.deliver(parts) {
+            Some(len) => Ok(len),
+            None => self.queue.recv(parts),
         }
-        self.queue.recv(parts)
     }
 
     fn probe(&self) -> io::Result<()> {
@@ -131,7 +144,7 @@ impl PortQueue for InjectedQueue {
 
     fn wakers(&self) -> Vec<BorrowedFd<'_>> {
         let mut wakers = self.queue.wakers();
-        wakers.push(self.injector.0.filled.as_fd());
+        wakers.push(self.injector.waker());
         wakers
     }
 }

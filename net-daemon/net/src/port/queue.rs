@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::net::SocketType;
 use rustix::net::sockopt::socket_type;
@@ -79,6 +80,10 @@ fn result(bytes: isize) -> io::Result<usize> {
 }
 
 impl PortQueue for FdQueue {
+    fn on_descriptor(self: Arc<Self>) -> Option<Arc<FdQueue>> {
+        Some(self)
+    }
+
     #[inline]
     fn send(&self, parts: &[IoPart<'_>]) -> io::Result<usize> {
         let (fd, iovecs) = (self.fd.as_raw_fd(), IoPart::as_iovecs(parts));

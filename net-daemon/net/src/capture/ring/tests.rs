@@ -8,12 +8,12 @@ fn ends() -> (RingWriter, RingReader) {
 
 fn write(writer: &RingWriter, number: u64, len: usize) {
     let mut frame = vec![number as u8; len];
-    let entry = Entry { is_rx: false, dropped: None, time: number, len, snap: 100 };
+    let entry = Entry { is_rx: false, fate: Fate::Passed.code(), time: number, len, snap: 100 };
     writer.write(&entry, &[IoPart::from_slice(&mut frame)]);
 }
 
 fn hold(writer: &RingWriter, number: u64) {
-    let entry = Entry { is_rx: true, dropped: None, time: number, len: 20, snap: 100 };
+    let entry = Entry { is_rx: true, fate: Fate::Passed.code(), time: number, len: 20, snap: 100 };
     writer.hold(&entry, &[IoPart::from_slice(&mut [number as u8; 20])]);
 }
 
@@ -46,7 +46,7 @@ fn what_finds_no_room_is_lost_and_counted() {
     let (writer, mut reader) = ends();
     let mut frame = vec![7; 60_000];
     for time in 0..1000 {
-        let entry = Entry { is_rx: false, dropped: None, time, len: 60_000, snap: 60_000 };
+        let entry = Entry { is_rx: false, fate: Fate::Passed.code(), time, len: 60_000, snap: 60_000 };
         writer.write(&entry, &[IoPart::from_slice(&mut frame)]);
     }
     let read = all(&mut reader);
