@@ -14,6 +14,15 @@ mod cli;
 mod capture {
     pub(crate) mod options;
 }
+#[path = "../src/filter"]
+#[cfg_attr(not(test), expect(dead_code, reason = "the same"))]
+mod filter {
+    pub(crate) mod options;
+}
+#[path = "../src/policy"]
+mod policy {
+    pub(crate) mod options;
+}
 #[path = "../src/metrics"]
 #[cfg_attr(not(test), expect(dead_code, reason = "the same"))]
 mod metrics {

@@ -13,7 +13,9 @@ use volt_program::watch::interval;
 use volt_virtio::ring::MAX_RING_SIZE;
 
 use crate::capture::options::Options as CaptureOptions;
+use crate::filter::options::{FilterOptions, PolicyCommand};
 use crate::metrics::address::Address;
+use crate::policy::options::Request as PolicyRequest;
 
 /// The value of `--control` for a daemon without a control socket.
 pub(crate) const NO_CONTROL: &str = "none";
@@ -37,6 +39,7 @@ Examples:
   volt-netd ctl capture --out - | tcpdump -r -
   volt-netd --take-over /run/volt/tap0.ctl --supervise
   volt-netd check --tap tap0
+  volt-netd policy check agent.toml
 
 An existing TAP interface is used as it is. A missing one is created and set up, and removed when
 volt-netd ends. The daemon serves one front-end at a time; when it disconnects, the daemon waits for
@@ -103,6 +106,9 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "Nbit[:BURST][+Npps[:BURST]]")]
     pub(crate) tx_rate: Option<Rate>,
 
+    #[command(flatten)]
+    pub(crate) filter: FilterOptions,
+
     /// Poll for frames for this time before sleeping: lower latency, at the cost of CPU time; 0 disables
     /// polling
     #[arg(
@@ -134,7 +140,7 @@ pub(crate) struct Cli {
     /// Replace the daemon with this control socket: take over its interface, sockets and guest while they
     /// run
     #[arg(long, value_name = "PATH", conflicts_with_all = [
-        "port", "endpoint", "client", "queues", "queue_size", "mac", "mtu", "persist", "socket_mode",
+        "port", "endpoint", "client", "queues", "queue_size", "mtu", "persist", "socket_mode",
         "socket_group", "control", "rx_rate", "tx_rate", "busy_poll_us",
     ])]
     pub(crate) take_over: Option<PathBuf>,
@@ -203,6 +209,11 @@ pub(crate) enum Command {
         #[arg(long, value_enum, default_value_t = TableForm::Text)]
         format: TableForm,
     },
+    /// Check a policy file, or explain what it allows
+    Policy {
+        #[command(subcommand)]
+        request: PolicyRequest,
+    },
 }
 
 /// The daemon that a command addresses. Default: this user's only daemon.
@@ -248,6 +259,11 @@ pub(crate) enum Ctl {
     },
     /// Capture the guest's frames as pcapng, for tcpdump and Wireshark
     Capture(CaptureOptions),
+    /// Query or replace the policy of a daemon with --guard or --policy
+    Policy {
+        #[command(subcommand)]
+        command: PolicyCommand,
+    },
 }
 
 impl Cli {

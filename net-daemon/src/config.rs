@@ -91,6 +91,11 @@ mod tests {
         let cli = with(text, &["--tap", "tap0"]).unwrap();
         assert_eq!((cli.queues, cli.persist, cli.tap.as_deref()), (Some(2), true, Some("tap0")));
         assert!(cli.rx_rate.is_some() && cli.tx_rate.is_none());
+        // Options that belong together stand in different lines.
+        let text =
+            "guard = learn,dhcp=192.0.2.1\nguest-ip=192.0.2.10,2001:db8::10\npolicy=/etc/p.toml\nflows=64\n";
+        let filter = with(text, &["--tap", "tap0"]).unwrap().filter;
+        assert!(filter.learn().is_some() && filter.guest_ip.len() == 2 && filter.flows == Some(64));
         let none = read(["volt-netd", "--config", "/nonexistent", "--tap", "a"].map(OsString::from).into());
         assert_eq!(none.unwrap().tap.as_deref(), Some("a"));
     }

@@ -1,4 +1,5 @@
-//! The protocol of the control socket, with requests for status, metrics, limits, captures and hand-overs.
+//! The protocol of the control socket, with requests for status, metrics, limits, captures, policies and
+//! hand-overs.
 //!
 //! Only the daemon's own user and root may connect, because a client can get the guest's memory and the
 //! interface. Each connection carries one request. The main thread answers at once; a client that stops in
@@ -35,11 +36,25 @@ pub(crate) enum Request {
     Limits(LimitsChange),
     /// Captures frames as long as the client stays connected.
     Capture(CaptureOptions),
+    Policy(PolicyRequest),
     /// Hands everything over to the client, which reads states in these formats.
     TakeOver {
         formats: Vec<Format>,
         program: String,
     },
+}
+
+/// A request about the filter's policy.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum PolicyRequest {
+    /// Puts the policy with this text in force at once.
+    Set(String),
+    /// Asks for its text.
+    Show,
+    /// Asks for an explanation of what it says to a [`Question`](volt_filter::rules::Question).
+    Test(String),
+    /// Asks for the [list](crate::filter::listed::Listed) of refused frames.
+    Log,
 }
 
 /// A reply to a client.
@@ -49,6 +64,8 @@ pub(crate) enum Reply {
     Status(Value),
     /// The [`Limits`](crate::status::Limits) in force now.
     Limits(Value),
+    /// The answer to a [`PolicyRequest`].
+    Policy(Value),
     Metrics(String),
     Refused(String),
     Offer(Offer),
@@ -136,7 +153,7 @@ pub(crate) fn ask(
 /// Sends a request of `volt-netd ctl` to the daemon with control socket `path`, and returns the answer.
 pub(crate) fn ctl(path: &Path, request: &Request) -> Result<Value, ControlError> {
     match ask(path, request, LIMIT)?.1 {
-        Reply::Status(answer) | Reply::Limits(answer) => Ok(answer),
+        Reply::Status(answer) | Reply::Limits(answer) | Reply::Policy(answer) => Ok(answer),
         Reply::Refused(why) => Err(ControlError::Refused(why)),
         Reply::Metrics(text) => Ok(text.into()),
         Reply::Offer(_) | Reply::Capture(_) => Err(ControlError::Answer),

@@ -19,9 +19,11 @@ use crate::runtime::Runtime;
 use crate::status::Status;
 
 mod find;
+mod policy;
 mod table;
 
-/// How long `--watch` waits for a daemon that does not answer: longer than a restart of its unit takes.
+/// How long `--watch` and `--follow` wait for a daemon that does not answer: longer than a restart of its
+/// unit takes.
 const AWAY: Duration = Duration::from_secs(5);
 
 /// Sends a request to the chosen daemon, and prints the answer.
@@ -33,6 +35,7 @@ pub(crate) fn run(which: &Which, request: &Ctl) -> Result<ExitCode, AnyError> {
     match *request {
         Ctl::Status(options) => status(&path, options)?,
         Ctl::Metrics => print(&control::ctl(&path, &Request::Metrics)?)?,
+        Ctl::Policy { ref command } => return policy::run(&path, command),
         Ctl::Capture(ref options) => return Ok(capture::run(&path, options)?),
         Ctl::Limits { rx_rate, tx_rate } => {
             let change = Request::Limits(LimitsChange { rx: rx_rate, tx: tx_rate });

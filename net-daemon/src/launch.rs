@@ -11,43 +11,46 @@ use thiserror::Error;
 use volt_net::config::Mac;
 use volt_net::crash_note::{CrashNote, CrashNotes, REQUESTS, Watches};
 use volt_net::device::{DeviceOptions, NetDevice};
+use volt_net::filter::DeviceFilter;
 use volt_net::limiter::RateLimits;
 use volt_net::port::Port;
 use volt_net::port::import::import as import_port;
-use volt_net::port::macvtap::Macvtap;
-use volt_net::port::tap::{Tap, TapOptions};
 use volt_net::state::{FdId, Importer};
 use volt_program::display::of;
 use volt_program::opener::{Opener, WirePath};
 use volt_program::signals::SignalSet;
-use volt_program::unix::Access;
 use volt_vhost_user::channel::Piece;
 use volt_virtio::error_chain;
 use volt_virtio::notify::Notifier;
 
 use crate::cli::{Cli, NO_CONTROL};
-use crate::endpoint::{Endpoint, EndpointError, Listener};
+use crate::endpoint::{Endpoint, Listener};
+use crate::filter::Wanted;
 use crate::handover::Predecessor;
 use crate::inquiry::{self, Respondent};
 use crate::metrics::listener::MetricsListener;
 use crate::opener::{Duties, Request};
-use crate::runtime::Runtime;
 use crate::sandbox;
 use crate::server::{End, Parts, Server};
 use crate::signals::{self, Signals};
 use crate::state::{DaemonState, FinalState};
 use crate::supervision::Line;
 
+mod open;
+
+use open::{open_endpoint, open_metrics, open_port, private, usual_control};
+
 /// The permission that a group needs to connect to a socket.
 const WRITE_BY_GROUP: u32 = 0o020;
 
 pub(crate) type AnyError = Box<dyn Error>;
 
-/// Descriptors named on the command line.
+/// Descriptors and files named on the command line.
 #[derive(Debug)]
 pub(crate) struct Given {
     pub(crate) tap: Vec<OwnedFd>,
     pub(crate) socket: Option<OwnedFd>,
+    pub(crate) filter: Option<Wanted>,
 }
 
 /// The state of another process.
@@ -61,6 +64,8 @@ pub(crate) struct Inheritance {
     pub(crate) read: Vec<Piece>,
     /// Close the connection: its next request has killed two processes.
     pub(crate) drop_connection: bool,
+    /// The command line's filter, if it is to replace the state's.
+    pub(crate) filter: Option<Wanted>,
     /// The part of the state known only after the predecessor stopped, if the state lacks it.
     pub(crate) last: Option<FinalState>,
 }
@@ -211,12 +216,17 @@ fn fresh(cli: &Cli, given: Given, supervised: Supervised, signals: Signals) -> R
     let metrics = open_metrics(cli)?;
     let mac = cli.mac.or(port.mac()).map_or_else(Mac::random, Ok)?;
     let options = DeviceOptions { pairs, mac, mtu: cli.mtu };
-    let described = format!("offering MAC {}, {}", options.mac, endpoint.describe());
+    let wanted = given.filter.as_ref();
+    let filter = wanted.map(|wanted| wanted.filter(mac, None)).transpose()?;
+    let guarded = wanted.zip(filter.as_ref()).map(|(wanted, filter)| wanted.describe(filter));
+    let guarded = guarded.map_or(String::new(), |guarded| format!(", {guarded}"));
+    let described = format!("offering MAC {mac}, {}{guarded}", endpoint.describe());
     let limits = RateLimits { rx: cli.rx_rate.unwrap_or_default(), tx: cli.tx_rate.unwrap_or_default() };
     let sockets = Sockets { endpoint, control, metrics };
     let mut server = build(port, options, sockets, cli.queue_size, supervised, signals)?;
     server.set_limits(limits);
     server.set_busy_poll(cli.busy_poll_us);
+    server.set_filter(filter);
     info!(
         event = "started", interface = server.port_name(), pairs;
         "{} with {}, {described}", server.port_name(), of(pairs.into(), "queue pair")
@@ -281,11 +291,26 @@ fn import(
     {
         connection.channel.unsent = unsent;
     }
+    let before = state.filter.map(|filter| DeviceFilter::import(filter, &mut from)).transpose()?;
+    let filter = match &inheritance.filter {
+        Some(wanted) => {
+            // Under QEMU, the offered address is often a random one that no guest has.
+            let guarded = before.as_ref().map(|before| Mac(before.filter().setup().mac));
+            let mac = cli.mac.or(guarded).unwrap_or(options.mac);
+            Some(wanted.filter(mac, before.as_ref())?)
+        }
+        None => before,
+    };
     let (limits, busy_poll_us, counters) = (device.limits, device.busy_poll_us, device.counters);
     let sockets = Sockets { endpoint, control, metrics };
     let mut server = build(port, options, sockets, state.max_ring_size, supervised, signals)?;
     server.set_limits(limits);
     server.set_busy_poll(busy_poll_us);
+    if let Some((wanted, filter)) = inheritance.filter.as_ref().zip(filter.as_ref()) {
+        let guarded = wanted.describe(filter);
+        info!(event = "filter_set", interface = server.port_name(); "{}: {guarded}", server.port_name());
+    }
+    server.set_filter(filter);
     if let Some(counters) = counters {
         server.import_counters(counters, &mut from)?;
     }
@@ -359,64 +384,4 @@ struct Sockets {
     endpoint: Endpoint,
     control: Option<Listener>,
     metrics: Option<MetricsListener>,
-}
-
-fn open_metrics(cli: &Cli) -> Result<Option<MetricsListener>, AnyError> {
-    let Some(address) = &cli.metrics else { return Ok(None) };
-    let metrics = MetricsListener::open(address, sandbox::user())?;
-    info!(event = "metrics_served", place:% = metrics; "serving metrics at {metrics}");
-    Ok(Some(metrics))
-}
-
-fn open_port(cli: &Cli, fds: Vec<OwnedFd>) -> Result<Box<dyn Port>, AnyError> {
-    Ok(match (&cli.tap, &cli.macvtap) {
-        (Some(name), _) => Box::new(Tap::open(TapOptions {
-            name: name.clone(),
-            queues: cli.pairs().into(),
-            persist: cli.persist,
-            mtu: cli.mtu,
-            owner: sandbox::user(),
-        })?),
-        (None, Some(name)) => Box::new(Macvtap::open(name, cli.pairs().into())?),
-        (None, None) => Box::new(Tap::from_fds(fds)?),
-    })
-}
-
-/// Opens the control socket at its default path, where `volt-netd ctl` looks for it. The daemon also runs
-/// without one.
-fn usual_control(interface: &str) -> Option<Listener> {
-    let runtime = Runtime::of_this_process();
-    let Some(path) = runtime.control(interface) else {
-        info!(
-            event = "no_control_socket", interface;
-            "no control socket: neither $RUNTIME_DIRECTORY nor $XDG_RUNTIME_DIR names a directory; \
-             use --control PATH"
-        );
-        return None;
-    };
-    let bound = runtime.make_directory().map_err(EndpointError::System);
-    let bound = bound.and_then(|()| Listener::bind(&path, &private()));
-    let tell = |error: &EndpointError| {
-        warn!(
-            event = "no_control_socket", interface, path:% = path.display();
-            "no control socket at {}: {}; use --control PATH for another path, or --control none",
-            path.display(), error_chain(error)
-        );
-    };
-    bound.inspect_err(tell).ok()
-}
-
-/// Returns the permissions of a socket for the daemon's user only.
-fn private() -> Access {
-    Access { user: sandbox::user(), ..Access::PRIVATE }
-}
-
-fn open_endpoint(cli: &Cli, fd: Option<OwnedFd>) -> Result<Endpoint, AnyError> {
-    let access = Access { mode: cli.socket_mode, group: cli.socket_group.clone(), user: sandbox::user() };
-    Ok(match (&cli.socket, fd) {
-        (Some(path), _) if cli.client => Endpoint::client(path)?,
-        (Some(path), _) => Endpoint::Listen(Listener::bind(path, &access)?),
-        (None, Some(fd)) => Endpoint::from_fd(fd)?,
-        (None, None) => unreachable!("checked before"),
-    })
 }

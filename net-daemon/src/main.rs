@@ -14,8 +14,9 @@
 //! | [`status`] | the daemon's status |
 //! | [`systemd`], [`supervision`] | where the state is kept: in systemd's store, or by the supervisor |
 //! | [`opener`] | the helper process that opens the paths that the confined daemon may not open |
-//! | [`check`] | `volt-netd check` |
+//! | [`check`], [`policy`] | `volt-netd check`, `volt-netd policy` |
 //! | [`fds`] | descriptors named on the command line |
+//! | [`filter`] | the filter of the guest's frames: from the command line, or from a state |
 //! | [`metrics`], [`inquiry`] | metrics over HTTP; how the metrics server queries the daemon |
 //! | [`signals`] | termination signals, as a descriptor |
 
@@ -31,6 +32,8 @@ use volt_virtio::error_chain;
 
 use crate::cli::{Cli, Command, Confinement, MAX_PAIRS, TableForm};
 use crate::config::ConfigError;
+use crate::filter::Wanted;
+use crate::filter::options::Guest;
 use crate::handover::Predecessor;
 use crate::launch::{AnyError, Given, GoSignal, Inheritance, Origin};
 use crate::server::End;
@@ -44,11 +47,13 @@ mod control;
 mod ctl;
 mod endpoint;
 mod fds;
+mod filter;
 mod handover;
 mod inquiry;
 mod launch;
 mod metrics;
 mod opener;
+mod policy;
 mod runtime;
 mod sandbox;
 mod server;
@@ -97,6 +102,7 @@ fn start(cli: &Cli) -> Result<ExitCode, AnyError> {
     match &cli.command {
         None => check_usage(cli),
         Some(Command::Check { tap, format }) => return check::run(tap.as_deref(), *format),
+        Some(Command::Policy { request }) => return Ok(policy::run(request)?),
         Some(Command::Ctl { .. }) => {}
     }
     volt_program::signals::prepare()?;
@@ -130,7 +136,19 @@ fn check_usage(cli: &Cli) {
         );
         wrong(ErrorKind::ArgumentConflict, &text);
     }
+    let guest = match cli.take_over {
+        Some(_) => Guest::Served,
+        None if cli.mac.is_some() || cli.macvtap.is_some() => Guest::Known,
+        None => Guest::Unknown,
+    };
+    if let Err((kind, text)) = cli.filter.check(guest) {
+        wrong(kind, &text);
+    }
     if cli.take_over.is_some() {
+        if cli.mac.is_some() && !cli.filter.is_given() {
+            let text = "--mac with --take-over is for a filter: add --guard or --policy FILE";
+            wrong(ErrorKind::MissingRequiredArgument, text);
+        }
         return;
     }
     if cli.tap.is_none() && cli.tap_fd.is_empty() && cli.macvtap.is_none() {
@@ -166,7 +184,8 @@ fn check_usage(cli: &Cli) {
 fn serve(cli: &Cli) -> Result<ExitCode, AnyError> {
     raise_limit();
     // Take the command line's descriptors first: a descriptor opened here could have one of their numbers.
-    let given = Given { tap: fds::take(&cli.tap_fd)?, socket: fds::take(cli.fd.as_slice())?.pop() };
+    let (tap, socket) = (fds::take(&cli.tap_fd)?, fds::take(cli.fd.as_slice())?.pop());
+    let filter = Wanted::read(&cli.filter)?;
     cli.user.as_deref().map(sandbox::serve_as).transpose()?;
     if cli.sandbox == Confinement::Off {
         sandbox::leave_off();
@@ -178,8 +197,8 @@ fn serve(cli: &Cli) -> Result<ExitCode, AnyError> {
     end_on_panic();
     tell_options(cli);
     let origin = match &cli.take_over {
-        Some(path) => take_over(path)?,
-        None => Origin::Fresh(given),
+        Some(path) => take_over(path, filter)?,
+        None => Origin::Fresh(Given { tap, socket, filter }),
     };
     if cli.supervise {
         return supervisor::run(cli, origin, opener);
@@ -213,11 +232,11 @@ fn raise_limit() {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
-fn take_over(path: &std::path::Path) -> Result<Origin, AnyError> {
+fn take_over(path: &std::path::Path, filter: Option<Wanted>) -> Result<Origin, AnyError> {
     let (predecessor, offer, fds) = Predecessor::ask(path)?;
     let fds: BTreeMap<_, _> = offer.fds.iter().copied().zip(fds).collect();
     let state = offer.state.get().to_owned();
-    let inheritance =
-        Inheritance { state, fds, unsent: None, read: Vec::new(), drop_connection: false, last: None };
+    let (unsent, read, drop_connection, last) = (None, Vec::new(), false, None);
+    let inheritance = Inheritance { state, fds, unsent, read, drop_connection, filter, last };
     Ok(Origin::Running(inheritance, GoSignal::Direct(predecessor)))
 }

@@ -32,6 +32,7 @@ use crate::supervision::Line;
 mod capture;
 mod clients;
 mod commit;
+mod filter;
 mod frontends;
 mod handover;
 mod inquiries;

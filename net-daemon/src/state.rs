@@ -7,6 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use volt_net::config::Mac;
 use volt_net::device::{DeviceState, RunState};
+use volt_net::filter::FilterState;
 use volt_net::port::state::PortState;
 use volt_net::state::{Format, StateError};
 use volt_vhost_user::channel::ChannelState;
@@ -28,6 +29,9 @@ pub(crate) struct DaemonState {
     /// Number of hand-overs since the first daemon started.
     pub(crate) take_overs: u64,
     pub(crate) device: DeviceState,
+    /// The filter, in format 3. It has that format only with a filter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) filter: Option<FilterState>,
     pub(crate) port: PortState,
     pub(crate) max_ring_size: u16,
     pub(crate) endpoint: EndpointState,
@@ -79,7 +83,11 @@ impl DaemonState {
             given.is_some_and(|given| given != kept)
         }
         let DeviceState { mac, mtu, limits, busy_poll_us, .. } = self.device;
+        let filter = self.filter.as_ref().map(|filter| &filter.setup);
+        let has_policy = filter.is_some_and(|setup| setup.policy.is_some());
         let options = [
+            ("--guard", filter.is_some() && !cli.filter.is_given()),
+            ("--policy", has_policy && cli.filter.policy.is_none()),
             ("--mac", other(cli.mac, Mac(mac))),
             ("--mtu", other(cli.mtu.map(Some), mtu)),
             ("--queue-size", cli.queue_size != self.max_ring_size),
@@ -118,7 +126,11 @@ impl DaemonState {
         if !format.is_known() {
             return Err(StateError::Format(format));
         }
-        Ok(serde_json::from_str(text)?)
+        let state: DaemonState = serde_json::from_str(text)?;
+        if state.filter.is_some() && !format.has_filter() {
+            return Err(StateError::Contradiction("its format has no filter"));
+        }
+        Ok(state)
     }
 }
 
@@ -134,7 +146,11 @@ mod tests {
     use super::*;
 
     /// States as the first programs with these formats wrote them.
-    const FIRST: [&str; 2] = [include_str!("state/format-1.json"), include_str!("state/format-2.json")];
+    const FIRST: [&str; 3] = [
+        include_str!("state/format-1.json"),
+        include_str!("state/format-2.json"),
+        include_str!("state/format-3.json"),
+    ];
 
     /// Asserts that `new` contains everything in `old`, with the same values.
     fn assert_within(old: &Value, new: &Value, at: &str) {
@@ -159,8 +175,18 @@ mod tests {
             let written = serde_json::to_value(&state).unwrap();
             assert_within(&serde_json::from_str(first).unwrap(), &written, "");
         }
-        let other = FIRST[0].replace("\"format\": 1", "\"format\": 3");
+        let other = FIRST[0].replace("\"format\": 1", "\"format\": 4");
         let error = DaemonState::parse(&other).unwrap_err();
-        assert_eq!(error.to_string(), "the state has format 3, and this program reads 1 to 2");
+        assert_eq!(error.to_string(), "the state has format 4, and this program reads 1 to 3");
+    }
+
+    /// A program of format 2 would pass all frames.
+    #[test]
+    fn no_earlier_format_has_a_filter() {
+        let state = DaemonState::parse(FIRST[2]).unwrap();
+        assert!(state.filter.is_some());
+        let other = FIRST[2].replace("\"format\": 3", "\"format\": 2");
+        let error = DaemonState::parse(&other).unwrap_err();
+        assert_eq!(error.to_string(), "the state contradicts itself: its format has no filter");
     }
 }

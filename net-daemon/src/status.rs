@@ -47,6 +47,9 @@ pub(crate) struct Status {
     /// The running capture.
     #[serde(default)]
     pub(crate) capture: Option<Capture>,
+    /// The filter of the guest's frames.
+    #[serde(default)]
+    pub(crate) filter: Option<Filter>,
     /// The connected front-end.
     pub(crate) front_end: Option<FrontEnd>,
     /// The connected front-end's vrings.
@@ -70,6 +73,24 @@ pub(crate) struct Capture {
     pub(crate) frames: u64,
     /// Number of frames lost because the reader was too slow.
     pub(crate) lost: u64,
+}
+
+/// A filter.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Filter {
+    /// The guest's MAC address.
+    pub(crate) mac: String,
+    /// The IP addresses that the guest may use: given and learnt.
+    pub(crate) addresses: Vec<String>,
+    /// Whether further addresses are learnt.
+    pub(crate) learns: bool,
+    /// The mode of the policy; `None` without one.
+    pub(crate) policy: Option<String>,
+    /// Number of flows in the table, and its size.
+    pub(crate) flows: u64,
+    pub(crate) flows_max: u64,
+    /// Refused frames by direction and reason. With the mode `log`, what would have been refused, too.
+    pub(crate) refused: BTreeMap<String, BTreeMap<String, u64>>,
 }
 
 /// A connected front-end.
@@ -142,8 +163,8 @@ pub(crate) struct PairCounters {
 /// counters' names.
 pub(crate) fn drop_reasons(way: &str) -> &'static [&'static str] {
     match way {
-        "rx" => &["bad_chain", "too_long", "not_offloaded", "failed"],
-        _ => &["bad_chain", "refused", "no_port", "disabled"],
+        "rx" => &["bad_chain", "too_long", "not_offloaded", "failed", "filtered"],
+        _ => &["bad_chain", "refused", "no_port", "disabled", "filtered"],
     }
 }
 

@@ -126,7 +126,7 @@ impl Supervisor<'_> {
     fn adopt(&mut self, origin: &mut Origin) -> bool {
         if let Origin::Fresh(given) = origin
             && let Some(store) = &mut self.store
-            && let Some(inheritance) = store.take(self.cli, &mut given.socket)
+            && let Some(inheritance) = store.take(self.cli, given)
         {
             *origin = Origin::Dead(inheritance);
             self.hold(origin);
@@ -148,6 +148,7 @@ impl Supervisor<'_> {
         if let Origin::Dead(from) | Origin::Running(from, _) = origin {
             self.held.state = RawValue::from_string(from.state.clone()).ok();
             self.held.unsent = from.unsent.clone().unwrap_or_default();
+            self.held.filter.clone_from(&from.filter);
             let copies = from.fds.iter().filter_map(|(id, fd)| Some((*id, fd.try_clone().ok()?)));
             self.held.fds = copies.collect();
         }
@@ -337,6 +338,7 @@ impl Supervisor<'_> {
             unsent: Some(self.held.unsent.clone()),
             read: self.held.read.iter().filter_map(copy).collect(),
             drop_connection: self.deaths.bad_request,
+            filter: self.held.filter.clone(),
             last: self.last.clone(),
         })
     }

@@ -25,7 +25,7 @@ use volt_net::state::{FdId, hex};
 
 use crate::cli::Cli;
 use crate::fds;
-use crate::launch::Inheritance;
+use crate::launch::{Given, Inheritance};
 use crate::state::DaemonState;
 
 /// Name of the memfd with the state.
@@ -93,9 +93,10 @@ impl Store {
     }
 
     /// Takes the state of the unit's last run, if it fits this command line; otherwise clears the store. If
-    /// the command line has a `socket`, it replaces the stored listener: the unit's socket may have been
-    /// recreated since.
-    pub(crate) fn take(&mut self, cli: &Cli, socket: &mut Option<OwnedFd>) -> Option<Inheritance> {
+    /// what is `given` has a socket, it replaces the stored listener: the unit's socket may have been
+    /// recreated since. Its filter replaces the state's.
+    pub(crate) fn take(&mut self, cli: &Cli, given: &mut Given) -> Option<Inheritance> {
+        let socket = &mut given.socket;
         let mut named = passed();
         if named.is_empty() {
             return None;
@@ -148,7 +149,8 @@ impl Store {
             fds.insert(id, socket);
         }
         let (state, unsent) = (state.get().to_owned(), Some(unsent));
-        Some(Inheritance { state, fds, unsent, read: Vec::new(), drop_connection: in_request, last: None })
+        let (read, drop_connection, filter, last) = (Vec::new(), in_request, given.filter.take(), None);
+        Some(Inheritance { state, fds, unsent, read, drop_connection, filter, last })
     }
 
     /// Removes everything that the unit's last run stored.

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use jiff::Timestamp;
+
 /// A table with columns as wide as their widest cells.
 #[derive(Debug, Default)]
 pub struct Table {
@@ -108,6 +110,12 @@ pub fn time(seconds: u64) -> String {
     }
 }
 
+/// Formats a time in milliseconds since 1970: `2026-01-31T23:59:00.250Z`.
+pub fn clock(milliseconds: u64) -> String {
+    let time = i64::try_from(milliseconds).ok().and_then(|time| Timestamp::from_millisecond(time).ok());
+    time.map_or_else(|| "-".to_owned(), |time| format!("{time:.3}"))
+}
+
 /// Formats a number with one decimal, unless that is zero or the number is 100 or more.
 fn scaled(mut number: f64, step: f64, units: &[&str]) -> String {
     let mut units = units.iter();
@@ -151,6 +159,8 @@ mod tests {
         let times = [0, 59, 60, 185, 3600, 3661, 90_000, 86_400 * 400];
         let texts = ["0 s", "59 s", "1 min", "3 min 5 s", "1 h", "1 h 1 min", "1 d 1 h", "400 d"];
         assert_eq!(times.map(time), texts);
+        assert_eq!(clock(1_769_904_000_250), "2026-02-01T00:00:00.250Z");
+        assert_eq!(clock(u64::MAX), "-");
         assert_eq!((of(1, "restart"), of(2, "restart")), ("1 restart".into(), "2 restarts".into()));
     }
 

@@ -11,11 +11,13 @@ const TCPV6: u8 = 4;
 const UDP_L4: u8 = 5;
 const ECN: u8 = 0x80;
 
-/// Returns why a frame was dropped, if it was.
+/// Returns why a frame was dropped or refused, if it was.
 pub(super) fn fate(fate: Fate) -> Option<String> {
     match fate {
         Fate::Passed => None,
         Fate::Dropped(reason) => Some(format!("dropped: {}", reason.key())),
+        Fate::Refused(reason) => Some(format!("refused: {} ({})", reason.name(), reason.text())),
+        Fate::Noted(reason) => Some(format!("would be refused: {} ({})", reason.name(), reason.text())),
         Fate::DroppedSomehow => Some("dropped: unknown reason".to_owned()),
     }
 }
@@ -55,6 +57,7 @@ pub(super) fn offloads(header: &[u8]) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use volt_filter::reason::Reason;
     use volt_net::counters::DropReason;
 
     use super::*;
@@ -101,5 +104,14 @@ mod tests {
         assert_eq!(fate(Fate::Passed), None);
         let refused = Fate::Dropped(DropReason::TxRefused);
         assert_eq!(fate(refused).as_deref(), Some("dropped: tx_refused"));
+    }
+
+    #[test]
+    fn a_refused_frame_has_the_filters_reason() {
+        let because = "source_mac (the source MAC address is not the guest's)";
+        let refused = fate(Fate::Refused(Reason::SourceMac));
+        assert_eq!(refused, Some(format!("refused: {because}")));
+        let noted = fate(Fate::Noted(Reason::SourceMac));
+        assert_eq!(noted, Some(format!("would be refused: {because}")));
     }
 }

@@ -8,7 +8,7 @@ use volt_program::display::{
 use volt_program::watch::Before;
 use volt_vhost_user::vring::VringStanding;
 
-use crate::status::{FrontEnd, PairCounters, Status, Vring, drop_reasons};
+use crate::status::{Filter, FrontEnd, PairCounters, Status, Vring, drop_reasons};
 
 /// The two directions of a frame, which prefix the names of its counters.
 const WAYS: [&str; 2] = ["rx", "tx"];
@@ -69,6 +69,11 @@ fn facts(status: &Status) -> Table {
             time => format!("{time} µs"),
         },
     );
+    if let Some(filter) = &status.filter {
+        fact("guard", guard(filter));
+        let policy = filter.policy.clone().unwrap_or_else(|| "none".to_owned());
+        fact("policy", format!("{policy}, {} of {}", count(filter.flows), of(filter.flows_max, "flow")));
+    }
     fact("sandbox", if status.sandbox { "on" } else { "off" }.to_owned());
     fact("supervised", supervised(status));
     fact("take-overs", count(status.take_overs));
@@ -78,6 +83,14 @@ fn facts(status: &Status) -> Table {
         fact("capture", format!("{which}, {frames}, {lost} lost"));
     }
     facts
+}
+
+fn guard(filter: &Filter) -> String {
+    let learnt = filter.learns.then(|| "learnt ones".to_owned());
+    let addresses: Vec<_> = filter.addresses.iter().cloned().chain(learnt).collect();
+    let reasons = filter.refused.values().flatten();
+    let refused: u64 = reasons.map(|(_, frames)| frames).sum();
+    format!("{} with {}, {} refused", filter.mac, addresses.join(", "), of(refused, "frame"))
 }
 
 fn supervised(status: &Status) -> String {

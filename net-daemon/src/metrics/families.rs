@@ -4,7 +4,7 @@
 use volt_program::metrics::{Family, Metrics};
 use volt_vhost_user::vring::VringStanding;
 
-use crate::status::{PairCounters, Status, VERSION, VringKind, drop_reasons};
+use crate::status::{Filter, PairCounters, Status, VERSION, VringKind, drop_reasons};
 
 /// The values of one moment.
 #[derive(Debug)]
@@ -34,6 +34,7 @@ pub(crate) fn families(observed: &Observed<'_>) -> Metrics {
         let help = "Hand-overs since this guest's first daemon started.";
         metrics.add([Family::counter("volt_netd_take_overs", help).with(last.take_overs)]);
         add_counters(&mut metrics, &last.interface, &observed.counters);
+        add_refused(&mut metrics, last);
     }
     if let Some(status) = observed.status {
         add_moment(&mut metrics, status);
@@ -52,6 +53,9 @@ fn add_moment(metrics: &mut Metrics, status: &Status) {
     let connected = Family::gauge("volt_netd_front_end_connected", "Whether a front-end is connected.");
     let connected = connected.with(status.front_end.is_some());
     metrics.add([uptime, sandboxed.with(status.sandbox), up, connected]);
+    if let Some(filter) = &status.filter {
+        add_filter(metrics, &status.interface, filter);
+    }
     if let Some(front_end) = &status.front_end {
         let memory = Family::gauge("volt_netd_front_end_memory_bytes", "Memory that the front-end shares.");
         let serving = Family::gauge("volt_netd_serving_queue_pairs", "Queue pairs that move frames.");
@@ -99,6 +103,35 @@ fn add_counters(metrics: &mut Metrics, interface: &str, counters: &[PairCounters
         announcements.sample(&labels, counters.get("announcements"));
     }
     metrics.add([frames, bytes, dropped, limiter_waits, calls, kicks, deadly, marks, announcements]);
+}
+
+/// Adds the counts of refused frames. They are as of the last answer: a process that does not answer refuses
+/// none.
+fn add_refused(metrics: &mut Metrics, last: &Status) {
+    let help = "Frames that the filter refused, or would refuse by a policy that only logs.";
+    let mut refused = Family::counter("volt_netd_filter_refused_frames", help);
+    for (direction, reasons) in last.filter.iter().flat_map(|filter| &filter.refused) {
+        for (reason, frames) in reasons {
+            let labels = [("interface", &*last.interface), ("direction", direction), ("reason", reason)];
+            refused.sample(&labels, *frames);
+        }
+    }
+    metrics.add([refused]);
+}
+
+/// Adds the filter of the guest's frames.
+fn add_filter(metrics: &mut Metrics, interface: &str, filter: &Filter) {
+    let labels = [("interface", interface)];
+    let help = "Flows in the filter's table.";
+    let mut flows = Family::gauge("volt_netd_filter_flows", help);
+    flows.sample(&labels, filter.flows);
+    let help = "Flows that the filter's table holds.";
+    let mut most = Family::gauge("volt_netd_filter_flows_max", help);
+    most.sample(&labels, filter.flows_max);
+    let help = "1 for the mode of the policy in force.";
+    let mut mode = Family::gauge("volt_netd_filter_policy", help);
+    mode.sample(&and(&labels, "mode", filter.policy.as_deref().unwrap_or("none")), true);
+    metrics.add([flows, most, mode]);
 }
 
 /// Adds the vrings of the connected front-end.

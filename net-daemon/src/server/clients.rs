@@ -69,6 +69,9 @@ impl Server {
                     self.change_limits(change)?;
                     answer(&client, &Reply::Limits(json!(self.limits())));
                 }
+                Ok(Request::Policy(request)) => {
+                    answer(&client, &self.policy(request)?.map_or_else(Reply::Refused, Reply::Policy));
+                }
                 Ok(Request::Capture(options)) => self.capture(client, options)?,
                 Ok(Request::TakeOver { formats, program }) => {
                     if self.hand_over(&client, &formats, &program)? {

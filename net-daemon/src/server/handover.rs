@@ -27,14 +27,21 @@ impl Server {
             answer(client, &Reply::Refused(why));
             Ok(false)
         };
+        let theirs = || formats.iter().map(Format::to_string).collect::<Vec<_>>().join(", ");
         let Some(format) = Format::in_common(formats) else {
-            let theirs: Vec<_> = formats.iter().map(Format::to_string).collect();
             return refuse(format!(
                 "this daemon writes the state formats 1 to {}, the new program reads {}",
                 Format::NEWEST,
-                theirs.join(", ")
+                theirs()
             ));
         };
+        if self.device.filter().is_some() && !format.has_filter() {
+            return refuse(format!(
+                "this daemon filters its guest's frames, and the new program cannot: it reads the state \
+                 formats {}, and only later ones have a filter",
+                theirs()
+            ));
+        }
         let offered = {
             let (state, fds) = match self.export(format) {
                 Ok(exported) => exported,

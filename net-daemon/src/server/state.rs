@@ -22,18 +22,24 @@ use crate::state::{ConnectionState, DaemonState, FinalState, program};
 pub(super) type Fds<'a> = Vec<(FdId, BorrowedFd<'a>)>;
 
 impl Server {
-    /// Exports the daemon's state in this format.
+    /// Exports the daemon's state in this format, or in an older one that has everything.
     ///
     /// # Errors
     ///
     /// The reason why no other process can use the state.
     pub(super) fn export(&self, format: Format) -> Result<(Box<RawValue>, Fds<'_>), String> {
         let mut out = Exporter::default();
+        let filter = self.device.filter();
+        let format = if filter.is_some() { format } else { format.without_filter() };
+        if filter.is_some() && !format.has_filter() {
+            return Err("it filters its guest's frames, which this format does not contain".to_owned());
+        }
         let state = DaemonState {
             format,
             program: program(),
             take_overs: self.take_overs,
             device: self.device.export(format, &mut out),
+            filter: filter.map(|filter| filter.export(&mut out)),
             port: self.device.port().export(&mut out).ok_or("its interface cannot be handed over")?,
             max_ring_size: self.max_ring_size,
             endpoint: self.endpoint.export(&mut out),

@@ -65,6 +65,7 @@ impl Server {
             limits: self.limits(),
             busy_poll_us: self.device.busy_poll(),
             capture: self.capture_status(),
+            filter: self.filter_status(),
             front_end,
             vrings: self.vrings(),
             counters: (0..self.device.pairs()).map(counters).collect(),

@@ -9,6 +9,7 @@ use volt_net::state::{FdId, transfer};
 use volt_vhost_user::channel::{self, Piece};
 
 use super::Supervisor;
+use crate::filter::Wanted;
 use crate::supervision::{Answer, Bytes, Commit, Order};
 use crate::supervisor::worker::Worker;
 use crate::systemd::Store;
@@ -22,6 +23,8 @@ pub(super) struct Held {
     pub(super) unsent: Vec<u8>,
     /// The bytes read from the connection since the last commit.
     pub(super) read: Vec<Piece>,
+    /// The command line's filter, until it is in the state.
+    pub(super) filter: Option<Wanted>,
 }
 
 impl Supervisor<'_> {
@@ -34,6 +37,7 @@ impl Supervisor<'_> {
         held.read.clear();
         held.unsent = commit.unsent;
         held.state = Some(commit.state);
+        held.filter = None;
         // Every worker commits when it starts, so this one has already got the deadly chains.
         self.deaths.deadly.clear();
         self.deaths.bad_request = false;

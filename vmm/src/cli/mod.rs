@@ -79,7 +79,9 @@ pub struct Args {
     ///
     /// With tap= and macvtap=, vhost-net=on lets the kernel move the frames if it can, and vhost-net=require
     /// fails if it cannot. Without vhost-net, rx-rate=RATE and tx-rate=RATE limit the frames to and from the
-    /// guest: 100Mbit, 1Gbit:256K (with a burst in bytes), 20kpps or 100Mbit+20kpps.
+    /// guest: 100Mbit, 1Gbit:256K (with a burst in bytes), 20kpps or 100Mbit+20kpps. Also without vhost-net,
+    /// guard=on,guest-ip=ADDRESS[+ADDRESS...] refuses frames with which the guest pretends to be another host
+    /// than the one with these addresses.
     ///
     /// With socket=, link-down-after=SECONDS sets the guest's link down while the back-end is away for
     /// longer.

@@ -1,5 +1,6 @@
 //! A network device: `--net KIND=WHERE,option,...` and its shorthands, `--tap` and `--net-socket`.
 
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -8,6 +9,8 @@ use std::time::Duration;
 use thiserror::Error;
 use volt_net::builder::MAX_PAIRS;
 use volt_net::config::{MIN_MTU, Mac, MacError};
+use volt_net::filter::is_host;
+use volt_net::filter::volt_filter::setup::ADDRESSES;
 use volt_net::limiter::{Rate, RateError, RateLimits};
 
 /// Most queue pairs of a device, with an interface or with a back-end.
@@ -56,6 +59,10 @@ impl NetDeviceConfig {
         }
         if let Some(option) = options.rate() {
             let why = "the back-end limits the rate ('volt-netd --rx-rate' and '--tx-rate')";
+            return Err(NetOptionError::Combination { option, kind: "socket", why });
+        }
+        if let Some(option) = options.guard_option() {
+            let why = "the back-end moves the frames: use volt-netd's --guard";
             return Err(NetOptionError::Combination { option, kind: "socket", why });
         }
         Ok(NetDeviceConfig::Socket(NetSocketConfig {
@@ -117,6 +124,8 @@ pub struct NetPortConfig {
     pub vhost_net: VhostNet,
     /// The rate limits.
     pub limits: RateLimits,
+    /// The guest's IP addresses, if frames with which it pretends to be another host are refused.
+    pub guard: Option<Vec<IpAddr>>,
 }
 
 /// A network device served by a vhost-user back-end.
@@ -146,8 +155,8 @@ pub enum NetOptionError {
     NoName(String),
     #[error(
         "unknown option '{0}': a network device has mac=, mtu= and queues=; with tap= and macvtap= also \
-         vhost-net=, rx-rate= and tx-rate=; with socket= also link-down-after= (a path cannot contain a \
-         comma)"
+         vhost-net=, rx-rate=, tx-rate=, guard= and guest-ip=; with socket= also link-down-after= (a path \
+         cannot contain a comma)"
     )]
     Option(String),
     #[error("the option '{0}' is given twice")]
@@ -160,6 +169,14 @@ pub enum NetOptionError {
     LinkDown(String),
     #[error("vhost-net={0} is not one of off, on and require")]
     VhostNet(String),
+    #[error("guard={0} is not one of off and on")]
+    Guard(String),
+    #[error("guest-ip={0} is not 1 to {ADDRESSES} addresses of hosts, like 192.0.2.10+2001:db8::10")]
+    GuestIp(String),
+    #[error("guard=on needs the guest's addresses: add guest-ip=ADDRESS+ADDRESS...")]
+    NoGuestIp,
+    #[error("guest-ip= has no effect without guard=on")]
+    NoGuard,
     #[error("{option}= cannot be combined with {kind}=: {why}")]
     Combination { option: &'static str, kind: &'static str, why: &'static str },
     #[error(transparent)]
@@ -210,6 +227,11 @@ fn port(kind: PortKind, text: &str) -> Result<NetDeviceConfig, NetOptionError> {
         let why = "the kernel moves the frames and applies no limit: use 'tc' on the interface";
         return Err(NetOptionError::Combination { option, kind: "vhost-net", why });
     }
+    if let Some(option) = options.guard_option().filter(|_| vhost_net != VhostNet::Off) {
+        let why = "the kernel moves the frames and judges none";
+        return Err(NetOptionError::Combination { option, kind: "vhost-net", why });
+    }
+    let guard = options.guard()?;
     Ok(NetDeviceConfig::Port(NetPortConfig {
         kind,
         name: name.to_owned(),
@@ -221,6 +243,7 @@ fn port(kind: PortKind, text: &str) -> Result<NetDeviceConfig, NetOptionError> {
             rx: options.rx_rate.unwrap_or_default(),
             tx: options.tx_rate.unwrap_or_default(),
         },
+        guard,
     }))
 }
 
@@ -234,14 +257,39 @@ struct Options {
     vhost_net: Option<VhostNet>,
     rx_rate: Option<Rate>,
     tx_rate: Option<Rate>,
+    guard: Option<bool>,
+    guest_ip: Option<Vec<IpAddr>>,
 }
 
 impl Options {
+    /// Returns the name of an option of the guard that is given, if any.
+    fn guard_option(&self) -> Option<&'static str> {
+        let guard = self.guard.filter(|on| *on).map(|_| "guard");
+        guard.or(self.guest_ip.as_ref().map(|_| "guest-ip"))
+    }
+
+    /// Returns the guest's addresses, if it is guarded.
+    fn guard(&self) -> Result<Option<Vec<IpAddr>>, NetOptionError> {
+        match (self.guard.unwrap_or(false), &self.guest_ip) {
+            (true, Some(addresses)) => Ok(Some(addresses.clone())),
+            (true, None) => Err(NetOptionError::NoGuestIp),
+            (false, Some(_)) => Err(NetOptionError::NoGuard),
+            (false, None) => Ok(None),
+        }
+    }
+
     /// Returns the name of a rate option that is given, if any.
     fn rate(&self) -> Option<&'static str> {
         let rx = self.rx_rate.map(|_| "rx-rate");
         rx.or(self.tx_rate.map(|_| "tx-rate"))
     }
+}
+
+/// Reads "ADDRESS+ADDRESS".
+fn addresses(text: &str) -> Option<Vec<IpAddr>> {
+    let address = |text: &str| text.parse().ok().filter(|address| is_host(*address));
+    let addresses: Option<Vec<_>> = text.split('+').map(address).collect();
+    addresses.filter(|addresses| addresses.len() <= ADDRESSES)
 }
 
 /// Splits "NAME,option,option".
@@ -271,6 +319,15 @@ fn split(text: &str) -> Result<(&str, Options), NetOptionError> {
             "vhost-net" => options.vhost_net.replace(value.parse()?).is_some(),
             "rx-rate" => options.rx_rate.replace(value.parse()?).is_some(),
             "tx-rate" => options.tx_rate.replace(value.parse()?).is_some(),
+            "guard" => {
+                let on = [("off", false), ("on", true)].into_iter().find(|(word, _)| *word == value);
+                let (_, on) = on.ok_or_else(|| NetOptionError::Guard(own()))?;
+                options.guard.replace(on).is_some()
+            }
+            "guest-ip" => {
+                let addresses = addresses(value).ok_or_else(|| NetOptionError::GuestIp(own()))?;
+                options.guest_ip.replace(addresses).is_some()
+            }
             _ => return Err(unknown()),
         };
         if again {

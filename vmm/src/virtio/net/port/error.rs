@@ -33,6 +33,12 @@ pub enum PortError {
         #[source]
         source: VhostNetError,
     },
+    /// The kernel would pass frames that the guard refuses.
+    #[error("{label}: guard=on without vhost-net only: the kernel moves the frames and judges none")]
+    Guarded {
+        /// The label of the device.
+        label: String,
+    },
     /// There is no thread or eventfd.
     #[error("the host is out of resources for a network device")]
     Host(#[from] io::Error),

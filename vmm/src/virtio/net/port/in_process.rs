@@ -159,10 +159,20 @@ impl DataPath for InProcess {
 
 /// Returns the counters of a pair's two vrings for the API.
 fn vrings(pair: usize, counters: &Counters) -> [VringStatus; 2] {
-    let rx_drops =
-        [&counters.rx_bad_chain, &counters.rx_too_long, &counters.rx_not_offloaded, &counters.rx_failed];
-    let tx_drops =
-        [&counters.tx_bad_chain, &counters.tx_refused, &counters.tx_no_port, &counters.tx_disabled];
+    let rx_drops = [
+        &counters.rx_bad_chain,
+        &counters.rx_too_long,
+        &counters.rx_not_offloaded,
+        &counters.rx_failed,
+        &counters.rx_filtered,
+    ];
+    let tx_drops = [
+        &counters.tx_bad_chain,
+        &counters.tx_refused,
+        &counters.tx_no_port,
+        &counters.tx_disabled,
+        &counters.tx_filtered,
+    ];
     let of = |vring, frames: &Counter, bytes: &Counter, drops: &[&Counter]| {
         let drops = drops.iter().map(|drops| drops.get()).sum();
         FrameCounts { vring, pair, frames: frames.get(), bytes: bytes.get(), drops }

@@ -121,6 +121,9 @@ impl Net {
     ///
     /// See [`PortError`].
     pub fn open(config: &NetPortConfig, gate: &Arc<PauseGate>) -> Result<Net, PortError> {
+        if config.guard.is_some() && config.vhost_net != VhostNet::Off {
+            return Err(PortError::Guarded { label: label(&config.name) });
+        }
         let wake = convert::notifier(&EventFd::new(EFD_NONBLOCK)?)?;
         let NetPortConfig { mac, mtu, queues, .. } = *config;
         let builder = match config.kind {
@@ -130,6 +133,7 @@ impl Net {
                 VirtioNetBuilder::over(port)
             }
         };
+        let builder = config.guard.iter().cloned().fold(builder, VirtioNetBuilder::guard);
         let builder = builder.queues(queues).limits(config.limits).wake(wake.clone());
         let builder = mac.into_iter().fold(builder, VirtioNetBuilder::mac);
         let builder = mtu.into_iter().fold(builder, VirtioNetBuilder::mtu);
@@ -307,6 +311,8 @@ impl VirtioDevice for Net {
     }
 }
 
+#[cfg(test)]
+mod guard_tests;
 #[cfg(test)]
 pub(crate) mod tests;
 #[cfg(test)]

@@ -13,10 +13,10 @@ use super::*;
 use crate::virtio::mmio::interrupt::{INT_CONFIG, INT_VRING};
 use crate::virtio::testing::{BUFFERS, Driver, HIGH, eventually};
 
-const TX: u64 = BUFFERS;
+pub(super) const TX: u64 = BUFFERS;
 const RX: u64 = HIGH;
 const CONTROL: u64 = BUFFERS + 0x10_0000;
-const MAC: Mac = Mac([2, 0, 0, 0, 0, 7]);
+pub(super) const MAC: Mac = Mac([2, 0, 0, 0, 0, 7]);
 
 /// The calls that a port received.
 #[derive(Debug, Default)]
@@ -77,11 +77,11 @@ struct Rig {
     next: Arc<Mutex<Option<Vec<OwnedFd>>>>,
 }
 
-fn wires(pairs: u16) -> (Vec<OwnedFd>, Vec<UnixDatagram>) {
+pub(super) fn wires(pairs: u16) -> (Vec<OwnedFd>, Vec<UnixDatagram>) {
     (0..pairs).map(|_| UnixDatagram::pair().unwrap()).map(|(ours, wire)| (OwnedFd::from(ours), wire)).unzip()
 }
 
-fn wake() -> Arc<Notifier> {
+pub(super) fn wake() -> Arc<Notifier> {
     convert::notifier(&EventFd::new(EFD_NONBLOCK).unwrap()).unwrap()
 }
 
