@@ -11,6 +11,8 @@
 //! | [`front_peer`], [`echo_guest`] | front-ends to calibrate with; a guest that echoes frames |
 //! | [`dirty_log`], [`migration`] | the log of written pages; an oracle that finds missing marks |
 //! | [`succession`] | replacements of volt-netd under one front-end |
+//! | [`bypass`] | ways past the filter, and a filtered guest to try them |
+//! | [`nft`] | policies as rules of nftables |
 //! | [`netns`], [`daemon`], [`rig`] | a network namespace with a TAP; volt-netd as a process; both together |
 //! | [`scrape`] | a scraper's view of the metrics |
 //! | [`silent_fs`], [`held`] | a file that blocks its users; a blocked frame thread |
@@ -27,6 +29,7 @@
 
 pub mod backend;
 pub mod bench;
+pub mod bypass;
 pub mod calls;
 pub mod capture;
 pub mod confinement;
@@ -43,6 +46,7 @@ pub mod lab;
 pub mod memory;
 pub mod migration;
 pub mod netns;
+pub mod nft;
 pub mod nic;
 pub mod pcapng;
 pub mod peer;

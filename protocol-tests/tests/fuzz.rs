@@ -106,4 +106,4 @@ macro_rules! targets {
     };
 }
 
-targets! { block chains control frames kernel mmio pci rx session tx }
+targets! { block chains control filter frames kernel mmio pci rx session tx }

@@ -123,7 +123,9 @@ fn keys(value: &Value, found: &mut BTreeSet<String>) {
 /// Every key is in the tables of the docs, and every documented key exists.
 #[test]
 fn every_key_is_documented() {
-    let Some(rig) = Rig::new("every_key_is_documented", &CONTROL) else { return };
+    let guard = ["--mac", "52:54:00:01:02:03", "--guard", "--guest-ip", "192.0.2.10"];
+    let arguments = [&CONTROL[..], &guard].concat();
+    let Some(rig) = Rig::new("every_key_is_documented", &arguments) else { return };
     let _session = rig.session(&Setup::default());
     let mut shown = BTreeSet::new();
     keys(&rig.status(), &mut shown);

@@ -209,6 +209,52 @@ fn a_unit_that_is_killed_or_restarted_goes_on() {
     rig.both_ways(&mut session, 5);
 }
 
+/// A unit's new start filters before the first frame: as its options say, otherwise as before.
+#[test]
+fn a_unit_filters_from_the_first_frame() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(mut rig) = Rig::new("a_unit_filters_from_the_first_frame", &[]) else { return };
+    assert!(rig.daemon.stop(LIMIT).expect("it ends").success());
+    let notify = rig.dir.path().join("notify");
+    let shared = systemd(UnixDatagram::bind(&notify).expect("a socket"));
+    let policy = rig.dir.path().join("policy.toml");
+    std::fs::write(&policy, "mode = \"log\"\n").expect("a file");
+    let (socket, control) = (rig.socket(), rig.control());
+    let [socket, control, policy] = [&socket, &control, &policy].map(|path| path.to_str().expect("text"));
+    let arguments = ["--tap", "tap0", "--socket", socket, "--control", control];
+    let arguments = [&arguments[..], &["--mac", "52:54:00:01:02:03"]].concat();
+    rig.daemon = start(&rig.netns, &shared, &notify, &arguments);
+    wait_until_ready(&shared, &rig.daemon);
+    let mut session = rig.session(&Setup::default());
+    rig.both_ways(&mut session, 5);
+    let guard = &["--guard", "--guest-ip", "192.0.2.10"][..];
+    let with_policy = [guard, &["--policy", policy]].concat();
+    let log = serde_json::Value::from("log");
+    for (round, (options, mode, kept)) in [
+        (guard, serde_json::Value::Null, ""),
+        (&with_policy, log.clone(), ""),
+        (guard, log.clone(), "--policy: the old values stay in force"),
+        (&[], log, "--guard, --policy: the old values stay in force"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        assert!(rig.daemon.stop(LIMIT).expect("it ends").success(), "{}", rig.daemon.log());
+        // Not a frame of this guest.
+        session.tx(0).offer(&NetHeader::default(), &numbered(1, 90), &[]).expect("room");
+        session.tx(0).kick_always().expect("kicked");
+        rig.daemon = start(&rig.netns, &shared, &notify, &[&arguments[..], options].concat());
+        wait_until_ready(&shared, &rig.daemon);
+        session.tx(0).used(LIMIT).expect("used");
+        let status = rig.status();
+        assert_eq!(status["filter"]["policy"], mode, "{options:?}: {status:#}");
+        assert_eq!(status["counters"][0]["tx_filtered"], round + 1, "{options:?}: {status:#}");
+        rig.logged(&[kept]);
+        session.frontend.sync().expect("the connection is served");
+    }
+    assert_eq!(rig.status()["counters"][0]["tx_frames"], 5, "none of them was sent");
+}
+
 /// The unit is killed as a whole while a reply leaves: the reply is never sent again, because the front-end
 /// would take it for the reply to its next request.
 #[test]

@@ -1,21 +1,30 @@
 //! The systemd units of the package, as installed, under a real systemd: the daemon is the user volt-netd,
 //! has no capability, and sees only what its unit allows.
 
-use protocol_tests::daemon::{poll_until, wait_until_asleep};
+use std::process::Command;
+
+use protocol_tests::daemon::{poll_until, program, wait_until_asleep};
+use protocol_tests::frame::numbered;
 use protocol_tests::frontend::Frontend;
 use protocol_tests::lab::repository;
-use protocol_tests::rig::{LIMIT, Rig};
+use protocol_tests::rig::{LIMIT, QUIET, Rig};
 use protocol_tests::session::{Session, Setup};
 use protocol_tests::systemd::{NETD, Systemd, USER};
 use protocol_tests::wire::{encode, readable, request};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+/// The folder of the instances' options, in place of `/etc/volt/netd`.
+const OPTIONS: &str = "/run/volt-options/";
 
 /// Returns the package's units, by name.
 fn units() -> Vec<(String, String)> {
     let folder = repository().join("net-daemon/package/usr/lib/systemd/system");
     let unit = |name: &str| {
         let text = std::fs::read_to_string(folder.join(name)).expect("a unit of the package");
-        (name.to_owned(), text.replace("/usr/bin/volt-netd", NETD))
+        // Tests write options of their own; those of this machine do not count.
+        let text = text.replace("/usr/bin/volt-netd", NETD).replace("/etc/volt/netd/", OPTIONS);
+        (name.to_owned(), text)
     };
     ["volt-netd@.service", "volt-netd@.socket"].map(unit).into()
 }
@@ -111,4 +120,38 @@ fn a_front_end_starts_its_unit() {
     drop(first);
     let mut second = session(&systemd, "/run/volt/tap0.sock");
     goes_on(&systemd, &mut rig, &mut second, "volt-netd@tap0.service");
+}
+
+/// An instance's file names the guest and its policy, which the unit's user can read. A restart takes new
+/// values.
+#[test]
+fn a_unit_filters_by_its_file() {
+    let Some((systemd, rig)) = rig("a_unit_filters_by_its_file") else { return };
+    let folder = systemd.path(OPTIONS);
+    std::fs::create_dir(&folder).expect("a folder");
+    let policy = format!("{OPTIONS}tap0.toml");
+    let options = format!("mac=52:54:00:01:02:03\nguest-ip=192.0.2.10\npolicy={policy}\n");
+    std::fs::write(folder.join("tap0.conf"), options).expect("the options");
+    let unit = "volt-netd@tap0";
+    // Without options, the daemon offers a random address, which QEMU's guest never has.
+    let (conf, later) = (folder.join("tap0.conf"), folder.join("later"));
+    std::fs::rename(&conf, &later).expect("renamed");
+    systemctl(&systemd, &["start", unit]);
+    std::fs::rename(&later, &conf).expect("renamed");
+    for (mode, refused) in [("enforce", 1), ("log", 2)] {
+        std::fs::write(systemd.path(&policy), format!("mode = \"{mode}\"\n")).expect("the policy");
+        systemctl(&systemd, &["restart", unit]);
+        let mut session = session(&systemd, "/run/volt/tap0.sock");
+        // Not a frame of this guest.
+        session.tx(0).send(&numbered(1, 90), LIMIT).expect("it comes back");
+        let arguments = ["ctl", "status", "--json", "--control"];
+        let control = systemd.path("/run/volt/tap0/tap0.ctl");
+        let output = Command::new(program("volt-netd")).args(arguments).arg(control).output();
+        let output = output.expect("volt-netd ctl");
+        let status: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        assert_eq!(status["filter"]["policy"], mode, "{status:#}");
+        assert_eq!(status["filter"]["mac"], "52:54:00:01:02:03", "{status:#}");
+        assert_eq!(status["filter"]["refused"]["tx"]["source_mac"], refused, "{status:#}");
+        assert!(rig.wire.recv(QUIET).expect("the wire").is_none(), "a refused frame passed");
+    }
 }

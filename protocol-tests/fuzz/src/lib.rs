@@ -12,6 +12,7 @@ mod answers;
 mod block;
 mod chains;
 mod control;
+mod filter;
 mod frames;
 mod guest;
 mod kernel;
@@ -29,10 +30,11 @@ use arbitrary::{Arbitrary, Unstructured};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets, by name.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 11] = [
     ("block", |bytes| run(bytes, block::run)),
     ("chains", |bytes| run(bytes, chains::run)),
     ("control", |bytes| run(bytes, control::run)),
+    ("filter", |bytes| run(bytes, filter::run)),
     ("frames", |bytes| run(bytes, frames::run)),
     ("kernel", |bytes| run(bytes, kernel::run)),
     ("mmio", |bytes| run(bytes, mmio::run)),

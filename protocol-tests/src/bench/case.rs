@@ -12,6 +12,17 @@ pub enum Direction {
     Rx,
 }
 
+/// What the frames carry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Traffic {
+    /// TCP segments; where possible, in frames that the kernel drops at once.
+    Tcp,
+    /// UDP of flows between a guest, 10.9.0.1, and a peer behind its gateway, 198.51.100.2.
+    Known,
+    /// The same for a peer that a policy refuses.
+    Refused,
+}
+
 /// One point of the matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Case {
@@ -34,6 +45,8 @@ pub struct Case {
     pub split: bool,
     /// Whether written pages are logged, as during live migration.
     pub logged: bool,
+    /// What the frames carry.
+    pub traffic: Traffic,
 }
 
 /// Longest frame that is not cut into segments.
@@ -55,6 +68,7 @@ const BASE: Case = Case {
     calls: false,
     split: false,
     logged: false,
+    traffic: Traffic::Tcp,
 };
 
 /// Returns every size both ways, and every other choice by itself at 64 and 1500 bytes.
@@ -93,6 +107,8 @@ impl Case {
             (self.split, "-split"),
             (self.logged, "-logged"),
             (self.pairs > 1, "-2pairs"),
+            (self.traffic == Traffic::Known, "-udp"),
+            (self.traffic == Traffic::Refused, "-refused"),
         ] {
             name.push_str(if differs { text } else { "" });
         }
@@ -166,10 +182,38 @@ impl Case {
     /// Returns a frame of flow `flow`: TCP over IPv4 between two unused addresses. Where possible, frames
     /// from the guest have an unknown Ethertype: the kernel drops them at once, and the floor is low.
     pub fn frame(&self, flow: usize) -> Vec<u8> {
+        if self.traffic != Traffic::Tcp {
+            return self.udp(flow);
+        }
         let mut frame = self.tcp(flow);
         if self.direction == Direction::Tx && self.size <= MTU {
             frame[12..14].copy_from_slice(&ETHERTYPE.to_be_bytes());
         }
+        frame
+    }
+
+    fn udp(&self, flow: usize) -> Vec<u8> {
+        let (gateway, guest) = ([0x02, 0, 0, 0, 0, 0x11], [0x02, 0, 0, 0, 0, 0x12]);
+        let peer = if self.traffic == Traffic::Known { [198, 51, 100, 2] } else { [203, 0, 113, 2] };
+        let (guest_ip, port) = ([10, 9, 0, 1], 20_000 + flow as u16);
+        let (macs, addresses, ports) = match self.direction {
+            Direction::Tx => ([gateway, guest], [guest_ip, peer], [port, 9]),
+            Direction::Rx => ([guest, gateway], [peer, guest_ip], [9, port]),
+        };
+        let mut ip = vec![0x45, 0];
+        ip.extend_from_slice(&((self.size - 14) as u16).to_be_bytes());
+        ip.extend_from_slice(&[0, 0, 0x40, 0, 64, 17, 0, 0]);
+        ip.extend_from_slice(addresses.as_flattened());
+        let sum = checksum(&ip, 0);
+        ip[10..12].copy_from_slice(&sum.to_be_bytes());
+        let mut frame = macs.as_flattened().to_vec();
+        frame.extend_from_slice(&[0x08, 0x00]);
+        frame.extend_from_slice(&ip);
+        frame.extend_from_slice(ports.map(u16::to_be_bytes).as_flattened());
+        frame.extend_from_slice(&((self.size - 34) as u16).to_be_bytes());
+        // No checksum.
+        frame.extend_from_slice(&[0, 0]);
+        frame.resize(self.size, 0x5a);
         frame
     }
 

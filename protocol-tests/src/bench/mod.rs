@@ -5,8 +5,9 @@
 //! equal one for the [`floor`], whose bare loops make only the back-end's system calls. A [`card::Card`] is a
 //! polling driver with its own memory on [`ring::PollRing`]s, faster than any back-end. [`run`] drives both
 //! ways, [`latency`] sends single frames, [`continuity`] replaces the back-end meanwhile, [`migration`] moves
-//! the card to another. [`suite`] repeats the measurements in interleaved rounds; [`report`] and [`plot`]
-//! show medians and spread. [`guests`] boots real guests instead; [`scale`] runs many daemons at once.
+//! the card to another, [`filtered`] compares filters. [`suite`] repeats the measurements in interleaved
+//! rounds; [`report`] and [`plot`] show medians and spread. [`guests`] boots real guests instead; [`scale`]
+//! runs many daemons at once.
 //!
 //! The CPU time is that of the back-end's process, read while it sleeps before and after a run, when the
 //! kernel's account is exact. A round is therefore right to the nanosecond, even where threads share cores
@@ -16,6 +17,7 @@ pub mod card;
 pub mod case;
 pub mod continuity;
 pub mod event;
+pub mod filtered;
 pub mod floor;
 pub mod gap_report;
 pub mod guests;

@@ -141,7 +141,7 @@ pub fn start(
 }
 
 /// Returns the frames of one run: enough for the clocks, few enough for a round of a second or two.
-fn frames(case: &Case) -> usize {
+pub fn frames(case: &Case) -> usize {
     let few = match case.size {
         0..=1500 => 1,
         1501..=9014 => 4,

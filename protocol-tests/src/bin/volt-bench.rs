@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use protocol_tests::bench::case::{Case, plan};
 use protocol_tests::bench::suite::{Options, Target, measure};
-use protocol_tests::bench::{BenchError, continuity, guests, migration, plot, report, scale};
+use protocol_tests::bench::{BenchError, continuity, filtered, guests, migration, plot, report, scale};
 
 #[derive(Parser)]
 #[command(version, about = "Measures a vhost-user-net back-end beside the bare system calls that it needs")]
@@ -23,6 +23,8 @@ enum What {
     Continuity(continuity::Options),
     /// The back-end's share of a live migration's downtime
     Migration(migration::Options),
+    /// CPU time per frame with the guard and with a policy
+    Filter(filtered::Options),
     /// Start time, memory, wake-ups and CPU time of many daemons
     Scale(scale::Options),
     /// TCP throughput, requests and exits of real guests, for each way to the wire
@@ -75,6 +77,7 @@ fn main() -> ExitCode {
         What::Frames(frames) => run(&frames),
         What::Guests(options) => guests::run(&options),
         What::Migration(options) => migration::run(&options).map(|table| print!("{table}")),
+        What::Filter(options) => filtered::run(&options).map(|table| print!("{table}")),
         What::Scale(options) => scale::run(&options).map(|table| print!("{table}")),
         What::Continuity(options) => continuity::run(&options).map(|table| print!("{table}")),
     };

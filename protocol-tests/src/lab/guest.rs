@@ -67,6 +67,10 @@ pub struct Spec {
     pub transport: Transport,
     /// Kernel options besides those of every guest; they set how much the kernel prints.
     pub kernel_options: &'static str,
+    /// The kernel parameter `ip=`; empty for a guest that configures its network itself.
+    pub network: String,
+    /// Another initramfs than that of `scripts/setup`.
+    pub initramfs: Option<PathBuf>,
     /// Shell words for the guest's `volt.run` (`scripts/guest/init`); no double quotes.
     pub run: String,
 }
@@ -81,6 +85,8 @@ impl Spec {
             memory: 512,
             transport: Transport::Mmio,
             kernel_options: "quiet",
+            network: format!("ip={GUEST}::{HOST}:255.255.255.0:volt:eth0:off"),
+            initramfs: None,
             run: run.into(),
         }
     }
@@ -101,7 +107,8 @@ impl Spec {
     }
 
     fn initramfs(&self) -> PathBuf {
-        guest_file(&format!("initramfs-{}", self.directory()))
+        let usual = || guest_file(&format!("initramfs-{}", self.directory()));
+        self.initramfs.clone().unwrap_or_else(usual)
     }
 
     fn command_line(&self) -> String {
@@ -112,13 +119,8 @@ impl Spec {
 
     /// Returns the kernel parameters of every guest.
     fn parameters(&self) -> [String; 4] {
-        let Self { run, kernel_options, .. } = self;
-        [
-            (*kernel_options).to_owned(),
-            "panic=-1".to_owned(),
-            format!("ip={GUEST}::{HOST}:255.255.255.0:volt:eth0:off"),
-            format!("volt.run=\"{run}\""),
-        ]
+        let Self { run, kernel_options, network, .. } = self;
+        [(*kernel_options).to_owned(), "panic=-1".to_owned(), network.clone(), format!("volt.run=\"{run}\"")]
     }
 
     /// Returns a command for User-mode Linux with one processor and a network device at a vhost-user socket.

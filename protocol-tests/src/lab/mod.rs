@@ -8,19 +8,23 @@
 //!
 //! This is test support: an error is a panic with the last output of the process concerned.
 
+pub mod archive;
 pub mod continuity;
 pub mod echo;
 pub mod guest;
 pub mod live;
 pub mod machine;
 pub mod migration;
+pub mod mirror;
 pub mod moving;
 pub mod netd;
 mod outer;
 pub mod parked;
 pub mod process;
 pub mod qmp;
+pub mod routed;
 mod tftp;
+pub mod told;
 pub mod traffic;
 
 #[expect(unsafe_code, reason = "leaving the network namespace has no safe wrapper")]

@@ -71,6 +71,11 @@ impl Traffic {
         )
     }
 
+    /// Returns commands for `volt.run`: checksummed TCP both ways with the host at another address.
+    pub fn both_ways_with(&self, host: &str) -> String {
+        format!("tcp_out {host} {SINK} {}; tcp_in {host} {SOURCE}", self.mib)
+    }
+
     /// Returns commands for `volt.run`: an address for `interface`, then ping and checksummed TCP and UDP
     /// with the host in `subnet`; `name` is for [`Traffic::judge_network`].
     pub fn try_network(&self, name: &str, interface: &str, subnet: &str) -> String {
@@ -208,8 +213,8 @@ pub fn every_queue_carried(reports: &[String], pairs: u16) {
 
 /// Serves each connection to `port` on a thread until the listener is shut down.
 fn serve(port: u16, service: impl Fn(TcpStream) + Send + Sync + 'static) -> Arc<TcpListener> {
-    let listener =
-        TcpListener::bind(("0.0.0.0", port)).unwrap_or_else(|error| panic!("port {port}: {error}"));
+    let listener = TcpListener::bind(("::", port)).or_else(|_| TcpListener::bind(("0.0.0.0", port)));
+    let listener = listener.unwrap_or_else(|error| panic!("port {port}: {error}"));
     let listener = Arc::new(listener);
     let accepting = Arc::clone(&listener);
     let service = Arc::new(service);
