@@ -23,8 +23,6 @@ use crate::wire::udp::Udp;
 /// Ports of DHCPv6.
 const DHCPV6_SERVER: u16 = 547;
 const DHCPV6_CLIENT: u16 = 546;
-/// Hop limit of messages that no router has forwarded.
-const UNFORWARDED: u8 = 255;
 
 /// An identity, with the memory of learnt addresses.
 #[derive(Clone, Copy)]
@@ -104,12 +102,7 @@ impl<'a> Guard<'a> {
     /// Whether the guest may use `address` as its own. One that it configures by itself is its own from then
     /// on.
     fn may_use(&self, address: IpAddr) -> Result<(), Reason> {
-        if self.setup.addresses.contains(&address) { Ok(()) } else { self.may_learn(address) }
-    }
-
-    #[cold]
-    fn may_learn(&self, address: IpAddr) -> Result<(), Reason> {
-        if self.is_derived(address) {
+        if self.is_own(address) {
             return Ok(());
         }
         let IpAddr::V6(v6) = address else { return Err(Reason::SourceAddress) };
@@ -209,10 +202,7 @@ impl<'a> Guard<'a> {
             Kind::RouterSolicitation | Kind::NeighbourSolicitation | Kind::NeighbourAdvertisement => {}
             _ => return self.may_use(source),
         }
-        if packet.hop_limit != UNFORWARDED || packet.fragment.is_some() {
-            return Err(Reason::Neighbour);
-        }
-        let message = Neighbour::new(frame, packet.transport, packet.end, icmp.kind)?;
+        let message = Neighbour::new(frame, packet, icmp.kind)?;
         if message.mac.is_some_and(|mac| mac != self.setup.mac) || (unspecified && message.mac.is_some()) {
             return Err(Reason::Neighbour);
         }

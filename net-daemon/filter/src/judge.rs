@@ -1,8 +1,6 @@
 //! The judgement of one frame: first the guard, then the policy.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::Relaxed;
 
 use crate::flows::entry::Entry;
 use crate::flows::key::Key;
@@ -31,8 +29,6 @@ const ECHO_LIFETIME: u32 = 60;
 const OTHER_LIFETIME: u32 = 600;
 /// A flow shows that its neighbour is there once in 2 to the power of this many seconds.
 const REMINDER: u32 = 9;
-/// ICMP errors of the guest in a second.
-const ERRORS: u32 = 50;
 
 /// Why a frame is not passed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,11 +148,10 @@ impl Judge<'_> {
     #[cold]
     fn arp(&self, link: Ethernet<'_>, bytes: Copied<'_>) -> Result<Result<(), Reason>, Reason> {
         let message = Arp::new(bytes)?;
-        let padded = bytes.len <= ethernet::MIN_LEN;
-        if self.way == Way::Out && !padded {
-            return Err(Reason::Arp);
-        }
         if self.way == Way::Out {
+            if bytes.len > ethernet::MIN_LEN {
+                return Err(Reason::Arp);
+            }
             self.guard.arp(link, message)?;
         }
         Ok(self.policy.as_ref().map_or(Ok(()), |policy| self.arp_by_policy(policy, link, message)))
@@ -338,14 +333,6 @@ impl Judge<'_> {
             return Err(Reason::NotAllowed);
         }
         by_rules(policy, question)
-    }
-
-    /// Counts an ICMP error of the guest. Returns whether there were few in this second.
-    fn may_complain(&self, errors: &AtomicU64) -> bool {
-        let before = errors.load(Relaxed);
-        let count = if (before >> 32) as u32 == self.now { before as u32 } else { 0 };
-        errors.store(u64::from(self.now) << 32 | u64::from(count.saturating_add(1)), Relaxed);
-        count < ERRORS
     }
 }
 

@@ -23,6 +23,7 @@ pub mod header;
 mod judge;
 mod learnt;
 mod memory;
+mod rate;
 pub mod reason;
 pub mod reply;
 pub mod rules;

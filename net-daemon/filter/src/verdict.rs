@@ -18,10 +18,10 @@ use crate::judge::{Judge, Objection, PolicyInForce};
 pub use crate::memory::Memory;
 use crate::memory::{self, NEIGHBOURS, Parts};
 use crate::reason::Reason;
-use crate::reply;
 use crate::rules::{Mode, Policy, PolicyError};
 use crate::setup::Setup;
 use crate::wire::packet::{Words, words};
+use crate::{rate, reply};
 
 /// Bytes of a frame that are copied and judged, virtio-net header included. Longer frames go on after them
 /// with payload that no rule looks at.
@@ -66,7 +66,7 @@ pub struct Filter {
     flow_words: usize,
     locks: Locks,
     neighbour_locks: Locks,
-    /// Answers to refused frames: second << 32 | their number.
+    /// Answers to refused frames: see [`rate`].
     replies: AtomicU64,
 }
 
@@ -187,13 +187,11 @@ impl Filter {
     pub fn reply(&self, frame: &[u8], reason: Reason, now: u32) -> Option<Vec<u8>> {
         let policy = self.policy.as_ref().filter(|policy| !policy.is_silent())?;
         let wanted = policy.mode() == Mode::Enforce && reply::is_due(reason);
-        let before = self.replies.load(Relaxed);
-        let count = if (before >> 32) as u32 == now { before as u32 } else { 0 };
-        if !wanted || count >= REPLIES {
+        if !wanted || !rate::has_room(&self.replies, now, REPLIES) {
             return None;
         }
         let reply = reply::to(frame)?;
-        self.replies.store(u64::from(now) << 32 | u64::from(count + 1), Relaxed);
+        rate::count(&self.replies, now);
         Some(reply)
     }
 

@@ -4,12 +4,16 @@ use super::{Judge, PolicyInForce, Sight, options_reason};
 use crate::Way;
 use crate::flows::key::Key;
 use crate::flows::tcp;
+use crate::rate;
 use crate::reason::Reason;
 use crate::wire::icmp::{self, Icmp, Kind};
 use crate::wire::ip;
 use crate::wire::packet::Packet;
 use crate::wire::tcp::PROTOCOL as TCP;
 use crate::wire::udp::PROTOCOL as UDP;
+
+/// ICMP errors of the guest in a second.
+const ERRORS: u32 = 50;
 
 /// What an ICMP error quotes.
 struct Quotation {
@@ -76,8 +80,12 @@ impl Judge<'_> {
         if entry.policy() != policy.number || sight.packet.options {
             self.anew(policy, &key, entry, sight.packet.options)?;
         }
-        if self.way == Way::Out && !self.may_complain(policy.parts.errors()) {
-            return Err(Reason::IcmpRate);
+        if self.way == Way::Out {
+            let errors = policy.parts.errors();
+            if !rate::has_room(errors, self.now, ERRORS) {
+                return Err(Reason::IcmpRate);
+            }
+            rate::count(errors, self.now);
         }
         Ok(())
     }

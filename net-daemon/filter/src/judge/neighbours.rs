@@ -16,8 +16,6 @@ const LIFETIME: u32 = 3600;
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 const ALL_ROUTERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 2);
 const MLD_ROUTERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0x16);
-/// Hop limit of messages that no router has forwarded.
-const UNFORWARDED: u8 = 255;
 
 impl Judge<'_> {
     /// Judges ARP by the policy: a guest asks for hosts that it may reach only.
@@ -71,7 +69,7 @@ impl Judge<'_> {
                 )
             }
             _ => {
-                let message = self.neighbour_message(sight, icmp)?;
+                let message = Neighbour::new(sight.frame, sight.packet, icmp.kind)?;
                 if message.others {
                     return Err(Reason::Neighbour);
                 }
@@ -100,7 +98,7 @@ impl Judge<'_> {
         if icmp.kind == Kind::ListenerQuery {
             return whole(sight);
         }
-        let message = self.neighbour_message(sight, icmp)?;
+        let message = Neighbour::new(sight.frame, sight.packet, icmp.kind)?;
         let shown = message.mac.filter(|mac| *mac == sight.link.source());
         match icmp.kind {
             Kind::RouterAdvertisement => {
@@ -127,14 +125,6 @@ impl Judge<'_> {
             _ => {}
         }
         Ok(())
-    }
-
-    fn neighbour_message(&self, sight: &Sight<'_>, icmp: Icmp) -> Result<Neighbour, Reason> {
-        let packet = sight.packet;
-        if packet.hop_limit != UNFORWARDED || packet.fragment.is_some() {
-            return Err(Reason::Neighbour);
-        }
-        Neighbour::new(sight.frame, packet.transport, packet.end, icmp.kind)
     }
 
     /// Whether `address` is reached without a gateway.

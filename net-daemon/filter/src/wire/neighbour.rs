@@ -6,7 +6,10 @@ use crate::reason::Reason;
 use crate::wire::Copied;
 use crate::wire::ethernet::Mac;
 use crate::wire::icmp::Kind;
+use crate::wire::packet::Packet;
 
+/// Hop limit of messages that no router has forwarded.
+const UNFORWARDED: u8 = 255;
 const SOURCE_MAC: u8 = 1;
 const TARGET_MAC: u8 = 2;
 const NONCE: u8 = 14;
@@ -28,12 +31,20 @@ pub struct Neighbour {
 }
 
 impl Neighbour {
-    /// Reads the message of this kind at `at` of a packet that ends at `end`.
+    /// Reads the message of this kind that `packet` carries.
     ///
     /// # Errors
     ///
-    /// Fails if it is malformed, or names two MAC addresses, of which hosts could choose either.
-    pub fn new(frame: Copied<'_>, at: usize, end: usize, kind: Kind) -> Result<Neighbour, Reason> {
+    /// Fails if a router may have forwarded it, if it is a fragment (RFC 6980) or malformed, or names two
+    /// MAC addresses, of which hosts could choose either.
+    pub fn new(frame: Copied<'_>, packet: &Packet, kind: Kind) -> Result<Neighbour, Reason> {
+        if packet.hop_limit != UNFORWARDED || packet.fragment.is_some() {
+            return Err(Reason::Neighbour);
+        }
+        Neighbour::read(frame, packet.transport, packet.end, kind)
+    }
+
+    fn read(frame: Copied<'_>, at: usize, end: usize, kind: Kind) -> Result<Neighbour, Reason> {
         let (target_at, mut at) = match kind {
             Kind::NeighbourSolicitation | Kind::NeighbourAdvertisement => (Some(at + 8), at + 24),
             Kind::RouterAdvertisement => (None, at + 16),
@@ -104,7 +115,7 @@ mod tests {
         bytes.extend([0; 13]);
         bytes.push(1);
         bytes.extend(options);
-        Neighbour::new(Copied::whole(&bytes), 0, bytes.len(), kind)
+        Neighbour::read(Copied::whole(&bytes), 0, bytes.len(), kind)
     }
 
     #[test]

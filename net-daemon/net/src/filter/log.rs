@@ -60,9 +60,8 @@ impl RefusalLog {
     pub(super) fn add(&self, way: Way, reason: Reason, refused: bool, frame: &[u8]) {
         let Ok(mut sets) = self.sets.try_lock() else { return };
         let frame = Summary::of(way, frame);
-        let peer = frame.addresses.map(|(from, to)| if way == Way::Out { to } else { from });
         let port = frame.ports.map(|(_, to)| to);
-        let subject = Subject { way, reason, refused, protocol: frame.protocol, peer, port };
+        let subject = Subject { way, reason, refused, protocol: frame.protocol, peer: frame.peer(), port };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
         let set = &mut sets[self.hash.hash_one(subject) as usize % SETS];
         if let Some(known) = set.iter_mut().flatten().find(|known| known.subject == subject) {
