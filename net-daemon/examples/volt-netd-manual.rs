@@ -29,6 +29,12 @@ mod metrics {
     pub(crate) mod address;
 }
 
+#[path = "../src/xdp"]
+#[expect(dead_code, reason = "the same")]
+mod xdp {
+    pub(crate) mod options;
+}
+
 fn main() -> std::io::Result<()> {
     let directory = std::env::args_os().nth(1).expect("a directory to write into");
     write(directory.as_ref())

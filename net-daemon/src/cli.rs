@@ -8,6 +8,7 @@ use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use log::LevelFilter;
 use volt_net::config::{MIN_MTU, Mac};
 use volt_net::limiter::Rate;
+use volt_net::port::peer_options::{DatagramOptions, PeerOptions, StreamOptions};
 use volt_program::logging;
 use volt_program::watch::interval;
 use volt_virtio::ring::MAX_RING_SIZE;
@@ -16,6 +17,7 @@ use crate::capture::options::Options as CaptureOptions;
 use crate::filter::options::{FilterOptions, PolicyCommand};
 use crate::metrics::address::Address;
 use crate::policy::options::Request as PolicyRequest;
+use crate::xdp::options::{Helper as XdpHelper, XdpArg, XskFd};
 
 /// The value of `--control` for a daemon without a control socket.
 pub(crate) const NO_CONTROL: &str = "none";
@@ -23,16 +25,20 @@ pub(crate) const NO_CONTROL: &str = "none";
 /// Highest number of queue pairs.
 pub(crate) const MAX_PAIRS: usize = volt_net::builder::MAX_PAIRS as usize;
 
-/// Serve a virtual machine's network device over vhost-user, on a TAP or macvtap interface of the host.
+/// Serve a virtual machine's network device over vhost-user, on a TAP or macvtap interface of the host or on
+/// the socket of another program.
 #[derive(Debug, Parser)]
 #[command(name = "volt-netd", version, max_term_width = 100, args_conflicts_with_subcommands = true)]
-#[command(group = ArgGroup::new("port").args(["tap", "tap_fd", "macvtap"]))]
+#[command(group = ArgGroup::new("port").args([
+    "tap", "tap_fd", "macvtap", "xdp", "xsk_fd", "stream", "dgram",
+]))]
 #[command(group = ArgGroup::new("endpoint").args(["socket", "fd"]))]
 #[command(after_help = "\
 Examples:
   volt-netd --tap tap0 --socket /run/volt/net0.sock
   volt-netd --tap tap0 --queues 4 --socket /run/volt/net0.sock --socket-group kvm --socket-mode 0660
   volt-netd --macvtap mv0 --socket /run/volt/net0.sock
+  volt-netd --stream /run/user/1000/passt.sock --socket /run/user/1000/net0.sock
   volt-netd --tap tap0 --socket /run/volt/net0.sock --supervise
   volt-netd ctl status --watch 1
   volt-netd ctl --interface tap0 limits --rx-rate 100Mbit --tx-rate none
@@ -64,6 +70,25 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "NAME")]
     pub(crate) macvtap: Option<String>,
 
+    /// Interface to use by AF_XDP, for the guest alone; 'queue' is the first queue, and 'mode' is auto,
+    /// zero-copy, copy or generic
+    #[arg(long, value_name = "IFACE[,queue=N][,mode=MODE]")]
+    pub(crate) xdp: Option<XdpArg>,
+
+    /// Inherited descriptors of an interface that 'volt-netd xdp-helper' has opened, for each queue pair;
+    /// needs no privilege
+    #[arg(long, value_name = "SOCKET:UMEM:LINK[,...]", value_delimiter = ',')]
+    pub(crate) xsk_fd: Vec<XskFd>,
+    /// Stream socket of a peer such as passt, gvproxy or QEMU, which gets each frame behind its length; with
+    /// 'listen', the peer connects; needs no privilege
+    #[arg(long, value_name = "PATH[,listen]")]
+    pub(crate) stream: Option<StreamOptions>,
+
+    /// Datagram socket of a peer, which gets a frame in each datagram, and the own socket that it sends to;
+    /// with 'vfkit', the datagram VFKT goes first; needs no privilege
+    #[arg(long, value_name = "PATH,local=PATH[,vfkit]")]
+    pub(crate) dgram: Option<DatagramOptions>,
+
     /// Unix socket to listen on for a front-end; a stale one is replaced
     #[arg(long, visible_alias = "socket-path", value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,
@@ -76,7 +101,7 @@ pub(crate) struct Cli {
     #[arg(long, conflicts_with = "fd")]
     pub(crate) client: bool,
 
-    /// Number of queue pairs [default: 1, or the number of --tap-fd descriptors]
+    /// Number of queue pairs [default: 1, or that of --tap-fd or --xsk-fd]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=MAX_PAIRS as i64))]
     pub(crate) queues: Option<u16>,
 
@@ -120,7 +145,7 @@ pub(crate) struct Cli {
     pub(crate) busy_poll_us: u16,
 
     /// Do not remove an interface that volt-netd created when volt-netd ends
-    #[arg(long, conflicts_with_all = ["tap_fd", "macvtap"])]
+    #[arg(long, conflicts_with_all = ["tap_fd", "macvtap", "xdp", "xsk_fd", "stream", "dgram"])]
     pub(crate) persist: bool,
 
     /// Permissions of the front-end's socket, in octal
@@ -209,6 +234,8 @@ pub(crate) enum Command {
         #[arg(long, value_enum, default_value_t = TableForm::Text)]
         format: TableForm,
     },
+    /// Open an interface for AF_XDP with privileges, and become a program that needs none: volt-netd
+    XdpHelper(XdpHelper),
     /// Check a policy file, or explain what it allows
     Policy {
         #[command(subcommand)]
@@ -269,8 +296,19 @@ pub(crate) enum Ctl {
 impl Cli {
     /// Number of queue pairs of a daemon that starts without a predecessor's state.
     pub(crate) fn pairs(&self) -> u16 {
-        let fds = u16::try_from(self.tap_fd.len()).ok().filter(|fds| *fds > 0);
+        let fds = u16::try_from(self.tap_fd.len() + self.xsk_fd.len()).ok().filter(|fds| *fds > 0);
         fds.or(self.queues).unwrap_or(1)
+    }
+
+    /// Whether the interface is used by AF_XDP. The guest has its MAC address.
+    pub(crate) fn has_xdp(&self) -> bool {
+        self.xdp.is_some() || !self.xsk_fd.is_empty()
+    }
+
+    /// The peer, if frames go to one.
+    pub(crate) fn peer(&self) -> Option<PeerOptions> {
+        let stream = self.stream.clone().map(PeerOptions::Stream);
+        stream.or_else(|| self.dgram.clone().map(PeerOptions::Datagram))
     }
 }
 
@@ -378,6 +416,12 @@ mod tests {
             &["--tap", "a", "--tap-fd", "3"],
             &["--tap", "a", "--macvtap", "b"],
             &["--macvtap", "b", "--persist"],
+            &["--xdp", "b", "--tap", "a"],
+            &["--xdp", "b,mode=fast"],
+            &["--xdp", "b", "--xsk-fd", "3:4:5"],
+            &["--stream", "a", "--dgram", "b,local=c"],
+            &["--stream", "a,connect"],
+            &["--dgram", "b"],
             &["--socket", "a", "--fd", "3"],
         ] {
             assert!(parse(wrong).is_err(), "{wrong:?}");

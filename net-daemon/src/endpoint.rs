@@ -12,9 +12,9 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use volt_net::state::{Exporter, FdId, Importer, Numbered, StateError};
 use volt_program::opener::{Opener, WirePath};
-use volt_program::unix::{Access, BindError, PathTooLong, SocketFile, bind, check_path};
+use volt_program::unix::{Access, BindError, PathTooLong, bind, check_path};
 
-use crate::opener::{self, Request};
+use crate::own_file::{FileState, OwnFile};
 
 /// Why an endpoint cannot be opened.
 #[derive(Debug, Error)]
@@ -53,11 +53,7 @@ pub(crate) enum EndpointState {
 #[derive(Debug)]
 pub(crate) struct Listener {
     socket: Numbered<UnixListener>,
-    file: Option<SocketFile>,
-    /// Whether this process removes the file.
-    owned: bool,
-    /// The opener, if it removes the file for this process.
-    opener: Option<Arc<Opener>>,
+    file: Option<OwnFile>,
 }
 
 /// A [`Listener`] in a state.
@@ -67,24 +63,16 @@ pub(crate) struct ListenerState {
     file: Option<FileState>,
 }
 
-/// The file of a socket in a state.
-#[derive(Debug, Serialize, Deserialize)]
-struct FileState {
-    #[serde(with = "volt_net::state::path")]
-    path: PathBuf,
-    inode: (u64, u64),
-}
-
 impl Listener {
     /// Listens on `path`.
     pub(crate) fn bind(path: &Path, access: &Access) -> Result<Listener, EndpointError> {
         let (listener, file) = bind(path, access)?;
-        Ok(Listener::over(listener, Some(file))?)
+        Ok(Listener::over(listener, Some(OwnFile::new(file)))?)
     }
 
-    fn over(socket: UnixListener, file: Option<SocketFile>) -> io::Result<Listener> {
+    fn over(socket: UnixListener, file: Option<OwnFile>) -> io::Result<Listener> {
         socket.set_nonblocking(true)?;
-        Ok(Listener { socket: Numbered::fresh(socket), file, owned: true, opener: None })
+        Ok(Listener { socket: Numbered::fresh(socket), file })
     }
 
     /// Accepts the next connection.
@@ -103,25 +91,22 @@ impl Listener {
 
     /// Returns the socket's path, if a daemon created it.
     pub(crate) fn path(&self) -> Option<&Path> {
-        self.file.as_ref().map(SocketFile::path)
+        self.file.as_ref().map(OwnFile::path)
     }
 
     /// Exports the listener. Its successor removes the file.
     pub(crate) fn export<'a>(&'a self, out: &mut Exporter<'a>) -> ListenerState {
-        let file = |file: &SocketFile| FileState { path: file.path().to_owned(), inode: file.inode() };
-        ListenerState { fd: self.socket.export(out), file: self.file.as_ref().map(file) }
+        ListenerState { fd: self.socket.export(out), file: self.file.as_ref().map(OwnFile::export) }
     }
 
     /// Makes `opener` remove the file, and returns the file for the opener's duties.
     pub(crate) fn removed_by(&mut self, opener: &Arc<Opener>) -> Option<(WirePath, (u64, u64))> {
-        let file = self.file.as_ref()?;
-        self.opener = Some(opener.clone());
-        Some((WirePath(file.path().to_owned()), file.inode()))
+        Some(self.file.as_mut()?.removed_by(opener))
     }
 
     /// Makes this process the owner of an imported listener's file.
     pub(crate) fn own(&mut self) {
-        self.owned = true;
+        self.file.iter_mut().for_each(OwnFile::own);
     }
 
     /// Imports the listener of a state. Another process may still own it.
@@ -130,8 +115,8 @@ impl Listener {
         // A socket from systemd's store is in blocking mode again.
         let failed = |error| StateError::System("a listening socket cannot be made non-blocking", error);
         socket.set_nonblocking(true).map_err(failed)?;
-        let file = state.file.map(|file| SocketFile::again(file.path, file.inode));
-        Ok(Listener { socket: Numbered::known(state.fd, socket), file, owned: false, opener: None })
+        let file = state.file.map(OwnFile::import);
+        Ok(Listener { socket: Numbered::known(state.fd, socket), file })
     }
 }
 
@@ -245,14 +230,4 @@ fn listens(socket: &OwnedFd) -> Option<bool> {
     let stream = matches!(sockopt::socket_type(socket), Ok(SocketType::STREAM));
     let listens = sockopt::socket_acceptconn(socket).ok().filter(|_| unix && stream)?;
     (listens || getpeername(socket).is_ok()).then_some(listens)
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        match (self.file.as_ref().filter(|_| self.owned), &self.opener) {
-            (Some(_), Some(opener)) => opener::ask_and_wait(opener, &Request::RemoveFiles),
-            (Some(file), None) => file.remove(),
-            (None, _) => {}
-        }
-    }
 }

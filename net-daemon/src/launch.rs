@@ -13,8 +13,9 @@ use volt_net::crash_note::{CrashNote, CrashNotes, REQUESTS, Watches};
 use volt_net::device::{DeviceOptions, NetDevice};
 use volt_net::filter::DeviceFilter;
 use volt_net::limiter::RateLimits;
-use volt_net::port::Port;
 use volt_net::port::import::import as import_port;
+use volt_net::port::xdp::XdpFds;
+use volt_net::port::{Port, Reopener};
 use volt_net::state::{FdId, Importer};
 use volt_program::display::of;
 use volt_program::opener::{Opener, WirePath};
@@ -30,6 +31,7 @@ use crate::handover::Predecessor;
 use crate::inquiry::{self, Respondent};
 use crate::metrics::listener::MetricsListener;
 use crate::opener::{Duties, Request};
+use crate::own_file::OwnFile;
 use crate::sandbox;
 use crate::server::{End, Parts, Server};
 use crate::signals::{self, Signals};
@@ -49,6 +51,7 @@ pub(crate) type AnyError = Box<dyn Error>;
 #[derive(Debug)]
 pub(crate) struct Given {
     pub(crate) tap: Vec<OwnedFd>,
+    pub(crate) xdp: Option<XdpFds>,
     pub(crate) socket: Option<OwnedFd>,
     pub(crate) filter: Option<Wanted>,
 }
@@ -205,7 +208,7 @@ impl Supervised {
 
 fn fresh(cli: &Cli, given: Given, supervised: Supervised, signals: Signals) -> Result<Server, AnyError> {
     let pairs = cli.pairs();
-    let port = open_port(cli, given.tap)?;
+    let (port, port_file) = open_port(cli, given.tap, given.xdp)?;
     advise(cli, &*port);
     let endpoint = open_endpoint(cli, given.socket)?;
     let control = match &cli.control {
@@ -222,7 +225,7 @@ fn fresh(cli: &Cli, given: Given, supervised: Supervised, signals: Signals) -> R
     let guarded = guarded.map_or(String::new(), |guarded| format!(", {guarded}"));
     let described = format!("offering MAC {mac}, {}{guarded}", endpoint.describe());
     let limits = RateLimits { rx: cli.rx_rate.unwrap_or_default(), tx: cli.tx_rate.unwrap_or_default() };
-    let sockets = Sockets { endpoint, control, metrics };
+    let sockets = Sockets { endpoint, port_file, control, metrics };
     let mut server = build(port, options, sockets, cli.queue_size, supervised, signals)?;
     server.set_limits(limits);
     server.set_busy_poll(cli.busy_poll_us);
@@ -275,6 +278,7 @@ fn import(
     let device = &state.device;
     let options = DeviceOptions { pairs: device.pairs, mac: Mac(device.mac), mtu: device.mtu };
     let endpoint = Endpoint::import(state.endpoint, &mut from)?;
+    let port_file = state.port_file.map(OwnFile::import);
     let control = match state.control {
         Some(control) => Some(Listener::import(control, &mut from)?),
         // An older daemon, from before control sockets, wrote the state.
@@ -302,7 +306,7 @@ fn import(
         None => before,
     };
     let (limits, busy_poll_us, counters) = (device.limits, device.busy_poll_us, device.counters);
-    let sockets = Sockets { endpoint, control, metrics };
+    let sockets = Sockets { endpoint, port_file, control, metrics };
     let mut server = build(port, options, sockets, state.max_ring_size, supervised, signals)?;
     server.set_limits(limits);
     server.set_busy_poll(busy_poll_us);
@@ -329,12 +333,16 @@ fn build(
 ) -> Result<Server, AnyError> {
     let Supervised { opener, supervisor, watches, request, restarts, leave, blocked, mut inquiries } =
         supervised;
-    let Sockets { mut endpoint, mut control, mut metrics } = sockets;
+    let Sockets { mut endpoint, mut port_file, mut control, mut metrics } = sockets;
     let of_metrics = metrics.as_mut().and_then(MetricsListener::with_file);
     let files = endpoint.listener().into_iter().chain(&mut control).chain(of_metrics);
+    let files = files.filter_map(|listener| listener.removed_by(&opener));
     let duties = Duties {
-        port: port.reopening(),
-        files: files.filter_map(|listener| listener.removed_by(&opener)).collect(),
+        port: match port.reopening() {
+            Reopener::Process(what, _) => Some(what),
+            Reopener::Port | Reopener::Nobody => None,
+        },
+        files: files.chain(port_file.iter_mut().map(|file| file.removed_by(&opener))).collect(),
         frontend: endpoint.frontend().map(|path| WirePath(path.to_owned())),
         supervised: supervisor.is_some(),
     };
@@ -363,6 +371,7 @@ fn build(
         wake,
         max_ring_size,
         endpoint,
+        port_file,
         control,
         metrics,
         asker,
@@ -382,6 +391,8 @@ fn build(
 /// The daemon's sockets.
 struct Sockets {
     endpoint: Endpoint,
+    /// The file of the port's own socket.
+    port_file: Option<OwnFile>,
     control: Option<Listener>,
     metrics: Option<MetricsListener>,
 }

@@ -14,10 +14,12 @@
 //! | [`status`] | the daemon's status |
 //! | [`systemd`], [`supervision`] | where the state is kept: in systemd's store, or by the supervisor |
 //! | [`opener`] | the helper process that opens the paths that the confined daemon may not open |
+//! | [`own_file`] | files of sockets, and who removes them |
 //! | [`check`], [`policy`] | `volt-netd check`, `volt-netd policy` |
 //! | [`fds`] | descriptors named on the command line |
 //! | [`filter`] | the filter of the guest's frames: from the command line, or from a state |
 //! | [`metrics`], [`inquiry`] | metrics over HTTP; how the metrics server queries the daemon |
+//! | [`xdp`] | AF_XDP on the command line, and its helper |
 //! | [`signals`] | termination signals, as a descriptor |
 
 use std::collections::BTreeMap;
@@ -53,6 +55,7 @@ mod inquiry;
 mod launch;
 mod metrics;
 mod opener;
+mod own_file;
 mod policy;
 mod runtime;
 mod sandbox;
@@ -63,6 +66,7 @@ mod status;
 mod supervision;
 mod supervisor;
 mod systemd;
+mod xdp;
 
 /// How long a daemon leaves its CPU to the successor after a hand-over, before it ends.
 const COURTESY: std::time::Duration = std::time::Duration::from_millis(20);
@@ -103,6 +107,7 @@ fn start(cli: &Cli) -> Result<ExitCode, AnyError> {
         None => check_usage(cli),
         Some(Command::Check { tap, format }) => return check::run(tap.as_deref(), *format),
         Some(Command::Policy { request }) => return Ok(policy::run(request)?),
+        Some(Command::XdpHelper(helper)) => match xdp::help(helper)? {},
         Some(Command::Ctl { .. }) => {}
     }
     volt_program::signals::prepare()?;
@@ -138,7 +143,7 @@ fn check_usage(cli: &Cli) {
     }
     let guest = match cli.take_over {
         Some(_) => Guest::Served,
-        None if cli.mac.is_some() || cli.macvtap.is_some() => Guest::Known,
+        None if cli.mac.is_some() || cli.macvtap.is_some() || cli.has_xdp() => Guest::Known,
         None => Guest::Unknown,
     };
     if let Err((kind, text)) = cli.filter.check(guest) {
@@ -151,11 +156,17 @@ fn check_usage(cli: &Cli) {
         }
         return;
     }
-    if cli.tap.is_none() && cli.tap_fd.is_empty() && cli.macvtap.is_none() {
+    let interface = cli.tap.is_some() || !cli.tap_fd.is_empty() || cli.macvtap.is_some() || cli.has_xdp();
+    if !interface && cli.peer().is_none() {
         wrong(
             ErrorKind::MissingRequiredArgument,
-            "no interface is given: add --tap NAME, --macvtap NAME or --tap-fd N",
+            "no interface is given: add --tap NAME, --macvtap NAME, --xdp IFACE, --tap-fd N, --stream PATH \
+             or --dgram PATH",
         );
+    }
+    if cli.peer().is_some() && cli.queues.is_some_and(|queues| queues > 1) {
+        let text = "--stream and --dgram have one queue pair: leave out --queues";
+        wrong(ErrorKind::ArgumentConflict, text);
     }
     if cli.socket.is_none() && cli.fd.is_none() {
         wrong(
@@ -169,15 +180,16 @@ fn check_usage(cli: &Cli) {
         let text = "--socket and --control must differ: one is for front-ends, one for 'volt-netd ctl'";
         wrong(ErrorKind::ArgumentConflict, text);
     }
-    if cli.tap_fd.len() > MAX_PAIRS {
-        wrong(
-            ErrorKind::TooManyValues,
-            "more --tap-fd descriptors than the 127 queue pairs that vhost-user can name",
-        );
-    }
-    if !cli.tap_fd.is_empty() && cli.queues.is_some_and(|queues| usize::from(queues) != cli.tap_fd.len()) {
-        let text = "--queues differs from the number of --tap-fd descriptors: leave out --queues";
-        wrong(ErrorKind::ArgumentConflict, text);
+    for (option, given) in [("--tap-fd", cli.tap_fd.len()), ("--xsk-fd", cli.xsk_fd.len())] {
+        if given > MAX_PAIRS {
+            let text = format!("more {option} descriptors than the 127 queue pairs that vhost-user can name");
+            wrong(ErrorKind::TooManyValues, &text);
+        }
+        if given > 0 && cli.queues.is_some_and(|queues| usize::from(queues) != given) {
+            let text =
+                format!("--queues differs from the number of {option} descriptors: leave out --queues");
+            wrong(ErrorKind::ArgumentConflict, &text);
+        }
     }
 }
 
@@ -185,6 +197,7 @@ fn serve(cli: &Cli) -> Result<ExitCode, AnyError> {
     raise_limit();
     // Take the command line's descriptors first: a descriptor opened here could have one of their numbers.
     let (tap, socket) = (fds::take(&cli.tap_fd)?, fds::take(cli.fd.as_slice())?.pop());
+    let xdp = xdp::take(&cli.xsk_fd)?;
     let filter = Wanted::read(&cli.filter)?;
     cli.user.as_deref().map(sandbox::serve_as).transpose()?;
     if cli.sandbox == Confinement::Off {
@@ -198,7 +211,7 @@ fn serve(cli: &Cli) -> Result<ExitCode, AnyError> {
     tell_options(cli);
     let origin = match &cli.take_over {
         Some(path) => take_over(path, filter)?,
-        None => Origin::Fresh(Given { tap, socket, filter }),
+        None => Origin::Fresh(Given { tap, xdp, socket, filter }),
     };
     if cli.supervise {
         return supervisor::run(cli, origin, opener);

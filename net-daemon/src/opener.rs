@@ -1,11 +1,11 @@
-//! The opener: a helper process that reopens a deleted interface, connects to a listening front-end, removes
-//! socket files at the end, and kills a supervisor that does not answer.
+//! The opener: a helper process that reopens a deleted interface, connects to a peer or a listening
+//! front-end, removes socket files at the end, and kills a supervisor that does not answer.
 //!
 //! It receives its duties once. A later request only names one of them, so an attacker who has taken the
 //! daemon over cannot choose a path or an interface.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::process::{Pid, Signal, getpid, getppid, kill_process};
 use serde::{Deserialize, Serialize};
@@ -20,7 +20,7 @@ use crate::sandbox;
 /// The opener's duties.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Duties {
-    /// The interface to reopen.
+    /// The interface to reopen, or the peer to connect to.
     pub(crate) port: Option<Reopening>,
     /// The socket of a listening front-end.
     pub(crate) frontend: Option<WirePath>,
@@ -35,6 +35,7 @@ pub(crate) struct Duties {
 pub(crate) enum Request {
     /// Sets the duties. Only the first one counts.
     Entrust(Duties),
+    /// A peer's datagram socket comes with the request.
     OpenPort,
     Connect,
     RemoveFiles,
@@ -52,13 +53,16 @@ pub(crate) fn start() -> io::Result<Opener> {
         confined.map_err(|error| format!("volt-netd: the opener cannot be confined: {}", error_chain(&error)))
     };
     let (parent, mut entrusted) = (getpid(), None);
-    Opener::start(c"volt-opener", begin, move |request| {
+    Opener::start(c"volt-opener", begin, move |request, given: Vec<OwnedFd>| {
         if let Request::Entrust(duties) = request {
+            if entrusted.is_none() && !matches!(duties.port, Some(Reopening::Xdp(_))) {
+                sandbox::opener_without_xdp()?;
+            }
             entrusted.get_or_insert(duties);
             return Ok(Vec::new());
         }
         let duties = entrusted.as_ref().ok_or(io::ErrorKind::Unsupported)?;
-        carry_out(&request, duties, parent)
+        carry_out(&request, given.first(), duties, parent)
     })
 }
 
@@ -67,11 +71,18 @@ pub(crate) fn ask_and_wait(opener: &Opener, request: &Request) {
     let _ = opener.ask(request).and_then(|asked| asked.take());
 }
 
-fn carry_out(request: &Request, duties: &Duties, parent: Pid) -> io::Result<Vec<OwnedFd>> {
+fn carry_out(
+    request: &Request,
+    given: Option<&OwnedFd>,
+    duties: &Duties,
+    parent: Pid,
+) -> io::Result<Vec<OwnedFd>> {
     let none = io::ErrorKind::Unsupported;
     match request {
         Request::Entrust(_) => {}
-        Request::OpenPort => return open_again(duties.port.as_ref().ok_or(none)?),
+        Request::OpenPort => {
+            return open_again(duties.port.as_ref().ok_or(none)?, given.map(AsFd::as_fd));
+        }
         Request::Connect => {
             let WirePath(path) = duties.frontend.as_ref().ok_or(none)?;
             return Ok(vec![connect(path)?.into()]);

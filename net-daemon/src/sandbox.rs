@@ -16,10 +16,11 @@
 //! The supervisor maps no guest memory, and keeps the calls to start a worker. The opener keeps the calls to
 //! open interfaces and sockets.
 
+use std::io;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::thread::CapabilitySet;
+use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 use thiserror::Error;
 use volt_net::thread::{ThreadKind, on_start, prepare_signal};
 use volt_program::accounts::{self, User};
@@ -48,6 +49,11 @@ static TOLD_BY: OnceLock<SignalSet> = OnceLock::new();
 static LEFT_OFF: AtomicBool = AtomicBool::new(false);
 /// The user of `--user`.
 static USER: OnceLock<User> = OnceLock::new();
+
+/// Capabilities to open an interface by AF_XDP, besides those for any interface: for the socket, for the
+/// program, and to exceed the limit for locked memory.
+const FOR_XDP: CapabilitySet =
+    CapabilitySet::NET_RAW.union(CapabilitySet::BPF).union(CapabilitySet::IPC_LOCK);
 
 /// Why the daemon cannot serve as another user.
 #[derive(Debug, Error)]
@@ -125,10 +131,23 @@ pub(crate) fn confine_opener() -> Result<(), SandboxError> {
     if !is_on() {
         return Ok(());
     }
-    let keep = Keep { outside: true, capabilities: CAPABILITIES | CapabilitySet::KILL, user: None };
+    let keep = Keep { outside: true, capabilities: CAPABILITIES | CapabilitySet::KILL | FOR_XDP, user: None };
     SANDBOX.confine(&OPENER, keep)?;
     memory::give_back();
     Ok(())
+}
+
+/// Takes the capabilities from the opener that only AF_XDP needs.
+///
+/// # Errors
+///
+/// Returns the system's error.
+pub(crate) fn opener_without_xdp() -> io::Result<()> {
+    let mut sets = capabilities(None)?;
+    sets.effective -= FOR_XDP;
+    sets.permitted -= FOR_XDP;
+    sets.inheritable -= FOR_XDP;
+    Ok(set_capabilities(None, sets)?)
 }
 
 /// Confines this process to the main thread's `role`, with or without access to processes `outside`.

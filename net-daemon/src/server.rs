@@ -26,6 +26,7 @@ use crate::connection::Connection;
 use crate::endpoint::{Endpoint, Listener};
 use crate::inquiry::{Asker, Respondent};
 use crate::metrics::listener::MetricsListener;
+use crate::own_file::OwnFile;
 use crate::signals::Signals;
 use crate::supervision::Line;
 
@@ -86,6 +87,8 @@ pub(crate) struct Server {
     device: NetDevice,
     max_ring_size: u16,
     endpoint: Endpoint,
+    /// The file of the port's own socket.
+    port_file: Option<OwnFile>,
     poller: Poller<Token>,
     /// Notified by the device.
     wake: Arc<Notifier>,
@@ -167,6 +170,7 @@ pub(crate) struct Parts {
     pub(crate) wake: Arc<Notifier>,
     pub(crate) max_ring_size: u16,
     pub(crate) endpoint: Endpoint,
+    pub(crate) port_file: Option<OwnFile>,
     pub(crate) control: Option<Listener>,
     pub(crate) metrics: Option<MetricsListener>,
     /// The line of this process's own metrics server, used without a supervisor.
@@ -225,6 +229,7 @@ impl Server {
             device: parts.device,
             max_ring_size: parts.max_ring_size,
             endpoint: parts.endpoint,
+            port_file: parts.port_file,
             poller,
             wake: parts.wake,
             links,
@@ -289,6 +294,9 @@ impl Server {
         }
         self.commit();
         self.serve_metrics()?;
+        if self.device.port().is_gone() {
+            self.reopen = Some(Instant::now());
+        }
         while !self.finished() {
             self.connect_as_client()?;
             self.accept_again()?;

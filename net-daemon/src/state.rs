@@ -16,6 +16,7 @@ use volt_vhost_user::session::state::SessionState;
 use crate::cli::{Cli, NO_CONTROL};
 use crate::endpoint::{EndpointState, ListenerState};
 use crate::metrics::listener::MetricsState;
+use crate::own_file::FileState;
 use crate::runtime::Runtime;
 use crate::status::VERSION;
 
@@ -33,6 +34,9 @@ pub(crate) struct DaemonState {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) filter: Option<FilterState>,
     pub(crate) port: PortState,
+    /// The file of the port's own socket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) port_file: Option<FileState>,
     pub(crate) max_ring_size: u16,
     pub(crate) endpoint: EndpointState,
     pub(crate) control: Option<ListenerState>,
@@ -66,11 +70,16 @@ impl DaemonState {
     /// front-ends.
     pub(crate) fn is_for(&self, cli: &Cli, socket: Option<&OwnedFd>) -> bool {
         let is = |wanted: &Option<String>| {
-            wanted.as_ref().is_none_or(|wanted| Some(wanted.as_str()) == self.port.interface())
+            wanted.as_ref().is_none_or(|wanted| Some(wanted) == self.port.interface().as_ref())
         };
+        let (macvtap, xdp, peer) = (cli.macvtap.is_some(), cli.has_xdp(), cli.peer());
         let interface = match &self.port {
-            PortState::Tap(_) => is(&cli.tap) && cli.macvtap.is_none(),
-            PortState::Macvtap(_) => is(&cli.macvtap) && cli.tap.is_none(),
+            PortState::Tap(_) => is(&cli.tap) && !macvtap && !xdp && peer.is_none(),
+            PortState::Macvtap(_) => macvtap && is(&cli.macvtap),
+            PortState::Xdp(_) => xdp && is(&cli.xdp.as_ref().map(|xdp| xdp.name.clone())),
+            PortState::Peer(own) => {
+                peer.and_then(|peer| peer.absolute().ok()).is_some_and(|peer| peer == own.options)
+            }
             PortState::Socket(_) => false,
         };
         let pairs = cli.queues.is_none_or(|pairs| pairs == self.device.pairs);
@@ -108,7 +117,7 @@ impl DaemonState {
     /// Returns whether the state's control socket differs from this command line's. A daemon without one
     /// opens the default one.
     fn keeps_control(&self, cli: &Cli) -> bool {
-        let usual = || Runtime::of_this_process().control(self.port.interface()?);
+        let usual = || Runtime::of_this_process().control(&self.port.interface()?);
         let wanted = cli.control.clone().or_else(usual).filter(|path| path != Path::new(NO_CONTROL));
         match &self.control {
             Some(kept) => wanted.is_none_or(|wanted| !kept.is_at(&wanted)),
@@ -130,6 +139,9 @@ impl DaemonState {
         if state.filter.is_some() && !format.has_filter() {
             return Err(StateError::Contradiction("its format has no filter"));
         }
+        if state.port.is_recent() && !format.has_recent_ports() {
+            return Err(StateError::Contradiction("its format has no such port"));
+        }
         Ok(state)
     }
 }
@@ -146,10 +158,11 @@ mod tests {
     use super::*;
 
     /// States as the first programs with these formats wrote them.
-    const FIRST: [&str; 3] = [
+    const FIRST: [&str; 4] = [
         include_str!("state/format-1.json"),
         include_str!("state/format-2.json"),
         include_str!("state/format-3.json"),
+        include_str!("state/format-4.json"),
     ];
 
     /// Asserts that `new` contains everything in `old`, with the same values.
@@ -175,9 +188,18 @@ mod tests {
             let written = serde_json::to_value(&state).unwrap();
             assert_within(&serde_json::from_str(first).unwrap(), &written, "");
         }
-        let other = FIRST[0].replace("\"format\": 1", "\"format\": 4");
+        let other = FIRST[0].replace("\"format\": 1", "\"format\": 5");
         let error = DaemonState::parse(&other).unwrap_err();
-        assert_eq!(error.to_string(), "the state has format 4, and this program reads 1 to 3");
+        assert_eq!(error.to_string(), "the state has format 5, and this program reads 1 to 4");
+    }
+
+    #[test]
+    fn no_earlier_format_has_a_peer() {
+        let state = DaemonState::parse(FIRST[3]).unwrap();
+        assert!(state.port.is_recent() && state.port_file.is_some());
+        let other = FIRST[3].replace("\"format\": 4", "\"format\": 3");
+        let error = DaemonState::parse(&other).unwrap_err();
+        assert_eq!(error.to_string(), "the state contradicts itself: its format has no such port");
     }
 
     /// A program of format 2 would pass all frames.

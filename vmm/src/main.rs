@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::{Path, PathBuf, absolute};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +10,7 @@ use std::time::Duration;
 use log::{info, warn};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use volt_program::opener::WirePath;
+use volt_program::unix::SocketFile;
 use volt_program::watch::watch;
 use volt_program::{logging, output};
 use volt_virtio::error_chain;
@@ -141,15 +142,24 @@ fn prepare_sandbox(confinement: Confinement) -> Result<Option<Opener>, Box<dyn E
 
 /// Returns the files that the opener may open while the machine runs.
 fn duties(config: &VmConfig, allowed: Vec<PathBuf>, api: Option<&ApiSocket>) -> Duties {
+    let peers = || config.nets.iter().filter_map(NetDeviceConfig::peer);
     let sockets = config.nets.iter().filter_map(|net| match net {
         NetDeviceConfig::Socket(net) => Some(WirePath(net.socket.clone())),
         NetDeviceConfig::Port(_) => None,
     });
+    // The device asks by the absolute path.
+    let sockets = sockets.chain(peers().filter_map(|peer| absolute(peer.path()).ok().map(WirePath)));
+    let own = peers().filter_map(|peer| SocketFile::at(peer.own_path()?).ok());
+    let own = own.map(|file| (WirePath(file.path().to_owned()), file.inode()));
     let api = api.map(|socket| {
         let (path, inode) = socket.file();
         (WirePath(path.to_owned()), inode)
     });
-    Duties { directories: allowed.into_iter().map(WirePath).collect(), sockets: sockets.collect(), api }
+    Duties {
+        directories: allowed.into_iter().map(WirePath).collect(),
+        sockets: sockets.collect(),
+        files: api.into_iter().chain(own).collect(),
+    }
 }
 
 /// Raises the limit of open files. Very many queue pairs need more descriptors than the usual limit of 1024,

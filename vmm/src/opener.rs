@@ -4,13 +4,14 @@
 //! Until [`Opener::is_asked`], this process opens them itself. From then on, this confined process asks the
 //! [opener process](volt_program::opener). It opens
 //!
-//! - the sockets on the command line, and sockets and disks below the directories of `--allow-path`,
+//! - the sockets on the command line, of back-ends and peers, and sockets and disks below the directories of
+//!   `--allow-path`,
 //! - interfaces of any name: the kernel decides which of them this user may attach,
 //! - the kernel's vhost-net.
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf, absolute};
@@ -19,10 +20,11 @@ use std::sync::OnceLock;
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
+use volt_net::port::peer_options::PeerOptions;
 use volt_net::port::reopening::open_again;
 use volt_net::port::state::Reopening;
 use volt_program::opener::WirePath;
-use volt_program::unix::{self, ConnectError, SocketFile};
+use volt_program::unix::{self, Access, ConnectError, SocketFile};
 
 use crate::files::{self, OpenError};
 
@@ -36,10 +38,11 @@ static ASKED: OnceLock<volt_program::opener::Opener> = OnceLock::new();
 pub struct Duties {
     /// Directories whose sockets and disks may be opened.
     pub directories: Vec<WirePath>,
-    /// Sockets of back-ends.
+    /// Sockets of back-ends and peers.
     pub sockets: Vec<WirePath>,
-    /// The API's socket with device and number of its inode. It is removed at the end.
-    pub api: Option<(WirePath, (u64, u64))>,
+    /// Files of own sockets, the API's and those for peers, with device and number of the inode. They are
+    /// removed at the end.
+    pub files: Vec<(WirePath, (u64, u64))>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -53,7 +56,7 @@ enum Request {
     Connect(WirePath),
     Interface(Reopening),
     VhostNet,
-    RemoveSocket,
+    RemoveSocket(WirePath),
 }
 
 /// The opener process. It waits until it [is asked](Opener::is_asked).
@@ -69,17 +72,18 @@ impl Opener {
     /// Fails if the system cannot create a process, or `begin` fails.
     pub fn start(begin: impl FnOnce() -> Result<(), String>) -> io::Result<Opener> {
         let mut trusted = None;
-        let opener = volt_program::opener::Opener::start(c"volt-opener", begin, move |request| {
-            match (request, &trusted) {
-                (Request::Entrust(_), Some(_)) => Ok(Vec::new()),
-                (Request::Entrust(duties), None) => {
-                    trusted = Some(Trusted::new(duties)?);
-                    Ok(Vec::new())
+        let opener =
+            volt_program::opener::Opener::start(c"volt-opener", begin, move |request, given| {
+                match (request, &trusted) {
+                    (Request::Entrust(_), Some(_)) => Ok(Vec::new()),
+                    (Request::Entrust(duties), None) => {
+                        trusted = Some(Trusted::new(duties)?);
+                        Ok(Vec::new())
+                    }
+                    (request, Some(trusted)) => trusted.carry_out(request, &given),
+                    (_, None) => Err(io::ErrorKind::Unsupported.into()),
                 }
-                (request, Some(trusted)) => trusted.carry_out(request),
-                (_, None) => Err(io::ErrorKind::Unsupported.into()),
-            }
-        })?;
+            })?;
         Ok(Opener(opener))
     }
 
@@ -118,15 +122,15 @@ pub fn connect(path: &Path) -> Result<UnixStream, ConnectError> {
     Ok(fds.pop().ok_or(io::ErrorKind::NotFound).map_err(io::Error::from)?.into())
 }
 
-/// Opens an interface's queues. See [`open_again`].
+/// Opens an interface's queues, or connects to a peer. See [`open_again`].
 ///
 /// # Errors
 ///
 /// Fails while the interface cannot be opened.
-pub fn open_interface(what: &Reopening) -> io::Result<Vec<OwnedFd>> {
+pub fn open_interface(what: &Reopening, given: Option<BorrowedFd<'_>>) -> io::Result<Vec<OwnedFd>> {
     match ASKED.get() {
-        Some(opener) => opener.ask(&Request::Interface(what.clone()))?.take(),
-        None => open_again(what),
+        Some(opener) => opener.ask_with(&Request::Interface(what.clone()), given)?.take(),
+        None => open_again(what, given),
     }
 }
 
@@ -140,10 +144,32 @@ pub fn open_vhost_net() -> io::Result<OwnedFd> {
     opener.ask(&Request::VhostNet)?.take()?.pop().ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
-/// Removes the API's socket `file`. A failure is ignored.
+/// Creates the own socket of a port to a peer, if it has one.
+///
+/// # Errors
+///
+/// The system refuses; or this process is confined already.
+pub fn bind(options: &PeerOptions) -> io::Result<Option<(OwnedFd, SocketFile)>> {
+    let Some(path) = options.own_path() else { return Ok(None) };
+    if ASKED.get().is_some() {
+        let text =
+            "a running machine cannot create a socket: only stream=PATH, without 'listen', can be added";
+        return Err(io::Error::other(text));
+    }
+    let bound = match options {
+        PeerOptions::Stream(_) => unix::bind(path, &Access::PRIVATE).map(|(own, file)| (own.into(), file)),
+        PeerOptions::Datagram(_) => unix::bind_datagram(path, &Access::PRIVATE),
+    };
+    bound.map(Some).map_err(io::Error::other)
+}
+
+/// Removes the file of an own socket. A failure is ignored.
 pub fn remove_socket(file: &SocketFile) {
     match ASKED.get() {
-        Some(opener) => drop(opener.ask(&Request::RemoveSocket).and_then(|asked| asked.take())),
+        Some(opener) => {
+            let request = Request::RemoveSocket(WirePath(file.path().to_owned()));
+            let _ = opener.ask(&request).and_then(|asked| asked.take());
+        }
         None => file.remove(),
     }
 }
@@ -174,12 +200,12 @@ fn of_the_machine(mut what: Reopening) -> Reopening {
 struct Trusted {
     directories: Vec<(PathBuf, OwnedFd)>,
     sockets: Vec<WirePath>,
-    api: Option<(WirePath, (u64, u64))>,
+    files: Vec<(WirePath, (u64, u64))>,
 }
 
 impl Trusted {
     fn new(duties: Duties) -> io::Result<Trusted> {
-        let Duties { directories, sockets, api } = duties;
+        let Duties { directories, sockets, files } = duties;
         let opened = directories.into_iter().map(|WirePath(path)| {
             let flags = libc::O_PATH | libc::O_DIRECTORY;
             let failed = |error| {
@@ -189,10 +215,10 @@ impl Trusted {
             Ok((absolute(&path)?, directory.into()))
         });
         let directories = opened.collect::<io::Result<_>>()?;
-        Ok(Trusted { directories, sockets, api })
+        Ok(Trusted { directories, sockets, files })
     }
 
-    fn carry_out(&self, request: Request) -> io::Result<Vec<OwnedFd>> {
+    fn carry_out(&self, request: Request, given: &[OwnedFd]) -> io::Result<Vec<OwnedFd>> {
         match request {
             Request::Entrust(_) => {}
             Request::Disk { path: WirePath(path), write } => {
@@ -209,15 +235,30 @@ impl Trusted {
             Request::Connect(WirePath(path)) => {
                 return Ok(vec![unix::connect(&self.below(&path)?.path())?.into()]);
             }
-            Request::Interface(what) => return open_again(&of_the_machine(what)),
+            Request::Interface(what) => {
+                let (what, _found) = self.permitted(of_the_machine(what))?;
+                return open_again(&what, given.first().map(AsFd::as_fd));
+            }
             Request::VhostNet => return Ok(vec![vhost_net()?]),
-            Request::RemoveSocket => {
-                if let Some((WirePath(path), inode)) = &self.api {
+            Request::RemoveSocket(wanted) => {
+                for (WirePath(path), inode) in self.files.iter().filter(|(own, _)| *own == wanted) {
                     SocketFile::again(path.clone(), *inode).remove();
                 }
             }
         }
         Ok(Vec::new())
+    }
+
+    /// Checks the path of a peer as that of a back-end. The kernel decides about the others.
+    fn permitted(&self, mut what: Reopening) -> io::Result<(Reopening, Option<Found>)> {
+        if let Reopening::Stream { path } | Reopening::Datagram { path, .. } = &mut what
+            && !self.sockets.iter().any(|WirePath(own)| own == path)
+        {
+            let found = self.below(path)?;
+            *path = found.path();
+            return Ok((what, Some(found)));
+        }
+        Ok((what, None))
     }
 
     /// Finds `path` if it is below an allowed directory. Neither `..` nor a link leads out of it.
@@ -273,11 +314,12 @@ mod tests {
         let duties = Duties {
             directories: vec![WirePath(path("in"))],
             sockets: vec![WirePath(path("socket"))],
-            api: None,
+            files: Vec::new(),
         };
         let trusted = Trusted::new(duties).unwrap();
-        let disk = |name: &str, write| trusted.carry_out(Request::Disk { path: WirePath(path(name)), write });
-        let connect = |name: &str| trusted.carry_out(Request::Connect(WirePath(path(name))));
+        let disk =
+            |name: &str, write| trusted.carry_out(Request::Disk { path: WirePath(path(name)), write }, &[]);
+        let connect = |name: &str| trusted.carry_out(Request::Connect(WirePath(path(name))), &[]);
         for name in ["in/deep/disk", "in/inner", "in/./deep/disk"] {
             for write in [false, true] {
                 assert_eq!(disk(name, write).unwrap().len(), 1, "{name}");

@@ -34,9 +34,15 @@ impl Pair {
     #[cold]
     pub(crate) fn announce(&mut self) {
         let Some(mac) = self.announcement else { return };
-        match self.queue.send(&[IoPart::from_slice(&mut frame(mac))]) {
+        let sent = self.queue.send(&[IoPart::from_slice(&mut frame(mac))]);
+        let sent = sent.and_then(|_| match self.queue.flush() {
+            // What does not go now goes with the guest's next frame.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            flushed => flushed,
+        });
+        match sent {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-            Ok(_) => {
+            Ok(()) => {
                 self.counters.announcements.add(1);
                 info!(event = "guest_announced", mac:%; "announced the guest's address {mac} on the network");
             }

@@ -133,6 +133,10 @@ counters! {
     tx_filtered: "tx refused by the filter";
     /// Frames to the guest that the filter refused.
     rx_filtered: "rx refused by the filter";
+    /// Times that the transmit half waited for the port, or for a rate limit.
+    tx_waits: "tx waits for the port";
+    /// Times that the interface was opened again, or its peer connected again. The first pair counts them.
+    reopened: "interface opened again";
 }
 
 /// The reason why a frame was dropped, with a counter for each. Malformed chains have counters but no reason
@@ -332,6 +336,8 @@ mod tests {
             "announcements",
             "tx_filtered",
             "rx_filtered",
+            "tx_waits",
+            "reopened",
         ];
         let counters = Counters::default();
         assert!(counters.fields().map(|(name, _)| name).take(first.len()).eq(first));

@@ -75,22 +75,25 @@ impl Health {
                 | libc::ECONNREFUSED
                 | libc::ECONNRESET
                 | libc::EPIPE,
-            ) => self.is_gone(),
+            ) => self.is_gone(None),
             // A port without a descriptor makes its own errors.
             None => match error.kind() {
                 io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Verdict::Wait,
-                io::ErrorKind::BrokenPipe => self.is_gone(),
+                io::ErrorKind::BrokenPipe | io::ErrorKind::InvalidData => self.is_gone(Some(error)),
                 _ => Verdict::Refused,
             },
             Some(_) => Verdict::Refused,
         })
     }
 
-    fn is_gone(&mut self) -> Verdict {
+    /// `why`: an error of the port's own, which may say more than its kind.
+    fn is_gone(&mut self, why: Option<&io::Error>) -> Verdict {
         if self.state != State::Gone {
+            let why = why.and_then(io::Error::get_ref);
+            let why = why.map_or_else(String::new, |why| format!(" ({why})"));
             warn!(
                 event = "interface_gone", interface:% = self.name;
-                "{} is gone: frames of the guest are dropped until it is back", self.name
+                "{} is gone{why}: frames of the guest are dropped until it is back", self.name
             );
             self.state = State::Gone;
             self.trouble.port_is_gone();

@@ -35,7 +35,8 @@
 //!
 //! [`virtio_net::VirtioNet`] describes the life of a device from `DRIVER_OK` to reset. Frames go to a
 //! [`port::Port`]: a [TAP](port::tap::Tap) or [macvtap](port::macvtap::Macvtap) interface, [socket
-//! pairs](port::socket::SocketPort), or your own implementation, as in `examples/embed.rs`.
+//! pairs](port::socket::SocketPort), the socket of a [peer](port::peer::PeerPort), or your own
+//! implementation, as in `examples/embed.rs`.
 //!
 //! This is `examples/both_ways.rs`, which plays monitor and driver:
 //!
@@ -48,6 +49,7 @@ pub mod announcement;
 pub mod batch;
 pub mod builder;
 pub mod capture;
+mod checksum;
 pub mod config;
 pub mod control;
 pub mod counters;
@@ -55,12 +57,14 @@ pub mod crash_note;
 pub mod device;
 pub mod filter;
 pub mod health;
+mod lengths;
 pub mod limiter;
 mod offloads;
 pub mod pair;
 pub mod port;
 pub mod report;
 pub mod rx;
+mod segments;
 pub mod shared_words;
 pub mod state;
 pub mod thread;

@@ -10,18 +10,18 @@
 
 use std::fmt::{self, Debug};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use volt_virtio::part::IoPart;
 
 use crate::counters::PairCounters;
+use crate::port::timer::Timer;
 use crate::port::{HEADER_LEN, PortQueue};
 
 /// Shortest wait. Shorter waits would cost more wake-ups than their smoothing is worth.
@@ -234,11 +234,7 @@ impl Limiter {
     ///
     /// Fails if the process has no descriptor left.
     pub fn limit(&self, queue: Arc<dyn PortQueue>, counters: PairCounters) -> io::Result<Arc<dyn PortQueue>> {
-        let timer = || {
-            let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
-            rustix::time::timerfd_create(TimerfdClockId::Monotonic, flags)
-        };
-        let timers = [timer()?, timer()?];
+        let timers = [Timer::new()?, Timer::new()?];
         let (began, armed) = (Instant::now(), Default::default());
         Ok(Arc::new(LimitedQueue { queue, limiter: self.clone(), counters, timers, began, armed }))
     }
@@ -251,7 +247,7 @@ struct LimitedQueue {
     limiter: Limiter,
     counters: PairCounters,
     /// The timers for rx and tx.
-    timers: [OwnedFd; 2],
+    timers: [Timer; 2],
     began: Instant,
     /// When each timer expires, in nanoseconds after `began`. A worker that polls asks repeatedly.
     armed: [AtomicU64; 2],
@@ -281,10 +277,7 @@ impl LimitedQueue {
         if u128::from(self.armed[timer].load(Ordering::Relaxed)) > now.as_nanos() {
             return Ok(());
         }
-        let never = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let once = Timespec::try_from(wait).map_err(io::Error::other)?;
-        let setting = Itimerspec { it_interval: never, it_value: once };
-        rustix::time::timerfd_settime(&self.timers[timer], TimerfdTimerFlags::empty(), &setting)?;
+        self.timers[timer].arm(wait)?;
         self.armed[timer].store((now + wait).as_nanos() as u64, Ordering::Relaxed);
         [&self.counters.rx_limited, &self.counters.tx_limited][timer].add(1);
         Ok(())
@@ -306,8 +299,20 @@ impl PortQueue for LimitedQueue {
         self.pass(&self.limiter.rx, 0, || self.queue.recv(parts))
     }
 
+    fn flush(&self) -> io::Result<()> {
+        self.queue.flush()
+    }
+
+    fn release(&self) {
+        self.queue.release();
+    }
+
     fn probe(&self) -> io::Result<()> {
         self.queue.probe()
+    }
+
+    fn tells_room(&self) -> bool {
+        self.queue.tells_room()
     }
 
     fn wakers(&self) -> Vec<BorrowedFd<'_>> {

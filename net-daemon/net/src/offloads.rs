@@ -8,6 +8,7 @@
 use volt_virtio::features::Features;
 use volt_virtio::part::{IoPart, read_parts, read_two, write_parts};
 
+use crate::checksum::{checksum, sum};
 use crate::port::HEADER_LEN;
 
 const F_NEEDS_CSUM: u8 = 1;
@@ -98,30 +99,13 @@ pub(super) fn missing_checksum(frame: &[u8]) -> Result<Option<(usize, [u8; 2])>,
     if offset + 2 > covered.len() {
         return Err(Misplaced);
     }
-    // The field holds the sum of the pseudo header. In UDP, 0 means no checksum; its complement is
-    // equivalent.
-    let sum = match !folded(covered) {
-        0 => u16::MAX,
-        sum => sum,
-    };
-    Ok(Some((HEADER_LEN + start + offset, sum.to_be_bytes())))
+    // The field holds the sum of the pseudo header.
+    Ok(Some((HEADER_LEN + start + offset, checksum(sum(covered)))))
 }
 
 /// A header that names a checksum outside of its frame.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Misplaced;
-
-/// The ones' complement sum of the 16-bit words (RFC 1071).
-fn folded(bytes: &[u8]) -> u16 {
-    let (words, rest) = bytes.as_chunks::<2>();
-    // At most 32,768 words: no overflow.
-    let sum: u32 = words.iter().map(|word| u32::from(u16::from_be_bytes(*word))).sum();
-    let mut sum = sum + rest.first().map_or(0, |last| u32::from(*last) << 8);
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    sum as u16
-}
 
 #[cfg(test)]
 mod tests {

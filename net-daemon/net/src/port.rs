@@ -27,6 +27,7 @@ use volt_virtio::part::IoPart;
 
 use crate::config::Mac;
 use crate::counters::DropReason;
+pub use crate::lengths::{ETHERNET_LEN, HEADER_LEN, MAX_FRAME_LEN, MIN_FRAME_LEN};
 use crate::port::queue::FdQueue;
 use crate::port::state::{PortState, Reopening};
 use crate::state::Exporter;
@@ -36,22 +37,16 @@ pub mod import;
 pub mod inject;
 mod link;
 pub mod macvtap;
+pub mod peer;
+pub mod peer_options;
 pub mod queue;
 pub mod reopening;
 pub mod socket;
 pub mod state;
 pub mod tap;
+pub(crate) mod timer;
 pub mod watch;
-
-/// Length of `struct virtio_net_hdr_v1`, which precedes each frame on a port and in a ring (virtio 1.2,
-/// 5.1.6).
-pub const HEADER_LEN: usize = 12;
-/// Length of an Ethernet header, and so of the shortest frame.
-pub const ETHERNET_LEN: usize = 14;
-/// Shortest frame with its header.
-pub const MIN_FRAME_LEN: usize = HEADER_LEN + ETHERNET_LEN;
-/// Longest frame with its header: the largest IP packet, an Ethernet header and two VLAN tags.
-pub const MAX_FRAME_LEN: usize = HEADER_LEN + ETHERNET_LEN + 8 + 65535;
+pub mod xdp;
 
 /// Error number for a frame that a filter refuses. The system's numbers are 1 to 4095, so no port returns it.
 /// An error made of a number allocates nothing.
@@ -71,9 +66,24 @@ pub trait PortQueue: AsFd + Debug + Send + Sync {
     ///
     /// # Errors
     ///
-    /// Returns `WouldBlock` if there is no frame, `BrokenPipe` if no more can arrive, otherwise the system's
-    /// error for the interface.
+    /// Returns `WouldBlock` if there is no frame, `BrokenPipe` if no more can arrive, `InvalidData` if no
+    /// more can arrive and a frame was lost, otherwise the system's error for the interface.
     fn recv(&self, parts: &[IoPart<'_>]) -> io::Result<usize>;
+
+    /// Ends a batch of [`PortQueue::send`]: passes on the frames that the calls have collected. Empty for a
+    /// queue that passes each frame on at once.
+    ///
+    /// # Errors
+    ///
+    /// Returns `WouldBlock` if frames remain until the wire accepts more: the caller waits as for a full
+    /// port, and calls again. Otherwise as [`PortQueue::send`].
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Ends a batch of [`PortQueue::recv`], whose frames the guest has: their memory may be used for others.
+    /// Empty for a queue without such memory.
+    fn release(&self) {}
 
     /// Checks a port whose descriptor reports an error, without buffers of the guest. A queue in front of a
     /// port's queue passes the call on.
@@ -94,11 +104,29 @@ pub trait PortQueue: AsFd + Debug + Send + Sync {
         None
     }
 
+    /// Whether the queue's own descriptor becomes writable when a full queue has room. If not, a waker
+    /// becomes readable: see [`PortQueue::wakers`].
+    fn tells_room(&self) -> bool {
+        true
+    }
+
     /// Returns descriptors that become readable when a call that returned `WouldBlock` may succeed, for
     /// reasons that the queue's own descriptor does not show. Nobody reads them.
     fn wakers(&self) -> Vec<BorrowedFd<'_>> {
         Vec::new()
     }
+}
+
+/// Who can reopen a port.
+#[derive(Debug)]
+pub enum Reopener<'a> {
+    /// A process with the rights to do so, by [`open_again`](reopening::open_again) with these data and this
+    /// descriptor.
+    Process(Reopening, Option<BorrowedFd<'a>>),
+    /// [`Port::reopen`], which needs no rights.
+    Port,
+    /// Nobody.
+    Nobody,
 }
 
 /// An interface of the host.
@@ -147,13 +175,18 @@ pub trait Port: Debug + Send {
     /// Fails while it cannot be opened.
     fn reopen(&mut self) -> io::Result<()>;
 
-    /// Returns the data that another process needs to reopen the interface for this one, by
-    /// [`open_again`](reopening::open_again). `None`: no process can.
-    fn reopening(&self) -> Option<Reopening> {
-        None
+    /// Whether the interface is known to be gone before any pair has used it.
+    fn is_gone(&self) -> bool {
+        false
     }
 
-    /// Adopts the queues of the interface that another process has reopened.
+    /// Returns who can reopen the interface.
+    fn reopening(&self) -> Reopener<'_> {
+        Reopener::Nobody
+    }
+
+    /// Adopts the queues of the interface that another process has reopened: the answer of
+    /// [`open_again`](reopening::open_again).
     ///
     /// # Errors
     ///
@@ -177,8 +210,9 @@ pub fn check_mac(port: &dyn Port, mac: Mac) {
     if let Some(own) = port.mac().filter(|own| *own != mac) {
         warn!(
             event = "address_differs", interface = port.name();
-            "{0}: the guest's address is {mac}, but the interface's is {own}: frames to the guest are lost \
-             except in mode passthru; omit the guest's address, or 'ip link set {0} address {mac}'",
+            "{0}: the guest's address is {mac}, but the interface's is {own}: frames to the guest are lost, \
+             except on a veth or in mode passthru; omit the guest's address, or 'ip link set {0} address \
+             {mac}'",
             port.name()
         );
     }

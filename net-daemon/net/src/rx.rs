@@ -107,6 +107,8 @@ impl Rx {
             false => self.batch::<false>(port, health, counters),
         };
         self.vring.idle();
+        // Not later: after a crash, no frame that the guest has must come again.
+        port.release();
         self.vring.publish(counters);
         match turn? {
             // Only a guest that was out of buffers needs to notify about new ones.
@@ -161,6 +163,10 @@ impl Rx {
                         }
                     }
                     None => end = Turn::More,
+                    Some(Verdict::NoPort) if error.kind() == io::ErrorKind::InvalidData => {
+                        self.failed(&error, counters);
+                        return Ok(Turn::Idle);
+                    }
                     Some(Verdict::Wait | Verdict::NoPort) => return Ok(Turn::Idle),
                 },
             }

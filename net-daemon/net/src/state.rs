@@ -30,10 +30,11 @@ pub struct Format(u32);
 
 impl Format {
     /// All formats that this program knows, the newest last. From format 2 on, counters are in shared memory.
-    /// From format 3 on, a state can have a filter.
-    pub const ALL: [Format; 3] = [Format(1), Format(2), Format(3)];
+    /// From format 3 on, a state can have a filter, and from format 4 on a peer's socket or
+    /// AF_XDP.
+    pub const ALL: [Format; 4] = [Format(1), Format(2), Format(3), Format(4)];
     /// The newest format that this program reads.
-    pub const NEWEST: Format = Format(3);
+    pub const NEWEST: Format = Format(4);
 
     /// Returns the newest format that this program and a reader of `theirs` know.
     pub fn in_common(theirs: &[Format]) -> Option<Format> {
@@ -50,10 +51,21 @@ impl Format {
         self >= Format(3)
     }
 
-    /// Returns the format for a state without a filter, which older programs read, too.
+    /// Whether the port can be a peer's socket or an interface by AF_XDP. An older program knows no such
+    /// port.
+    pub fn has_recent_ports(self) -> bool {
+        self >= Format(4)
+    }
+
+    /// Returns the format for a state with or without a filter and a recent kind of port, which older
+    /// programs read, too, if they can.
     #[must_use]
-    pub fn without_filter(self) -> Format {
-        self.min(Format(2))
+    pub fn with_only(self, filter: bool, recent_port: bool) -> Format {
+        match (filter, recent_port) {
+            (_, true) => self,
+            (true, false) => self.min(Format(3)),
+            (false, false) => self.min(Format(2)),
+        }
     }
 
     /// Whether the state names shared memory for counters instead of containing them.
@@ -155,6 +167,9 @@ pub enum StateError {
     /// Counters.
     #[error("counters of the state")]
     Counters(#[source] WordsError),
+    /// Frames on their way.
+    #[error("frames of the state on their way")]
+    Frames(#[source] WordsError),
     /// Guest memory.
     #[error("guest memory of the state")]
     Memory(#[source] Box<dyn std::error::Error + Send + Sync>),

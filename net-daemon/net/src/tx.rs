@@ -55,10 +55,18 @@ impl Tx {
     ) -> Result<Turn, RingError> {
         self.vring.ring.disable_kicks();
         let turn = self.batch(port, health, counters);
+        let turn = match port.flush() {
+            Ok(()) => turn,
+            Err(error) => left_behind(turn, health.failed(&error), counters),
+        };
         self.vring.idle();
         self.vring.publish(counters);
         match turn? {
             Turn::Idle if !self.polled && self.expect_kicks()? => Ok(Turn::More),
+            Turn::PortFull => {
+                counters.tx_waits.add(1);
+                Ok(Turn::PortFull)
+            }
             turn => Ok(turn),
         }
     }
@@ -148,6 +156,23 @@ impl Tx {
             }
             Err(error) => health.failed(&error),
         }
+    }
+}
+
+/// Returns how a batch ends that the port did not pass on as a whole.
+#[cold]
+fn left_behind(
+    turn: Result<Turn, RingError>,
+    verdict: Option<Verdict>,
+    counters: &Counters,
+) -> Result<Turn, RingError> {
+    match verdict {
+        Some(Verdict::Wait) => turn.map(|_| Turn::PortFull),
+        Some(Verdict::Refused) => {
+            counters.tx_refused.add(1);
+            turn
+        }
+        _ => turn,
     }
 }
 

@@ -162,7 +162,8 @@ fn watch(ordered: &Notifier, pair: &Pair) -> Result<Poller<Token>, WorkerError> 
     let mut poller = Poller::new().map_err(WorkerError::Start)?;
     let edge = EventFlags::IN | EventFlags::ET;
     poller.add(ordered, edge, Token::Order).map_err(WorkerError::Start)?;
-    poller.add(pair.queue.as_fd(), edge | EventFlags::OUT, Token::Port).map_err(WorkerError::Start)?;
+    let room = if pair.queue.tells_room() { EventFlags::OUT } else { EventFlags::empty() };
+    poller.add(pair.queue.as_fd(), edge | room, Token::Port).map_err(WorkerError::Start)?;
     for waker in pair.queue.wakers() {
         poller.add(waker, edge, Token::Waker).map_err(WorkerError::Start)?;
     }

@@ -86,8 +86,8 @@ pub struct Asked(OwnedFd);
 
 impl Opener {
     /// Forks the opener, with `name` as its name in lists of processes. It runs `begin`, and then `carry_out`
-    /// for each request. An error of `carry_out` is sent as its number, or as its text with all causes. Call
-    /// this from the main thread, when the log's is the only other thread at most.
+    /// for each request and its descriptors. An error of `carry_out` is sent as its number, or as its text
+    /// with all causes. Call this from the main thread, when the log's is the only other thread at most.
     ///
     /// # Errors
     ///
@@ -95,7 +95,7 @@ impl Opener {
     pub fn start<R: DeserializeOwned>(
         name: &CStr,
         begin: impl FnOnce() -> Result<(), String>,
-        carry_out: impl FnMut(R) -> io::Result<Vec<OwnedFd>>,
+        carry_out: impl FnMut(R, Vec<OwnedFd>) -> io::Result<Vec<OwnedFd>>,
     ) -> io::Result<Opener> {
         // A message is complete, even if its sender dies.
         let (ours, theirs) = pair()?;
@@ -133,9 +133,19 @@ impl Opener {
     ///
     /// The opener is gone, or its queue of requests is full.
     pub fn ask(&self, request: &impl Serialize) -> io::Result<Asked> {
+        self.ask_with(request, None)
+    }
+
+    /// Sends a request with a descriptor.
+    ///
+    /// # Errors
+    ///
+    /// As [`Opener::ask`].
+    pub fn ask_with(&self, request: &impl Serialize, given: Option<BorrowedFd<'_>>) -> io::Result<Asked> {
         let (ours, theirs) = pair()?;
         set_socket_timeout(&ours, Timeout::Recv, Some(LIMIT))?;
-        send_whole(&self.0, request, &[theirs.as_fd()])?;
+        let fds: Vec<_> = given.into_iter().chain([theirs.as_fd()]).collect();
+        send_whole(&self.0, request, &fds)?;
         Ok(Asked(ours))
     }
 }
@@ -194,16 +204,19 @@ fn last_words(panic: &PanicHookInfo<'_>) {
 }
 
 /// Serves requests until no client is left.
-fn serve<R: DeserializeOwned>(socket: &OwnedFd, mut carry_out: impl FnMut(R) -> io::Result<Vec<OwnedFd>>) {
+fn serve<R: DeserializeOwned>(
+    socket: &OwnedFd,
+    mut carry_out: impl FnMut(R, Vec<OwnedFd>) -> io::Result<Vec<OwnedFd>>,
+) {
     loop {
-        let (request, answer_to) = match receive_whole::<R>(socket) {
-            Ok(Some((request, mut fds))) => (request, fds.pop()),
+        let (request, mut given) = match receive_whole::<R>(socket) {
+            Ok(Some(received)) => received,
             // Ignore an invalid request.
             Err(error) if error.kind() == io::ErrorKind::InvalidData => continue,
             Ok(None) | Err(_) => return,
         };
-        let Some(answer_to) = answer_to else { continue };
-        let (answer, fds): (Answer, _) = match carry_out(request) {
+        let Some(answer_to) = given.pop() else { continue };
+        let (answer, fds): (Answer, _) = match carry_out(request, given) {
             Ok(fds) => (Ok(()), fds),
             Err(error) => (Err(error.into()), Vec::new()),
         };
@@ -282,7 +295,8 @@ mod tests {
     /// A request is answered with descriptors. An invalid request, or one without a socket, has no effect.
     #[test]
     fn it_opens_what_it_is_asked_for() {
-        let open = |path: String| match &*path {
+        let open = |path: String, given: Vec<OwnedFd>| match &*path {
+            "back" => Ok(given),
             "" => Err(io::Error::other(TapError::Driver(io::ErrorKind::NotFound.into()))),
             path => Ok(vec![File::open(path)?.into()]),
         };
@@ -293,6 +307,7 @@ mod tests {
         send(&opener.0, &vec![b' '; MAX_LEN + 1], SendFlags::empty()).unwrap();
         let fds = opener.ask(&"/dev/null").unwrap().take().unwrap();
         assert_eq!(rustix::fs::fstat(&fds[0]).unwrap().st_rdev, rustix::fs::makedev(1, 3));
+        assert_eq!(opener.ask_with(&"back", Some(fds[0].as_fd())).unwrap().take().unwrap().len(), 1);
         let error = opener.ask(&"/nonexistent").unwrap().take().unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
         let error = opener.ask(&"").unwrap().take().unwrap_err().to_string();
@@ -303,6 +318,6 @@ mod tests {
     /// An opener whose `begin` fails does not start.
     #[test]
     fn it_begins_or_is_not_started() {
-        assert!(Opener::start(c"opener", || Err("no".to_owned()), |(): ()| Ok(Vec::new())).is_err());
+        assert!(Opener::start(c"opener", || Err("no".to_owned()), |(): (), _| Ok(Vec::new())).is_err());
     }
 }

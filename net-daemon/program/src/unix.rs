@@ -45,7 +45,7 @@ pub enum BindError {
     #[error("{} exists and is not a socket: choose another path, or remove it", .0.display())]
     NotSocket(PathBuf),
     /// The path is a socket of another type.
-    #[error("{} is another program's socket, for datagrams or packets: choose another path", .0.display())]
+    #[error("{} is another program's socket, of another type: choose another path", .0.display())]
     NotStream(PathBuf),
     /// The path is a socket to which this user may not connect.
     #[error(
@@ -134,20 +134,35 @@ impl Access {
 ///
 /// See [`BindError`].
 pub fn bind(path: &Path, access: &Access) -> Result<(UnixListener, SocketFile), BindError> {
+    let (socket, file) = bind_as(SocketType::STREAM, path, access)?;
+    // Only after the permissions are set: nobody can connect before that.
+    let listening = rustix::net::listen(&socket, BACKLOG);
+    let failed = |error: rustix::io::Errno| BindError::Listen { path: path.to_owned(), source: error.into() };
+    listening.map_err(failed).inspect_err(|_| file.remove())?;
+    Ok((socket.into(), file))
+}
+
+/// Creates a socket for datagrams at `path`, which is not in blocking mode. Otherwise as [`bind`].
+///
+/// # Errors
+///
+/// See [`BindError`].
+pub fn bind_datagram(path: &Path, access: &Access) -> Result<(OwnedFd, SocketFile), BindError> {
+    bind_as(SocketType::DGRAM, path, access)
+}
+
+fn bind_as(kind: SocketType, path: &Path, access: &Access) -> Result<(OwnedFd, SocketFile), BindError> {
     let group = access.group.as_deref().map(group).transpose()?;
     let address = address(path)?;
-    make_room(path)?;
+    make_room(kind, path)?;
     let failed = |source| BindError::Listen { path: path.to_owned(), source };
-    let socket = stream().map_err(failed)?;
+    let socket = socket(kind).map_err(failed)?;
     // The process that removes the file may have another working directory.
     let absolute = std::path::absolute(path).map_err(failed)?;
     rustix::net::bind(&socket, &address).map_err(|error| failed(error.into()))?;
     let file = SocketFile { inode: inode_of(path).map_err(failed)?, path: absolute };
-    // Listen only after the permissions are set: nobody can connect before that.
-    let listening = permit(path, access, group)
-        .and_then(|()| rustix::net::listen(&socket, BACKLOG).map_err(|error| failed(error.into())));
-    listening.inspect_err(|_| file.remove())?;
-    Ok((socket.into(), file))
+    permit(path, access, group).inspect_err(|_| file.remove())?;
+    Ok((socket, file))
 }
 
 /// Sets owner and permissions.
@@ -168,13 +183,13 @@ fn permit(path: &Path, access: &Access, group: Option<u32>) -> Result<(), BindEr
 }
 
 /// Removes a stale socket, whose daemon has died. A live one is an error.
-fn make_room(path: &Path) -> Result<(), BindError> {
+fn make_room(kind: SocketType, path: &Path) -> Result<(), BindError> {
     let Ok(metadata) = fs::symlink_metadata(path) else { return Ok(()) };
     if !metadata.file_type().is_socket() {
         return Err(BindError::NotSocket(path.to_owned()));
     }
     let failed = |source| BindError::Listen { path: path.to_owned(), source };
-    match connect(path) {
+    match socket(kind).map_err(ConnectError::from).and_then(|socket| connect_by(socket, path)) {
         Err(ConnectError::System(error)) => match error.kind() {
             io::ErrorKind::ConnectionRefused => fs::remove_file(path).map_err(failed),
             io::ErrorKind::PermissionDenied => Err(BindError::Unknown(path.to_owned())),
@@ -196,7 +211,7 @@ fn make_room(path: &Path) -> Result<(), BindError> {
 ///
 /// See [`ConnectError`]. `WouldBlock`: its backlog is full.
 pub fn connect(path: &Path) -> Result<UnixStream, ConnectError> {
-    connect_by(stream()?, path)
+    Ok(connect_by(socket(SocketType::STREAM)?, path)?.into())
 }
 
 /// Like [`connect`], but waits up to `limit` for room in the backlog. The connection is in blocking mode.
@@ -205,16 +220,16 @@ pub fn connect(path: &Path) -> Result<UnixStream, ConnectError> {
 ///
 /// See [`ConnectError`].
 pub fn connect_within(path: &Path, limit: Duration) -> Result<UnixStream, ConnectError> {
-    let socket = stream()?;
+    let socket = socket(SocketType::STREAM)?;
     rustix::io::ioctl_fionbio(&socket, false).map_err(io::Error::from)?;
     set_socket_timeout(&socket, Timeout::Send, Some(limit)).map_err(io::Error::from)?;
-    connect_by(socket, path)
+    Ok(connect_by(socket, path)?.into())
 }
 
-fn connect_by(socket: OwnedFd, path: &Path) -> Result<UnixStream, ConnectError> {
+fn connect_by(socket: OwnedFd, path: &Path) -> Result<OwnedFd, ConnectError> {
     let kind = || fs::metadata(path).ok().map(|metadata| metadata.file_type());
     match rustix::net::connect(&socket, &address(path)?) {
-        Ok(()) => Ok(socket.into()),
+        Ok(()) => Ok(socket),
         Err(rustix::io::Errno::PROTOTYPE) => Err(ConnectError::NotStream),
         Err(_) if kind().is_some_and(|kind| !kind.is_socket()) => Err(ConnectError::NotSocket),
         Err(error) => Err(io::Error::from(error).into()),
@@ -222,9 +237,9 @@ fn connect_by(socket: OwnedFd, path: &Path) -> Result<UnixStream, ConnectError> 
 }
 
 /// Creates a non-blocking socket.
-fn stream() -> io::Result<OwnedFd> {
+fn socket(kind: SocketType) -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    Ok(rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?)
+    Ok(rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None)?)
 }
 
 fn address(path: &Path) -> Result<SocketAddrUnix, PathTooLong> {
@@ -286,6 +301,15 @@ impl SocketFile {
     /// Describes a file that another process created: its path, and the device and number of its inode.
     pub fn again(path: PathBuf, inode: (u64, u64)) -> SocketFile {
         SocketFile { path, inode }
+    }
+
+    /// Describes the file that is at `path` now.
+    ///
+    /// # Errors
+    ///
+    /// There is none.
+    pub fn at(path: &Path) -> io::Result<SocketFile> {
+        Ok(SocketFile { inode: inode_of(path)?, path: std::path::absolute(path)? })
     }
 
     /// Returns the device and number of its inode.

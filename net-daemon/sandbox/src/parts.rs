@@ -68,6 +68,18 @@ pub const FRAMES: Part = Part {
     ],
 };
 
+/// Batches of frames by sockets. A filter cannot check to whom `sendmmsg` sends.
+pub const SOCKET_FRAMES: Part = Part {
+    name: "frames by sockets",
+    calls: &[
+        Allow::seen("sendmmsg", libc::SYS_sendmmsg, "netd_peer", "frames to a peer, in datagrams"),
+        Allow::seen("shutdown", libc::SYS_shutdown, "netd_peer", "end a peer's stream that is not one"),
+        Allow::seen("sendto", libc::SYS_sendto, "netd_xdp", "tell the kernel of frames in its rings")
+            .only(&[CONNECTED]),
+        Allow::kept("recvfrom", libc::SYS_recvfrom, "tell a card of room in its rings"),
+    ],
+};
+
 /// Private memory, and the start and end of a thread.
 pub const MEMORY: Part = Part {
     name: "memory and end of thread",
@@ -203,11 +215,10 @@ pub const OPENER_INTERFACES: Part = Part {
             &[equal(1, libc::SIOCSIFFLAGS as u32)],
             &[equal(1, libc::SIOCSIFMTU as u32)],
         ]),
-        Allow::kept("ioctl", libc::SYS_ioctl, "identify a macvtap interface").only(&[
-            &[equal(1, libc::TUNGETIFF as u32)],
-            &[equal(1, libc::SIOCETHTOOL as u32)],
-            &[equal(1, libc::SIOCGIFHWADDR as u32)],
-        ]),
+        Allow::seen("ioctl", libc::SYS_ioctl, "netd_xdp", "the queues or the driver of an interface")
+            .only(&[&[equal(1, libc::SIOCETHTOOL as u32)]]),
+        Allow::kept("ioctl", libc::SYS_ioctl, "identify a macvtap interface")
+            .only(&[&[equal(1, libc::TUNGETIFF as u32)], &[equal(1, libc::SIOCGIFHWADDR as u32)]]),
         Allow::kept("read", libc::SYS_read, "device numbers of a macvtap, for an error message"),
         Allow::kept("lseek", libc::SYS_lseek, "device numbers of a macvtap, for an error message"),
         Allow::kept("futex", libc::SYS_futex, "a lock of the allocator"),

@@ -5,14 +5,19 @@ use std::os::fd::OwnedFd;
 use log::{info, warn};
 use volt_net::port::Port;
 use volt_net::port::macvtap::Macvtap;
+use volt_net::port::peer::PeerPort;
+use volt_net::port::peer_options::PeerOptions;
+use volt_net::port::reopening::open_again;
 use volt_net::port::tap::{Tap, TapOptions};
-use volt_program::unix::Access;
+use volt_net::port::xdp::{Xdp, XdpFds};
+use volt_program::unix::{Access, bind, bind_datagram, check_path};
 use volt_virtio::error_chain;
 
 use super::AnyError;
 use crate::cli::Cli;
 use crate::endpoint::{Endpoint, EndpointError, Listener};
 use crate::metrics::listener::MetricsListener;
+use crate::own_file::OwnFile;
 use crate::runtime::Runtime;
 use crate::sandbox;
 
@@ -23,8 +28,22 @@ pub(super) fn open_metrics(cli: &Cli) -> Result<Option<MetricsListener>, AnyErro
     Ok(Some(metrics))
 }
 
-pub(super) fn open_port(cli: &Cli, fds: Vec<OwnedFd>) -> Result<Box<dyn Port>, AnyError> {
-    Ok(match (&cli.tap, &cli.macvtap) {
+/// Opens the port. Also returns the file of the port's socket, if it creates one.
+pub(super) fn open_port(
+    cli: &Cli,
+    fds: Vec<OwnedFd>,
+    xdp: Option<XdpFds>,
+) -> Result<(Box<dyn Port>, Option<OwnFile>), AnyError> {
+    if let Some(peer) = cli.peer() {
+        return open_peer(peer);
+    }
+    if let Some(fds) = xdp {
+        return Ok((Box::new(Xdp::from_fds(fds)?), None));
+    }
+    if let Some(xdp) = &cli.xdp {
+        return Ok((Box::new(Xdp::open(xdp.options(cli.pairs()))?), None));
+    }
+    let port: Box<dyn Port> = match (&cli.tap, &cli.macvtap) {
         (Some(name), _) => Box::new(Tap::open(TapOptions {
             name: name.clone(),
             queues: cli.pairs().into(),
@@ -34,7 +53,26 @@ pub(super) fn open_port(cli: &Cli, fds: Vec<OwnedFd>) -> Result<Box<dyn Port>, A
         })?),
         (None, Some(name)) => Box::new(Macvtap::open(name, cli.pairs().into())?),
         (None, None) => Box::new(Tap::from_fds(fds)?),
-    })
+    };
+    Ok((port, None))
+}
+
+fn open_peer(options: PeerOptions) -> Result<(Box<dyn Port>, Option<OwnFile>), AnyError> {
+    let (own, file) = match &options {
+        PeerOptions::Stream(stream) if stream.listen => {
+            let (listener, file) = bind(&stream.path, &private())?;
+            (Some(listener.into()), Some(file))
+        }
+        PeerOptions::Stream(_) => (None, None),
+        PeerOptions::Datagram(datagram) => {
+            let (socket, file) = bind_datagram(&datagram.local, &private())?;
+            (Some(socket), Some(file))
+        }
+    };
+    // Owned first, so that an error removes it.
+    let file = file.map(OwnFile::new);
+    check_path(options.path())?;
+    Ok((Box::new(PeerPort::open(options, own, open_again)?), file))
 }
 
 /// Opens the control socket at its default path, where `volt-netd ctl` looks for it. The daemon also runs

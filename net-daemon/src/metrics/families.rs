@@ -83,6 +83,10 @@ fn add_counters(metrics: &mut Metrics, interface: &str, counters: &[PairCounters
     let mut marks = Family::counter("volt_netd_pages_marked", help);
     let help = "Announcements of the guest on the network.";
     let mut announcements = Family::counter("volt_netd_announcements", help);
+    let help = "Times that the port was full or a rate limit made the transmit ring wait.";
+    let mut waits = Family::counter("volt_netd_port_waits", help);
+    let help = "Times that the interface was opened again, or a peer connected again.";
+    let mut reopened = Family::counter("volt_netd_interface_reopened", help);
     for counters in counters {
         let pair = counters.pair.to_string();
         let labels = [("interface", interface), ("pair", pair.as_str())];
@@ -101,8 +105,11 @@ fn add_counters(metrics: &mut Metrics, interface: &str, counters: &[PairCounters
         deadly.sample(&labels, counters.get("deadly_chains"));
         marks.sample(&labels, counters.get("pages_marked"));
         announcements.sample(&labels, counters.get("announcements"));
+        waits.sample(&labels, counters.get("tx_waits"));
+        reopened.sample(&labels, counters.get("reopened"));
     }
     metrics.add([frames, bytes, dropped, limiter_waits, calls, kicks, deadly, marks, announcements]);
+    metrics.add([waits, reopened]);
 }
 
 /// Adds the counts of refused frames. They are as of the last answer: a process that does not answer refuses

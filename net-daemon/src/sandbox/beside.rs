@@ -1,8 +1,8 @@
 //! The sandbox tables of supervisor and opener. Neither process maps guest memory.
 
-use volt_sandbox::allow::{Allow, equal};
+use volt_sandbox::allow::{Allow, Arg, Is, equal};
 use volt_sandbox::parts::{
-    ABORT, ASKING, BACKTRACE, FORK, LOG_CALLS, MEMORY, OPENER_INTERFACES, OPENER_REQUESTS, THREADS,
+    ABORT, ASKING, BACKTRACE, FORK, LOG_CALLS, MEMORY, OPENER_INTERFACES, OPENER_REQUESTS, SHARED, THREADS,
     UNIX_STREAM,
 };
 use volt_sandbox::role::{Part, Role};
@@ -15,6 +15,7 @@ pub(crate) static SUPERVISOR: Role = Role {
     what: "starts workers, holds their state, stores it with systemd",
     parts: &[
         &volt_sandbox::parts::FRAMES,
+        &volt_sandbox::parts::SOCKET_FRAMES,
         &FORK,
         &IMPORT,
         &SYSTEMD,
@@ -37,7 +38,7 @@ pub(crate) static SUPERVISOR: Role = Role {
 pub(crate) static OPENER: Role = Role {
     name: "opener",
     what: "reopens the interface, connects to a front-end, removes socket files, kills the supervisor",
-    parts: &[&OPENER_REQUESTS, &OPENER_INTERFACES, &OPENING, &SUPERVISOR_END, &MEMORY, &ABORT],
+    parts: &[&OPENER_REQUESTS, &OPENER_INTERFACES, &OPENING, &AF_XDP, &SUPERVISOR_END, &MEMORY, &ABORT],
 };
 
 static IMPORT: Part = Part {
@@ -125,6 +126,48 @@ static OPENING: Part = Part {
         Allow::seen("unlink", libc::SYS_unlink, "netd_sockets", "remove a socket file"),
     ],
 };
+
+/// For `setsockopt`: the level of AF_XDP sockets.
+const XDP_LEVEL: &[Arg] = &[equal(1, libc::SOL_XDP as u32)];
+
+static AF_XDP: Part = Part {
+    name: "AF_XDP",
+    calls: &[
+        Allow::seen("socket", libc::SYS_socket, "netd_xdp", "the sockets of a recreated interface")
+            .only(&[&[equal(0, libc::AF_XDP as u32)]]),
+        Allow::seen("setsockopt", libc::SYS_setsockopt, "netd_xdp", "its rings and memory")
+            .only(&[XDP_LEVEL]),
+        Allow::seen("getsockopt", libc::SYS_getsockopt, "netd_xdp", "where its rings are").only(&[XDP_LEVEL]),
+        Allow::seen("bind", libc::SYS_bind, "netd_xdp", "a socket to its queue"),
+        Allow::seen("memfd_create", libc::SYS_memfd_create, "netd_xdp", "the memory of frames")
+            .only(&[&[equal(1, libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING)]]),
+        Allow::seen("prlimit64", libc::SYS_prlimit64, "netd_xdp", "the limit of file sizes")
+            .only(&[&[Arg { index: 2, is: Is::Null }]]),
+        Allow::seen("ftruncate", libc::SYS_ftruncate, "netd_xdp", "the size of that memory"),
+        Allow::seen("fcntl", libc::SYS_fcntl, "netd_xdp", "seal the size, duplicate a descriptor")
+            .only(&[&[equal(1, libc::F_ADD_SEALS as u32)], &[equal(1, libc::F_DUPFD_CLOEXEC as u32)]]),
+        Allow::seen("mmap", libc::SYS_mmap, "netd_xdp", "rings and memory").only(&[SHARED]),
+        Allow::seen("timerfd_create", libc::SYS_timerfd_create, "netd_xdp", "the timer of a queue"),
+        Allow::seen("bpf", libc::SYS_bpf, "netd_xdp", "the map, the program and its attachment").only(&[
+            &[equal(0, MAP_CREATE)],
+            &[equal(0, MAP_UPDATE)],
+            &[equal(0, PROG_LOAD)],
+            &[equal(0, LINK_CREATE)],
+        ]),
+        Allow::kept("clock_nanosleep", libc::SYS_clock_nanosleep, "wait for a busy queue"),
+        Allow::kept("nanosleep", libc::SYS_nanosleep, "the same, with another C library"),
+        Allow::seen("capget", libc::SYS_capget, "netd_process", "leave its capabilities without AF_XDP"),
+        Allow::seen("capset", libc::SYS_capset, "netd_process", "leave its capabilities without AF_XDP"),
+        Allow::seen("ioctl", libc::SYS_ioctl, "netd_xdp", "its MTU")
+            .only(&[&[equal(1, libc::SIOCGIFMTU as u32)]]),
+    ],
+};
+
+/// Commands of `bpf(2)`, from `linux/bpf.h`.
+const MAP_CREATE: u32 = 0;
+const MAP_UPDATE: u32 = 2;
+const PROG_LOAD: u32 = 5;
+const LINK_CREATE: u32 = 28;
 
 #[cfg(test)]
 mod tests {

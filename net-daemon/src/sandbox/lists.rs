@@ -10,7 +10,7 @@ use volt_sandbox::role::{Part, Role};
 pub(crate) static FRAMES: Role = Role {
     name: "frames",
     what: "moves the frames of a queue pair",
-    parts: &[&parts::FRAMES, &MEMORY, &ABORT, &BACKTRACE],
+    parts: &[&parts::FRAMES, &parts::SOCKET_FRAMES, &MEMORY, &ABORT, &BACKTRACE],
 };
 
 /// The thread of the control queue's descriptors.
@@ -44,6 +44,7 @@ pub(crate) static MAIN: Role = Role {
     what: "front-end, control socket, supervisor, guest memory, the interface's settings",
     parts: &[
         &parts::FRAMES,
+        &parts::SOCKET_FRAMES,
         &MESSAGES,
         &ASKING,
         &QUESTIONS,
@@ -126,7 +127,8 @@ pub(super) static INTERFACE: Part = Part {
         ]),
         Allow::seen("ioctl", libc::SYS_ioctl, "netd_port", "the frame header of a reopened interface")
             .only(&[&[equal(1, libc::TUNSETVNETHDRSZ as u32)], &[equal(1, libc::TUNSETVNETLE as u32)]]),
-        Allow::kept("ioctl", libc::SYS_ioctl, "the address of a reopened macvtap interface")
+        Allow::seen("pread64", libc::SYS_pread64, "netd_xdp", "the memory of a reopened interface"),
+        Allow::seen("ioctl", libc::SYS_ioctl, "netd_filter", "the address of a macvtap, or by AF_XDP")
             .only(&[&[equal(1, libc::SIOCGIFHWADDR as u32)]]),
     ],
 };
@@ -149,7 +151,7 @@ pub(super) static DESCRIPTORS_OF_OWN: Part = Part {
         Allow::seen("tgkill", libc::SYS_tgkill, "netd_hostile_wire", "interrupt a blocked thread")
             .only(&[&[OWN]]),
         Allow::kept("nanosleep", libc::SYS_nanosleep, "a pause, with another C library"),
-        Allow::kept("getrandom", libc::SYS_getrandom, "the seed of a hash table"),
+        Allow::seen("getrandom", libc::SYS_getrandom, "netd_filter", "a key of a flow table, a hash table's"),
     ],
 };
 

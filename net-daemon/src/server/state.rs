@@ -16,6 +16,7 @@ use volt_vhost_user::channel::Piece;
 
 use super::{Server, ServerError};
 use crate::connection::Connection;
+use crate::own_file::OwnFile;
 use crate::state::{ConnectionState, DaemonState, FinalState, program};
 
 /// Descriptors of a state.
@@ -30,7 +31,12 @@ impl Server {
     pub(super) fn export(&self, format: Format) -> Result<(Box<RawValue>, Fds<'_>), String> {
         let mut out = Exporter::default();
         let filter = self.device.filter();
-        let format = if filter.is_some() { format } else { format.without_filter() };
+        let port = self.device.port().export(&mut out).ok_or("its interface cannot be handed over")?;
+        let format = format.with_only(filter.is_some(), port.is_recent());
+        if port.is_recent() && !format.has_recent_ports() {
+            let why = "its port is one of --stream, --dgram and --xdp, which this format does not contain";
+            return Err(why.to_owned());
+        }
         if filter.is_some() && !format.has_filter() {
             return Err("it filters its guest's frames, which this format does not contain".to_owned());
         }
@@ -40,7 +46,8 @@ impl Server {
             take_overs: self.take_overs,
             device: self.device.export(format, &mut out),
             filter: filter.map(|filter| filter.export(&mut out)),
-            port: self.device.port().export(&mut out).ok_or("its interface cannot be handed over")?,
+            port,
+            port_file: self.port_file.as_ref().map(OwnFile::export),
             max_ring_size: self.max_ring_size,
             endpoint: self.endpoint.export(&mut out),
             control: self.control.as_ref().map(|control| control.export(&mut out)),
@@ -97,6 +104,7 @@ impl Server {
     pub(crate) fn resume(&mut self, last: Option<FinalState>) -> Result<(), ServerError> {
         self.device.own_port();
         self.endpoint.own();
+        self.port_file.iter_mut().for_each(OwnFile::own);
         if let Some(control) = &mut self.control {
             control.own();
         }

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use log::warn;
 use volt_net::device::NetDevice;
+use volt_net::port::Reopener;
 use volt_net::port::watch::LinkWatch;
 use volt_virtio::error_chain;
 use volt_virtio::poller::{EventFlags, Poller};
@@ -79,6 +80,9 @@ impl Server {
         let Some(links) = &self.links else { return };
         links.clear();
         self.device.look_at_link();
+        if self.device.port().is_gone() {
+            self.reopen.get_or_insert_with(Instant::now);
+        }
         if let Some(connection) = &mut self.connection
             && connection.session.tell_link(&self.device)
         {
@@ -101,16 +105,18 @@ impl Server {
             return Ok(());
         }
         self.reopen = None;
-        if self.device.reopening().is_none() {
-            warn!(
-                event = "interface_needs_restart", interface = self.device.port_name();
-                "{}: the interface is gone and cannot be reopened, because its descriptors came from \
-                 --tap-fd: restart the daemon with new ones",
-                self.device.port_name()
-            );
-            return Ok(());
-        }
-        let asked = self.opener.ask(&Request::OpenPort).and_then(|asked| {
+        let given = match self.device.reopening() {
+            Reopener::Process(_, given) => given,
+            Reopener::Port => {
+                let opened = self.device.reopen_port();
+                return self.port_is_open(opened);
+            }
+            Reopener::Nobody => {
+                self.tell_lost_port();
+                return Ok(());
+            }
+        };
+        let asked = self.opener.ask_with(&Request::OpenPort, given).and_then(|asked| {
             self.poller.add(&asked, EventFlags::IN, Token::PortOpened)?;
             Ok(asked)
         });
@@ -125,7 +131,13 @@ impl Server {
     pub(super) fn port_opened(&mut self) -> Result<(), ServerError> {
         let Some(asked) = self.port_asked.take() else { return Ok(()) };
         self.poller.remove(&asked)?;
-        match asked.take().and_then(|queues| self.device.adopt_port(queues)) {
+        let opened = asked.take().and_then(|queues| self.device.adopt_port(queues));
+        self.port_is_open(opened)
+    }
+
+    /// Starts the pairs with the port's new queues, or tries again later.
+    fn port_is_open(&mut self, opened: io::Result<()>) -> Result<(), ServerError> {
+        match opened {
             Ok(()) => {
                 self.reopen = None;
                 self.reopen_failure.clear();
@@ -139,9 +151,19 @@ impl Server {
         Ok(())
     }
 
+    fn tell_lost_port(&self) {
+        warn!(
+            event = "interface_needs_restart", interface = self.device.port_name();
+            "{}: the interface is gone and cannot be reopened, because its descriptors came from --tap-fd: \
+             restart the daemon with new ones",
+            self.device.port_name()
+        );
+    }
+
     fn port_not_opened(&mut self, error: &io::Error) {
         let failure = error_chain(error);
-        if failure != self.reopen_failure {
+        // A peer that has not connected yet is no failure.
+        if failure != self.reopen_failure && error.kind() != io::ErrorKind::WouldBlock {
             warn!(
                 event = "interface_not_opened", interface = self.device.port_name();
                 "cannot reopen {} yet: {failure}", self.device.port_name()

@@ -187,6 +187,67 @@ pub fn copy_parts(from: &[IoPart<'_>], mut offset: usize, to: IoPart<'_>) {
     }
 }
 
+/// Copies `from` into `parts`, `offset` bytes from their start. Stops at the end of the shorter one. No
+/// decision may depend on the result, as with [`copy_parts`].
+pub fn spread_part(from: IoPart<'_>, parts: &[IoPart<'_>], mut offset: usize) {
+    let mut done = 0;
+    for part in parts {
+        let Some(room) = part.len().checked_sub(offset).filter(|room| *room > 0) else {
+            offset -= part.len();
+            continue;
+        };
+        let now = room.min(from.len() - done);
+        // SAFETY: offset + now <= part.len() and done + now <= from.len(), and parts borrow their memory.
+        // `copy` accepts overlapping memory.
+        unsafe { std::ptr::copy(from.base().add(done), part.base().add(offset), now) };
+        done += now;
+        offset = 0;
+        if done == from.len() {
+            return;
+        }
+    }
+}
+
+/// Returns the ones' complement sum of the 16-bit words from `offset` to the end of `part`, big-endian, the
+/// last one filled up with a zero byte (RFC 1071). For memory that no guest can change: reads it once, but
+/// after it was written.
+pub fn sum_part(part: IoPart<'_>, offset: usize) -> u16 {
+    const LANES: usize = 4;
+    /// Eight bytes of any alignment.
+    #[repr(C, packed)]
+    #[derive(Clone, Copy)]
+    struct Word(u64);
+
+    let len = part.len().saturating_sub(offset);
+    let base = part.base().wrapping_add(offset);
+    // Several sums, so that additions do not wait for each other.
+    let mut sums = [0_u128; LANES];
+    let whole = len / (8 * LANES) * LANES;
+    for group in (0..whole).step_by(LANES) {
+        for (lane, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: the word ends at or before `len`, and the part borrows its memory.
+            let Word(word) = unsafe { base.cast::<Word>().add(group + lane).read_volatile() };
+            *sum += u128::from(word);
+        }
+    }
+    let mut last = [0; 8 * LANES];
+    let rest = len - whole * 8;
+    for (at, byte) in last[..rest].iter_mut().enumerate() {
+        // SAFETY: within the part, as before.
+        *byte = unsafe { base.add(whole * 8 + at).read_volatile() };
+    }
+    let (words, _) = last.as_chunks();
+    let rest = words.iter().map(|word| u128::from(u64::from_ne_bytes(*word)));
+    let mut sum = sums.into_iter().chain(rest).sum::<u128>();
+    while sum > 0xffff {
+        // In large steps first.
+        let bits = if sum > u128::from(u64::MAX) { 64 } else { 16 };
+        sum = (sum & ((1 << bits) - 1)) + (sum >> bits);
+    }
+    // The order of bytes in a word matters only for the result.
+    u16::from_be_bytes((sum as u16).to_ne_bytes())
+}
+
 /// Returns the first two bytes of a buffer with at least that many. Each frame's header begins with them.
 #[inline(always)]
 pub fn read_two(parts: &[IoPart<'_>]) -> [u8; 2] {
@@ -241,6 +302,21 @@ mod tests {
     }
 
     #[test]
+    fn sums_any_range() {
+        let mut bytes: Vec<u8> = (0..70_000).map(|i| (i * 7 + i / 251) as u8).collect();
+        for (from, to) in [(0, 0), (0, 1), (1, 2), (3, 12), (0, 8), (5, 69_998), (1, 70_000)] {
+            let mut expected: u64 = 0;
+            for pair in bytes[from..to].chunks(2) {
+                expected += u64::from(pair[0]) << 8 | pair.get(1).map_or(0, |low| u64::from(*low));
+            }
+            while expected > 0xffff {
+                expected = (expected & 0xffff) + (expected >> 16);
+            }
+            assert_eq!(u64::from(sum_part(IoPart::from_slice(&mut bytes[..to]), from)), expected, "{from}");
+        }
+    }
+
+    #[test]
     fn copies_out_as_far_as_both_go_and_leaves_a_rest() {
         let (mut a, mut b) = ([1u8, 2, 3], [4u8, 5, 6, 7]);
         let parts = [IoPart::from_slice(&mut a), IoPart::from_slice(&mut b)];
@@ -254,6 +330,23 @@ mod tests {
         assert_eq!(copy_out(&[parts[1].skip(2).unwrap()], &mut rest), 2);
         assert_eq!(rest, [6, 7]);
         assert!(parts[1].skip(4).is_none() && parts[1].skip(5).is_none());
+    }
+
+    #[test]
+    fn spreads_a_part_from_any_offset_as_far_as_both_go() {
+        for (offset, len, expected) in [
+            (0, 7, [1, 2, 3, 4, 5, 6, 7]),
+            (2, 3, [0, 0, 1, 2, 3, 0, 0]),
+            (3, 4, [0, 0, 0, 1, 2, 3, 4]),
+            (5, 7, [0, 0, 0, 0, 0, 1, 2]),
+            (7, 7, [0; 7]),
+        ] {
+            let (mut a, mut b) = ([0u8; 3], [0u8; 4]);
+            let mut from = [1, 2, 3, 4, 5, 6, 7];
+            let parts = [IoPart::from_slice(&mut a), IoPart::from_slice(&mut b)];
+            spread_part(IoPart::from_slice(&mut from[..len]), &parts, offset);
+            assert_eq!([&a[..], &b].concat(), expected, "{len} to {offset}");
+        }
     }
 
     #[test]

@@ -74,12 +74,15 @@ pub struct Args {
     /// Network device. Repeatable
     ///
     /// tap=NAME: a TAP interface, created if it does not exist. macvtap=NAME: an existing macvtap interface;
-    /// the guest gets its MAC address. socket=PATH: a vhost-user back-end that listens there. If the back-end
-    /// disappears, volt-vmm reconnects; the guest keeps running, and its link stays up.
+    /// the guest gets its MAC address. stream=PATH[,listen]: the stream socket of a peer such as passt,
+    /// gvproxy or QEMU, which gets each frame behind its length. dgram=PATH,local=PATH[,vfkit]: a peer that
+    /// gets a frame in each datagram, and the own socket that it sends to. socket=PATH: a vhost-user back-end
+    /// that listens there. If the back-end disappears, volt-vmm reconnects; the guest keeps running, and its
+    /// link stays up.
     ///
     /// With tap= and macvtap=, vhost-net=on lets the kernel move the frames if it can, and vhost-net=require
-    /// fails if it cannot. Without vhost-net, rx-rate=RATE and tx-rate=RATE limit the frames to and from the
-    /// guest: 100Mbit, 1Gbit:256K (with a burst in bytes), 20kpps or 100Mbit+20kpps. Also without vhost-net,
+    /// fails if it cannot. Without vhost-net and socket=, rx-rate=RATE and tx-rate=RATE limit the frames to
+    /// and from the guest: 100Mbit, 1Gbit:256K (with a burst in bytes), 20kpps or 100Mbit+20kpps. Also then,
     /// guard=on,guest-ip=ADDRESS[+ADDRESS...] refuses frames with which the guest pretends to be another host
     /// than the one with these addresses.
     ///

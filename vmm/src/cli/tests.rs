@@ -1,4 +1,5 @@
 use volt_http::Method;
+use volt_net::port::peer_options::PeerOptions;
 
 use super::*;
 use crate::config::{NetPortConfig, NetSocketConfig, PortKind};
@@ -158,7 +159,25 @@ fn interfaces_of_all_kinds_go_together() {
     assert_eq!((port(&nets[1]).vhost_net, port(&nets[3]).vhost_net), (VhostNet::On, VhostNet::Off));
     assert_eq!((socket(&nets[2]).socket.to_str(), socket(&nets[2]).queues), (Some("/run/a"), 2));
     assert_eq!((port(&nets[3]).name.as_str(), port(&nets[3]).queues), ("tap0", 4));
-    assert_eq!((port(&nets[4]).kind, port(&nets[4]).vhost_net), (PortKind::Macvtap, VhostNet::Require));
+    assert_eq!(
+        (port(&nets[4]).kind.clone(), port(&nets[4]).vhost_net),
+        (PortKind::Macvtap, VhostNet::Require)
+    );
+}
+
+#[test]
+fn peers_have_options_of_their_own() {
+    let nets = config(&[
+        "--net",
+        "stream=/run/p,mac=02:00:00:00:00:01,listen,mtu=1400",
+        "--net",
+        "dgram=/run/d,local=/run/l,vfkit,guard=on,guest-ip=192.0.2.10",
+    ])
+    .nets;
+    let PortKind::Peer(PeerOptions::Stream(stream)) = &port(&nets[0]).kind else { panic!() };
+    assert!(stream.listen && port(&nets[0]).mtu == Some(1400) && nets[0].name() == "/run/p");
+    let PortKind::Peer(PeerOptions::Datagram(datagram)) = &port(&nets[1]).kind else { panic!() };
+    assert!(datagram.vfkit && datagram.local.to_str() == Some("/run/l") && port(&nets[1]).guard.is_some());
 }
 
 /// The guest finds its devices in the order of the command line, for every order of the three options.
@@ -195,6 +214,11 @@ fn wrong_values_are_named_with_what_would_be_right() {
         (["--net-socket", "s,mtu=67"], "mtu=67"),
         (["--net-socket", "s,queues=0"], "queues=0"),
         (["--net-socket", "s,queues=128"], "queues=128 is not a number from 1 to 127"),
+        (["--net", "stream=p,connect"], "unknown option 'connect'"),
+        (["--net", "stream=p,queues=2"], "one queue pair"),
+        (["--net", "stream=p,vhost-net=on"], "moves no frames"),
+        (["--net", "dgram=p,vfkit"], "local=PATH"),
+        (["--net", "dgram=p,local=p"], "must differ"),
         (["--net", "tap=t,queues=65536"], "queues=65536 is not a number from 1 to 127"),
         (["--net-socket", "s,queues=2,queues=3"], "given twice"),
         (["--net-socket", "s,link-down-after=soon"], "link-down-after=soon"),

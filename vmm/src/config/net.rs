@@ -12,6 +12,7 @@ use volt_net::config::{MIN_MTU, Mac, MacError};
 use volt_net::filter::is_host;
 use volt_net::filter::volt_filter::setup::ADDRESSES;
 use volt_net::limiter::{Rate, RateError, RateLimits};
+use volt_net::port::peer_options::{PeerOptionError, PeerOptions};
 
 /// Most queue pairs of a device, with an interface or with a back-end.
 pub const MAX_QUEUE_PAIRS: u16 = MAX_PAIRS;
@@ -29,11 +30,19 @@ pub enum NetDeviceConfig {
 }
 
 impl NetDeviceConfig {
-    /// Returns the name of the interface, or the path of the socket.
+    /// Returns the name of the interface, or the path of the socket of the back-end or peer.
     pub fn name(&self) -> String {
         match self {
             NetDeviceConfig::Port(port) => port.name.clone(),
             NetDeviceConfig::Socket(socket) => socket.socket.display().to_string(),
+        }
+    }
+
+    /// Returns the peer, if there is one.
+    pub fn peer(&self) -> Option<&PeerOptions> {
+        match self {
+            NetDeviceConfig::Port(NetPortConfig { kind: PortKind::Peer(peer), .. }) => Some(peer),
+            _ => None,
         }
     }
 
@@ -77,20 +86,24 @@ impl NetDeviceConfig {
 }
 
 /// A kind of interface.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PortKind {
     /// A TAP interface, created if it does not exist.
     Tap,
     /// An existing macvtap interface.
     Macvtap,
+    /// The socket of a peer: another program, without an interface.
+    Peer(PeerOptions),
 }
 
 impl PortKind {
     /// Returns its name in `--net`.
-    pub fn name(self) -> &'static str {
+    pub fn name(&self) -> &'static str {
         match self {
             PortKind::Tap => "tap",
             PortKind::Macvtap => "macvtap",
+            PortKind::Peer(PeerOptions::Stream(_)) => "stream",
+            PortKind::Peer(PeerOptions::Datagram(_)) => "dgram",
         }
     }
 }
@@ -112,7 +125,7 @@ pub enum VhostNet {
 pub struct NetPortConfig {
     /// The kind of interface.
     pub kind: PortKind,
-    /// The name of the interface.
+    /// The name of the interface, or the path of the peer's socket.
     pub name: String,
     /// The guest's address. By default, the macvtap's own, or a random one.
     pub mac: Option<Mac>,
@@ -149,14 +162,18 @@ pub struct NetSocketConfig {
 #[derive(Debug, Error, PartialEq, Eq)]
 #[expect(missing_docs, reason = "each text says what its variant and fields mean")]
 pub enum NetOptionError {
-    #[error("'{0}' does not name an interface or back-end: begin with tap=NAME, macvtap=NAME or socket=PATH")]
+    #[error(
+        "'{0}' does not name an interface or socket: begin with tap=NAME, macvtap=NAME, stream=PATH, \
+         dgram=PATH or socket=PATH"
+    )]
     Kind(String),
     #[error("no interface or socket is named before '{0}'")]
     NoName(String),
     #[error(
-        "unknown option '{0}': a network device has mac=, mtu= and queues=; with tap= and macvtap= also \
-         vhost-net=, rx-rate=, tx-rate=, guard= and guest-ip=; with socket= also link-down-after= (a path \
-         cannot contain a comma)"
+        "unknown option '{0}': a network device has mac=, mtu= and queues=; except with socket= also \
+         rx-rate=, tx-rate=, guard= and guest-ip=; with tap= and macvtap= also vhost-net=; with stream= also \
+         listen; with dgram= also local= and vfkit; with socket= also link-down-after= (a path cannot \
+         contain a comma)"
     )]
     Option(String),
     #[error("the option '{0}' is given twice")]
@@ -179,6 +196,8 @@ pub enum NetOptionError {
     NoGuard,
     #[error("{option}= cannot be combined with {kind}=: {why}")]
     Combination { option: &'static str, kind: &'static str, why: &'static str },
+    #[error("{0}= {1}")]
+    Peer(&'static str, #[source] PeerOptionError),
     #[error(transparent)]
     Mac(#[from] MacError),
     #[error(transparent)]
@@ -195,6 +214,14 @@ impl FromStr for NetDeviceConfig {
             NetDeviceConfig::tap(rest)
         } else if let Some(rest) = of_kind("macvtap=") {
             port(PortKind::Macvtap, rest)
+        } else if let Some(rest) = of_kind("stream=") {
+            let (own, rest) = apart(rest, |word| word == "listen");
+            let stream = own.parse().map_err(|error| NetOptionError::Peer("stream", error))?;
+            port(PortKind::Peer(PeerOptions::Stream(stream)), &rest)
+        } else if let Some(rest) = of_kind("dgram=") {
+            let (own, rest) = apart(rest, |word| word == "vfkit" || word.starts_with("local="));
+            let datagram = own.parse().map_err(|error| NetOptionError::Peer("dgram", error))?;
+            port(PortKind::Peer(PeerOptions::Datagram(datagram)), &rest)
         } else if let Some(rest) = of_kind("socket=") {
             NetDeviceConfig::socket(rest)
         } else {
@@ -216,11 +243,27 @@ impl FromStr for VhostNet {
     }
 }
 
+/// Sorts the words after the path: those that are a peer's, and those of every device.
+fn apart(text: &str, is_own: impl Fn(&str) -> bool) -> (String, String) {
+    let (path, words) = text.split_once(',').map_or((text, None), |(path, words)| (path, Some(words)));
+    let words = words.into_iter().flat_map(|words| words.split(','));
+    let (own, rest): (Vec<_>, Vec<_>) = words.partition(|word| is_own(word));
+    ([&[path], &own[..]].concat().join(","), [&[path], &rest[..]].concat().join(","))
+}
+
 fn port(kind: PortKind, text: &str) -> Result<NetDeviceConfig, NetOptionError> {
     let (name, options) = split(text)?;
     let refuse = |option, why| NetOptionError::Combination { option, kind: kind.name(), why };
     if options.link_down_after.is_some() {
         return Err(refuse("link-down-after", "the link is always down while the interface does not exist"));
+    }
+    if let PortKind::Peer(_) = kind {
+        if options.queues.is_some_and(|queues| queues > 1) {
+            return Err(refuse("queues", "a peer has one queue pair"));
+        }
+        if options.vhost_net.is_some_and(|vhost_net| vhost_net != VhostNet::Off) {
+            return Err(refuse("vhost-net", "the kernel moves no frames between a guest and a peer"));
+        }
     }
     let vhost_net = options.vhost_net.unwrap_or_default();
     if let Some(option) = options.rate().filter(|_| vhost_net != VhostNet::Off) {

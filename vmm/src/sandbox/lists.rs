@@ -23,7 +23,7 @@ pub static VCPU: Role = Role {
 pub static FRAMES: Role = Role {
     name: "frames",
     what: "moves the frames of a queue pair",
-    parts: &[&parts::FRAMES, &TERMINAL, &MEMORY, &ABORT, &BACKTRACE],
+    parts: &[&parts::FRAMES, &parts::SOCKET_FRAMES, &TERMINAL, &MEMORY, &ABORT, &BACKTRACE],
 };
 
 /// The thread of any other kind of virtqueue.
@@ -78,6 +78,7 @@ pub static MAIN: Role = Role {
     what: "runs the console and the API, and starts, adds and removes devices",
     parts: &[
         &parts::FRAMES,
+        &parts::SOCKET_FRAMES,
         &PROCESSOR,
         &SERVING,
         &CONNECTION,

@@ -75,6 +75,14 @@ impl<const FILTERED: bool> PortQueue for CaptureQueue<FILTERED> {
         Ok(len)
     }
 
+    fn flush(&self) -> io::Result<()> {
+        self.queue.flush()
+    }
+
+    fn release(&self) {
+        self.queue.release();
+    }
+
     fn probe(&self) -> io::Result<()> {
         self.queue.probe()
     }
@@ -85,6 +93,10 @@ impl<const FILTERED: bool> PortQueue for CaptureQueue<FILTERED> {
         if wanted && !(is_rx && self.ring.mark_held(reason)) {
             self.ring.write(&entry(&self.options, is_rx, Fate::Dropped(reason), len), parts);
         }
+    }
+
+    fn tells_room(&self) -> bool {
+        self.queue.tells_room()
     }
 
     fn wakers(&self) -> Vec<BorrowedFd<'_>> {

@@ -7,7 +7,7 @@ use log::{debug, info, warn};
 use volt_virtio::features::Features;
 
 use super::NetDevice;
-use crate::port::state::Reopening;
+use crate::port::Reopener;
 
 impl NetDevice {
     /// Sets the port's offloads to the acknowledged ones, for frames that arrive from now on. Pairs started
@@ -50,8 +50,8 @@ impl NetDevice {
         self.trouble.take_port_gone()
     }
 
-    /// Returns the data that another process needs to reopen the port for this one.
-    pub fn reopening(&self) -> Option<Reopening> {
+    /// Returns who can reopen the port.
+    pub fn reopening(&self) -> Reopener<'_> {
         self.port.reopening()
     }
 
@@ -63,10 +63,7 @@ impl NetDevice {
     /// Fails if the descriptors are not queues of this port.
     pub fn adopt_port(&mut self, queues: Vec<OwnedFd>) -> io::Result<()> {
         self.port.adopt(queues)?;
-        info!(
-            event = "interface_opened_again", interface = self.port.name();
-            "{}: opened again", self.port.name()
-        );
+        self.is_open_again();
         Ok(())
     }
 
@@ -77,10 +74,16 @@ impl NetDevice {
     /// Fails while the port cannot be opened.
     pub fn reopen_port(&mut self) -> io::Result<()> {
         self.port.reopen()?;
+        self.is_open_again();
+        Ok(())
+    }
+
+    fn is_open_again(&self) {
+        // This thread alone counts here.
+        self.counters.of(0).reopened.add(1);
         info!(
             event = "interface_opened_again", interface = self.port.name();
             "{}: opened again", self.port.name()
         );
-        Ok(())
     }
 }

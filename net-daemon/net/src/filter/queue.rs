@@ -244,8 +244,20 @@ impl PortQueue for FilterQueue {
         }
     }
 
+    fn flush(&self) -> io::Result<()> {
+        self.queue.any().flush()
+    }
+
+    fn release(&self) {
+        self.queue.any().release();
+    }
+
     fn probe(&self) -> io::Result<()> {
         self.queue.any().probe()
+    }
+
+    fn tells_room(&self) -> bool {
+        self.queue.any().tells_room()
     }
 
     fn wakers(&self) -> Vec<BorrowedFd<'_>> {

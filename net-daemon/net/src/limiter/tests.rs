@@ -21,7 +21,7 @@ fn rate(text: &str) -> Rate {
 }
 
 fn readable(timer: BorrowedFd<'_>, within: Duration) -> bool {
-    let within = Timespec::try_from(within).unwrap();
+    let within = rustix::time::Timespec::try_from(within).unwrap();
     poll(&mut [PollFd::new(&timer, PollFlags::IN)], Some(&within)) == Ok(1)
 }
 

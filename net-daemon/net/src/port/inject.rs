@@ -138,8 +138,20 @@ impl PortQueue for InjectedQueue {
         }
     }
 
+    fn flush(&self) -> io::Result<()> {
+        self.queue.flush()
+    }
+
+    fn release(&self) {
+        self.queue.release();
+    }
+
     fn probe(&self) -> io::Result<()> {
         self.queue.probe()
+    }
+
+    fn tells_room(&self) -> bool {
+        self.queue.tells_room()
     }
 
     fn wakers(&self) -> Vec<BorrowedFd<'_>> {

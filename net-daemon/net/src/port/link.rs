@@ -67,6 +67,29 @@ pub(super) fn driver(name: &str) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
+/// Returns the number of the interface's queues that receive and send (`ETHTOOL_GCHANNELS`), if its driver
+/// tells.
+pub(super) fn queues(name: &str) -> Option<u32> {
+    const GCHANNELS: u32 = 0x3c;
+    /// `struct ethtool_channels` from `linux/ethtool.h`.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Channels {
+        command: u32,
+        /// The most receive, transmit, other and combined ones.
+        most: [u32; 4],
+        rx: u32,
+        tx: u32,
+        other: u32,
+        combined: u32,
+    }
+    let mut channels = Channels { command: GCHANNELS, ..Channels::default() };
+    let mut request = request(name);
+    request.ifr_ifru.ifru_data = (&raw mut channels).cast();
+    ioctl(&socket().ok()?, libc::SIOCETHTOOL, &mut request).ok()?;
+    Some(channels.rx.min(channels.tx) + channels.combined).filter(|queues| *queues > 0)
+}
+
 /// Returns the interface's MTU in bytes.
 pub(super) fn mtu(socket: &OwnedFd, name: &str) -> io::Result<i32> {
     let mut request = request(name);

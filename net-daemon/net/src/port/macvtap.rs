@@ -18,7 +18,7 @@ use volt_virtio::features::Features;
 use crate::config::Mac;
 use crate::port::state::{MacvtapState, PortState, Reopening};
 use crate::port::tap::{Tap, TapError, ioctl};
-use crate::port::{Port, PortQueue, link};
+use crate::port::{Port, PortQueue, Reopener, link};
 use crate::state::{Exporter, Importer, StateError};
 
 /// The name of the driver of macvtap and macvlan interfaces.
@@ -226,8 +226,8 @@ impl Port for Macvtap {
         self.adopt(Macvtap::open_again(self.name(), self.queues)?)
     }
 
-    fn reopening(&self) -> Option<Reopening> {
-        Some(Reopening::Macvtap { name: self.name().to_owned(), queues: self.queues })
+    fn reopening(&self) -> Reopener<'_> {
+        Reopener::Process(Reopening::Macvtap { name: self.name().to_owned(), queues: self.queues }, None)
     }
 
     fn adopt(&mut self, queues: Vec<OwnedFd>) -> io::Result<()> {

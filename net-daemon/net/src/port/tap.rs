@@ -15,7 +15,7 @@ use volt_virtio::features::Features;
 use crate::port::queue::FdQueue;
 pub use crate::port::state::TapOptions;
 use crate::port::state::{PortState, Reopening, TapState};
-use crate::port::{HEADER_LEN, Port, PortQueue, link};
+use crate::port::{HEADER_LEN, Port, PortQueue, Reopener, link};
 use crate::state::{Exporter, Importer, StateError};
 
 pub(super) mod ioctl;
@@ -280,8 +280,9 @@ impl Port for Tap {
         self.adopt(Tap::open_again(options, self.existed)?)
     }
 
-    fn reopening(&self) -> Option<Reopening> {
-        Some(Reopening::Tap { options: self.options.clone()?, existed: self.existed })
+    fn reopening(&self) -> Reopener<'_> {
+        let Some(options) = self.options.clone() else { return Reopener::Nobody };
+        Reopener::Process(Reopening::Tap { options, existed: self.existed }, None)
     }
 
     fn adopt(&mut self, queues: Vec<OwnedFd>) -> io::Result<()> {

@@ -5,6 +5,7 @@ use std::io;
 use thiserror::Error;
 use volt_net::builder::BuildError;
 use volt_net::port::macvtap::MacvtapError;
+use volt_net::port::peer::PeerError;
 use volt_virtio::features::{Class, Features};
 
 use crate::opener::VHOST_NET;
@@ -24,6 +25,15 @@ pub enum PortError {
     /// The macvtap interface cannot be used.
     #[error(transparent)]
     Macvtap(#[from] MacvtapError),
+    /// The peer's socket cannot be used.
+    #[error("network peer {name}")]
+    Peer {
+        /// Path of the peer's socket.
+        name: String,
+        /// The error.
+        #[source]
+        source: PeerError,
+    },
     /// vhost-net is required, and cannot be used.
     #[error("{label}: vhost-net=require, but vhost-net cannot be used")]
     VhostNet {

@@ -5,6 +5,7 @@
 //! requests a reset.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use volt_net::config::{NetConfig, STATUS_LINK_UP};
 use volt_net::counters::{Counter, Counters};
 use volt_net::device::DeviceError;
 use volt_net::limiter::{LimitsChange, RateLimits};
+use volt_net::port::Reopener;
 use volt_net::virtio_net::{Activation, QueueSetup, VirtioNet};
 use volt_virtio::error_chain;
 use volt_virtio::features::Features;
@@ -197,7 +199,10 @@ impl Drop for InProcess {
 
 impl Shared {
     fn watch(&self, poller: &Poller<Token>) {
-        let mut gone = false;
+        let mut gone = self.device().device().port().is_gone();
+        if gone {
+            self.set_link(false);
+        }
         loop {
             let (mut woken, mut ring, mut quit) = (false, false, false);
             let waited = poller.wait(gone.then_some(RETRY), |token, _| match token {
@@ -246,17 +251,7 @@ impl Shared {
     }
 
     fn reopen(&self) -> bool {
-        let what = self.device().device().reopening();
-        let opened = match what {
-            // Without the lock of the device, which the driver may need meanwhile.
-            Some(what) => {
-                let queues = opener::open_interface(&what);
-                queues.and_then(|queues| self.device().adopt_port(queues))
-            }
-            // A port that reopens itself.
-            None => self.device().reopen_port(),
-        };
-        match opened {
+        match self.open() {
             Ok(()) => {
                 self.set_link(true);
                 true
@@ -266,6 +261,18 @@ impl Shared {
                 false
             }
         }
+    }
+
+    fn open(&self) -> io::Result<()> {
+        let mut device = self.device();
+        let (what, given) = match device.device().reopening() {
+            Reopener::Process(what, given) => (what, given.map(|fd| fd.try_clone_to_owned()).transpose()?),
+            Reopener::Port | Reopener::Nobody => return device.reopen_port(),
+        };
+        // The driver may need the device meanwhile.
+        drop(device);
+        let queues = opener::open_interface(&what, given.as_ref().map(AsFd::as_fd))?;
+        self.device().adopt_port(queues)
     }
 
     /// Sets the guest's link up or down (virtio 1.2, 5.1.4).

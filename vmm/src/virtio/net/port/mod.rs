@@ -21,9 +21,12 @@ use volt_net::config::{Mac, NetConfig, STATUS_LINK_UP};
 use volt_net::device::{DeviceError, NetDevice};
 use volt_net::limiter::{LimitsChange, RateLimits};
 use volt_net::port::macvtap::Macvtap;
+use volt_net::port::peer::PeerPort;
+use volt_net::port::peer_options::PeerOptions;
 use volt_net::port::tap::{Tap, TapError, TapOptions};
 use volt_net::virtio_net::VirtioNet;
 use volt_program::display::of;
+use volt_program::unix::SocketFile;
 use volt_virtio::error_chain;
 use volt_virtio::features::{Class, Features};
 use volt_virtio::notify::Notifier;
@@ -112,6 +115,17 @@ pub struct Net {
     path: Arc<dyn DataPath>,
     /// Has the same path for other threads, which may outlive this device.
     handle: Arc<Handle>,
+    /// The file of the socket for the peer.
+    own: Option<OwnSocket>,
+}
+
+/// The file of an own socket, which is removed with its device.
+struct OwnSocket(SocketFile);
+
+impl Drop for OwnSocket {
+    fn drop(&mut self) {
+        opener::remove_socket(&self.0);
+    }
 }
 
 impl Net {
@@ -126,10 +140,17 @@ impl Net {
         }
         let wake = convert::notifier(&EventFd::new(EFD_NONBLOCK)?)?;
         let NetPortConfig { mac, mtu, queues, .. } = *config;
-        let builder = match config.kind {
+        let mut own = None;
+        let builder = match &config.kind {
             PortKind::Tap => VirtioNetBuilder::over(open_tap(config)?),
             PortKind::Macvtap => {
-                let port = Macvtap::open_by(&config.name, queues.into(), opener::open_interface)?;
+                let port =
+                    Macvtap::open_by(&config.name, queues.into(), |what| opener::open_interface(what, None))?;
+                VirtioNetBuilder::over(port)
+            }
+            PortKind::Peer(peer) => {
+                let (port, file) = open_peer(&config.name, peer)?;
+                own = file;
                 VirtioNetBuilder::over(port)
             }
         };
@@ -139,10 +160,12 @@ impl Net {
         let builder = mtu.into_iter().fold(builder, VirtioNetBuilder::mtu);
         let name = &config.name;
         let device = builder.build().map_err(|source| PortError::Interface { name: name.clone(), source })?;
-        match kernel(&label(name), config)? {
-            Some(kernel) => Ok(Net::in_kernel(name, device.into_device(), kernel, gate)),
-            None => Net::in_process(name, device, wake, gate),
-        }
+        let mut net = match kernel(&label(name), config)? {
+            Some(kernel) => Net::in_kernel(name, device.into_device(), kernel, gate),
+            None => Net::in_process(name, device, wake, gate)?,
+        };
+        net.own = own;
+        Ok(net)
     }
 
     /// Creates a device whose frames the kernel moves.
@@ -212,7 +235,20 @@ impl Net {
         let for_others = RwLock::new(Some(path.clone()));
         let handle = Handle { label: label.clone(), pairs, config: config.clone(), path: for_others };
         let handle = Arc::new(handle);
-        Net { name, label, features, pairs, vring_sizes, mac, config, gate, control: None, path, handle }
+        Net {
+            name,
+            label,
+            features,
+            pairs,
+            vring_sizes,
+            mac,
+            config,
+            gate,
+            control: None,
+            path,
+            handle,
+            own: None,
+        }
     }
 }
 
@@ -229,7 +265,16 @@ fn open_tap(config: &NetPortConfig) -> Result<Tap, PortError> {
     let options =
         TapOptions { name: name.clone(), queues: (*queues).into(), persist: false, mtu: *mtu, owner: None };
     let failed = |source: TapError| PortError::Interface { name: name.clone(), source: source.into() };
-    Tap::open_by(options, opener::open_interface).map_err(failed)
+    Tap::open_by(options, |what| opener::open_interface(what, None)).map_err(failed)
+}
+
+/// Opens a port to a peer. Also returns the file of the own socket, if there is one.
+fn open_peer(name: &str, options: &PeerOptions) -> Result<(PeerPort, Option<OwnSocket>), PortError> {
+    let failed = |source| PortError::Peer { name: name.to_owned(), source };
+    let (own, file) = opener::bind(options).map_err(|error| failed(error.into()))?.unzip();
+    let file = file.map(OwnSocket);
+    let port = PeerPort::open(options.clone(), own, opener::open_interface).map_err(failed)?;
+    Ok((port, file))
 }
 
 /// Starts the log lines of the device with interface `name`.
