@@ -40,7 +40,7 @@ impl Client {
         let mut child = command.stderr(Stdio::piped()).spawn().expect("volt-netd ctl");
         let said = BufReader::new(child.stderr.take().expect("piped"));
         let mut client = Client { child, said, file };
-        client.says("capturing tap0");
+        client.says("capturing ");
         client
     }
 

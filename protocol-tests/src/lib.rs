@@ -38,6 +38,7 @@ pub mod daemon;
 pub mod device;
 pub mod dirty_log;
 pub mod echo_guest;
+pub mod far_end;
 pub mod frame;
 pub mod front_peer;
 pub mod frontend;

@@ -100,6 +100,15 @@ impl Netns {
         self.ip(&format!("link set dev {name} mtu 9000 up"))
     }
 
+    /// Makes a veth pair, with one queue or four, and sets it up.
+    pub fn add_veth(&self, name: &str, peer: &str, multi_queue: bool) -> io::Result<()> {
+        let queues = if multi_queue { 4 } else { 1 };
+        let queues = format!("numrxqueues {queues} numtxqueues {queues}");
+        self.ip(&format!("link add {name} {queues} type veth peer name {peer} {queues}"))?;
+        self.ip(&format!("link set dev {peer} up"))?;
+        self.ip(&format!("link set dev {name} up"))
+    }
+
     /// Opens a queue of a TAP with flags like [`TAP_FLAGS`]. Without [`Netns::add_tap`] this creates the TAP,
     /// which ends with its last descriptor.
     pub fn open_tap(&self, name: &str, flags: i16) -> io::Result<OwnedFd> {

@@ -1,17 +1,18 @@
-//! The environment of most tests of volt-netd: a namespace with a TAP, the daemon on it, and the wire behind
-//! it.
+//! The environment of most tests of volt-netd: a namespace with a TAP or another port, the daemon on it, and
+//! the wire behind it.
 //!
-//! [`Rig::new`] builds it, [`Rig::session`] connects a scripted front-end, [`Rig::both_ways`] moves frames
-//! and compares them byte by byte. Tests of hostile input end with [`Rig::well`].
+//! [`Rig::new`] or [`Rig::on`] builds it, [`Rig::session`] connects a scripted front-end, [`Rig::both_ways`]
+//! moves frames and compares them byte by byte. Tests of hostile input end with [`Rig::well`].
 
 use std::fs::{File, read_link};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::daemon::{Daemon, Usage, next_netd};
+use crate::far_end::{PortKind, Wire};
 use crate::frame::{NetHeader, number_of, numbered};
 use crate::frontend::Frontend;
-use crate::netns::{Netns, TapWire};
+use crate::netns::Netns;
 use crate::session::{Session, Setup};
 
 /// Time limit of every wait. On a quiet machine no wait comes near it, and no test may depend on its expiry:
@@ -20,13 +21,15 @@ pub const LIMIT: Duration = Duration::from_secs(60);
 /// Time to wait for an event that must not happen.
 pub const QUIET: Duration = Duration::from_millis(120);
 
-/// A daemon with a TAP called `tap0` in a separate namespace.
+/// A daemon with a port in a separate namespace. A TAP is called `tap0`.
 #[derive(Debug)]
 pub struct Rig {
     /// The daemon. Fields are dropped in this order.
     pub daemon: Daemon,
-    /// The far side of the TAP.
-    pub wire: TapWire,
+    /// The far side of the port.
+    pub wire: Wire,
+    /// The kind of the port.
+    pub port: PortKind,
     /// The namespace.
     pub netns: Netns,
     /// The directory with the socket.
@@ -42,12 +45,29 @@ impl Rig {
     /// # Panics
     /// If the daemon does not start.
     pub fn new(test: &str, arguments: &[&str]) -> Option<Rig> {
+        Rig::on(PortKind::Tap, test, arguments)
+    }
+
+    /// Like [`Rig::new`], on another kind of port.
+    ///
+    /// # Panics
+    /// As [`Rig::new`].
+    pub fn on(port: PortKind, test: &str, arguments: &[&str]) -> Option<Rig> {
+        if port != PortKind::Tap && std::env::var_os("VOLT_NETD_BEFORE").is_some() {
+            eprintln!("SKIP {test}: an earlier volt-netd may not have {port:?}");
+            return None;
+        }
         let netns = namespace(test)?;
-        netns.add_tap("tap0", arguments.contains(&"--queues")).expect("a TAP in a namespace of our own");
+        if port == PortKind::Xdp && !rustix::process::geteuid().is_root() {
+            eprintln!("SKIP {test} by AF_XDP: not root");
+            return None;
+        }
         let dir = tempfile::tempdir().expect("a directory");
-        let daemon = start(&netns, &dir.path().join("s"), arguments);
-        let wire = netns.wire("tap0").expect("a packet socket on the TAP");
-        Some(Rig { daemon, wire, netns, dir, next_number: 1_000_000 })
+        Wire::add_interface(port, &netns, arguments.contains(&"--queues")).expect("an interface of our own");
+        let peer = Wire::peer(port, dir.path()).expect("a socket in a directory of our own");
+        let daemon = start(port, &netns, &dir.path().join("s"), arguments);
+        let wire = peer.unwrap_or_else(|| Wire::of_interface(port, &netns).expect("a packet socket"));
+        Some(Rig { daemon, wire, port, netns, dir, next_number: 1_000_000 })
     }
 
     /// Starts another daemon after one has been stopped.
@@ -55,7 +75,16 @@ impl Rig {
     /// # Panics
     /// If it does not start.
     pub fn restart(&mut self, arguments: &[&str]) {
-        self.daemon = start(&self.netns, &self.socket(), arguments);
+        self.daemon = start(self.port, &self.netns, &self.socket(), arguments);
+    }
+
+    /// Makes the interface again after a test has deleted it.
+    ///
+    /// # Panics
+    /// If it cannot be made.
+    pub fn add_port_again(&mut self) {
+        Wire::add_interface(self.port, &self.netns, false).expect("the interface again");
+        self.wire = Wire::of_interface(self.port, &self.netns).expect("a packet socket");
     }
 
     /// Returns the path of the daemon's socket.
@@ -209,9 +238,10 @@ impl Rig {
     }
 }
 
-fn start(netns: &Netns, socket: &Path, arguments: &[&str]) -> Daemon {
+fn start(port: PortKind, netns: &Netns, socket: &Path, arguments: &[&str]) -> Daemon {
     let mut command = netns.command(next_netd());
-    command.args(["--tap", "tap0", "--log-level", "debug", "--socket"]).arg(socket);
+    command.args(port.options(socket.parent().expect("a directory")));
+    command.args(["--log-level", "debug", "--socket"]).arg(socket);
     for argument in arguments {
         match *argument {
             "{control}" => command.arg(socket.with_file_name("c")),
@@ -224,7 +254,9 @@ fn start(netns: &Netns, socket: &Path, arguments: &[&str]) -> Daemon {
     // It has opened all its descriptors only after it has served a front-end.
     Frontend::connect(socket, LIMIT).and_then(|frontend| frontend.sync()).expect("volt-netd answers");
     assert!(daemon.logged(0, &["front-end gone"], LIMIT).is_some(), "{}", daemon.log());
-    netns.wait_until_up("tap0", LIMIT).expect("the daemon serves the TAP");
+    if port == PortKind::Tap {
+        netns.wait_until_up("tap0", LIMIT).expect("the daemon serves the TAP");
+    }
     daemon
 }
 

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::daemon::{Daemon, child, next_netd, poll_until, program};
+use crate::far_end::FarEnd;
 use crate::frame::{ETHERTYPE, NetHeader, number_of, numbered};
-use crate::netns::TapWire;
 use crate::rig::{LIMIT, QUIET, Rig};
 use crate::session::Session;
 
@@ -144,7 +144,7 @@ impl Flow {
     ///
     /// # Panics
     /// If a ring breaks, or a frame does not belong to this flow.
-    pub fn pump(&mut self, session: &mut Session, wire: &TapWire) {
+    pub fn pump(&mut self, session: &mut Session, wire: &dyn FarEnd) {
         let tx = session.tx(0);
         for _ in 0..4 {
             if self.offered - self.used < 100 {
@@ -170,7 +170,7 @@ impl Flow {
         &mut self,
         rate: u32,
         session: &mut Session,
-        wire: &TapWire,
+        wire: &dyn FarEnd,
         mut over: impl FnMut() -> bool,
     ) {
         let room = u32::from(session.tx(0).ring.layout().size) * 3 / 4;
@@ -197,7 +197,7 @@ impl Flow {
         self.gaps.map(|(_, longest)| longest)
     }
 
-    fn collect(&mut self, session: &mut Session, wire: &TapWire) {
+    fn collect(&mut self, session: &mut Session, wire: &dyn FarEnd) {
         let before = [self.out.len(), self.got.len()];
         self.take(session, wire);
         let came = [self.out.len() > before[0], self.got.len() > before[1]];
@@ -207,7 +207,7 @@ impl Flow {
         }
     }
 
-    fn take(&mut self, session: &mut Session, wire: &TapWire) {
+    fn take(&mut self, session: &mut Session, wire: &dyn FarEnd) {
         while let Some(used) = session.tx(0).try_used().expect("an intact transmit ring") {
             assert_eq!(used.len, 0, "nothing is written to a transmit chain");
             session.tx(0).parts(used);
@@ -226,7 +226,7 @@ impl Flow {
     ///
     /// # Panics
     /// As [`Flow::pump`].
-    pub fn run(&mut self, session: &mut Session, wire: &TapWire, time: Duration) {
+    pub fn run(&mut self, session: &mut Session, wire: &dyn FarEnd, time: Duration) {
         let end = Instant::now() + time;
         while Instant::now() < end {
             self.pump(session, wire);
@@ -239,7 +239,7 @@ impl Flow {
     ///
     /// # Panics
     /// As [`Flow::pump`], or if they do not move.
-    pub fn run_to(&mut self, session: &mut Session, wire: &TapWire, out: u32, into: u32) {
+    pub fn run_to(&mut self, session: &mut Session, wire: &dyn FarEnd, out: u32, into: u32) {
         let end = Instant::now() + LIMIT;
         while self.offered < out || self.sent < into {
             assert!(Instant::now() < end, "stuck after {} frames out and {} in", self.offered, self.sent);
@@ -251,7 +251,7 @@ impl Flow {
     ///
     /// # Panics
     /// If a chain of the guest is not returned, or an unexpected one is.
-    pub fn settle(mut self, session: &mut Session, wire: &TapWire) -> (Account, Account) {
+    pub fn settle(mut self, session: &mut Session, wire: &dyn FarEnd) -> (Account, Account) {
         let mut quiet = Instant::now() + QUIET;
         let end = Instant::now() + LIMIT;
         let mut seen = 0;

@@ -128,6 +128,42 @@ fn every_kind_with_one_pair() {
     every_kind("every_kind_with_one_pair", 1, Transport::Mmio);
 }
 
+/// Two devices of one guest that are each other's peer, by a stream and by datagrams: ping and TCP between
+/// two namespaces of the guest, and the own sockets are removed at the end.
+#[test]
+fn devices_that_are_each_others_peers() {
+    in_lab("devices_that_are_each_others_peers", || {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = |name: &str| directory.path().join(name).display().to_string();
+        let nets = [
+            format!("stream={},listen", path("s")),
+            format!("stream={}", path("s")),
+            format!("dgram={},local={}", path("a"), path("b")),
+            format!("dgram={},local={}", path("b"), path("a")),
+        ];
+        let mut script = vec![
+            "mkfifo /tmp/open; exec 3<>/tmp/open; ip netns add far; \
+                               dd if=/dev/urandom of=/tmp/data bs=1M count=2"
+                .to_owned(),
+        ];
+        for (near, far, subnet) in [("eth0", "eth1", "10.78.0"), ("eth2", "eth3", "10.78.1")] {
+            script.push(format!(
+                "ip link set {far} netns far; ip netns exec far ip addr add {subnet}.1/24 dev {far}; \
+                 ip netns exec far ip link set {far} up; ip addr add {subnet}.2/24 dev {near}; \
+                 ip link set {near} up; step ping ping -q -w 60 -c 3 {subnet}.1; \
+                 ip netns exec far nc -l -p 7001 <&3 >/tmp/got & listener=$!; sleep 1; \
+                 nc {subnet}.1 7001 </tmp/data; wait $listener; step tcp cmp /tmp/data /tmp/got"
+            ));
+        }
+        let nets: Vec<_> = nets.iter().map(String::as_str).collect();
+        let reports = run(&quick(&script.join("; ")), &nets);
+        for (what, count) in [("ping ok", 2), ("tcp ok", 2)] {
+            assert_eq!(reports.iter().filter(|line| *line == what).count(), count, "{reports:?}");
+        }
+        assert!(["s", "a", "b"].iter().all(|name| !directory.path().join(name).exists()));
+    });
+}
+
 #[test]
 fn every_kind_with_two_pairs() {
     every_kind("every_kind_with_two_pairs", 2, Transport::Pci);

@@ -61,7 +61,7 @@ fn qemu_alone(accel: Accel, flavour: Flavour) {
     address("tap0");
     let traffic = Traffic::new();
     let spec = Spec { flavour, ..Spec::new(&traffic.both_ways()) };
-    let net = QemuNet::Tap { name: "tap0".into(), properties: String::new() };
+    let net = QemuNet::Tap { name: "tap0".into(), vhost: false, properties: String::new() };
     let mut guest = Process::start("qemu", &mut spec.qemu(accel, &net));
     guest.wait_for("VOLT exit 0", PATIENCE);
     assert!(guest.wait_exit(PATIENCE).success());
@@ -110,7 +110,7 @@ fn last_words_reach_a_slow_reader() {
     here(name, || {
         ip(&["tuntap", "add", "tap0", "mode", "tap"]);
         let spec = Spec { flavour: Flavour::Cloud, ..Spec::new(&format!("seq 1 {COUNT}")) };
-        let net = QemuNet::Tap { name: "tap0".into(), properties: String::new() };
+        let net = QemuNet::Tap { name: "tap0".into(), vhost: false, properties: String::new() };
         says_all(&mut spec.qemu(Accel::Tcg, &net), "VOLT exit 0\n");
         if guest_file("initramfs-lab").exists() {
             let mut lab = Command::new(repository().join("scripts/lab"));

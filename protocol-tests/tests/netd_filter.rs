@@ -8,6 +8,7 @@ use std::process::{Command, Output, Stdio};
 
 use protocol_tests::capture::Client;
 use protocol_tests::daemon::{poll_until, program};
+use protocol_tests::far_end::PortKind;
 use protocol_tests::rig::{LIMIT, Rig};
 use protocol_tests::scrape::Scrape;
 use protocol_tests::session::{Session, Setup};
@@ -132,10 +133,18 @@ fn wrong_options_are_refused_by_name() {
 
 #[test]
 fn frames_of_another_are_refused_counted_listed_and_captured() {
+    PortKind::ALL.into_iter().for_each(frames_of_another_are_refused_counted_listed_and_captured_on);
+}
+
+fn frames_of_another_are_refused_counted_listed_and_captured_on(port: PortKind) {
     let test = "frames_of_another_are_refused_counted_listed_and_captured";
     let arguments = [&GUARD[..], &["--metrics", "{metrics}"]].concat();
-    let Some(mut rig) = Rig::new(test, &arguments) else { return };
-    rig.logged(&["tap0 with 1 queue pair", "guarded as 52:54:00:01:02:03 with 192.0.2.10, 2001:db8::10"]);
+    let Some(mut rig) = Rig::on(port, test, &arguments) else { return };
+    let name = port.interface();
+    rig.logged(&[
+        &format!("{name} with 1 queue pair"),
+        "guarded as 52:54:00:01:02:03 with 192.0.2.10, 2001:db8::10",
+    ]);
     let mut session = rig.session(&Setup::default());
     let mut capture = Client::start(&rig, &[]);
     let count = guarded(&mut rig, &mut session);
@@ -153,9 +162,9 @@ fn frames_of_another_are_refused_counted_listed_and_captured() {
     assert_eq!(filter["addresses"], serde_json::json!(["192.0.2.10", "2001:db8::10"]));
     assert_eq!((refused(&rig), &filter["flows_max"]), (count, &16_384.into()), "{filter:#}");
     let scrape = Scrape::new(&rig.metrics(), LIMIT);
-    let labels = "interface=\"tap0\",direction=\"tx\",reason=\"source_mac\"";
+    let labels = format!("interface=\"{name}\",direction=\"tx\",reason=\"source_mac\"");
     assert_eq!(scrape.get(&format!("volt_netd_filter_refused_frames_total{{{labels}}}")), count as f64);
-    assert_eq!(scrape.get("volt_netd_filter_flows_max{interface=\"tap0\"}"), 16_384.0);
+    assert_eq!(scrape.get(&format!("volt_netd_filter_flows_max{{interface=\"{name}\"}}")), 16_384.0);
     let table = String::from_utf8(ctl(&rig, &["status"]).stdout).expect("text");
     assert!(table.contains("52:54:00:01:02:03 with 192.0.2.10, 2001:db8::10, 3 frames refused"), "{table}");
 
@@ -341,14 +350,29 @@ fn no_program_that_cannot_filter_takes_over() {
     let Some(rig) = Rig::new(test, &GUARD[..2]) else { return };
     let offer: Value = serde_json::from_str(&ask(&rig, &take_over("[1,2,3]"))).expect("JSON");
     assert_eq!(offer["Offer"]["state"]["format"], 2, "an older program can read it: {offer:#}");
+
+    // Nor does one that does not know the port.
+    for port in [PortKind::Stream, PortKind::Xdp] {
+        let Some(mut rig) = Rig::on(port, test, &GUARD[..2]) else { return };
+        let mut session = rig.session(&Setup::default());
+        let said = ask(&rig, &take_over("[1,2,3]"));
+        assert!(said.contains("its port is one of --stream, --dgram and --xdp"), "{said}");
+        rig.both_ways(&mut session, 3);
+        let offer: Value = serde_json::from_str(&ask(&rig, &take_over("[1,2,3,4]"))).expect("JSON");
+        assert_eq!(offer["Offer"]["state"]["format"], 4, "{offer:#}");
+    }
 }
 
 /// The filter goes on after a hand-over, with what the new command line changes.
 #[test]
 fn a_successor_filters_from_the_first_frame() {
+    PortKind::ALL.into_iter().for_each(a_successor_filters_from_the_first_frame_on);
+}
+
+fn a_successor_filters_from_the_first_frame_on(port: PortKind) {
     let dir = tempfile::tempdir().expect("a directory");
     let (first, other) = (file(&dir, "first.toml", POLICY), file(&dir, "other.toml", OTHER));
-    let Some(mut rig) = Rig::new("a_successor_filters_from_the_first_frame", &GUARD) else { return };
+    let Some(mut rig) = Rig::on(port, "a_successor_filters_from_the_first_frame", &GUARD) else { return };
     let mut session = rig.session(&Setup::default());
     let mut count = guarded(&mut rig, &mut session);
     for (arguments, mode) in [
@@ -395,10 +419,14 @@ fn a_successor_adds_a_filter() {
 /// A worker that is restarted has the policy that was in force, not that of the file.
 #[test]
 fn a_restarted_worker_filters() {
+    PortKind::ALL.into_iter().for_each(a_restarted_worker_filters_on);
+}
+
+fn a_restarted_worker_filters_on(port: PortKind) {
     let dir = tempfile::tempdir().expect("a directory");
     let (first, other) = (file(&dir, "first.toml", POLICY), file(&dir, "other.toml", OTHER));
     let arguments = [&GUARD[..], &["--supervise", "--policy", text(&first)]].concat();
-    let Some(mut rig) = Rig::new("a_restarted_worker_filters", &arguments) else { return };
+    let Some(mut rig) = Rig::on(port, "a_restarted_worker_filters", &arguments) else { return };
     let mut session = rig.session(&Setup::default());
     let mut count = guarded(&mut rig, &mut session);
     std::fs::write(&first, "nonsense").expect("a file");

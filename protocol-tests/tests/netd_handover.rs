@@ -9,6 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use protocol_tests::daemon::copy_of;
+use protocol_tests::far_end::{PortKind, Wire};
 use protocol_tests::frame::{NetHeader, number_of, numbered};
 use protocol_tests::rig::{LIMIT, Rig};
 use protocol_tests::session::{Session, Setup};
@@ -56,10 +57,15 @@ fn keys_in_one_style(value: &serde_json::Value) {
     value.as_array().into_iter().flatten().for_each(keys_in_one_style);
 }
 
-/// With frames in flight in both directions throughout, none is lost, repeated or reordered.
+/// With frames in flight in both directions throughout, none is lost, repeated or reordered, and a peer keeps
+/// its connection.
 #[test]
 fn nothing_is_lost_or_repeated_under_traffic() {
-    let Some(mut rig) = Rig::new("nothing_is_lost_or_repeated_under_traffic", &CONTROL) else { return };
+    PortKind::ALL.into_iter().for_each(hand_over_under_traffic);
+}
+
+fn hand_over_under_traffic(port: PortKind) {
+    let Some(mut rig) = Rig::on(port, "nothing_is_lost_or_repeated_under_traffic", &CONTROL) else { return };
     let mut session = rig.session(&Setup::default());
     let mut flow = Flow::new(1000);
     for round in 0..10 {
@@ -73,7 +79,10 @@ fn nothing_is_lost_or_repeated_under_traffic() {
     }
     flow.run_to(&mut session, &rig.wire, 1000, 200);
     let (out, into) = flow.settle(&mut session, &rig.wire);
-    assert!(out.is_perfect() && into.is_perfect(), "out: {out:?}, in: {into:?}");
+    assert!(out.is_perfect() && into.is_perfect(), "{port:?}: out: {out:?}, in: {into:?}");
+    if let Wire::Stream(peer) = &rig.wire {
+        assert_eq!(peer.accepted(), 1);
+    }
     assert_eq!(session.rx(0).ring.outstanding(), 64, "no receive buffer is lost");
 }
 
@@ -342,9 +351,8 @@ fn an_interface_that_is_deleted_is_found_again_by_a_successor() {
     rig.netns.ip("link del tap0").expect("deleted");
     session.tx(0).send_cut(&NetHeader::default(), &numbered(1, 90), &[], LIMIT).expect("used");
     rig.logged(&["tap0 is gone"]);
-    rig.netns.add_tap("tap0", false).expect("a TAP again");
+    rig.add_port_again();
     rig.logged(&["opened again"]);
-    rig.wire = rig.netns.wire("tap0").expect("a packet socket");
     rig.netns.wait_until_up("tap0", LIMIT).expect("up");
     rig.both_ways(&mut session, 5);
     rig.take_over(&["--supervise"]);

@@ -2,6 +2,7 @@
 //! A ring that cannot be trusted stops, once, with its name in the log. The daemon survives and serves the
 //! next session.
 
+use protocol_tests::far_end::PortKind;
 use protocol_tests::frame::{NetHeader, gso, number_of, numbered};
 use protocol_tests::nic::Queue;
 use protocol_tests::rig::{LIMIT, QUIET, Rig};
@@ -40,7 +41,11 @@ fn raw_used(queue: &Queue, index: u16) -> Option<(u32, u32)> {
 /// does.
 #[test]
 fn bad_transmit_chains() {
-    let Some(mut rig) = Rig::new("bad_transmit_chains", &[]) else { return };
+    PortKind::ALL.into_iter().for_each(bad_transmit_chains_on);
+}
+
+fn bad_transmit_chains_on(port: PortKind) {
+    let Some(mut rig) = Rig::on(port, "bad_transmit_chains", &[]) else { return };
     let before = rig.usage();
     let mut session = rig.session(&Setup::default());
     let mem = session.nic.mem.clone();
@@ -104,7 +109,11 @@ fn bad_transmit_chains() {
 /// Bad receive chains are returned with length 0, and the frame arrives in the next good one.
 #[test]
 fn bad_receive_chains() {
-    let Some(mut rig) = Rig::new("bad_receive_chains", &[]) else { return };
+    PortKind::ALL.into_iter().for_each(bad_receive_chains_on);
+}
+
+fn bad_receive_chains_on(port: PortKind) {
+    let Some(mut rig) = Rig::on(port, "bad_receive_chains", &[]) else { return };
     let before = rig.usage();
     for mergeable in [true, false] {
         let base = Setup::default();
@@ -145,7 +154,11 @@ fn bad_receive_chains() {
 /// A ring with invalid indices stops, with one warning that gives the reason, and without spinning.
 #[test]
 fn rings_that_cannot_be_trusted() {
-    let Some(mut rig) = Rig::new("rings_that_cannot_be_trusted", &[]) else { return };
+    PortKind::ALL.into_iter().for_each(rings_that_cannot_be_trusted_on);
+}
+
+fn rings_that_cannot_be_trusted_on(port: PortKind) {
+    let Some(mut rig) = Rig::on(port, "rings_that_cannot_be_trusted", &[]) else { return };
     let before = rig.usage();
     type Fault = fn(&mut Queue);
     let faults: [(&str, Fault); 5] = [
@@ -190,7 +203,11 @@ fn rings_that_cannot_be_trusted() {
 /// The kernel refuses invalid headers: the chain is returned, the frame is counted, and the worker survives.
 #[test]
 fn headers_that_make_no_sense() {
-    let Some(mut rig) = Rig::new("headers_that_make_no_sense", &[]) else { return };
+    PortKind::ALL.into_iter().for_each(headers_that_make_no_sense_on);
+}
+
+fn headers_that_make_no_sense_on(port: PortKind) {
+    let Some(mut rig) = Rig::on(port, "headers_that_make_no_sense", &[]) else { return };
     let before = rig.usage();
     let mut session = rig.session(&Setup::default());
     let plain = NetHeader::default();
@@ -251,7 +268,11 @@ fn ring_addresses() {
 /// with the running ring. The other ring continues.
 #[test]
 fn set_up_changed_while_running() {
-    let Some(mut rig) = Rig::new("set_up_changed_while_running", &[]) else { return };
+    PortKind::ALL.into_iter().for_each(set_up_changed_while_running_on);
+}
+
+fn set_up_changed_while_running_on(port: PortKind) {
+    let Some(mut rig) = Rig::on(port, "set_up_changed_while_running", &[]) else { return };
     let before = rig.usage();
     let mut session = rig.session(&Setup::default());
     rig.both_ways(&mut session, 3);
@@ -296,7 +317,11 @@ fn flood_of_jumbo_frames() {
 /// once.
 #[test]
 fn the_same_head_many_times() {
-    let Some(mut rig) = Rig::new("the_same_head_many_times", &[]) else { return };
+    PortKind::ALL.into_iter().for_each(the_same_head_many_times_on);
+}
+
+fn the_same_head_many_times_on(port: PortKind) {
+    let Some(mut rig) = Rig::on(port, "the_same_head_many_times", &[]) else { return };
     let before = rig.usage();
     let mut session = rig.session(&Setup::default());
     let queue = session.tx(0);
@@ -307,10 +332,10 @@ fn the_same_head_many_times() {
         queue.ring.offer(3);
     }
     queue.kick_always().expect("kicked");
-    assert_eq!(raw_used(queue, 255), Some((3, 0)));
     for _ in 0..256 {
         rig.expect(&frame);
     }
+    assert_eq!(raw_used(session.tx(0), 255), Some((3, 0)));
     drop(session);
     rig.well(&before);
 }

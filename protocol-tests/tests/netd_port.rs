@@ -4,6 +4,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use protocol_tests::daemon::{Daemon, poll_until, program};
+use protocol_tests::far_end::Wire;
 use protocol_tests::frame::{NetHeader, number_of, numbered};
 use protocol_tests::netns::{MULTI_QUEUE, TAP_FLAGS};
 use protocol_tests::rig::{LIMIT, QUIET, Rig, namespace};
@@ -54,7 +55,7 @@ fn tap_deleted_and_made_again() {
     transmit_into_nothing(&rig, &mut session);
     rig.logged(&["WARN", "tap0", "gone"]);
     rig.netns.add_tap("tap0", false).or_else(|_| rig.netns.ip("link set dev tap0 up")).expect("a TAP again");
-    rig.wire = rig.netns.wire("tap0").expect("a packet socket on it");
+    rig.wire = Wire::Tap(rig.netns.wire("tap0").expect("a packet socket on it"));
     let back = poll_until(LIMIT, || {
         session.tx(0).send(&numbered(1, 100), LIMIT).expect("returned");
         rig.wire.recv(Duration::from_millis(20)).expect("the wire")
@@ -108,7 +109,7 @@ fn tap_deleted_without_a_front_end() {
     let mut session = rig.session(&Setup::default());
     transmit_into_nothing(&rig, &mut session);
     rig.netns.add_tap("tap0", false).or_else(|_| rig.netns.ip("link set dev tap0 up")).expect("a TAP again");
-    rig.wire = rig.netns.wire("tap0").expect("a packet socket on it");
+    rig.wire = Wire::Tap(rig.netns.wire("tap0").expect("a packet socket on it"));
     let back = poll_until(LIMIT, || {
         session.tx(0).send(&numbered(1, 100), LIMIT).expect("returned");
         rig.wire.recv(Duration::from_millis(20)).expect("the wire")

@@ -13,6 +13,7 @@ use protocol_tests::confinement::filter::assert_as_published;
 use protocol_tests::confinement::table::Table;
 use protocol_tests::confinement::{Thread, role};
 use protocol_tests::daemon::{poll_until, program};
+use protocol_tests::far_end::Wire;
 use protocol_tests::rig::{LIMIT, Rig};
 use protocol_tests::session::{Session, Setup};
 use protocol_tests::succession::SUPERVISED;
@@ -260,7 +261,7 @@ fn another_user_serves() {
     confined.rig.netns.ip("link del dev tap0").expect("deleted");
     confined.rig.logged(&["tap0 is gone"]);
     confined.rig.netns.add_tap("tap0", true).expect("a TAP again");
-    confined.rig.wire = confined.rig.netns.wire("tap0").expect("a packet socket on it");
+    confined.rig.wire = Wire::Tap(confined.rig.netns.wire("tap0").expect("a packet socket on it"));
     confined.rig.logged(&["tap0: opened again"]);
     confined.rig.netns.wait_until_up("tap0", LIMIT).expect("up");
     confined.rig.both_ways(&mut confined.session, 3);

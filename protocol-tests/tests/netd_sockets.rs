@@ -188,7 +188,7 @@ fn paths_that_cannot_work_say_why() {
         (&["--tap", "t", "--socket", "a", "--control", "{long}"], 1, "has 108 bytes"),
         (&["--tap", "t", "--client", "--socket", "{long}"], 1, "has 108 bytes"),
         (&["--take-over", "{long}"], 1, "has 108 bytes"),
-        (&["--tap", "t", "--socket", "datagrams"], 1, "datagrams or packets"),
+        (&["--tap", "t", "--socket", "datagrams"], 1, "of another type"),
         (&["--tap", "t", "--socket", "file"], 1, "is not a socket"),
         (&["--tap", "t", "--socket", "a", "--control", "file"], 1, "is not a socket"),
         (&["ctl", "--control", "file", "status"], 1, "it is not a socket"),

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use protocol_tests::daemon::{
     Daemon, RUNTIME_DIRECTORY, poll_until, program, wait_until_asleep, wait_until_dead,
 };
+use protocol_tests::far_end::Wire;
 use protocol_tests::frame::{NetHeader, numbered};
 use protocol_tests::netns::Netns;
 use protocol_tests::rig::{LIMIT, Rig};
@@ -203,7 +204,7 @@ fn a_unit_that_is_killed_or_restarted_goes_on() {
     wait_until_ready(&shared, &rig.daemon);
     rig.logged(&["with other options", "starting afresh"]);
     assert!(readable(session.frontend.channel().socket(), LIMIT).expect("poll"));
-    rig.wire = rig.netns.wire("tap1").expect("a packet socket");
+    rig.wire = Wire::Tap(rig.netns.wire("tap1").expect("a packet socket"));
     rig.netns.wait_until_up("tap1", LIMIT).expect("up");
     let mut session = rig.session(&Setup::default());
     rig.both_ways(&mut session, 5);

@@ -4,6 +4,7 @@
 use std::process::Command;
 
 use protocol_tests::daemon::{poll_until, program, wait_until_asleep};
+use protocol_tests::far_end::Wire;
 use protocol_tests::frame::numbered;
 use protocol_tests::frontend::Frontend;
 use protocol_tests::lab::repository;
@@ -39,7 +40,7 @@ fn rig(test: &str) -> Option<(Systemd, Rig)> {
         let owned = rig.netns.ip(&format!("tuntap add dev {tap} mode tap vnet_hdr user {USER}"));
         owned.and_then(|()| rig.netns.ip(&format!("link set dev {tap} mtu 9000 up"))).expect("a TAP");
     }
-    rig.wire = rig.netns.wire("tap0").expect("a packet socket on the TAP");
+    rig.wire = Wire::Tap(rig.netns.wire("tap0").expect("a packet socket on the TAP"));
     match Systemd::start(&rig.netns, &units()) {
         Err(error) if error.kind() == std::io::ErrorKind::Unsupported => {
             eprintln!("SKIP {test}: no systemd can be started here: {error}");

@@ -23,18 +23,18 @@ to = '198.51.100.0/24'
 ";
 const GUARD: &str = "--guard --mac 02:00:00:00:00:12 --guest-ip 10.9.0.1";
 
-/// Options of the measurement.
+/// Options of this measurement and of that of AF_XDP.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
     /// Repetitions of each measurement
     #[arg(long, default_value_t = 7)]
-    rounds: usize,
+    pub(super) rounds: usize,
     /// Processor of the front-end
     #[arg(long, default_value_t = 0)]
-    front_cpu: usize,
+    pub(super) front_cpu: usize,
     /// Processor of the daemons
     #[arg(long, default_value_t = 1)]
-    back_cpu: usize,
+    pub(super) back_cpu: usize,
 }
 
 /// A daemon with its TAP.

@@ -169,7 +169,8 @@ impl Buffers {
     }
 }
 
-fn thread_time() -> Duration {
+/// Returns the processor time of this thread.
+pub fn thread_time() -> Duration {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
 }

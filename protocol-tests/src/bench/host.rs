@@ -61,6 +61,7 @@ pub fn frames_taken(netns: &Netns, name: &str) -> Result<u64, BenchError> {
 #[derive(Debug)]
 pub struct FarEnd {
     wire: TapWire,
+    room: usize,
 }
 
 impl FarEnd {
@@ -87,10 +88,21 @@ impl FarEnd {
         if set != 0 {
             return Err(io::Error::last_os_error().into());
         }
-        let far = FarEnd { wire };
+        let far = FarEnd { wire, room: QUEUE_LEN / 2 };
         // Discards frames that arrived before the socket was bound to its Ethertype.
         while far.take(&mut [0; 64])?.is_some() {}
         Ok(far)
+    }
+
+    /// Sets the number of frames that may wait in the interface.
+    #[must_use]
+    pub fn with_room(self, room: usize) -> FarEnd {
+        FarEnd { room, ..self }
+    }
+
+    /// Returns the number of frames that may wait in the interface while nobody reads.
+    pub fn room(&self) -> usize {
+        self.room
     }
 
     /// Sends `count` frames of `case`, flow after flow, as fast as the kernel accepts them.

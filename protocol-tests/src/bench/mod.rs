@@ -5,9 +5,9 @@
 //! equal one for the [`floor`], whose bare loops make only the back-end's system calls. A [`card::Card`] is a
 //! polling driver with its own memory on [`ring::PollRing`]s, faster than any back-end. [`run`] drives both
 //! ways, [`latency`] sends single frames, [`continuity`] replaces the back-end meanwhile, [`migration`] moves
-//! the card to another, [`filtered`] compares filters. [`suite`] repeats the measurements in interleaved
-//! rounds; [`report`] and [`plot`] show medians and spread. [`guests`] boots real guests instead; [`scale`]
-//! runs many daemons at once.
+//! the card to another, [`filtered`] compares filters, [`peers`] ports to peers, [`xdp`] a TAP and AF_XDP.
+//! [`suite`] repeats the measurements in interleaved rounds; [`report`] and [`plot`] show medians and spread.
+//! [`guests`] boots real guests instead; [`scale`] runs many daemons at once.
 //!
 //! The CPU time is that of the back-end's process, read while it sleeps before and after a run, when the
 //! kernel's account is exact. A round is therefore right to the nanosecond, even where threads share cores
@@ -24,6 +24,7 @@ pub mod guests;
 pub mod host;
 pub mod latency;
 pub mod migration;
+pub mod peers;
 pub mod plot;
 pub mod process;
 pub mod report;
@@ -31,6 +32,8 @@ pub mod ring;
 pub mod run;
 pub mod scale;
 pub mod suite;
+pub mod xdp;
+pub mod xdp_loop;
 
 use std::io;
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::bench::BenchError;
 use crate::bench::card::{Card, LIMIT};
 use crate::bench::case::{Case, Direction, FLOWS};
-use crate::bench::host::{FarEnd, QUEUE_LEN};
+use crate::bench::host::FarEnd;
 use crate::bench::process::Process;
 use crate::bench::ring::PollRing;
 use crate::frame::NET_HEADER_LEN;
@@ -164,7 +164,7 @@ impl<'a> Receive<'a> {
 
     fn run(mut self, process: &Process, frames: usize) -> Result<Cost, BenchError> {
         let mut total = Cost::default();
-        let burst = (QUEUE_LEN / 2).min((64 << 20) / self.case.size) / FLOWS * FLOWS;
+        let burst = self.far.room().min((64 << 20) / self.case.size) / FLOWS * FLOWS;
         while total.frames < frames {
             let cost = self.burst(process, burst.min((frames - total.frames).next_multiple_of(FLOWS)))?;
             total.frames += cost.frames;

@@ -6,7 +6,9 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use protocol_tests::bench::case::{Case, plan};
 use protocol_tests::bench::suite::{Options, Target, measure};
-use protocol_tests::bench::{BenchError, continuity, filtered, guests, migration, plot, report, scale};
+use protocol_tests::bench::{
+    BenchError, continuity, filtered, guests, migration, peers, plot, report, scale, xdp, xdp_loop,
+};
 
 #[derive(Parser)]
 #[command(version, about = "Measures a vhost-user-net back-end beside the bare system calls that it needs")]
@@ -25,9 +27,15 @@ enum What {
     Migration(migration::Options),
     /// CPU time per frame with the guard and with a policy
     Filter(filtered::Options),
+    /// CPU time per frame by AF_XDP, beside a bare loop and a TAP
+    Xdp(filtered::Options),
+    /// The bare loop of 'xdp', on descriptors of 'volt-netd xdp-helper'
+    XdpLoop(xdp_loop::Options),
+    /// CPU time of ports to peers, and of two guests that are each other's peer
+    Peers(peers::Options),
     /// Start time, memory, wake-ups and CPU time of many daemons
     Scale(scale::Options),
-    /// TCP throughput, requests and exits of real guests, for each way to the wire
+    /// TCP, requests and UDP of real guests, and what a frame costs, for each way to the wire
     Guests(guests::Options),
 }
 
@@ -78,6 +86,9 @@ fn main() -> ExitCode {
         What::Guests(options) => guests::run(&options),
         What::Migration(options) => migration::run(&options).map(|table| print!("{table}")),
         What::Filter(options) => filtered::run(&options).map(|table| print!("{table}")),
+        What::Xdp(options) => xdp::run(&options).map(|table| print!("{table}")),
+        What::XdpLoop(options) => xdp_loop::run(&options),
+        What::Peers(options) => peers::run(&options).map(|table| print!("{table}")),
         What::Scale(options) => scale::run(&options).map(|table| print!("{table}")),
         What::Continuity(options) => continuity::run(&options).map(|table| print!("{table}")),
     };

@@ -10,8 +10,8 @@ use super::book::{MARKERS, marker};
 use super::hosts::{BOTH, Hosts, OPEN, OWN, SHUT, STRANGER};
 use super::packet::{Packet, ether};
 use super::transport::{self, UDP};
+use crate::far_end::FarEnd;
 use crate::frame::NetHeader;
-use crate::netns::TapWire;
 use crate::rig::LIMIT;
 use crate::session::Session;
 
@@ -49,7 +49,7 @@ impl Account {
 #[derive(Debug)]
 pub struct Hostile<'a> {
     session: &'a mut Session,
-    wire: &'a TapWire,
+    wire: &'a dyn FarEnd,
     next: u32,
     account: Account,
 }
@@ -95,7 +95,7 @@ fn inward(number: u32) -> Vec<u8> {
 
 impl<'a> Hostile<'a> {
     /// Prepares traffic between this card and this wire.
-    pub fn new(session: &'a mut Session, wire: &'a TapWire) -> Hostile<'a> {
+    pub fn new(session: &'a mut Session, wire: &'a dyn FarEnd) -> Hostile<'a> {
         Hostile { session, wire, next: FIRST, account: Account::default() }
     }
 

@@ -7,6 +7,7 @@ use super::bench::{Bench, Far};
 use super::instance::{Instance, Next};
 pub use super::target::{Target, Wire};
 use super::{Check, Finding, Needs, Script};
+use crate::far_end::VETH_PEER;
 use crate::netns::Netns;
 
 /// The back-end under test, and its properties found once for all checks.
@@ -85,6 +86,11 @@ impl Subject {
             Wire::Tap(name) | Wire::MultiQueueTap(name) => {
                 let netns = Netns::new()?;
                 netns.add_tap(name, matches!(self.wire, Wire::MultiQueueTap(_)))?;
+                Some(netns)
+            }
+            Wire::Veth(name) => {
+                let netns = Netns::new()?;
+                netns.add_veth(name, VETH_PEER, false)?;
                 Some(netns)
             }
             Wire::Unseen | Wire::Echo => None,

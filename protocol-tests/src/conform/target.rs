@@ -1,5 +1,6 @@
 //! The tested back-end, and the other end of its frames.
 
+use crate::far_end::VETH_PEER;
 use std::path::PathBuf;
 
 /// The location of the back-end.
@@ -25,6 +26,8 @@ pub enum Wire {
     Tap(String),
     /// Like `Tap`, with several queues.
     MultiQueueTap(String),
+    /// The other end of a veth pair in a new namespace, in which the command runs with this end.
+    Veth(String),
 }
 
 impl Wire {
@@ -32,6 +35,7 @@ impl Wire {
     pub(super) fn interface(&self) -> Option<&str> {
         match self {
             Wire::Interface(name) | Wire::Tap(name) | Wire::MultiQueueTap(name) => Some(name),
+            Wire::Veth(_) => Some(VETH_PEER),
             Wire::Unseen | Wire::Echo => None,
         }
     }

@@ -202,6 +202,8 @@ pub enum QemuNet {
     Tap {
         /// The interface.
         name: String,
+        /// Whether vhost-net moves the frames.
+        vhost: bool,
         /// Properties of the device, as `name=value` separated by commas.
         properties: String,
     },
@@ -221,9 +223,12 @@ impl QemuNet {
                     format!("virtio-net-pci,netdev=n0{multi_queue},romfile=,{properties}"),
                 ]
             }
-            Self::Tap { name, properties } => vec![
+            Self::Tap { name, vhost, properties } => vec![
                 "-netdev".into(),
-                format!("tap,id=n0,ifname={name},script=no,downscript=no"),
+                format!(
+                    "tap,id=n0,ifname={name},script=no,downscript=no{}",
+                    if *vhost { ",vhost=on" } else { "" }
+                ),
                 "-device".into(),
                 format!("virtio-net-pci,netdev=n0,romfile=,{properties}"),
             ],
