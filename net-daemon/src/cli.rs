@@ -25,8 +25,8 @@ pub(crate) const NO_CONTROL: &str = "none";
 /// Highest number of queue pairs.
 pub(crate) const MAX_PAIRS: usize = volt_net::builder::MAX_PAIRS as usize;
 
-/// Serve a virtual machine's network device over vhost-user, on a TAP or macvtap interface of the host or on
-/// the socket of another program.
+/// Serve a virtual machine's network device over vhost-user: on a TAP or macvtap interface of the host, on an
+/// interface by AF_XDP, or on the socket of another program.
 #[derive(Debug, Parser)]
 #[command(name = "volt-netd", version, max_term_width = 100, args_conflicts_with_subcommands = true)]
 #[command(group = ArgGroup::new("port").args([
@@ -38,6 +38,7 @@ Examples:
   volt-netd --tap tap0 --socket /run/volt/net0.sock
   volt-netd --tap tap0 --queues 4 --socket /run/volt/net0.sock --socket-group kvm --socket-mode 0660
   volt-netd --macvtap mv0 --socket /run/volt/net0.sock
+  volt-netd --xdp eth1 --socket /run/volt/net0.sock
   volt-netd --stream /run/user/1000/passt.sock --socket /run/user/1000/net0.sock
   volt-netd --tap tap0 --socket /run/volt/net0.sock --supervise
   volt-netd ctl status --watch 1

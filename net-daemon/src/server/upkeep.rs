@@ -151,13 +151,18 @@ impl Server {
         Ok(())
     }
 
-    fn tell_lost_port(&self) {
-        warn!(
-            event = "interface_needs_restart", interface = self.device.port_name();
-            "{}: the interface is gone and cannot be reopened, because its descriptors came from --tap-fd: \
-             restart the daemon with new ones",
-            self.device.port_name()
-        );
+    /// Tells once that the interface stays away.
+    fn tell_lost_port(&mut self) {
+        let why = "its descriptors came from --tap-fd or --xsk-fd";
+        if self.reopen_failure != why {
+            warn!(
+                event = "interface_needs_restart", interface = self.device.port_name();
+                "{}: the interface is gone and cannot be reopened, because {why}: restart the daemon with \
+                 new ones",
+                self.device.port_name()
+            );
+            self.reopen_failure = why.to_owned();
+        }
     }
 
     fn port_not_opened(&mut self, error: &io::Error) {

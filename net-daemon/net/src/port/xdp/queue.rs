@@ -19,7 +19,7 @@ use std::time::Duration;
 use log::warn;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
-use volt_virtio::part::{IoPart, copy_parts, write_parts};
+use volt_virtio::part::{IoPart, spread_part, write_parts};
 
 use super::ring::Rings;
 use super::umem::{RX, TX, Umem};
@@ -323,7 +323,7 @@ impl PortQueue for XdpQueue {
         let (address, len) = rings.rx.descriptor(position);
         let frame = self.umem.part(address, len);
         write_parts(parts, 0, &[0; HEADER_LEN]);
-        scatter(frame, parts);
+        spread_part(frame, parts, HEADER_LEN);
         self.received.store(position.wrapping_add(1), Relaxed);
         Ok(HEADER_LEN + len as usize)
     }
@@ -362,20 +362,5 @@ impl PortQueue for XdpQueue {
     }
 }
 
-/// Copies a frame to the guest's `parts`, behind the header.
-#[inline]
-fn scatter(frame: IoPart<'_>, parts: &[IoPart<'_>]) {
-    let (mut done, mut skip) = (0, HEADER_LEN);
-    for part in parts {
-        let Some(to) = part.skip(skip) else {
-            skip -= part.len();
-            continue;
-        };
-        skip = 0;
-        copy_parts(&[frame], done, to);
-        done += to.len();
-        if done >= frame.len() {
-            return;
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

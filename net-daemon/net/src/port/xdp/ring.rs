@@ -59,7 +59,13 @@ pub(super) struct Ring {
 
 impl Ring {
     /// Maps the ring of `socket` at offset `place`, which has `size` entries of `entry` bytes.
-    fn map(socket: impl AsFd, place: u64, at: XdpRingOffset, size: u32, entry: usize) -> io::Result<Ring> {
+    pub(super) fn map(
+        socket: impl AsFd,
+        place: u64,
+        at: XdpRingOffset,
+        size: u32,
+        entry: usize,
+    ) -> io::Result<Ring> {
         assert!(size.is_power_of_two() && matches!(entry, 8 | 16));
         let fields = [Some(at.producer), Some(at.consumer), at.flags].into_iter().flatten();
         let fields = fields.map(|field| field as usize + size_of::<u32>());
@@ -165,7 +171,7 @@ impl Rings {
     pub(super) fn map(socket: &OwnedFd) -> io::Result<Option<Rings>> {
         let at = xdp_mmap_offsets(socket)?;
         let map = |place, at, size, entry| match Ring::map(socket, place, at, size, entry) {
-            // Not bound any more. Before Linux 6.4 also if it is bound, which `open` has found out.
+            // Not bound any more. Before Linux 6.4 also if it is bound: then there is no port to begin with.
             Err(error) if Errno::from_io_error(&error) == Some(Errno::BUSY) => Ok(None),
             ring => ring.map(Some),
         };
