@@ -93,11 +93,13 @@ fn check(wanted: &Check) -> Result<u8, Box<dyn Error>> {
 fn run(args: cli::Args) -> Result<u8, Box<dyn Error>> {
     volt_program::signals::prepare()?;
     logging::set_format(args.log_format());
+    let (confinement, allowed) = args.sandbox();
+    // Before the log's thread and any other exists.
+    let opener = start_opener(confinement)?;
     logging::init(args.log_level())?;
     end_on_panic();
     terminal::restore_on_fatal_signals()?;
-    let (confinement, allowed) = args.sandbox();
-    let opener = prepare_sandbox(confinement)?;
+    prepare_sandbox(confinement)?;
     let exit = Arc::new(ExitEvent::new()?);
     signals::watch(Arc::clone(&exit))?;
     raise_limit();
@@ -123,21 +125,28 @@ fn run(args: cli::Args) -> Result<u8, Box<dyn Error>> {
     Ok(machine.end())
 }
 
-/// Prepares the confinement of this process, which begins when the machine is built. Warns if it is off.
-fn prepare_sandbox(confinement: Confinement) -> Result<Option<Opener>, Box<dyn Error>> {
+/// Starts the opener, unless the sandbox is off.
+fn start_opener(confinement: Confinement) -> Result<Option<Opener>, Box<dyn Error>> {
     if confinement == Confinement::Off {
-        warn!(
-            event = "sandbox_off";
-            "--sandbox=off: a guest that takes over this process can do everything that its user can"
-        );
         return Ok(None);
     }
     let opener = Opener::start(|| {
         let confined = sandbox::confine_opener();
         confined.map_err(|error| format!("volt-vmm: the opener cannot be confined: {}", error_chain(&error)))
     })?;
-    sandbox::prepare(terminal::restore)?;
     Ok(Some(opener))
+}
+
+/// Prepares the confinement of this process, which begins when the machine is built. Warns if it is off.
+fn prepare_sandbox(confinement: Confinement) -> Result<(), Box<dyn Error>> {
+    if confinement == Confinement::Off {
+        warn!(
+            event = "sandbox_off";
+            "--sandbox=off: a guest that takes over this process can do everything that its user can"
+        );
+        return Ok(());
+    }
+    Ok(sandbox::prepare(terminal::restore)?)
 }
 
 /// Returns the files that the opener may open while the machine runs.

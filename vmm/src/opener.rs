@@ -64,8 +64,7 @@ enum Request {
 pub struct Opener(volt_program::opener::Opener);
 
 impl Opener {
-    /// Forks the opener, which calls `begin` first. Called by the main thread while no other thread exists
-    /// but the log's.
+    /// Forks the opener, which calls `begin` first. Called by the main thread before any other exists.
     ///
     /// # Errors
     ///

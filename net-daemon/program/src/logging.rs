@@ -72,6 +72,8 @@ impl Queue {
 
     /// Writes lines for ever.
     fn serve(&self) {
+        self.lock().set_served();
+        self.changed.notify_all();
         loop {
             self.write_out();
             let lines = self.lock();
@@ -209,7 +211,8 @@ fn style() -> WriteStyle {
 }
 
 /// Calls `fork`, which forks the process, while the log's thread holds no lock: the child then finds all
-/// locks free. Other threads of the process must not hold a lock that the child needs.
+/// locks free. Other threads of the process must not hold a lock that the child needs, and none may be about
+/// to start or to end.
 pub fn across_fork<T>(fork: impl FnOnce() -> T) -> T {
     let _none_else = QUEUE.lock();
     fork()
@@ -225,14 +228,17 @@ pub fn init_again() -> io::Result<()> {
     start()
 }
 
-/// Starts the log's thread.
+/// Starts the log's thread, and waits until it runs.
 fn start() -> io::Result<()> {
     // It blocks all signals, so a terminal cannot stop it for writing in the background either.
     let mask = SignalSet::all().block_only()?;
     let started = thread::Builder::new().name(WRITER.to_owned()).spawn(|| QUEUE.serve());
     mask.block_only()?;
-    QUEUE.lock().set_served(started.is_ok());
-    started.map(drop)
+    started?;
+    // A thread that starts holds a lock of the standard library. A fork in that moment would leave it locked
+    // in the child, which could then neither start a thread nor exit.
+    drop(QUEUE.changed.wait_while(QUEUE.lock(), |lines| !lines.is_served()));
+    Ok(())
 }
 
 /// Makes the log's thread run `task`, for instance to confine itself, before its next line, and waits for

@@ -11,7 +11,7 @@
 //! The program forks it before it has anything of a guest's. The opener closes all inherited descriptors, and
 //! ends when no process is left that could send a request. The program decides which requests it carries out,
 //! and must expect them from an attacker who has taken the program over. The opener never writes to the log.
-#![expect(unsafe_code, reason = "fork, and closing descriptors inherited from the parent")]
+#![expect(unsafe_code, reason = "fork, _exit, and closing descriptors inherited from the parent")]
 
 use std::ffi::CStr;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -87,11 +87,11 @@ pub struct Asked(OwnedFd);
 impl Opener {
     /// Forks the opener, with `name` as its name in lists of processes. It runs `begin`, and then `carry_out`
     /// for each request and its descriptors. An error of `carry_out` is sent as its number, or as its text
-    /// with all causes. Call this from the main thread, when the log's is the only other thread at most.
+    /// with all causes. Call this from the main thread, before there is any other: before the log starts.
     ///
     /// # Errors
     ///
-    /// The system cannot create the process or its sockets; `begin` failed, which the log reports.
+    /// The system cannot create the process or its sockets; `begin` failed, which the opener reports.
     pub fn start<R: DeserializeOwned>(
         name: &CStr,
         begin: impl FnOnce() -> Result<(), String>,
@@ -99,21 +99,20 @@ impl Opener {
     ) -> io::Result<Opener> {
         // A message is complete, even if its sender dies.
         let (ours, theirs) = pair()?;
-        // SAFETY: the only other thread is the log's. It holds no lock except the allocator's, which the C
-        // library's fork leaves free in the child.
+        // SAFETY: there is no other thread that could hold a lock. In a test there is; the child takes only
+        // the log's lock, and the allocator's, which the C library's fork leaves free.
         match logging::across_fork(|| unsafe { libc::fork() }) {
             0 => {
                 std::panic::set_hook(Box::new(last_words));
                 let kept = keep_only(name, &theirs);
                 let kept = kept.map_err(|error| format!("the opener cannot close descriptors: {error}"));
                 if let Err(why) = kept.and_then(|()| begin()) {
-                    logging::say("opener_not_confined", &why);
-                    logging::exit(1);
+                    fail(&logging::last_line("opener_not_confined", &why));
                 }
                 if send(&theirs, &[READY], SendFlags::NOSIGNAL).is_ok() {
                     serve(&theirs, carry_out);
                 }
-                std::process::exit(0)
+                leave(0)
             }
             forked if forked < 0 => Err(io::Error::last_os_error()),
             _ => {
@@ -195,12 +194,22 @@ fn keep_only(name: &CStr, socket: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes the message of a panic directly: only the parent has a log thread, and the sandbox forbids a new
-/// one.
 fn last_words(panic: &PanicHookInfo<'_>) {
-    let line = logging::last_line("panic", &format_args!("the opener: {panic}"));
-    let _ = rustix::io::write(rustix::stdio::stderr(), &line);
-    std::process::exit(1);
+    fail(&logging::last_line("panic", &format_args!("the opener: {panic}")));
+}
+
+/// Ends the opener after an error, with this last line. Writes it directly: the sandbox forbids a thread for
+/// the log.
+fn fail(line: &[u8]) -> ! {
+    let _ = rustix::io::write(rustix::stdio::stderr(), line);
+    leave(1)
+}
+
+/// Ends the opener without the handlers of `exit`, which belong to the program that forked it. They could
+/// wait for ever, for a lock that another thread held at the fork.
+fn leave(status: i32) -> ! {
+    // SAFETY: has no preconditions.
+    unsafe { libc::_exit(status) }
 }
 
 /// Serves requests until no client is left.
@@ -287,6 +296,8 @@ fn receive_whole<T: DeserializeOwned>(socket: &OwnedFd) -> io::Result<Option<(T,
 #[cfg(test)]
 mod tests {
     use std::fs::File;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::thread;
 
     use volt_net::port::tap::TapError;
 
@@ -313,6 +324,34 @@ mod tests {
         let error = opener.ask(&"").unwrap().take().unwrap_err().to_string();
         assert!(error.contains("/dev/net/tun") && error.ends_with(": entity not found"), "{error}");
         assert!(opener.ask(&"x".repeat(MAX_LEN)).is_err());
+    }
+
+    /// Without a client it ends, and does not run the program's exit handlers: they may wait for a thread
+    /// that the opener does not have. An opener that stays keeps its privileges, and the standard streams
+    /// open.
+    #[test]
+    fn it_ends_with_its_last_client() {
+        const LIMIT: Timespec = Timespec { tv_sec: 20, tv_nsec: 0 };
+        static PROGRAM: AtomicU32 = AtomicU32::new(0);
+        extern "C" fn wait_in_a_fork() {
+            if std::process::id() != PROGRAM.load(Ordering::Relaxed) {
+                thread::sleep(Duration::from_secs(40));
+            }
+        }
+        PROGRAM.store(std::process::id(), Ordering::Relaxed);
+        // SAFETY: the handler may run in any process at any time.
+        assert_eq!(unsafe { libc::atexit(wait_in_a_fork) }, 0);
+        // The opener keeps the writing end of a pipe until its very end.
+        let (reader, writer) = io::pipe().unwrap();
+        let keep = |_: String, given| {
+            std::mem::forget::<Vec<OwnedFd>>(given);
+            Ok(Vec::new())
+        };
+        let opener = Opener::start(c"opener", || Ok(()), keep).unwrap();
+        opener.ask_with(&"keep", Some(writer.as_fd())).unwrap().take().unwrap();
+        drop((opener, writer));
+        let ended = poll(&mut [PollFd::new(&reader, PollFlags::IN)], Some(&LIMIT)).unwrap();
+        assert_eq!(ended, 1, "the opener does not end");
     }
 
     /// An opener whose `begin` fails does not start.

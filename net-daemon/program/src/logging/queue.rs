@@ -122,9 +122,9 @@ impl Lines {
         self.served
     }
 
-    /// Sets whether the log's thread runs.
-    pub(super) fn set_served(&mut self, served: bool) {
-        self.served = served;
+    /// Records that the log's thread runs.
+    pub(super) fn set_served(&mut self) {
+        self.served = true;
     }
 
     /// Forgets all entries and the thread.
