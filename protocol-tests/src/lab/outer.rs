@@ -38,11 +38,21 @@ impl Case {
     /// fault. Any other panic is the body's. A body that queries its host at that moment sees a different
     /// error, for example at the API's socket: its machine has ended when the body unwinds.
     fn guest_was_reset(&self) -> bool {
-        let says = |text: &str| self.output.iter().any(|line| line.contains(text));
+        let says = |text: &str| self.says(text);
         let qemu = says("qemu ended before it said '");
         let volt_vmm = says("volt-vmm ended before it said '") || says("volt-vmm had ended by itself");
         let silent = (qemu || says("shut down by a triple fault")) && !says("Kernel panic");
         (qemu || volt_vmm) && (silent || says("RIP: 0010:entry_SYSCALL_64+0x0/"))
+    }
+
+    /// Returns whether the lab's KVM kept a guest at one instruction without carrying it out: volt-vmm found
+    /// all registers unchanged for 5 s of CPU time, without an exit to a device, before the first output.
+    fn guest_stood_still(&self) -> bool {
+        self.says(" s of CPU time without progress, before the guest's first output")
+    }
+
+    fn says(&self, text: &str) -> bool {
+        self.output.iter().any(|line| line.contains(text))
     }
 }
 
@@ -76,13 +86,13 @@ pub fn in_lab(name: &str, body: impl FnOnce() + Send) {
     let mut again = None;
     // QEMU's emulation of SVM sometimes interrupts a processor at the first instruction of its kernel's
     // system call entry, where interrupts are masked and GS is still the program's. This kills the lab's
-    // kernel or a guest's, also with QEMU's own network device. It says nothing about the body, which runs
-    // again in another lab, alone. Later bodies in the same lab say nothing either: its kernel has been
-    // interrupted like the guest's.
+    // kernel or a guest's, also with QEMU's own network device. More rarely, a guest's processor stays at one
+    // instruction for ever. This says nothing about the body, which runs again in another lab, alone. Later
+    // bodies in the same lab say nothing either: its kernel may have been hit like the guest's.
     for _ in 0..MORE_LABS {
         let last = again.as_ref().unwrap_or(first);
         let case = last.cases.get(name);
-        let ended_by_the_lab = last.died || case.is_some_and(|case| last.was_reset_until(case));
+        let ended_by_the_lab = last.died || case.is_some_and(|case| last.was_hit_until(case));
         if !ended_by_the_lab || case.is_some_and(|case| case.passed) {
             break;
         }
@@ -132,8 +142,9 @@ struct Run {
 
 impl Run {
     /// Returns whether the emulation ended the guest of this body or of an earlier one.
-    fn was_reset_until(&self, case: &Case) -> bool {
-        self.cases.values().any(|other| other.number <= case.number && other.guest_was_reset())
+    fn was_hit_until(&self, case: &Case) -> bool {
+        let hit = |case: &Case| case.guest_was_reset() || case.guest_stood_still();
+        self.cases.values().any(|other| other.number <= case.number && hit(other))
     }
 }
 
@@ -213,8 +224,24 @@ mod tests {
             "no answer to ping",
         ];
         let run = Run { cases: sort(&console.map(String::from)), died: false };
-        let spoiled = ["a", "b", "c"].map(|name| run.was_reset_until(&run.cases[name]));
+        let spoiled = ["a", "b", "c"].map(|name| run.was_hit_until(&run.cases[name]));
         assert_eq!(spoiled, [false, true, true]);
+    }
+
+    /// A guest that does not come up for another reason is a failure.
+    #[test]
+    fn only_a_processor_that_stands_still_is_the_emulations() {
+        let stood_still = |line: &str| {
+            let output = vec!["volt-vmm did not print 'VOLT exit' within 600s".to_owned(), line.to_owned()];
+            let case = Case { number: 0, passed: false, output };
+            Run { cases: [("a".to_owned(), case)].into(), died: false }
+        };
+        let hit = |run: Run| run.was_hit_until(&run.cases["a"]);
+        assert!(hit(stood_still(
+            "20.55  [WARN ] vCPU 0 has been at rip 0xffffffffc076320c for 5 s of CPU time without progress, \
+             before the guest's first output: the guest loops there, or this KVM cannot run it"
+        )));
+        assert!(!hit(stood_still("rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:")));
     }
 
     /// A guest's own panic is a failure, not the emulation's.

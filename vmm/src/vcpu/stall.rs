@@ -7,7 +7,6 @@
 //! minute and counts down in RCX. Only the CPU time of this thread counts, so that a busy host is not
 //! mistaken for a stalled guest. A guest that is halted or paused uses some CPU time, too, at each check and
 //! each tick. But its thread waits in between, and the thread of a working guest never does.
-//! but its thread waits in between, and one that works never does.
 
 use std::mem::MaybeUninit;
 use std::time::Duration;
