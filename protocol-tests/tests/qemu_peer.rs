@@ -17,7 +17,7 @@ use rustix::process::{Signal, kill_process};
 /// A user without files and rights: `nobody`.
 const USER: u32 = 65_534;
 /// MiB each way.
-const MIB: usize = 4;
+const MIB: usize = 16;
 
 /// A directory of the user's, with a volt-netd that the user may run.
 struct Home(tempfile::TempDir);
@@ -100,8 +100,23 @@ fn finish(mut guest: Process) -> Vec<String> {
     guest.reports()
 }
 
-/// Under traffic, volt-netd is killed and handed over, and the guest's connections continue. passt is
-/// restarted, and new connections work.
+/// Kills the worker of a supervised daemon, and waits until another one works.
+fn kill_worker(netd: &Process) {
+    let worker = || child(netd.id());
+    let dead = worker().expect("a worker");
+    kill_process(dead, Signal::KILL).expect("the worker lives");
+    poll_until(PATIENCE, || worker().filter(|pid| *pid != dead)).expect("another worker");
+}
+
+/// Waits until the guest is in the middle of a transfer, which starts behind this line.
+fn in_transfer(guest: &mut Process, line: &str) {
+    guest.wait_for(line, PATIENCE);
+    std::thread::sleep(Duration::from_millis(100));
+}
+
+/// Under traffic, volt-netd is handed over, and the guest's connections continue. A worker is killed, and
+/// passt is restarted: new connections work. Open ones may not continue after a kill: this passt does not
+/// repeat an acknowledgement that was lost with a worker. Those of `a_guest_behind_another_qemu` continue.
 #[test]
 fn a_guest_behind_passt() {
     here("a_guest_behind_passt", || {
@@ -115,25 +130,24 @@ fn a_guest_behind_passt() {
         let mut netd = home.netd(&arguments);
         netd.wait_for("listening on", PATIENCE);
         let both = traffic.both_ways();
+        // Transfers that may be cut short, and afterwards whole ones.
         let cut = format!(
-            "step cut true; tcp_limit=2; for n in 1 2 3 4; do tcp_in {HOST} 7002; done; tcp_limit=300"
+            "tcp_limit=2; for n in 1 2 3 4; do tcp_in {HOST} 7002; done; tcp_limit=300; \
+             ping -q -w 60 -c 1 {HOST}"
         );
-        let again = format!("ping -q -w 60 -c 1 {HOST}; step again true; {both}");
-        let mut guest = home.guest(&format!("{both}; {cut}; {again}"));
+        let crash = format!("step crash true; {cut}; step crashed true; {both}");
+        let restart = format!("step restart true; {cut}; step restarted true; {both}");
+        let mut guest = home.guest(&format!("{both}; {crash}; {restart}"));
 
-        guest.wait_for("VOLT tcp_out sha256", PATIENCE);
-        std::thread::sleep(Duration::from_millis(200));
-        let worker = || child(netd.id());
-        let dead = worker().expect("a worker");
-        kill_process(dead, Signal::KILL).expect("the worker lives");
-        poll_until(PATIENCE, || worker().filter(|pid| *pid != dead)).expect("another worker");
-        guest.wait_for("VOLT tcp_out status", PATIENCE);
+        in_transfer(&mut guest, "VOLT tcp_out sha256");
         let mut next = home.netd(&["--take-over", &control, "--supervise"]);
         next.wait_for("took over", PATIENCE);
         assert!(netd.wait_exit(PATIENCE).success());
 
-        guest.wait_for("VOLT cut ok", PATIENCE);
-        std::thread::sleep(Duration::from_millis(200));
+        in_transfer(&mut guest, "VOLT crash ok");
+        kill_worker(&next);
+
+        in_transfer(&mut guest, "VOLT restart ok");
         first.kill();
         let _ = std::fs::remove_file(&socket);
         let _second = passt(&socket);
@@ -141,8 +155,9 @@ fn a_guest_behind_passt() {
 
         let reports = finish(guest);
         let at = |what: &str| reports.iter().position(|line| line == what).expect("all runs");
-        traffic.judge(&reports[..at("cut ok")]);
-        traffic.judge(&reports[at("again ok")..]);
+        traffic.judge(&reports[..at("crash ok")]);
+        traffic.judge(&reports[at("crashed ok")..at("restart ok")]);
+        traffic.judge(&reports[at("restarted ok")..]);
         privileges(&next);
     });
 }
@@ -169,6 +184,7 @@ fn qemu_peer(netdev: &str) -> Process {
     Process::start("qemu-peer", &mut as_user(&command))
 }
 
+/// A worker is killed under traffic, and the guest's connection continues.
 #[test]
 fn a_guest_behind_another_qemu() {
     here("a_guest_behind_another_qemu", || {
@@ -186,10 +202,13 @@ fn a_guest_behind_another_qemu() {
         ] {
             let _peer = qemu_peer(&netdev);
             poll_until(PATIENCE, || home.path("peer").exists().then_some(())).expect("QEMU's socket");
-            let mut netd = home.netd(&[port[0], port[1], "--socket", &front, "--control", "none"]);
+            let arguments = [port[0], port[1], "--socket", &front, "--control", "none", "--supervise"];
+            let mut netd = home.netd(&arguments);
             netd.wait_for("listening on", PATIENCE);
-            let reports = finish(home.guest(&traffic.both_ways()));
-            traffic.judge(&reports);
+            let mut guest = home.guest(&traffic.both_ways());
+            in_transfer(&mut guest, "VOLT tcp_out sha256");
+            kill_worker(&netd);
+            traffic.judge(&finish(guest));
             privileges(&netd);
             drop(netd);
             let _ = std::fs::remove_file(&peer);
