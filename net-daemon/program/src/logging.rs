@@ -32,6 +32,8 @@ use queue::Lines;
 mod bounds;
 mod json;
 mod queue;
+#[cfg(test)]
+mod tests;
 
 /// Format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +61,10 @@ const PIPE_BUF: usize = 4096;
 
 static QUEUE: Queue = Queue { lines: Mutex::new(Lines::new()), changed: Condvar::new() };
 
+/// Locked while [`env_logger`] writes a line to the queue, which it does under a lock of its own. Lock it
+/// before the queue.
+static ENTRANCE: Mutex<()> = Mutex::new(());
+
 /// The pending lines, and the condition on which the log's thread waits.
 struct Queue {
     lines: Mutex<Lines>,
@@ -67,7 +73,7 @@ struct Queue {
 
 impl Queue {
     fn lock(&self) -> MutexGuard<'_, Lines> {
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.lines)
     }
 
     /// Writes lines for ever.
@@ -123,10 +129,24 @@ impl Queue {
     }
 }
 
+/// Locks what a panic cannot leave inconsistent.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Formats lines, and leaves out lines beyond the bounds.
 struct Logger {
     text: env_logger::Logger,
     format: Format,
+}
+
+impl Logger {
+    fn new(level: LevelFilter, format: Format) -> Logger {
+        let mut builder = env_logger::Builder::new();
+        builder.filter_level(level).format_target(false).format_timestamp_millis();
+        builder.write_style(style()).target(Target::Pipe(Box::new(Entrance)));
+        Logger { text: builder.build(), format }
+    }
 }
 
 impl Log for Logger {
@@ -144,7 +164,10 @@ impl Log for Logger {
             return;
         }
         match self.format {
-            Format::Text => self.text.log(record),
+            Format::Text => {
+                let _alone = lock(&ENTRANCE);
+                self.text.log(record);
+            }
             Format::Json => enter(json::of(record)),
         }
     }
@@ -189,15 +212,12 @@ pub fn set_format(format: Format) {
 ///
 /// The process cannot create another thread.
 pub fn init(level: LevelFilter) -> io::Result<()> {
-    let mut builder = env_logger::Builder::new();
-    builder.filter_level(level).format_target(false).format_timestamp_millis();
-    builder.write_style(style()).target(Target::Pipe(Box::new(Entrance)));
-    let format = QUEUE.lock().format;
+    let logger = Logger::new(level, QUEUE.lock().format);
     if level < LevelFilter::Debug {
         QUEUE.lock().bound(Bounds::new(Instant::now()));
     }
     start()?;
-    if log::set_boxed_logger(Box::new(Logger { text: builder.build(), format })).is_ok() {
+    if log::set_boxed_logger(Box::new(logger)).is_ok() {
         log::set_max_level(level);
     }
     Ok(())
@@ -210,10 +230,11 @@ fn style() -> WriteStyle {
     if colour && !plain("TERM", |value| value == "dumb") { WriteStyle::Always } else { WriteStyle::Never }
 }
 
-/// Calls `fork`, which forks the process, while the log's thread holds no lock: the child then finds all
-/// locks free. Other threads of the process must not hold a lock that the child needs, and none may be about
-/// to start or to end.
+/// Calls `fork`, which forks the process, while no other thread holds a lock of the log: the child then finds
+/// all of them free. Other threads of the process must not hold another lock that the child needs, and none
+/// may be about to start or to end.
 pub fn across_fork<T>(fork: impl FnOnce() -> T) -> T {
+    let _none_enters = lock(&ENTRANCE);
     let _none_else = QUEUE.lock();
     fork()
 }
