@@ -109,7 +109,7 @@ fn kill_worker(netd: &Process) {
 }
 
 /// Waits until the guest is in the middle of a transfer, which starts behind this line.
-fn in_transfer(guest: &mut Process, line: &str) {
+fn wait_for_transfer(guest: &mut Process, line: &str) {
     guest.wait_for(line, PATIENCE);
     std::thread::sleep(Duration::from_millis(100));
 }
@@ -139,15 +139,15 @@ fn a_guest_behind_passt() {
         let restart = format!("step restart true; {cut}; step restarted true; {both}");
         let mut guest = home.guest(&format!("{both}; {crash}; {restart}"));
 
-        in_transfer(&mut guest, "VOLT tcp_out sha256");
+        wait_for_transfer(&mut guest, "VOLT tcp_out sha256");
         let mut next = home.netd(&["--take-over", &control, "--supervise"]);
         next.wait_for("took over", PATIENCE);
         assert!(netd.wait_exit(PATIENCE).success());
 
-        in_transfer(&mut guest, "VOLT crash ok");
+        wait_for_transfer(&mut guest, "VOLT crash ok");
         kill_worker(&next);
 
-        in_transfer(&mut guest, "VOLT restart ok");
+        wait_for_transfer(&mut guest, "VOLT restart ok");
         first.kill();
         let _ = std::fs::remove_file(&socket);
         let _second = passt(&socket);
@@ -206,7 +206,7 @@ fn a_guest_behind_another_qemu() {
             let mut netd = home.netd(&arguments);
             netd.wait_for("listening on", PATIENCE);
             let mut guest = home.guest(&traffic.both_ways());
-            in_transfer(&mut guest, "VOLT tcp_out sha256");
+            wait_for_transfer(&mut guest, "VOLT tcp_out sha256");
             kill_worker(&netd);
             traffic.judge(&finish(guest));
             privileges(&netd);
