@@ -145,6 +145,11 @@ fn a_guest_behind_passt() {
         assert!(netd.wait_exit(PATIENCE).success());
 
         wait_for_transfer(&mut guest, "VOLT crash ok");
+        let output = next.output();
+        assert!(
+            !output.iter().any(|line| line.contains("passt is gone")),
+            "it kept its connection: {output:?}"
+        );
         kill_worker(&next);
 
         wait_for_transfer(&mut guest, "VOLT restart ok");
